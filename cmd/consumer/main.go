@@ -1,0 +1,32 @@
+// Consumer is the guestflow service: it takes the requests of its vCenters from NATS JetStream to their ends.
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/rs/zerolog"
+	"github.com/sethvargo/go-envconfig"
+
+	"github.com/guestflow/guestflow/internal/app"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, envconfig.OsLookuper()); err != nil {
+		log := zerolog.New(os.Stderr).With().Timestamp().Logger()
+		log.Fatal().Err(err).Msg("consumer stopped")
+	}
+}
+
+// run is the service from its settings to its end.
+func run(ctx context.Context, env envconfig.Lookuper) error {
+	cfg, err := app.LoadConfig(env)
+	if err != nil {
+		return err
+	}
+	return app.Run(ctx, cfg, app.NewLogger(cfg, os.Stderr))
+}

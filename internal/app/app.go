@@ -1,0 +1,142 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/guestflow/guestflow/internal/events"
+	"github.com/guestflow/guestflow/internal/handler"
+	"github.com/guestflow/guestflow/internal/vcapi"
+)
+
+// NewLogger makes the service's log as the settings ask for it.
+func NewLogger(cfg Config, out io.Writer) zerolog.Logger {
+	if cfg.Service.LogFormat == "console" {
+		out = zerolog.ConsoleWriter{Out: out, TimeFormat: time.TimeOnly}
+	}
+	level, err := zerolog.ParseLevel(cfg.Service.LogLevel)
+	if err != nil {
+		level = zerolog.InfoLevel
+	}
+	return zerolog.New(out).Level(level).With().Timestamp().Str("instance", cfg.Service.Instance).Logger()
+}
+
+// Run is the service: it takes requests until ctx ends, then gives back what it has in hand and returns. Neither NATS nor a vCenter needs to be
+// there when it starts; streams or consumers that an administrator made and that do not fit end it with an error that names every difference.
+func Run(ctx context.Context, cfg Config, log zerolog.Logger) error {
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	m := newMetrics()
+
+	conn, err := events.Connect(ctx, events.NATSConfig{URL: cfg.NATS.URL, CredsFile: cfg.NATS.CredsFile, NKeyFile: cfg.NATS.NKeyFile, User: cfg.NATS.User,
+		PasswordFile: cfg.NATS.PasswordFile, CAFile: cfg.NATS.CAFile, CertFile: cfg.NATS.CertFile, KeyFile: cfg.NATS.KeyFile, JSDomain: cfg.NATS.JSDomain,
+		JSAPIPrefix: cfg.NATS.JSAPIPrefix, InboxPrefix: cfg.NATS.InboxPrefix, Name: "guestflow " + cfg.Service.Instance}, log)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+
+	h := &health{conn: conn}
+	web, err := serve(ctx, cfg.Service.HTTPAddr, h, m, stop)
+	if err != nil {
+		return err
+	}
+	defer web()
+
+	streams := events.Streams{Replicas: cfg.Service.StreamReplicas, EventsMaxAge: cfg.Service.EventsMaxAge, EventsMaxBytes: cfg.Service.EventsMaxBytes,
+		DeadlettersMaxAge: cfg.Service.DeadlettersMaxAge, QueuePerVM: cfg.Service.QueuePerVM, AckWait: cfg.Service.AckWait,
+		MaxInFlight: map[string]int{}, Provision: cfg.Service.Provision}
+	for _, v := range cfg.VCenters {
+		streams.MaxInFlight[v.Name] = v.MaxInFlight
+	}
+	if err := conn.Provision(ctx, streams); err != nil {
+		if ctx.Err() != nil {
+			return ended(ctx)
+		}
+		return err
+	}
+
+	journal := events.NewJournal(conn, cfg.Service.EventMode)
+	var loops sync.WaitGroup
+	for _, v := range cfg.VCenters {
+		client, err := vcapi.New(vcapi.Config{URL: v.URL, Username: v.Username, Password: v.password, RootCAs: v.roots, Thumbprint: v.Thumbprint,
+			TravelTime: v.TravelTime, OnCall: m.call(v.Name), OnLogin: m.login(v.Name)})
+		if err != nil {
+			return fmt.Errorf("vCenter %s: %w", v.Name, err)
+		}
+		m.watch(v.Name, client)
+		settings := handler.Settings{VCenter: v.Name, Instance: cfg.Service.Instance, SendWindow: v.SendWindow, TravelTime: v.TravelTime,
+			VisibilityLag: v.VisibilityLag, Drain: cfg.Service.DrainTimeout, LongestTimeout: cfg.Service.EventsMaxAge, Stored: m.stored}
+		run := handler.New(settings, client, journal, conn.Line(), handler.Secrets(filepath.Join(cfg.Service.SecretsDir, v.Name)),
+			log.With().Str("vcenter", v.Name).Logger())
+
+		// The long poll outlives the consumer: runs that come to their end while the service drains still watch.
+		polling, endPoll := context.WithCancel(context.WithoutCancel(ctx))
+		polled := make(chan error, 1)
+		go func() { polled <- client.Run(polling) }()
+		loops.Go(func() {
+			defer func() {
+				endPoll()
+				<-polled
+				client.Close(context.WithoutCancel(ctx))
+			}()
+			err := conn.Consume(ctx, v.Name, func(_ context.Context, r *events.Request) error {
+				defer m.inFlight(v.Name)()
+				return run.Handle(ctx, r)
+			})
+			if err != nil && ctx.Err() == nil {
+				stop(fmt.Errorf("consumer of vCenter %s: %w", v.Name, err))
+			}
+		})
+	}
+	h.started.Store(true)
+	log.Info().Int("vcenters", len(cfg.VCenters)).Str("http", cfg.Service.HTTPAddr).Msg("guestflow takes requests")
+	<-ctx.Done()
+	log.Info().Msg("guestflow stops: nothing new is taken, what is in hand is given back")
+	h.started.Store(false)
+	loops.Wait()
+	return ended(ctx)
+}
+
+// ended is why the service stopped: nil where it was told to.
+func ended(ctx context.Context) error {
+	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// serve answers /livez, /readyz and /metrics until the returned function is called.
+func serve(ctx context.Context, addr string, h *health, m *metrics, failed context.CancelCauseFunc) (func(), error) {
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("HTTP_ADDR %s: %w", addr, err)
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /livez", h.live)
+	mux.HandleFunc("GET /readyz", h.ready)
+	mux.Handle("GET /metrics", m.handler())
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			failed(fmt.Errorf("HTTP server at %s: %w", addr, err))
+		}
+	}()
+	return func() {
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		_ = server.Shutdown(closing)
+		<-done
+	}, nil
+}

@@ -1,0 +1,351 @@
+// Package app wires the service together: settings in, one connection to NATS, and per vCenter one client, one handler and one consumer.
+package app
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rs/zerolog"
+	"github.com/sethvargo/go-envconfig"
+)
+
+// Config is everything that can be set, from the environment. It is read once, complete, and checked before anything is dialled. A secret is a
+// file's path wherever the setting allows one.
+type Config struct {
+	NATS     NATS
+	Service  Service
+	VCenters []VCenter
+}
+
+// NATS says how to reach the NATS servers.
+type NATS struct {
+	URL          string `env:"NATS_URL, default=nats://127.0.0.1:4222"` // several, comma separated, for a cluster
+	CredsFile    string `env:"NATS_CREDS_FILE"`
+	NKeyFile     string `env:"NATS_NKEY_FILE"`
+	User         string `env:"NATS_USER"`
+	PasswordFile string `env:"NATS_PASSWORD_FILE"`
+	CAFile       string `env:"NATS_CA_FILE"`
+	CertFile     string `env:"NATS_CERT_FILE"`
+	KeyFile      string `env:"NATS_KEY_FILE"`
+	JSDomain     string `env:"NATS_JS_DOMAIN"`
+	JSAPIPrefix  string `env:"NATS_JS_API_PREFIX"`
+	InboxPrefix  string `env:"NATS_INBOX_PREFIX"`
+}
+
+// Service is what concerns this process as a whole.
+type Service struct {
+	SecretsDir        string        `env:"GUESTFLOW_SECRETS_DIR, default=/var/run/secrets/guestflow"` // <vcenter>/<name>/<key>
+	Instance          string        `env:"GUESTFLOW_INSTANCE"`                                        // owner.instance; default the host name
+	StreamReplicas    int           `env:"GUESTFLOW_STREAM_REPLICAS, default=1"`
+	EventsMaxAge      time.Duration `env:"GUESTFLOW_EVENTS_MAX_AGE, default=720h"`
+	EventsMaxBytes    int64         `env:"GUESTFLOW_EVENTS_MAX_BYTES"` // 0: no limit
+	DeadlettersMaxAge time.Duration `env:"GUESTFLOW_DEADLETTERS_MAX_AGE, default=168h"`
+	QueuePerVM        int           `env:"GUESTFLOW_QUEUE_PER_VM, default=2"`
+	Provision         bool          `env:"GUESTFLOW_PROVISION, default=true"`
+	EventMode         string        `env:"GUESTFLOW_EVENT_MODE, default=structured"` // or binary
+	AckWait           time.Duration `env:"GUESTFLOW_ACK_WAIT, default=30s"`          // how soon another replica takes over a dead one's run
+	DrainTimeout      time.Duration `env:"GUESTFLOW_DRAIN_TIMEOUT, default=25s"`
+	HTTPAddr          string        `env:"HTTP_ADDR, default=:8080"`
+	LogLevel          string        `env:"LOG_LEVEL, default=info"`
+	LogFormat         string        `env:"LOG_FORMAT, default=json"` // or console
+}
+
+// VCenter is one vCenter: VCENTER_<NAME>_…, its name in capitals with "_" for "-".
+type VCenter struct {
+	Name          string
+	URL           string        `env:"URL, required"` // https://host, no path
+	Username      string        `env:"USERNAME, required"`
+	PasswordFile  string        `env:"PASSWORD_FILE"` // read at each login, so that a rotated password works
+	Password      string        `env:"PASSWORD"`
+	CAFile        string        `env:"CA_FILE"`
+	Thumbprint    string        `env:"THUMBPRINT"`                  // SHA-256 of the certificate
+	MaxInFlight   int           `env:"MAX_IN_FLIGHT, default=64"`   // requests taken at once, all replicas together
+	SendWindow    time.Duration `env:"SEND_WINDOW, default=5s"`     // T of "Never twice"
+	TravelTime    time.Duration `env:"TRAVEL_TIME, default=10s"`    // D
+	VisibilityLag time.Duration `env:"VISIBILITY_LAG, default=30s"` // V
+
+	roots *x509.CertPool
+}
+
+// String leaves the password out.
+func (v VCenter) String() string { return fmt.Sprintf("%s at %s as %s", v.Name, v.URL, v.Username) }
+
+// GoString is String, for %#v.
+func (v VCenter) GoString() string { return v.String() }
+
+// password is read at each login, so that a rotated one works.
+func (v VCenter) password() (string, error) {
+	if v.PasswordFile == "" {
+		return v.Password, nil
+	}
+	b, err := os.ReadFile(v.PasswordFile)
+	if err != nil {
+		return "", fmt.Errorf("password of vCenter %s: %w", v.Name, err)
+	}
+	return strings.TrimSuffix(strings.TrimSuffix(string(b), "\n"), "\r"), nil
+}
+
+// LoadConfig reads the settings. Its error names everything that is wrong with them, not only the first.
+func LoadConfig(env envconfig.Lookuper) (Config, error) {
+	env = nonEmpty{env}
+	var c Config
+	var wrong []error
+	wrong = append(wrong, load(&c.NATS, "", env)...)
+	wrong = append(wrong, load(&c.Service, "", env)...)
+	if c.Service.Instance == "" {
+		name, err := os.Hostname()
+		if err != nil {
+			wrong = append(wrong, fmt.Errorf("GUESTFLOW_INSTANCE: not set, and the host name cannot be read: %w", err))
+		}
+		c.Service.Instance = name
+	}
+	wrong = unsaid(wrong, append(c.NATS.check(), c.Service.check()...))
+	list, _ := env.Lookup("GUESTFLOW_VCENTERS")
+	vcenters, errs := loadVCenters(list, env)
+	c.VCenters = vcenters
+	wrong = append(wrong, errs...)
+	if len(wrong) > 0 {
+		return c, fmt.Errorf("settings: %w", errors.Join(wrong...))
+	}
+	return c, nil
+}
+
+// nonEmpty takes a variable that is set but empty for one that is not set.
+type nonEmpty struct{ envconfig.Lookuper }
+
+// Lookup implements envconfig.Lookuper.
+func (n nonEmpty) Lookup(key string) (string, bool) {
+	v, ok := n.Lookuper.Lookup(key)
+	v = strings.TrimSpace(v)
+	return v, ok && v != ""
+}
+
+// unsaid adds those complaints whose setting nobody has complained of yet: what cannot be read need not be checked.
+func unsaid(said, more []error) []error {
+	key := func(err error) string {
+		k, _, _ := strings.Cut(err.Error(), ":")
+		return k
+	}
+	for _, err := range more {
+		if !slices.ContainsFunc(said, func(e error) bool { return key(e) == key(err) }) {
+			said = append(said, err)
+		}
+	}
+	return said
+}
+
+// load reads a struct of settings. envconfig stops at its first error, so each field is read alone: every fault is named at once.
+func load[T any](into *T, prefix string, env envconfig.Lookuper) []error {
+	var wrong []error
+	v := reflect.ValueOf(into).Elem()
+	for i := range v.NumField() {
+		field := v.Type().Field(i)
+		key, _, _ := strings.Cut(field.Tag.Get("env"), ",")
+		if key == "" {
+			continue
+		}
+		one := reflect.New(reflect.StructOf([]reflect.StructField{field}))
+		err := envconfig.ProcessWith(context.Background(), &envconfig.Config{Target: one.Interface(), Lookuper: envconfig.PrefixLookuper(prefix, env)})
+		if err != nil {
+			wrong = append(wrong, fmt.Errorf("%s%s: %s", prefix, key, reason(err)))
+			continue
+		}
+		v.Field(i).Set(one.Elem().Field(0))
+	}
+	return wrong
+}
+
+// reason is envconfig's complaint without its own names for the field.
+func reason(err error) string {
+	if errors.Is(err, envconfig.ErrMissingRequired) {
+		return "required, and not set"
+	}
+	for next := errors.Unwrap(err); next != nil; next = errors.Unwrap(err) {
+		err = next
+	}
+	return err.Error()
+}
+
+func (n NATS) check() []error {
+	var wrong []error
+	for _, u := range strings.Split(n.URL, ",") {
+		if parsed, err := url.Parse(strings.TrimSpace(u)); err != nil || parsed.Host == "" || !slices.Contains([]string{"nats", "tls", "ws", "wss"}, parsed.Scheme) {
+			wrong = append(wrong, fmt.Errorf("NATS_URL: %q is not nats://host:port (or tls, ws, wss)", redact(u)))
+		}
+	}
+	for _, f := range [][2]string{{"NATS_CREDS_FILE", n.CredsFile}, {"NATS_NKEY_FILE", n.NKeyFile}, {"NATS_PASSWORD_FILE", n.PasswordFile},
+		{"NATS_CERT_FILE", n.CertFile}, {"NATS_KEY_FILE", n.KeyFile}} {
+		wrong = append(wrong, readable(f[0], f[1])...)
+	}
+	if _, err := caPool("NATS_CA_FILE", n.CAFile); err != nil {
+		wrong = append(wrong, err)
+	}
+	if (n.CertFile == "") != (n.KeyFile == "") {
+		wrong = append(wrong, errors.New("NATS_CERT_FILE and NATS_KEY_FILE: set both or none"))
+	}
+	if (n.User == "") != (n.PasswordFile == "") {
+		wrong = append(wrong, errors.New("NATS_USER and NATS_PASSWORD_FILE: set both or none"))
+	}
+	if n.JSDomain != "" && n.JSAPIPrefix != "" {
+		wrong = append(wrong, errors.New("NATS_JS_DOMAIN and NATS_JS_API_PREFIX: set one of them"))
+	}
+	return wrong
+}
+
+// redact drops user and password from a URL that is shown.
+func redact(u string) string {
+	if _, host, ok := strings.Cut(u, "@"); ok {
+		return "***@" + host
+	}
+	return u
+}
+
+func (s Service) check() []error {
+	var wrong []error
+	bad := func(key, format string, args ...any) { wrong = append(wrong, fmt.Errorf(key+": "+format, args...)) }
+	if s.StreamReplicas < 1 || s.StreamReplicas > 5 {
+		bad("GUESTFLOW_STREAM_REPLICAS", "%d is not 1 to 5 (3 in a cluster)", s.StreamReplicas)
+	}
+	if s.QueuePerVM < 1 {
+		bad("GUESTFLOW_QUEUE_PER_VM", "%d is less than 1", s.QueuePerVM)
+	}
+	if s.EventsMaxBytes < 0 {
+		bad("GUESTFLOW_EVENTS_MAX_BYTES", "%d is negative", s.EventsMaxBytes)
+	}
+	for _, d := range []struct {
+		key     string
+		is, min time.Duration
+	}{
+		{"GUESTFLOW_EVENTS_MAX_AGE", s.EventsMaxAge, time.Hour}, {"GUESTFLOW_DEADLETTERS_MAX_AGE", s.DeadlettersMaxAge, time.Minute},
+		{"GUESTFLOW_ACK_WAIT", s.AckWait, time.Second}, {"GUESTFLOW_DRAIN_TIMEOUT", s.DrainTimeout, 0},
+	} {
+		if d.is < d.min {
+			bad(d.key, "%s is less than %s", d.is, d.min)
+		}
+	}
+	if !slices.Contains([]string{"structured", "binary"}, s.EventMode) {
+		bad("GUESTFLOW_EVENT_MODE", "%q is neither structured nor binary", s.EventMode)
+	}
+	if _, _, err := net.SplitHostPort(s.HTTPAddr); err != nil {
+		bad("HTTP_ADDR", "%q is not host:port or :port", s.HTTPAddr)
+	}
+	if _, err := zerolog.ParseLevel(s.LogLevel); err != nil {
+		bad("LOG_LEVEL", "%q is none of trace, debug, info, warn, error", s.LogLevel)
+	}
+	if !slices.Contains([]string{"json", "console"}, s.LogFormat) {
+		bad("LOG_FORMAT", "%q is neither json nor console", s.LogFormat)
+	}
+	return wrong
+}
+
+// vcenterName is what a vCenter may be called: it is a token of subjects and part of stream names.
+var vcenterName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$`)
+
+func loadVCenters(list string, env envconfig.Lookuper) ([]VCenter, []error) {
+	if list == "" {
+		return nil, []error{errors.New("GUESTFLOW_VCENTERS: required, and not set: the names of the vCenters, such as lab,prod")}
+	}
+	var all []VCenter
+	var wrong []error
+	seen := map[string]bool{}
+	for _, name := range strings.Split(list, ",") {
+		name = strings.TrimSpace(name)
+		switch {
+		case name == "":
+			wrong = append(wrong, fmt.Errorf("GUESTFLOW_VCENTERS: %q has an empty entry", list))
+			continue
+		case seen[name]:
+			wrong = append(wrong, fmt.Errorf("GUESTFLOW_VCENTERS: %q is there twice", name))
+			continue
+		case !vcenterName.MatchString(name):
+			wrong = append(wrong, fmt.Errorf("GUESTFLOW_VCENTERS: %q: a name is 1 to 32 of a-z, 0-9 and '-', and begins and ends with a letter or digit", name))
+			continue
+		}
+		seen[name] = true
+		v := VCenter{Name: name}
+		prefix := "VCENTER_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_")) + "_"
+		wrong = append(wrong, unsaid(load(&v, prefix, env), v.check(prefix))...)
+		all = append(all, v)
+	}
+	return all, wrong
+}
+
+func (v *VCenter) check(prefix string) []error {
+	var wrong []error
+	bad := func(key, format string, args ...any) {
+		wrong = append(wrong, fmt.Errorf(prefix+key+": "+format, args...))
+	}
+	if v.URL != "" {
+		u, err := url.Parse(v.URL)
+		if err != nil || u.Scheme != "https" || u.Host == "" || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.User != nil {
+			bad("URL", "%q is not https://host or https://host:port, without path and user", redact(v.URL))
+		}
+		v.URL = strings.TrimRight(v.URL, "/")
+	}
+	switch {
+	case v.Password != "" && v.PasswordFile != "":
+		bad("PASSWORD", "set it or %sPASSWORD_FILE, not both", prefix)
+	case v.Password == "" && v.PasswordFile == "":
+		bad("PASSWORD_FILE", "required, and not set (or %sPASSWORD)", prefix)
+	}
+	wrong = append(wrong, readable(prefix+"PASSWORD_FILE", v.PasswordFile)...)
+	var err error
+	if v.roots, err = caPool(prefix+"CA_FILE", v.CAFile); err != nil {
+		wrong = append(wrong, err)
+	}
+	if v.Thumbprint != "" {
+		if b, err := hex.DecodeString(strings.ReplaceAll(v.Thumbprint, ":", "")); err != nil || len(b) != 32 {
+			bad("THUMBPRINT", "not a SHA-256 thumbprint: 64 hexadecimal digits, with or without colons")
+		}
+	}
+	if v.MaxInFlight < 1 {
+		bad("MAX_IN_FLIGHT", "%d is less than 1", v.MaxInFlight)
+	}
+	for _, d := range []struct {
+		key string
+		is  time.Duration
+	}{{"SEND_WINDOW", v.SendWindow}, {"TRAVEL_TIME", v.TravelTime}, {"VISIBILITY_LAG", v.VisibilityLag}} {
+		if d.is <= 0 {
+			bad(d.key, "%s is not longer than 0s", d.is)
+		}
+	}
+	return wrong
+}
+
+// readable checks that a file named by a setting can be read.
+func readable(key, file string) []error {
+	if file == "" {
+		return nil
+	}
+	if _, err := os.ReadFile(file); err != nil {
+		return []error{fmt.Errorf("%s: %w", key, err)}
+	}
+	return nil
+}
+
+// caPool reads a file of CA certificates; nil where there is none: the system's roots.
+func caPool(key, file string) (*x509.CertPool, error) {
+	if file == "" {
+		return nil, nil
+	}
+	pem, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", key, err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("%s: %s holds no PEM certificate", key, file)
+	}
+	return pool, nil
+}

@@ -1,0 +1,37 @@
+package app
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/guestflow/guestflow/internal/events"
+)
+
+// health answers the probes. A vCenter that is down makes no pod unready: the others go on, and guestflow_vcenter_up tells.
+type health struct {
+	conn    *events.Conn
+	started atomic.Bool // streams and consumers are there, and requests are taken
+}
+
+// live says that the process answers; what it waits for from outside is not its own health.
+func (h *health) live(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprintln(w, "ok") }
+
+// readyTime bounds the round trip to JetStream: below the probe's usual time-out.
+const readyTime = 2 * time.Second
+
+func (h *health) ready(w http.ResponseWriter, req *http.Request) {
+	ctx, cancel := context.WithTimeout(req.Context(), readyTime)
+	defer cancel()
+	if !h.started.Load() {
+		http.Error(w, "not ready: the streams and consumers are not there yet, or the service stops", http.StatusServiceUnavailable)
+		return
+	}
+	if err := h.conn.Ready(ctx); err != nil {
+		http.Error(w, fmt.Sprintf("not ready: %v", err), http.StatusServiceUnavailable)
+		return
+	}
+	_, _ = fmt.Fprintln(w, "ok")
+}

@@ -1,0 +1,354 @@
+package events
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"mime"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/cloudevents/sdk-go/v2/event"
+	"github.com/nats-io/nats.go"
+)
+
+const (
+	contentType     = "Content-Type"
+	structuredType  = "application/cloudevents+json"
+	attributePrefix = "ce-"
+
+	// maxAttribute bounds what a publisher's attributes add to every event of its run.
+	maxAttribute = 1024
+)
+
+// envelope is a CloudEvent as it was read, from whichever form: attributes by lower-case name, values as text and exactly as written (the
+// SDK's source is a parsed URL and comes out normalized, which would change the name of a run), and the data as JSON.
+type envelope struct {
+	attrs map[string]string
+	data  json.RawMessage
+}
+
+func (e *envelope) ref() RequestRef { return RequestRef{Source: e.attrs["source"], ID: e.attrs["id"]} }
+
+// decodeEnvelope reads a CloudEvent 1.0 as the CloudEvents NATS protocol binding has it: structured where the content type says so; else
+// binary, where a ce-specversion header is there; else structured. The envelope is never nil: on an error it holds what could be read.
+func decodeEnvelope(h nats.Header, data []byte) (*envelope, error) {
+	e := &envelope{attrs: map[string]string{}}
+	headers, err := lowerHeaders(h)
+	if err != nil {
+		return e, err
+	}
+	if !utf8.Valid(data) {
+		return e, errors.New("the message is not UTF-8")
+	}
+	declared, _, _ := mime.ParseMediaType(headers[strings.ToLower(contentType)])
+	switch _, binary := headers[attributePrefix+"specversion"]; {
+	case declared == structuredType:
+		err = e.readStructured(data)
+	case strings.HasPrefix(declared, "application/cloudevents"):
+		return e, fmt.Errorf("content type %s is not supported: send %s, or the binary form", declared, structuredType)
+	case binary:
+		err = e.readBinary(headers, data)
+	default:
+		err = e.readStructured(data)
+	}
+	if err != nil {
+		return e, err
+	}
+	return e, e.validate()
+}
+
+// lowerHeaders are the headers with their names in lower case: NATS tells letter case apart, CloudEvents and HTTP do not.
+func lowerHeaders(h nats.Header) (map[string]string, error) {
+	lower := make(map[string]string, len(h))
+	for name, values := range h {
+		name = strings.ToLower(name)
+		for _, v := range values {
+			if old, twice := lower[name]; twice && old != v && strings.HasPrefix(name, attributePrefix) {
+				return nil, fmt.Errorf("header %s is there with two values", name)
+			}
+			lower[name] = v
+		}
+	}
+	return lower, nil
+}
+
+func (e *envelope) readStructured(data []byte) error {
+	tree, err := strictJSON(data)
+	if err != nil {
+		return fmt.Errorf("the message is no CloudEvent: %w", err)
+	}
+	members, ok := tree.(map[string]any)
+	if !ok {
+		return errors.New("the message is no CloudEvent: it is not a JSON object")
+	}
+	var raw map[string]json.RawMessage
+	if err := json.Unmarshal(data, &raw); err != nil {
+		return fmt.Errorf("the message is no CloudEvent: %w", err)
+	}
+	for _, name := range slices.Sorted(maps.Keys(members)) {
+		switch v := members[name].(type) {
+		case nil: // absent
+		case string:
+			if name == "data_base64" {
+				if e.data, err = base64.StdEncoding.DecodeString(v); err != nil {
+					return errors.New("data_base64 is no base64")
+				}
+				continue
+			}
+			if name != "data" {
+				e.attrs[name] = v
+			}
+		case bool, json.Number:
+			if name != "data" {
+				e.attrs[name] = fmt.Sprint(v)
+			}
+		default:
+			if name != "data" {
+				return fmt.Errorf("attribute %.40q is not a string, number or boolean", name)
+			}
+		}
+	}
+	if d, ok := raw["data"]; ok && members["data"] != nil {
+		if e.data != nil {
+			return errors.New("data and data_base64 are both there")
+		}
+		e.data = d
+	}
+	return nil
+}
+
+func (e *envelope) readBinary(headers map[string]string, data []byte) error {
+	for name, v := range headers {
+		name, ok := strings.CutPrefix(name, attributePrefix)
+		if !ok {
+			continue
+		}
+		text, err := url.PathUnescape(v)
+		if err != nil {
+			return fmt.Errorf("header %s%.40s is not percent-encoded as it should be", attributePrefix, name)
+		}
+		e.attrs[name] = text
+	}
+	if _, ok := e.attrs["datacontenttype"]; !ok {
+		if v := headers[strings.ToLower(contentType)]; v != "" {
+			e.attrs["datacontenttype"] = v
+		}
+	}
+	if len(data) > 0 {
+		e.data = data
+	}
+	return nil
+}
+
+// validate holds the attributes against CloudEvents 1.0, with the SDK's rules, and against what guestflow can carry.
+func (e *envelope) validate() error {
+	if v := e.attrs["specversion"]; v != event.CloudEventsVersionV1 {
+		return fmt.Errorf("specversion is %.40q: only %s is known", v, event.CloudEventsVersionV1)
+	}
+	c := event.New(event.CloudEventsVersionV1)
+	for _, name := range slices.Sorted(maps.Keys(e.attrs)) {
+		v := e.attrs[name]
+		if len(v) > maxAttribute {
+			return fmt.Errorf("attribute %.40s is longer than %d bytes", name, maxAttribute)
+		}
+		if !utf8.ValidString(v) || strings.ContainsFunc(v, unicode.IsControl) {
+			return fmt.Errorf("attribute %.40s holds control characters, which CloudEvents does not allow", name)
+		}
+		switch name {
+		case "specversion":
+		case "id":
+			c.SetID(v)
+		case "source":
+			c.SetSource(v)
+		case "type":
+			c.SetType(v)
+		case "subject":
+			c.SetSubject(v)
+		case "dataschema":
+			c.SetDataSchema(v)
+		case "datacontenttype":
+			c.SetDataContentType(v)
+		case "time":
+			if _, err := time.Parse(time.RFC3339, v); err != nil {
+				return errors.New("attribute time is no RFC 3339 time")
+			}
+		default:
+			c.SetExtension(name, v)
+		}
+	}
+	if err := c.Validate(); err != nil {
+		return fmt.Errorf("not a CloudEvent: %s", strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", ", "))
+	}
+	if v, ok := e.attrs["datacontenttype"]; ok {
+		if t, _, _ := mime.ParseMediaType(v); t != "application/json" && t != "text/json" && !strings.HasSuffix(t, "+json") {
+			return fmt.Errorf("datacontenttype is %.80q: data must be JSON", v)
+		}
+	}
+	return nil
+}
+
+// outgoing is an event to be published.
+type outgoing struct {
+	id, vcenter, vm string // vm is empty where a refused message names none
+	kind            Kind
+	time            time.Time
+	attrs           Attributes
+	schema          string
+	data            []byte // JSON
+}
+
+// encode writes an event in the structured or the binary form.
+func encode(o outgoing, mode string) (nats.Header, []byte, error) {
+	e := event.New(event.CloudEventsVersionV1)
+	e.SetID(o.id)
+	e.SetSource(Source(o.vcenter))
+	e.SetType(Type(o.kind))
+	if o.vm != "" {
+		e.SetSubject(o.vm)
+	}
+	e.SetTime(o.time.UTC())
+	e.SetDataSchema(o.schema)
+	e.SetDataContentType(event.ApplicationJSON)
+	for name, v := range o.attrs.extensions() {
+		if v != "" {
+			e.SetExtension(name, v)
+		}
+	}
+	if err := e.Validate(); err != nil {
+		return nil, nil, fmt.Errorf("event %s: %w", o.id, err)
+	}
+	if mode == Binary {
+		return binaryHeader(&e), o.data, nil
+	}
+	e.DataEncoded = o.data
+	b, err := e.MarshalJSON()
+	if err != nil {
+		return nil, nil, fmt.Errorf("event %s: %w", o.id, err)
+	}
+	return nats.Header{contentType: {structuredType}}, b, nil
+}
+
+func binaryHeader(e *event.Event) nats.Header {
+	h := nats.Header{}
+	set := func(name, v string) {
+		if v != "" {
+			h.Set(attributePrefix+name, percentEncode(v))
+		}
+	}
+	set("specversion", e.SpecVersion())
+	set("id", e.ID())
+	set("source", e.Source())
+	set("type", e.Type())
+	set("subject", e.Subject())
+	set("time", e.Time().Format(time.RFC3339Nano))
+	set("dataschema", e.DataSchema())
+	set("datacontenttype", e.DataContentType())
+	for name, v := range e.Extensions() {
+		set(name, fmt.Sprint(v))
+	}
+	return h
+}
+
+// percentEncode encodes a header's value as the CloudEvents HTTP binding, section 3.1.3.2, says: everything but printable ASCII, and the
+// space, the double quote and the per cent sign.
+func percentEncode(s string) string {
+	var b strings.Builder
+	for _, c := range []byte(s) {
+		if c <= ' ' || c > '~' || c == '"' || c == '%' {
+			fmt.Fprintf(&b, "%%%02X", c)
+		} else {
+			b.WriteByte(c)
+		}
+	}
+	return b.String()
+}
+
+// extensions are the attributes under the names of the CloudEvents extensions.
+func (a Attributes) extensions() map[string]string {
+	return map[string]string{
+		"correlationid": a.CorrelationID, "causationid": a.CausationID,
+		"traceparent": a.TraceParent, "tracestate": a.TraceState,
+		"authtype": a.AuthType, "authid": a.AuthID,
+	}
+}
+
+// attributes are what an event says of the request that it belongs to.
+func (e *envelope) attributes() Attributes {
+	return Attributes{
+		CorrelationID: e.attrs["correlationid"], CausationID: e.attrs["causationid"],
+		TraceParent: e.attrs["traceparent"], TraceState: e.attrs["tracestate"],
+		AuthType: e.attrs["authtype"], AuthID: e.attrs["authid"],
+	}
+}
+
+// strictJSON reads one JSON value, keeps numbers as they are written, and refuses an object that names a member twice: what one reader takes
+// from the first, another takes from the last.
+func strictJSON(b []byte) (any, error) {
+	if !json.Valid(b) { // also bounds how deep it is nested
+		return nil, errors.New("it is not valid JSON")
+	}
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.UseNumber()
+	return strictValue(d)
+}
+
+func strictValue(d *json.Decoder) (any, error) {
+	token, err := d.Token()
+	if err != nil {
+		return nil, err
+	}
+	switch token {
+	case json.Delim('['):
+		list := []any{}
+		for d.More() {
+			v, err := strictValue(d)
+			if err != nil {
+				return nil, err
+			}
+			list = append(list, v)
+		}
+		_, err = d.Token()
+		return list, err
+	case json.Delim('{'):
+		object := map[string]any{}
+		for d.More() {
+			token, err := d.Token()
+			if err != nil {
+				return nil, err
+			}
+			name, ok := token.(string)
+			if !ok {
+				return nil, io.ErrUnexpectedEOF
+			}
+			if _, twice := object[name]; twice {
+				return nil, fmt.Errorf("member %.40q is there twice", name)
+			}
+			if object[name], err = strictValue(d); err != nil {
+				return nil, err
+			}
+		}
+		_, err = d.Token()
+		return object, err
+	}
+	return token, nil
+}
+
+// marshal is json.Marshal without the escapes for HTML.
+func marshal(v any) ([]byte, error) {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(v); err != nil {
+		return nil, err
+	}
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
+}

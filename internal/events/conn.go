@@ -1,0 +1,254 @@
+package events
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rs/zerolog"
+)
+
+// NATSConfig says how to reach NATS. Files that hold secrets are read again at each connection, so that a rotated one works.
+type NATSConfig struct {
+	URL          string // nats://host:4222; several, comma separated, for a cluster
+	CredsFile    string
+	NKeyFile     string // seed
+	User         string
+	PasswordFile string
+	CAFile       string
+	CertFile     string
+	KeyFile      string
+	JSDomain     string // at most one of JSDomain and JSAPIPrefix
+	JSAPIPrefix  string
+	InboxPrefix  string
+	Name         string // of the connection, as the server's monitoring shows it
+	EventMode    string // form of rejections: Structured (default) or Binary
+}
+
+const (
+	// requestTimeout bounds one round trip to JetStream. A stream whose leader was killed is back after 6 to 8 s; who waits for it asks again.
+	requestTimeout = 5 * time.Second
+	reconnectWait  = 250 * time.Millisecond
+)
+
+// Conn is the connection to NATS, and all that is spoken on it. It lives until Close, however often NATS goes away in between.
+type Conn struct {
+	nc        *nats.Conn
+	js        jetstream.JetStream
+	apiPrefix string // of the JetStream API, "$JS.API." by default
+	mode      string
+	log       zerolog.Logger
+
+	line *Line
+
+	mu        sync.Mutex
+	consumers map[string]string // of each vCenter that is consumed or provisioned: the stream and durable that Ready asks for
+	keepFor   time.Duration     // how long events are kept, 0 as long as not known: a run's timeout is shorter
+}
+
+// Connect makes the connection. Where NATS cannot be reached it is tried again for ever: the error is about the configuration alone (a file
+// that cannot be read, a bad URL). Every change of state is one line in the log.
+func Connect(_ context.Context, cfg NATSConfig, log zerolog.Logger) (*Conn, error) {
+	opts, err := cfg.options(log)
+	if err != nil {
+		return nil, err
+	}
+	c := &Conn{log: log, mode: cfg.EventMode, apiPrefix: jetstream.DefaultAPIPrefix, consumers: map[string]string{}}
+	c.line = newLine(c)
+	nc, err := nats.Connect(cfg.URL, append(opts, stateLog(log, c.line.wakeAll)...)...)
+	if err != nil {
+		return nil, fmt.Errorf("connect to NATS at %s: %w", cfg.URL, err)
+	}
+	c.nc = nc
+	switch {
+	case cfg.JSDomain != "":
+		c.apiPrefix = "$JS." + cfg.JSDomain + ".API."
+		c.js, err = jetstream.NewWithDomain(nc, cfg.JSDomain, jetstream.WithDefaultTimeout(requestTimeout))
+	case cfg.JSAPIPrefix != "":
+		c.apiPrefix = strings.TrimSuffix(cfg.JSAPIPrefix, ".") + "."
+		c.js, err = jetstream.NewWithAPIPrefix(nc, cfg.JSAPIPrefix, jetstream.WithDefaultTimeout(requestTimeout))
+	default:
+		c.js, err = jetstream.New(nc, jetstream.WithDefaultTimeout(requestTimeout))
+	}
+	if err != nil {
+		nc.Close()
+		return nil, fmt.Errorf("JetStream: %w", err)
+	}
+	return c, nil
+}
+
+// Close ends the connection and every subscription on it.
+func (c *Conn) Close() { c.nc.Close() }
+
+// Connected tells whether NATS is connected at this moment.
+func (c *Conn) Connected() bool { return c.nc.IsConnected() }
+
+// Line answers what is waiting in the requests streams.
+func (c *Conn) Line() *Line { return c.line }
+
+// Store is the events stream, for a journal.
+func (c *Conn) Store() Store { return &jetStore{conn: c, stream: EventsStream} }
+
+// Ready makes a round trip to each consumer that Provision or Consume knows of. It returns an error that says which one does not answer.
+func (c *Conn) Ready(ctx context.Context) error {
+	if !c.nc.IsConnected() {
+		return fmt.Errorf("NATS is not connected: %s", c.nc.Status())
+	}
+	c.mu.Lock()
+	consumers := make(map[string]string, len(c.consumers))
+	for stream, durable := range c.consumers {
+		consumers[stream] = durable
+	}
+	c.mu.Unlock()
+	if len(consumers) == 0 {
+		return errors.New("streams and consumers are not there yet")
+	}
+	for stream, durable := range consumers {
+		if _, err := c.js.Consumer(ctx, stream, durable); err != nil {
+			return fmt.Errorf("consumer %s of stream %s: %w", durable, stream, err)
+		}
+	}
+	return nil
+}
+
+func (c *Conn) knows(vcenter string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.consumers[RequestsStream(vcenter)] = RequestsConsumer(vcenter)
+}
+
+func (cfg NATSConfig) options(log zerolog.Logger) ([]nats.Option, error) {
+	opts := []nats.Option{
+		nats.Name(cfg.Name), nats.MaxReconnects(-1), nats.RetryOnFailedConnect(true), nats.ReconnectWait(reconnectWait),
+		nats.ReconnectJitter(reconnectWait, time.Second), nats.Timeout(requestTimeout), nats.PingInterval(10 * time.Second), nats.MaxPingsOutstanding(2),
+		// What is published while NATS is away fails at once and is sent again by whoever waits for its answer: nothing is sent late from a buffer.
+		nats.ReconnectBufSize(-1),
+	}
+	if cfg.InboxPrefix != "" {
+		opts = append(opts, nats.CustomInboxPrefix(cfg.InboxPrefix))
+	}
+	if cfg.JSDomain != "" && cfg.JSAPIPrefix != "" {
+		return nil, errors.New("a JetStream domain and an API prefix exclude each other: set one of them")
+	}
+	if cfg.CredsFile != "" {
+		if _, err := os.ReadFile(cfg.CredsFile); err != nil {
+			return nil, fmt.Errorf("NATS credentials: %w", err)
+		}
+		opts = append(opts, nats.UserCredentials(cfg.CredsFile))
+	}
+	if cfg.NKeyFile != "" {
+		opt, err := nats.NkeyOptionFromSeed(cfg.NKeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("NATS nkey %s: %w", cfg.NKeyFile, err)
+		}
+		opts = append(opts, opt)
+	}
+	if cfg.User != "" || cfg.PasswordFile != "" {
+		opt, err := userInfo(cfg.User, cfg.PasswordFile, log)
+		if err != nil {
+			return nil, err
+		}
+		opts = append(opts, opt)
+	}
+	return cfg.tlsOptions(opts)
+}
+
+func (cfg NATSConfig) tlsOptions(opts []nats.Option) ([]nats.Option, error) {
+	if cfg.CAFile != "" {
+		pem, err := os.ReadFile(cfg.CAFile)
+		if err != nil {
+			return nil, fmt.Errorf("NATS CA: %w", err)
+		}
+		if !x509.NewCertPool().AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("NATS CA: %s holds no PEM certificate", cfg.CAFile)
+		}
+		opts = append(opts, nats.RootCAs(cfg.CAFile))
+	}
+	if (cfg.CertFile == "") != (cfg.KeyFile == "") {
+		return nil, errors.New("NATS: a client certificate and its key go together: set both files or none")
+	}
+	if cfg.CertFile != "" {
+		if _, err := tls.LoadX509KeyPair(cfg.CertFile, cfg.KeyFile); err != nil {
+			return nil, fmt.Errorf("NATS client certificate: %w", err)
+		}
+		opts = append(opts, nats.ClientCert(cfg.CertFile, cfg.KeyFile))
+	}
+	return opts, nil
+}
+
+func userInfo(user, passwordFile string, log zerolog.Logger) (nats.Option, error) {
+	if user == "" || passwordFile == "" {
+		return nil, errors.New("NATS: a user and a password file go together: set both or none")
+	}
+	read := func() (string, error) {
+		b, err := os.ReadFile(passwordFile)
+		if err != nil {
+			return "", fmt.Errorf("NATS password: %w", err)
+		}
+		return strings.TrimSuffix(strings.TrimSuffix(string(b), "\n"), "\r"), nil
+	}
+	if _, err := read(); err != nil {
+		return nil, err
+	}
+	return nats.UserInfoHandler(func() (string, string) {
+		password, err := read()
+		if err != nil {
+			log.Error().Err(err).Msg("cannot log in to NATS")
+		}
+		return user, password
+	}), nil
+}
+
+// stateLog writes one line per change of the connection's state, and one per new asynchronous error: a missing permission shows nowhere else.
+// back is called whenever NATS is there again.
+func stateLog(log zerolog.Logger, back func()) []nats.Option {
+	var mu sync.Mutex
+	last := ""
+	changed := func(state string) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		was := last
+		last = state
+		return was != state
+	}
+	return []nats.Option{
+		nats.ConnectHandler(func(nc *nats.Conn) {
+			if changed("up") {
+				log.Info().Str("server", nc.ConnectedUrlRedacted()).Msg("connected to NATS")
+			}
+		}),
+		nats.ReconnectHandler(func(nc *nats.Conn) {
+			back()
+			if changed("up") {
+				log.Info().Str("server", nc.ConnectedUrlRedacted()).Msg("connected to NATS again")
+			}
+		}),
+		nats.DisconnectErrHandler(func(nc *nats.Conn, err error) {
+			if !nc.IsClosed() && changed("down") {
+				log.Warn().Err(err).Msg("lost the connection to NATS, connecting again")
+			}
+		}),
+		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) {
+			if changed("unreachable: " + err.Error()) {
+				log.Warn().Err(err).Msg("NATS cannot be reached, trying again")
+			}
+		}),
+		nats.ErrorHandler(func(_ *nats.Conn, sub *nats.Subscription, err error) {
+			if changed("error: " + err.Error()) {
+				e := log.Error().Err(err)
+				if sub != nil {
+					e = e.Str("subject", sub.Subject)
+				}
+				e.Msg("NATS reports an error")
+			}
+		}),
+	}
+}

@@ -1,0 +1,340 @@
+package events
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/guestflow/guestflow/schemas"
+)
+
+// maxReason bounds what a rejection says.
+const maxReason = 2 << 10
+
+// DecodeRequest reads a message from guestflow.requests.<vcenter>.<vm> and checks it against schemas/requested.v1.json and everything else
+// that the message alone can tell. Seq and Delivered are the caller's to set. An error is a *RejectError; the request then holds what could be
+// read, so that its publisher can be told.
+func DecodeRequest(vcenter, subject string, h nats.Header, data []byte) (*Request, error) {
+	r := &Request{VCenter: vcenter}
+	env, err := decodeEnvelope(h, data)
+	if env.attrs["source"] != "" && env.attrs["id"] != "" && len(env.attrs["source"])+len(env.attrs["id"]) <= 2*maxAttribute {
+		r.Ref = env.ref()
+	}
+	if vm := lastToken(subject); ValidVM(vm) {
+		r.VM = vm
+	}
+	r.Attrs = requestAttributes(env)
+	if err != nil {
+		err = &RejectError{Code: InvalidRequest, Message: err.Error()}
+	} else {
+		err = r.read(env)
+	}
+	if err == nil {
+		r.Run = RunID(vcenter, r.VM, r.Ref)
+		return r, nil
+	}
+	reject := asReject(err)
+	reject.Withhold = reject.Withhold || mayHoldPassword(data) || mayHoldPassword(env.data)
+	return r, reject
+}
+
+func asReject(err error) *RejectError {
+	var reject *RejectError
+	if !errors.As(err, &reject) {
+		reject = &RejectError{Code: Internal, Message: err.Error()}
+	}
+	reject.Message = cut(reject.Message, maxReason)
+	return reject
+}
+
+// requestAttributes are those that a request hands on to its events: where it has no correlationid, its id takes that place.
+func requestAttributes(env *envelope) Attributes {
+	a := env.attributes()
+	a.CausationID = env.attrs["id"]
+	if a.CorrelationID == "" {
+		a.CorrelationID = a.CausationID
+	}
+	for _, v := range []*string{&a.CorrelationID, &a.CausationID, &a.TraceParent, &a.TraceState, &a.AuthType, &a.AuthID} {
+		if len(*v) > maxAttribute { // the message is refused for it
+			*v = ""
+		}
+	}
+	return a
+}
+
+func (r *Request) read(env *envelope) error {
+	if r.VM == "" {
+		return invalid("", "the last token of the subject is not a managed object ID")
+	}
+	if want := Type(KindRequested); env.attrs["type"] != want {
+		return invalid("", "type is %.80q, not %s", env.attrs["type"], want)
+	}
+	if s, ok := env.attrs["subject"]; ok && s != r.VM {
+		return invalid("", "the CloudEvent's subject is %.80q, but the message's subject names %s", s, r.VM)
+	}
+	if v, ok := env.attrs["expirytime"]; ok {
+		t, err := time.Parse(time.RFC3339, v)
+		if err != nil {
+			return invalid("", "expirytime %.40q is no RFC 3339 time", v)
+		}
+		r.Expires = t
+	}
+	tree, err := dataTree(env.data)
+	if err != nil {
+		return err
+	}
+	if at := findPassword(tree, ""); at != "" {
+		return &RejectError{Code: InvalidRequest, Field: at, Withhold: true,
+			Message: "holds a literal password; secrets never travel: name one that guestflow holds. The data of this message is not kept"}
+	}
+	dropNulls(tree, "customize.spec")
+	if err := checkRequest(tree); err != nil {
+		return err
+	}
+	canonical, err := marshal(tree)
+	if err != nil {
+		return invalid("", "%v", err)
+	}
+	if err := json.Unmarshal(canonical, &r.Asked); err != nil {
+		return invalid("", "%v", err)
+	}
+	if r.Asked.VM != r.VM {
+		return invalid("vm", "is %s, but the message's subject names %s", r.Asked.VM, r.VM)
+	}
+	if c := r.Asked.Customize; c != nil { // word for word, where the canonical form sorts
+		var asWritten struct {
+			Customize struct{ Spec json.RawMessage }
+		}
+		if err := json.Unmarshal(env.data, &asWritten); err != nil {
+			return invalid("customize.spec", "%v", err)
+		}
+		c.Spec = asWritten.Customize.Spec
+	}
+	sum := sha256.Sum256(canonical)
+	r.Digest = hex.EncodeToString(sum[:])
+	r.Data = env.data
+	return nil
+}
+
+func invalid(field, format string, args ...any) *RejectError {
+	return &RejectError{Code: InvalidRequest, Field: field, Message: fmt.Sprintf(format, args...)}
+}
+
+// dataTree reads an event's data: a JSON object.
+func dataTree(data []byte) (map[string]any, error) {
+	if len(bytes.TrimSpace(data)) == 0 {
+		return nil, invalid("", "the event has no data")
+	}
+	v, err := strictJSON(data)
+	if err != nil {
+		return nil, invalid("", "data: %v", err)
+	}
+	tree, ok := v.(map[string]any)
+	if !ok {
+		return nil, invalid("", "data is not a JSON object")
+	}
+	return tree, nil
+}
+
+// checkRequest holds a request's data against its schema, and against the rules that a schema cannot say.
+func checkRequest(tree map[string]any) error {
+	problems := schemas.Check(schemas.Requested, tree)
+	if needs := needsCredentials(tree); needs != "" {
+		problems = slices.DeleteFunc(problems, func(p schemas.Problem) bool {
+			return p.Message == "is required" && (p.Field == "guest" || p.Field == "guest.credentials")
+		})
+		problems = append(problems, schemas.Problem{Field: "guest.credentials", Message: "is required for " + needs})
+	}
+	add := func(field, message string) { // what the schema has named already is not named twice
+		if message != "" && !slices.ContainsFunc(problems, func(p schemas.Problem) bool { return p.Field == field }) {
+			problems = append(problems, schemas.Problem{Field: field, Message: message})
+		}
+	}
+	for _, at := range []string{"timeout", "guest.readyTimeout", "customize.timeout", "network.timeout"} {
+		v := any(tree)
+		for name := range strings.SplitSeq(at, ".") {
+			m, _ := v.(map[string]any)
+			v = m[name]
+		}
+		add(at, checkDuration(v, at == "guest.readyTimeout"))
+	}
+	list, _ := tree["processes"].([]any)
+	first := map[string]int{}
+	for i, item := range list {
+		p, _ := item.(map[string]any)
+		at := fmt.Sprintf("processes[%d].", i)
+		add(at+"timeout", checkDuration(p["timeout"], false))
+		name, named := p["name"].(string)
+		if k, twice := first[name]; named && twice {
+			add(at+"name", fmt.Sprintf("is the name of processes[%d] as well", k))
+		} else if named {
+			first[name] = i
+		}
+	}
+	if guest, _ := tree["guest"].(map[string]any); guest["interactiveSession"] == true {
+		if c, _ := guest["credentials"].(map[string]any); c["type"] == "SAML_BEARER_TOKEN" {
+			add("guest.interactiveSession", "needs user name and password")
+		}
+	}
+	return rejectProblems(problems)
+}
+
+// needsCredentials names the first section that speaks to the guest where the request has no credentials for it.
+func needsCredentials(tree map[string]any) string {
+	guest, _ := tree["guest"].(map[string]any)
+	if _, has := guest["credentials"]; has {
+		return ""
+	}
+	for _, section := range []string{"customize", "network", "processes"} {
+		v, there := tree[section]
+		if list, isList := v.([]any); there && !(isList && len(list) == 0) {
+			return section
+		}
+	}
+	return ""
+}
+
+// checkDuration finds what the schema's pattern lets pass: a duration that overflows, and one that leaves no time at all.
+func checkDuration(v any, zeroAllowed bool) string {
+	s, ok := v.(string)
+	if !ok {
+		return ""
+	}
+	switch d, err := ParseDuration(s); {
+	case err != nil:
+		return "is too long for a duration"
+	case d.Or(1) == 0 && !zeroAllowed:
+		return "must be more than 0s"
+	}
+	return ""
+}
+
+// rejectProblems makes one refusal of all problems: the first names the field.
+func rejectProblems(problems []schemas.Problem) error {
+	if len(problems) == 0 {
+		return nil
+	}
+	slices.SortStableFunc(problems, func(a, b schemas.Problem) int { return strings.Compare(a.String(), b.String()) })
+	text := problems[0].Message
+	for _, p := range problems[1:] {
+		text += "; " + p.String()
+	}
+	return &RejectError{Code: InvalidRequest, Field: problems[0].Field, Message: text}
+}
+
+// dropNulls takes out every member that is null, outside the path opaque: null is read as absent. Items of arrays stay.
+func dropNulls(tree map[string]any, opaque string) {
+	var walk func(v any, at string)
+	walk = func(v any, at string) {
+		switch v := v.(type) {
+		case map[string]any:
+			for name, child := range v {
+				switch inner := strings.TrimPrefix(at+"."+name, "."); {
+				case child == nil:
+					delete(v, name)
+				case inner != opaque:
+					walk(child, inner)
+				}
+			}
+		case []any:
+			for _, child := range v {
+				walk(child, at+"[]")
+			}
+		}
+	}
+	walk(tree, "")
+}
+
+// findPassword returns where v holds a literal CustomizationPassword (VI JSON: value is the password, plainText how it is written); "" where
+// it holds none. One without its _typeName is one all the same.
+func findPassword(v any, at string) string {
+	switch v := v.(type) {
+	case map[string]any:
+		_, plainText := v["plainText"]
+		if _, literal := v["value"].(string); literal && (plainText || v["_typeName"] == "CustomizationPassword") {
+			return strings.TrimPrefix(at+".value", ".")
+		}
+		for _, name := range slices.Sorted(maps.Keys(v)) {
+			if found := findPassword(v[name], strings.TrimPrefix(at+"."+name, ".")); found != "" {
+				return found
+			}
+		}
+	case []any:
+		for i, child := range v {
+			if found := findPassword(child, fmt.Sprintf("%s[%d]", at, i)); found != "" {
+				return found
+			}
+		}
+	}
+	return ""
+}
+
+// mayHoldPassword tells whether a message that is refused, whatever for, is to be kept without its data. Where the data cannot be read, the
+// word alone decides.
+func mayHoldPassword(data []byte) bool {
+	tree, err := strictJSON(data)
+	if err != nil {
+		return bytes.Contains(bytes.ToLower(data), []byte("password"))
+	}
+	return findPassword(tree, "") != ""
+}
+
+// cut shortens s to at most n bytes, at the end of a character.
+func cut(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	return strings.ToValidUTF8(s[:n-len("…")], "") + "…"
+}
+
+// DecodeCancel reads a message from guestflow.cancels.<vcenter>.<vm> and checks it against schemas/cancel.requested.v1.json. Seq and Delivered
+// are the caller's to set. An error is a *RejectError.
+func DecodeCancel(vcenter, subject string, h nats.Header, data []byte) (*Cancel, error) {
+	env, err := decodeEnvelope(h, data)
+	if err != nil {
+		return nil, asReject(invalid("", "%v", err))
+	}
+	vm := lastToken(subject)
+	if want := Type(KindCancelRequested); env.attrs["type"] != want {
+		return nil, invalid("", "type is %.80q, not %s", env.attrs["type"], want)
+	}
+	if s, ok := env.attrs["subject"]; ok && s != vm {
+		return nil, invalid("", "the CloudEvent's subject is %.80q, but the message's subject names %.80q", s, vm)
+	}
+	tree, err := dataTree(env.data)
+	if err != nil {
+		return nil, err
+	}
+	dropNulls(tree, "")
+	if err := rejectProblems(schemas.Check(schemas.CancelRequested, tree)); err != nil {
+		return nil, asReject(err)
+	}
+	canonical, err := marshal(tree)
+	if err != nil {
+		return nil, invalid("", "%v", err)
+	}
+	var asked struct {
+		VM      string     `json:"vm"`
+		Request RequestRef `json:"request"`
+		Reason  string     `json:"reason"`
+	}
+	if err := json.Unmarshal(canonical, &asked); err != nil {
+		return nil, invalid("", "%v", err)
+	}
+	if asked.VM != vm {
+		return nil, invalid("vm", "is %s, but the message's subject names %.80q", asked.VM, vm)
+	}
+	return &Cancel{
+		VCenter: vcenter, VM: vm, Run: RunID(vcenter, vm, asked.Request), Ref: env.ref(), Request: asked.Request, Reason: asked.Reason,
+		Attrs: requestAttributes(env),
+	}, nil
+}

@@ -1,0 +1,44 @@
+package events
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// ErrFenced is an append that was refused because another owner's event stands there, or because the event it was to stand on is gone. Its
+// owner stays silent from then on: no acknowledgement, no nak, no heartbeat; the stream hands the request to whoever is next.
+var ErrFenced = errors.New("fenced: the VM's journal went on without this owner")
+
+// ErrReleased is what a handler returns after run.released, or before it began anything: the request is given back at once.
+var ErrReleased = errors.New("released: the request is given back")
+
+// RetryError gives a request back for a while. A request that only waits for its VM's earlier one is held, never put off this way: while it is
+// put off it keeps its place among those in flight, and others come back before it.
+type RetryError struct {
+	After time.Duration
+	Err   error
+}
+
+// Error says why, and for how long.
+func (e *RetryError) Error() string { return fmt.Sprintf("tried again in %s: %v", e.After, e.Err) }
+
+// Unwrap returns the reason.
+func (e *RetryError) Unwrap() error { return e.Err }
+
+// RejectError refuses a message: it is kept as a dead letter, its publisher is told by an event, then it is acknowledged.
+type RejectError struct {
+	Code    Code
+	Field   string // path within the request's data, "customize.spec"; empty where it is about the message as a whole
+	Message string
+	// Withhold keeps the message's data out of the dead letter, because it holds a secret.
+	Withhold bool
+}
+
+// Error says the code, the field and the reason; it never quotes a secret.
+func (e *RejectError) Error() string {
+	if e.Field == "" {
+		return fmt.Sprintf("%s: %s", e.Code, e.Message)
+	}
+	return fmt.Sprintf("%s: %s: %s", e.Code, e.Field, e.Message)
+}

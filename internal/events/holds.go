@@ -1,0 +1,46 @@
+package events
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Holds proves, as far as a read can, that the VM's last event is mine and stands on the event before (the zero Mark: on none): the read-back right
+// before an act. The message IDs are compared too, since a journal that lost its tail uses sequences again. ErrFenced: something else stands
+// there. A read that is older than mine is made again, until ctx ends.
+func (j *Journal) Holds(ctx context.Context, vcenter, vm string, mine, before Mark) error {
+	fail := func(err error) error { return fmt.Errorf("vm %s: read back event %d: %w", vm, mine.Seq, err) }
+	for {
+		// The one before first: what was proved last is what the act leans on.
+		first, err := ask(ctx, j.log, vcenter, vm, "read the VM's journal", func(ctx context.Context) (*Stored, error) {
+			return j.store.NextBySubject(ctx, History(vcenter, vm), max(before.Seq, 1))
+		})
+		if err != nil {
+			return fail(err)
+		}
+		last, err := j.last(ctx, vcenter, vm)
+		if err != nil {
+			return fail(err)
+		}
+		under := before
+		if before == (Mark{}) {
+			under = mine
+		}
+		switch {
+		case last == nil || first == nil || last.Seq < mine.Seq: // older than my own append
+		case markOf(last) != mine:
+			return fail(fmt.Errorf("%w: event %d is the last one", ErrFenced, last.Seq))
+		case markOf(first) != under:
+			return fail(fmt.Errorf("%w: it does not stand on event %d as it was", ErrFenced, before.Seq))
+		default:
+			return nil
+		}
+		if err := sleep(ctx, jitter(firstRetry)); err != nil {
+			return fail(err)
+		}
+	}
+}
+
+func markOf(s *Stored) Mark { return Mark{Seq: s.Seq, MsgID: s.Header.Get(jetstream.MsgIDHeader)} }

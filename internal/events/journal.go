@@ -1,0 +1,251 @@
+package events
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rs/zerolog"
+
+	"github.com/guestflow/guestflow/schemas"
+)
+
+// The forms in which events are written, GUESTFLOW_EVENT_MODE.
+const (
+	Structured = "structured"
+	Binary     = "binary"
+)
+
+const (
+	maxEvent   = 64 << 10 // bytes of an event's data, but run.accepted
+	maxCommand = 1 << 10  // bytes of a command line, in an event that is too large
+	maxMessage = 2 << 10  // bytes of a message, in an event that is too large
+
+	// emptyReads is how often a refused append finds nothing behind the expected event before it believes that this event is gone: the reader
+	// may lag behind the writer for a moment.
+	emptyReads = 4
+)
+
+// Journal reads and appends to the histories of VMs: the events stream, one subject tree per VM. It is safe for concurrent use.
+type Journal struct {
+	store Store
+	mode  string
+	log   zerolog.Logger
+}
+
+// Entry is one event of a VM's journal.
+type Entry struct {
+	Seq   uint64 // of the events stream
+	MsgID string // its Nats-Msg-Id, which holds its owner's token
+	At    time.Time
+	Kind  Kind
+	Attrs Attributes
+	Run   Run
+}
+
+// NewJournal is the journal in conn's events stream; mode is Structured or Binary.
+func NewJournal(conn *Conn, mode string) *Journal {
+	return NewStoreJournal(conn.Store(), mode, conn.log)
+}
+
+// NewStoreJournal is a journal in any store.
+func NewStoreJournal(store Store, mode string, log zerolog.Logger) *Journal {
+	return &Journal{store: store, mode: mode, log: log}
+}
+
+// Last is the newest event of the VM, nil where it has none. It is read from the stream's leader; even so a read is not linearizable, only
+// Append is. While the stream does not answer it is asked again, until ctx ends. An event that cannot be read is an error.
+func (j *Journal) Last(ctx context.Context, vcenter, vm string) (*Entry, error) {
+	stored, err := j.last(ctx, vcenter, vm)
+	if err != nil || stored == nil {
+		return nil, err
+	}
+	return readEntry(stored)
+}
+
+func (j *Journal) last(ctx context.Context, vcenter, vm string) (*Stored, error) {
+	return ask(ctx, j.log, vcenter, vm, "read the VM's last event", func(ctx context.Context) (*Stored, error) {
+		return j.store.LastBySubject(ctx, History(vcenter, vm))
+	})
+}
+
+func readEntry(s *Stored) (*Entry, error) {
+	env, err := decodeEnvelope(s.Header, s.Data)
+	if err != nil {
+		return nil, fmt.Errorf("event %d of stream %s cannot be read: %w", s.Seq, EventsStream, err)
+	}
+	e := &Entry{Seq: s.Seq, MsgID: s.Header.Get(jetstream.MsgIDHeader), At: s.At, Kind: kindOf(env.attrs["type"]), Attrs: env.attributes()}
+	if err := json.Unmarshal(env.data, &e.Run); err != nil {
+		return nil, fmt.Errorf("event %d of stream %s cannot be read: %w", s.Seq, EventsStream, err)
+	}
+	return e, nil
+}
+
+// Append stores the event k of run as the next one of its VM, after the event with the sequence after (0: the VM has none yet), and returns its
+// sequence. run.N numbers it. msgID holds a token of the owner and is never used for other content: the server looks for duplicates before it
+// compares sequences, so with an ID that two owners share both are told "stored".
+//
+// An append whose answer is lost, or that the stream cannot take at the moment, is sent again with the same ID until it is stored, refused, or
+// ctx ends; after that it is not known whether it was stored, or still will be. ErrFenced: another event stands there, or the one at after is
+// gone. That an append succeeded does not mean that no other followed: read back before an act.
+func (j *Journal) Append(ctx context.Context, after uint64, msgID string, k Kind, attrs Attributes, run *Run) (seq uint64, err error) {
+	m, err := j.message(after, msgID, k, attrs, run)
+	if err != nil {
+		return 0, err
+	}
+	w := newWaiter(j.log, run.VCenter, run.VM, "append "+string(k))
+	defer w.done()
+	fail := func(err error) (uint64, error) {
+		return 0, fmt.Errorf("vm %s: append %s after event %d: %w", run.VM, k, after, err)
+	}
+	for empty := 0; ; {
+		ack, err := try(ctx, func(ctx context.Context) (Ack, error) { return j.store.Publish(ctx, m) })
+		if err == nil && ack.Sequence > after {
+			return ack.Sequence, nil // also for a duplicate: stored at that place, whatever followed it
+		}
+		var refused *StoreError
+		switch {
+		case err == nil: // a duplicate of an older event: the ID was used before
+		case errors.As(err, &refused) && refused.proves():
+		case permanent(err):
+			return fail(err)
+		default:
+			if err := w.wait(ctx, err); err != nil {
+				return fail(err)
+			}
+			continue
+		}
+		// An append of ours that was stored can only be the next one behind after: all that follow stand on it.
+		next, readErr := ask(ctx, j.log, run.VCenter, run.VM, "read the VM's journal", func(ctx context.Context) (*Stored, error) {
+			return j.store.NextBySubject(ctx, History(run.VCenter, run.VM), after+1)
+		})
+		switch {
+		case readErr != nil:
+			return fail(readErr)
+		case next != nil && next.Header.Get(jetstream.MsgIDHeader) == msgID:
+			return next.Seq, nil
+		case next != nil && err != nil:
+			return fail(fmt.Errorf("%w: event %d stands there: %w", ErrFenced, next.Seq, err))
+		case next != nil || err == nil:
+			return fail(fmt.Errorf("%w: the ID of this append belongs to event %d", ErrFenced, ack.Sequence))
+		case refused.Code == CodeWrongLastSequence:
+			if empty++; empty == emptyReads {
+				return fail(fmt.Errorf("%w: the stream no longer has event %d: %w", ErrFenced, after, err))
+			}
+		}
+		if err := sleep(ctx, jitter(firstRetry)); err != nil { // not known yet, but soon
+			return fail(err)
+		}
+	}
+}
+
+// proves tells whether the refusal is one of the three that call for reading the VM's history again.
+func (e *StoreError) proves() bool {
+	return e.Code == CodeWrongLastSequence || e.Code == CodeLastSequenceRace || e.Code == CodeIDInProcess
+}
+
+func (j *Journal) message(after uint64, msgID string, k Kind, attrs Attributes, run *Run) (Message, error) {
+	data, err := marshal(run)
+	if err == nil && len(data) > maxEvent && k != RunAccepted {
+		data, err = marshal(truncate(run))
+	}
+	if err != nil {
+		return Message{}, fmt.Errorf("vm %s: event %s: %w", run.VM, k, err)
+	}
+	h, data, err := encode(outgoing{
+		id: fmt.Sprintf("%s.%d", run.Run, run.N), vcenter: run.VCenter, vm: run.VM, kind: k, time: time.Now(), attrs: attrs,
+		schema: schemas.URN(schemas.Run), data: data,
+	}, j.mode)
+	if err != nil {
+		return Message{}, err
+	}
+	return Message{
+		Subject: EventSubject(run.VCenter, run.VM, k),
+		Header:  appendHeader(h, msgID, after, History(run.VCenter, run.VM)),
+		Data:    data,
+	}, nil
+}
+
+// truncate is a copy of run with its command lines and messages cut short.
+func truncate(run *Run) *Run {
+	r := *run
+	r.Truncated = true
+	r.Processes = append([]Process(nil), r.Processes...)
+	for i := range r.Processes {
+		r.Processes[i].Command = cut(r.Processes[i].Command, maxCommand)
+		r.Processes[i].Reason = cut(r.Processes[i].Reason, maxMessage)
+	}
+	if r.Check != nil {
+		c := *r.Check
+		c.Blockers, c.Warnings = cutRemarks(c.Blockers), cutRemarks(c.Warnings)
+		r.Check = &c
+	}
+	if r.Customize != nil {
+		c := *r.Customize
+		c.Reason, c.Guest = cut(c.Reason, maxMessage), cutGuest(c.Guest)
+		r.Customize = &c
+	}
+	if r.Network != nil {
+		n := *r.Network
+		n.Reason = cut(n.Reason, maxMessage)
+		r.Network = &n
+	}
+	if r.Verify != nil {
+		v := *r.Verify
+		v.Mismatches = cutAll(v.Mismatches)
+		r.Verify = &v
+	}
+	if r.Observed != nil {
+		o := *r.Observed
+		o.GuestLog, o.Guest = cutAll(o.GuestLog), cutGuest(o.Guest)
+		r.Observed = &o
+	}
+	if r.Error != nil {
+		e := *r.Error
+		e.Message = cut(e.Message, maxMessage)
+		if e.VSphere != nil {
+			v := *e.VSphere
+			v.LocalizedMessage, v.Challenge = cut(v.LocalizedMessage, maxMessage), cut(v.Challenge, maxMessage)
+			v.Messages = nil
+			for _, m := range e.VSphere.Messages { // JSON, which has no half: a long one is left out
+				if len(m) <= maxMessage {
+					v.Messages = append(v.Messages, m)
+				}
+			}
+			if len(v.Data) > maxMessage {
+				v.Data = nil
+			}
+			e.VSphere = &v
+		}
+		r.Error = &e
+	}
+	return &r
+}
+
+func cutAll(list []string) []string {
+	short := make([]string, len(list))
+	for i, s := range list {
+		short[i] = cut(s, maxMessage)
+	}
+	return short
+}
+
+func cutGuest(g *Guest) *Guest {
+	if g == nil {
+		return nil
+	}
+	short := *g
+	short.Error = cut(short.Error, maxMessage)
+	return &short
+}
+
+func cutRemarks(list []Remark) []Remark {
+	short := append([]Remark(nil), list...)
+	for i := range short {
+		short[i].Message = cut(short[i].Message, maxMessage)
+	}
+	return short
+}

@@ -1,0 +1,132 @@
+package events
+
+import (
+	"context"
+	"strings"
+	"sync"
+
+	"github.com/nats-io/nats.go"
+)
+
+// Line is what stands in the requests streams and is not finished yet. Requests for one VM are run in the order of their stream sequences.
+type Line struct {
+	conn *Conn
+
+	mu      sync.Mutex
+	heard   map[string]bool                          // the vCenters whose events are subscribed to
+	waiting map[[2]string]map[chan struct{}]struct{} // by vCenter and VM
+}
+
+func newLine(c *Conn) *Line {
+	return &Line{conn: c, heard: map[string]bool{}, waiting: map[[2]string]map[chan struct{}]struct{}{}}
+}
+
+// Head is the stream sequence of the oldest request for this VM, 0 for none. Right after an acknowledgement, also the stream's leader may
+// still show the request that is gone: whoever waits reads again.
+func (l *Line) Head(ctx context.Context, vcenter, vm string) (uint64, error) {
+	s, err := l.next(ctx, vcenter, vm, RequestSubject(vcenter, vm), 1)
+	if err != nil || s == nil {
+		return 0, err
+	}
+	return s.Seq, nil
+}
+
+// Requests are the requests for this VM in the stream, oldest first: those in hand, and those that wait.
+func (l *Line) Requests(ctx context.Context, vcenter, vm string) ([]Queued, error) {
+	var all []Queued
+	err := l.each(ctx, vcenter, vm, RequestSubject(vcenter, vm), func(s *Stored) {
+		q := Queued{Seq: s.Seq}
+		if r, err := DecodeRequest(vcenter, s.Subject, s.Header, s.Data); err == nil {
+			q.Ref, q.Run = r.Ref, r.Run
+		}
+		all = append(all, q)
+	})
+	return all, err
+}
+
+// Cancels are the cancels that wait for this VM, oldest first. One that cannot be read cancels nothing and is left out.
+func (l *Line) Cancels(ctx context.Context, vcenter, vm string) ([]Cancel, error) {
+	var all []Cancel
+	err := l.each(ctx, vcenter, vm, CancelSubject(vcenter, vm), func(s *Stored) {
+		if c, err := DecodeCancel(vcenter, s.Subject, s.Header, s.Data); err == nil {
+			c.Seq = s.Seq
+			all = append(all, *c)
+		}
+	})
+	return all, err
+}
+
+func (l *Line) each(ctx context.Context, vcenter, vm, subject string, fn func(*Stored)) error {
+	for from := uint64(1); ; {
+		s, err := l.next(ctx, vcenter, vm, subject, from)
+		if err != nil || s == nil {
+			return err
+		}
+		fn(s)
+		from = s.Seq + 1
+	}
+}
+
+func (l *Line) next(ctx context.Context, vcenter, vm, subject string, from uint64) (*Stored, error) {
+	store := &jetStore{conn: l.conn, stream: RequestsStream(vcenter)}
+	return ask(ctx, l.conn.log, vcenter, vm, "read the requests stream", func(ctx context.Context) (*Stored, error) {
+		return store.NextBySubject(ctx, subject, from)
+	})
+}
+
+// Wake signals when a run.* event of this VM or a cancel for it is published, and when NATS is back after it was away. Signals are joined:
+// one that nobody took yet is enough. It is a hint, which may also get lost: read after it, and now and then without it. stop ends it.
+func (l *Line) Wake(vcenter, vm string) (ch <-chan struct{}, stop func()) {
+	c := make(chan struct{}, 1)
+	at := [2]string{vcenter, vm}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.waiting[at] == nil {
+		l.waiting[at] = map[chan struct{}]struct{}{}
+	}
+	l.waiting[at][c] = struct{}{}
+	if !l.heard[vcenter] { // one subscription per vCenter and kind, for as long as the connection lives
+		l.heard[vcenter] = l.subscribe("guestflow.events."+vcenter+".*.run.*") && l.subscribe(CancelSubject(vcenter, "*"))
+	}
+	return c, func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		delete(l.waiting[at], c)
+		if len(l.waiting[at]) == 0 {
+			delete(l.waiting, at)
+		}
+	}
+}
+
+func (l *Line) subscribe(subject string) bool {
+	_, err := l.conn.nc.Subscribe(subject, func(m *nats.Msg) {
+		tokens := strings.SplitN(m.Subject, ".", 5) // guestflow.events.<vcenter>.<vm>…, guestflow.cancels.<vcenter>.<vm>
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		for c := range l.waiting[[2]string{tokens[2], tokens[3]}] {
+			signal(c)
+		}
+	})
+	if err != nil {
+		l.conn.log.Error().Err(err).Str("subject", subject).Msg("cannot subscribe: who waits for a VM looks at it less often")
+	}
+	return err == nil
+}
+
+// wakeAll signals to everybody: what was published while NATS was away was not heard.
+func (l *Line) wakeAll() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, waiting := range l.waiting {
+		for c := range waiting {
+			signal(c)
+		}
+	}
+}
+
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default: // one is waiting there already
+	}
+}

@@ -1,0 +1,287 @@
+package memstore
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/guestflow/guestflow/internal/events"
+)
+
+// Queue is one vCenter's requests stream and its durable consumer, in memory: what events.Line and Conn.Consume do.
+type Queue struct {
+	vcenter string
+	ackWait time.Duration
+
+	mu      sync.Mutex
+	last    uint64
+	msgs    []*queued // by sequence
+	waiting map[string]map[chan struct{}]struct{}
+	changed chan struct{} // closed and made anew whenever a message may have become due
+}
+
+type queued struct {
+	seq       uint64
+	subject   string
+	header    nats.Header
+	data      []byte
+	delivered uint64
+	held      *Client   // whose handler has it in hand
+	due       time.Time // not delivered before
+}
+
+// Queue returns an empty queue of a vCenter, whose Wake hears what is stored in s.
+func (s *Store) Queue(vcenter string, ackWait time.Duration) *Queue {
+	q := &Queue{vcenter: vcenter, ackWait: ackWait, waiting: map[string]map[chan struct{}]struct{}{}, changed: make(chan struct{})}
+	s.onStore(func(subject string) {
+		t := strings.Split(subject, ".") // guestflow.events.<vcenter>.<vm>.run.<verb>
+		if len(t) == 6 && t[1] == "events" && t[2] == vcenter && t[4] == "run" {
+			q.mu.Lock()
+			defer q.mu.Unlock()
+			q.wake(t[3])
+		}
+	})
+	return q
+}
+
+// Publish stores a request (events.KindRequested) or a cancel (events.KindCancelRequested) for the VM and returns its sequence.
+func (q *Queue) Publish(kind events.Kind, vm string, ref events.RequestRef, data any) (uint64, error) {
+	h, b, err := cloudEvent(kind, ref, data)
+	if err != nil {
+		return 0, err
+	}
+	subject := events.RequestSubject(q.vcenter, vm)
+	if kind == events.KindCancelRequested {
+		subject = events.CancelSubject(q.vcenter, vm)
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.last++
+	q.msgs = append(q.msgs, &queued{seq: q.last, subject: subject, header: h, data: b})
+	if kind == events.KindCancelRequested {
+		q.wake(vm)
+	}
+	q.touch()
+	return q.last, nil
+}
+
+// Remove takes a message out of the stream: acknowledged, or purged by somebody.
+func (q *Queue) Remove(seq uint64) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.msgs = slices.DeleteFunc(q.msgs, func(m *queued) bool { return m.seq == seq })
+	q.touch()
+}
+
+// Len is how many requests and cancels are in the stream.
+func (q *Queue) Len() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.msgs)
+}
+
+// Head is events.Line's.
+func (q *Queue) Head(_ context.Context, _, vm string) (uint64, error) {
+	for _, m := range q.under(events.RequestSubject(q.vcenter, vm)) {
+		return m.seq, nil
+	}
+	return 0, nil
+}
+
+// Requests is events.Line's.
+func (q *Queue) Requests(_ context.Context, _, vm string) ([]events.Queued, error) {
+	var all []events.Queued
+	for _, m := range q.under(events.RequestSubject(q.vcenter, vm)) {
+		e := events.Queued{Seq: m.seq}
+		if r, err := events.DecodeRequest(q.vcenter, m.subject, m.header, m.data); err == nil {
+			e.Ref, e.Run = r.Ref, r.Run
+		}
+		all = append(all, e)
+	}
+	return all, nil
+}
+
+// Cancels is events.Line's.
+func (q *Queue) Cancels(_ context.Context, _, vm string) ([]events.Cancel, error) {
+	var all []events.Cancel
+	for _, m := range q.under(events.CancelSubject(q.vcenter, vm)) {
+		if c, err := events.DecodeCancel(q.vcenter, m.subject, m.header, m.data); err == nil {
+			c.Seq = m.seq
+			all = append(all, *c)
+		}
+	}
+	return all, nil
+}
+
+// Wake is events.Line's.
+func (q *Queue) Wake(_, vm string) (<-chan struct{}, func()) {
+	c := make(chan struct{}, 1)
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.waiting[vm] == nil {
+		q.waiting[vm] = map[chan struct{}]struct{}{}
+	}
+	q.waiting[vm][c] = struct{}{}
+	return c, func() {
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		delete(q.waiting[vm], c)
+	}
+}
+
+func (q *Queue) wake(vm string) {
+	for c := range q.waiting[vm] {
+		select {
+		case c <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func (q *Queue) under(subject string) []queued {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	var all []queued
+	for _, m := range q.msgs {
+		if m.subject == subject {
+			all = append(all, *m)
+		}
+	}
+	return all
+}
+
+// Deliver returns the request as its next delivery would, whoever has it in hand, for a test that drives a handler by itself.
+func (q *Queue) Deliver(seq uint64) (*events.Request, error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, m := range q.msgs {
+		if m.seq == seq {
+			return q.deliver(m)
+		}
+	}
+	return nil, fmt.Errorf("message %d is not in the stream", seq)
+}
+
+func (q *Queue) deliver(m *queued) (*events.Request, error) {
+	m.delivered++
+	r, err := events.DecodeRequest(q.vcenter, m.subject, m.header, m.data)
+	r.Seq, r.Delivered = m.seq, m.delivered
+	return r, err
+}
+
+// Settle applies a handler's verdict, as Conn.Consume does; a refusal leaves no dead letter here.
+func (q *Queue) Settle(seq uint64, verdict error) {
+	var reject *events.RejectError
+	if verdict == nil || errors.As(verdict, &reject) {
+		q.Remove(seq)
+		return
+	}
+	wait := q.ackWait
+	var retry *events.RetryError
+	switch {
+	case errors.Is(verdict, events.ErrReleased):
+		wait = 0
+	case errors.As(verdict, &retry):
+		wait = retry.After
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, m := range q.msgs {
+		if m.seq == seq {
+			m.held, m.due = nil, time.Now().Add(wait)
+		}
+	}
+	q.touch()
+}
+
+// Consume hands requests to an owner's handler, each in a goroutine of its own, until ctx ends or the owner crashes. At the end of ctx it waits
+// for the handlers; what a dead owner had in hand is delivered to the next one after the ack wait, and its verdicts count for nothing.
+func (q *Queue) Consume(ctx context.Context, owner *Client, handle func(ctx context.Context, r *events.Request) error) {
+	var handles sync.WaitGroup
+	for {
+		m, changed, wait := q.take(owner)
+		if m != nil {
+			handles.Go(func() { q.hand(ctx, owner, m, handle) })
+			continue
+		}
+		due := time.NewTimer(wait)
+		if wait == 0 { // nothing is put off
+			due.Stop()
+		}
+		select {
+		case <-ctx.Done():
+			handles.Wait()
+			return
+		case <-owner.Crashed():
+			q.abandon(owner)
+			return
+		case <-changed:
+		case <-due.C:
+		}
+		due.Stop()
+	}
+}
+
+func (q *Queue) hand(ctx context.Context, owner *Client, m *queued, handle func(ctx context.Context, r *events.Request) error) {
+	q.mu.Lock()
+	r, err := q.deliver(m)
+	q.mu.Unlock()
+	if err == nil {
+		err = handle(context.WithoutCancel(ctx), r)
+	}
+	select {
+	case <-owner.Crashed():
+	default:
+		q.Settle(m.seq, err)
+	}
+}
+
+// take marks the next due request as the owner's, or tells when there may be one.
+func (q *Queue) take(owner *Client) (m *queued, changed <-chan struct{}, wait time.Duration) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, m := range q.msgs {
+		if m.held != nil || strings.HasPrefix(m.subject, events.CancelSubject(q.vcenter, "")) {
+			continue
+		}
+		if left := time.Until(m.due); left > 0 {
+			if wait == 0 || left < wait {
+				wait = left
+			}
+			continue
+		}
+		m.held = owner
+		return m, nil, 0
+	}
+	return nil, q.changed, wait
+}
+
+func (q *Queue) abandon(owner *Client) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, m := range q.msgs {
+		if m.held == owner {
+			m.held, m.due = nil, time.Now().Add(q.ackWait)
+		}
+	}
+	q.touch()
+}
+
+func (q *Queue) touch() {
+	close(q.changed)
+	q.changed = make(chan struct{})
+}
+
+func cloudEvent(kind events.Kind, ref events.RequestRef, data any) (nats.Header, []byte, error) {
+	b, err := json.Marshal(map[string]any{
+		"specversion": "1.0", "id": ref.ID, "source": ref.Source, "type": events.Type(kind), "datacontenttype": "application/json", "data": data,
+	})
+	return nats.Header{"Content-Type": {"application/cloudevents+json"}}, b, err
+}

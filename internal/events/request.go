@@ -1,0 +1,115 @@
+package events
+
+import (
+	"encoding/json"
+	"time"
+)
+
+// Attributes are the CloudEvents attributes that a request hands on to every event of its run.
+type Attributes struct {
+	CorrelationID string // the request's own, else its id
+	CausationID   string // the request's id
+	TraceParent   string
+	TraceState    string
+	AuthType      string
+	AuthID        string
+}
+
+// Request is a request as the stream delivered it: decoded, checked against its schema, named.
+type Request struct {
+	Seq       uint64 // in the requests stream: the VM's line is in this order
+	Delivered uint64 // how often the stream delivered it, this time included
+	VCenter   string
+	VM        string // managed object ID
+	Run       string // RunID(VCenter, VM, Ref)
+	Ref       RequestRef
+	Attrs     Attributes
+	Expires   time.Time       // expirytime; zero: never
+	Digest    string          // hex SHA-256 of the canonical JSON of Data
+	Data      json.RawMessage // the request's data as taken: it holds no secret
+	Asked     Asked           // Data, decoded
+}
+
+// Asked is the data of a request, see schemas/requested.v1.json. A section that is absent is a step not done.
+type Asked struct {
+	VM        string          `json:"vm"`
+	Timeout   Duration        `json:"timeout"` // of the run; default 1h
+	Check     AskedCheck      `json:"check"`
+	Guest     *AskedGuest     `json:"guest"`
+	Customize *AskedCustomize `json:"customize"`
+	Network   *AskedNetwork   `json:"network"`
+	Processes []AskedProcess  `json:"processes"`
+	// OnUncertain is "fail" or "repeat": what to do when a crash or a lost answer hid whether a call was made, and vCenter cannot tell.
+	OnUncertain string `json:"onUncertain"`
+}
+
+// AskedCheck chooses what to make of the check: auto carries on where the vCenter is older than 9.0 and has none.
+type AskedCheck struct {
+	Mode string `json:"mode"` // auto, required, skip
+}
+
+// AskedGuest is how to speak to the guest.
+type AskedGuest struct {
+	Credentials        *AskedCredentials `json:"credentials"`
+	InteractiveSession bool              `json:"interactiveSession"`
+	ReadyTimeout       Duration          `json:"readyTimeout"` // default 5m
+}
+
+// AskedCredentials names a secret; it never holds one.
+type AskedCredentials struct {
+	SecretRef string `json:"secretRef"`
+	Type      string `json:"type"` // USERNAME_PASSWORD, SAML_BEARER_TOKEN; empty: whichever file is there
+}
+
+// AskedCustomize is the customization asked for.
+type AskedCustomize struct {
+	Spec    json.RawMessage `json:"spec"`    // VI JSON CustomizationSpec, sent word for word
+	Timeout Duration        `json:"timeout"` // default 20m
+}
+
+// AskedNetwork asks for the guest's network to be started.
+type AskedNetwork struct {
+	Timeout Duration `json:"timeout"` // default 5m
+}
+
+// AskedProcess is a guest process to run.
+type AskedProcess struct {
+	Name             string     `json:"name"`
+	Run              *AskedExec `json:"run"`
+	SuccessExitCodes []int64    `json:"successExitCodes"` // default [0]
+	Timeout          Duration   `json:"timeout"`          // default 10m
+}
+
+// AskedExec is a program to start in the guest.
+type AskedExec struct {
+	Path             string            `json:"path"`
+	Arguments        string            `json:"arguments"` // one string, as vSphere gives it to the guest's shell
+	WorkingDirectory string            `json:"workingDirectory"`
+	Environment      map[string]string `json:"environment"` // replaces the guest's own
+}
+
+// Mark names one stored event: its stream sequence, which a journal that lost its tail may use again, and its message ID, which is never used again.
+type Mark struct {
+	Seq   uint64
+	MsgID string
+}
+
+// Queued is a request that is still in the requests stream.
+type Queued struct {
+	Seq uint64
+	Ref RequestRef // zero where the message cannot be read
+	Run string     // its run's ID, "" where the message cannot be read
+}
+
+// Cancel is a decoded cancel.requested event.
+type Cancel struct {
+	Seq       uint64 // in the requests stream
+	Delivered uint64
+	VCenter   string
+	VM        string
+	Run       string     // the run that it is to end: RunID(VCenter, VM, Request)
+	Ref       RequestRef // of the cancel itself
+	Request   RequestRef // of the request that it is to end
+	Reason    string
+	Attrs     Attributes
+}

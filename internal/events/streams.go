@@ -1,0 +1,354 @@
+package events
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+const (
+	maxRequest = 256 << 10 // bytes of a request, its headers included
+	// maxStored is what the other streams must be able to take: run.accepted holds its request, a dead letter the message and why it was refused.
+	maxStored       = maxRequest + maxEvent
+	duplicateWindow = 2 * time.Minute
+
+	// ownedKey marks the streams and consumers that guestflow made: only those it changes.
+	ownedKey = "guestflow.io/managed"
+
+	minServerMajor, minServerMinor = 2, 11
+)
+
+// Streams are the settings of the streams and consumers.
+type Streams struct {
+	Replicas          int           // of every stream, at least
+	EventsMaxAge      time.Duration // at least
+	EventsMaxBytes    int64         // at least; 0: no limit
+	DeadlettersMaxAge time.Duration // at least
+	QueuePerVM        int           // unfinished requests of one VM, at least
+	AckWait           time.Duration
+	MaxInFlight       map[string]int // by vCenter: requests taken at once, all replicas together
+	Provision         bool           // create what is missing, raise the limits of what is guestflow's own
+}
+
+// MismatchError says everything that has to be changed on the server before guestflow can work on it. Any other error of Provision may pass.
+type MismatchError struct {
+	Differences []string
+}
+
+// Error names every difference.
+func (e *MismatchError) Error() string {
+	return "NATS is not set up as guestflow needs it: " + strings.Join(e.Differences, "; ")
+}
+
+// Provision makes sure that the streams and consumers are there and are what guestflow needs. What is missing is created and marked as
+// guestflow's own; of its own, limits are raised, never lowered (a lower limit per VM deletes accepted requests), but MaxAckPending and the
+// ack wait follow the settings. What an administrator made is never touched. Where something does not fit the error is a *MismatchError
+// that holds every difference; any other error means that NATS could not be asked. Several replicas may call it at once.
+func (c *Conn) Provision(ctx context.Context, s Streams) error {
+	var differ []string
+	if v := c.nc.ConnectedServerVersion(); v != "" && !newEnough(v) {
+		differ = append(differ, fmt.Sprintf("the server is version %s, and %d.%d or newer is needed", v, minServerMajor, minServerMinor))
+	}
+	vcenters := slices.Sorted(maps.Keys(s.MaxInFlight))
+	for _, need := range s.streams(vcenters) {
+		have, d, err := c.ensureStream(ctx, need, s.Provision)
+		if err != nil {
+			return fmt.Errorf("stream %s: %w", need.Name, err)
+		}
+		for _, text := range d {
+			differ = append(differ, fmt.Sprintf("stream %s: %s", need.Name, text))
+		}
+		if have != nil && need.Name == EventsStream {
+			c.mu.Lock()
+			c.keepFor = have.MaxAge
+			c.mu.Unlock()
+		}
+	}
+	for _, vcenter := range vcenters {
+		for _, need := range s.consumers(vcenter) {
+			d, err := c.ensureConsumer(ctx, RequestsStream(vcenter), need, s.Provision)
+			if err != nil {
+				return fmt.Errorf("consumer %s: %w", need.Durable, err)
+			}
+			for _, text := range d {
+				differ = append(differ, fmt.Sprintf("consumer %s: %s", need.Durable, text))
+			}
+		}
+		c.knows(vcenter)
+	}
+	if len(differ) > 0 {
+		return &MismatchError{Differences: differ}
+	}
+	return nil
+}
+
+// streamNeed is a stream as guestflow would make it, and the subjects that it has to cover however it was made.
+type streamNeed struct {
+	jetstream.StreamConfig
+	covers []string
+	// keepsAll: nothing may be dropped to make room. The requests and the journal are, dead letters are not.
+	keepsAll bool
+}
+
+func (s Streams) streams(vcenters []string) []streamNeed {
+	base := jetstream.StreamConfig{
+		Storage: jetstream.FileStorage, Replicas: max(s.Replicas, 1), Duplicates: duplicateWindow, AllowDirect: true,
+		MaxMsgs: -1, MaxBytes: -1, MaxMsgsPerSubject: -1, MaxConsumers: -1, MaxMsgSize: -1,
+		Metadata: map[string]string{ownedKey: "true"},
+	}
+	journal, dead := base, base
+	journal.Name, journal.Description = EventsStream, "guestflow: what happened to each VM, and the journal of its runs"
+	journal.Subjects, journal.MaxAge = []string{"guestflow.events.>", "guestflow.rejections.>"}, s.EventsMaxAge
+	if s.EventsMaxBytes > 0 {
+		journal.MaxBytes, journal.Discard = s.EventsMaxBytes, jetstream.DiscardNew
+	}
+	dead.Name, dead.Description = DeadlettersStream, "guestflow: refused messages"
+	dead.Subjects, dead.MaxAge = []string{"guestflow.deadletters.>"}, s.DeadlettersMaxAge
+	needs := []streamNeed{{StreamConfig: journal, keepsAll: true}, {StreamConfig: dead}}
+	for _, vcenter := range vcenters {
+		needs[0].covers = append(needs[0].covers, "guestflow.events."+vcenter+".>", RejectionSubject(vcenter, "*"))
+		needs[1].covers = append(needs[1].covers, DeadletterSubject(vcenter, "*"))
+		r := base
+		r.Name, r.Description = RequestsStream(vcenter), "guestflow: requests and cancels that are not finished yet, vCenter "+vcenter
+		r.Subjects = []string{RequestSubject(vcenter, "*"), CancelSubject(vcenter, "*")}
+		r.Retention, r.Discard, r.DiscardNewPerSubject = jetstream.WorkQueuePolicy, jetstream.DiscardNew, true
+		r.MaxMsgsPerSubject, r.MaxMsgSize = int64(max(s.QueuePerVM, 1)), maxRequest
+		needs = append(needs, streamNeed{StreamConfig: r, covers: r.Subjects, keepsAll: true})
+	}
+	return needs
+}
+
+func (s Streams) consumers(vcenter string) []jetstream.ConsumerConfig {
+	base := jetstream.ConsumerConfig{
+		DeliverPolicy: jetstream.DeliverAllPolicy, AckPolicy: jetstream.AckExplicitPolicy, ReplayPolicy: jetstream.ReplayInstantPolicy,
+		AckWait: s.AckWait, MaxDeliver: -1, MaxAckPending: s.MaxInFlight[vcenter], Metadata: map[string]string{ownedKey: "true"},
+	}
+	requests, cancels := base, base
+	requests.Durable, requests.FilterSubject = RequestsConsumer(vcenter), RequestSubject(vcenter, "*")
+	cancels.Durable, cancels.FilterSubject = CancelsConsumer(vcenter), CancelSubject(vcenter, "*")
+	return []jetstream.ConsumerConfig{requests, cancels}
+}
+
+// ensureStream returns the stream as it is at the end, nil where it is missing, and what is wrong with it.
+func (c *Conn) ensureStream(ctx context.Context, need streamNeed, provision bool) (*jetstream.StreamConfig, []string, error) {
+	for {
+		st, err := c.js.Stream(ctx, need.Name)
+		if errors.Is(err, jetstream.ErrStreamNotFound) {
+			if !provision {
+				return nil, []string{"is missing"}, nil
+			}
+			st, err = c.js.CreateStream(ctx, need.StreamConfig)
+			if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // another replica was faster, with other settings
+				continue
+			}
+			if refusal := refusal(err); refusal != "" {
+				return nil, []string{"cannot be created: " + refusal + c.whoHas(ctx, need.covers)}, nil
+			}
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		have := st.CachedInfo().Config
+		if provision && have.Metadata[ownedKey] != "" {
+			if raised, changed := need.raise(have); changed {
+				st, err := c.js.UpdateStream(ctx, raised)
+				if refusal := refusal(err); refusal != "" {
+					return &have, append(need.differences(have), "cannot be changed: "+refusal), nil
+				}
+				if err != nil {
+					return nil, nil, err
+				}
+				have = st.CachedInfo().Config
+			}
+		}
+		return &have, need.differences(have), nil
+	}
+}
+
+// refusal is what the server said against a change; empty where it said nothing of the kind.
+func refusal(err error) string {
+	var api *jetstream.APIError
+	if !errors.As(err, &api) || api.Code == 503 || api.ErrorCode == jetstream.JSErrCodeStreamNotFound {
+		return ""
+	}
+	return fmt.Sprintf("%s (%d)", api.Description, api.ErrorCode)
+}
+
+// whoHas names the stream that holds one of the subjects already.
+func (c *Conn) whoHas(ctx context.Context, subjects []string) string {
+	for _, s := range subjects {
+		if name, err := c.js.StreamNameBySubject(ctx, s); err == nil {
+			return fmt.Sprintf(": stream %s has the subject %s", name, s)
+		}
+	}
+	return ""
+}
+
+// raise returns have with its limits raised to what is needed.
+func (n streamNeed) raise(have jetstream.StreamConfig) (raised jetstream.StreamConfig, changed bool) {
+	raised = have
+	for _, s := range n.Subjects {
+		if !slices.Contains(raised.Subjects, s) {
+			raised.Subjects, changed = append(slices.Clone(raised.Subjects), s), true
+		}
+	}
+	changed = raiseLimit(&raised.MaxMsgsPerSubject, n.MaxMsgsPerSubject) || changed
+	changed = raiseLimit(&raised.MaxBytes, n.MaxBytes) || changed
+	changed = raiseLimit(&raised.MaxMsgSize, n.MaxMsgSize) || changed
+	changed = raiseLimit(&raised.MaxAge, n.MaxAge) || changed
+	if n.Replicas > raised.Replicas {
+		raised.Replicas, changed = n.Replicas, true
+	}
+	return raised, changed
+}
+
+// raiseLimit sets have to need where that is higher; a limit that is not positive is none, which is the highest. The limit per subject of a
+// work queue is an exception that never comes up: it is always set, on both sides.
+func raiseLimit[N int32 | int64 | time.Duration](have *N, need N) bool {
+	if *have <= 0 || need > 0 && need <= *have {
+		return false
+	}
+	*have = need
+	return true
+}
+
+// differences are all things in which a stream does not do what guestflow leans on.
+func (n streamNeed) differences(have jetstream.StreamConfig) (d []string) {
+	differ := func(wrong bool, format string, args ...any) {
+		if wrong {
+			d = append(d, fmt.Sprintf(format, args...))
+		}
+	}
+	for _, want := range n.covers {
+		differ(!slices.ContainsFunc(have.Subjects, func(s string) bool { return covers(s, want) }),
+			"its subjects %s do not cover %s", strings.Join(have.Subjects, ", "), want)
+	}
+	differ(have.Retention != n.Retention, "retention is %s, not %s", have.Retention, n.Retention)
+	differ(have.Storage != n.Storage, "storage is %s, not %s", have.Storage, n.Storage)
+	differ(have.Replicas < n.Replicas, "it has %d replicas, not %d", have.Replicas, n.Replicas)
+	differ(have.NoAck, "it does not acknowledge what is published (no_ack)")
+	differ(have.Sealed, "it is sealed")
+	differ(have.Mirror != nil, "it is a mirror")
+	size := max(n.MaxMsgSize, 0)
+	if size == 0 {
+		size = maxStored
+	}
+	differ(have.MaxMsgSize > 0 && have.MaxMsgSize < size, "max_msg_size is %d, less than %d", have.MaxMsgSize, size)
+	differ(have.MaxAge > 0 && (n.MaxAge == 0 || have.MaxAge < n.MaxAge), "max_age is %s, not %s", have.MaxAge, ageText(n.MaxAge))
+	if !n.keepsAll {
+		return d
+	}
+	bounded := have.MaxBytes > 0 || have.MaxMsgs > 0
+	differ((bounded || n.DiscardNewPerSubject) && have.Discard != jetstream.DiscardNew, "it drops old messages when it is full: discard must be new")
+	if n.DiscardNewPerSubject {
+		differ(!have.DiscardNewPerSubject, "discard_new_per_subject is not set")
+		differ(have.MaxMsgsPerSubject < n.MaxMsgsPerSubject, "max_msgs_per_subject is %d, less than %d", have.MaxMsgsPerSubject, n.MaxMsgsPerSubject)
+	} else {
+		differ(have.MaxMsgsPerSubject > 0, "max_msgs_per_subject is %d: the journal needs all of them", have.MaxMsgsPerSubject)
+	}
+	return d
+}
+
+func ageText(d time.Duration) string {
+	if d == 0 {
+		return "unlimited"
+	}
+	return fmt.Sprintf("%s or more", d)
+}
+
+func (c *Conn) ensureConsumer(ctx context.Context, stream string, need jetstream.ConsumerConfig, provision bool) ([]string, error) {
+	for {
+		cons, err := c.js.Consumer(ctx, stream, need.Durable)
+		if errors.Is(err, jetstream.ErrStreamNotFound) {
+			return nil, nil // the stream has been named as missing
+		}
+		if errors.Is(err, jetstream.ErrConsumerNotFound) {
+			if !provision {
+				return []string{"is missing"}, nil
+			}
+			cons, err = c.js.CreateConsumer(ctx, stream, need)
+			if errors.Is(err, jetstream.ErrConsumerExists) {
+				continue
+			}
+			if refusal := refusal(err); refusal != "" {
+				return []string{"cannot be created: " + refusal}, nil
+			}
+		}
+		if errors.Is(err, jetstream.ErrNotPullConsumer) {
+			return []string{"it is a push consumer"}, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		have := cons.CachedInfo().Config
+		if provision && have.Metadata[ownedKey] != "" && (have.MaxAckPending != need.MaxAckPending || have.AckWait != need.AckWait) {
+			follow := have
+			follow.MaxAckPending, follow.AckWait = need.MaxAckPending, need.AckWait
+			cons, err := c.js.UpdateConsumer(ctx, stream, follow)
+			if refusal := refusal(err); refusal != "" {
+				return append(consumerDifferences(need, have), "cannot be changed: "+refusal), nil
+			}
+			if err != nil {
+				return nil, err
+			}
+			have = cons.CachedInfo().Config
+		}
+		return consumerDifferences(need, have), nil
+	}
+}
+
+// consumerDifferences are all things in which a consumer does not do what guestflow leans on. How many requests it hands out at once, and its
+// ack wait, are its maker's choice.
+func consumerDifferences(need, have jetstream.ConsumerConfig) (d []string) {
+	differ := func(wrong bool, format string, args ...any) {
+		if wrong {
+			d = append(d, fmt.Sprintf(format, args...))
+		}
+	}
+	filters := have.FilterSubjects
+	if have.FilterSubject != "" {
+		filters = []string{have.FilterSubject}
+	}
+	differ(len(filters) != 1 || filters[0] != need.FilterSubject, "its filter is %q, not %s", strings.Join(filters, ", "), need.FilterSubject)
+	differ(have.AckPolicy != need.AckPolicy, "ack policy is %s, not %s", have.AckPolicy, need.AckPolicy)
+	differ(have.MaxDeliver > 0, "max_deliver is %d: it must be unlimited, or requests get lost", have.MaxDeliver)
+	differ(len(have.BackOff) > 0, "backoff is set: it replaces the ack wait")
+	differ(have.DeliverPolicy != need.DeliverPolicy, "deliver policy is %s, not %s", have.DeliverPolicy, need.DeliverPolicy)
+	differ(have.ReplayPolicy != need.ReplayPolicy, "replay policy is %s, not %s", have.ReplayPolicy, need.ReplayPolicy)
+	differ(have.HeadersOnly, "it delivers headers only")
+	differ(have.PriorityPolicy != jetstream.PriorityPolicyNone, "it has a priority policy")
+	differ(have.InactiveThreshold > 0, "inactive_threshold is %s: it is deleted while nobody pulls", have.InactiveThreshold)
+	return d
+}
+
+// covers tells whether every subject under filter is under pattern.
+func covers(pattern, filter string) bool {
+	p, f := strings.Split(pattern, "."), strings.Split(filter, ".")
+	for i, token := range p {
+		switch {
+		case token == ">":
+			return len(f) > i
+		case i >= len(f) || f[i] == ">":
+			return false
+		case token != "*" && token != f[i]:
+			return false
+		}
+	}
+	return len(p) == len(f)
+}
+
+// newEnough tells whether a server knows what guestflow leans on: before 2.11 a retry with the same ID could fail for the whole duplicate
+// window after a change of leader.
+func newEnough(version string) bool {
+	var major, minor int
+	if _, err := fmt.Sscanf(strings.TrimPrefix(version, "v"), "%d.%d", &major, &minor); err != nil {
+		return true // a build of its own: its owner knows
+	}
+	return major > minServerMajor || major == minServerMajor && minor >= minServerMinor
+}

@@ -1,0 +1,188 @@
+package handler
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/guestflow/guestflow/internal/events"
+	"github.com/guestflow/guestflow/internal/vcapi"
+)
+
+// check asks everything that can be known before anything is changed, and tells all that speaks against the run at once.
+func (r *run) check(ctx context.Context) error {
+	s := &step{name: "check", state: &r.state.Check.State}
+	c := r.state.Check
+	*c = events.Check{State: events.Pending}
+	var why *stepError // of the first blocker
+	block := func(f *stepError, field string) {
+		c.Blockers = append(c.Blockers, events.Remark{Code: string(f.code), Message: f.message, Field: field})
+		if why == nil {
+			why = f
+		}
+	}
+	if r.asked.Guest != nil && r.asked.Guest.Credentials != nil {
+		var f *stepError
+		if _, err := r.guestAuth("check"); errors.As(err, &f) {
+			block(f, "guest.credentials")
+		}
+	}
+	vm, err := ask(ctx, r, s, r.readVM)
+	var gone *stepError
+	switch {
+	case errors.As(err, &gone) && gone.code == events.NotFound, errors.As(err, &gone) && gone.code == events.Unauthorized:
+		block(&stepError{step: "check", code: gone.code, err: gone.err, message: fmt.Sprintf("vm %s in vCenter %s: %v", r.vm, r.VCenter, gone.err)}, "vm")
+	case err != nil:
+		return err
+	default:
+		if r.point.BaselineAt == nil {
+			if _, err := ask(ctx, r, s, r.baseline); err != nil {
+				return err
+			}
+		}
+		if vm.PowerState != "poweredOn" {
+			block(&stepError{step: "check", code: events.PowerState, retryable: true,
+				message: fmt.Sprintf("vm %s is %s: only a running guest can be customized, power it on", r.vm, vm.PowerState)}, "vm")
+		}
+		c.Warnings = append(warningsOf(r.asked), warningsOfVM(vm)...)
+		if err := r.customizable(ctx, s, block); err != nil {
+			return err
+		}
+	}
+	switch {
+	case why != nil:
+		c.State = events.Failed
+		if n := len(c.Blockers) - 1; n > 0 {
+			why.message += fmt.Sprintf(" (and %d more: see check.blockers)", n)
+		}
+		r.state.Error = r.errorOf(why)
+	case c.State == events.Pending:
+		c.State = events.Succeeded
+	}
+	if err := r.record(events.CheckCompleted); err != nil {
+		return err
+	}
+	if why != nil {
+		return why
+	}
+	return nil
+}
+
+// customizable puts vCenter's own check (9.0 and later) into the run.
+func (r *run) customizable(ctx context.Context, s *step, block func(*stepError, string)) error {
+	c, mode := r.state.Check, r.asked.Check.Mode
+	if mode == "skip" {
+		c.State = events.Skipped
+		return nil
+	}
+	about, err := ask(ctx, r, s, r.vc.About)
+	if err != nil {
+		return err
+	}
+	lacking := func() {
+		c.State = events.Unavailable
+		if mode == "required" {
+			block(&stepError{step: "check", code: events.Unsupported, message: fmt.Sprintf(
+				"vCenter %s speaks vSphere API %s, the check needs 9.0: update it, or ask for check.mode auto or skip", r.VCenter, about.APIVersion)}, "check.mode")
+		}
+	}
+	if olderThan9(about.APIVersion) {
+		lacking()
+		return nil
+	}
+	var answer vcapi.Check
+	for pause, tries := newBackoff(askPause), 1; ; tries++ {
+		answer, err = ask(ctx, r, s, func(ctx context.Context) (vcapi.Check, error) { return r.vc.CheckCustomization(ctx, r.vm) })
+		var f *stepError
+		switch {
+		case errors.As(err, &f) && f.code == events.Unsupported:
+			lacking()
+			return nil
+		case errors.As(err, &f) && (f.code == events.NotFound || f.code == events.Unauthorized):
+			f.message = fmt.Sprintf("vm %s in vCenter %s: %v", r.vm, r.VCenter, f.err)
+			block(f, "vm")
+			return nil
+		case err != nil:
+			return err
+		}
+		// NOT_SUPPORTED without a reason: vCenter did not come far enough to tell. It is asked a few times more.
+		if answer.Status == "SUPPORTED" || answer.SupportedGuestOS != nil || answer.SupportedPowerState != nil || tries == checkTries {
+			break
+		}
+		select {
+		case <-pause.next():
+		case <-ctx.Done():
+			return r.interrupted(ctx)
+		}
+	}
+	c.Status, c.SupportedGuestOS, c.SupportedPowerState = answer.Status, answer.SupportedGuestOS, answer.SupportedPowerState
+	if answer.Status == "SUPPORTED" {
+		return nil
+	}
+	power := answer.SupportedPowerState != nil && !*answer.SupportedPowerState
+	system := answer.SupportedGuestOS != nil && !*answer.SupportedGuestOS
+	if system {
+		block(&stepError{step: "check", code: events.NotCustomizable, message: fmt.Sprintf(
+			"vCenter says that the guest OS of vm %s cannot be customized", r.vm)}, "vm")
+	}
+	if power {
+		block(&stepError{step: "check", code: events.PowerState, retryable: true, message: fmt.Sprintf(
+			"vCenter says that vm %s cannot be customized in its power state", r.vm)}, "vm")
+	}
+	if !power && !system {
+		block(&stepError{step: "check", code: events.NotCustomizable, retryable: true, message: fmt.Sprintf(
+			"vCenter says %s of vm %s, and no reason: see the VM's guest OS, VMware Tools and host", answer.Status, r.vm)}, "vm")
+	}
+	return nil
+}
+
+// checkTries is how often a check without a reason is asked for.
+const checkTries = 3
+
+func olderThan9(apiVersion string) bool {
+	major, _, _ := strings.Cut(apiVersion, ".")
+	return len(major) == 1 && major < "9"
+}
+
+// warningsOf names what CustomizeGuest_Task is known to drop or not to support. (Customizing Guest Network Settings for Running Virtual Machines,
+// vSphere Web Services SDK Programming Guide: Linux guests only.)
+func warningsOf(asked *events.Asked) []events.Remark {
+	if asked.Customize == nil {
+		return nil
+	}
+	var spec struct {
+		Identity map[string]json.RawMessage `json:"identity"`
+	}
+	if json.Unmarshal(asked.Customize.Spec, &spec) != nil {
+		return nil
+	}
+	var kind string
+	_ = json.Unmarshal(spec.Identity["_typeName"], &kind)
+	var w []events.Remark
+	if kind != "" && kind != "CustomizationLinuxPrep" {
+		w = append(w, events.Remark{Code: "UnsupportedIdentity", Field: "customize.spec.identity",
+			Message: kind + ": the customization of a running guest supports Linux guests with CustomizationLinuxPrep; vCenter may refuse this one"})
+	}
+	for field, what := range map[string]string{"password": "the guest's password stays as it is", "scriptText": "the script is not run"} {
+		if _, ok := spec.Identity[field]; ok {
+			w = append(w, events.Remark{Code: "IgnoredByGuest", Field: "customize.spec.identity." + field,
+				Message: "the engine that customizes running guests is known to drop it: " + what})
+		}
+	}
+	return w
+}
+
+func warningsOfVM(vm vcapi.VM) []events.Remark {
+	var w []events.Remark
+	if vm.PendingCustomization != "" {
+		w = append(w, events.Remark{Code: "PendingCustomization", Field: "vm",
+			Message: "a customization for the next power-on is pending on the VM (" + vm.PendingCustomization + "): it will change the guest again"})
+	}
+	if vm.CloudInit {
+		w = append(w, events.Remark{Code: "CloudInit", Field: "vm",
+			Message: "the VM carries cloud-init data (guestinfo.userdata or guestinfo.metadata): cloud-init may write the network too, and the last one wins"})
+	}
+	return w
+}

@@ -1,0 +1,121 @@
+package handler
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/guestflow/guestflow/internal/events"
+)
+
+// checkpointVersion is the shape of checkpoint that this build writes and knows. An owner that meets another one hands the run back untouched.
+const checkpointVersion = 1
+
+// remembered is how many of a VM's last runs its journal can still name.
+const remembered = 32
+
+// checkpoint is what a run must know after a takeover beyond what its subscribers read. It travels in every event, so the VM's last event
+// alone is enough to go on.
+type checkpoint struct {
+	Version int    `json:"version"`
+	Seq     uint64 `json:"seq"`    // of the request in its stream
+	Digest  string `json:"digest"` // of the request's data
+	// Baseline are the Tasks on this VM that vCenter showed before the run made any: a Task among them is not this run's.
+	Baseline   []string   `json:"baseline,omitempty"`
+	BaselineAt *time.Time `json:"baselineAt,omitempty"` // vCenter's clock; absent: vCenter was silent, there is no baseline yet
+	// Tasks are the ones that this run made. Past holds those of earlier runs: vCenter may have shown them too late for the baseline.
+	Tasks  []string  `json:"tasks,omitempty"`
+	Past   []pastRun `json:"past,omitempty"` // oldest first
+	Intent *intent   `json:"intent,omitempty"`
+	// GuestStart is the start of the last customization that the guest spoke of before this run's call (the guest's clock). Only a newer one is this run's.
+	GuestStart *time.Time `json:"guestStart,omitempty"`
+	// Step and StepSince are the step that the run is in and since when (our clock): its time goes on across takeovers.
+	Step      string     `json:"step,omitempty"`
+	StepSince *time.Time `json:"stepSince,omitempty"`
+	Released  *release   `json:"released,omitempty"`
+	Doubt     []string   `json:"doubt,omitempty"`   // in the last event: the acts that may or may not have taken effect
+	Aborted   bool       `json:"aborted,omitempty"` // the customization was aborted and begun again once
+	Abort     bool       `json:"abort,omitempty"`   // the customization must be aborted before the next attempt
+}
+
+// pastRun is an ended run of the same VM.
+type pastRun struct {
+	Run    string   `json:"run"`
+	Digest string   `json:"digest"`
+	Tasks  []string `json:"tasks,omitempty"`
+	// Doubt names the acts of which this run ended without knowing whether they took effect: their Task may still appear, and is nobody's to adopt.
+	Doubt []string `json:"doubt,omitempty"`
+}
+
+// intent is the declaration that a call is about to be made. It is open until the fact, or the proof that nothing happened, is stored.
+type intent struct {
+	Act     string    `json:"act"`               // customize, abort, network, process
+	Process string    `json:"process,omitempty"` // in a process act: which one
+	At      time.Time `json:"at"`                // vCenter's clock
+	Newest  string    `json:"newest,omitempty"`  // the newest Task on the VM that vCenter showed at that time
+	Session session   `json:"session"`           // vCenter session that was alive then: while it lives, vCenter was not restarted
+	Guest   string    `json:"guest,omitempty"`   // in a process act: who vmtoolsd and pid 1 were
+}
+
+type session struct {
+	Key  string `json:"key"` // the session's public key, not its secret ID
+	User string `json:"user"`
+}
+
+// release marks the one delivery that may trust that no call is outstanding: number Delivered + 1 of the request Seq.
+type release struct {
+	Seq       uint64 `json:"seq"`
+	Delivered uint64 `json:"delivered"`
+}
+
+// readCheckpoint decodes the checkpoint of a VM's last event.
+func readCheckpoint(e *events.Entry) (checkpoint, error) {
+	var c checkpoint
+	if err := json.Unmarshal(e.Run.Checkpoint, &c); err != nil {
+		return c, fmt.Errorf("event %s.%d: checkpoint: %w", e.Run.Run, e.Run.N, err)
+	}
+	if c.Version != checkpointVersion {
+		return c, fmt.Errorf("event %s.%d: checkpoint version %d, this build knows %d", e.Run.Run, e.Run.N, c.Version, checkpointVersion)
+	}
+	return c, nil
+}
+
+// past finds an ended run by its ID.
+func (c *checkpoint) past(run string) (pastRun, bool) {
+	i := slices.IndexFunc(c.Past, func(p pastRun) bool { return p.Run == run })
+	if i < 0 {
+		return pastRun{}, false
+	}
+	return c.Past[i], true
+}
+
+// ended is the memory that the next run of this VM begins with: that of this run, and this run itself.
+func (c *checkpoint) ended(run string) []pastRun {
+	past := append(slices.Clone(c.Past), pastRun{Run: run, Digest: c.Digest, Tasks: c.Tasks, Doubt: c.Doubt})
+	if over := len(past) - remembered; over > 0 {
+		past = past[over:]
+	}
+	return past
+}
+
+// known tells whether a Task is surely not the one that an open intent of this run may have made.
+func (c *checkpoint) known(task string) bool {
+	if slices.Contains(c.Baseline, task) || slices.Contains(c.Tasks, task) {
+		return true
+	}
+	return slices.ContainsFunc(c.Past, func(p pastRun) bool { return slices.Contains(p.Tasks, task) })
+}
+
+// doubted tells whether the last run of the VM that came as far as an act ended without knowing whether this act took effect.
+func (c *checkpoint) doubted(act string) bool {
+	for _, p := range slices.Backward(c.Past) {
+		if slices.Contains(p.Doubt, act) {
+			return true
+		}
+		if len(p.Tasks) > 0 {
+			return false
+		}
+	}
+	return false
+}

@@ -1,0 +1,144 @@
+package handler
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/guestflow/guestflow/internal/events"
+)
+
+// points are the points that an owner came to in a run in which nothing happened to it.
+func points(t *testing.T, secrets Secrets, data string) []string {
+	t.Helper()
+	var all []string
+	inWorld(t, secrets, func(w *world) {
+		w.run(data)
+		all = w.owners[0].trace
+	})
+	return all
+}
+
+// weighty are the points at which something is stored or takes effect: to die at any other is to die at the next of these.
+func weighty(points []string) []string {
+	return slices.DeleteFunc(slices.Clone(points), func(p string) bool {
+		return !strings.HasPrefix(p, "publish ") && !strings.HasPrefix(p, "stored ") && !strings.Contains(p, " sent") && !strings.Contains(p, " landed")
+	})
+}
+
+// mustSucceed checks the end of a run that nothing may keep from its success.
+func mustSucceed(t *testing.T, w *world) {
+	t.Helper()
+	if run := w.last(); run.Status != events.StatusSucceeded {
+		t.Errorf("the run ended as %s", run.Status)
+	}
+}
+
+func TestCrash(t *testing.T) {
+	t.Parallel()
+	secrets := secretsDir(t)
+	for _, point := range points(t, secrets, whole) {
+		for _, replicated := range []bool{false, true} {
+			for _, atOnce := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%s/replicated=%v/atOnce=%v", point, replicated, atOnce), func(t *testing.T) {
+					inWorld(t, secrets, func(w *world) {
+						w.store.replicated, w.atOnce = replicated, atOnce
+						w.run(whole, crash(point))
+						mustSucceed(t, w)
+					})
+				})
+			}
+		}
+	}
+}
+
+// A call that is on its way when its owner dies lands later, and shows later still.
+func TestCrashLateCall(t *testing.T) {
+	t.Parallel()
+	secrets := secretsDir(t)
+	for _, point := range points(t, secrets, whole) {
+		if !strings.Contains(point, " sent") {
+			continue
+		}
+		for _, travel := range []time.Duration{0, time.Second, 9 * time.Second, 10 * time.Second} {
+			for _, lag := range []time.Duration{0, 10 * time.Second, 29 * time.Second} {
+				t.Run(fmt.Sprintf("%s/%s/%s", point, travel, lag), func(t *testing.T) {
+					inWorld(t, secrets, func(w *world) {
+						w.atOnce, w.vc.lag = true, lag
+						w.run(whole, []fate{{point: point, do: "late", after: travel}})
+						mustSucceed(t, w)
+					})
+				})
+			}
+		}
+	}
+}
+
+func TestCrashPairs(t *testing.T) {
+	t.Parallel()
+	secrets := secretsDir(t)
+	for _, first := range weighty(points(t, secrets, whole)) {
+		t.Run(first, func(t *testing.T) {
+			t.Parallel()
+			var second []string
+			inWorld(t, secrets, func(w *world) {
+				w.run(whole, crash(first))
+				if len(w.owners) > 1 {
+					second = weighty(w.owners[1].trace)
+				}
+			})
+			for _, second := range second {
+				inWorld(t, secrets, func(w *world) {
+					w.atOnce = true
+					w.run(whole, crash(first), crash(second))
+					mustSucceed(t, w)
+					if t.Failed() {
+						t.Logf("crashes at %s and %s", first, second)
+					}
+				})
+			}
+		})
+	}
+}
+
+// An owner stands still while the request is delivered to the next one, then goes on.
+func TestPause(t *testing.T) {
+	t.Parallel()
+	secrets := secretsDir(t)
+	for _, point := range points(t, secrets, whole) {
+		t.Run(point, func(t *testing.T) {
+			t.Parallel()
+			for _, pause := range []time.Duration{2 * time.Second, 7 * time.Second, 31 * time.Second, 50 * time.Second, time.Minute, 100 * time.Second, 2 * time.Hour} {
+				if strings.Contains(point, " sent") && pause > settings.TravelTime {
+					continue // its call is on its way: none travels longer
+				}
+				for _, atOnce := range []bool{false, true} {
+					inWorld(t, secrets, func(w *world) {
+						w.atOnce = atOnce
+						w.run(whole, []fate{{point: point, do: "pause", after: pause}})
+						mustSucceed(t, w)
+						if t.Failed() {
+							t.Logf("paused at %s for %s, at once: %v", point, pause, atOnce)
+						}
+					})
+				}
+			}
+		})
+	}
+}
+
+// The process is told to stop at any point: the run is given back in time and goes on elsewhere.
+func TestRelease(t *testing.T) {
+	t.Parallel()
+	secrets := secretsDir(t)
+	for _, point := range points(t, secrets, whole) {
+		t.Run(point, func(t *testing.T) {
+			inWorld(t, secrets, func(w *world) {
+				w.run(whole, []fate{{point: point, do: "term"}})
+				mustSucceed(t, w)
+			})
+		})
+	}
+}

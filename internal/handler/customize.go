@@ -1,0 +1,218 @@
+package handler
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/guestflow/guestflow/internal/events"
+	"github.com/guestflow/guestflow/internal/vcapi"
+)
+
+// Pace of customize.progressed: a change of state at once, else at most every progressTime or progressStep per cent.
+const (
+	progressTime = 10 * time.Second
+	progressStep = 10
+)
+
+// customize is the act of customizing the running guest: CustomizeGuest_Task.
+func (r *run) customize() *act {
+	c := r.state.Customize
+	made := func(task string) {
+		c.Task = task
+		r.point.Tasks = append(r.point.Tasks, task)
+		r.newest = task
+	}
+	return &act{
+		name: "customize", starting: events.CustomizeStarting, started: events.CustomizeStarted,
+		look: func(ctx context.Context) (sighting, error) {
+			return r.lookForTask(ctx, "customize", "CustomizeGuest_Task", func(t vcapi.Task) { made(t.ID) })
+		},
+		intend: func(ctx context.Context) error {
+			if c.StartedAt == nil {
+				now := stamp(time.Now())
+				c.StartedAt = &now
+			}
+			if c.Guest == nil {
+				c.Guest = r.guestBefore(ctx)
+			}
+			return nil
+		},
+		call: func(ctx context.Context, gate vcapi.Gate) error {
+			auth, err := r.guestAuth("customize")
+			if err != nil {
+				return err
+			}
+			task, err := r.vc.CustomizeGuest(ctx, gate, r.vm, auth, r.asked.Customize.Spec, nil)
+			if err == nil {
+				made(task)
+			}
+			return err
+		},
+	}
+}
+
+// guestBefore reads what the guest says of its last customization, so that an old success is not taken for this run's. Its failure costs only
+// this channel: the Task still tells.
+func (r *run) guestBefore(ctx context.Context) *events.Guest {
+	ctx, cancel := context.WithTimeout(ctx, baselineTime)
+	defer cancel()
+	before, err := r.vc.CustomizationStatus(ctx, r.vm)
+	if err != nil {
+		return nil
+	}
+	r.point.GuestStart = before.StartTime
+	return nil
+}
+
+// ofThisRun tells whether the guest's status speaks of this run: of a customization that started after the one read before the call.
+func (r *run) ofThisRun(g *vcapi.GuestCustomization) bool {
+	return g != nil && g.StartTime != nil && (r.point.GuestStart == nil || g.StartTime.After(*r.point.GuestStart))
+}
+
+// customized waits for the end of the customization and decides how it ended: by the guest's own word where it speaks of this run, else by
+// the Task's.
+func (r *run) customized(ctx context.Context) error {
+	s, c := r.current(), r.state.Customize
+	var toldAt time.Time
+	told := -progressStep
+	task, err := r.followTask(ctx, s, c.Task, func(w vcapi.WatchState) error {
+		guest := false
+		if r.ofThisRun(w.VM.Customization) {
+			g := guestOf(w.VM.Customization)
+			guest = c.Guest == nil || c.Guest.Status != g.Status
+			c.Guest = g
+		}
+		p := 0
+		if w.Task.Progress != nil {
+			p = *w.Task.Progress
+			c.Progress = w.Task.Progress
+		}
+		if !guest && (p == max(told, 0) || p < told+progressStep && time.Since(toldAt) < progressTime) {
+			return nil
+		}
+		told, toldAt = p, time.Now()
+		return r.record(events.CustomizeProgressed)
+	})
+	if err != nil {
+		return err
+	}
+	failure, err := r.taskFailure(s, task)
+	if err != nil {
+		return err
+	}
+	c.DecidedBy = "task"
+	if g, err := r.guestAfter(ctx); err == nil && r.ofThisRun(&g) {
+		c.Guest = guestOf(&g)
+		switch {
+		case g.Status == "FAILED":
+			c.DecidedBy = "guest-status"
+			failure = &stepError{step: s.name, code: events.CustomizationFailed, err: failureBeneath(failure),
+				message: fmt.Sprintf("the guest says that its customization failed: %s", orNone(g.Error))}
+		case g.Status == "SUCCEEDED":
+			c.DecidedBy, failure = "guest-status", nil
+		}
+	}
+	now := stamp(time.Now())
+	c.FinishedAt = &now
+	if failure == nil {
+		done := 100
+		c.Progress, c.State = &done, events.Succeeded
+		return r.record(events.CustomizeCompleted)
+	}
+	c.State = events.Failed
+	r.state.Error = r.errorOf(failure)
+	if err := r.record(events.CustomizeCompleted); err != nil {
+		return err
+	}
+	return failure
+}
+
+// guestAfter reads the guest's word once the Task has ended. A guest that still runs has the rest of the step's time to come to its own end.
+func (r *run) guestAfter(ctx context.Context) (vcapi.GuestCustomization, error) {
+	once, cancel := context.WithTimeout(ctx, baselineTime)
+	defer cancel()
+	g, err := r.vc.CustomizationStatus(once, r.vm)
+	if err != nil || !r.ofThisRun(&g) || guestEnded(g.Status) {
+		return g, err
+	}
+	err = r.watch(ctx, r.current(), "", func(w vcapi.WatchState) (bool, error) {
+		if r.ofThisRun(w.VM.Customization) {
+			g = *w.VM.Customization
+		}
+		return guestEnded(g.Status), nil
+	})
+	return g, err
+}
+
+func guestEnded(status string) bool { return status == "SUCCEEDED" || status == "FAILED" }
+
+// taskFailure is why a Task that has ended did not succeed; nil where it did. A Task that was turned away for a while, such as by a busy VM, has
+// changed nothing: an againError.
+func (r *run) taskFailure(s *step, t vcapi.Task) (*stepError, error) {
+	if t.State == "success" {
+		return nil, nil
+	}
+	if t.Err == nil {
+		return &stepError{step: s.name, code: unnamed[s.name], message: fmt.Sprintf("%s %s ended in state %s without a fault", t.Name, t.ID, t.State)}, nil
+	}
+	err := fmt.Errorf("%s %s: %w", t.Name, t.ID, t.Err)
+	if w := r.outcome(s, t.Err).waiting; w == events.WaitingResourceBusy || w == events.WaitingTools {
+		return nil, &againError{err}
+	}
+	return r.failure(s, err), nil
+}
+
+func failureBeneath(f *stepError) error {
+	if f == nil {
+		return nil
+	}
+	return f.err
+}
+
+func orNone(s string) string {
+	if s == "" {
+		return "it gives no reason"
+	}
+	return s
+}
+
+// abort ends a customization whose state nobody knows, as the vendor's procedure has it before a second attempt: AbortCustomization_Task kills the
+// engine in the guest and frees its lock. (Recovering from Guest Network Customization Errors, Web Services SDK Programming Guide.) Once more is
+// harmless, so a crash in it is followed by another one.
+func (r *run) abort(ctx context.Context, s *step) error {
+	var task string
+	aborting := events.Starting
+	err := r.do(ctx, &step{name: s.name, state: &aborting, timeout: s.timeout, act: &act{
+		name: "abort", starting: events.CustomizeStarting, started: events.CustomizeProgressed,
+		look: func(ctx context.Context) (sighting, error) {
+			now, err := r.vc.Now(ctx)
+			return sighting{sure: true, now: intent{At: now, Newest: r.newest}}, err
+		},
+		intend: func(context.Context) error { return nil },
+		call: func(ctx context.Context, gate vcapi.Gate) error {
+			auth, err := r.guestAuth("customize")
+			if err != nil {
+				return err
+			}
+			if task, err = r.vc.AbortCustomization(ctx, gate, r.vm, auth); err == nil {
+				r.newest = task
+			}
+			return err
+		},
+	}})
+	if err != nil {
+		return err
+	}
+	end, err := r.followTask(ctx, s, task, func(vcapi.WatchState) error { return nil })
+	if err != nil {
+		return err
+	}
+	if f, err := r.taskFailure(s, end); err != nil {
+		return err
+	} else if f != nil {
+		return f
+	}
+	r.point.Abort = false
+	return nil
+}

@@ -1,0 +1,262 @@
+// Package handler decides what happens next: it takes a request to its end, one step after the other, so that whatever crashes, is paused or
+// lost on the way, nothing is done twice to the guest. docs/ARCHITECTURE.md tells the life of a message, docs/reliability.md the rules.
+package handler
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/guestflow/guestflow/internal/events"
+	"github.com/guestflow/guestflow/internal/vcapi"
+)
+
+// Journal is the VM's linear history of events; events.Journal is the real one.
+type Journal interface {
+	// Last reads the VM's last event from the stream's leader; nil where there is none.
+	Last(ctx context.Context, vcenter, vm string) (*events.Entry, error)
+	// Append stores run as the event that follows sequence after in the VM's history, or fails with events.ErrFenced.
+	Append(ctx context.Context, after uint64, msgID string, k events.Kind, attrs events.Attributes, run *events.Run) (uint64, error)
+	// Holds proves that the VM's last event is mine and stands on the event before (zero: on none), or fails with events.ErrFenced.
+	Holds(ctx context.Context, vcenter, vm string, mine, before events.Mark) error
+}
+
+// Line is what the requests stream holds for a VM; events.Line is the real one.
+type Line interface {
+	// Head is the stream sequence of the oldest request for this VM, 0 for none.
+	Head(ctx context.Context, vcenter, vm string) (uint64, error)
+	// Requests are the requests for this VM in the stream, oldest first.
+	Requests(ctx context.Context, vcenter, vm string) ([]events.Queued, error)
+	// Cancels are the cancels that wait for this VM.
+	Cancels(ctx context.Context, vcenter, vm string) ([]events.Cancel, error)
+	// Wake signals when a run. event of this VM, or a cancel for it, was published.
+	Wake(vcenter, vm string) (ch <-chan struct{}, stop func())
+}
+
+// Settings of a Handler.
+type Settings struct {
+	VCenter        string                                        // its name
+	Instance       string                                        // owner.instance
+	SendWindow     time.Duration                                 // T: how late after its proof of ownership a call may still be sent
+	TravelTime     time.Duration                                 // D: how long a sent call can travel
+	VisibilityLag  time.Duration                                 // V: how long a look may miss its effect
+	Drain          time.Duration                                 // how long a run may go on with what it has in hand once its context has ended
+	LongestTimeout time.Duration                                 // of a run: its events must outlive it; 0: any
+	Stored         func(events.Kind, *events.Run, time.Duration) // told of every event stored and how long the append took; may be nil
+}
+
+// Handler takes the requests of one vCenter to their ends.
+type Handler struct {
+	Settings
+	vc      VCenter
+	journal Journal
+	line    Line
+	secrets Secrets
+	log     zerolog.Logger
+}
+
+// New makes the handler of one vCenter.
+func New(s Settings, vc VCenter, journal Journal, line Line, secrets Secrets, log zerolog.Logger) *Handler {
+	if s.Stored == nil {
+		s.Stored = func(events.Kind, *events.Run, time.Duration) {}
+	}
+	return &Handler{Settings: s, vc: vc, journal: journal, line: line, secrets: secrets, log: log}
+}
+
+// Handle works on a request until its run has ended, or this process must let go of it. ctx ends when the process is to stop: the run is then
+// given back. The answer tells what becomes of the message: nil: its run has ended, acknowledge it · events.ErrFenced: it is another owner's,
+// be silent · events.ErrReleased: give it back at once · *events.RetryError: later · *events.RejectError: refuse it · else: be silent, the
+// stream delivers it again.
+func (h *Handler) Handle(ctx context.Context, req *events.Request) error {
+	if err := h.turn(ctx, req); err != nil {
+		return err
+	}
+	for {
+		last, err := h.journal.Last(ctx, req.VCenter, req.VM)
+		if err != nil {
+			return h.givenBack(ctx, err)
+		}
+		if last == nil {
+			return h.begin(ctx, req, nil, checkpoint{})
+		}
+		point, err := readCheckpoint(last)
+		if err != nil {
+			h.log.Error().Err(err).Str("vm", req.VM).Msg("request given back: its VM's journal was written by another version of guestflow")
+			return &events.RetryError{After: unknownVersionDelay, Err: err}
+		}
+		ours := last.Run.Run == req.Run
+		switch {
+		case last.Kind.Last() && ours:
+			return repeated(req, point.Digest)
+		case last.Kind.Last():
+			point.Past = point.ended(last.Run.Run)
+			if past, ok := point.past(req.Run); ok {
+				return repeated(req, past.Digest)
+			}
+			return h.begin(ctx, req, last, point)
+		case ours && point.Digest == req.Digest:
+			return h.resume(ctx, req, last, point)
+		default:
+			// The request of that run has left the stream, or it would stand before this one: the journal lost its end, or somebody purged it.
+			err := h.closeOrphan(ctx, last, point)
+			if errors.Is(err, events.ErrFenced) { // it was not one: the read was older than the run's end
+				err = sleepFor(ctx, turnPause)
+			}
+			if err != nil {
+				return h.givenBack(ctx, err)
+			}
+		}
+	}
+}
+
+// defaultTimeout is that of a run.
+const defaultTimeout = time.Hour
+
+// unknownVersionDelay leaves a roll-out time to replace this build, or the other one time to end the run.
+const unknownVersionDelay = 30 * time.Second
+
+// repeated answers a request whose run has ended: the repeat of it changes nothing, other data under its name is refused.
+func repeated(req *events.Request, digest string) error {
+	if digest == req.Digest {
+		return nil
+	}
+	return &events.RejectError{Code: events.DuplicateRequest, Message: fmt.Sprintf(
+		"source %q and id %q named a request with other data before: give each request an id of its own", req.Ref.Source, req.Ref.ID)}
+}
+
+// givenBack turns the end of the process's time into the request's return; any other error stays as it is.
+func (h *Handler) givenBack(ctx context.Context, err error) error {
+	if ctx.Err() != nil && !errors.Is(err, events.ErrFenced) {
+		return events.ErrReleased
+	}
+	return err
+}
+
+// turn waits until no older request for the VM is in the stream: requests for one VM run one after another, in the order of the stream. A second
+// copy of a request is a later one.
+func (h *Handler) turn(ctx context.Context, req *events.Request) error {
+	wake, stop := h.line.Wake(req.VCenter, req.VM)
+	defer stop()
+	pause, gone := newBackoff(turnPause), 0
+	for {
+		head, err := h.line.Head(ctx, req.VCenter, req.VM)
+		switch {
+		case err != nil:
+			return h.givenBack(ctx, err)
+		case head == req.Seq:
+			return nil
+		case head == 0 || head > req.Seq:
+			// A read may be older than the truth, so it is believed when it repeats itself.
+			if gone++; gone >= turnGoneReads {
+				return fmt.Errorf("request %d for vm %s has left the stream: %w", req.Seq, req.VM, events.ErrFenced)
+			}
+		}
+		// The acknowledgement follows the last event that wakes us, some milliseconds later: hence the reads in quick succession, then rarely.
+		select {
+		case <-wake:
+			pause.reset()
+		case <-pause.next():
+		case <-ctx.Done():
+			return events.ErrReleased
+		}
+	}
+}
+
+const (
+	turnPause     = 10 * time.Millisecond
+	turnGoneReads = 5
+)
+
+// begin starts a run on top of a finished one, or of none.
+func (h *Handler) begin(ctx context.Context, req *events.Request, last *events.Entry, before checkpoint) error {
+	if !req.Expires.IsZero() && time.Now().After(req.Expires) {
+		return &events.RejectError{Code: events.Expired, Message: fmt.Sprintf("expirytime %s had passed when the request's turn came",
+			req.Expires.UTC().Format(time.RFC3339))}
+	}
+	if t := req.Asked.Timeout.Or(defaultTimeout); h.LongestTimeout > 0 && t >= h.LongestTimeout {
+		return &events.RejectError{Code: events.InvalidRequest, Field: "timeout", Message: fmt.Sprintf(
+			"%s is not shorter than the age of the events, %s: a run must end while its journal lasts", t, h.LongestTimeout)}
+	}
+	r := h.newRun(ctx, req.VM, req.Attrs)
+	defer r.done()
+	if last != nil {
+		r.on = events.Mark{Seq: last.Seq, MsgID: last.MsgID}
+	}
+	r.req, r.asked = req, &req.Asked
+	r.point = checkpoint{Version: checkpointVersion, Seq: req.Seq, Digest: req.Digest, Past: before.Past}
+	r.state = events.Run{Run: req.Run, VCenter: req.VCenter, VM: req.VM, Request: &req.Ref, Status: events.StatusRunning,
+		Owner: &events.Owner{Instance: h.Instance}}
+	if by, err := r.canceledBy(); err != nil {
+		return h.givenBack(ctx, err)
+	} else if by != nil {
+		return r.end(&canceledError{by: *by})
+	}
+	r.accept()
+	if err := r.baselineWithin(baselineTime); err != nil && ctx.Err() != nil {
+		return events.ErrReleased
+	}
+	r.state.Requested = req.Data
+	err := r.record(events.RunAccepted)
+	r.state.Requested = nil
+	if err != nil {
+		return h.givenBack(ctx, err)
+	}
+	return r.walk()
+}
+
+// resume goes on with a run that an owner before this one left unfinished: it fences that owner, and lets its calls land before the first act.
+func (h *Handler) resume(ctx context.Context, req *events.Request, last *events.Entry, point checkpoint) error {
+	r := h.newRun(ctx, req.VM, req.Attrs)
+	defer r.done()
+	r.req, r.asked = req, &req.Asked
+	trusted := last.Kind == events.RunReleased && point.Released != nil &&
+		*point.Released == release{Seq: req.Seq, Delivered: req.Delivered - 1}
+	point.Seq = req.Seq
+	if err := r.takeOver(last, point); err != nil {
+		return h.givenBack(ctx, err)
+	}
+	if trusted {
+		r.actFrom = time.Time{}
+	}
+	return r.walk()
+}
+
+// closeOrphan ends a run that nobody will be handed again, so that the VM is free: as an owner who takes over, looks what the run's last
+// call did, and does nothing new.
+func (h *Handler) closeOrphan(ctx context.Context, last *events.Entry, point checkpoint) error {
+	r := h.newRun(ctx, last.Run.VM, last.Attrs)
+	defer r.done()
+	if err := r.takeOver(last, point); err != nil {
+		return err
+	}
+	return r.end(&stepError{code: events.Orphaned, retryable: true, message: fmt.Sprintf(
+		"the request of this run (source %q, id %q) has left the requests stream before the run ended: see in the events what was done, and send it again under a new id",
+		last.Run.Request.Source, last.Run.Request.ID)})
+}
+
+// newRun makes the state of an owner: ctx ends when the process is to stop.
+func (h *Handler) newRun(ctx context.Context, vm string, attrs events.Attributes) *run {
+	r := &run{Handler: h, vm: vm, attrs: attrs, token: rand.Text()[:10]}
+	r.wake, r.unwake = h.line.Wake(h.VCenter, vm)
+	// What is in hand when the process is to stop, an append or a call, has the drain time to come to its end.
+	life, kill := context.WithCancel(context.WithoutCancel(ctx))
+	r.life, r.kill = life, kill
+	r.undrain = context.AfterFunc(ctx, func() {
+		t := time.NewTimer(h.Drain)
+		defer t.Stop()
+		select {
+		case <-t.C:
+			kill()
+		case <-life.Done():
+		}
+	})
+	asks, interrupt := context.WithCancelCause(ctx)
+	r.ctx, r.interrupt = asks, interrupt
+	return r
+}
+
+var _ VCenter = (*vcapi.Client)(nil)

@@ -1,0 +1,244 @@
+package handler
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/guestflow/guestflow/internal/events"
+	"github.com/guestflow/guestflow/internal/vcapi"
+)
+
+// askPause is the first pause before a repeat; each one is twice as long, up to longestPause, with jitter.
+const (
+	askPause     = 500 * time.Millisecond
+	longestPause = 30 * time.Second
+)
+
+// backoff makes the pauses between repeats.
+type backoff struct{ first, cur time.Duration }
+
+func newBackoff(first time.Duration) *backoff { return &backoff{first: first, cur: first} }
+
+func (b *backoff) reset() { b.cur = b.first }
+
+// next is signalled when the pause is over.
+func (b *backoff) next() <-chan time.Time {
+	d := b.cur/2 + rand.N(b.cur/2+1)
+	b.cur = min(2*b.cur, longestPause)
+	return time.After(d)
+}
+
+// sleepUntil waits until t, or fails when ctx ends before.
+func sleepUntil(ctx context.Context, t time.Time) error {
+	left := time.Until(t)
+	if t.IsZero() || left <= 0 {
+		return ctx.Err()
+	}
+	select {
+	case <-time.After(left):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// ask repeats a read of vCenter until it is answered, the answer is one that will not pass, or ctx ends.
+func ask[T any](ctx context.Context, r *run, s *step, read func(context.Context) (T, error)) (T, error) {
+	for pause := newBackoff(askPause); ; {
+		r.asking = true
+		v, err := read(ctx)
+		if err == nil {
+			return v, nil
+		}
+		if err := r.pause(ctx, s, err, pause); err != nil {
+			return v, err
+		}
+	}
+}
+
+// pause waits after an error that will pass, telling why; it fails with what an error that will not pass means, and when ctx ends.
+func (r *run) pause(ctx context.Context, s *step, err error, b *backoff) error {
+	if ctx.Err() != nil {
+		return r.interrupted(ctx)
+	}
+	var v *vcapi.Error
+	if !errors.As(err, &v) {
+		return err // not vCenter's: an ended run, a fenced owner, an unreadable secret
+	}
+	o := r.outcome(s, v)
+	if o.waiting == "" {
+		return r.failure(s, err)
+	}
+	if err := r.wait(o.waiting, err); err != nil {
+		return err
+	}
+	select {
+	case <-b.next():
+		return nil
+	case <-ctx.Done():
+		return r.interrupted(ctx)
+	}
+}
+
+// wait tells, once per change, that the run cannot move, and why.
+func (r *run) wait(why events.Waiting, err error) error {
+	r.lastErr = err
+	if r.state.Waiting == why || r.on.Seq == 0 || r.state.N == 0 {
+		return nil // told already, or there is no run yet to tell it of
+	}
+	r.state.Waiting = why
+	return r.record(events.RunWaiting)
+}
+
+// outcome is what an answer of vCenter means for the run.
+type outcome struct {
+	code    events.Code
+	waiting events.Waiting // it will pass: try again, telling this reason; empty: it will not
+}
+
+// byName is the one table from vCenter's names, VI JSON faults and REST error types, to ours. See "Errors catalogue" in docs/errors.md.
+var byName = map[string]outcome{
+	"TaskInProgress":                {events.Busy, events.WaitingResourceBusy},
+	"CustomizationPending":          {events.Busy, events.WaitingResourceBusy},
+	"RESOURCE_BUSY":                 {events.Busy, events.WaitingResourceBusy},
+	"RESOURCE_IN_USE":               {events.Busy, events.WaitingResourceBusy},
+	"CONCURRENT_CHANGE":             {events.Busy, events.WaitingResourceBusy},
+	"TooManyGuestLogons":            {events.Busy, events.WaitingResourceBusy},
+	"InvalidPowerState":             {events.PowerState, ""},
+	"NOT_ALLOWED_IN_CURRENT_STATE":  {events.PowerState, ""},
+	"InvalidState":                  {events.InvalidState, events.WaitingTools},
+	"GuestOperationsUnavailable":    {events.ToolsNotRunning, events.WaitingTools},
+	"ToolsUnavailable":              {events.ToolsNotRunning, events.WaitingTools},
+	"GuestComponentsOutOfDate":      {events.Unsupported, ""},
+	"OperationNotSupportedByGuest":  {events.Unsupported, ""},
+	"OperationDisabledByGuest":      {events.Unsupported, ""},
+	"NotSupported":                  {events.Unsupported, ""},
+	"UNSUPPORTED":                   {events.Unsupported, ""},
+	"OPERATION_NOT_FOUND":           {events.Unsupported, ""},
+	"MethodNotFound":                {events.Unsupported, ""},
+	"InvalidGuestLogin":             {events.GuestLoginRefused, ""},
+	"GuestAuthenticationChallenge":  {events.GuestLoginRefused, ""},
+	"GuestPermissionDenied":         {events.GuestPermissionDenied, ""},
+	"GuestMultipleMappings":         {events.GuestLoginRefused, ""},
+	"UncustomizableGuest":           {events.NotCustomizable, ""},
+	"ManagedObjectNotFound":         {events.NotFound, ""},
+	"NOT_FOUND":                     {events.NotFound, ""},
+	"NoPermission":                  {events.Unauthorized, ""},
+	"UNAUTHORIZED":                  {events.Unauthorized, ""},
+	"NotAuthenticated":              {events.Unauthenticated, events.WaitingVCenterUnavailable},
+	"InvalidLogin":                  {events.Unauthenticated, events.WaitingVCenterUnavailable},
+	"UNAUTHENTICATED":               {events.Unauthenticated, events.WaitingVCenterUnavailable},
+	"UNVERIFIED_PEER":               {events.Unauthenticated, ""},
+	"InvalidArgument":               {events.InvalidRequest, ""},
+	"InvalidRequest":                {events.InvalidRequest, ""},
+	"InvalidType":                   {events.InvalidRequest, ""},
+	"INVALID_ARGUMENT":              {events.InvalidRequest, ""},
+	"INVALID_REQUEST":               {events.InvalidRequest, ""},
+	"UNEXPECTED_INPUT":              {events.InvalidRequest, ""},
+	"INVALID_ELEMENT_TYPE":          {events.InvalidRequest, ""},
+	"INVALID_ELEMENT_CONFIGURATION": {events.InvalidRequest, ""},
+	"RequestCanceled":               {events.CodeCanceled, ""},
+	"CANCELED":                      {events.CodeCanceled, ""},
+}
+
+// unnamed is what an answer means whose name tells nothing, by the step that got it.
+var unnamed = map[string]events.Code{"customize": events.CustomizationFailed, "network": events.NetworkFailed, "process": events.ProcessNotStarted}
+
+// outcome looks an error up.
+func (r *run) outcome(s *step, v *vcapi.Error) outcome {
+	o, named := byName[v.Name]
+	switch {
+	case v.Class == vcapi.GuestCredentials:
+		if o.code != events.GuestPermissionDenied {
+			o = outcome{code: events.GuestLoginRefused}
+			if r.passwordMayChange(s) {
+				o.waiting = events.WaitingGuestLogin
+			}
+		}
+	case v.Name == "SERVICE_UNAVAILABLE" && s.name == "process":
+		o = outcome{events.ToolsNotRunning, events.WaitingTools}
+	case s.name == "process" && s.act != nil && *s.state != events.Running && v.Class == vcapi.Permanent &&
+		(o.code == events.InvalidRequest || o.code == events.NotFound && len(v.Data) > 0):
+		o = outcome{code: events.ProcessNotStarted} // a bad path, or a program that does not exist
+	case named:
+	case v.Class == vcapi.Transient, v.Class == vcapi.SessionLost:
+		o = outcome{events.CodeUnavailable, events.WaitingVCenterUnavailable}
+	default:
+		o = outcome{code: unnamed[s.name]}
+		if o.code == "" {
+			o.code = events.Internal
+		}
+	}
+	return o
+}
+
+// passwordMayChange tells whether the guest may be changing the very password that it refuses: right after a customization.
+func (r *run) passwordMayChange(s *step) bool {
+	c := r.state.Customize
+	return s.name != "customize" && c != nil && c.FinishedAt != nil && time.Since(*c.FinishedAt) < time.Minute
+}
+
+// permanent tells whether an answer will not change when the call is repeated.
+func permanent(err error) bool {
+	var v *vcapi.Error
+	return errors.As(err, &v) && v.Class != vcapi.Transient && v.Class != vcapi.SessionLost
+}
+
+// failure is the end of a run that err makes in step s.
+func (r *run) failure(s *step, err error) *stepError {
+	var known *stepError
+	if errors.As(err, &known) {
+		return known
+	}
+	f := &stepError{step: s.name, process: s.process, code: events.Internal, message: err.Error(), err: err}
+	var v *vcapi.Error
+	if errors.As(err, &v) {
+		o := r.outcome(s, v)
+		f.code, f.retryable = o.code, o.waiting != "" || v.Class == vcapi.Transient
+	}
+	return f
+}
+
+// timeError is the end of a run whose time, or whose step's time, is over. Where it was waiting for something that did not pass, that is the reason.
+func (r *run) timeError(code events.Code, s *step, message string) *stepError {
+	f := &stepError{step: s.name, process: s.process, code: code, message: message, retryable: true}
+	if r.state.Waiting == "" {
+		return f
+	}
+	f.message += fmt.Sprintf(", waiting for %s", r.state.Waiting)
+	if r.lastErr != nil {
+		f.message += ": " + r.lastErr.Error()
+		f.err = r.lastErr
+	}
+	return f
+}
+
+// errorOf is what the events show of a failed step.
+func (r *run) errorOf(f *stepError) *events.Error {
+	if f.stored != nil {
+		return f.stored
+	}
+	e := &events.Error{Step: f.step, Process: f.process, Code: f.code, Message: f.message, Retryable: f.retryable}
+	var v *vcapi.Error
+	if errors.As(f.err, &v) {
+		e.VSphere = vsphereOf(v)
+	}
+	return e
+}
+
+func vsphereOf(v *vcapi.Error) *events.VSphere {
+	o := &events.VSphere{Name: v.Name, HTTPStatus: v.Status, LocalizedMessage: v.LocalizedMessage, Challenge: v.Challenge, Messages: v.Messages}
+	if json.Valid(v.Data) {
+		o.Data = v.Data
+	}
+	if o.Name == "" && o.HTTPStatus == 0 && len(o.Messages) == 0 && o.LocalizedMessage == "" {
+		return nil // vCenter said nothing
+	}
+	return o
+}
+
+func sleepFor(ctx context.Context, d time.Duration) error { return sleepUntil(ctx, time.Now().Add(d)) }

@@ -1,0 +1,366 @@
+package handler
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/guestflow/guestflow/internal/events"
+	"github.com/guestflow/guestflow/internal/vcapi"
+)
+
+// run is a run in the hands of one owner: what its journal says, and what this owner may do.
+type run struct {
+	*Handler
+	vm    string
+	attrs events.Attributes
+	token string          // of this owner: no other one writes message IDs with it
+	req   *events.Request // nil where an orphan is closed
+	asked *events.Asked
+
+	// ctx ends, with its cause, when the run is to be given back, canceled or out of time: asks live in it. life outlasts it by the drain time:
+	// appends and acts live in it, since neither may be left half done.
+	ctx, life context.Context
+	interrupt context.CancelCauseFunc
+	kill      func()
+	undrain   func() bool
+	wake      <-chan struct{}
+	unwake    func()
+
+	state events.Run
+	point checkpoint
+	on    events.Mark // the event that the next one stands on
+	under events.Mark // the event that on stands on
+
+	tookOver bool      // another owner may have called before us
+	actFrom  time.Time // no act and no conclusive look before: until then a call that is not ours, or without an answer, may still take effect
+	open     bool      // the point's intent is open: its call may have been made, and nobody knows
+	doubt    error     // why the open intent's call has no answer
+	newest   string    // the newest Task on the VM that vCenter showed us
+	lastErr  error     // what the run waited for last
+	asking   bool      // vCenter was asked at all
+}
+
+// errDrain interrupts a run that is to be given back; errDeadline one whose time is over.
+var (
+	errDrain    = errors.New("the process is to stop")
+	errDeadline = errors.New("the run's time is over")
+	errStepTime = errors.New("the step's time is over")
+)
+
+// canceledError interrupts a run that somebody canceled.
+type canceledError struct{ by events.Cancel }
+
+func (e *canceledError) Error() string {
+	return fmt.Sprintf("canceled by source %q, id %q: %s", e.by.Ref.Source, e.by.Ref.ID, e.by.Reason)
+}
+
+// stepError ends a run as failed.
+type stepError struct {
+	step, process string
+	code          events.Code
+	message       string
+	retryable     bool
+	err           error         // beneath: the vSphere fault
+	stored        *events.Error // as an earlier event of this run has it: nothing else is set
+	doubt         string        // the act that may or may not have taken effect
+}
+
+func (e *stepError) Error() string {
+	if e.stored != nil {
+		return e.stored.Message
+	}
+	return fmt.Sprintf("step %s: %s: %s", e.step, e.code, e.message)
+}
+
+func (e *stepError) Unwrap() error { return e.err }
+
+// done lets go of the run's goroutines.
+func (r *run) done() {
+	r.unwake()
+	r.undrain()
+	r.interrupt(nil)
+	r.kill()
+}
+
+// logger names the run in every line.
+func (r *run) logger() *zerolog.Logger {
+	l := r.log.With().Str("vcenter", r.VCenter).Str("vm", r.vm).Str("run", r.state.Run).Logger()
+	return &l
+}
+
+// record stores the run's state as its next event.
+func (r *run) record(k events.Kind) error {
+	return r.store(k, r.life)
+}
+
+func (r *run) store(k events.Kind, ctx context.Context) error {
+	if k != events.RunWaiting {
+		r.state.Waiting = ""
+	}
+	if k != events.RunReleased {
+		r.point.Released = nil
+	}
+	point, err := json.Marshal(r.point)
+	if err != nil {
+		return fmt.Errorf("encode the checkpoint: %w", err)
+	}
+	r.state.Checkpoint = point
+	r.state.N++
+	id := fmt.Sprintf("%s.%d.%s", r.state.Run, r.state.N, r.token)
+	start := time.Now()
+	seq, err := r.journal.Append(ctx, r.on.Seq, id, k, r.attrs, &r.state)
+	if err != nil {
+		return fmt.Errorf("vm %s: run %s: append %s: %w", r.vm, r.state.Run, k, err)
+	}
+	r.under, r.on = r.on, events.Mark{Seq: seq, MsgID: id}
+	r.Stored(k, &r.state, time.Since(start))
+	l := r.logger().Info()
+	if r.state.Process != "" {
+		l = l.Str("process", r.state.Process)
+	}
+	if r.state.Error != nil {
+		l = l.Str("code", string(r.state.Error.Code)).Str("error", r.state.Error.Message)
+	}
+	if r.state.Waiting != "" {
+		l = l.Str("waiting", string(r.state.Waiting)).AnErr("for", r.lastErr)
+	}
+	l.Int("n", r.state.N).Msg(string(k))
+	return nil
+}
+
+// takeOver makes this owner the run's: its append fences the one before.
+func (r *run) takeOver(last *events.Entry, point checkpoint) error {
+	r.state, r.point = last.Run, point
+	r.on = events.Mark{Seq: last.Seq, MsgID: last.MsgID}
+	owner := events.Owner{Instance: r.Instance, Takeovers: 1}
+	if last.Run.Owner != nil {
+		owner.Takeovers += last.Run.Owner.Takeovers
+	}
+	r.state.Owner, r.state.Process = &owner, ""
+	r.tookOver, r.open = true, point.Intent != nil
+	if err := r.record(events.RunResumed); err != nil {
+		return err
+	}
+	// Counted from the answer to this very append: a former owner can have proved its ownership only before it.
+	r.actFrom = time.Now().Add(r.SendWindow + r.TravelTime + r.VisibilityLag)
+	return nil
+}
+
+// walk takes the run through its steps to its last event.
+func (r *run) walk() error {
+	ctx, cancel := context.WithDeadlineCause(r.ctx, *r.state.Deadline, errDeadline)
+	defer cancel()
+	r.ctx = ctx
+	go r.listen(ctx)
+	for _, s := range r.steps() {
+		if err := r.step(s); err != nil {
+			return r.end(err)
+		}
+	}
+	return r.end(nil)
+}
+
+// listen interrupts the run when a cancel for it is published.
+func (r *run) listen(ctx context.Context) {
+	for {
+		if by, err := r.canceledBy(); err == nil && by != nil {
+			r.interrupt(&canceledError{by: *by})
+			return
+		}
+		select {
+		case <-r.wake:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// canceledBy looks for a cancel of this run in the stream.
+func (r *run) canceledBy() (*events.Cancel, error) {
+	waiting, err := r.line.Cancels(r.ctx, r.VCenter, r.vm)
+	if err != nil {
+		return nil, fmt.Errorf("vm %s: look for cancels: %w", r.vm, err)
+	}
+	for i := range waiting {
+		if waiting[i].Run == r.state.Run {
+			return &waiting[i], nil
+		}
+	}
+	return nil, nil
+}
+
+// interrupted is why ctx, made from the run's, has ended.
+func (r *run) interrupted(ctx context.Context) error {
+	cause := context.Cause(ctx)
+	var canceled *canceledError
+	if errors.As(cause, &canceled) || errors.Is(cause, errDeadline) || errors.Is(cause, errStepTime) {
+		return cause
+	}
+	return errDrain
+}
+
+// end writes the run's last event, or gives the run back. No last event is written while a call may be outstanding.
+func (r *run) end(why error) error {
+	var canceled *canceledError
+	var failed *stepError
+	switch {
+	case errors.Is(why, events.ErrFenced):
+		return why
+	case errors.Is(why, errDrain):
+		return r.release()
+	case why == nil, errors.As(why, &canceled), errors.As(why, &failed):
+	case errors.Is(why, errDeadline):
+		failed = r.timeError(events.DeadlineExceeded, r.current(), fmt.Sprintf("the run's time is over (timeout %s)", r.timeout()))
+	case r.life.Err() != nil:
+		return events.ErrReleased
+	default:
+		failed = r.failure(r.current(), why)
+	}
+	if err := r.settle(); err != nil {
+		return err
+	}
+	if canceled != nil {
+		if err := r.stop(); err != nil {
+			return err
+		}
+	}
+	last := events.RunSucceeded
+	switch {
+	case canceled != nil:
+		last = events.RunCanceled
+		r.state.Status = events.StatusCanceled
+		r.state.CanceledBy = &events.CanceledBy{Source: canceled.by.Ref.Source, ID: canceled.by.Ref.ID, Reason: canceled.by.Reason}
+		r.state.Error = &events.Error{Step: r.current().name, Code: events.CodeCanceled, Message: canceled.Error()}
+	case failed != nil:
+		last = events.RunFailed
+		r.state.Status = events.StatusFailed
+		r.state.Error = r.errorOf(failed)
+		if failed.doubt != "" {
+			r.point.Doubt = append(r.point.Doubt, failed.doubt)
+		}
+	default:
+		r.state.Status = events.StatusSucceeded
+	}
+	r.closeSteps(canceled != nil)
+	if r.asking && last != events.RunSucceeded {
+		r.observe()
+	}
+	now := stamp(time.Now())
+	r.state.FinishedAt, r.state.Process, r.point.Intent = &now, "", nil
+	return r.endOn(r.record(last))
+}
+
+// endOn turns the process's end in the middle of an append into silence: whether it was stored is the next owner's to read.
+func (r *run) endOn(err error) error {
+	if err != nil && r.life.Err() != nil && !errors.Is(err, events.ErrFenced) {
+		return events.ErrReleased
+	}
+	return err
+}
+
+// release gives the run back in the middle. The mark lets the very next delivery act at once; it may only be set where no call is outstanding.
+func (r *run) release() error {
+	if r.open || time.Now().Before(r.actFrom) {
+		return events.ErrReleased
+	}
+	r.point.Released = &release{Seq: r.req.Seq, Delivered: r.req.Delivered}
+	r.state.Process, r.point.Intent = "", nil
+	if err := r.record(events.RunReleased); err != nil {
+		return r.endOn(err)
+	}
+	return events.ErrReleased
+}
+
+// settle waits, before a last event, until the open intent's call cannot take effect unseen any more, and looks what it did.
+func (r *run) settle() error {
+	if !r.open {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(r.life, time.Until(r.actFrom)+settleTime)
+	defer cancel()
+	if err := sleepUntil(ctx, r.actFrom); err != nil {
+		return events.ErrReleased
+	}
+	s := r.current()
+	if s.act == nil {
+		r.open = false
+		return nil
+	}
+	for pause := newBackoff(askPause); ; {
+		seen, err := s.act.look(ctx)
+		if err == nil {
+			if seen.adopt != nil {
+				seen.adopt()
+				r.open, r.point.Intent = false, nil
+				return r.endOn(r.record(s.act.started))
+			}
+			if !seen.sure {
+				r.point.Doubt = append(r.point.Doubt, s.act.name)
+			}
+			r.open = false
+			return nil
+		}
+		select {
+		case <-pause.next():
+		case <-ctx.Done():
+			if r.life.Err() != nil {
+				return events.ErrReleased
+			}
+			r.point.Doubt = append(r.point.Doubt, s.act.name)
+			r.open = false
+			return nil
+		}
+	}
+}
+
+// settleTime bounds the last look of a run that is about to end while its vCenter does not answer.
+const settleTime = 30 * time.Second
+
+// observe notes what vCenter shows of the VM now.
+func (r *run) observe() {
+	ctx, cancel := context.WithTimeout(r.life, observeTime)
+	defer cancel()
+	vm, err := r.vc.VM(ctx, r.vm)
+	if err != nil {
+		return
+	}
+	r.noteVM(vm)
+	o := &events.Observed{At: stamp(time.Now()), PowerState: vm.PowerState, ToolsRunningStatus: vm.ToolsRunningStatus, ToolsVersion: vm.ToolsVersion,
+		HostName: vm.HostName, Guest: guestOf(vm.Customization)}
+	for _, n := range vm.NICs {
+		o.NICs = append(o.NICs, events.NIC{MAC: n.MAC, Connected: n.Connected, Addresses: n.Addresses})
+	}
+	r.state.Observed = o
+}
+
+const observeTime = 5 * time.Second
+
+// noteVM keeps the VM's names in the run.
+func (r *run) noteVM(vm vcapi.VM) {
+	if vm.Name != "" {
+		r.state.VMName = vm.Name
+	}
+	if vm.InstanceUUID != "" {
+		r.state.InstanceUUID = vm.InstanceUUID
+	}
+}
+
+// timeout is the run's, as asked for.
+func (r *run) timeout() time.Duration {
+	return r.state.Deadline.Sub(*r.state.AcceptedAt)
+}
+
+// stamp is a time as events show it.
+func stamp(t time.Time) time.Time { return t.UTC().Truncate(time.Millisecond) }
+
+func guestOf(c *vcapi.GuestCustomization) *events.Guest {
+	if c == nil || c.Status == "" {
+		return nil
+	}
+	return &events.Guest{Status: c.Status, Error: c.Error, StartTime: c.StartTime, EndTime: c.EndTime}
+}

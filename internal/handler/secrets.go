@@ -1,0 +1,87 @@
+package handler
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"github.com/guestflow/guestflow/internal/events"
+	"github.com/guestflow/guestflow/internal/vcapi"
+)
+
+// Secrets are the guest credentials of one vCenter: <folder>/<name>/<key>, as Kubernetes mounts its Secrets. They are read at each use, so
+// that a rotated one works. A publisher for one vCenter cannot name another's: the folder is the vCenter's own.
+type Secrets string
+
+// secretName is what names and keys may be: nothing that could lead out of the folder.
+var secretName = regexp.MustCompile(`^[A-Za-z0-9]([-A-Za-z0-9._]*[A-Za-z0-9])?$`)
+
+// read gives a secret's value, one trailing line end dropped.
+func (s Secrets) read(name, key string) (string, error) {
+	if !secretName.MatchString(name) || !secretName.MatchString(key) {
+		return "", fmt.Errorf("secret %q, key %q: names are letters, digits, '-', '.' and '_', and begin and end with a letter or digit", name, key)
+	}
+	b, err := os.ReadFile(filepath.Join(string(s), name, key))
+	if err != nil {
+		var p *fs.PathError
+		if errors.As(err, &p) {
+			err = p.Err // without the path: events are read by others
+		}
+		return "", fmt.Errorf("secret %q, key %q: %w", name, key, err)
+	}
+	v := strings.TrimSuffix(string(b), "\n")
+	return strings.TrimSuffix(v, "\r"), nil
+}
+
+// missing tells whether err says that the secret is not there.
+func missing(err error) bool { return errors.Is(err, fs.ErrNotExist) }
+
+const (
+	userPassword = "USERNAME_PASSWORD"
+	samlToken    = "SAML_BEARER_TOKEN"
+)
+
+// guestAuth reads the credentials that a request names.
+func (s Secrets) guestAuth(g *events.AskedGuest) (vcapi.GuestAuth, error) {
+	c := g.Credentials
+	kind := c.Type
+	if kind == "" {
+		kind = userPassword
+		if _, err := s.read(c.SecretRef, "saml-token"); err == nil {
+			if _, err := s.read(c.SecretRef, "password"); missing(err) {
+				kind = samlToken
+			}
+		}
+	}
+	auth := vcapi.GuestAuth{Interactive: g.InteractiveSession}
+	var err error
+	if kind == samlToken {
+		if auth.SAMLToken, err = s.read(c.SecretRef, "saml-token"); err != nil {
+			return auth, err
+		}
+		auth.Username, err = s.read(c.SecretRef, "username")
+		if missing(err) { // the guest maps the token to a user itself
+			err = nil
+		}
+		return auth, err
+	}
+	if auth.Username, err = s.read(c.SecretRef, "username"); err != nil {
+		return auth, err
+	}
+	auth.Password, err = s.read(c.SecretRef, "password")
+	return auth, err
+}
+
+// guestAuth reads the run's guest credentials, at each use.
+func (r *run) guestAuth(s string) (vcapi.GuestAuth, error) {
+	auth, err := r.secrets.guestAuth(r.asked.Guest)
+	if err != nil {
+		return auth, &stepError{step: s, code: events.UnknownSecret, retryable: true, err: err,
+			message: fmt.Sprintf("guest credentials: %v: put the secret into the service's secrets folder for vCenter %s", err, r.VCenter)}
+	}
+	return auth, nil
+}

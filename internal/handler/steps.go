@@ -1,0 +1,374 @@
+package handler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/guestflow/guestflow/internal/events"
+	"github.com/guestflow/guestflow/internal/vcapi"
+)
+
+// step is one of a run's steps. It acts, where it changes the guest, then asks until its end is known; what the journal has recorded already
+// is passed over.
+type step struct {
+	name    string
+	process string // in a process step: its name
+	state   *events.State
+	timeout time.Duration // zero: the run's own
+	act     *act
+	ask     func(ctx context.Context) error
+}
+
+// act is a call that changes the guest.
+type act struct {
+	name              string // in the intent
+	starting, started events.Kind
+	// look tells whether the call has taken effect already.
+	look func(ctx context.Context) (sighting, error)
+	// intend fills in what the event of the intent shows.
+	intend func(ctx context.Context) error
+	// call makes the call and notes its fact in the run's state.
+	call func(ctx context.Context, gate vcapi.Gate) error
+}
+
+// sighting is the answer to a look.
+type sighting struct {
+	adopt func() // takes the effect that was found for the run's own; nil: none was found
+	sure  bool   // none was found, and vCenter could still have shown it
+	now   intent // what an intent stored now must hold, so that a later look can be sure
+}
+
+// steps is the whole workflow, top to bottom.
+func (r *run) steps() []*step {
+	steps := []*step{{name: "check", state: &r.state.Check.State, ask: r.check}}
+	if r.asked.Customize != nil {
+		steps = append(steps, &step{name: "customize", state: &r.state.Customize.State, timeout: r.asked.Customize.Timeout.Or(20 * time.Minute),
+			act: r.customize(), ask: r.customized})
+	}
+	if r.asked.Network != nil {
+		steps = append(steps, &step{name: "network", state: &r.state.Network.State, timeout: r.asked.Network.Timeout.Or(5 * time.Minute),
+			act: r.startNetwork(), ask: r.networkStarted})
+	}
+	for i := range r.state.Processes {
+		asked, p := &r.asked.Processes[i], &r.state.Processes[i]
+		steps = append(steps, &step{name: "process", process: p.Name, state: &p.State, timeout: asked.Timeout.Or(10 * time.Minute),
+			act: r.startProcess(asked, p), ask: func(ctx context.Context) error { return r.exited(ctx, asked, p) }})
+	}
+	return steps
+}
+
+// accept fills in the run's first state: what was asked for is pending.
+func (r *run) accept() {
+	now := stamp(time.Now())
+	deadline := now.Add(r.asked.Timeout.Or(defaultTimeout))
+	r.state.AcceptedAt, r.state.Deadline = &now, &deadline
+	r.state.Check = &events.Check{State: events.Pending}
+	if r.asked.Customize != nil {
+		r.state.Customize = &events.Customize{State: events.Pending}
+	}
+	if r.asked.Network != nil {
+		r.state.Network = &events.Network{State: events.Pending}
+	}
+	for _, p := range r.asked.Processes {
+		r.state.Processes = append(r.state.Processes, events.Process{Name: p.Name, State: events.Pending})
+	}
+}
+
+// current is the step that the run stands in: the first that has not succeeded.
+func (r *run) current() *step {
+	if r.asked == nil || r.state.Check == nil { // an orphan, or a run canceled in the queue: nothing of it can be acted on
+		return &step{name: "run"}
+	}
+	for _, s := range r.steps() {
+		if *s.state != events.Succeeded && *s.state != events.Skipped && *s.state != events.Unavailable {
+			return s
+		}
+	}
+	return &step{name: "run"}
+}
+
+// closeSteps gives every step that has not ended its last state.
+func (r *run) closeSteps(canceled bool) {
+	if r.state.Check == nil {
+		return
+	}
+	states := []*events.State{&r.state.Check.State}
+	if r.state.Customize != nil {
+		states = append(states, &r.state.Customize.State)
+	}
+	if r.state.Network != nil {
+		states = append(states, &r.state.Network.State)
+	}
+	for i := range r.state.Processes {
+		states = append(states, &r.state.Processes[i].State)
+	}
+	at := true // the first step that has not ended is the one that the run ended in
+	for _, s := range states {
+		switch {
+		case *s == events.Failed:
+			at = false
+		case s != nil && s.Ended():
+		case *s == events.Pending && !at:
+			*s = events.Skipped
+		case canceled && *s == events.Running: // could not be stopped: it says why
+			at = false
+		case canceled:
+			*s, at = events.Canceled, false
+		case *s == events.Pending:
+			*s, at = events.Skipped, false
+		default:
+			*s, at = events.Failed, false
+		}
+	}
+}
+
+// step takes one step to its end.
+func (r *run) step(s *step) error {
+	if *s.state == events.Failed {
+		return &stepError{stored: r.state.Error}
+	}
+	if s.state.Ended() {
+		return nil
+	}
+	r.state.Process = s.process
+	if s.act == nil {
+		return s.ask(r.ctx)
+	}
+	if *s.state != events.Running {
+		if err := r.ready(r.ctx, s); err != nil {
+			return err
+		}
+	}
+	ctx, cancel := r.stepTime(s)
+	defer cancel()
+	err := r.doAndAsk(ctx, s)
+	if errors.Is(err, errStepTime) {
+		return r.timeError(events.StepTimeout, s, fmt.Sprintf("the step's time is over (timeout %s)", s.timeout))
+	}
+	return err
+}
+
+// againError says that an accepted call ended in an error that will pass, before it changed anything: the act begins again.
+type againError struct{ err error }
+
+func (e *againError) Error() string { return e.err.Error() }
+
+func (e *againError) Unwrap() error { return e.err }
+
+// doAndAsk acts, unless the journal says that it was done, and waits for the end.
+func (r *run) doAndAsk(ctx context.Context, s *step) error {
+	for pause := newBackoff(askPause); ; {
+		if *s.state != events.Running {
+			if err := r.do(ctx, s); err != nil {
+				return err
+			}
+		}
+		err := s.ask(ctx)
+		var again *againError
+		if !errors.As(err, &again) {
+			return err
+		}
+		*s.state = events.Starting
+		if err := r.pause(ctx, s, again.err, pause); err != nil {
+			return err
+		}
+	}
+}
+
+// stepTime bounds a step, across takeovers too.
+func (r *run) stepTime(s *step) (context.Context, context.CancelFunc) {
+	key := s.name + "/" + s.process
+	if r.point.Step != key || r.point.StepSince == nil {
+		now := stamp(time.Now())
+		r.point.Step, r.point.StepSince = key, &now
+	}
+	return context.WithDeadlineCause(r.ctx, r.point.StepSince.Add(s.timeout), errStepTime)
+}
+
+// do is the only way to change a guest: look, intend, read back, call, record. There is no shortcut through it.
+func (r *run) do(ctx context.Context, s *step) error {
+	pause, logins := newBackoff(askPause), 0
+	for {
+		// What an owner before us, or we ourselves, may have sent has landed and shows before we look.
+		if err := sleepUntil(ctx, r.actFrom); err != nil {
+			return r.interrupted(ctx)
+		}
+		seen, err := ask(ctx, r, s, s.act.look)
+		if err != nil {
+			return err
+		}
+		switch {
+		case seen.adopt != nil:
+			seen.adopt()
+			return r.fact(s)
+		case r.open && !seen.sure:
+			if err := r.uncertain(s); err != nil {
+				return err
+			}
+		case r.open && permanent(r.doubt):
+			r.open, r.point.Intent = false, nil
+			return r.failure(s, r.doubt)
+		}
+		r.open, r.doubt = false, nil
+		if by, err := r.canceledBy(); err != nil {
+			return r.interrupted(ctx)
+		} else if by != nil {
+			return &canceledError{by: *by}
+		}
+		if ctx.Err() != nil {
+			return r.interrupted(ctx)
+		}
+		if r.point.Abort && s.act.name == "customize" {
+			if err := r.abort(ctx, s); err != nil {
+				return err
+			}
+			continue
+		}
+
+		// T counts from before the intent is first sent: a proof of ownership that took long to get is old when it comes.
+		from := time.Now()
+		if err := s.act.intend(ctx); err != nil {
+			return err
+		}
+		seen.now.Act, seen.now.Process = s.act.name, s.process
+		r.point.Intent = &seen.now
+		*s.state = events.Starting
+		if err := r.record(s.act.starting); err != nil {
+			return err
+		}
+		err = s.act.call(r.life, r.gate(from))
+		var v *vcapi.Error
+		switch {
+		case err == nil:
+			return r.fact(s)
+		case errors.Is(err, events.ErrFenced):
+			return err
+		case errors.Is(err, errLate): // nothing was sent: prove anew
+			r.open = false
+			continue
+		case !errors.As(err, &v):
+			return err
+		case v.Sent == vcapi.Unknown:
+			r.doubt, r.actFrom = err, time.Now().Add(r.TravelTime+r.VisibilityLag)
+			r.logger().Warn().Err(err).Str("step", s.name).Msg("no answer that tells whether the call took effect: looking once it must show")
+			continue
+		}
+		// vCenter's answer proves that nothing happened, or nothing was sent.
+		r.open, r.point.Intent = false, nil
+		if v.Class == vcapi.SessionLost && logins == 0 {
+			logins++ // log in again, once, with an intent of its own
+			continue
+		}
+		if err := r.pause(ctx, s, err, pause); err != nil {
+			return err
+		}
+	}
+}
+
+// fact stores that the step's call has taken effect.
+func (r *run) fact(s *step) error {
+	r.open, r.doubt, r.point.Intent = false, nil, nil
+	*s.state = events.Running
+	return r.record(s.act.started)
+}
+
+// errLate is the gate's word for a proof of ownership that is too old to send a call on.
+var errLate = errors.New("the proof of ownership is older than the send window")
+
+// gate makes the last check before a call is sent: the VM's last event is our intent and stands on the event that we know, and from, before the
+// intent was first sent, is no longer ago than the send window.
+func (r *run) gate(from time.Time) vcapi.Gate {
+	mine, before := r.on, r.under
+	return func(ctx context.Context) error {
+		ctx, cancel := context.WithDeadlineCause(ctx, from.Add(r.SendWindow), errLate)
+		defer cancel()
+		if err := r.journal.Holds(ctx, r.VCenter, r.vm, mine, before); err != nil {
+			if errors.Is(err, events.ErrFenced) || context.Cause(ctx) != errLate {
+				return err
+			}
+		}
+		if ctx.Err() != nil {
+			return errLate
+		}
+		r.open = true
+		return nil
+	}
+}
+
+// uncertain decides about a call of which nobody can tell any more whether it took effect.
+func (r *run) uncertain(s *step) error {
+	if r.asked.OnUncertain != "repeat" {
+		message := "a crash or a lost answer hid whether the call was made, and vCenter can no longer tell: look at the guest, then send a new request"
+		if r.doubt != nil {
+			message += ": " + r.doubt.Error()
+		}
+		r.open = false
+		return &stepError{step: s.name, process: s.process, code: events.Uncertain, message: message, err: r.doubt, doubt: s.act.name}
+	}
+	r.logger().Warn().Str("step", s.name).Msg("uncertain whether the call took effect: repeated, as the request asks")
+	r.open, r.point.Abort = false, s.act.name == "customize"
+	return nil
+}
+
+// ready waits for VMware Tools before a step that speaks to the guest.
+func (r *run) ready(ctx context.Context, s *step) error {
+	vm, err := ask(ctx, r, s, r.readVM)
+	if err != nil {
+		return err
+	}
+	limit := r.asked.Guest.ReadyTimeout.Or(5 * time.Minute)
+	if toolsReady(vm) || limit == 0 {
+		return nil
+	}
+	if err := r.wait(events.WaitingTools, nil); err != nil {
+		return err
+	}
+	within, cancel := context.WithTimeoutCause(ctx, limit, errStepTime)
+	defer cancel()
+	err = r.watch(within, s, "", func(w vcapi.WatchState) (bool, error) { return toolsReady(w.VM), nil })
+	if errors.Is(err, errStepTime) {
+		return &stepError{step: s.name, process: s.process, code: events.ToolsNotRunning, retryable: true,
+			message: fmt.Sprintf("VMware Tools did not get ready within %s (guest.readyTimeout): see that they run in the guest", limit)}
+	}
+	return err
+}
+
+func toolsReady(vm vcapi.VM) bool {
+	running := vm.ToolsRunningStatus == "guestToolsRunning" || vm.ToolsRunningStatus == "guestToolsExecutingScripts"
+	return running && (vm.GuestOperationsReady == nil || *vm.GuestOperationsReady)
+}
+
+func (r *run) readVM(ctx context.Context) (vcapi.VM, error) {
+	vm, err := r.vc.VM(ctx, r.vm)
+	if err == nil {
+		r.noteVM(vm)
+	}
+	return vm, err
+}
+
+// watch follows the VM, and a Task where one is named, on the vCenter's one long poll until fn is done or fails. It makes no call of its own.
+func (r *run) watch(ctx context.Context, s *step, task string, fn func(vcapi.WatchState) (done bool, err error)) error {
+	var failed error
+	err := r.vc.Watch(ctx, r.vm, task, func(w vcapi.WatchState) bool {
+		var done bool
+		switch {
+		case w.Down:
+			failed = r.wait(events.WaitingVCenterUnavailable, nil)
+		case w.VMGone:
+			failed = &stepError{step: s.name, process: s.process, code: events.NotFound,
+				message: fmt.Sprintf("vm %s is no longer in vCenter %s: it was removed, or moved to another vCenter", r.vm, r.VCenter)}
+		default:
+			done, failed = fn(w)
+		}
+		return done || failed != nil
+	})
+	switch {
+	case failed != nil:
+		return failed
+	case err != nil && ctx.Err() != nil:
+		return r.interrupted(ctx)
+	}
+	return err
+}

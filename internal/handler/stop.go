@@ -1,0 +1,91 @@
+package handler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/guestflow/guestflow/internal/events"
+	"github.com/guestflow/guestflow/internal/vcapi"
+)
+
+// stopTime is how long a canceled run waits for what it stopped to stop.
+const stopTime = 30 * time.Second
+
+// stop stops, in vCenter, what a canceled run has under way. What cannot be stopped keeps its state and says why.
+func (r *run) stop() error {
+	s := r.current()
+	if s.act == nil || *s.state != events.Running {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(r.life, stopTime)
+	defer cancel()
+	switch s.name {
+	case "customize":
+		c := r.state.Customize
+		return r.stopTask(ctx, s, c.Task, &c.Reason, func() error { return r.abort(ctx, s) })
+	case "network":
+		return r.stopTask(ctx, s, r.state.Network.Task, &r.state.Network.Reason, nil)
+	default:
+		return r.stopProcess(ctx, s)
+	}
+}
+
+// stopTask cancels a Task, or where vCenter does not let it be canceled uses the other way; then it waits for the Task's end.
+func (r *run) stopTask(ctx context.Context, s *step, id string, reason *string, other func() error) error {
+	err := r.vc.CancelTask(ctx, r.owned(), id)
+	if err != nil && other != nil {
+		err = other()
+	}
+	if err != nil {
+		*reason = fmt.Sprintf("it could not be stopped: %v", err)
+		return onlyFenced(err)
+	}
+	end, err := r.followTask(ctx, s, id, func(vcapi.WatchState) error { return nil })
+	switch {
+	case err != nil:
+		*reason = fmt.Sprintf("it was told to stop and has not ended within %s", stopTime)
+		return onlyFenced(err)
+	case end.State == "success": // it was quicker
+		*s.state = events.Succeeded
+	default:
+		*s.state = events.Canceled
+	}
+	return nil
+}
+
+// stopProcess deletes the guest process that the run waits for.
+func (r *run) stopProcess(ctx context.Context, s *step) error {
+	for i := range r.state.Processes {
+		p := &r.state.Processes[i]
+		if p.Name != s.process {
+			continue
+		}
+		auth, err := r.guestAuth("process")
+		if err == nil {
+			err = r.vc.DeleteProcess(ctx, r.owned(), r.vm, auth, p.PID)
+		}
+		if err != nil {
+			p.Reason = fmt.Sprintf("it could not be stopped: %v", err)
+			return onlyFenced(err)
+		}
+		p.State = events.Canceled
+	}
+	return nil
+}
+
+// owned is the gate of a call that may come late without harm, since it names the very Task or process that it ends: it only asks whether the run
+// is still ours.
+func (r *run) owned() vcapi.Gate {
+	mine, before := r.on, r.under
+	return func(ctx context.Context) error { return r.journal.Holds(ctx, r.VCenter, r.vm, mine, before) }
+}
+
+// onlyFenced keeps of the errors of a stop only the one that ends everything.
+func onlyFenced(err error) error {
+	if errors.Is(err, events.ErrFenced) {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,714 @@
+package handler
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/guestflow/guestflow/internal/vcapi"
+)
+
+// latency is what every call of vCenter and of the journal takes, so that each has a time of its own.
+const latency = time.Millisecond
+
+// fakeVC is a vCenter in memory. It behaves as the real one does where the handler could notice: Tasks with durations, shown late and forgotten
+// after ten minutes, guest processes with exit codes that are kept for five, sessions, a clock of its own.
+type fakeVC struct {
+	apiVersion string
+	offset     time.Duration // of its clock against ours
+	lag        time.Duration // V: how long what a call made is not shown
+	history    bool          // the task history can be read
+	forever    []string      // Tasks of other VMs that the history reaches back to
+
+	mu       sync.Mutex
+	vms      map[string]*fakeVM
+	tasks    []*fakeTask
+	sessions map[string]bool
+	lastID   int
+	refusing bool // refuses connections
+	silent   bool // takes calls and answers none
+	restart  time.Time
+	rules    []*rule
+	effects  []effect
+	changed  chan struct{} // closed at each change
+	onEffect func(effect)
+}
+
+// effect is something that a call changed.
+type effect struct {
+	vm, act string // act: customize, network, abort, process <marker>
+	at      time.Time
+}
+
+// rule is what the next calls of an operation meet.
+type rule struct {
+	op    string
+	times int           // how many calls, 0: all
+	err   *vcapi.Error  // refused with it
+	delay time.Duration // how long the call travels before it lands
+	lost  string        // "answer": it lands, the answer never comes; "call": it never lands
+	task  *vcapi.Error  // the Task that it makes ends with it
+	fn    func()        // runs when the call lands
+}
+
+type fakeVM struct {
+	id         string
+	power      string
+	tools      bool
+	gone       bool
+	password   string
+	check      vcapi.Check
+	guest      *vcapi.GuestCustomization // its own word
+	moves      bool                      // a customization moves that word
+	lies       string                    // the word at the end, where it is another than the Task's
+	customize  time.Duration
+	network    time.Duration
+	programs   map[string]program
+	procs      []*fakeProc
+	toolsPID   int64
+	toolsSince time.Time
+}
+
+type program struct {
+	takes time.Duration
+	exit  int64
+}
+
+type fakeTask struct {
+	id, name, vm string
+	queued       time.Time // ours
+	takes        time.Duration
+	err          *vcapi.Error
+	canceled     time.Time
+}
+
+type fakeProc struct {
+	pid     int64
+	command string
+	started time.Time
+	program program
+	killed  bool
+}
+
+func newFakeVC() *fakeVC {
+	return &fakeVC{apiVersion: "9.0.0.0", history: true, forever: []string{"task-1"}, vms: map[string]*fakeVM{}, sessions: map[string]bool{},
+		lastID: 100, changed: make(chan struct{}), onEffect: func(effect) {}}
+}
+
+func (v *fakeVC) addVM(id string) *fakeVM {
+	yes := true
+	vm := &fakeVM{id: id, power: "poweredOn", tools: true, password: "guest-secret", moves: true,
+		check:     vcapi.Check{Status: "SUPPORTED", SupportedGuestOS: &yes, SupportedPowerState: &yes},
+		customize: time.Minute, network: 10 * time.Second, toolsPID: 700, toolsSince: time.Now().Add(-time.Hour),
+		programs: map[string]program{"/usr/bin/first": {takes: 3 * time.Second}, "/usr/bin/second": {takes: 4 * time.Second}}}
+	v.vms[id] = vm
+	return vm
+}
+
+// change runs fn and tells those who watch.
+func (v *fakeVC) change(fn func()) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.changeLocked(fn)
+}
+
+func (v *fakeVC) changeLocked(fn func()) {
+	fn()
+	close(v.changed)
+	v.changed = make(chan struct{})
+}
+
+func (v *fakeVC) on(r rule) { v.change(func() { v.rules = append(v.rules, &r) }) }
+
+// rule takes the next rule for op.
+func (v *fakeVC) rule(op string) rule {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for i, r := range v.rules {
+		if r.op == op {
+			if r.times--; r.times == 0 {
+				v.rules = append(v.rules[:i:i], v.rules[i+1:]...)
+			}
+			return *r
+		}
+	}
+	return rule{}
+}
+
+func (v *fakeVC) expireSessions() { v.change(func() { v.sessions = map[string]bool{} }) }
+
+// restartNow forgets what vCenter holds in memory only.
+func (v *fakeVC) restartNow() {
+	v.change(func() { v.sessions, v.restart = map[string]bool{}, time.Now() })
+}
+
+// restartGuest forgets the guest's processes.
+func (v *fakeVC) restartGuest(vm *fakeVM) {
+	v.change(func() { vm.procs, vm.toolsPID, vm.toolsSince = nil, vm.toolsPID+1000, time.Now() })
+}
+
+func (v *fakeVC) count(vm, act string) int {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	n := 0
+	for _, e := range v.effects {
+		if e.vm == vm && e.act == act {
+			n++
+		}
+	}
+	return n
+}
+
+func vcError(name string, status int, class vcapi.Class) *vcapi.Error {
+	return &vcapi.Error{Host: "vc", Status: status, Name: name, Message: "words of vCenter about " + name, Class: class, Sent: vcapi.Refused}
+}
+
+var errNoAnswer = errors.New("connection reset by peer")
+
+// noAnswer is an act whose answer never came.
+func noAnswer(op string) *vcapi.Error {
+	return &vcapi.Error{Op: op, Host: "vc", Message: errNoAnswer.Error(), Class: vcapi.Transient, Sent: vcapi.Unknown, Err: errNoAnswer}
+}
+
+func notSent(op string, err error) *vcapi.Error {
+	return &vcapi.Error{Op: op, Host: "vc", Message: err.Error(), Class: vcapi.Transient, Sent: vcapi.NotSent, Err: err}
+}
+
+// client is vCenter as one owner sees it.
+type client struct {
+	*fakeVC
+	o *owner
+
+	mu      sync.Mutex
+	session string
+}
+
+func (c *client) now() time.Time { return time.Now().Add(c.offset) }
+
+func spend(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// reach is the way of every ask: the owner's fate, a round trip, vCenter's mood.
+func (c *client) reach(ctx context.Context, op string) error {
+	if err := c.o.at(op); err != nil {
+		return notSent(op, err)
+	}
+	if err := spend(ctx, latency); err != nil {
+		return notSent(op, err)
+	}
+	if r := c.rule(op); r.op != "" {
+		if r.fn != nil {
+			r.fn()
+		}
+		if r.err != nil {
+			return r.err
+		}
+	}
+	c.fakeVC.mu.Lock()
+	refusing, silent := c.refusing, c.silent
+	c.fakeVC.mu.Unlock()
+	if silent {
+		<-ctx.Done()
+		return notSent(op, context.Cause(ctx))
+	}
+	if refusing {
+		return notSent(op, errors.New("connection refused"))
+	}
+	return nil
+}
+
+// seen is what is there of a VM.
+func (c *client) seen(vm string) (*fakeVM, error) {
+	m := c.vms[vm]
+	if m == nil || m.gone {
+		return nil, vcError("ManagedObjectNotFound", 500, vcapi.Permanent)
+	}
+	return m, nil
+}
+
+func (c *client) About(ctx context.Context) (vcapi.About, error) {
+	return vcapi.About{Name: "fake", APIVersion: c.apiVersion}, c.reach(ctx, "About")
+}
+
+func (c *client) Now(ctx context.Context) (time.Time, error) {
+	err := c.reach(ctx, "Now")
+	return c.now(), err
+}
+
+func (c *client) VM(ctx context.Context, vm string) (vcapi.VM, error) {
+	if err := c.reach(ctx, "VM"); err != nil {
+		return vcapi.VM{}, err
+	}
+	c.fakeVC.mu.Lock()
+	defer c.fakeVC.mu.Unlock()
+	m, err := c.seen(vm)
+	if err != nil {
+		return vcapi.VM{}, err
+	}
+	return m.view(), nil
+}
+
+func (m *fakeVM) view() vcapi.VM {
+	v := vcapi.VM{Name: "web-1", InstanceUUID: "5012", PowerState: m.power, ToolsRunningStatus: "guestToolsNotRunning", GuestFamily: "linuxGuest"}
+	ready := m.tools && m.power == "poweredOn"
+	v.GuestOperationsReady = &ready
+	if ready {
+		v.ToolsRunningStatus = "guestToolsRunning"
+	}
+	if m.guest != nil {
+		g := *m.guest
+		v.Customization = &g
+	}
+	return v
+}
+
+func (c *client) CheckCustomization(ctx context.Context, vm string) (vcapi.Check, error) {
+	if err := c.reach(ctx, "CheckCustomization"); err != nil {
+		return vcapi.Check{}, err
+	}
+	c.fakeVC.mu.Lock()
+	defer c.fakeVC.mu.Unlock()
+	m, err := c.seen(vm)
+	if err != nil {
+		return vcapi.Check{}, err
+	}
+	return m.check, nil
+}
+
+func (c *client) CustomizationStatus(ctx context.Context, vm string) (vcapi.GuestCustomization, error) {
+	if err := c.reach(ctx, "CustomizationStatus"); err != nil {
+		return vcapi.GuestCustomization{}, err
+	}
+	c.fakeVC.mu.Lock()
+	defer c.fakeVC.mu.Unlock()
+	m, err := c.seen(vm)
+	if err != nil {
+		return vcapi.GuestCustomization{}, err
+	}
+	if m.guest == nil {
+		return vcapi.GuestCustomization{Status: "IDLE"}, nil
+	}
+	return *m.guest, nil
+}
+
+// end is when a Task ends, by our clock.
+func (t *fakeTask) end() time.Time {
+	if !t.canceled.IsZero() {
+		return t.canceled
+	}
+	return t.queued.Add(t.takes)
+}
+
+func (c *client) info(t *fakeTask) vcapi.Task {
+	now := time.Now()
+	i := vcapi.Task{ID: t.id, Name: t.name, Entity: t.vm, State: "running", QueueTime: t.queued.Add(c.offset)}
+	p := 100
+	if now.Before(t.end()) {
+		p = int(4*now.Sub(t.queued)/max(t.takes, 1)) * 25
+		i.Progress = &p
+		return i
+	}
+	end := t.end().Add(c.offset)
+	i.CompleteTime = &end
+	switch {
+	case !t.canceled.IsZero():
+		i.State, i.Err = "error", &vcapi.Error{Name: "RequestCanceled", Message: "canceled", Sent: vcapi.Answered}
+	case t.err != nil:
+		i.State, i.Err = "error", t.err
+	default:
+		i.State, i.Progress = "success", &p
+	}
+	return i
+}
+
+// recent tells whether recentTask still has t.
+func (c *client) recent(t *fakeTask) bool {
+	return t.queued.After(c.restart) && time.Since(t.end()) < recentReach
+}
+
+func (c *client) Tasks(ctx context.Context, vm string, since time.Time) ([]vcapi.Task, bool, error) {
+	if err := c.reach(ctx, "Tasks"); err != nil {
+		return nil, false, err
+	}
+	c.fakeVC.mu.Lock()
+	defer c.fakeVC.mu.Unlock()
+	if _, err := c.seen(vm); err != nil {
+		return nil, false, err
+	}
+	var shown []vcapi.Task
+	for _, t := range c.tasks {
+		if t.vm != vm || time.Since(t.queued) < c.lag {
+			continue
+		}
+		if i := c.info(t); c.recent(t) || c.history && !i.QueueTime.Before(since) {
+			shown = append(shown, i)
+		}
+	}
+	return shown, c.history, nil
+}
+
+func (c *client) Task(ctx context.Context, id string) (vcapi.Task, error) {
+	if err := c.reach(ctx, "Task"); err != nil {
+		return vcapi.Task{}, err
+	}
+	c.fakeVC.mu.Lock()
+	defer c.fakeVC.mu.Unlock()
+	for _, t := range c.tasks {
+		if t.id == id && c.recent(t) {
+			return c.info(t), nil
+		}
+	}
+	return vcapi.Task{}, vcError("ManagedObjectNotFound", 500, vcapi.Permanent)
+}
+
+func (c *client) AnyTaskBefore(ctx context.Context, t time.Time) (bool, error) {
+	err := c.reach(ctx, "AnyTaskBefore")
+	return err == nil && c.history && len(c.forever) > 0, err
+}
+
+func (c *client) Session(ctx context.Context) (vcapi.Session, error) {
+	if err := c.reach(ctx, "Session"); err != nil {
+		return vcapi.Session{}, err
+	}
+	c.fakeVC.mu.Lock()
+	defer c.fakeVC.mu.Unlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.sessions[c.session] {
+		c.lastID++
+		c.session = fmt.Sprintf("session-%d", c.lastID)
+		c.sessions[c.session] = true
+	}
+	return vcapi.Session{Key: c.session, UserName: "svc"}, nil
+}
+
+func (c *client) SessionAlive(ctx context.Context, s vcapi.Session) (bool, error) {
+	err := c.reach(ctx, "SessionAlive")
+	c.fakeVC.mu.Lock()
+	defer c.fakeVC.mu.Unlock()
+	return c.sessions[s.Key], err
+}
+
+// guest is what every guest operation meets.
+func (c *client) guest(vm string, auth vcapi.GuestAuth) (*fakeVM, error) {
+	m, err := c.seen(vm)
+	switch {
+	case err != nil:
+		return nil, err
+	case m.power != "poweredOn":
+		return nil, vcError("NOT_ALLOWED_IN_CURRENT_STATE", 400, vcapi.Permanent)
+	case !m.tools:
+		return nil, vcError("SERVICE_UNAVAILABLE", 503, vcapi.Transient)
+	case auth.Password != m.password:
+		return nil, vcError("UNAUTHENTICATED", 401, vcapi.GuestCredentials)
+	}
+	return m, nil
+}
+
+// exitKept is how long a guest's tools know an ended process.
+const exitKept = 5 * time.Minute
+
+func (p *fakeProc) end() time.Time { return p.started.Add(p.program.takes) }
+
+func (p *fakeProc) known() bool { return !p.killed && time.Since(p.end()) < exitKept }
+
+func (p *fakeProc) info() vcapi.Process {
+	return vcapi.Process{PID: p.pid, Name: "bash", Owner: "root", Command: p.command, Started: p.started}
+}
+
+func (c *client) Processes(ctx context.Context, vm string, auth vcapi.GuestAuth) ([]vcapi.Process, error) {
+	if err := c.reach(ctx, "Processes"); err != nil {
+		return nil, err
+	}
+	c.fakeVC.mu.Lock()
+	defer c.fakeVC.mu.Unlock()
+	m, err := c.guest(vm, auth)
+	if err != nil {
+		return nil, err
+	}
+	list := []vcapi.Process{{PID: 1, Name: "systemd", Started: m.toolsSince}, {PID: m.toolsPID, Name: "vmtoolsd", Started: m.toolsSince}}
+	for _, p := range m.procs {
+		if p.known() && time.Since(p.started) >= c.lag {
+			list = append(list, p.info())
+		}
+	}
+	return list, nil
+}
+
+func (c *client) Process(ctx context.Context, vm string, auth vcapi.GuestAuth, pid int64) (vcapi.Process, error) {
+	if err := c.reach(ctx, "Process"); err != nil {
+		return vcapi.Process{}, err
+	}
+	c.fakeVC.mu.Lock()
+	defer c.fakeVC.mu.Unlock()
+	m, err := c.guest(vm, auth)
+	if err != nil {
+		return vcapi.Process{}, err
+	}
+	for _, p := range m.procs {
+		if p.pid != pid || !p.known() {
+			continue
+		}
+		i := p.info()
+		if end := p.end(); !time.Now().Before(end) {
+			code := p.program.exit
+			i.Finished, i.ExitCode = &end, &code
+		}
+		return i, nil
+	}
+	return vcapi.Process{}, vcError("NOT_FOUND", 404, vcapi.Permanent)
+}
+
+// Watch shows each change at once, as the one long poll does.
+func (c *client) Watch(ctx context.Context, vm, task string, fn func(vcapi.WatchState) bool) error {
+	if err := c.o.at("Watch"); err != nil {
+		return err
+	}
+	var before string
+	for {
+		c.fakeVC.mu.Lock()
+		changed, next := c.changed, time.Hour
+		w := vcapi.WatchState{Down: c.refusing || c.silent}
+		if m, err := c.seen(vm); err != nil {
+			w.VMGone = true
+		} else {
+			w.VM = m.view()
+		}
+		if task != "" {
+			w.TaskGone = true
+		}
+		for _, t := range c.tasks {
+			if t.id == task && c.recent(t) {
+				i := c.info(t)
+				w.Task, w.TaskGone = &i, false
+				if i.CompleteTime == nil {
+					quarter := max(t.takes/4, 1)
+					next = quarter - time.Since(t.queued)%quarter
+				}
+			}
+		}
+		c.fakeVC.mu.Unlock()
+		state, _ := json.Marshal(w) //nolint:errchkjson // plain data
+		if s := string(state); s != before && c.o.alive() {
+			before = s
+			if fn(w) {
+				return nil
+			}
+		}
+		select {
+		case <-changed:
+		case <-time.After(next):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// call is the way of every call that changes the guest: dial, gate, travel, land, answer. Each is a point at which the owner may die.
+func call[T any](ctx context.Context, c *client, gate vcapi.Gate, op string, land func(r rule) (T, error)) (T, error) {
+	var none T
+	if err := c.reach(ctx, op); err != nil {
+		return none, err
+	}
+	r := c.rule(op + " sent")
+	if err := gate(ctx); err != nil {
+		return none, notSent(op, err)
+	}
+	c.mu.Lock()
+	session := c.session
+	c.mu.Unlock()
+	type answer struct {
+		v   T
+		err error
+	}
+	landed := func() answer {
+		if r.fn != nil {
+			r.fn()
+		}
+		if r.err != nil {
+			return answer{err: r.err}
+		}
+		c.fakeVC.mu.Lock()
+		defer c.fakeVC.mu.Unlock()
+		if !c.sessions[session] {
+			return answer{err: vcError("NotAuthenticated", 500, vcapi.SessionLost)}
+		}
+		v, err := land(r)
+		return answer{v, err}
+	}
+	f := c.o.reached(op + " sent")
+	if f.do == "late" { // the owner dies, its call travels on
+		c.o.w.later(f.after, func() { landed() })
+	}
+	if c.o.meet(f) != nil {
+		return none, noAnswer(op)
+	}
+	if r.lost == "call" {
+		return none, noAnswer(op)
+	}
+	way := make(chan answer, 1)
+	if r.delay > 0 {
+		c.o.w.later(r.delay, func() { way <- landed() })
+	} else {
+		way <- landed()
+	}
+	if r.lost == "answer" {
+		return none, noAnswer(op)
+	}
+	select {
+	case a := <-way:
+		if err := c.o.at(op + " landed"); err != nil {
+			return none, noAnswer(op)
+		}
+		return a.v, a.err
+	case <-ctx.Done():
+		return none, noAnswer(op)
+	}
+}
+
+func (c *client) effect(vm, act string) {
+	e := effect{vm: vm, act: act, at: time.Now()}
+	c.effects = append(c.effects, e)
+	c.onEffect(e)
+}
+
+func (c *client) makeTask(vm, method string, takes time.Duration, r rule) string {
+	c.lastID++
+	t := &fakeTask{id: fmt.Sprintf("task-%d", c.lastID), name: method, vm: vm, queued: time.Now(), takes: takes, err: r.task}
+	c.changeLocked(func() { c.tasks = append(c.tasks, t) })
+	return t.id
+}
+
+// guestTask is what a method of the guest customization manager meets.
+func (c *client) guestTask(vm string, auth vcapi.GuestAuth) (*fakeVM, error) {
+	m, err := c.seen(vm)
+	switch {
+	case err != nil:
+		return nil, err
+	case m.power != "poweredOn":
+		return nil, vcError("InvalidPowerState", 500, vcapi.Permanent)
+	case !m.tools:
+		return nil, vcError("InvalidState", 500, vcapi.Transient)
+	case auth.Password != m.password:
+		return nil, vcError("InvalidGuestLogin", 500, vcapi.GuestCredentials)
+	}
+	for _, t := range c.tasks {
+		if t.vm == vm && time.Now().Before(t.end()) {
+			return nil, vcError("TaskInProgress", 500, vcapi.Transient)
+		}
+	}
+	return m, nil
+}
+
+func (c *client) CustomizeGuest(ctx context.Context, gate vcapi.Gate, vm string, auth vcapi.GuestAuth, _, _ json.RawMessage) (task string, err error) {
+	return call(ctx, c, gate, "CustomizeGuest", func(r rule) (string, error) {
+		m, err := c.guestTask(vm, auth)
+		if err != nil {
+			return "", err
+		}
+		if r.task == nil || r.task.Class != vcapi.Transient { // what was turned away for a while changes nothing
+			c.effect(vm, "customize")
+		}
+		if m.moves && r.task == nil {
+			started := time.Now()
+			m.guest = &vcapi.GuestCustomization{Status: "RUNNING", StartTime: &started}
+			c.o.w.later(m.customize, func() {
+				c.change(func() {
+					end := time.Now()
+					m.guest = &vcapi.GuestCustomization{Status: "SUCCEEDED", StartTime: &started, EndTime: &end}
+					if m.lies != "" {
+						m.guest.Status, m.guest.Error = m.lies, "the guest's words"
+					}
+				})
+			})
+		}
+		return c.makeTask(vm, "CustomizeGuest_Task", m.customize, r), nil
+	})
+}
+
+func (c *client) StartGuestNetwork(ctx context.Context, gate vcapi.Gate, vm string, auth vcapi.GuestAuth) (task string, err error) {
+	return call(ctx, c, gate, "StartGuestNetwork", func(r rule) (string, error) {
+		m, err := c.guestTask(vm, auth)
+		if err != nil {
+			return "", err
+		}
+		if r.task == nil || r.task.Class != vcapi.Transient {
+			c.effect(vm, "network")
+		}
+		return c.makeTask(vm, "StartGuestNetwork_Task", m.network, r), nil
+	})
+}
+
+func (c *client) AbortCustomization(ctx context.Context, gate vcapi.Gate, vm string, _ vcapi.GuestAuth) (task string, err error) {
+	return call(ctx, c, gate, "AbortCustomization", func(r rule) (string, error) {
+		if _, err := c.seen(vm); err != nil {
+			return "", err
+		}
+		c.effect(vm, "abort")
+		for _, t := range c.tasks {
+			if t.vm == vm && t.name == "CustomizeGuest_Task" && time.Now().Before(t.end()) {
+				t.canceled = time.Now()
+			}
+		}
+		return c.makeTask(vm, "AbortCustomization_Task", 2*time.Second, r), nil
+	})
+}
+
+func (c *client) StartProcess(ctx context.Context, gate vcapi.Gate, vm string, auth vcapi.GuestAuth, p vcapi.ProcessSpec) (pid int64, err error) {
+	return call(ctx, c, gate, "StartProcess", func(rule) (int64, error) {
+		m, err := c.guest(vm, auth)
+		if err != nil {
+			return 0, err
+		}
+		what, ok := m.programs[p.Path]
+		if !ok {
+			e := vcError("NOT_FOUND", 404, vcapi.Permanent)
+			e.Data = json.RawMessage(`{"reason":"FILE_NOT_FOUND"}`)
+			return 0, e
+		}
+		c.effect(vm, "process "+p.Arguments[strings.LastIndex(p.Arguments, ".")+1:])
+		c.lastID++
+		made := &fakeProc{pid: int64(c.lastID), command: fmt.Sprintf("%q %s", p.Path, p.Arguments), started: time.Now(), program: what}
+		c.changeLocked(func() { m.procs = append(m.procs, made) })
+		return made.pid, nil
+	})
+}
+
+func (c *client) DeleteProcess(ctx context.Context, gate vcapi.Gate, vm string, auth vcapi.GuestAuth, pid int64) error {
+	_, err := call(ctx, c, gate, "DeleteProcess", func(rule) (struct{}, error) {
+		m, err := c.guest(vm, auth)
+		if err != nil {
+			return struct{}{}, err
+		}
+		for _, p := range m.procs {
+			if p.pid == pid {
+				p.killed = true
+			}
+		}
+		return struct{}{}, nil
+	})
+	return err
+}
+
+func (c *client) CancelTask(ctx context.Context, gate vcapi.Gate, task string) error {
+	_, err := call(ctx, c, gate, "CancelTask", func(rule) (struct{}, error) {
+		for _, t := range c.tasks {
+			if t.id == task && time.Now().Before(t.end()) {
+				c.changeLocked(func() { t.canceled = time.Now() })
+				return struct{}{}, nil
+			}
+		}
+		return struct{}{}, vcError("InvalidState", 500, vcapi.Permanent)
+	})
+	return err
+}

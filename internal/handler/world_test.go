@@ -1,0 +1,654 @@
+package handler
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/rs/zerolog"
+
+	"github.com/guestflow/guestflow/internal/events"
+	"github.com/guestflow/guestflow/schemas"
+)
+
+const (
+	vcenter = "lab"
+	vmID    = "vm-42"
+	ackWait = 30 * time.Second
+)
+
+// long is longer than everything that a run may take.
+const long = 3 * time.Hour
+
+// settings of the handlers: the contract's defaults.
+var settings = Settings{VCenter: vcenter, SendWindow: 5 * time.Second, TravelTime: 10 * time.Second, VisibilityLag: 30 * time.Second, Drain: 25 * time.Second}
+
+// whole is a request for every step.
+const whole = `{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},"customize":{"spec":{"identity":{"_typeName":"CustomizationLinuxPrep"}}},` +
+	`"network":{},"processes":[{"name":"first","run":{"path":"/usr/bin/first","arguments":"-a"}},{"name":"second","run":{"path":"/usr/bin/second"}}]}`
+
+// acts are those of whole, each of which must take effect once.
+var acts = []string{"customize", "network", "process first", "process second"}
+
+// world is everything around the handlers: a journal, a vCenter, the requests stream, and the deliveries of it.
+type world struct {
+	t        *testing.T
+	settings Settings
+	secrets  Secrets
+	store    *memStore
+	vc       *fakeVC
+	vm       *fakeVM
+	line     *queue
+	over     chan struct{} // closed at the end of the test: what is dead may return
+	owners   []*owner
+	rejected []*events.RejectError
+	tail     int  // how many of the newest events each crash drops
+	atOnce   bool // what a dead owner held is delivered again at once, not after the ack wait
+	lost     bool // the journal lost events, so what was published may be missing there
+}
+
+// secretsDir makes the folder of secrets; it is made outside of the bubbles, once for all runs of a test.
+func secretsDir(t *testing.T) Secrets {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(dir, "linux-root"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for key, v := range map[string]string{"username": "root\n", "password": "guest-secret\n"} {
+		if err := os.WriteFile(filepath.Join(dir, "linux-root", key), []byte(v), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return Secrets(dir)
+}
+
+// inWorld runs fn in a bubble with a world of its own and checks, at the end, what must hold for every history.
+func inWorld(t *testing.T, secrets Secrets, fn func(w *world)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, secrets)
+		fn(w)
+		w.finish()
+		for _, problem := range w.problems() {
+			t.Error(problem)
+		}
+		if t.Failed() {
+			t.Log(w.history())
+		}
+	})
+}
+
+func newWorld(t *testing.T, secrets Secrets) *world {
+	w := &world{t: t, settings: settings, secrets: secrets, vc: newFakeVC(), over: make(chan struct{})}
+	w.line = &queue{wakes: map[chan struct{}]bool{}}
+	w.store = &memStore{stored: func(m *events.Stored) {
+		if strings.Contains(m.Subject, ".run.") {
+			w.line.wake()
+		}
+	}}
+	w.vm = w.vc.addVM(vmID)
+	return w
+}
+
+// request puts a request into the stream, as a publisher does.
+func (w *world) request(id, data string) *events.Request {
+	w.t.Helper()
+	req := &events.Request{VCenter: vcenter, VM: vmID, Ref: events.RequestRef{Source: "/test", ID: id}, Data: json.RawMessage(data),
+		Attrs: events.Attributes{CorrelationID: id, CausationID: id}}
+	if err := json.Unmarshal(req.Data, &req.Asked); err != nil {
+		w.t.Fatal(err)
+	}
+	sum := sha256.Sum256(req.Data)
+	req.Digest = hex.EncodeToString(sum[:])
+	req.Run = events.RunID(vcenter, vmID, req.Ref)
+	w.line.put(req)
+	return req
+}
+
+// cancel puts a cancel of req into the stream.
+func (w *world) cancel(req *events.Request) {
+	w.line.mu.Lock()
+	w.line.seq++
+	w.line.cancels = append(w.line.cancels, events.Cancel{Seq: w.line.seq, VCenter: vcenter, VM: req.VM, Run: req.Run, Request: req.Ref,
+		Ref: events.RequestRef{Source: "/test", ID: "cancel-" + req.Ref.ID}, Reason: "no longer needed"})
+	w.line.mu.Unlock()
+	w.line.wake()
+}
+
+// later runs fn after d.
+func (w *world) later(d time.Duration, fn func()) {
+	go func() {
+		<-time.After(d)
+		fn()
+	}()
+}
+
+// deliver hands req to an owner of its own, as delivery n, with what is to happen to it.
+func (w *world) deliver(req *events.Request, n uint64, plan ...fate) *owner {
+	o := &owner{w: w, req: req, plan: plan, seen: map[string]int{}, result: make(chan error, 1), stopped: make(chan struct{}), finished: make(chan struct{})}
+	w.owners = append(w.owners, o)
+	ctx, stop := context.WithCancel(context.Background())
+	o.stop = stop
+	s := w.settings
+	s.Instance = fmt.Sprintf("pod-%d", len(w.owners))
+	log := zerolog.Nop()
+	h := New(s, &client{fakeVC: w.vc, o: o}, events.NewStoreJournal(&ownerStore{w.store, o}, events.Structured, log), &ownerLine{w.line, o}, w.secrets, log)
+	delivery := *req
+	delivery.Delivered = n
+	go func() {
+		defer close(o.finished)
+		err := h.Handle(ctx, &delivery)
+		stop()
+		o.err = err
+		var reject *events.RejectError
+		if o.alive() {
+			if errors.As(err, &reject) {
+				w.rejected = append(w.rejected, reject)
+			}
+			if err == nil || reject != nil {
+				w.line.ack(req.Seq)
+			}
+		}
+		o.result <- err
+	}()
+	return o
+}
+
+// drive delivers req until it is acknowledged: plans[0] is the first owner's fate, and so on; who has none lives.
+func (w *world) drive(req *events.Request, plans ...[]fate) {
+	w.t.Helper()
+	for n := 0; w.line.has(req.Seq); n++ {
+		if n == 20 {
+			w.t.Errorf("request %s was delivered %d times and has not ended", req.Ref.ID, n)
+			return
+		}
+		var plan []fate
+		if n < len(plans) {
+			plan = plans[n]
+		}
+		o := w.deliver(req, uint64(n+1), plan...)
+		wait := ackWait
+		select {
+		case err := <-o.result:
+			var later *events.RetryError
+			switch {
+			case !o.alive():
+			case errors.Is(err, events.ErrReleased):
+				wait = 0
+			case errors.As(err, &later):
+				wait = later.After
+			}
+		case <-o.stopped:
+			if !o.alive() {
+				w.loseTail()
+			}
+			if w.atOnce {
+				wait = 0
+			}
+		case <-time.After(long):
+			w.t.Errorf("request %s: owner %d has not come to an end in %s", req.Ref.ID, n+1, long)
+			return
+		}
+		if w.line.has(req.Seq) {
+			<-time.After(wait)
+		}
+	}
+}
+
+// run puts a request into the stream and drives it to its end.
+func (w *world) run(data string, plans ...[]fate) *events.Run {
+	w.t.Helper()
+	req := w.request("order-1", data)
+	w.drive(req, plans...)
+	return w.last()
+}
+
+func (w *world) loseTail() {
+	if w.tail > 0 {
+		w.store.drop(w.tail)
+		w.lost = true
+	}
+}
+
+// finish lets everything come to its end: what is paused goes on, what travels lands, then what is dead returns.
+func (w *world) finish() {
+	<-time.After(long)
+	for _, o := range w.owners {
+		if o.alive() {
+			select {
+			case <-o.finished:
+			default:
+				w.t.Errorf("owner %s has not come to an end: at %s", o, o.trace[max(0, len(o.trace)-3):])
+			}
+		}
+	}
+	close(w.over)
+	for _, o := range w.owners {
+		o.stop()
+		<-o.finished
+	}
+	synctest.Wait()
+}
+
+// event is one event of the journal.
+type event struct {
+	seq  uint64
+	at   time.Time
+	id   string
+	kind events.Kind
+	run  events.Run
+	data json.RawMessage
+}
+
+func (w *world) events() []event {
+	var all []event
+	for _, m := range w.store.all() {
+		var ce struct {
+			ID, Type string
+			Data     json.RawMessage
+		}
+		if err := json.Unmarshal(m.Data, &ce); err != nil {
+			w.t.Fatalf("event %d: %v", m.Seq, err)
+		}
+		e := event{seq: m.Seq, at: m.At, id: ce.ID, data: ce.Data,
+			kind: events.Kind(strings.TrimSuffix(strings.TrimPrefix(ce.Type, "io.guestflow.customization."), ".v1"))}
+		if err := json.Unmarshal(ce.Data, &e.run); err != nil {
+			w.t.Fatalf("event %d: %v", m.Seq, err)
+		}
+		all = append(all, e)
+	}
+	return all
+}
+
+func (w *world) kinds() []string {
+	var all []string
+	for _, e := range w.events() {
+		all = append(all, string(e.kind))
+	}
+	return all
+}
+
+// last is the state of the newest run, after its last event.
+func (w *world) last() *events.Run {
+	w.t.Helper()
+	all := w.events()
+	if len(all) == 0 {
+		w.t.Error("no event was stored")
+		return &events.Run{}
+	}
+	e := all[len(all)-1]
+	if !e.kind.Last() {
+		w.t.Errorf("the newest event is %s, not the end of a run", e.kind)
+	}
+	return &e.run
+}
+
+// problems is what is wrong with what happened, whatever happened.
+func (w *world) problems() []string {
+	var all []string
+	say := func(format string, args ...any) { all = append(all, fmt.Sprintf(format, args...)) }
+	ended := map[string]time.Time{}
+	n := map[string]int{}
+	succeeded := false
+	for _, e := range w.events() {
+		run := e.run.Run
+		if _, over := ended[run]; over {
+			say("%s %s follows the last event of its run", e.kind, e.id)
+		}
+		n[run]++
+		if e.id != fmt.Sprintf("%s.%d", run, n[run]) || e.run.N != n[run] {
+			say("event %d of run %s has id %s and n %d", n[run], run, e.id, e.run.N)
+		}
+		if want := e.kind.Last(); want == (e.run.Status == events.StatusRunning) {
+			say("%s has status %s", e.kind, e.run.Status)
+		}
+		if e.kind.Last() {
+			ended[run] = e.at
+			succeeded = e.kind == events.RunSucceeded
+		}
+		d := json.NewDecoder(bytes.NewReader(e.data))
+		d.UseNumber()
+		var tree any
+		if err := d.Decode(&tree); err != nil {
+			say("%s: %v", e.id, err)
+		}
+		for _, p := range schemas.CheckStrict(schemas.Run, tree) {
+			say("%s %s: schema: %s", e.kind, e.id, p)
+		}
+		if bytes.Contains(e.data, []byte("guest-secret")) {
+			say("%s %s holds the guest's password", e.kind, e.id)
+		}
+	}
+	for run, count := range n {
+		if _, over := ended[run]; !over {
+			say("run %s has %d events and no last one", run, count)
+		}
+	}
+	if len(n) != 1 {
+		return all // several runs: the test knows what each may do
+	}
+	var end time.Time
+	for _, at := range ended {
+		end = at
+	}
+	for _, act := range acts {
+		count := w.vc.count(vmID, act)
+		if count > 1 {
+			say("%s took effect %d times", act, count)
+		}
+		if succeeded && count != 1 && strings.Contains(string(w.line.first.Data), act[strings.LastIndex(act, " ")+1:]) {
+			say("the run succeeded and %s took effect %d times", act, count)
+		}
+	}
+	for _, e := range w.vc.effects {
+		if !end.IsZero() && e.at.After(end) {
+			say("%s took effect %s after the last event", e.act, e.at.Sub(end))
+		}
+	}
+	for _, o := range w.owners {
+		if o.alive() && o.err != nil && !errors.Is(o.err, events.ErrFenced) && !errors.Is(o.err, events.ErrReleased) {
+			var reject *events.RejectError
+			var retry *events.RetryError
+			if !errors.As(o.err, &reject) && !errors.As(o.err, &retry) {
+				say("owner %s returned %v", o, o.err)
+			}
+		}
+	}
+	return all
+}
+
+// history is what happened, for a failed test's log.
+func (w *world) history() string {
+	var b strings.Builder
+	type line struct {
+		at   time.Time
+		text string
+	}
+	var lines []line
+	for _, e := range w.events() {
+		text := fmt.Sprintf("%4d %-22s n=%d status=%s", e.seq, e.kind, e.run.N, e.run.Status)
+		if e.run.Owner != nil {
+			text += " owner=" + e.run.Owner.Instance
+		}
+		if e.run.Waiting != "" {
+			text += " waiting=" + string(e.run.Waiting)
+		}
+		if e.run.Error != nil {
+			text += fmt.Sprintf(" error=%s %s", e.run.Error.Code, e.run.Error.Message)
+		}
+		lines = append(lines, line{e.at, text})
+	}
+	for _, e := range w.vc.effects {
+		lines = append(lines, line{e.at, "     EFFECT " + e.act})
+	}
+	for i, o := range w.owners {
+		for _, f := range o.met {
+			lines = append(lines, line{f.at, fmt.Sprintf("     owner %d %s at %s", i+1, f.do, f.point)})
+		}
+	}
+	slices.SortStableFunc(lines, func(a, b line) int { return a.at.Compare(b.at) })
+	for _, l := range lines {
+		fmt.Fprintf(&b, "%s %s\n", l.at.Format("15:04:05.000"), l.text)
+	}
+	for i, o := range w.owners {
+		fmt.Fprintf(&b, "owner %d: alive %v, answer %v\n", i+1, o.alive(), o.err)
+	}
+	return b.String()
+}
+
+// fate is what happens to an owner at a point of its way.
+type fate struct {
+	point string
+	do    string        // crash, pause, term; at "<act> sent": late; at "publish … ": lose, fail, hold
+	after time.Duration // pause: how long; late: when the call lands; hold: when the append does
+	at    time.Time     // when it was met
+}
+
+func crash(point string) []fate { return []fate{{point: point, do: "crash"}} }
+
+// owner is one delivery of a request in the hands of one handler. All its operations pass through it, so that it can be dead: then none returns
+// before the test ends, and none has an effect.
+type owner struct {
+	w        *world
+	req      *events.Request
+	stop     context.CancelFunc
+	result   chan error
+	finished chan struct{}
+	err      error // set before finished is closed
+	stopped  chan struct{}
+
+	mu    sync.Mutex
+	plan  []fate
+	seen  map[string]int
+	trace []string
+	met   []fate
+	dead  bool
+	halts bool
+}
+
+func (o *owner) String() string { return fmt.Sprintf("of request %s", o.req.Ref.ID) }
+
+func (o *owner) alive() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return !o.dead
+}
+
+var errDead = errors.New("this owner is dead")
+
+// reached notes that the owner has come to a point, and gives what is to happen there. The second time at a point is named "<point> #2".
+func (o *owner) reached(point string) fate {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.dead {
+		return fate{do: "crash"}
+	}
+	if o.seen[point]++; o.seen[point] > 1 {
+		point = fmt.Sprintf("%s #%d", point, o.seen[point])
+	}
+	o.trace = append(o.trace, point)
+	for _, f := range o.plan {
+		if f.point != point {
+			continue
+		}
+		f.at = time.Now()
+		o.met = append(o.met, f)
+		if f.do == "crash" || f.do == "late" {
+			o.dead = true
+		}
+		if (o.dead || f.do == "pause") && !o.halts {
+			o.halts = true
+			close(o.stopped)
+		}
+		return f
+	}
+	return fate{}
+}
+
+// at passes a point: an error means that the owner is dead.
+func (o *owner) at(point string) error { return o.meet(o.reached(point)) }
+
+func (o *owner) meet(f fate) error {
+	switch f.do {
+	case "crash", "late":
+		<-o.w.over
+		return errDead
+	case "pause":
+		<-time.After(f.after)
+	case "term":
+		o.stop()
+	}
+	return nil
+}
+
+// queue is the requests stream.
+type queue struct {
+	mu      sync.Mutex
+	seq     uint64
+	first   *events.Request
+	reqs    []*events.Request
+	cancels []events.Cancel
+	wakes   map[chan struct{}]bool
+}
+
+func (q *queue) put(r *events.Request) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.seq++
+	r.Seq = q.seq
+	if q.first == nil {
+		q.first = r
+	}
+	q.reqs = append(q.reqs, r)
+}
+
+func (q *queue) ack(seq uint64) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.reqs = slices.DeleteFunc(q.reqs, func(r *events.Request) bool { return r.Seq == seq })
+}
+
+func (q *queue) has(seq uint64) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return slices.ContainsFunc(q.reqs, func(r *events.Request) bool { return r.Seq == seq })
+}
+
+func (q *queue) wake() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for c := range q.wakes {
+		select {
+		case c <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// ownerLine is the queue as one owner sees it.
+type ownerLine struct {
+	*queue
+	o *owner
+}
+
+func (l *ownerLine) reach() error {
+	if !l.o.alive() {
+		<-l.o.w.over
+		return errDead
+	}
+	return nil
+}
+
+func (l *ownerLine) Head(context.Context, string, string) (uint64, error) {
+	if err := l.reach(); err != nil {
+		return 0, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.reqs) == 0 {
+		return 0, nil
+	}
+	return l.reqs[0].Seq, nil
+}
+
+func (l *ownerLine) Requests(context.Context, string, string) ([]events.Queued, error) {
+	if err := l.reach(); err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var all []events.Queued
+	for _, r := range l.reqs {
+		all = append(all, events.Queued{Seq: r.Seq, Ref: r.Ref, Run: r.Run})
+	}
+	return all, nil
+}
+
+func (l *ownerLine) Cancels(ctx context.Context, _, _ string) ([]events.Cancel, error) {
+	if err := l.reach(); err != nil {
+		return nil, err
+	}
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.cancels), nil
+}
+
+func (l *ownerLine) Wake(string, string) (<-chan struct{}, func()) {
+	c := make(chan struct{}, 1)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.wakes[c] = true
+	return c, func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		delete(l.wakes, c)
+	}
+}
+
+// ownerStore is the journal's stream as one owner sees it.
+type ownerStore struct {
+	*memStore
+	o *owner
+}
+
+func (s *ownerStore) Publish(ctx context.Context, m events.Message) (events.Ack, error) {
+	kind := m.Subject[len("guestflow.events.lab.vm-42."):]
+	f := s.o.reached("publish " + kind)
+	if err := s.o.meet(f); err != nil {
+		return events.Ack{}, err
+	}
+	if err := spend(ctx, latency); err != nil {
+		return events.Ack{}, err
+	}
+	switch f.do {
+	case "fail":
+		return events.Ack{}, nats.ErrTimeout
+	case "hold": // held up on the way, stored later if it then still fits
+		s.o.w.later(f.after, func() { _, _ = s.publish(m) })
+		return events.Ack{}, nats.ErrTimeout
+	}
+	ack, err := s.publish(m)
+	if dead := s.o.at("stored " + kind); dead != nil {
+		return events.Ack{}, dead
+	}
+	if f.do == "lose" {
+		return events.Ack{}, nats.ErrTimeout
+	}
+	return ack, err
+}
+
+func (s *ownerStore) LastBySubject(ctx context.Context, filter string) (*events.Stored, error) {
+	if err := s.o.at("last"); err != nil {
+		return nil, err
+	}
+	if err := spend(ctx, latency); err != nil {
+		return nil, err
+	}
+	return s.memStore.last(filter), nil
+}
+
+func (s *ownerStore) NextBySubject(ctx context.Context, filter string, from uint64) (*events.Stored, error) {
+	if err := s.o.at("next"); err != nil {
+		return nil, err
+	}
+	if err := spend(ctx, latency); err != nil {
+		return nil, err
+	}
+	return s.memStore.next(filter, from), nil
+}

@@ -1,0 +1,151 @@
+package vcapi
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+)
+
+// act sends a call that changes the guest: once, on a connection of its own that is up before gate is asked. It never logs in and sends again.
+func (c *Client) act(ctx context.Context, gate Gate, l *login, build func(*session) (*call, error)) (*answer, *call, error) {
+	s, err := l.get(ctx)
+	if err != nil {
+		return nil, nil, unsent(err)
+	}
+	cl, err := build(s)
+	if err != nil {
+		return nil, nil, unsent(err)
+	}
+	cl.token = s.token
+	c.known.add(cl.secrets...) // the task's own error, much later, may still tell them
+	ans, err := c.sendOnce(ctx, gate, cl)
+	if err != nil {
+		c.settle(ctx, cl, s, err)
+	}
+	return ans, cl, err
+}
+
+// unsent is what an error before the act means for the act: it was not sent.
+func unsent(err error) error {
+	var e *Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	before := *e
+	before.Sent = NotSent
+	return &before
+}
+
+// sendOnce dials, asks gate, writes the request, and awaits its answer. Until the first byte is written every error is NotSent; from then on only
+// vCenter's own word can tell that nothing happened.
+func (c *Client) sendOnce(ctx context.Context, gate Gate, cl *call) (ans *answer, err error) {
+	req, err := c.request(context.WithoutCancel(ctx), cl) // the connection's deadlines follow ctx, see below
+	if err != nil {
+		return nil, &Error{Op: cl.op, Host: c.host, Class: Permanent, Sent: NotSent, Message: err.Error(), Err: err}
+	}
+	req.GetBody, req.Close = nil, true
+	var wire bytes.Buffer
+	if err := req.Write(&wire); err != nil {
+		return nil, (&Error{Class: Permanent, Sent: NotSent, Message: err.Error(), Err: err}).fill(cl.op, cl.endpoint(), c.host)
+	}
+	began := time.Now()
+	conn, tcp, err := c.dialAct(ctx)
+	if err != nil {
+		if ctx.Err() == nil {
+			c.up.Store(false)
+		}
+		e := c.unanswered(cl, err)
+		e.Sent = NotSent
+		c.called(cl.op, time.Since(began), e)
+		return nil, e
+	}
+	defer func() { _ = conn.Close() }()
+	if gate != nil {
+		if err := gate(ctx); err != nil {
+			return nil, c.held(cl, err)
+		}
+	}
+	began = time.Now()
+	_ = conn.SetWriteDeadline(began.Add(c.cfg.TravelTime))
+	_ = conn.SetReadDeadline(began.Add(c.answerWait))
+	release := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	defer release()
+	if ctx.Err() != nil {
+		return nil, c.held(cl, context.Cause(ctx))
+	}
+	defer func() { c.called(cl.op, time.Since(began), err) }()
+	if _, err := conn.Write(wire.Bytes()); err != nil {
+		return nil, c.lost(ctx, cl, fmt.Errorf("the request could not be sent whole: %w", err))
+	}
+	resp, err := readResponse(bufio.NewReader(conn), req)
+	if err != nil {
+		return nil, c.lost(ctx, cl, fmt.Errorf("the request was sent, its answer did not come: %w", err))
+	}
+	defer func() { _ = resp.Body.Close() }()
+	c.up.Store(true)
+	if ans, err = c.answered(cl, resp); err == nil {
+		_ = tcp.SetLinger(-1) // all is said: a farewell in order
+	}
+	return ans, err
+}
+
+// dialAct opens the connection of one act. Its bytes are given up by the kernel when they stay unacknowledged for TravelTime, and thrown away when
+// the connection is closed, even by this process's death: a call does not arrive long after its owner gave it up.
+func (c *Client) dialAct(ctx context.Context) (*tls.Conn, *net.TCPConn, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, dialTimeout, fmt.Errorf("no connection within %s", dialTimeout))
+	defer cancel()
+	dialer := net.Dialer{Control: userTimeout(c.cfg.TravelTime)}
+	raw, err := dialer.DialContext(ctx, "tcp", c.addr)
+	if err != nil {
+		return nil, nil, err
+	}
+	tcp, ok := raw.(*net.TCPConn)
+	if !ok {
+		_ = raw.Close()
+		return nil, nil, fmt.Errorf("%s is not reached by TCP", c.addr)
+	}
+	conn := tls.Client(tcp, c.tls.Clone())
+	if err = tcp.SetLinger(0); err == nil {
+		err = conn.HandshakeContext(ctx)
+	}
+	if err != nil {
+		_ = tcp.Close()
+		return nil, nil, err
+	}
+	return conn, tcp, nil
+}
+
+// readResponse passes over 1xx answers.
+func readResponse(r *bufio.Reader, req *http.Request) (*http.Response, error) {
+	const most = 8
+	for range most {
+		resp, err := http.ReadResponse(r, req) //nolint:bodyclose // a 1xx has no body; the last one is closed by the caller
+		if err != nil || resp.StatusCode >= http.StatusOK || resp.StatusCode == http.StatusSwitchingProtocols {
+			return resp, err
+		}
+	}
+	return nil, errors.New("only interim answers")
+}
+
+// held is the error of an act that its gate, or the end of ctx, kept from being sent.
+func (c *Client) held(cl *call, err error) *Error {
+	e := &Error{Class: Transient, Sent: NotSent, Message: c.hide(cl, err.Error()), Err: c.clean(cl, err)}
+	return e.fill(cl.op, cl.endpoint(), c.host)
+}
+
+// lost is the error of an act whose answer did not come.
+func (c *Client) lost(ctx context.Context, cl *call, err error) *Error {
+	if ctx.Err() != nil {
+		err = errors.Join(context.Cause(ctx), err)
+	} else {
+		c.up.Store(false)
+	}
+	e := &Error{Class: Transient, Sent: Unknown, Message: c.hide(cl, err.Error()), Err: c.clean(cl, err)}
+	return e.fill(cl.op, cl.endpoint(), c.host)
+}

@@ -1,0 +1,399 @@
+// Package vcapi is what guestflow says to one vCenter, and what it hears back: VI JSON (/sdk/vim25), the REST API (/api), and one long poll.
+//
+// A call either asks or acts. To ask is to read: it may be repeated, and a session that has expired is renewed once on the way. An act changes the
+// guest: it is sent at most once, on a connection of its own, and what is known about it afterwards is in Error.Sent. Every error that vCenter or
+// the way to it causes is an *Error.
+package vcapi
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	userAgent     = "guestflow"
+	sessionHeader = "vmware-api-session-id"
+	dialTimeout   = 10 * time.Second
+	maxBody       = 4 << 20 // bytes of one answer; vCenter's own are far below it (pages of 100)
+)
+
+// Client speaks to one vCenter. It is safe for use by many goroutines, which share its sessions.
+type Client struct {
+	cfg  Config
+	host string // as in the URL: for errors, and the name in the certificate
+	addr string // host:port
+	tls  *tls.Config
+
+	reads *http.Client // keep-alive
+	polls *http.Client // the long poll's own connection
+
+	vimLogin  *login      // VI JSON
+	restLogin *login      // REST; the same session as VI JSON's where vCenter takes it for both
+	split     atomic.Bool // vCenter refused VI JSON's session on REST, although it is new enough
+	known     memory      // secrets that were in use
+	lacks     names       // properties that this vCenter does not have
+
+	watch      *watch
+	up         atomic.Bool
+	answerWait time.Duration // how long the answer to an act is awaited
+}
+
+// New checks cfg and makes a Client. It dials nothing. Errors name the field that is wrong.
+func New(cfg Config) (*Client, error) {
+	u, err := url.Parse(cfg.URL)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("vcenter url %q: %w", cfg.URL, errors.Unwrap(err))
+	case u.Scheme != "https" || u.Hostname() == "":
+		return nil, fmt.Errorf("vcenter url %q: want https://host[:port]", u.Redacted())
+	case (u.Path != "" && u.Path != "/") || u.RawQuery != "" || u.Fragment != "" || u.User != nil:
+		return nil, fmt.Errorf("vcenter url %q: want https://host[:port] and nothing after or before the host", u.Redacted())
+	case cfg.Username == "":
+		return nil, errors.New("vcenter username: is empty")
+	case cfg.Password == nil:
+		return nil, errors.New("vcenter password: no way to read it was given")
+	}
+	setDefault(&cfg.TravelTime, 10*time.Second)
+	setDefault(&cfg.CallTimeout, 30*time.Second)
+	setDefault(&cfg.PollWait, 30*time.Second)
+	setDefault(&cfg.PollGrace, 15*time.Second)
+	port := u.Port()
+	if port == "" {
+		port = "443"
+	}
+	c := &Client{cfg: cfg, host: u.Hostname(), addr: net.JoinHostPort(u.Hostname(), port), answerWait: time.Minute}
+	if c.tls, err = tlsConfig(cfg, u.Hostname()); err != nil {
+		return nil, err
+	}
+	c.reads, c.polls = c.httpClient(), c.httpClient()
+	c.vimLogin, c.restLogin = newLogin(c, c.loginVIM), newLogin(c, c.loginREST)
+	c.watch = newWatch(c)
+	return c, nil
+}
+
+func setDefault(d *time.Duration, to time.Duration) {
+	if *d <= 0 {
+		*d = to
+	}
+}
+
+// tlsConfig always verifies: against the roots, or, where a thumbprint is given, against nothing but that one certificate.
+func tlsConfig(cfg Config, host string) (*tls.Config, error) {
+	t := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: cfg.RootCAs, ServerName: host, NextProtos: []string{"http/1.1"}}
+	if cfg.Thumbprint == "" {
+		return t, nil
+	}
+	pin, err := hex.DecodeString(strings.ReplaceAll(cfg.Thumbprint, ":", ""))
+	if err != nil || len(pin) != sha256.Size {
+		return nil, fmt.Errorf("vcenter thumbprint %q: want the SHA-256 of the server's certificate, 64 hex digits, with or without colons", cfg.Thumbprint)
+	}
+	// Chain and host name are not looked at, because the pin is stricter than both: VerifyConnection, which runs on every handshake, resumed ones
+	// included, lets exactly one certificate through.
+	pinned := true
+	t.InsecureSkipVerify = pinned
+	t.VerifyConnection = func(state tls.ConnectionState) error {
+		sum := sha256.Sum256(state.PeerCertificates[0].Raw)
+		if !bytes.Equal(sum[:], pin) {
+			return fmt.Errorf("the server's certificate has the SHA-256 thumbprint %X, not the one that is set", sum)
+		}
+		return nil
+	}
+	return t, nil
+}
+
+// httpClient is for asks: HTTP/1.1, no proxy, no redirect.
+func (c *Client) httpClient() *http.Client {
+	return &http.Client{
+		Transport: &http.Transport{
+			DialContext:         (&net.Dialer{Timeout: dialTimeout}).DialContext,
+			TLSClientConfig:     c.tls.Clone(),
+			TLSHandshakeTimeout: dialTimeout,
+			MaxIdleConnsPerHost: 16,
+			IdleConnTimeout:     30 * time.Second, // below what load balancers close idle connections after
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
+// Close logs out every session that the Client opened, within ctx and five seconds. The Client cannot be used afterwards.
+func (c *Client) Close(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	c.logout(ctx)
+	c.reads.CloseIdleConnections()
+	c.polls.CloseIdleConnections()
+}
+
+// Up tells whether vCenter answered the last call, or the last long poll. An error is an answer too.
+func (c *Client) Up() bool { return c.up.Load() }
+
+// call is one request.
+type call struct {
+	op      string // for errors and OnCall; bounded
+	method  string
+	path    string // from the root, escaped
+	body    []byte
+	token   string // of the session; "" for calls that need none
+	header  http.Header
+	secrets secrets // that travel in it
+	once    bool    // the transport may not repeat it on another connection
+	timeout time.Duration
+}
+
+func (cl *call) endpoint() string {
+	path, _, _ := strings.Cut(cl.path, "?")
+	return cl.method + " " + path
+}
+
+// answer is what a success holds.
+type answer struct {
+	status int
+	header http.Header
+	body   []byte
+}
+
+// request builds the HTTP request of cl.
+func (c *Client) request(ctx context.Context, cl *call) (*http.Request, error) {
+	var body io.Reader
+	if cl.body != nil {
+		body = bytes.NewReader(cl.body)
+	}
+	req, err := http.NewRequestWithContext(ctx, cl.method, "https://"+c.addr+cl.path, body)
+	if err != nil {
+		return nil, fmt.Errorf("%s: vcenter %s: request: %w", cl.op, c.host, err)
+	}
+	for key, values := range cl.header {
+		req.Header[key] = values
+	}
+	req.Header.Set("User-Agent", userAgent)
+	req.Header.Set("Accept", "application/json")
+	req.Header.Set("Content-Type", "application/json")
+	if cl.token != "" {
+		req.Header.Set(sessionHeader, cl.token)
+	}
+	return req, nil
+}
+
+// exchange sends an ask and reads its answer. Anything but a 2xx is an *Error.
+func (c *Client) exchange(ctx context.Context, hc *http.Client, cl *call) (ans *answer, err error) {
+	timeout := cl.timeout
+	if timeout == 0 {
+		timeout = c.cfg.CallTimeout
+	}
+	callCtx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no answer within %s: %w", timeout, context.DeadlineExceeded))
+	defer cancel()
+	req, err := c.request(callCtx, cl)
+	if err != nil {
+		return nil, err
+	}
+	if cl.once {
+		req.GetBody = nil // a body that the transport cannot rewind is a body that it cannot send twice
+	} else {
+		req.Header["X-Idempotency-Key"] = nil // not sent: it lets net/http repeat an ask by POST that met a connection just closed by the server
+	}
+	began := time.Now()
+	defer func() { c.called(cl.op, time.Since(began), err) }()
+	resp, err := hc.Do(req)
+	if err != nil {
+		if ctx.Err() == nil {
+			c.up.Store(false)
+		}
+		return nil, c.unanswered(cl, err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	c.up.Store(true)
+	return c.answered(cl, resp)
+}
+
+func (c *Client) called(op string, took time.Duration, err error) {
+	if c.cfg.OnCall != nil {
+		c.cfg.OnCall(op, took, err)
+	}
+}
+
+// answered reads an answer to its end and tells success from error.
+func (c *Client) answered(cl *call, resp *http.Response) (*answer, error) {
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
+	switch {
+	case err != nil:
+		e := &Error{Status: resp.StatusCode, Class: Transient, Message: "the answer broke off: " + c.hide(cl, err.Error()), Err: c.clean(cl, err)}
+		return nil, e.fill(cl.op, cl.endpoint(), c.host)
+	case len(body) > maxBody:
+		e := &Error{Status: resp.StatusCode, Class: byStatus(resp.StatusCode), Message: fmt.Sprintf("the answer is larger than %d MiB", maxBody>>20)}
+		return nil, e.fill(cl.op, cl.endpoint(), c.host)
+	case resp.StatusCode >= 300 && resp.StatusCode < 400:
+		e := &Error{Status: resp.StatusCode, Class: Permanent,
+			Message: c.hide(cl, fmt.Sprintf("redirected to %q, which is not followed: set the URL of vCenter itself", resp.Header.Get("Location")))}
+		return nil, e.fill(cl.op, cl.endpoint(), c.host)
+	case resp.StatusCode < 200 || resp.StatusCode >= 300:
+		return nil, decodeError(resp.StatusCode, body, c.secretsOf(cl)).fill(cl.op, cl.endpoint(), c.host)
+	}
+	return &answer{status: resp.StatusCode, header: resp.Header, body: bytes.TrimSpace(body)}, nil
+}
+
+// unanswered makes an Error of what the transport said.
+func (c *Client) unanswered(cl *call, err error) *Error {
+	var wrapped *url.Error
+	if errors.As(err, &wrapped) {
+		err = wrapped.Err // without its text, which repeats method and URL
+	}
+	e := &Error{Class: Transient, Err: c.clean(cl, err), Message: c.hide(cl, err.Error())}
+	var dial *net.OpError
+	var cert *tls.CertificateVerificationError
+	switch {
+	case errors.As(err, &dial) && dial.Op == "dial":
+		e.Sent = NotSent
+	case errors.As(err, &cert):
+		e.Sent = NotSent
+		e.Message += ": set the CA file or the thumbprint of this vCenter"
+	}
+	return e.fill(cl.op, cl.endpoint(), c.host)
+}
+
+// notUnderstood is the error of a success whose body is not what it should be.
+func (c *Client) notUnderstood(cl *call, ans *answer, why error) *Error {
+	e := &Error{Status: ans.status, Class: Permanent, Message: "the answer is not understood: " + c.hide(cl, why.Error())}
+	return e.fill(cl.op, cl.endpoint(), c.host)
+}
+
+// ask sends a call in a session of l and decodes its answer into out. A session that turns out to be dead is renewed, once.
+func (c *Client) ask(ctx context.Context, l *login, build func(*session) (*call, error), out any) error {
+	for renewed := false; ; renewed = true {
+		s, err := l.get(ctx)
+		if err != nil {
+			return err
+		}
+		cl, err := build(s)
+		if err != nil {
+			return err
+		}
+		cl.token = s.token
+		ans, err := c.exchange(ctx, c.reads, cl)
+		if err == nil {
+			return c.decode(cl, ans, out)
+		}
+		c.settle(ctx, cl, s, err)
+		if classOf(err) != SessionLost || renewed {
+			return err
+		}
+	}
+}
+
+// settle finds out what a 401 to a guest call was about (the guest's login, or our session), and forgets a session that is lost.
+func (c *Client) settle(ctx context.Context, cl *call, s *session, err error) {
+	var e *Error
+	if !errors.As(err, &e) || e.Class != SessionLost {
+		return
+	}
+	if strings.HasPrefix(cl.op, guestProcesses) {
+		switch alive, err := c.restAlive(ctx, s.token); {
+		case err != nil:
+			e.Class = Transient // cannot be told apart now
+			return
+		case alive:
+			e.Class = GuestCredentials
+			return
+		}
+	}
+	c.forget(s, strings.HasPrefix(cl.path, "/sdk/"))
+}
+
+func classOf(err error) Class {
+	var e *Error
+	if errors.As(err, &e) {
+		return e.Class
+	}
+	return Permanent
+}
+
+// decode reads an answer. An empty one and null leave out as it is.
+func (c *Client) decode(cl *call, ans *answer, out any) error {
+	if out == nil || len(ans.body) == 0 || bytes.Equal(ans.body, []byte("null")) {
+		return nil
+	}
+	if err := json.Unmarshal(ans.body, out); err != nil {
+		return c.notUnderstood(cl, ans, err)
+	}
+	return nil
+}
+
+// memory keeps the secrets that are, or lately were, in use, so that they can be hidden in errors.
+type memory struct {
+	mu  sync.Mutex
+	all secrets
+}
+
+func (m *memory) add(values ...string) {
+	const most = 256
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, value := range values {
+		if value != "" && !slices.Contains(m.all, value) {
+			m.all = append(m.all, value)
+		}
+	}
+	if len(m.all) > most {
+		m.all = slices.Clone(m.all[len(m.all)-most:])
+	}
+}
+
+func (m *memory) list() secrets {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.all)
+}
+
+func (c *Client) secretsOf(cl *call) secrets { return append(c.known.list(), cl.secrets...) }
+
+func (c *Client) hide(cl *call, text string) string { return c.secretsOf(cl).text(text) }
+
+// clean gives err as it is, or, where a secret is in its text (net/http quotes what it cannot read), only its text without that.
+func (c *Client) clean(cl *call, err error) error {
+	if text := c.hide(cl, err.Error()); text != err.Error() {
+		return errors.New(text)
+	}
+	return err
+}
+
+// names is a set of strings that only grows.
+type names struct {
+	mu  sync.Mutex
+	all map[string]bool
+}
+
+func (n *names) add(name string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.all == nil {
+		n.all = make(map[string]bool)
+	}
+	n.all[name] = true
+}
+
+// without gives list without what is in the set.
+func (n *names) without(list []string) []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var rest []string
+	for _, name := range list {
+		if !n.all[name] {
+			rest = append(rest, name)
+		}
+	}
+	return rest
+}

@@ -1,0 +1,120 @@
+package vcapi
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+
+	"github.com/vmware/govmomi/vim25/types"
+)
+
+// Class says what an error of vCenter means for what the caller wanted. What the caller does about it is the caller's decision.
+type Class int
+
+// The classes.
+const (
+	Permanent        Class = iota // the same call will fail again
+	Transient                     // busy, or away: the same call may succeed later
+	SessionLost                   // no vCenter session: expired, or the login is refused
+	GuestCredentials              // the guest refused the login, or the user may not do this there
+)
+
+// String is the class as design and metrics call it.
+func (c Class) String() string {
+	switch c {
+	case Permanent:
+		return "permanent"
+	case Transient:
+		return "transient"
+	case SessionLost:
+		return "session"
+	case GuestCredentials:
+		return "guest-credentials"
+	}
+	return fmt.Sprintf("class %d", int(c))
+}
+
+// Sent says what is known about an act that failed. It has a meaning for acts, and for Task.Err; an ask may be repeated whatever it says.
+type Sent int
+
+// The zero value is the careful one.
+const (
+	Unknown  Sent = iota // sent, and whether it took effect cannot be told
+	NotSent              // surely never reached vCenter
+	Refused              // vCenter answered with an error that proves that nothing happened
+	Answered             // it took effect, and this error is how it ended (Task.Err)
+)
+
+// String names the value.
+func (s Sent) String() string {
+	switch s {
+	case Unknown:
+		return "unknown"
+	case NotSent:
+		return "not sent"
+	case Refused:
+		return "refused"
+	case Answered:
+		return "answered"
+	}
+	return fmt.Sprintf("sent %d", int(s))
+}
+
+// Error is everything that vCenter, or the way to it, said about a call that failed. No secret that the client knows of is in it, not even where
+// the server echoed one.
+type Error struct {
+	Op       string // CustomizeGuest_Task, guest/processes create
+	Endpoint string // POST /sdk/vim25/…
+	Host     string
+	Status   int    // HTTP; 0 where there was no answer
+	Name     string // a fault's _typeName, or an error_type in capitals; "" unknown
+
+	// Message is vCenter's words for people, joined (default_message, faultstring, localizedMessage, faultMessage), or what the transport said.
+	// An HTML page is cut to its title, a text to its first 200 bytes.
+	Message          string
+	Messages         []json.RawMessage // REST messages, or faultMessage, as sent
+	LocalizedMessage string            // localizedMessage of TaskInfo.error, or faultstring
+	Data             json.RawMessage   // REST data; of a fault its body without the members that all faults have
+	Challenge        string            // REST challenge
+
+	FaultValue types.BaseMethodFault // the fault decoded by govmomi, nil where it knows no such type
+	Class      Class
+	Sent       Sent
+	Err        error // beneath: the transport's error, or the gate's
+}
+
+// Error reads "CustomizeGuest_Task: vcenter vc1: TaskInProgress (HTTP 500): words".
+func (e *Error) Error() string {
+	var b strings.Builder
+	if e.Op != "" {
+		b.WriteString(e.Op + ": ")
+	}
+	b.WriteString("vcenter")
+	if e.Host != "" {
+		b.WriteString(" " + e.Host)
+	}
+	b.WriteString(": ")
+	switch {
+	case e.Name != "" && e.Status != 0:
+		fmt.Fprintf(&b, "%s (HTTP %d)", e.Name, e.Status)
+	case e.Name != "":
+		b.WriteString(e.Name)
+	case e.Status != 0:
+		b.WriteString(strings.TrimSpace(fmt.Sprintf("HTTP %d %s", e.Status, http.StatusText(e.Status))))
+	case e.Sent == NotSent:
+		b.WriteString("not sent")
+	default:
+		b.WriteString("no answer")
+	}
+	if e.Message != "" {
+		b.WriteString(": " + e.Message)
+	}
+	return b.String()
+}
+
+// Unwrap gives the transport's or the gate's error.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Fault lets govmomi's fault.As, fault.Is and fault.In work on an Error. It is nil where the fault's type is not known.
+func (e *Error) Fault() types.BaseMethodFault { return e.FaultValue }

@@ -1,0 +1,382 @@
+package vcapi
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"html"
+	"net/http"
+	"reflect"
+	"regexp"
+	"strings"
+	"unicode"
+
+	"github.com/vmware/govmomi/vim25/types"
+)
+
+// restKind is what an error_type of vAPI means (com.vmware.vapi.std.errors).
+type restKind struct {
+	class   Class
+	refused bool // as the answer to an act it proves that nothing happened
+}
+
+// restKinds are the 25 standard errors (Vcenter Vm Guest Customization Get, error_type). Those that may be said of a thing already begun prove
+// nothing: CANCELED, ERROR, INTERNAL_SERVER_ERROR, RESOURCE_INACCESSIBLE, TIMED_OUT.
+var restKinds = map[string]restKind{
+	"ERROR":                         {Transient, false},
+	"ALREADY_EXISTS":                {Permanent, true},
+	"ALREADY_IN_DESIRED_STATE":      {Permanent, true},
+	"CANCELED":                      {Permanent, false},
+	"CONCURRENT_CHANGE":             {Transient, true},
+	"FEATURE_IN_USE":                {Permanent, true},
+	"INTERNAL_SERVER_ERROR":         {Transient, false},
+	"INVALID_ARGUMENT":              {Permanent, true},
+	"INVALID_ELEMENT_CONFIGURATION": {Permanent, true},
+	"INVALID_ELEMENT_TYPE":          {Permanent, true},
+	"INVALID_REQUEST":               {Permanent, true},
+	"NOT_ALLOWED_IN_CURRENT_STATE":  {Permanent, true},
+	"NOT_FOUND":                     {Permanent, true},
+	"OPERATION_NOT_FOUND":           {Permanent, true},
+	"RESOURCE_BUSY":                 {Transient, true},
+	"RESOURCE_IN_USE":               {Transient, true},
+	"RESOURCE_INACCESSIBLE":         {Transient, false},
+	"SERVICE_UNAVAILABLE":           {Transient, true},
+	"TIMED_OUT":                     {Transient, false},
+	"UNABLE_TO_ALLOCATE_RESOURCE":   {Permanent, true}, // of processes create: the program failed to start
+	"UNAUTHENTICATED":               {SessionLost, true},
+	"UNAUTHORIZED":                  {Permanent, true},
+	"UNEXPECTED_INPUT":              {Permanent, true},
+	"UNSUPPORTED":                   {Permanent, true},
+	"UNVERIFIED_PEER":               {Permanent, true},
+}
+
+// vimKinds are the faults that are treated one by one; families come after them (vimKind).
+var vimKinds = map[string]restKind{
+	"NotAuthenticated":       {SessionLost, true}, // extends NoPermission: it must be looked at first
+	"AuthenticationRequired": {SessionLost, true},
+	"InvalidLogin":           {SessionLost, true}, // of vCenter's own login; the guest's is InvalidGuestLogin
+	"NoPermission":           {Permanent, true},
+	"RestrictedVersion":      {Permanent, true},
+	"ManagedObjectNotFound":  {Permanent, true},
+	"InvalidArgument":        {Permanent, true},
+	"InvalidRequest":         {Permanent, true},
+	"InvalidType":            {Permanent, true},
+	"NotSupported":           {Permanent, true},
+	"NotImplemented":         {Permanent, true},
+	"MethodNotFound":         {Permanent, true},
+
+	"TaskInProgress": {Transient, true},
+	"InvalidState":   {Transient, true}, // plain: VMware Tools not running, say; its subtypes are permanent
+
+	"InvalidGuestLogin":            {GuestCredentials, true},
+	"GuestPermissionDenied":        {GuestCredentials, true},
+	"GuestAuthenticationChallenge": {GuestCredentials, true},
+	"GuestMultipleMappings":        {GuestCredentials, true},
+	"GuestOperationsUnavailable":   {Transient, true},
+	"TooManyGuestLogons":           {Transient, true},
+
+	"CustomizationFault":           {Transient, true}, // the engine failed or its lock was left: abort once, then again
+	"UnexpectedCustomizationFault": {Transient, true},
+	"CustomizationPending":         {Transient, true},
+	"InvalidHostState":             {Transient, true},
+
+	"SystemError":             {Transient, false},
+	"HostCommunication":       {Transient, false},
+	"HostNotConnected":        {Transient, false},
+	"HostNotReachable":        {Transient, false},
+	"Timedout":                {Transient, false},
+	"ConcurrentAccess":        {Transient, false},
+	"InvalidCollectorVersion": {Transient, false},
+	"RequestCanceled":         {Permanent, false},
+}
+
+// vimKind classifies a fault by its name and, where govmomi knows it, by its family. ok is false for a fault that neither tells.
+func vimKind(name string, value types.BaseMethodFault) (kind restKind, ok bool) {
+	if kind, ok = vimKinds[name]; ok {
+		return kind, true
+	}
+	switch value.(type) {
+	case types.BaseInvalidState, types.BaseCustomizationFault, types.BaseGuestOperationsFault:
+		return restKind{Permanent, true}, true
+	case types.BaseHostCommunication:
+		return restKind{Transient, false}, true
+	}
+	return restKind{Permanent, false}, false
+}
+
+// byStatus classifies an answer whose body names no error: a proxy's page, nothing at all, or an error_type that is missing (the schema allows it).
+func byStatus(status int) Class {
+	switch {
+	case status == http.StatusUnauthorized:
+		return SessionLost
+	case status == http.StatusTooManyRequests, status == http.StatusRequestTimeout, status >= 500 && status != http.StatusNotImplemented:
+		return Transient
+	}
+	return Permanent
+}
+
+// restNames is what a status says where the body is a REST error without an error_type. 400 and 500 stand for several: no name then.
+var restNames = map[int]string{
+	http.StatusUnauthorized:       "UNAUTHENTICATED",
+	http.StatusForbidden:          "UNAUTHORIZED",
+	http.StatusNotFound:           "NOT_FOUND",
+	http.StatusServiceUnavailable: "SERVICE_UNAVAILABLE",
+}
+
+// faultMembers are all the members that errors of vCenter have: of a VIM fault (bare, or wrapped as TaskInfo.error is), of /api, and of /rest.
+type faultMembers struct {
+	TypeName         string          `json:"_typeName"`
+	Fault            json.RawMessage `json:"fault"`
+	FaultMessage     json.RawMessage `json:"faultMessage"`
+	FaultString      string          `json:"faultstring"`
+	LocalizedMessage string          `json:"localizedMessage"`
+
+	ErrorType string          `json:"error_type"`
+	Messages  json.RawMessage `json:"messages"`
+	Data      json.RawMessage `json:"data"`
+	Challenge json.RawMessage `json:"challenge"`
+
+	Type  string          `json:"type"`
+	Value json.RawMessage `json:"value"`
+}
+
+// decodeError turns the body of an answer that is no success into an Error: every form that vCenter, or a proxy before it, is known to send, and
+// whatever else comes. It never fails: what cannot be understood is an Error without a name.
+func decodeError(status int, body []byte, s secrets) *Error {
+	e := &Error{Status: status, Class: byStatus(status)}
+	body = s.json(bytes.TrimSpace(body))
+	members, ok := membersOf(body)
+	switch {
+	case ok && (members.TypeName != "" || len(members.Fault) > 0 || members.FaultString != "" || len(members.FaultMessage) > 0):
+		e.vim(body, members)
+	case ok && strings.HasPrefix(members.Type, "com.vmware.vapi.std.errors."):
+		// The envelope of /rest: {"type":"com.vmware.vapi.std.errors.not_found","value":{"messages":[…]}}
+		inner, _ := membersOf(members.Value)
+		if inner.ErrorType == "" {
+			inner.ErrorType = upperSnake(members.Type[strings.LastIndexByte(members.Type, '.')+1:])
+		}
+		e.rest(inner)
+	case ok && (members.ErrorType != "" || len(members.Messages) > 0):
+		e.rest(members)
+	case len(body) == 0:
+		e.Message = "empty answer"
+	default:
+		e.Message = words(body)
+	}
+	return e
+}
+
+// membersOf reads a JSON object. Members of an unexpected type are left out, not refused: a name with an odd message is worth more than neither.
+func membersOf(body []byte) (m faultMembers, ok bool) {
+	var raw map[string]json.RawMessage
+	if json.Unmarshal(body, &raw) != nil || raw == nil {
+		return m, false
+	}
+	for key, into := range map[string]*string{
+		"_typeName": &m.TypeName, "faultstring": &m.FaultString, "localizedMessage": &m.LocalizedMessage, "error_type": &m.ErrorType, "type": &m.Type,
+	} {
+		*into = textOf(raw[key])
+	}
+	m.Fault, m.FaultMessage, m.Value = present(raw["fault"]), present(raw["faultMessage"]), present(raw["value"])
+	m.Messages, m.Data, m.Challenge = present(raw["messages"]), present(raw["data"]), present(raw["challenge"])
+	return m, true
+}
+
+// present drops a null.
+func present(raw json.RawMessage) json.RawMessage {
+	if bytes.Equal(bytes.TrimSpace(raw), []byte("null")) {
+		return nil
+	}
+	return raw
+}
+
+func textOf(raw json.RawMessage) string {
+	var s string
+	if json.Unmarshal(raw, &s) != nil {
+		return ""
+	}
+	return s
+}
+
+func (e *Error) rest(m faultMembers) {
+	e.Name = upperSnake(m.ErrorType)
+	if e.Name == "" {
+		e.Name = restNames[e.Status]
+	}
+	e.Data = m.Data
+	if e.Challenge = textOf(m.Challenge); e.Challenge == "" {
+		e.Challenge = string(m.Challenge)
+	}
+	if json.Unmarshal(m.Messages, &e.Messages) != nil {
+		e.Messages = nil
+	}
+	var texts []string
+	for _, raw := range e.Messages {
+		var message struct {
+			ID             string `json:"id"`
+			DefaultMessage string `json:"default_message"`
+			Localized      string `json:"localized"`
+		}
+		if json.Unmarshal(raw, &message) == nil {
+			texts = append(texts, firstOf(message.Localized, message.DefaultMessage, message.ID))
+		}
+	}
+	e.Message = joined(texts)
+	switch kind, ok := restKinds[e.Name]; {
+	case ok:
+		e.Class = kind.class
+		if kind.refused {
+			e.Sent = Refused
+		}
+	case e.Name == "" && e.Status >= 400 && e.Status < 500 && e.Status != http.StatusRequestTimeout:
+		e.Sent = Refused // a REST error of vCenter's own about the request: it was not begun
+	}
+	if e.Status == http.StatusTooManyRequests {
+		e.Class = Transient
+	}
+}
+
+func (e *Error) vim(body []byte, m faultMembers) {
+	e.LocalizedMessage = firstOf(m.LocalizedMessage, m.FaultString)
+	if len(m.Fault) > 0 { // LocalizedMethodFault, as TaskInfo.error is
+		if inner, ok := membersOf(m.Fault); ok {
+			body, m = m.Fault, inner
+			e.LocalizedMessage = firstOf(e.LocalizedMessage, m.LocalizedMessage, m.FaultString)
+		}
+	}
+	e.Name = m.TypeName
+	if json.Unmarshal(m.FaultMessage, &e.Messages) != nil {
+		e.Messages = nil
+	}
+	texts := []string{e.LocalizedMessage, m.FaultString}
+	for _, raw := range e.Messages {
+		var message struct {
+			Key     string `json:"key"`
+			Message string `json:"message"`
+		}
+		if json.Unmarshal(raw, &message) == nil {
+			texts = append(texts, firstOf(message.Message, message.Key))
+		}
+	}
+	e.Message = joined(texts)
+	e.Data = own(body)
+	e.FaultValue = faultValue(body)
+	kind, ok := vimKind(e.Name, e.FaultValue)
+	if e.Name != "" {
+		e.Class = kind.class
+	}
+	if ok && kind.refused {
+		e.Sent = Refused
+	}
+}
+
+// own is a fault's body without what all faults have.
+func own(body []byte) json.RawMessage {
+	var members map[string]json.RawMessage
+	if json.Unmarshal(body, &members) != nil {
+		return nil
+	}
+	for _, generic := range []string{"_typeName", "faultCause", "faultMessage", "faultstring", "localizedMessage"} {
+		delete(members, generic)
+	}
+	if len(members) == 0 {
+		return nil
+	}
+	data, err := json.Marshal(members)
+	if err != nil {
+		return nil
+	}
+	return data
+}
+
+// faultValue decodes a fault by govmomi's types, as well as they can: nil for a type that they do not have, or that is no fault.
+func faultValue(body []byte) (fault types.BaseMethodFault) {
+	defer func() {
+		if recover() != nil { // the decoder is not ours, and what it decodes comes from outside
+			fault = nil
+		}
+	}()
+	var value any
+	if types.NewJSONDecoder(bytes.NewReader(body)).Decode(&value) != nil {
+		return nil
+	}
+	decoded := reflect.ValueOf(value)
+	if !decoded.IsValid() {
+		return nil
+	}
+	pointer := reflect.New(decoded.Type()) // the decoder gives a value; the fault's methods are the pointer's
+	pointer.Elem().Set(decoded)
+	fault, _ = pointer.Interface().(types.BaseMethodFault)
+	return fault
+}
+
+// words makes a line for people of a body that is no JSON error: the title of a page, or the beginning of a text.
+func words(body []byte) string {
+	text := string(body)
+	if title := pageTitle.FindStringSubmatch(text); title != nil {
+		text = html.UnescapeString(title[1])
+	}
+	text = strings.ToValidUTF8(strings.Join(strings.FieldsFunc(text, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }), " "), "")
+	const most = 200
+	if len(text) > most {
+		text = strings.ToValidUTF8(text[:most], "") + "…"
+	}
+	return text
+}
+
+var pageTitle = regexp.MustCompile(`(?is)<title[^>]*>(.*?)</title>`)
+
+// upperSnake writes NotFound, not_found and NOT_FOUND as NOT_FOUND: the three ways in which vCenter's generations spell a standard error.
+func upperSnake(s string) string {
+	var b strings.Builder
+	lower := false
+	for _, r := range s {
+		if unicode.IsUpper(r) && lower {
+			b.WriteByte('_')
+		}
+		lower = unicode.IsLower(r) || unicode.IsDigit(r)
+		b.WriteRune(unicode.ToUpper(r))
+	}
+	return b.String()
+}
+
+func firstOf(texts ...string) string {
+	for _, t := range texts {
+		if t != "" {
+			return t
+		}
+	}
+	return ""
+}
+
+// joined joins what is not empty and not a repeat.
+func joined(texts []string) string {
+	var b strings.Builder
+	seen := map[string]bool{"": true}
+	for _, t := range texts {
+		if seen[t] {
+			continue
+		}
+		seen[t] = true
+		if b.Len() > 0 {
+			b.WriteString("; ")
+		}
+		b.WriteString(t)
+	}
+	return b.String()
+}
+
+// fill completes what only the caller of the decoder knows.
+func (e *Error) fill(op, endpoint, host string) *Error {
+	e.Op, e.Endpoint, e.Host = op, endpoint, host
+	return e
+}
+
+// missing is the fault that vCenter would raise for an object that an empty answer left out.
+func missing(kind, id string) *Error {
+	return &Error{
+		Name: "ManagedObjectNotFound", Class: Permanent, Sent: Refused,
+		Message:    fmt.Sprintf("vCenter shows no %s %s: check the managed object ID and the account's System.View on it", kind, id),
+		FaultValue: &types.ManagedObjectNotFound{Obj: types.ManagedObjectReference{Type: kind, Value: id}},
+	}
+}

@@ -1,0 +1,293 @@
+package vcapi
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// A login that was refused is not tried again with the same password for refusedPause, then for twice as long, up to refusedPauseMost: vCenter
+// locks accounts (by default after five failures in three minutes), and several replicas share one.
+const (
+	refusedPause     = time.Minute
+	refusedPauseMost = 5 * time.Minute
+)
+
+// session is one login, and what vCenter said of itself just before it.
+type session struct {
+	token   string // travels in vmware-api-session-id
+	name    Session
+	service *service
+	end     *call // what logs it out
+}
+
+// login keeps the one session of a protocol for all goroutines. Whoever finds it dead says so; the first who then needs it opens the next one,
+// while the others wait.
+type login struct {
+	c    *Client
+	open func(ctx context.Context, password string) (*session, error)
+	turn chan struct{} // holds the one who logs in
+
+	mu      sync.Mutex
+	current *session
+	left    []*session // not used any more, perhaps alive
+	closed  bool
+
+	failed   error // of the last try, for those who waited for it
+	failedAt time.Time
+
+	refused         error // vCenter refused refusedPassword …
+	refusedPassword string
+	refusedPause    time.Duration
+	refusedUntil    time.Time // … and is not asked again before then
+}
+
+func newLogin(c *Client, open func(context.Context, string) (*session, error)) *login {
+	return &login{c: c, open: open, turn: make(chan struct{}, 1)}
+}
+
+var errClosed = errors.New("the client is closed")
+
+// get gives the session, and opens one where there is none.
+func (l *login) get(ctx context.Context) (*session, error) {
+	if s, err := l.have(time.Time{}); s != nil || err != nil {
+		return s, err
+	}
+	arrived := time.Now()
+	select {
+	case l.turn <- struct{}{}:
+		defer func() { <-l.turn }()
+	case <-ctx.Done():
+		return nil, l.c.noSession(context.Cause(ctx), Transient)
+	}
+	if s, err := l.have(arrived); s != nil || err != nil {
+		return s, err
+	}
+	password, err := l.c.cfg.Password()
+	if err != nil {
+		return nil, l.c.noSession(fmt.Errorf("read the password: %w", err), SessionLost)
+	}
+	l.c.known.add(password, base64.StdEncoding.EncodeToString([]byte(l.c.cfg.Username+":"+password)))
+	if err := l.locked(password); err != nil {
+		return nil, err
+	}
+	s, err := l.open(ctx, password)
+	l.keep(ctx, s, err, password)
+	return s, err
+}
+
+// noSession is the error where the login was not even tried.
+func (c *Client) noSession(why error, class Class) *Error {
+	e := &Error{Class: class, Sent: NotSent, Message: c.known.list().text(why.Error()), Err: why}
+	return e.fill("Login", "", c.host)
+}
+
+// have gives the current session, or the error of a try that failed after the caller came.
+func (l *login) have(arrived time.Time) (*session, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.closed:
+		return nil, l.c.noSession(errClosed, Permanent)
+	case l.current != nil:
+		return l.current, nil
+	case !arrived.IsZero() && l.failedAt.After(arrived):
+		return nil, l.failed
+	}
+	return nil, nil
+}
+
+func (l *login) locked(password string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.refused != nil && password == l.refusedPassword && time.Now().Before(l.refusedUntil) {
+		return l.refused
+	}
+	return nil
+}
+
+func (l *login) keep(ctx context.Context, s *session, err error, password string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err == nil {
+		l.current, l.failed, l.refused, l.refusedPause = s, nil, nil, 0
+		return
+	}
+	if ctx.Err() != nil {
+		return // this caller gave up; the next one tries
+	}
+	l.failed, l.failedAt = err, time.Now()
+	var e *Error
+	if !errors.As(err, &e) || e.Class != SessionLost || e.Status == 0 {
+		return
+	}
+	if l.refusedPause = min(2*l.refusedPause, refusedPauseMost); l.refusedPause == 0 || password != l.refusedPassword {
+		l.refusedPause = refusedPause
+	}
+	l.refused, l.refusedPassword, l.refusedUntil = err, password, time.Now().Add(l.refusedPause)
+}
+
+// forget drops s, if it is still the current one. dead says that vCenter does not know it any more.
+func (l *login) forget(s *session, dead bool) {
+	const most = 8
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.current != s {
+		return
+	}
+	l.current = nil
+	if !dead && s.end != nil && len(l.left) < most {
+		l.left = append(l.left, s)
+	}
+}
+
+// forget drops a session that is lost, for all that it served.
+func (c *Client) forget(s *session, dead bool) {
+	c.vimLogin.forget(s, dead)
+	c.restLogin.forget(s, true) // where it is VI JSON's as well, that login keeps it
+}
+
+// logout ends all sessions and keeps new ones from being opened.
+func (c *Client) logout(ctx context.Context) {
+	ended := make(map[*session]bool)
+	for _, l := range []*login{c.restLogin, c.vimLogin} {
+		select {
+		case l.turn <- struct{}{}: // a login on its way is waited for
+			defer func() { <-l.turn }()
+		case <-ctx.Done():
+		}
+		l.mu.Lock()
+		l.closed = true
+		open := l.left
+		if l.current != nil {
+			open = append(open, l.current)
+		}
+		l.current, l.left = nil, nil
+		l.mu.Unlock()
+		for _, s := range open {
+			if ended[s] || s.end == nil {
+				continue
+			}
+			ended[s] = true
+			_, _ = c.exchange(ctx, c.reads, s.end) // best effort: what is not reached expires by itself
+		}
+	}
+}
+
+// loginVIM opens a VI JSON session.
+//
+// The token is a header of the answer; UserSession.key in its body is a name, not the token. Source: VI JSON getting started, SessionManager.Login.
+func (c *Client) loginVIM(ctx context.Context, password string) (s *session, err error) {
+	defer func() { c.loggedIn(err) }()
+	v, err := c.learn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	cl, err := c.vimCall(v, sessionManager, "SessionManager", "Login", struct {
+		UserName string `json:"userName"`
+		Password string `json:"password"`
+	}{c.cfg.Username, password})
+	if err != nil {
+		return nil, err
+	}
+	cl.once = true
+	ans, err := c.exchange(ctx, c.reads, cl)
+	if err != nil {
+		return nil, err
+	}
+	var user struct {
+		Key      string `json:"key"`
+		UserName string `json:"userName"`
+	}
+	if err := c.decode(cl, ans, &user); err != nil {
+		return nil, err
+	}
+	token := ans.header.Get(sessionHeader)
+	if token == "" {
+		return nil, c.notUnderstood(cl, ans, errors.New("the login was taken, but came without the header "+sessionHeader))
+	}
+	c.known.add(token)
+	s = &session{token: token, name: Session{Key: user.Key, UserName: firstOf(user.UserName, c.cfg.Username)}, service: v}
+	if s.end, err = c.vimCall(v, sessionManager, "SessionManager", "Logout", none); err != nil {
+		return nil, err
+	}
+	s.end.token = token
+	return s, nil
+}
+
+// oneSession is the release from which on a VI JSON session may be used on REST. Source: getting started, Unified Management and Automation Session.
+const oneSession = "8.0.3.0"
+
+// loginREST finds a session for REST: VI JSON's, where vCenter is new enough and takes it; else one of its own.
+//
+// Source: Cis Session create.
+func (c *Client) loginREST(ctx context.Context, password string) (s *session, err error) {
+	var v *session
+	for range 2 {
+		if v, err = c.vimLogin.get(ctx); err != nil {
+			return nil, err
+		}
+		if c.split.Load() || !atLeast(v.service.content.About.APIVersion, oneSession) {
+			break
+		}
+		alive, err := c.restAlive(ctx, v.token)
+		if err != nil {
+			return nil, err
+		}
+		if alive {
+			return v, nil
+		}
+		c.vimLogin.forget(v, false) // it has expired, or is not taken here: the next, fresh one tells which
+	}
+	defer func() { c.loggedIn(err) }()
+	cl := &call{op: "POST session", method: http.MethodPost, path: "/api/session", once: true, header: http.Header{}}
+	cl.header.Set("Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(c.cfg.Username+":"+password)))
+	ans, err := c.exchange(ctx, c.reads, cl)
+	if err != nil {
+		return nil, err
+	}
+	var token string
+	if err := json.Unmarshal(unwrap(ans.body), &token); err != nil || token == "" {
+		return nil, c.notUnderstood(cl, ans, errors.New("the login was taken, but its answer is no session id"))
+	}
+	c.known.add(token)
+	c.split.Store(atLeast(v.service.content.About.APIVersion, oneSession))
+	return &session{token: token, name: v.name, service: v.service,
+		end: &call{op: "DELETE session", method: http.MethodDelete, path: "/api/session", token: token}}, nil
+}
+
+func (c *Client) loggedIn(err error) {
+	if c.cfg.OnLogin != nil {
+		c.cfg.OnLogin(err)
+	}
+}
+
+// Session names the current VI JSON session, and logs in where there is none.
+func (c *Client) Session(ctx context.Context) (Session, error) {
+	s, err := c.vimLogin.get(ctx)
+	if err != nil {
+		return Session{}, err
+	}
+	return s.name, nil
+}
+
+// SessionAlive tells whether vCenter still knows a session, this client's or another's. It needs the privilege Sessions.ValidateSession.
+//
+// Source: VI JSON, SessionManager.SessionIsActive.
+func (c *Client) SessionAlive(ctx context.Context, s Session) (bool, error) {
+	var raw json.RawMessage
+	err := c.vim(ctx, sessionManager, "SessionManager", "SessionIsActive", struct {
+		SessionID string `json:"sessionID"`
+		UserName  string `json:"userName"`
+	}{s.Key, s.UserName}, &raw)
+	if err != nil {
+		return false, err
+	}
+	alive := anyBool(raw)
+	return alive != nil && *alive, nil
+}

@@ -1,0 +1,188 @@
+package vcapi
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
+	"sort"
+	"strings"
+	"time"
+)
+
+// Config says which vCenter a Client speaks to, and as whom.
+type Config struct {
+	URL      string // https://host[:port], no path
+	Username string
+	Password func() (string, error) // read at each login, so that a rotated secret works
+
+	RootCAs    *x509.CertPool // nil: the system's
+	Thumbprint string         // SHA-256 of the server's certificate, hex with or without colons; where set it decides instead of the roots
+
+	// TravelTime is how long bytes of an act may stay unacknowledged before the kernel gives the connection up (TCP_USER_TIMEOUT; Linux only).
+	// The D of the design. Default 10 s.
+	TravelTime time.Duration
+	// CallTimeout bounds one read, from dialling to the last byte of the answer. Default 30 s.
+	CallTimeout time.Duration
+	// PollWait is the maxWaitSeconds of the long poll, whole seconds. Default 30 s.
+	PollWait time.Duration
+	// PollGrace is how long after PollWait an unanswered long poll is taken for dead and its connection closed. Default 15 s.
+	PollGrace time.Duration
+
+	// OnCall, where set, is told of every call. endpoint is a bounded label such as "CustomizeGuest_Task" or "GET guest/customization".
+	OnCall func(endpoint string, took time.Duration, err error)
+	// OnLogin, where set, is told of every login, with nil when it succeeded.
+	OnLogin func(err error)
+}
+
+// Gate is the caller's last look before an act is sent: it is called with the connection already up, and an error from it means that nothing
+// was sent. A nil Gate lets the act through.
+type Gate func(ctx context.Context) error
+
+// About tells which vCenter answers (ServiceContent.about).
+type About struct {
+	Name         string // "VMware vCenter Server"
+	APIVersion   string // "9.0.0.0"
+	InstanceUUID string
+}
+
+// Session names a session of VI JSON. Key is UserSession.key: a name, not the secret that travels in the vmware-api-session-id header.
+type Session struct {
+	Key      string
+	UserName string
+}
+
+// hidden stands where a secret was.
+const hidden = "***"
+
+// GuestAuth is who a guest operation acts as. Its text and JSON forms hide the secrets.
+type GuestAuth struct {
+	Username    string
+	Password    string
+	SAMLToken   string // where set, the guest login is by SAML bearer token and Password is not used
+	Interactive bool   // with the guest's logged-in desktop session; only with a user name and password
+
+	// Redact are further secrets that travel with the call (in the spec, in the environment): kept out of errors as Password and SAMLToken are.
+	Redact []string
+}
+
+// String tells the user and the kind of login.
+func (a GuestAuth) String() string {
+	if a.SAMLToken != "" {
+		return fmt.Sprintf("guest user %q by SAML token %s", a.Username, hidden)
+	}
+	return fmt.Sprintf("guest user %q by password %s", a.Username, hidden)
+}
+
+// GoString is String, for %#v.
+func (a GuestAuth) GoString() string { return a.String() }
+
+// MarshalJSON writes the user only.
+func (a GuestAuth) MarshalJSON() ([]byte, error) {
+	return json.Marshal(struct {
+		Username    string `json:"username"`
+		Interactive bool   `json:"interactiveSession"`
+	}{a.Username, a.Interactive})
+}
+
+// ProcessSpec is a program to start in the guest (REST guest/processes create, Vcenter Vm Guest Processes CreateSpec). Arguments is one string
+// and goes to the guest's shell on Linux. Environment, where not empty, replaces the guest's own; it may hold secrets, so the text form hides its values.
+type ProcessSpec struct {
+	Path             string
+	Arguments        string
+	WorkingDirectory string
+	Environment      map[string]string
+}
+
+// String tells the command line and the names of the environment's variables.
+func (p ProcessSpec) String() string {
+	names := make([]string, 0, len(p.Environment))
+	for name := range p.Environment {
+		names = append(names, name+"="+hidden)
+	}
+	sort.Strings(names)
+	return strings.TrimSpace(fmt.Sprintf("%s %s %s", p.Path, p.Arguments, strings.Join(names, " ")))
+}
+
+// GoString is String, for %#v.
+func (p ProcessSpec) GoString() string { return p.String() }
+
+// VM is what vCenter shows of a virtual machine. An empty string or nil means that vCenter did not say.
+type VM struct {
+	Name                 string
+	InstanceUUID         string
+	PowerState           string // poweredOn, poweredOff, suspended
+	ToolsRunningStatus   string // guestToolsRunning, guestToolsNotRunning, guestToolsExecutingScripts
+	ToolsVersion         string
+	GuestFamily          string // linuxGuest, windowsGuest
+	GuestID              string // what tools report, else what is configured: ubuntu64Guest
+	HostName             string // guest.hostName
+	GuestOperationsReady *bool
+	NICs                 []NIC               // guest.net
+	Customization        *GuestCustomization // guest.customizationInfo, the prefix TOOLSDEPLOYPKG_ dropped
+	PendingCustomization string              // config.tools.pendingCustomization
+	CloudInit            bool                // config.extraConfig has guestinfo.userdata or guestinfo.metadata
+	RecentTasks          []string            // VM.recentTask: managed object IDs
+}
+
+// NIC is one network adapter as VMware Tools report it (guest.net, GuestNicInfo).
+type NIC struct {
+	MAC       string
+	Connected bool
+	Addresses []string
+}
+
+// GuestCustomization is the guest's own word on its customization: REST GET guest/customization (Vcenter Vm Guest Customization Info) and
+// guest.customizationInfo. It is the boot-time mechanism's status, and an earlier run's stays there: only a StartTime newer than one read before
+// the call speaks of this run. Times are the guest's clock.
+type GuestCustomization struct {
+	Status    string // IDLE, PENDING, RUNNING, SUCCEEDED, FAILED
+	Error     string
+	StartTime *time.Time
+	EndTime   *time.Time
+}
+
+// Check is vCenter's word on whether a VM can be customized (Vcenter Vm Guest Customization CheckInfo, vSphere API 9.0.0.0). A nil means that the
+// check did not reach that step.
+type Check struct {
+	Status              string // SUPPORTED, NOT_SUPPORTED
+	SupportedGuestOS    *bool
+	SupportedPowerState *bool
+}
+
+// Task is a vCenter Task (vim.TaskInfo). Times are vCenter's clock.
+type Task struct {
+	ID            string // managed object ID
+	Name          string // the method's name: CustomizeGuest_Task
+	DescriptionID string // a key, such as VirtualMachine.powerOn; where Name is missing
+	Entity        string // managed object ID of what it works on
+	State         string // queued, running, success, error
+	UserName      string // who started it, where vCenter says so
+	Progress      *int   // per cent
+	Cancelable    bool
+	QueueTime     time.Time
+	StartTime     *time.Time
+	CompleteTime  *time.Time
+	Err           *Error // where State is error; its Status is 0 and its Sent is Answered
+}
+
+// Process is a program in the guest (Vcenter Vm Guest Processes Info and Summary). Times are the guest's clock. Finished and ExitCode are there
+// for at most five minutes after the end, and never in a list.
+type Process struct {
+	PID      int64
+	Name     string
+	Owner    string
+	Command  string
+	Started  time.Time
+	Finished *time.Time
+	ExitCode *int64
+}
+
+// WatchState is what the long poll shows of a VM and a Task.
+type WatchState struct {
+	VM       VM    // from the poll only: name, power, tools, guest family, host name, NICs, customization
+	Task     *Task // nil where none is watched or none was shown yet
+	VMGone   bool  // vCenter says that there is no such VM (any more); VM is the last known
+	TaskGone bool  // vCenter forgot the task; Task is the last known
+	Down     bool  // the long poll is unanswered; VM and Task are the last known
+}

@@ -1,0 +1,203 @@
+package vcapi
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"slices"
+	"strings"
+)
+
+const virtualMachine = "VirtualMachine"
+
+// watchedVM are the properties that change while a run waits; vmProperties are all that a VM is read with.
+var (
+	watchedVM = []string{
+		"name", "runtime.powerState", "guest.toolsRunningStatus", "guest.toolsVersion", "guest.guestOperationsReady", "guest.guestFamily",
+		"guest.hostName", "guest.net", "guest.customizationInfo", // the last since vSphere API 7.0.2.0
+	}
+	vmProperties = append([]string{"config.instanceUuid", "guest.guestId", "config.guestId", "config.tools.pendingCustomization", "config.extraConfig",
+		"recentTask"}, watchedVM...)
+)
+
+// VM reads a virtual machine. vm is a managed object ID ("vm-42"). Error: ManagedObjectNotFound, where there is no such VM, or the account does not see it.
+//
+// Source: VI JSON, PropertyCollector.RetrievePropertiesEx; VirtualMachine, GuestInfo.
+func (c *Client) VM(ctx context.Context, vm string) (VM, error) {
+	all, err := c.retrieve(ctx, virtualMachine, vmProperties, vm)
+	if err != nil {
+		return VM{}, err
+	}
+	props, ok := all[vm]
+	if !ok {
+		return VM{}, missing(virtualMachine, vm).fill("RetrievePropertiesEx", "", c.host)
+	}
+	return decodeVM(props), nil
+}
+
+// properties are an object's, by path, as they came.
+type properties map[string]json.RawMessage
+
+type propertySpec struct {
+	TypeName string   `json:"_typeName"`
+	Type     string   `json:"type"`
+	PathSet  []string `json:"pathSet"`
+}
+
+type traversalSpec struct {
+	TypeName string `json:"_typeName"`
+	Type     string `json:"type"`
+	Path     string `json:"path"`
+}
+
+type objectSpec struct {
+	TypeName  string          `json:"_typeName"`
+	Obj       moRef           `json:"obj"`
+	Skip      *bool           `json:"skip,omitempty"`
+	SelectSet []traversalSpec `json:"selectSet,omitempty"`
+}
+
+type filterSpec struct {
+	TypeName  string         `json:"_typeName"`
+	PropSet   []propertySpec `json:"propSet"`
+	ObjectSet []objectSpec   `json:"objectSet"`
+}
+
+func propertiesOf(kind string, paths []string) propertySpec {
+	return propertySpec{TypeName: "PropertySpec", Type: kind, PathSet: paths}
+}
+
+// retrieve reads properties of objects of one kind. Properties that this vCenter does not have are left out; so are objects that are not shown.
+func (c *Client) retrieve(ctx context.Context, kind string, paths []string, ids ...string) (map[string]properties, error) {
+	spec := filterSpec{TypeName: "PropertyFilterSpec"}
+	for _, id := range ids {
+		spec.ObjectSet = append(spec.ObjectSet, objectSpec{TypeName: "ObjectSpec", Obj: refTo(kind, id)})
+	}
+	var result struct {
+		Objects []struct {
+			Obj     moRef `json:"obj"`
+			PropSet []struct {
+				Name string          `json:"name"`
+				Val  json.RawMessage `json:"val"`
+			} `json:"propSet"`
+		} `json:"objects"`
+	}
+	err := c.avoiding(paths, func(paths []string) error {
+		spec.PropSet = []propertySpec{propertiesOf(kind, paths)}
+		return c.vim(ctx, propertyCollector, "PropertyCollector", "RetrievePropertiesEx", map[string]any{
+			"specSet": []filterSpec{spec}, "options": map[string]any{"_typeName": "RetrieveOptions"}}, &result)
+	})
+	if err != nil {
+		return nil, err
+	}
+	all := make(map[string]properties, len(result.Objects))
+	for _, object := range result.Objects {
+		props := make(properties, len(object.PropSet))
+		for _, p := range object.PropSet {
+			props[p.Name] = p.Val
+		}
+		all[object.Obj.Value] = props
+	}
+	return all, nil
+}
+
+// avoiding calls fn with the paths that this vCenter has. The fault InvalidProperty names one that it has not: remembered, left out, tried again.
+func (c *Client) avoiding(paths []string, fn func(paths []string) error) error {
+	for {
+		have := c.lacks.without(paths)
+		err := fn(have)
+		var e *Error
+		if err == nil || !errors.As(err, &e) || e.Name != "InvalidProperty" {
+			return err
+		}
+		var data struct {
+			Name string `json:"name"`
+		}
+		if json.Unmarshal(e.Data, &data) != nil || !slices.Contains(have, data.Name) || len(have) == 1 {
+			return err
+		}
+		c.lacks.add(data.Name)
+	}
+}
+
+// decodeVM makes a VM of what is known of it. What is missing, or odd, stays empty.
+func decodeVM(p properties) VM {
+	vm := VM{
+		Name:                 anyString(p["name"]),
+		InstanceUUID:         anyString(p["config.instanceUuid"]),
+		PowerState:           anyString(p["runtime.powerState"]),
+		ToolsRunningStatus:   anyString(p["guest.toolsRunningStatus"]),
+		ToolsVersion:         anyString(p["guest.toolsVersion"]),
+		GuestFamily:          anyString(p["guest.guestFamily"]),
+		GuestID:              firstOf(anyString(p["guest.guestId"]), anyString(p["config.guestId"])),
+		HostName:             anyString(p["guest.hostName"]),
+		GuestOperationsReady: anyBool(p["guest.guestOperationsReady"]),
+		Customization:        decodeCustomizationInfo(p["guest.customizationInfo"]),
+		PendingCustomization: anyString(p["config.tools.pendingCustomization"]),
+	}
+	each(p["guest.net"], func(raw json.RawMessage) { vm.NICs = append(vm.NICs, decodeNIC(raw)) })
+	each(p["config.extraConfig"], func(raw json.RawMessage) {
+		var option struct {
+			Key   string          `json:"key"`
+			Value json.RawMessage `json:"value"`
+		}
+		_ = json.Unmarshal(raw, &option)
+		if (option.Key == "guestinfo.userdata" || option.Key == "guestinfo.metadata") && anyString(option.Value) != "" {
+			vm.CloudInit = true
+		}
+	})
+	each(p["recentTask"], func(raw json.RawMessage) {
+		var ref moRef
+		if json.Unmarshal(raw, &ref) == nil && ref.Value != "" {
+			vm.RecentTasks = append(vm.RecentTasks, ref.Value)
+		}
+	})
+	return vm
+}
+
+// decodeNIC reads a GuestNicInfo. ipConfig knows more addresses than ipAddress, which is deprecated: both, each once.
+func decodeNIC(raw json.RawMessage) NIC {
+	var wire struct {
+		MacAddress string          `json:"macAddress"`
+		Connected  json.RawMessage `json:"connected"`
+		IPAddress  json.RawMessage `json:"ipAddress"`
+		IPConfig   struct {
+			IPAddress json.RawMessage `json:"ipAddress"`
+		} `json:"ipConfig"`
+	}
+	_ = json.Unmarshal(raw, &wire)
+	nic := NIC{MAC: wire.MacAddress}
+	if connected := anyBool(wire.Connected); connected != nil {
+		nic.Connected = *connected
+	}
+	add := func(address string) {
+		if address != "" && !slices.Contains(nic.Addresses, address) {
+			nic.Addresses = append(nic.Addresses, address)
+		}
+	}
+	each(wire.IPAddress, func(raw json.RawMessage) { add(anyString(raw)) })
+	each(wire.IPConfig.IPAddress, func(raw json.RawMessage) {
+		var address struct {
+			IPAddress string `json:"ipAddress"`
+		}
+		_ = json.Unmarshal(raw, &address)
+		add(address.IPAddress)
+	})
+	return nic
+}
+
+// decodeCustomizationInfo reads guest.customizationInfo (GuestInfoCustomizationInfo); nil where there is none.
+func decodeCustomizationInfo(raw json.RawMessage) *GuestCustomization {
+	var wire struct {
+		Status    string   `json:"customizationStatus"`
+		StartTime wireTime `json:"startTime"`
+		EndTime   wireTime `json:"endTime"`
+		ErrorMsg  string   `json:"errorMsg"`
+	}
+	if json.Unmarshal(raw, &wire) != nil || wire.Status == "" {
+		return nil
+	}
+	return &GuestCustomization{
+		Status: strings.TrimPrefix(wire.Status, "TOOLSDEPLOYPKG_"), Error: wire.ErrorMsg, StartTime: wire.StartTime.at, EndTime: wire.EndTime.at,
+	}
+}

@@ -1,0 +1,238 @@
+// Package schemas holds the JSON Schemas (2020-12) of the data of guestflow's CloudEvents, for the service and for everybody else.
+package schemas
+
+import (
+	"bytes"
+	"embed"
+	"errors"
+	"fmt"
+	"regexp"
+	"sort"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/santhosh-tekuri/jsonschema/v6"
+	"github.com/santhosh-tekuri/jsonschema/v6/kind"
+	"golang.org/x/text/language"
+	"golang.org/x/text/message"
+)
+
+// The schemas. Each is a file <name>.json here, and urn:guestflow:schema:<name> to the world.
+const (
+	Requested       = "requested.v1"
+	CancelRequested = "cancel.requested.v1"
+	Run             = "run.v1"
+)
+
+//go:embed *.json
+var files embed.FS
+
+// URN is the identifier of a schema, as an event's dataschema names it.
+func URN(name string) string { return "urn:guestflow:schema:" + name }
+
+// Source is the schema as it is written.
+func Source(name string) ([]byte, error) {
+	b, err := files.ReadFile(name + ".json")
+	if err != nil {
+		return nil, fmt.Errorf("schema %q: %w", name, err)
+	}
+	return b, nil
+}
+
+// Problem is one thing that is wrong with a document.
+type Problem struct {
+	Field   string // path, as processes[1].name; empty for the document as a whole
+	Message string // plain words that follow the field: "is required"
+}
+
+// String is the field and what is wrong with it.
+func (p Problem) String() string { return strings.TrimPrefix(p.Field+": "+p.Message, ": ") }
+
+// Check holds a document against a schema and returns everything that is wrong with it, in the order of the fields. The document is made of
+// map[string]any, []any, string, bool, nil and json.Number. No value of the document is quoted.
+func Check(name string, doc any) []Problem { return check(compiled()[name], name, doc) }
+
+// CheckStrict is Check, but refuses every field that the schema does not name, also where readers are to ignore it. It is for tests of what
+// guestflow itself writes.
+func CheckStrict(name string, doc any) []Problem { return check(compiledStrict()[name], name, doc) }
+
+func check(s *jsonschema.Schema, name string, doc any) []Problem {
+	if s == nil {
+		return []Problem{{Message: fmt.Sprintf("there is no schema %q", name)}}
+	}
+	var invalid *jsonschema.ValidationError
+	switch err := s.Validate(doc); {
+	case err == nil:
+		return nil
+	case !errors.As(err, &invalid):
+		return []Problem{{Message: err.Error()}}
+	}
+	found := map[Problem]bool{}
+	collect(invalid, doc, found)
+	problems := make([]Problem, 0, len(found))
+	for p := range found {
+		problems = append(problems, p)
+	}
+	sort.Slice(problems, func(i, k int) bool { return problems[i].String() < problems[k].String() })
+	return problems
+}
+
+// compiled schemas never change; they are made when first needed.
+var (
+	compiled       = sync.OnceValue(func() map[string]*jsonschema.Schema { return compile(false) })
+	compiledStrict = sync.OnceValue(func() map[string]*jsonschema.Schema { return compile(true) })
+)
+
+// compile panics where an embedded schema is broken: a fault of the program, which its first test shows.
+func compile(strict bool) map[string]*jsonschema.Schema {
+	c := jsonschema.NewCompiler()
+	c.AssertFormat()
+	all := map[string]*jsonschema.Schema{}
+	for _, name := range []string{Requested, CancelRequested, Run} {
+		b, err := Source(name)
+		if err != nil {
+			panic(err)
+		}
+		doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(b))
+		if err != nil {
+			panic(fmt.Errorf("schema %s: %w", name, err))
+		}
+		if strict {
+			closeObjects(doc)
+		}
+		if err := c.AddResource(URN(name), doc); err != nil {
+			panic(fmt.Errorf("schema %s: %w", name, err))
+		}
+		all[name] = c.MustCompile(URN(name))
+	}
+	return all
+}
+
+// closeObjects refuses unknown fields wherever a schema describes an object of its own and says nothing about them.
+func closeObjects(node any) {
+	switch node := node.(type) {
+	case map[string]any:
+		if _, said := node["additionalProperties"]; !said && node["type"] == "object" && node["properties"] != nil {
+			node["additionalProperties"] = false
+		}
+		for key, child := range node {
+			if key != "examples" {
+				closeObjects(child)
+			}
+		}
+	case []any:
+		for _, child := range node {
+			closeObjects(child)
+		}
+	}
+}
+
+// collect puts the innermost errors into found, in plain words.
+func collect(e *jsonschema.ValidationError, doc any, found map[Problem]bool) {
+	for _, cause := range e.Causes {
+		collect(cause, doc, found)
+	}
+	at := path(e.InstanceLocation, doc)
+	add := func(field, format string, args ...any) { found[Problem{field, fmt.Sprintf(format, args...)}] = true }
+	switch k := e.ErrorKind.(type) {
+	case *kind.Required:
+		for _, missing := range k.Missing {
+			add(join(at, missing), "is required")
+		}
+	case *kind.AdditionalProperties:
+		for _, unknown := range k.Properties {
+			add(join(at, unknown), "is not a known field")
+		}
+	case *kind.FalseSchema:
+		add(at, "must not be there")
+	case *kind.Type:
+		add(at, "must be %s, not %s", article(strings.Join(k.Want, " or ")), article(k.Got))
+	case *kind.Enum:
+		add(at, "must be one of %s", words(k.Want))
+	case *kind.Const:
+		add(at, "must be %q", fmt.Sprint(k.Want))
+	case *kind.Pattern:
+		if durations.MatchString(k.Want) {
+			add(at, "must be a duration such as 90s, 20m or 1h30m")
+		} else {
+			add(at, "must match %s", k.Want)
+		}
+	case *kind.MinLength:
+		add(at, "must have at least %d characters", k.Want)
+	case *kind.MaxLength:
+		add(at, "must have at most %d characters, not %d", k.Want, k.Got)
+	case *kind.MinItems:
+		add(at, "must have at least %d items", k.Want)
+	case *kind.MaxItems:
+		add(at, "must have at most %d items, not %d", k.Want, k.Got)
+	case *kind.Minimum:
+		add(at, "must be at least %s", k.Want.RatString())
+	case *kind.Maximum:
+		add(at, "must be at most %s", k.Want.RatString())
+	case *kind.Format:
+		add(at, "must be a %s", k.Want)
+	case *kind.PropertyNames:
+		add(join(at, k.Property), "is not a name that is allowed here")
+	default:
+		if len(e.Causes) == 0 {
+			add(at, "%s", e.ErrorKind.LocalizedString(message.NewPrinter(language.English)))
+		}
+	}
+}
+
+var (
+	durations = regexp.MustCompile(`\|ms\|`)   // the pattern of a duration, of all patterns here
+	plainName = regexp.MustCompile(`^[\w-]+$`) // a field that needs no quotes in a path
+)
+
+// path writes a location as people do: processes[1].name. The document tells an array's index from a field that is named by a number.
+func path(location []string, doc any) string {
+	at := ""
+	for _, token := range location {
+		switch node := doc.(type) {
+		case []any:
+			at += "[" + token + "]"
+			if i, err := strconv.Atoi(token); err == nil && i >= 0 && i < len(node) {
+				doc = node[i]
+			}
+		case map[string]any:
+			at = join(at, token)
+			doc = node[token]
+		default:
+			at = join(at, token)
+		}
+	}
+	return at
+}
+
+func join(at, field string) string {
+	if len(field) > 100 {
+		field = strings.ToValidUTF8(field[:100], "") + "…"
+	}
+	if !plainName.MatchString(field) {
+		field = strconv.Quote(field)
+	}
+	if at == "" {
+		return field
+	}
+	return at + "." + field
+}
+
+func article(typ string) string {
+	switch {
+	case typ == "null":
+		return typ
+	case strings.ContainsRune("aeio", rune(typ[0])):
+		return "an " + typ
+	}
+	return "a " + typ
+}
+
+func words(values []any) string {
+	all := make([]string, len(values))
+	for i, v := range values {
+		all[i] = fmt.Sprint(v)
+	}
+	return strings.Join(all, ", ")
+}
