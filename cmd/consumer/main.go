@@ -13,12 +13,16 @@ import (
 	"github.com/guestflow/guestflow/internal/app"
 )
 
+// version is stamped in by the build.
+var version = "dev"
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, envconfig.OsLookuper()); err != nil {
+	err := run(ctx, envconfig.OsLookuper())
+	stop()
+	if err != nil {
 		log := zerolog.New(os.Stderr).With().Timestamp().Logger()
-		log.Fatal().Err(err).Msg("consumer stopped")
+		log.Fatal().Err(err).Msg("guestflow stopped")
 	}
 }
 
@@ -28,5 +32,7 @@ func run(ctx context.Context, env envconfig.Lookuper) error {
 	if err != nil {
 		return err
 	}
-	return app.Run(ctx, cfg, app.NewLogger(cfg, os.Stderr))
+	log := app.NewLogger(cfg, os.Stderr)
+	log.Info().Str("version", version).Msg("guestflow starts")
+	return app.Run(ctx, cfg, log)
 }

@@ -30,10 +30,11 @@ func main() {
 	consumer := flag.String("consumer", "bin/consumer", "the service's binary")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	if err := run(ctx, *consumer, os.Stdout); err != nil {
+	err := run(ctx, *consumer, os.Stdout)
+	cancel()
+	stop()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 		os.Exit(1)
 	}

@@ -75,14 +75,17 @@ func Run(ctx context.Context, cfg Config, log zerolog.Logger) error {
 		}
 		m.watch(v.Name, client)
 		settings := handler.Settings{VCenter: v.Name, Instance: cfg.Service.Instance, SendWindow: v.SendWindow, TravelTime: v.TravelTime,
-			VisibilityLag: v.VisibilityLag, Drain: cfg.Service.DrainTimeout, LongestTimeout: cfg.Service.EventsMaxAge, Stored: m.stored}
+			VisibilityLag: v.VisibilityLag, Drain: cfg.Service.DrainTimeout, Stored: m.stored}
 		run := handler.New(settings, client, journal, conn.Line(), handler.Secrets(filepath.Join(cfg.Service.SecretsDir, v.Name)),
 			log.With().Str("vcenter", v.Name).Logger())
 
 		// The long poll outlives the consumer: runs that come to their end while the service drains still watch.
 		polling, endPoll := context.WithCancel(context.WithoutCancel(ctx))
-		polled := make(chan error, 1)
-		go func() { polled <- client.Run(polling) }()
+		polled := make(chan struct{})
+		go func() {
+			defer close(polled)
+			_ = client.Run(polling) // it ends with polling only
+		}()
 		loops.Go(func() {
 			defer func() {
 				endPoll()

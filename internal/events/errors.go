@@ -36,9 +36,12 @@ type RejectError struct {
 }
 
 // Error says the code, the field and the reason; it never quotes a secret.
-func (e *RejectError) Error() string {
+func (e *RejectError) Error() string { return string(e.Code) + ": " + e.text() }
+
+// text is the reason, with the field that it is about.
+func (e *RejectError) text() string {
 	if e.Field == "" {
-		return fmt.Sprintf("%s: %s", e.Code, e.Message)
+		return e.Message
 	}
-	return fmt.Sprintf("%s: %s: %s", e.Code, e.Field, e.Message)
+	return e.Field + ": " + e.Message
 }

@@ -228,10 +228,12 @@ func (c client) send(t *testing.T, m *nats.Msg) uint64 {
 // receive waits for the next value.
 func receive[T any](t *testing.T, ch <-chan T) T {
 	t.Helper()
+	late := time.NewTimer(testTimeout)
+	defer late.Stop()
 	select {
 	case v := <-ch:
 		return v
-	case <-testContext(t).Done():
+	case <-late.C:
 		t.Fatal("nothing came")
 		panic("unreachable")
 	}

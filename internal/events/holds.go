@@ -2,6 +2,7 @@ package events
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -44,3 +45,18 @@ func (j *Journal) Holds(ctx context.Context, vcenter, vm string, mine, before Ma
 }
 
 func markOf(s *Stored) Mark { return Mark{Seq: s.Seq, MsgID: s.Header.Get(jetstream.MsgIDHeader)} }
+
+// Requested is the data of the request of a run, as its run.accepted holds it; nil where that event is gone.
+func (j *Journal) Requested(ctx context.Context, vcenter, vm, run string) (json.RawMessage, error) {
+	stored, err := ask(ctx, j.log, vcenter, vm, "read the run's acceptance", func(ctx context.Context) (*Stored, error) {
+		return j.store.LastBySubject(ctx, EventSubject(vcenter, vm, RunAccepted))
+	})
+	if err != nil || stored == nil {
+		return nil, err
+	}
+	e, err := readEntry(stored)
+	if err != nil || e.Run.Run != run {
+		return nil, err
+	}
+	return e.Run.Requested, nil
+}

@@ -22,6 +22,9 @@ type jetStore struct {
 func (s *jetStore) Publish(ctx context.Context, m Message) (Ack, error) {
 	msg := &nats.Msg{Subject: m.Subject, Header: m.Header, Data: m.Data}
 	ack, err := s.conn.js.PublishMsg(ctx, msg, jetstream.WithExpectStream(s.stream), jetstream.WithRetryAttempts(0))
+	if errors.Is(err, jetstream.ErrNoStreamResponse) {
+		return Ack{}, fmt.Errorf("no stream listens on %s: %w", m.Subject, err)
+	}
 	if err != nil {
 		return Ack{}, storeError(err)
 	}

@@ -92,7 +92,7 @@ func readEntry(s *Stored) (*Entry, error) {
 // ctx ends; after that it is not known whether it was stored, or still will be. ErrFenced: another event stands there, or the one at after is
 // gone. That an append succeeded does not mean that no other followed: read back before an act.
 func (j *Journal) Append(ctx context.Context, after uint64, msgID string, k Kind, attrs Attributes, run *Run) (seq uint64, err error) {
-	m, err := j.message(after, msgID, k, attrs, run)
+	m, err := j.message(time.Now(), after, msgID, k, attrs, run)
 	if err != nil {
 		return 0, err
 	}
@@ -147,7 +147,7 @@ func (e *StoreError) proves() bool {
 	return e.Code == CodeWrongLastSequence || e.Code == CodeLastSequenceRace || e.Code == CodeIDInProcess
 }
 
-func (j *Journal) message(after uint64, msgID string, k Kind, attrs Attributes, run *Run) (Message, error) {
+func (j *Journal) message(at time.Time, after uint64, msgID string, k Kind, attrs Attributes, run *Run) (Message, error) {
 	data, err := marshal(run)
 	if err == nil && len(data) > maxEvent && k != RunAccepted {
 		data, err = marshal(truncate(run))
@@ -156,7 +156,7 @@ func (j *Journal) message(after uint64, msgID string, k Kind, attrs Attributes, 
 		return Message{}, fmt.Errorf("vm %s: event %s: %w", run.VM, k, err)
 	}
 	h, data, err := encode(outgoing{
-		id: fmt.Sprintf("%s.%d", run.Run, run.N), vcenter: run.VCenter, vm: run.VM, kind: k, time: time.Now(), attrs: attrs,
+		id: fmt.Sprintf("%s.%d", run.Run, run.N), vcenter: run.VCenter, vm: run.VM, kind: k, time: at, attrs: attrs,
 		schema: schemas.URN(schemas.Run), data: data,
 	}, j.mode)
 	if err != nil {

@@ -34,7 +34,7 @@ func (c *Conn) Reject(ctx context.Context, m Refused, why *RejectError) error {
 	if err := c.publish(ctx, m, "keep a dead letter", letter); err != nil {
 		return err
 	}
-	event, err := rejection(m, why, c.mode)
+	event, err := rejection(m, why, c.mode, time.Now())
 	if err != nil {
 		return err
 	}
@@ -69,7 +69,7 @@ func deadLetter(m Refused, why *RejectError) *nats.Msg {
 		h[name] = append(h[name], values...)
 	}
 	h.Set("Guestflow-Code", string(why.Code))
-	h.Set("Guestflow-Reason", oneLine(why.Message))
+	h.Set("Guestflow-Reason", oneLine(why.text()))
 	h.Set("Guestflow-Subject", m.Subject)
 	h.Set("Guestflow-Sequence", strconv.FormatUint(m.Seq, 10))
 	h.Set(jetstream.MsgIDHeader, fmt.Sprintf("deadletter.%s.%d", m.VCenter, m.Seq))
@@ -85,9 +85,9 @@ func deadLetter(m Refused, why *RejectError) *nats.Msg {
 }
 
 // rejection is the event that tells a publisher that its message was refused. It is in no VM's journal.
-func rejection(m Refused, why *RejectError, mode string) (*nats.Msg, error) {
+func rejection(m Refused, why *RejectError, mode string, at time.Time) (*nats.Msg, error) {
 	run := Run{VCenter: m.VCenter, VM: m.VM, Status: StatusRejected, Error: &Error{
-		Code: why.Code, Message: why.Message, Field: why.Field, Retryable: why.Code == Expired,
+		Code: why.Code, Message: why.text(), Field: why.Field, Retryable: why.Code == Expired,
 	}}
 	if m.Ref != (RequestRef{}) {
 		run.Request = &m.Ref
@@ -97,7 +97,7 @@ func rejection(m Refused, why *RejectError, mode string) (*nats.Msg, error) {
 		return nil, err
 	}
 	h, data, err := encode(outgoing{
-		id: fmt.Sprintf("rejected.%d", m.Seq), vcenter: m.VCenter, vm: m.VM, kind: KindRejected, time: time.Now(), attrs: m.Attrs,
+		id: fmt.Sprintf("rejected.%d", m.Seq), vcenter: m.VCenter, vm: m.VM, kind: KindRejected, time: at, attrs: m.Attrs,
 		schema: schemas.URN(schemas.Run), data: data,
 	}, mode)
 	if err != nil {

@@ -42,12 +42,12 @@ func (r *run) check(ctx context.Context) error {
 				return err
 			}
 		}
-		if vm.PowerState != "poweredOn" {
-			block(&stepError{step: "check", code: events.PowerState, retryable: true,
+		if vm.PowerState != poweredOn {
+			block(&stepError{step: "check", code: events.PowerState,
 				message: fmt.Sprintf("vm %s is %s: only a running guest can be customized, power it on", r.vm, vm.PowerState)}, "vm")
 		}
 		c.Warnings = append(warningsOf(r.asked), warningsOfVM(vm)...)
-		if err := r.customizable(ctx, s, block); err != nil {
+		if err := r.customizable(ctx, s, vm, block); err != nil {
 			return err
 		}
 	}
@@ -71,7 +71,7 @@ func (r *run) check(ctx context.Context) error {
 }
 
 // customizable puts vCenter's own check (9.0 and later) into the run.
-func (r *run) customizable(ctx context.Context, s *step, block func(*stepError, string)) error {
+func (r *run) customizable(ctx context.Context, s *step, vm vcapi.VM, block func(*stepError, string)) error {
 	c, mode := r.state.Check, r.asked.Check.Mode
 	if mode == "skip" {
 		c.State = events.Skipped
@@ -127,8 +127,8 @@ func (r *run) customizable(ctx context.Context, s *step, block func(*stepError, 
 		block(&stepError{step: "check", code: events.NotCustomizable, message: fmt.Sprintf(
 			"vCenter says that the guest OS of vm %s cannot be customized", r.vm)}, "vm")
 	}
-	if power {
-		block(&stepError{step: "check", code: events.PowerState, retryable: true, message: fmt.Sprintf(
+	if power && vm.PowerState == poweredOn { // else that is said already
+		block(&stepError{step: "check", code: events.PowerState, message: fmt.Sprintf(
 			"vCenter says that vm %s cannot be customized in its power state", r.vm)}, "vm")
 	}
 	if !power && !system {
@@ -137,6 +137,8 @@ func (r *run) customizable(ctx context.Context, s *step, block func(*stepError, 
 	}
 	return nil
 }
+
+const poweredOn = "poweredOn"
 
 // checkTries is how often a check without a reason is asked for.
 const checkTries = 3
@@ -165,10 +167,10 @@ func warningsOf(asked *events.Asked) []events.Remark {
 		w = append(w, events.Remark{Code: "UnsupportedIdentity", Field: "customize.spec.identity",
 			Message: kind + ": the customization of a running guest supports Linux guests with CustomizationLinuxPrep; vCenter may refuse this one"})
 	}
-	for field, what := range map[string]string{"password": "the guest's password stays as it is", "scriptText": "the script is not run"} {
-		if _, ok := spec.Identity[field]; ok {
-			w = append(w, events.Remark{Code: "IgnoredByGuest", Field: "customize.spec.identity." + field,
-				Message: "the engine that customizes running guests is known to drop it: " + what})
+	for _, dropped := range [][2]string{{"password", "the guest's password stays as it is"}, {"scriptText", "the script is not run"}} {
+		if _, ok := spec.Identity[dropped[0]]; ok {
+			w = append(w, events.Remark{Code: "IgnoredByGuest", Field: "customize.spec.identity." + dropped[0],
+				Message: "the engine that customizes running guests is known to drop it: " + dropped[1]})
 		}
 	}
 	return w

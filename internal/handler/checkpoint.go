@@ -28,7 +28,9 @@ type checkpoint struct {
 	Tasks  []string  `json:"tasks,omitempty"`
 	Past   []pastRun `json:"past,omitempty"` // oldest first
 	Intent *intent   `json:"intent,omitempty"`
-	// GuestStart is the start of the last customization that the guest spoke of before this run's call (the guest's clock). Only a newer one is this run's.
+	// GuestRead says that the guest's word on its last customization was read before this run's call, GuestStart when that one started (the guest's
+	// clock; absent: there was none). Only a newer one is this run's.
+	GuestRead  bool       `json:"guestRead,omitempty"`
 	GuestStart *time.Time `json:"guestStart,omitempty"`
 	// Step and StepSince are the step that the run is in and since when (our clock): its time goes on across takeovers.
 	Step      string     `json:"step,omitempty"`

@@ -10,11 +10,11 @@ import (
 	"github.com/guestflow/guestflow/internal/events"
 )
 
-// points are the points that an owner came to in a run in which nothing happened to it.
-func points(t *testing.T, secrets Secrets, data string) []string {
+// points are the points that an owner comes to in a run in which nothing happens to it.
+func points(t *testing.T, secrets Secrets, data string, in func(*testing.T, Secrets, func(*world))) []string {
 	t.Helper()
 	var all []string
-	inWorld(t, secrets, func(w *world) {
+	in(t, secrets, func(w *world) {
 		w.run(data)
 		all = w.owners[0].trace
 	})
@@ -29,24 +29,24 @@ func weighty(points []string) []string {
 }
 
 // mustSucceed checks the end of a run that nothing may keep from its success.
-func mustSucceed(t *testing.T, w *world) {
-	t.Helper()
+func mustSucceed(w *world) {
+	w.t.Helper()
 	if run := w.last(); run.Status != events.StatusSucceeded {
-		t.Errorf("the run ended as %s", run.Status)
+		w.t.Errorf("the run ended as %s", run.Status)
 	}
 }
 
 func TestCrash(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	for _, point := range points(t, secrets, whole) {
+	for _, point := range points(t, secrets, whole, inWorld) {
 		for _, replicated := range []bool{false, true} {
 			for _, atOnce := range []bool{false, true} {
 				t.Run(fmt.Sprintf("%s/replicated=%v/atOnce=%v", point, replicated, atOnce), func(t *testing.T) {
 					inWorld(t, secrets, func(w *world) {
 						w.store.replicated, w.atOnce = replicated, atOnce
 						w.run(whole, crash(point))
-						mustSucceed(t, w)
+						mustSucceed(w)
 					})
 				})
 			}
@@ -58,7 +58,7 @@ func TestCrash(t *testing.T) {
 func TestCrashLateCall(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	for _, point := range points(t, secrets, whole) {
+	for _, point := range points(t, secrets, whole, inWorld) {
 		if !strings.Contains(point, " sent") {
 			continue
 		}
@@ -68,7 +68,7 @@ func TestCrashLateCall(t *testing.T) {
 					inWorld(t, secrets, func(w *world) {
 						w.atOnce, w.vc.lag = true, lag
 						w.run(whole, []fate{{point: point, do: "late", after: travel}})
-						mustSucceed(t, w)
+						mustSucceed(w)
 					})
 				})
 			}
@@ -79,23 +79,23 @@ func TestCrashLateCall(t *testing.T) {
 func TestCrashPairs(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	for _, first := range weighty(points(t, secrets, whole)) {
+	for _, first := range weighty(points(t, secrets, brief, inBriefWorld)) {
 		t.Run(first, func(t *testing.T) {
 			t.Parallel()
 			var second []string
-			inWorld(t, secrets, func(w *world) {
-				w.run(whole, crash(first))
+			inBriefWorld(t, secrets, func(w *world) {
+				w.run(brief, crash(first))
 				if len(w.owners) > 1 {
 					second = weighty(w.owners[1].trace)
 				}
 			})
 			for _, second := range second {
-				inWorld(t, secrets, func(w *world) {
+				inBriefWorld(t, secrets, func(w *world) {
 					w.atOnce = true
-					w.run(whole, crash(first), crash(second))
-					mustSucceed(t, w)
-					if t.Failed() {
-						t.Logf("crashes at %s and %s", first, second)
+					w.run(brief, crash(first), crash(second))
+					mustSucceed(w)
+					if w.t.Failed() {
+						w.t.Logf("crashes at %s and %s", first, second)
 					}
 				})
 			}
@@ -107,7 +107,7 @@ func TestCrashPairs(t *testing.T) {
 func TestPause(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	for _, point := range points(t, secrets, whole) {
+	for _, point := range points(t, secrets, brief, inBriefWorld) {
 		t.Run(point, func(t *testing.T) {
 			t.Parallel()
 			for _, pause := range []time.Duration{2 * time.Second, 7 * time.Second, 31 * time.Second, 50 * time.Second, time.Minute, 100 * time.Second, 2 * time.Hour} {
@@ -115,12 +115,12 @@ func TestPause(t *testing.T) {
 					continue // its call is on its way: none travels longer
 				}
 				for _, atOnce := range []bool{false, true} {
-					inWorld(t, secrets, func(w *world) {
+					inBriefWorld(t, secrets, func(w *world) {
 						w.atOnce = atOnce
-						w.run(whole, []fate{{point: point, do: "pause", after: pause}})
-						mustSucceed(t, w)
-						if t.Failed() {
-							t.Logf("paused at %s for %s, at once: %v", point, pause, atOnce)
+						w.run(brief, []fate{{point: point, do: "pause", after: pause}})
+						mustSucceed(w)
+						if w.t.Failed() {
+							w.t.Logf("paused at %s for %s, at once: %v", point, pause, atOnce)
 						}
 					})
 				}
@@ -133,11 +133,11 @@ func TestPause(t *testing.T) {
 func TestRelease(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	for _, point := range points(t, secrets, whole) {
+	for _, point := range points(t, secrets, brief, inBriefWorld) {
 		t.Run(point, func(t *testing.T) {
-			inWorld(t, secrets, func(w *world) {
-				w.run(whole, []fate{{point: point, do: "term"}})
-				mustSucceed(t, w)
+			inBriefWorld(t, secrets, func(w *world) {
+				w.run(brief, []fate{{point: point, do: "term"}})
+				mustSucceed(w)
 			})
 		})
 	}

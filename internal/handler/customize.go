@@ -33,9 +33,7 @@ func (r *run) customize() *act {
 				now := stamp(time.Now())
 				c.StartedAt = &now
 			}
-			if c.Guest == nil {
-				c.Guest = r.guestBefore(ctx)
-			}
+			r.guestBefore(ctx)
 			return nil
 		},
 		call: func(ctx context.Context, gate vcapi.Gate) error {
@@ -54,20 +52,16 @@ func (r *run) customize() *act {
 
 // guestBefore reads what the guest says of its last customization, so that an old success is not taken for this run's. Its failure costs only
 // this channel: the Task still tells.
-func (r *run) guestBefore(ctx context.Context) *events.Guest {
+func (r *run) guestBefore(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, baselineTime)
 	defer cancel()
 	before, err := r.vc.CustomizationStatus(ctx, r.vm)
-	if err != nil {
-		return nil
-	}
-	r.point.GuestStart = before.StartTime
-	return nil
+	r.point.GuestRead, r.point.GuestStart = err == nil, before.StartTime
 }
 
 // ofThisRun tells whether the guest's status speaks of this run: of a customization that started after the one read before the call.
 func (r *run) ofThisRun(g *vcapi.GuestCustomization) bool {
-	return g != nil && g.StartTime != nil && (r.point.GuestStart == nil || g.StartTime.After(*r.point.GuestStart))
+	return r.point.GuestRead && g != nil && g.StartTime != nil && (r.point.GuestStart == nil || g.StartTime.After(*r.point.GuestStart))
 }
 
 // customized waits for the end of the customization and decides how it ended: by the guest's own word where it speaks of this run, else by
@@ -104,12 +98,12 @@ func (r *run) customized(ctx context.Context) error {
 	c.DecidedBy = "task"
 	if g, err := r.guestAfter(ctx); err == nil && r.ofThisRun(&g) {
 		c.Guest = guestOf(&g)
-		switch {
-		case g.Status == "FAILED":
+		switch g.Status {
+		case "FAILED":
 			c.DecidedBy = "guest-status"
 			failure = &stepError{step: s.name, code: events.CustomizationFailed, err: failureBeneath(failure),
 				message: fmt.Sprintf("the guest says that its customization failed: %s", orNone(g.Error))}
-		case g.Status == "SUCCEEDED":
+		case "SUCCEEDED":
 			c.DecidedBy, failure = "guest-status", nil
 		}
 	}
@@ -157,7 +151,8 @@ func (r *run) taskFailure(s *step, t vcapi.Task) (*stepError, error) {
 		return &stepError{step: s.name, code: unnamed[s.name], message: fmt.Sprintf("%s %s ended in state %s without a fault", t.Name, t.ID, t.State)}, nil
 	}
 	err := fmt.Errorf("%s %s: %w", t.Name, t.ID, t.Err)
-	if w := r.outcome(s, t.Err).waiting; w == events.WaitingResourceBusy || w == events.WaitingTools {
+	switch r.outcome(s, t.Err).waiting {
+	case events.WaitingResourceBusy, events.WaitingTools, events.WaitingGuestLogin:
 		return nil, &againError{err}
 	}
 	return r.failure(s, err), nil

@@ -5,6 +5,7 @@ package handler
 import (
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -23,6 +24,8 @@ type Journal interface {
 	Append(ctx context.Context, after uint64, msgID string, k events.Kind, attrs events.Attributes, run *events.Run) (uint64, error)
 	// Holds proves that the VM's last event is mine and stands on the event before (zero: on none), or fails with events.ErrFenced.
 	Holds(ctx context.Context, vcenter, vm string, mine, before events.Mark) error
+	// Requested is the data of the run's request as run.accepted holds it, nil where that event is gone.
+	Requested(ctx context.Context, vcenter, vm, run string) (json.RawMessage, error)
 }
 
 // Line is what the requests stream holds for a VM; events.Line is the real one.
@@ -39,14 +42,13 @@ type Line interface {
 
 // Settings of a Handler.
 type Settings struct {
-	VCenter        string                                        // its name
-	Instance       string                                        // owner.instance
-	SendWindow     time.Duration                                 // T: how late after its proof of ownership a call may still be sent
-	TravelTime     time.Duration                                 // D: how long a sent call can travel
-	VisibilityLag  time.Duration                                 // V: how long a look may miss its effect
-	Drain          time.Duration                                 // how long a run may go on with what it has in hand once its context has ended
-	LongestTimeout time.Duration                                 // of a run: its events must outlive it; 0: any
-	Stored         func(events.Kind, *events.Run, time.Duration) // told of every event stored and how long the append took; may be nil
+	VCenter       string                                        // its name
+	Instance      string                                        // owner.instance
+	SendWindow    time.Duration                                 // T: how late after its proof of ownership a call may still be sent
+	TravelTime    time.Duration                                 // D: how long a sent call can travel
+	VisibilityLag time.Duration                                 // V: how long a look may miss its effect
+	Drain         time.Duration                                 // how long a run may go on with what it has in hand once its context has ended
+	Stored        func(events.Kind, *events.Run, time.Duration) // told of every event stored and how long the append took; may be nil
 }
 
 // Handler takes the requests of one vCenter to their ends.
@@ -113,9 +115,6 @@ func (h *Handler) Handle(ctx context.Context, req *events.Request) error {
 	}
 }
 
-// defaultTimeout is that of a run.
-const defaultTimeout = time.Hour
-
 // unknownVersionDelay leaves a roll-out time to replace this build, or the other one time to end the run.
 const unknownVersionDelay = 30 * time.Second
 
@@ -177,10 +176,6 @@ func (h *Handler) begin(ctx context.Context, req *events.Request, last *events.E
 		return &events.RejectError{Code: events.Expired, Message: fmt.Sprintf("expirytime %s had passed when the request's turn came",
 			req.Expires.UTC().Format(time.RFC3339))}
 	}
-	if t := req.Asked.Timeout.Or(defaultTimeout); h.LongestTimeout > 0 && t >= h.LongestTimeout {
-		return &events.RejectError{Code: events.InvalidRequest, Field: "timeout", Message: fmt.Sprintf(
-			"%s is not shorter than the age of the events, %s: a run must end while its journal lasts", t, h.LongestTimeout)}
-	}
 	r := h.newRun(ctx, req.VM, req.Attrs)
 	defer r.done()
 	if last != nil {
@@ -230,6 +225,13 @@ func (h *Handler) resume(ctx context.Context, req *events.Request, last *events.
 func (h *Handler) closeOrphan(ctx context.Context, last *events.Entry, point checkpoint) error {
 	r := h.newRun(ctx, last.Run.VM, last.Attrs)
 	defer r.done()
+	data, err := h.journal.Requested(ctx, h.VCenter, last.Run.VM, last.Run.Run)
+	if err != nil {
+		return err
+	}
+	if asked := new(events.Asked); data != nil && json.Unmarshal(data, asked) == nil {
+		r.asked = asked
+	}
 	if err := r.takeOver(last, point); err != nil {
 		return err
 	}

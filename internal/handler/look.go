@@ -98,7 +98,11 @@ func (r *run) reachesBack(ctx context.Context, open *intent, now time.Time, task
 	if now.Before(open.At) {
 		return false, nil // vCenter's clock was set back: its times tell nothing
 	}
-	if open.Newest != "" {
+	inMemory := now.Sub(open.At) < recentReach && len(tasks) < recentMost
+	switch {
+	case !history && !inMemory: // an older Task that still runs is listed for as long as it does, one that ended is not
+		return false, nil
+	case open.Newest != "" && (shown[open.Newest] || history):
 		return shown[open.Newest], nil
 	}
 	for _, t := range tasks {
@@ -112,7 +116,7 @@ func (r *run) reachesBack(ctx context.Context, open *intent, now time.Time, task
 			return older, err
 		}
 	}
-	if now.Sub(open.At) >= recentReach || len(tasks) >= recentMost {
+	if !inMemory {
 		return false, nil
 	}
 	// The list of recent Tasks lives in vCenter's memory: it is whole if vCenter was not restarted, that is, if a session of that time lives.

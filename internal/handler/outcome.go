@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	"github.com/guestflow/guestflow/internal/events"
@@ -100,7 +101,7 @@ type outcome struct {
 	waiting events.Waiting // it will pass: try again, telling this reason; empty: it will not
 }
 
-// byName is the one table from vCenter's names, VI JSON faults and REST error types, to ours. See "Errors catalogue" in docs/errors.md.
+// byName is the one table from vCenter's names, VI JSON faults and REST error types, to ours.
 var byName = map[string]outcome{
 	"TaskInProgress":                {events.Busy, events.WaitingResourceBusy},
 	"CustomizationPending":          {events.Busy, events.WaitingResourceBusy},
@@ -164,6 +165,8 @@ func (r *run) outcome(s *step, v *vcapi.Error) outcome {
 	case s.name == "process" && s.act != nil && *s.state != events.Running && v.Class == vcapi.Permanent &&
 		(o.code == events.InvalidRequest || o.code == events.NotFound && len(v.Data) > 0):
 		o = outcome{code: events.ProcessNotStarted} // a bad path, or a program that does not exist
+	case v.Name == "CustomizationFault", v.Name == "UnexpectedCustomizationFault":
+		o = outcome{code: unnamed[s.name]}
 	case named:
 	case v.Class == vcapi.Transient, v.Class == vcapi.SessionLost:
 		o = outcome{events.CodeUnavailable, events.WaitingVCenterUnavailable}
@@ -199,8 +202,27 @@ func (r *run) failure(s *step, err error) *stepError {
 	if errors.As(err, &v) {
 		o := r.outcome(s, v)
 		f.code, f.retryable = o.code, o.waiting != "" || v.Class == vcapi.Transient
+		if cure := cures[f.code]; cure != "" {
+			f.message += ": " + cure
+		}
+		if strings.Contains(v.Message, noEngine) {
+			f.message += ": the guest customization engine is not installed in the guest; install it in the template that the VM was made from"
+		}
 	}
 	return f
+}
+
+// noEngine is how VMware Tools say that the guest customization engine is missing.
+const noEngine = "does not support Guest Customization"
+
+// cures say what a person can do about a code.
+var cures = map[events.Code]string{
+	events.GuestLoginRefused:     "see the user name and the password in the secret that guest.credentials names",
+	events.GuestPermissionDenied: "the guest user must be able to act as root",
+	events.Unauthenticated:       "see the user name and the password with which the service logs in at this vCenter",
+	events.Unauthorized:          "give the service's vCenter role the privilege (customizing: VirtualMachine.Provisioning.Customize; processes: VirtualMachine.GuestOperations.Execute and .Query)",
+	events.PowerState:            "power the VM on",
+	events.Unsupported:           "update VMware Tools in the guest, or vCenter",
 }
 
 // timeError is the end of a run whose time, or whose step's time, is over. Where it was waiting for something that did not pass, that is the reason.

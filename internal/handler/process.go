@@ -179,7 +179,7 @@ func (r *run) exitedWith(s *step, asked *events.AskedProcess, p *events.Process,
 		p.State = events.Succeeded
 		return r.record(events.ProcessExited)
 	}
-	return r.processFailed(p, &stepError{step: s.name, process: p.Name, code: events.ExitCode, retryable: true,
+	return r.processFailed(p, &stepError{step: s.name, process: p.Name, code: events.ExitCode,
 		message: fmt.Sprintf("process %s (pid %d) ended with exit code %d: see its own output in the guest", p.Name, p.PID, *shown.ExitCode)})
 }
 

@@ -42,7 +42,9 @@ type run struct {
 	doubt    error     // why the open intent's call has no answer
 	newest   string    // the newest Task on the VM that vCenter showed us
 	lastErr  error     // what the run waited for last
+	logged   bool      // the run's error
 	asking   bool      // vCenter was asked at all
+	stopping bool      // the run is canceled, and what it has under way is being stopped
 }
 
 // errDrain interrupts a run that is to be given back; errDeadline one whose time is over.
@@ -89,7 +91,7 @@ func (r *run) done() {
 
 // logger names the run in every line.
 func (r *run) logger() *zerolog.Logger {
-	l := r.log.With().Str("vcenter", r.VCenter).Str("vm", r.vm).Str("run", r.state.Run).Logger()
+	l := r.log.With().Str("vm", r.vm).Str("run", r.state.Run).Logger()
 	return &l
 }
 
@@ -123,8 +125,12 @@ func (r *run) store(k events.Kind, ctx context.Context) error {
 	if r.state.Process != "" {
 		l = l.Str("process", r.state.Process)
 	}
-	if r.state.Error != nil {
-		l = l.Str("code", string(r.state.Error.Code)).Str("error", r.state.Error.Message)
+	if e := r.state.Error; e != nil {
+		l = l.Str("step", e.Step).Str("code", string(e.Code))
+		if !r.logged { // once, where it is first told
+			l = l.Str("error", e.Message)
+		}
+		r.logged = true
 	}
 	if r.state.Waiting != "" {
 		l = l.Str("waiting", string(r.state.Waiting)).AnErr("for", r.lastErr)
@@ -228,16 +234,19 @@ func (r *run) end(why error) error {
 		if err := r.stop(); err != nil {
 			return err
 		}
+		if err := r.settle(); err != nil { // an abort has no answer
+			return err
+		}
 	}
-	last := events.RunSucceeded
+	last, state := events.RunSucceeded, events.Skipped
 	switch {
 	case canceled != nil:
-		last = events.RunCanceled
+		last, state = events.RunCanceled, events.Canceled
 		r.state.Status = events.StatusCanceled
 		r.state.CanceledBy = &events.CanceledBy{Source: canceled.by.Ref.Source, ID: canceled.by.Ref.ID, Reason: canceled.by.Reason}
 		r.state.Error = &events.Error{Step: r.current().name, Code: events.CodeCanceled, Message: canceled.Error()}
 	case failed != nil:
-		last = events.RunFailed
+		last, state = events.RunFailed, events.Failed
 		r.state.Status = events.StatusFailed
 		r.state.Error = r.errorOf(failed)
 		if failed.doubt != "" {
@@ -246,7 +255,7 @@ func (r *run) end(why error) error {
 	default:
 		r.state.Status = events.StatusSucceeded
 	}
-	r.closeSteps(canceled != nil)
+	r.closeSteps(state)
 	if r.asking && last != events.RunSucceeded {
 		r.observe()
 	}
@@ -296,8 +305,7 @@ func (r *run) settle() error {
 		if err == nil {
 			if seen.adopt != nil {
 				seen.adopt()
-				r.open, r.point.Intent = false, nil
-				return r.endOn(r.record(s.act.started))
+				return r.endOn(r.fact(s))
 			}
 			if !seen.sure {
 				r.point.Doubt = append(r.point.Doubt, s.act.name)

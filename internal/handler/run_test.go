@@ -22,7 +22,5 @@ func TestHappyPath(t *testing.T) {
 		if run.Status != events.StatusSucceeded {
 			t.Errorf("status %s", run.Status)
 		}
-		t.Log(w.history())
-		t.Log(w.owners[0].trace)
 	})
 }

@@ -80,7 +80,7 @@ func (s Secrets) guestAuth(g *events.AskedGuest) (vcapi.GuestAuth, error) {
 func (r *run) guestAuth(s string) (vcapi.GuestAuth, error) {
 	auth, err := r.secrets.guestAuth(r.asked.Guest)
 	if err != nil {
-		return auth, &stepError{step: s, code: events.UnknownSecret, retryable: true, err: err,
+		return auth, &stepError{step: s, code: events.UnknownSecret, err: err,
 			message: fmt.Sprintf("guest credentials: %v: put the secret into the service's secrets folder for vCenter %s", err, r.VCenter)}
 	}
 	return auth, nil

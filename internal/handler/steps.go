@@ -62,7 +62,7 @@ func (r *run) steps() []*step {
 // accept fills in the run's first state: what was asked for is pending.
 func (r *run) accept() {
 	now := stamp(time.Now())
-	deadline := now.Add(r.asked.Timeout.Or(defaultTimeout))
+	deadline := now.Add(r.asked.Timeout.Or(events.DefaultTimeout))
 	r.state.AcceptedAt, r.state.Deadline = &now, &deadline
 	r.state.Check = &events.Check{State: events.Pending}
 	if r.asked.Customize != nil {
@@ -89,8 +89,8 @@ func (r *run) current() *step {
 	return &step{name: "run"}
 }
 
-// closeSteps gives every step that has not ended its last state.
-func (r *run) closeSteps(canceled bool) {
+// closeSteps gives every step that has not ended its last state: last for the one that the run ended in, skipped for those behind it.
+func (r *run) closeSteps(last events.State) {
 	if r.state.Check == nil {
 		return
 	}
@@ -104,22 +104,16 @@ func (r *run) closeSteps(canceled bool) {
 	for i := range r.state.Processes {
 		states = append(states, &r.state.Processes[i].State)
 	}
-	at := true // the first step that has not ended is the one that the run ended in
 	for _, s := range states {
 		switch {
-		case *s == events.Failed:
-			at = false
-		case s != nil && s.Ended():
-		case *s == events.Pending && !at:
-			*s = events.Skipped
-		case canceled && *s == events.Running: // could not be stopped: it says why
-			at = false
-		case canceled:
-			*s, at = events.Canceled, false
-		case *s == events.Pending:
-			*s, at = events.Skipped, false
-		default:
-			*s, at = events.Failed, false
+		case s.Ended():
+			if *s == events.Failed || *s == events.Canceled {
+				last = events.Skipped
+			}
+		case *s == events.Running && last == events.Canceled: // it could not be stopped, and says why
+			last = events.Skipped
+		default: // the first one is where the run ended, the others were not begun
+			*s, last = last, events.Skipped
 		}
 	}
 }
@@ -190,6 +184,8 @@ func (r *run) stepTime(s *step) (context.Context, context.CancelFunc) {
 // do is the only way to change a guest: look, intend, read back, call, record. There is no shortcut through it.
 func (r *run) do(ctx context.Context, s *step) error {
 	pause, logins := newBackoff(askPause), 0
+	var told events.Waiting // why the call before was turned away, as an event has said
+	decided := false        // that the act is repeated, although a call before it may have taken effect
 	for {
 		// What an owner before us, or we ourselves, may have sent has landed and shows before we look.
 		if err := sleepUntil(ctx, r.actFrom); err != nil {
@@ -203,19 +199,22 @@ func (r *run) do(ctx context.Context, s *step) error {
 		case seen.adopt != nil:
 			seen.adopt()
 			return r.fact(s)
-		case r.open && !seen.sure:
+		case !seen.sure && (r.open || !decided):
 			if err := r.uncertain(s); err != nil {
 				return err
 			}
+			decided = true
 		case r.open && permanent(r.doubt):
 			r.open, r.point.Intent = false, nil
 			return r.failure(s, r.doubt)
 		}
 		r.open, r.doubt = false, nil
-		if by, err := r.canceledBy(); err != nil {
-			return r.interrupted(ctx)
-		} else if by != nil {
-			return &canceledError{by: *by}
+		if !r.stopping {
+			if by, err := r.canceledBy(); err != nil {
+				return r.interrupted(ctx)
+			} else if by != nil {
+				return &canceledError{by: *by}
+			}
 		}
 		if ctx.Err() != nil {
 			return r.interrupted(ctx)
@@ -227,17 +226,18 @@ func (r *run) do(ctx context.Context, s *step) error {
 			continue
 		}
 
-		// T counts from before the intent is first sent: a proof of ownership that took long to get is old when it comes.
-		from := time.Now()
 		if err := s.act.intend(ctx); err != nil {
 			return err
 		}
+		// T counts from before the intent is first sent: a proof of ownership that took long to get is old when it comes.
+		from := time.Now()
 		seen.now.Act, seen.now.Process = s.act.name, s.process
 		r.point.Intent = &seen.now
 		*s.state = events.Starting
 		if err := r.record(s.act.starting); err != nil {
 			return err
 		}
+		r.state.Waiting = told // once per change: the same answer again is no news
 		err = s.act.call(r.life, r.gate(from))
 		var v *vcapi.Error
 		switch {
@@ -247,10 +247,14 @@ func (r *run) do(ctx context.Context, s *step) error {
 			return err
 		case errors.Is(err, errLate): // nothing was sent: prove anew
 			r.open = false
+			select {
+			case <-pause.next(): // a journal that is slow now is not helped by more appends
+			case <-ctx.Done():
+			}
 			continue
-		case !errors.As(err, &v):
+		case !errors.As(err, &v) && !r.open: // the call was not begun
 			return err
-		case v.Sent == vcapi.Unknown:
+		case v == nil, v.Sent == vcapi.Unknown:
 			r.doubt, r.actFrom = err, time.Now().Add(r.TravelTime+r.VisibilityLag)
 			r.logger().Warn().Err(err).Str("step", s.name).Msg("no answer that tells whether the call took effect: looking once it must show")
 			continue
@@ -264,6 +268,7 @@ func (r *run) do(ctx context.Context, s *step) error {
 		if err := r.pause(ctx, s, err, pause); err != nil {
 			return err
 		}
+		told = r.state.Waiting
 	}
 }
 
@@ -285,11 +290,11 @@ func (r *run) gate(from time.Time) vcapi.Gate {
 		ctx, cancel := context.WithDeadlineCause(ctx, from.Add(r.SendWindow), errLate)
 		defer cancel()
 		if err := r.journal.Holds(ctx, r.VCenter, r.vm, mine, before); err != nil {
-			if errors.Is(err, events.ErrFenced) || context.Cause(ctx) != errLate {
+			if errors.Is(err, events.ErrFenced) || !errors.Is(context.Cause(ctx), errLate) {
 				return err
 			}
 		}
-		if ctx.Err() != nil {
+		if time.Since(from) >= r.SendWindow { // the clock itself: where the process stood still, the deadline's timer may come after us
 			return errLate
 		}
 		r.open = true

@@ -19,6 +19,7 @@ func (r *run) stop() error {
 	if s.act == nil || *s.state != events.Running {
 		return nil
 	}
+	r.stopping = true
 	ctx, cancel := context.WithTimeout(r.life, stopTime)
 	defer cancel()
 	switch s.name {
@@ -34,7 +35,7 @@ func (r *run) stop() error {
 
 // stopTask cancels a Task, or where vCenter does not let it be canceled uses the other way; then it waits for the Task's end.
 func (r *run) stopTask(ctx context.Context, s *step, id string, reason *string, other func() error) error {
-	err := r.vc.CancelTask(ctx, r.owned(), id)
+	err := r.insist(ctx, func(gate vcapi.Gate) error { return r.vc.CancelTask(ctx, gate, id) })
 	if err != nil && other != nil {
 		err = other()
 	}
@@ -64,9 +65,10 @@ func (r *run) stopProcess(ctx context.Context, s *step) error {
 		}
 		auth, err := r.guestAuth("process")
 		if err == nil {
-			err = r.vc.DeleteProcess(ctx, r.owned(), r.vm, auth, p.PID)
+			err = r.insist(ctx, func(gate vcapi.Gate) error { return r.vc.DeleteProcess(ctx, gate, r.vm, auth, p.PID) })
 		}
-		if err != nil {
+		var v *vcapi.Error
+		if err != nil && (!errors.As(err, &v) || r.outcome(s, v).code != events.NotFound) { // not found: it has ended
 			p.Reason = fmt.Sprintf("it could not be stopped: %v", err)
 			return onlyFenced(err)
 		}
@@ -75,8 +77,24 @@ func (r *run) stopProcess(ctx context.Context, s *step) error {
 	return nil
 }
 
-// owned is the gate of a call that may come late without harm, since it names the very Task or process that it ends: it only asks whether the run
-// is still ours.
+// insist repeats a call that does no harm where it comes late or twice, since it names the very Task or process that it ends, until its answer is
+// one that will not change.
+func (r *run) insist(ctx context.Context, call func(vcapi.Gate) error) error {
+	for pause := newBackoff(askPause); ; {
+		err := call(r.owned())
+		var v *vcapi.Error
+		if !errors.As(err, &v) || permanent(err) || errors.Is(err, events.ErrFenced) {
+			return err
+		}
+		select {
+		case <-pause.next():
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
+// owned is the gate of such a call: it only asks whether the run is still ours.
 func (r *run) owned() vcapi.Gate {
 	mine, before := r.on, r.under
 	return func(ctx context.Context) error { return r.journal.Holds(ctx, r.VCenter, r.vm, mine, before) }

@@ -18,11 +18,12 @@ const latency = time.Millisecond
 // fakeVC is a vCenter in memory. It behaves as the real one does where the handler could notice: Tasks with durations, shown late and forgotten
 // after ten minutes, guest processes with exit codes that are kept for five, sessions, a clock of its own.
 type fakeVC struct {
-	apiVersion string
-	offset     time.Duration // of its clock against ours
-	lag        time.Duration // V: how long what a call made is not shown
-	history    bool          // the task history can be read
-	forever    []string      // Tasks of other VMs that the history reaches back to
+	apiVersion  string
+	offset      time.Duration // of its clock against ours
+	guestOffset time.Duration // of the guests' clocks
+	lag         time.Duration // V: how long what a call made is not shown
+	history     bool          // the task history can be read
+	forever     []string      // Tasks of other VMs that the history reaches back to
 
 	mu       sync.Mutex
 	vms      map[string]*fakeVM
@@ -52,8 +53,13 @@ type rule struct {
 	delay time.Duration // how long the call travels before it lands
 	lost  string        // "answer": it lands, the answer never comes; "call": it never lands
 	task  *vcapi.Error  // the Task that it makes ends with it
+	idle  bool          // that Task does nothing to the guest
+	hang  bool          // no answer comes
 	fn    func()        // runs when the call lands
 }
+
+// changes tells whether the Task does something to the guest: what was turned away for a while does not.
+func (r rule) changes() bool { return !r.idle && (r.task == nil || r.task.Class != vcapi.Transient) }
 
 type fakeVM struct {
 	id         string
@@ -64,6 +70,7 @@ type fakeVM struct {
 	check      vcapi.Check
 	guest      *vcapi.GuestCustomization // its own word
 	moves      bool                      // a customization moves that word
+	quiet      bool                      // its Tasks tell no progress
 	lies       string                    // the word at the end, where it is another than the Task's
 	customize  time.Duration
 	network    time.Duration
@@ -198,8 +205,29 @@ func spend(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// reach is the way of every ask: the owner's fate, a round trip, vCenter's mood.
+// reach is the way of every ask: that of every call, with a login where there is no session.
 func (c *client) reach(ctx context.Context, op string) error {
+	if err := c.dial(ctx, op); err != nil {
+		return err
+	}
+	c.fakeVC.mu.Lock()
+	defer c.fakeVC.mu.Unlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.sessions[c.session] {
+		c.login()
+	}
+	return nil
+}
+
+func (c *client) login() {
+	c.lastID++
+	c.session = fmt.Sprintf("session-%d", c.lastID)
+	c.sessions[c.session] = true
+}
+
+// dial is the way of every call: the owner's fate, a round trip, vCenter's mood.
+func (c *client) dial(ctx context.Context, op string) error {
 	if err := c.o.at(op); err != nil {
 		return notSent(op, err)
 	}
@@ -212,6 +240,10 @@ func (c *client) reach(ctx context.Context, op string) error {
 		}
 		if r.err != nil {
 			return r.err
+		}
+		if r.hang {
+			<-ctx.Done()
+			return notSent(op, context.Cause(ctx))
 		}
 	}
 	c.fakeVC.mu.Lock()
@@ -315,7 +347,9 @@ func (c *client) info(t *fakeTask) vcapi.Task {
 	p := 100
 	if now.Before(t.end()) {
 		p = int(4*now.Sub(t.queued)/max(t.takes, 1)) * 25
-		i.Progress = &p
+		if !c.vms[t.vm].quiet {
+			i.Progress = &p
+		}
 		return i
 	}
 	end := t.end().Add(c.offset)
@@ -380,15 +414,8 @@ func (c *client) Session(ctx context.Context) (vcapi.Session, error) {
 	if err := c.reach(ctx, "Session"); err != nil {
 		return vcapi.Session{}, err
 	}
-	c.fakeVC.mu.Lock()
-	defer c.fakeVC.mu.Unlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.sessions[c.session] {
-		c.lastID++
-		c.session = fmt.Sprintf("session-%d", c.lastID)
-		c.sessions[c.session] = true
-	}
 	return vcapi.Session{Key: c.session, UserName: "svc"}, nil
 }
 
@@ -422,8 +449,8 @@ func (p *fakeProc) end() time.Time { return p.started.Add(p.program.takes) }
 
 func (p *fakeProc) known() bool { return !p.killed && time.Since(p.end()) < exitKept }
 
-func (p *fakeProc) info() vcapi.Process {
-	return vcapi.Process{PID: p.pid, Name: "bash", Owner: "root", Command: p.command, Started: p.started}
+func (c *client) process(p *fakeProc) vcapi.Process {
+	return vcapi.Process{PID: p.pid, Name: "bash", Owner: "root", Command: p.command, Started: p.started.Add(c.guestOffset)}
 }
 
 func (c *client) Processes(ctx context.Context, vm string, auth vcapi.GuestAuth) ([]vcapi.Process, error) {
@@ -439,7 +466,7 @@ func (c *client) Processes(ctx context.Context, vm string, auth vcapi.GuestAuth)
 	list := []vcapi.Process{{PID: 1, Name: "systemd", Started: m.toolsSince}, {PID: m.toolsPID, Name: "vmtoolsd", Started: m.toolsSince}}
 	for _, p := range m.procs {
 		if p.known() && time.Since(p.started) >= c.lag {
-			list = append(list, p.info())
+			list = append(list, c.process(p))
 		}
 	}
 	return list, nil
@@ -459,8 +486,8 @@ func (c *client) Process(ctx context.Context, vm string, auth vcapi.GuestAuth, p
 		if p.pid != pid || !p.known() {
 			continue
 		}
-		i := p.info()
-		if end := p.end(); !time.Now().Before(end) {
+		i := c.process(p)
+		if end := p.end().Add(c.guestOffset); !time.Now().Before(p.end()) {
 			code := p.program.exit
 			i.Finished, i.ExitCode = &end, &code
 		}
@@ -517,9 +544,16 @@ func (c *client) Watch(ctx context.Context, vm, task string, fn func(vcapi.Watch
 // call is the way of every call that changes the guest: dial, gate, travel, land, answer. Each is a point at which the owner may die.
 func call[T any](ctx context.Context, c *client, gate vcapi.Gate, op string, land func(r rule) (T, error)) (T, error) {
 	var none T
-	if err := c.reach(ctx, op); err != nil {
+	if err := c.dial(ctx, op); err != nil {
 		return none, err
 	}
+	c.fakeVC.mu.Lock()
+	c.mu.Lock()
+	if c.session == "" { // it logs in before it dials; where its session has expired meanwhile it is told so
+		c.login()
+	}
+	c.mu.Unlock()
+	c.fakeVC.mu.Unlock()
 	r := c.rule(op + " sent")
 	if err := gate(ctx); err != nil {
 		return none, notSent(op, err)
@@ -527,6 +561,11 @@ func call[T any](ctx context.Context, c *client, gate vcapi.Gate, op string, lan
 	c.mu.Lock()
 	session := c.session
 	c.mu.Unlock()
+	lost := func() { // the next call logs in
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.session = ""
+	}
 	type answer struct {
 		v   T
 		err error
@@ -541,6 +580,7 @@ func call[T any](ctx context.Context, c *client, gate vcapi.Gate, op string, lan
 		c.fakeVC.mu.Lock()
 		defer c.fakeVC.mu.Unlock()
 		if !c.sessions[session] {
+			lost()
 			return answer{err: vcError("NotAuthenticated", 500, vcapi.SessionLost)}
 		}
 		v, err := land(r)
@@ -616,7 +656,7 @@ func (c *client) CustomizeGuest(ctx context.Context, gate vcapi.Gate, vm string,
 		if err != nil {
 			return "", err
 		}
-		if r.task == nil || r.task.Class != vcapi.Transient { // what was turned away for a while changes nothing
+		if r.changes() {
 			c.effect(vm, "customize")
 		}
 		if m.moves && r.task == nil {
@@ -642,7 +682,7 @@ func (c *client) StartGuestNetwork(ctx context.Context, gate vcapi.Gate, vm stri
 		if err != nil {
 			return "", err
 		}
-		if r.task == nil || r.task.Class != vcapi.Transient {
+		if r.changes() {
 			c.effect(vm, "network")
 		}
 		return c.makeTask(vm, "StartGuestNetwork_Task", m.network, r), nil

@@ -123,6 +123,7 @@ func (c *Client) httpClient() *http.Client {
 			DialContext:         (&net.Dialer{Timeout: dialTimeout}).DialContext,
 			TLSClientConfig:     c.tls.Clone(),
 			TLSHandshakeTimeout: dialTimeout,
+			MaxConnsPerHost:     64, // more asks at once wait here: vCenter has its limits
 			MaxIdleConnsPerHost: 16,
 			IdleConnTimeout:     30 * time.Second, // below what load balancers close idle connections after
 		},
@@ -153,6 +154,9 @@ type call struct {
 	secrets secrets // that travel in it
 	once    bool    // the transport may not repeat it on another connection
 	timeout time.Duration
+
+	// inside, where set, finds an error in the body of a success.
+	inside func(body []byte, s secrets) *Error
 }
 
 func (cl *call) endpoint() string {
@@ -217,7 +221,13 @@ func (c *Client) exchange(ctx context.Context, hc *http.Client, cl *call) (ans *
 	}
 	defer func() { _ = resp.Body.Close() }()
 	c.up.Store(true)
-	return c.answered(cl, resp)
+	if ans, err = c.answered(cl, resp); err == nil && cl.inside != nil {
+		if e := cl.inside(ans.body, c.secretsOf(cl)); e != nil {
+			e.Status = ans.status
+			return nil, e.fill(cl.op, cl.endpoint(), c.host)
+		}
+	}
+	return ans, err
 }
 
 func (c *Client) called(op string, took time.Duration, err error) {

@@ -362,7 +362,7 @@ func TestSecretsStayInside(t *testing.T) {
 	f := newFake(t, "9.0.0.0")
 	c := f.client(t)
 	const windows, env = "Sysprep\"pw<&>ä", "env secret/1"
-	auth := GuestAuth{Username: "root", Password: "guest pw\"<1>&ü", Redact: []string{env}}
+	auth := GuestAuth{Username: "root", Password: "guest pw\"<1>&ü", Redact: []string{env, "saml-token-42"}}
 	spec := json.RawMessage(`{"identity":{"password":{"_typeName":"CustomizationPassword","plainText":true,"value":` + quote(windows) + `}}}`)
 	secret := []string{testPassword, windows, env, auth.Password, "vim-token-1", "saml-token-42"}
 	echoes := map[string]func(w http.ResponseWriter, everything string){

@@ -68,7 +68,7 @@ func TestGolden(t *testing.T) {
 			func(c *Client) (any, error) { return c.VM(ctx, "vm-42") },
 			VM{Name: "web-1", InstanceUUID: "5021-77", PowerState: "poweredOn", ToolsRunningStatus: "guestToolsRunning", ToolsVersion: "12389", GuestFamily: "linuxGuest",
 				GuestID: "ubuntu64Guest", HostName: "web01", GuestOperationsReady: ptr(true),
-				NICs: []NIC{{MAC: "00:50:56:00:00:01", Connected: true, Addresses: []string{"10.0.0.7", "fe80::1"}}, {MAC: "00:50:56:00:00:02"}},
+				NICs:                 []NIC{{MAC: "00:50:56:00:00:01", Connected: true, Addresses: []string{"10.0.0.7", "fe80::1"}}, {MAC: "00:50:56:00:00:02"}},
 				Customization:        &GuestCustomization{Status: "SUCCEEDED", StartTime: ptr(at2026(9, 0, 0)), EndTime: ptr(at2026(9, 1, 0))},
 				PendingCustomization: "[ds] web-1/imcf-1", CloudInit: true, RecentTasks: []string{"task-11", "task-12"}}},
 		{"current_time", "CurrentTime", 200, func(c *Client) (any, error) { return c.Now(ctx) }, at2026(10, 0, 0).Add(123456 * time.Microsecond)},
@@ -190,9 +190,13 @@ func TestLenientAnswers(t *testing.T) {
 		want   any
 	}{
 		{"create in an envelope, 200", "processes", 200, `{"value": 7}`,
-			func(c *Client) (any, error) { return c.StartProcess(ctx, nil, "vm-1", testAuth, ProcessSpec{Path: "x"}) }, int64(7)},
+			func(c *Client) (any, error) {
+				return c.StartProcess(ctx, nil, "vm-1", testAuth, ProcessSpec{Path: "x"})
+			}, int64(7)},
 		{"create as a string", "processes", 201, `"7"`,
-			func(c *Client) (any, error) { return c.StartProcess(ctx, nil, "vm-1", testAuth, ProcessSpec{Path: "x"}) }, int64(7)},
+			func(c *Client) (any, error) {
+				return c.StartProcess(ctx, nil, "vm-1", testAuth, ProcessSpec{Path: "x"})
+			}, int64(7)},
 		{"get in an envelope, running", "7", 200, `{"value":{"name":"sh","owner":"root","command":"sh","started":"2026-11-20T10:00:00.000Z","exit_code":null}}`,
 			func(c *Client) (any, error) { return c.Process(ctx, "vm-1", testAuth, 7) }, Process{PID: 7, Name: "sh", Owner: "root", Command: "sh", Started: at2026(10, 0, 0)}},
 		{"list in an envelope", "processes", 200, `{"value":[]}`,

@@ -228,7 +228,7 @@ const oneSession = "8.0.3.0"
 // Source: Cis Session create.
 func (c *Client) loginREST(ctx context.Context, password string) (s *session, err error) {
 	var v *session
-	for range 2 {
+	for fresh := false; ; fresh = true {
 		if v, err = c.vimLogin.get(ctx); err != nil {
 			return nil, err
 		}
@@ -242,7 +242,10 @@ func (c *Client) loginREST(ctx context.Context, password string) (s *session, er
 		if alive {
 			return v, nil
 		}
-		c.vimLogin.forget(v, false) // it has expired, or is not taken here: the next, fresh one tells which
+		if fresh {
+			break // one just made is not taken here
+		}
+		c.vimLogin.forget(v, false) // it has expired, or is not taken here: the next tells which
 	}
 	defer func() { c.loggedIn(err) }()
 	cl := &call{op: "POST session", method: http.MethodPost, path: "/api/session", once: true, header: http.Header{}}

@@ -95,6 +95,9 @@ func (c *Client) vimCall(v *service, obj object, kind, member string, in any) (*
 		return cl, nil
 	}
 	cl.method = http.MethodPost
+	if kind == "PropertyCollector" {
+		cl.inside = lostInside
+	}
 	var err error
 	cl.body, err = encode(in)
 	return cl, err

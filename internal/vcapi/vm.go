@@ -1,6 +1,7 @@
 package vcapi
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -99,6 +100,43 @@ func (c *Client) retrieve(ctx context.Context, kind string, paths []string, ids 
 		all[object.Obj.Value] = props
 	}
 	return all, nil
+}
+
+// missingSet is what a property collector could not read of an object, and why.
+type missingSet struct {
+	MissingSet []struct {
+		Fault json.RawMessage `json:"fault"`
+	} `json:"missingSet"`
+}
+
+// lostInside finds NotAuthenticated among the reasons for missing properties: that is how a property collector may tell that the session is gone,
+// with a success of its own.
+func lostInside(body []byte, s secrets) *Error {
+	const lost = "NotAuthenticated"
+	if !bytes.Contains(body, []byte(lost)) {
+		return nil
+	}
+	var result struct {
+		Objects   []missingSet `json:"objects"` // RetrieveResult
+		FilterSet []struct {
+			ObjectSet []missingSet `json:"objectSet"`
+		} `json:"filterSet"` // UpdateSet
+	}
+	if json.Unmarshal(body, &result) != nil {
+		return nil
+	}
+	objects := result.Objects
+	for _, filter := range result.FilterSet {
+		objects = append(objects, filter.ObjectSet...)
+	}
+	for _, object := range objects {
+		for _, property := range object.MissingSet {
+			if e := decodeError(0, property.Fault, s); e.Name == lost {
+				return e
+			}
+		}
+	}
+	return nil
 }
 
 // avoiding calls fn with the paths that this vCenter has. The fault InvalidProperty names one that it has not: remembered, left out, tried again.

@@ -16,7 +16,8 @@ import (
 // filter. Collector, view and filter are made anew, and everything is read again (version ""), after whatever goes wrong: a "generation". What a
 // server loses while a connection is down, or does not show although it stands in the view, is found that way.
 type watch struct {
-	c *Client
+	c        *Client
+	patience time.Duration // how long the poll may take to show an object that was added
 
 	mu       sync.Mutex
 	objects  map[moRef]*watched
@@ -48,13 +49,13 @@ type watcher struct {
 }
 
 const (
-	unseenPatience = 2 * time.Second // how long the poll may take to show an object that was added
-	backoffFirst   = 250 * time.Millisecond
-	backoffMost    = 30 * time.Second
+	backoffFirst = 250 * time.Millisecond
+	backoffMost  = 30 * time.Second
+	gather       = 50 * time.Millisecond // between an update and the next poll, so that changes that come together cost one call
 )
 
 func newWatch(c *Client) *watch {
-	return &watch{c: c, objects: make(map[moRef]*watched), answered: time.Now(), changed: make(chan struct{}, 1)}
+	return &watch{c: c, patience: 2 * time.Second, objects: make(map[moRef]*watched), answered: time.Now(), changed: make(chan struct{}, 1)}
 }
 
 // PollAge is the time since the long poll was last answered; before the first answer, since New.
@@ -188,6 +189,7 @@ func (p *watch) setDown(down bool) {
 // updateSet is what is needed of vmodl.query.PropertyCollector.UpdateSet: what else is in it cannot make it unreadable.
 type updateSet struct {
 	Version   string `json:"version"`
+	Truncated *bool  `json:"truncated"` // there is more, to be had at once
 	FilterSet []struct {
 		ObjectSet []struct {
 			Kind      string `json:"kind"` // enter, modify, leave
@@ -424,8 +426,17 @@ func (g *generation) poll(ctx context.Context) (answered bool, err error) {
 		}
 		g.p.apply(set, !answered)
 		answered = true
-		if set.Version != "" {
-			version = set.Version
+		if set.Version == "" {
+			continue
+		}
+		version = set.Version
+		if set.Truncated != nil && *set.Truncated {
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return answered, context.Cause(ctx)
+		case <-time.After(gather):
 		}
 	}
 }
@@ -540,7 +551,7 @@ func (p *watch) difference(inView map[moRef]bool) (add, remove []moRef) {
 	for ref, o := range p.objects {
 		if !inView[ref] {
 			add = append(add, ref)
-			o.seen, o.patient = false, time.Now().Add(unseenPatience)
+			o.seen, o.patient = false, time.Now().Add(p.patience)
 		}
 	}
 	for ref := range inView {
@@ -599,7 +610,7 @@ func (p *watch) overdue(now time.Time) (read []moRef, anew bool, next time.Time)
 		case o.seen, o.gone, p.ready.IsZero():
 			continue
 		default: // a slow first answer is not taken for one that leaves things out
-			due = later(due, p.ready.Add(unseenPatience))
+			due = later(due, p.ready.Add(p.patience))
 		}
 		if due.After(now) {
 			next = sooner(next, due)
@@ -611,7 +622,7 @@ func (p *watch) overdue(now time.Time) (read []moRef, anew bool, next time.Time)
 			read = append(read, ref)
 		}
 		o.nudges++
-		o.patient = now.Add(min(unseenPatience<<min(o.nudges, 5), backoffMost))
+		o.patient = now.Add(min(p.patience<<min(o.nudges, 5), backoffMost))
 		next = sooner(next, o.patient)
 	}
 	return read, anew, next

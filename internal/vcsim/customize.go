@@ -382,11 +382,22 @@ func notAuthenticated(object types.ManagedObjectReference) *types.NotAuthenticat
 	return &types.NotAuthenticated{NoPermission: types.NoPermission{Object: &object, PrivilegeId: "System.View"}}
 }
 
-// text is a fault in vCenter's words for people; said counts where it is not empty.
+// text is a fault in words for people; said counts where it is not empty.
 func text(fault types.BaseMethodFault, said string) string {
-	if said != "" {
+	switch {
+	case said != "":
 		return said
+	case fault == nil:
+		return ""
 	}
+	if words := vCenterText(fault); words != "" {
+		return words
+	}
+	return "A fault occurred: " + faultName(fault)
+}
+
+// vCenterText is a fault in vCenter's own words, "" where they are not known.
+func vCenterText(fault types.BaseMethodFault) string {
 	switch f := fault.(type) {
 	case *types.InvalidPowerState:
 		return fmt.Sprintf("The attempted operation cannot be performed in the current state (%s).", powerWords[f.ExistingState])
@@ -416,10 +427,8 @@ func text(fault types.BaseMethodFault, said string) string {
 		return "The session is not authenticated."
 	case *types.InvalidLogin:
 		return "Cannot complete login due to an incorrect user name or password."
-	case nil:
-		return ""
 	}
-	return "A fault occurred: " + faultName(fault)
+	return ""
 }
 
 var powerWords = map[types.VirtualMachinePowerState]string{

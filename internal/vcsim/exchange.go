@@ -241,7 +241,7 @@ func (v *VCenter) serveHTTP(w http.ResponseWriter, r *http.Request) {
 
 	a := serve()
 	done := v.rec.answered(n, a.status, a.fault)
-	if v.rec.ask(done, After) == Drop || lose || !v.pause(late) {
+	if v.rec.ask(done, After) == Drop || lose || !v.pause(late) || v.ending() {
 		drop(r)
 	}
 	h := w.Header()
@@ -279,13 +279,13 @@ func redact(body []byte) string {
 	if body[0] == '<' {
 		return xmlSecrets.ReplaceAllString(string(body), "${1}"+blanked+"${4}")
 	}
+	if !json.Valid(body) {
+		return "(" + strconv.Itoa(len(body)) + " bytes that are not JSON)" // where the secrets are cannot be told
+	}
 	dec := json.NewDecoder(bytes.NewReader(body))
 	dec.UseNumber()
 	var val any
-	if err := dec.Decode(&val); err != nil {
-		return "(" + strconv.Itoa(len(body)) + " bytes that are not JSON)" // where the secrets are cannot be told
-	}
-	if !blank(val) {
+	if err := dec.Decode(&val); err != nil || !blank(val) {
 		return string(body)
 	}
 	out, err := json.Marshal(val)

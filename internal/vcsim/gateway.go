@@ -2,6 +2,7 @@ package vcsim
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -431,7 +432,7 @@ func jsonSOAPFault(f *soap.Fault) answer {
 	}
 	said := f.String
 	if b, ok := pointerTo(fault).(types.BaseMethodFault); ok {
-		said = text(b, said)
+		said = cmp.Or(vCenterText(b), text(b, said)) // vcsim has words of its own for some
 	}
 	return jsonFaultSaying(fault, said)
 }

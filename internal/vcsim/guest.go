@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/vmware/govmomi/simulator"
-	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
 )
 
@@ -56,6 +55,16 @@ type Guest struct {
 	// Programs are the programs that the guest has, beside a few of every Linux (sh, bash, true, false, sleep, echo): by `"<path>" <arguments>`, by the
 	// arguments alone, or by path, looked for in this order; a trailing comment (` # …`) is not part of the arguments.
 	Programs map[string]Program
+}
+
+// newGuest is a Linux guest in which everything works, quickly.
+func newGuest() Guest {
+	return Guest{
+		Username: DefaultGuestUsername, Password: DefaultGuestPassword, Root: true,
+		Engine: true, Family: string(types.VirtualMachineGuestOsFamilyLinuxGuest), Supported: true, Customizable: true,
+		CustomizeFor: 50 * time.Millisecond, NetworkFor: 20 * time.Millisecond, AbortFor: 10 * time.Millisecond,
+		Cancelable: true, NextPID: 2001,
+	}
 }
 
 // Program is how a guest program behaves.
@@ -107,78 +116,6 @@ type identity struct {
 
 func (id identity) clone() identity {
 	return identity{hostName: id.hostName, addresses: maps.Clone(id.addresses)}
-}
-
-// inventory is the VMs by managed object ID.
-type inventory struct {
-	mu    sync.Mutex
-	vms   map[string]*VM
-	order []string // of the ready-made ones
-}
-
-// adoptVMs gives each ready-made VM a guest, and forgets the tasks of their making.
-func (v *VCenter) adoptVMs() {
-	all := v.reg.All("VirtualMachine")
-	slices.SortFunc(all, func(a, b mo.Entity) int {
-		return naturalOrder(a.Reference().Value, b.Reference().Value)
-	})
-	for _, e := range all {
-		v.inv.order = append(v.inv.order, e.Reference().Value)
-		v.VM(e.Reference().Value)
-	}
-	v.tasks.forgetTasks()
-}
-
-// naturalOrder puts vm-9 before vm-10.
-func naturalOrder(a, b string) int {
-	if d := len(a) - len(b); d != 0 {
-		return d
-	}
-	return strings.Compare(a, b)
-}
-
-// VMs are the managed object IDs of the ready-made VMs, in the order of their making.
-func (v *VCenter) VMs() []string {
-	v.inv.mu.Lock()
-	defer v.inv.mu.Unlock()
-	return slices.Clone(v.inv.order)
-}
-
-// VM is the VM with a managed object ID, nil where there is none. VMs that clients made get a guest, too.
-func (v *VCenter) VM(id string) *VM {
-	v.inv.mu.Lock()
-	defer v.inv.mu.Unlock()
-	ref := types.ManagedObjectReference{Type: "VirtualMachine", Value: id}
-	obj, ok := v.reg.Get(ref).(*simulator.VirtualMachine)
-	if !ok {
-		return nil
-	}
-	if vm := v.inv.vms[id]; vm != nil {
-		return vm
-	}
-	vm := &VM{v: v, ref: ref, n: len(v.inv.vms) + 1, guest: Guest{
-		Username: DefaultGuestUsername, Password: DefaultGuestPassword, Root: true,
-		Engine: true, Family: string(types.VirtualMachineGuestOsFamilyLinuxGuest), Supported: true, Customizable: true,
-		CustomizeFor: 50 * time.Millisecond, NetworkFor: 20 * time.Millisecond, AbortFor: 10 * time.Millisecond,
-		Cancelable: true, NextPID: 2001,
-	}}
-	ctx := v.newContext()
-	ctx.WithLock(ref, func() { vm.name = obj.Name })
-	vm.info.CustomizationStatus = "TOOLSDEPLOYPKG_IDLE"
-	vm.set = identity{hostName: "template", addresses: make(map[string][]string)}
-	for i, mac := range vm.macs() {
-		vm.set.addresses[mac] = []string{fmt.Sprintf("10.%d.%d.%d", i, vm.n/250, vm.n%250+1)}
-	}
-	v.inv.vms[id] = vm
-	vm.mu.Lock()
-	defer vm.mu.Unlock()
-	if vm.power() == types.VirtualMachinePowerStatePoweredOn {
-		vm.powered = true
-		vm.boot(0)
-	} else {
-		vm.report()
-	}
-	return vm
 }
 
 // ID is the managed object ID.
@@ -250,10 +187,7 @@ func (vm *VM) PowerOn() { vm.setPower(types.VirtualMachinePowerStatePoweredOn) }
 func (vm *VM) setPower(state types.VirtualMachinePowerState) {
 	ctx := vm.v.newContext()
 	if e := ctx.Map.Get(vm.ref); e != nil {
-		ctx.Map.AtomicUpdate(ctx, e, []types.PropertyChange{
-			{Name: "runtime.powerState", Val: state},
-			{Name: "summary.runtime.powerState", Val: state},
-		})
+		ctx.Map.AtomicUpdate(ctx, e, powerChanges(state))
 	}
 	vm.mu.Lock()
 	defer vm.mu.Unlock()

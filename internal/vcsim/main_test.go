@@ -1,8 +1,8 @@
 package vcsim_test
 
 import (
-	"bytes"
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"io"
@@ -46,8 +46,7 @@ func transport(t *testing.T, v *vcsim.VCenter) *http.Transport {
 	if !pool.AppendCertsFromPEM(v.CAPEM()) {
 		t.Fatal("no certificate in CAPEM")
 	}
-	tr := &http.Transport{ForceAttemptHTTP2: true}
-	tr.TLSClientConfig = tlsConfig(pool)
+	tr := &http.Transport{ForceAttemptHTTP2: true, TLSClientConfig: &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}}
 	t.Cleanup(tr.CloseIdleConnections)
 	return tr
 }
@@ -341,5 +340,3 @@ func mustContain(t *testing.T, what, s string, parts ...string) {
 		}
 	}
 }
-
-var _ = bytes.NewReader

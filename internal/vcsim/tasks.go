@@ -29,7 +29,8 @@ type taskManager struct {
 	v *VCenter
 
 	mu         sync.Mutex
-	infos      map[string]types.TaskInfo // of every task that there is, by its ID
+	infos      map[string]types.TaskInfo // of every task that there ever was, by its ID
+	vcsims     map[string]bool           // those that vcsim runs itself, by our clock
 	history    []string                  // visible ones, oldest first; a place in it is a position of a collector
 	first      int                       // the position of history[0]
 	collectors map[types.ManagedObjectReference]string
@@ -39,6 +40,7 @@ func (v *VCenter) installTaskManager() {
 	m := &taskManager{
 		v:          v,
 		infos:      make(map[string]types.TaskInfo),
+		vcsims:     make(map[string]bool),
 		collectors: make(map[types.ManagedObjectReference]string),
 	}
 	vcsims := v.reg.Get(*v.content.TaskManager).(*simulator.TaskManager)
@@ -99,8 +101,11 @@ func (m *taskManager) PutObject(ctx *simulator.Context, obj mo.Reference) {
 	var info *types.TaskInfo
 	switch t := obj.(type) {
 	case *simulator.Task:
-		t.Info.QueueTime = t.Info.QueueTime.Add(m.v.Now().Sub(time.Now())) // vcsim knows no other clock than ours
+		t.Info.QueueTime = m.v.Now()
 		info = &t.Info
+		m.mu.Lock()
+		m.vcsims[t.Self.Value] = true
+		m.mu.Unlock()
 	case *guestTask:
 		info = &t.Info
 	default:
@@ -168,6 +173,16 @@ func (m *taskManager) UpdateObject(_ *simulator.Context, obj mo.Reference, chang
 	switch o := obj.(type) {
 	case *mo.Task:
 		m.mu.Lock()
+		if m.vcsims[ref.Value] {
+			for _, c := range changes {
+				switch now := m.v.Now(); c.Name {
+				case "info.startTime":
+					o.Info.StartTime = &now
+				case "info.completeTime":
+					o.Info.CompleteTime = &now
+				}
+			}
+		}
 		if _, there := m.infos[ref.Value]; there {
 			m.infos[ref.Value] = o.Info
 		}

@@ -46,8 +46,8 @@ type Options struct {
 	Username, Password string
 	// Listen is the address to listen at, default "127.0.0.1:0". The certificate is for 127.0.0.1, ::1 and localhost.
 	Listen string
-	// VMs is how many ready-made VMs there are, default 8: powered on, tools running, one connected NIC.
-	VMs int
+	// VMs is how many ready-made VMs there are, default 8: powered on, VMware Tools running. NICs is how many connected NICs each has, default 1.
+	VMs, NICs int
 	// ClockOffset is vCenter's clock minus ours; GuestClockOffset is the guests' clocks minus ours.
 	ClockOffset, GuestClockOffset time.Duration
 	// VisibilityLag is how long a new Task stays out of recentTask and of the history. Its own info can be read at once by who knows its ID.
@@ -107,6 +107,9 @@ func Start(opts Options) (*VCenter, error) {
 	if opts.VMs == 0 {
 		opts.VMs = 8
 	}
+	if opts.NICs == 0 {
+		opts.NICs = 1
+	}
 	api, err := parseAPIVersion(opts.APIVersion)
 	if err != nil {
 		return nil, err
@@ -149,7 +152,7 @@ func (v *VCenter) build() error {
 	model := simulator.VPX()
 	model.Host = 0
 	model.ClusterHost = 1
-	model.Machine = v.opts.VMs
+	model.Machine = 0 // makeVMs is much faster
 	about := &model.ServiceContent.About
 	about.Version = v.api.product()
 	about.Build = "24000000"
@@ -170,7 +173,10 @@ func (v *VCenter) build() error {
 	v.installGuestCustomizationManager()
 	v.installTaskManager()
 	v.reg.Put(newPropertyCollector(v))
-	v.adoptVMs()
+	if err := v.makeVMs(); err != nil {
+		v.model.Remove()
+		return err
+	}
 	return nil
 }
 
@@ -280,6 +286,16 @@ func (v *VCenter) spawn(f func()) {
 		defer v.wg.Done()
 		f()
 	}()
+}
+
+// ending tells whether Close was called.
+func (v *VCenter) ending() bool {
+	select {
+	case <-v.done:
+		return true
+	default:
+		return false
+	}
 }
 
 // pause waits for d, or until Close: then it is false.
