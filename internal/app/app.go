@@ -39,7 +39,8 @@ func Run(ctx context.Context, cfg Config, log zerolog.Logger) error {
 
 	conn, err := events.Connect(ctx, events.NATSConfig{URL: cfg.NATS.URL, CredsFile: cfg.NATS.CredsFile, NKeyFile: cfg.NATS.NKeyFile, User: cfg.NATS.User,
 		PasswordFile: cfg.NATS.PasswordFile, CAFile: cfg.NATS.CAFile, CertFile: cfg.NATS.CertFile, KeyFile: cfg.NATS.KeyFile, JSDomain: cfg.NATS.JSDomain,
-		JSAPIPrefix: cfg.NATS.JSAPIPrefix, InboxPrefix: cfg.NATS.InboxPrefix, Name: "guestflow " + cfg.Service.Instance}, log)
+		JSAPIPrefix: cfg.NATS.JSAPIPrefix, InboxPrefix: cfg.NATS.InboxPrefix, EventMode: cfg.Service.EventMode,
+		Name: "guestflow " + cfg.Service.Instance}, log)
 	if err != nil {
 		return err
 	}
@@ -79,26 +80,33 @@ func Run(ctx context.Context, cfg Config, log zerolog.Logger) error {
 		run := handler.New(settings, client, journal, conn.Line(), handler.Secrets(filepath.Join(cfg.Service.SecretsDir, v.Name)),
 			log.With().Str("vcenter", v.Name).Logger())
 
-		// The long poll outlives the consumer: runs that come to their end while the service drains still watch.
+		// The long poll outlives the consumers: runs that come to their end while the service drains still watch.
 		polling, endPoll := context.WithCancel(context.WithoutCancel(ctx))
 		polled := make(chan struct{})
 		go func() {
 			defer close(polled)
 			_ = client.Run(polling) // it ends with polling only
 		}()
-		loops.Go(func() {
-			defer func() {
-				endPoll()
-				<-polled
-				client.Close(context.WithoutCancel(ctx))
-			}()
-			err := conn.Consume(ctx, v.Name, func(_ context.Context, r *events.Request) error {
+		var takers sync.WaitGroup
+		takers.Go(func() {
+			failed(ctx, stop, conn.Consume(ctx, v.Name, func(_ context.Context, r *events.Request) error {
 				defer m.inFlight(v.Name)()
 				return run.Handle(ctx, r)
-			})
-			if err != nil && ctx.Err() == nil {
-				stop(fmt.Errorf("consumer of vCenter %s: %w", v.Name, err))
+			}))
+		})
+		takers.Go(func() {
+			failed(ctx, stop, conn.ConsumeCancels(ctx, v.Name, func(_ context.Context, c *events.Cancel) error { return run.HandleCancel(ctx, c) }))
+		})
+		takers.Go(func() {
+			if err := sweep(ctx, conn.Line(), run, v.Name); err != nil && ctx.Err() == nil {
+				log.Error().Err(err).Str("vcenter", v.Name).Msg("orphaned runs were not looked for to the end: who needs one of their VMs closes them")
 			}
+		})
+		loops.Go(func() {
+			takers.Wait()
+			endPoll()
+			<-polled
+			client.Close(context.WithoutCancel(ctx))
 		})
 	}
 	h.started.Store(true)
@@ -108,6 +116,22 @@ func Run(ctx context.Context, cfg Config, log zerolog.Logger) error {
 	h.started.Store(false)
 	loops.Wait()
 	return ended(ctx)
+}
+
+// failed ends the service where one of its loops cannot go on.
+func failed(ctx context.Context, stop context.CancelCauseFunc, err error) {
+	if err != nil && ctx.Err() == nil {
+		stop(err)
+	}
+}
+
+// sweep closes, at the start, the runs that nobody will be handed again.
+func sweep(ctx context.Context, line *events.Line, run *handler.Handler, vcenter string) error {
+	vms, err := line.Begun(ctx, vcenter)
+	if err != nil {
+		return err
+	}
+	return run.Sweep(ctx, vms)
 }
 
 // ended is why the service stopped: nil where it was told to.

@@ -50,7 +50,7 @@ type Conn struct {
 	line *Line
 
 	mu        sync.Mutex
-	consumers map[string]string // of each vCenter that is consumed or provisioned: the stream and durable that Ready asks for
+	consumers map[string]string // durable to stream, of each vCenter that is consumed or provisioned: what Ready asks for
 	keepFor   time.Duration     // how long events are kept, 0 as long as not known: a run's timeout is shorter
 }
 
@@ -104,25 +104,27 @@ func (c *Conn) Ready(ctx context.Context) error {
 	}
 	c.mu.Lock()
 	consumers := make(map[string]string, len(c.consumers))
-	for stream, durable := range c.consumers {
-		consumers[stream] = durable
+	for durable, stream := range c.consumers {
+		consumers[durable] = stream
 	}
 	c.mu.Unlock()
 	if len(consumers) == 0 {
 		return errors.New("streams and consumers are not there yet")
 	}
-	for stream, durable := range consumers {
-		if _, err := c.js.Consumer(ctx, stream, durable); err != nil {
+	for durable, stream := range consumers {
+		// A request that is on its way when the connection breaks is never answered: each has a time of its own.
+		_, err := try(ctx, func(ctx context.Context) (jetstream.Consumer, error) { return c.js.Consumer(ctx, stream, durable) })
+		if err != nil {
 			return fmt.Errorf("consumer %s of stream %s: %w", durable, stream, err)
 		}
 	}
 	return nil
 }
 
-func (c *Conn) knows(vcenter string) {
+func (c *Conn) knows(vcenter, durable string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.consumers[RequestsStream(vcenter)] = RequestsConsumer(vcenter)
+	c.consumers[durable] = RequestsStream(vcenter)
 }
 
 func (cfg NATSConfig) options(log zerolog.Logger) ([]nats.Option, error) {

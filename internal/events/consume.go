@@ -35,9 +35,37 @@ const (
 // When ctx ends nothing more is taken, and Consume returns when every handle has. Their ctx does not end with it: handle closes over the one
 // that tells it to stop. While NATS is away Consume waits for it; it returns an error only where the connection is closed for good.
 func (c *Conn) Consume(ctx context.Context, vcenter string, handle func(ctx context.Context, r *Request) error) error {
-	c.knows(vcenter)
+	return c.consume(ctx, vcenter, RequestsConsumer(vcenter), func(m jetstream.Msg, seq, delivered uint64) (work, error) {
+		r, err := DecodeRequest(vcenter, m.Subject(), m.Headers(), m.Data())
+		r.Seq, r.Delivered = seq, delivered
+		if err == nil {
+			err = c.tooLong(r)
+		}
+		return work{vm: r.VM, run: r.Run, ref: r.Ref, attrs: r.Attrs, handle: func(ctx context.Context) error { return handle(ctx, r) }}, err
+	})
+}
+
+// ConsumeCancels is Consume for the vCenter's cancels.
+func (c *Conn) ConsumeCancels(ctx context.Context, vcenter string, handle func(ctx context.Context, c *Cancel) error) error {
+	return c.consume(ctx, vcenter, CancelsConsumer(vcenter), func(m jetstream.Msg, seq, delivered uint64) (work, error) {
+		x, err := DecodeCancel(vcenter, m.Subject(), m.Headers(), m.Data())
+		x.Seq, x.Delivered = seq, delivered
+		return work{vm: x.VM, run: x.Run, ref: x.Ref, attrs: x.Attrs, handle: func(ctx context.Context) error { return handle(ctx, x) }}, err
+	})
+}
+
+// work is a message, read: whom it is about, and what is to be done.
+type work struct {
+	vm, run string
+	ref     RequestRef // the message's own
+	attrs   Attributes
+	handle  func(ctx context.Context) error
+}
+
+func (c *Conn) consume(ctx context.Context, vcenter, durable string, read func(m jetstream.Msg, seq, delivered uint64) (work, error)) error {
+	c.knows(vcenter, durable)
 	i := &intake{
-		conn: c, vcenter: vcenter, handle: handle, stopping: ctx, held: map[uint64]*held{}, period: make(chan time.Duration, 1),
+		conn: c, vcenter: vcenter, durable: durable, read: read, stopping: ctx, held: map[uint64]*held{}, period: make(chan time.Duration, 1),
 		log: c.log.With().Str("vcenter", vcenter).Logger(),
 	}
 	quit := make(chan struct{})
@@ -50,11 +78,12 @@ func (c *Conn) Consume(ctx context.Context, vcenter string, handle func(ctx cont
 	return err
 }
 
-// intake is one vCenter's requests in this process.
+// intake is one durable's messages in this process.
 type intake struct {
 	conn     *Conn
 	vcenter  string
-	handle   func(ctx context.Context, r *Request) error
+	durable  string
+	read     func(m jetstream.Msg, seq, delivered uint64) (work, error)
 	stopping context.Context // ended: nothing more is taken
 	log      zerolog.Logger
 	handles  sync.WaitGroup
@@ -71,10 +100,10 @@ type held struct {
 
 // run pulls until ctx ends. It binds to the durable anew where that was lost.
 func (i *intake) run(ctx context.Context) error {
-	w := newWaiter(i.log, i.vcenter, "", "take requests")
+	w := newWaiter(i.log, i.vcenter, "", "take messages of "+i.durable)
 	for ctx.Err() == nil {
 		cons, err := try(ctx, func(ctx context.Context) (jetstream.Consumer, error) {
-			return i.conn.js.Consumer(ctx, RequestsStream(i.vcenter), RequestsConsumer(i.vcenter))
+			return i.conn.js.Consumer(ctx, RequestsStream(i.vcenter), i.durable)
 		})
 		if err == nil {
 			err = i.pull(ctx, cons, w)
@@ -83,7 +112,7 @@ func (i *intake) run(ctx context.Context) error {
 			continue
 		}
 		if waitErr := w.wait(ctx, err); waitErr != nil && ctx.Err() == nil {
-			return fmt.Errorf("requests of %s: %w", i.vcenter, waitErr)
+			return fmt.Errorf("consumer %s: %w", i.durable, waitErr)
 		}
 	}
 	return nil
@@ -105,7 +134,7 @@ func (i *intake) pull(ctx context.Context, cons jetstream.Consumer, w *waiter) e
 		return err
 	}
 	w.done()
-	*w = *newWaiter(i.log, i.vcenter, "", "take requests")
+	*w = *newWaiter(i.log, i.vcenter, "", "take messages of "+i.durable)
 	select {
 	case <-pulling.Closed():
 		if i.conn.nc.IsClosed() {
@@ -157,20 +186,16 @@ func (i *intake) take(msg jetstream.Msg) {
 // work takes one message from its delivery to its answer.
 func (i *intake) work(h *held, seq, delivered uint64) {
 	msg := i.latest(h)
-	r, err := DecodeRequest(i.vcenter, msg.Subject(), msg.Headers(), msg.Data())
-	r.Seq, r.Delivered = seq, delivered
-	if err == nil {
-		err = i.conn.tooLong(r)
-	}
+	r, err := i.read(msg, seq, delivered)
 	if err == nil {
 		err = i.call(r)
 	}
-	log := i.log.With().Str("vm", r.VM).Str("run", r.Run).Uint64("seq", seq).Logger()
+	log := i.log.With().Str("vm", r.vm).Str("run", r.run).Uint64("seq", seq).Logger()
 	var reject *RejectError
 	if errors.As(err, &reject) {
-		log.Info().Str("code", string(reject.Code)).Str("field", reject.Field).Str("reason", reject.Message).Msg("request refused")
+		log.Info().Str("code", string(reject.Code)).Str("field", reject.Field).Str("reason", reject.Message).Msg("message refused")
 		err = i.conn.Reject(i.stopping, Refused{
-			VCenter: i.vcenter, VM: r.VM, Ref: r.Ref, Attrs: r.Attrs, Seq: seq, Subject: msg.Subject(), Header: msg.Headers(), Data: msg.Data(),
+			VCenter: i.vcenter, VM: r.vm, Ref: r.ref, Attrs: r.attrs, Seq: seq, Subject: msg.Subject(), Header: msg.Headers(), Data: msg.Data(),
 		}, reject)
 		if err != nil && i.stopping.Err() != nil {
 			err = ErrReleased
@@ -197,13 +222,13 @@ func (i *intake) work(h *held, seq, delivered uint64) {
 }
 
 // call is handle, whose panic costs its own request only: the stream would hand a request that kills the process to the next process.
-func (i *intake) call(r *Request) (err error) {
+func (i *intake) call(w work) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
 		}
 	}()
-	return i.handle(context.WithoutCancel(i.stopping), r)
+	return w.handle(context.WithoutCancel(i.stopping))
 }
 
 func (i *intake) latest(h *held) jetstream.Msg {

@@ -26,13 +26,7 @@ const maxReason = 2 << 10
 func DecodeRequest(vcenter, subject string, h nats.Header, data []byte) (*Request, error) {
 	r := &Request{VCenter: vcenter}
 	env, err := decodeEnvelope(h, data)
-	if env.attrs["source"] != "" && env.attrs["id"] != "" && len(env.attrs["source"])+len(env.attrs["id"]) <= 2*maxAttribute {
-		r.Ref = env.ref()
-	}
-	if vm := lastToken(subject); ValidVM(vm) {
-		r.VM = vm
-	}
-	r.Attrs = requestAttributes(env)
+	r.VM, r.Ref, r.Attrs = identify(subject, env)
 	if err != nil {
 		err = &RejectError{Code: InvalidRequest, Message: err.Error()}
 	} else {
@@ -45,6 +39,31 @@ func DecodeRequest(vcenter, subject string, h nats.Header, data []byte) (*Reques
 	reject := asReject(err)
 	reject.Withhold = reject.Withhold || mayHoldPassword(data) || mayHoldPassword(env.data)
 	return r, reject
+}
+
+// identify reads who a message is about and from, as far as that can be read.
+func identify(subject string, env *envelope) (vm string, ref RequestRef, attrs Attributes) {
+	if env.attrs["source"] != "" && env.attrs["id"] != "" && len(env.attrs["source"])+len(env.attrs["id"]) <= 2*maxAttribute {
+		ref = env.ref()
+	}
+	if token := lastToken(subject); ValidVM(token) {
+		vm = token
+	}
+	return vm, ref, requestAttributes(env)
+}
+
+// addressed checks that a message is of the kind that belongs on its subject, and about the VM that its subject names.
+func addressed(env *envelope, k Kind, vm string) error {
+	if vm == "" {
+		return invalid("", "the last token of the subject is not a managed object ID")
+	}
+	if want := Type(k); env.attrs["type"] != want {
+		return invalid("", "type is %.80q, not %s", env.attrs["type"], want)
+	}
+	if s, ok := env.attrs["subject"]; ok && s != vm {
+		return invalid("", "the CloudEvent's subject is %.80q, but the message's subject names %s", s, vm)
+	}
+	return nil
 }
 
 func asReject(err error) *RejectError {
@@ -72,14 +91,8 @@ func requestAttributes(env *envelope) Attributes {
 }
 
 func (r *Request) read(env *envelope) error {
-	if r.VM == "" {
-		return invalid("", "the last token of the subject is not a managed object ID")
-	}
-	if want := Type(KindRequested); env.attrs["type"] != want {
-		return invalid("", "type is %.80q, not %s", env.attrs["type"], want)
-	}
-	if s, ok := env.attrs["subject"]; ok && s != r.VM {
-		return invalid("", "the CloudEvent's subject is %.80q, but the message's subject names %s", s, r.VM)
+	if err := addressed(env, KindRequested, r.VM); err != nil {
+		return err
 	}
 	if v, ok := env.attrs["expirytime"]; ok {
 		t, err := time.Parse(time.RFC3339, v)
@@ -297,30 +310,36 @@ func cut(s string, n int) string {
 }
 
 // DecodeCancel reads a message from guestflow.cancels.<vcenter>.<vm> and checks it against schemas/cancel.requested.v1.json. Seq and Delivered
-// are the caller's to set. An error is a *RejectError.
+// are the caller's to set. An error is a *RejectError; what could be read comes with it.
 func DecodeCancel(vcenter, subject string, h nats.Header, data []byte) (*Cancel, error) {
+	c := &Cancel{VCenter: vcenter}
 	env, err := decodeEnvelope(h, data)
+	c.VM, c.Ref, c.Attrs = identify(subject, env)
 	if err != nil {
-		return nil, asReject(invalid("", "%v", err))
+		return c, &RejectError{Code: InvalidRequest, Message: err.Error()}
 	}
-	vm := lastToken(subject)
-	if want := Type(KindCancelRequested); env.attrs["type"] != want {
-		return nil, invalid("", "type is %.80q, not %s", env.attrs["type"], want)
+	if err := c.read(env); err != nil {
+		return c, asReject(err)
 	}
-	if s, ok := env.attrs["subject"]; ok && s != vm {
-		return nil, invalid("", "the CloudEvent's subject is %.80q, but the message's subject names %.80q", s, vm)
+	c.Run = RunID(vcenter, c.VM, c.Request)
+	return c, nil
+}
+
+func (c *Cancel) read(env *envelope) error {
+	if err := addressed(env, KindCancelRequested, c.VM); err != nil {
+		return err
 	}
 	tree, err := dataTree(env.data)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	dropNulls(tree, "")
 	if err := rejectProblems(schemas.Check(schemas.CancelRequested, tree)); err != nil {
-		return nil, asReject(err)
+		return err
 	}
 	canonical, err := marshal(tree)
 	if err != nil {
-		return nil, invalid("", "%v", err)
+		return invalid("", "%v", err)
 	}
 	var asked struct {
 		VM      string     `json:"vm"`
@@ -328,13 +347,11 @@ func DecodeCancel(vcenter, subject string, h nats.Header, data []byte) (*Cancel,
 		Reason  string     `json:"reason"`
 	}
 	if err := json.Unmarshal(canonical, &asked); err != nil {
-		return nil, invalid("", "%v", err)
+		return invalid("", "%v", err)
 	}
-	if asked.VM != vm {
-		return nil, invalid("vm", "is %s, but the message's subject names %.80q", asked.VM, vm)
+	if asked.VM != c.VM {
+		return invalid("vm", "is %s, but the message's subject names %.80q", asked.VM, c.VM)
 	}
-	return &Cancel{
-		VCenter: vcenter, VM: vm, Run: RunID(vcenter, vm, asked.Request), Ref: env.ref(), Request: asked.Request, Reason: asked.Reason,
-		Attrs: requestAttributes(env),
-	}, nil
+	c.Request, c.Reason = asked.Request, asked.Reason
+	return nil
 }

@@ -238,3 +238,19 @@ func receive[T any](t *testing.T, ch <-chan T) T {
 		panic("unreachable")
 	}
 }
+
+// until looks again and again until it is so.
+func until(t *testing.T, what string, so func() bool) {
+	t.Helper()
+	again := time.NewTicker(2 * time.Millisecond)
+	defer again.Stop()
+	late := time.NewTimer(testTimeout)
+	defer late.Stop()
+	for !so() {
+		select {
+		case <-again.C:
+		case <-late.C:
+			t.Fatalf("it never came: %s", what)
+		}
+	}
+}

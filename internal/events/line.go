@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 )
 
 // Line is what stands in the requests streams and is not finished yet. Requests for one VM are run in the order of their stream sequences.
@@ -54,6 +55,26 @@ func (l *Line) Cancels(ctx context.Context, vcenter, vm string) ([]Cancel, error
 		}
 	})
 	return all, err
+}
+
+// Begun are the VMs of a vCenter whose journal holds a run.
+func (l *Line) Begun(ctx context.Context, vcenter string) ([]string, error) {
+	filter := EventSubject(vcenter, "*", RunAccepted)
+	info, err := ask(ctx, l.conn.log, vcenter, "", "list the VMs in the journal", func(ctx context.Context) (*jetstream.StreamInfo, error) {
+		s, err := l.conn.js.Stream(ctx, EventsStream)
+		if err != nil {
+			return nil, err
+		}
+		return s.Info(ctx, jetstream.WithSubjectFilter(filter))
+	})
+	if err != nil {
+		return nil, err
+	}
+	vms := make([]string, 0, len(info.State.Subjects))
+	for subject := range info.State.Subjects {
+		vms = append(vms, strings.Split(subject, ".")[3]) // guestflow.events.<vcenter>.<vm>.run.accepted
+	}
+	return vms, nil
 }
 
 func (l *Line) each(ctx context.Context, vcenter, vm, subject string, fn func(*Stored)) error {

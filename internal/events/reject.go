@@ -30,9 +30,10 @@ type Refused struct {
 // Reject keeps a refused message as a dead letter, then tells its publisher by a rejected event, both under IDs by which a redelivery does not
 // store them twice. It tries until ctx ends. The caller acknowledges the message afterwards.
 func (c *Conn) Reject(ctx context.Context, m Refused, why *RejectError) error {
-	letter := deadLetter(m, why)
-	if err := c.publish(ctx, m, "keep a dead letter", letter); err != nil {
-		return err
+	if why.Code != NothingToCancel { // a cancel that came too late is nothing to look into
+		if err := c.publish(ctx, m, "keep a dead letter", deadLetter(m, why)); err != nil {
+			return err
+		}
 	}
 	event, err := rejection(m, why, c.mode, time.Now())
 	if err != nil {

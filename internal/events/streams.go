@@ -80,7 +80,8 @@ func (c *Conn) Provision(ctx context.Context, s Streams) error {
 				differ = append(differ, fmt.Sprintf("consumer %s: %s", need.Durable, text))
 			}
 		}
-		c.knows(vcenter)
+		c.knows(vcenter, RequestsConsumer(vcenter))
+		c.knows(vcenter, CancelsConsumer(vcenter))
 	}
 	if len(differ) > 0 {
 		return &MismatchError{Differences: differ}

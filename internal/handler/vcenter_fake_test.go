@@ -1,6 +1,7 @@
 package handler
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -242,16 +243,14 @@ func (c *client) dial(ctx context.Context, op string) error {
 			return r.err
 		}
 		if r.hang {
-			<-ctx.Done()
-			return notSent(op, context.Cause(ctx))
+			return notSent(op, cmp.Or(spend(ctx, 30*time.Second), errors.New("no answer within 30s")))
 		}
 	}
 	c.fakeVC.mu.Lock()
 	refusing, silent := c.refusing, c.silent
 	c.fakeVC.mu.Unlock()
 	if silent {
-		<-ctx.Done()
-		return notSent(op, context.Cause(ctx))
+		return notSent(op, cmp.Or(spend(ctx, 30*time.Second), errors.New("no answer within 30s")))
 	}
 	if refusing {
 		return notSent(op, errors.New("connection refused"))

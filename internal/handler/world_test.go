@@ -3,8 +3,6 @@ package handler
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -21,6 +19,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/guestflow/guestflow/internal/events"
+	"github.com/guestflow/guestflow/internal/events/memstore"
 	"github.com/guestflow/guestflow/schemas"
 )
 
@@ -37,11 +36,14 @@ const long = 3 * time.Hour
 var settings = Settings{VCenter: vcenter, SendWindow: 5 * time.Second, TravelTime: 10 * time.Second, VisibilityLag: 30 * time.Second, Drain: 25 * time.Second}
 
 // whole is a request for every step.
-const whole = `{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},"customize":{"spec":{"identity":{"_typeName":"CustomizationLinuxPrep"}}},` +
+const whole = `{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},"customize":` + spec + `,` +
 	`"network":{},"processes":[{"name":"first","run":{"path":"/usr/bin/first","arguments":"-a"}},{"name":"second","run":{"path":"/usr/bin/second"}}]}`
 
+// spec is a customization that asks for nothing.
+const spec = `{"spec":{"identity":{"_typeName":"CustomizationLinuxPrep"}}}`
+
 // brief is a request for one step of each kind, whose guest says nothing of its progress: for tests of many histories.
-const brief = `{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},"customize":{"spec":{}},"network":{},` +
+const brief = `{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},"customize":` + spec + `,"network":{},` +
 	`"processes":[{"name":"first","run":{"path":"/usr/bin/first"}}]}`
 
 // world is everything around the handlers: a journal, a vCenter, the requests stream, and the deliveries of it.
@@ -49,17 +51,19 @@ type world struct {
 	t        *testing.T
 	settings Settings
 	secrets  Secrets
-	store    *memStore
+	store    *memstore.Store
+	journal  *memstore.Client
 	vc       *fakeVC
 	vm       *fakeVM
-	line     *queue
+	line     *memstore.Queue
 	over     chan struct{} // closed at the end of the test: what is dead may return
 	owners   []*owner
 	rejected []*events.RejectError
-	tail     int  // how many of the newest events each crash drops
-	atOnce   bool // what a dead owner held is delivered again at once, not after the ack wait
-	several  bool // an act may take effect again, as the request asks
-	strict   bool // every event is checked against its schema
+	tail     int                                          // how many of the newest events each crash drops
+	atOnce   bool                                         // what a dead owner held is delivered again at once, not after the ack wait
+	several  bool                                         // an act may take effect again, as the request asks
+	slow     func(n int, m events.Message) memstore.Fault // what befalls the appends, where they are not at a fate's point
+	strict   bool                                         // every event is checked against its schema
 }
 
 // secretsDir makes the folder of secrets; it is made outside of the bubbles, once for all runs of a test.
@@ -124,39 +128,54 @@ func problemsOf(t *testing.T, secrets Secrets, fn func(w *world)) (found []strin
 
 func newWorld(t *testing.T, secrets Secrets) *world {
 	w := &world{t: t, settings: settings, secrets: secrets, vc: newFakeVC(), over: make(chan struct{})}
-	w.line = &queue{wakes: map[chan struct{}]bool{}}
-	w.store = &memStore{stored: func(m *events.Stored) {
-		if strings.Contains(m.Subject, ".run.") {
-			w.line.wake()
-		}
-	}}
+	w.replicate(1)
 	w.vm = w.vc.addVM(vmID)
 	return w
+}
+
+// replicate begins with an empty journal of so many replicas.
+func (w *world) replicate(n int) {
+	w.store = memstore.New(memstore.Options{Replicas: n})
+	w.journal = w.store.Client()
+	w.line = w.store.Queue(vcenter, ackWait)
 }
 
 // request puts a request into the stream, as a publisher does.
 func (w *world) request(id, data string) *events.Request {
 	w.t.Helper()
-	req := &events.Request{VCenter: vcenter, VM: vmID, Ref: events.RequestRef{Source: "/test", ID: id}, Data: json.RawMessage(data),
-		Attrs: events.Attributes{CorrelationID: id, CausationID: id}}
-	if err := json.Unmarshal(req.Data, &req.Asked); err != nil {
+	req := &events.Request{VCenter: vcenter, VM: vmID, Ref: events.RequestRef{Source: "/test", ID: id}}
+	req.Run = events.RunID(vcenter, vmID, req.Ref)
+	var err error
+	if req.Seq, err = w.line.Publish(events.KindRequested, vmID, req.Ref, json.RawMessage(data)); err != nil {
 		w.t.Fatal(err)
 	}
-	sum := sha256.Sum256(req.Data)
-	req.Digest = hex.EncodeToString(sum[:])
-	req.Run = events.RunID(vcenter, vmID, req.Ref)
-	w.line.put(req)
 	return req
 }
 
 // cancel puts a cancel of req into the stream.
 func (w *world) cancel(req *events.Request) {
-	w.line.mu.Lock()
-	w.line.seq++
-	w.line.cancels = append(w.line.cancels, events.Cancel{Seq: w.line.seq, VCenter: vcenter, VM: req.VM, Run: req.Run, Request: req.Ref,
-		Ref: events.RequestRef{Source: "/test", ID: "cancel-" + req.Ref.ID}, Reason: "no longer needed"})
-	w.line.mu.Unlock()
-	w.line.wake()
+	data := map[string]any{"vm": vmID, "request": req.Ref, "reason": "no longer needed"}
+	if _, err := w.line.Publish(events.KindCancelRequested, vmID, events.RequestRef{Source: "/test", ID: "cancel-" + req.Ref.ID}, data); err != nil {
+		w.t.Error(err)
+	}
+}
+
+// waiting tells whether req is still in the stream.
+func (w *world) waiting(req *events.Request) bool {
+	all, err := w.line.Requests(context.Background(), vcenter, vmID)
+	if err != nil {
+		w.t.Error(err)
+	}
+	return slices.ContainsFunc(all, func(q events.Queued) bool { return q.Seq == req.Seq })
+}
+
+// newest is the newest message under a subject, or a filter, of the VM's journal; nil where there is none.
+func (w *world) newest(what string) *events.Stored {
+	m, err := w.journal.LastBySubject(context.Background(), strings.TrimSuffix(events.History(vcenter, vmID), ">")+what)
+	if err != nil {
+		w.t.Error(err)
+	}
+	return m
 }
 
 // later runs fn after d.
@@ -167,21 +186,29 @@ func (w *world) later(d time.Duration, fn func()) {
 	}()
 }
 
-// deliver hands req to an owner of its own, as delivery n, with what is to happen to it.
-func (w *world) deliver(req *events.Request, n uint64, plan ...fate) *owner {
-	o := &owner{w: w, req: req, plan: plan, seen: map[string]int{}, result: make(chan error, 1), stopped: make(chan struct{}), finished: make(chan struct{})}
+// deliver hands req to an owner of its own, with what is to happen to it.
+func (w *world) deliver(req *events.Request, plan ...fate) *owner {
+	w.t.Helper()
+	delivery, err := w.line.Deliver(req.Seq)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	delivery.Expires = req.Expires
+	o := &owner{w: w, req: delivery, plan: plan, seen: map[string]int{}, result: make(chan error, 1), stopped: make(chan struct{}), finished: make(chan struct{})}
 	w.owners = append(w.owners, o)
 	ctx, stop := context.WithCancel(context.Background())
 	o.stop = stop
 	s := w.settings
 	s.Instance = fmt.Sprintf("pod-%d", len(w.owners))
 	log := zerolog.Nop()
-	h := New(s, &client{fakeVC: w.vc, o: o}, events.NewStoreJournal(&ownerStore{w.store, o}, events.Structured, log), &ownerLine{w.line, o}, w.secrets, log)
-	delivery := *req
-	delivery.Delivered = n
+	store := w.store.Client()
+	if w.slow != nil {
+		store.OnPublish(w.slow)
+	}
+	h := New(s, &client{fakeVC: w.vc, o: o}, events.NewStoreJournal(&ownerStore{store, o}, events.Structured, log), &ownerLine{w.line, o}, w.secrets, log)
 	go func() {
 		defer close(o.finished)
-		err := h.Handle(ctx, &delivery)
+		err := h.Handle(ctx, delivery)
 		stop()
 		o.err = err
 		var reject *events.RejectError
@@ -190,7 +217,7 @@ func (w *world) deliver(req *events.Request, n uint64, plan ...fate) *owner {
 				w.rejected = append(w.rejected, reject)
 			}
 			if err == nil || reject != nil {
-				w.line.ack(req.Seq)
+				w.line.Remove(req.Seq)
 			}
 		}
 		o.result <- err
@@ -201,7 +228,7 @@ func (w *world) deliver(req *events.Request, n uint64, plan ...fate) *owner {
 // drive delivers req until it is acknowledged: plans[0] is the first owner's fate, and so on; who has none lives.
 func (w *world) drive(req *events.Request, plans ...[]fate) {
 	w.t.Helper()
-	for n := 0; w.line.has(req.Seq); n++ {
+	for n := 0; w.waiting(req); n++ {
 		if n == 20 {
 			w.t.Errorf("request %s was delivered %d times and has not ended", req.Ref.ID, n)
 			return
@@ -210,7 +237,7 @@ func (w *world) drive(req *events.Request, plans ...[]fate) {
 		if n < len(plans) {
 			plan = plans[n]
 		}
-		o := w.deliver(req, uint64(n+1), plan...)
+		o := w.deliver(req, plan...)
 		wait := ackWait
 		select {
 		case err := <-o.result:
@@ -233,7 +260,7 @@ func (w *world) drive(req *events.Request, plans ...[]fate) {
 			w.t.Errorf("request %s: owner %d has not come to an end in %s", req.Ref.ID, n+1, long)
 			return
 		}
-		if w.line.has(req.Seq) {
+		if w.waiting(req) {
 			<-time.After(wait)
 		}
 	}
@@ -249,13 +276,13 @@ func (w *world) run(data string, plans ...[]fate) *events.Run {
 
 func (w *world) loseTail() {
 	if w.tail > 0 {
-		w.store.drop(w.tail)
+		w.store.DropLast(w.tail)
 	}
 }
 
 // finish lets everything come to its end: what is paused goes on, what travels lands, then what is dead returns.
 func (w *world) finish() {
-	<-time.After(long)
+	<-time.After(4 * long)
 	for _, o := range w.owners {
 		if o.alive() {
 			select {
@@ -283,7 +310,7 @@ type event struct {
 	data json.RawMessage
 }
 
-func (w *world) read(m *events.Stored) event {
+func (w *world) read(m events.Stored) event {
 	var ce struct {
 		ID   string          `json:"id"`
 		Type string          `json:"type"`
@@ -302,7 +329,7 @@ func (w *world) read(m *events.Stored) event {
 
 func (w *world) events() []event {
 	var all []event
-	for _, m := range w.store.all() {
+	for _, m := range w.store.All() {
 		all = append(all, w.read(m))
 	}
 	return all
@@ -319,12 +346,12 @@ func (w *world) kinds() []string {
 // last is the state of the newest run, after its last event.
 func (w *world) last() *events.Run {
 	w.t.Helper()
-	m := w.store.last(events.History(vcenter, vmID))
+	m := w.newest(">")
 	if m == nil {
 		w.t.Error("no event was stored")
 		return &events.Run{}
 	}
-	e := w.read(m)
+	e := w.read(*m)
 	if !e.kind.Last() {
 		w.t.Errorf("the newest event is %s, not the end of a run", e.kind)
 	}
@@ -380,7 +407,7 @@ func (w *world) problems() []string {
 	for _, o := range w.owners {
 		var reject *events.RejectError
 		var retry *events.RetryError
-		if o.alive() && o.err != nil && !errors.Is(o.err, events.ErrFenced) && !errors.Is(o.err, events.ErrReleased) &&
+		if o.alive() && o.err != nil && !errors.Is(o.err, events.ErrFenced) && !(o.told && errors.Is(o.err, events.ErrReleased)) &&
 			!errors.As(o.err, &reject) && !errors.As(o.err, &retry) {
 			say("owner %s returned %v", o, o.err)
 		}
@@ -481,6 +508,15 @@ type owner struct {
 	met   []fate
 	dead  bool
 	halts bool
+	told  bool // to stop
+}
+
+// term tells the owner's process to stop.
+func (o *owner) term() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.told = true
+	o.stop()
 }
 
 func (o *owner) String() string { return fmt.Sprintf("of request %s", o.req.Ref.ID) }
@@ -539,117 +575,49 @@ func (o *owner) meet(f fate) error {
 	case "pause":
 		<-time.After(f.after)
 	case "term":
-		o.stop()
+		o.term()
 	}
 	return nil
-}
-
-// queue is the requests stream.
-type queue struct {
-	mu      sync.Mutex
-	seq     uint64
-	reqs    []*events.Request
-	cancels []events.Cancel
-	wakes   map[chan struct{}]bool
-}
-
-func (q *queue) put(r *events.Request) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.seq++
-	r.Seq = q.seq
-	q.reqs = append(q.reqs, r)
-}
-
-func (q *queue) ack(seq uint64) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.reqs = slices.DeleteFunc(q.reqs, func(r *events.Request) bool { return r.Seq == seq })
-}
-
-func (q *queue) has(seq uint64) bool {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return slices.ContainsFunc(q.reqs, func(r *events.Request) bool { return r.Seq == seq })
-}
-
-func (q *queue) wake() {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	for c := range q.wakes {
-		select {
-		case c <- struct{}{}:
-		default:
-		}
-	}
 }
 
 // ownerLine is the queue as one owner sees it.
 type ownerLine struct {
-	*queue
+	*memstore.Queue
 	o *owner
 }
 
-func (l *ownerLine) reach() error {
+func (l *ownerLine) reach(ctx context.Context) error {
 	if !l.o.alive() {
 		<-l.o.w.over
 		return errDead
 	}
-	return nil
+	return context.Cause(ctx)
 }
 
-func (l *ownerLine) Head(context.Context, string, string) (uint64, error) {
-	if err := l.reach(); err != nil {
+func (l *ownerLine) Head(ctx context.Context, vcenter, vm string) (uint64, error) {
+	if err := l.reach(ctx); err != nil {
 		return 0, err
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if len(l.reqs) == 0 {
-		return 0, nil
-	}
-	return l.reqs[0].Seq, nil
+	return l.Queue.Head(ctx, vcenter, vm)
 }
 
-func (l *ownerLine) Requests(context.Context, string, string) ([]events.Queued, error) {
-	if err := l.reach(); err != nil {
+func (l *ownerLine) Requests(ctx context.Context, vcenter, vm string) ([]events.Queued, error) {
+	if err := l.reach(ctx); err != nil {
 		return nil, err
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	var all []events.Queued
-	for _, r := range l.reqs {
-		all = append(all, events.Queued{Seq: r.Seq, Ref: r.Ref, Run: r.Run})
-	}
-	return all, nil
+	return l.Queue.Requests(ctx, vcenter, vm)
 }
 
-func (l *ownerLine) Cancels(ctx context.Context, _, _ string) ([]events.Cancel, error) {
-	if err := l.reach(); err != nil {
+func (l *ownerLine) Cancels(ctx context.Context, vcenter, vm string) ([]events.Cancel, error) {
+	if err := l.reach(ctx); err != nil {
 		return nil, err
 	}
-	if ctx.Err() != nil {
-		return nil, context.Cause(ctx)
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return slices.Clone(l.cancels), nil
-}
-
-func (l *ownerLine) Wake(string, string) (<-chan struct{}, func()) {
-	c := make(chan struct{}, 1)
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.wakes[c] = true
-	return c, func() {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		delete(l.wakes, c)
-	}
+	return l.Queue.Cancels(ctx, vcenter, vm)
 }
 
 // ownerStore is the journal's stream as one owner sees it.
 type ownerStore struct {
-	*memStore
+	*memstore.Client
 	o *owner
 }
 
@@ -666,13 +634,10 @@ func (s *ownerStore) Publish(ctx context.Context, m events.Message) (events.Ack,
 	case "fail":
 		return events.Ack{}, nats.ErrTimeout
 	case "hold": // held up on the way, stored later if it then still fits
-		s.o.w.later(f.after, func() { _, _ = s.publish(m) })
+		s.o.w.later(f.after, func() { _, _ = s.Client.Publish(context.WithoutCancel(ctx), m) })
 		return events.Ack{}, nats.ErrTimeout
 	}
-	if s.lazy(kind) {
-		<-time.After(7 * time.Second)
-	}
-	ack, err := s.publish(m)
+	ack, err := s.Client.Publish(ctx, m)
 	if dead := s.o.at("stored " + kind); dead != nil {
 		return events.Ack{}, dead
 	}
@@ -689,7 +654,7 @@ func (s *ownerStore) LastBySubject(ctx context.Context, filter string) (*events.
 	if err := spend(ctx, latency); err != nil {
 		return nil, err
 	}
-	return s.memStore.last(filter), nil
+	return s.Client.LastBySubject(ctx, filter)
 }
 
 func (s *ownerStore) NextBySubject(ctx context.Context, filter string, from uint64) (*events.Stored, error) {
@@ -699,5 +664,5 @@ func (s *ownerStore) NextBySubject(ctx context.Context, filter string, from uint
 	if err := spend(ctx, latency); err != nil {
 		return nil, err
 	}
-	return s.memStore.next(filter, from), nil
+	return s.Client.NextBySubject(ctx, filter, from)
 }

@@ -121,11 +121,11 @@ func (c *Client) dialAct(ctx context.Context) (*tls.Conn, *net.TCPConn, error) {
 	return conn, tcp, nil
 }
 
-// readResponse passes over 1xx answers.
+// readResponse passes over 1xx answers, which have no body.
 func readResponse(r *bufio.Reader, req *http.Request) (*http.Response, error) {
 	const most = 8
 	for range most {
-		resp, err := http.ReadResponse(r, req) //nolint:bodyclose // a 1xx has no body; the last one is closed by the caller
+		resp, err := http.ReadResponse(r, req)
 		if err != nil || resp.StatusCode >= http.StatusOK || resp.StatusCode == http.StatusSwitchingProtocols {
 			return resp, err
 		}

@@ -36,7 +36,8 @@ const (
 type Client struct {
 	cfg  Config
 	host string // as in the URL: for errors, and the name in the certificate
-	addr string // host:port
+	addr string // host:port, to dial
+	base string // https://host, with the port only where the URL has one: proxies compare the Host header
 	tls  *tls.Config
 
 	reads *http.Client // keep-alive
@@ -76,7 +77,7 @@ func New(cfg Config) (*Client, error) {
 	if port == "" {
 		port = "443"
 	}
-	c := &Client{cfg: cfg, host: u.Hostname(), addr: net.JoinHostPort(u.Hostname(), port), answerWait: time.Minute}
+	c := &Client{cfg: cfg, host: u.Hostname(), addr: net.JoinHostPort(u.Hostname(), port), base: "https://" + u.Host, answerWait: time.Minute}
 	if c.tls, err = tlsConfig(cfg, u.Hostname()); err != nil {
 		return nil, err
 	}
@@ -177,7 +178,7 @@ func (c *Client) request(ctx context.Context, cl *call) (*http.Request, error) {
 	if cl.body != nil {
 		body = bytes.NewReader(cl.body)
 	}
-	req, err := http.NewRequestWithContext(ctx, cl.method, "https://"+c.addr+cl.path, body)
+	req, err := http.NewRequestWithContext(ctx, cl.method, c.base+cl.path, body)
 	if err != nil {
 		return nil, fmt.Errorf("%s: vcenter %s: request: %w", cl.op, c.host, err)
 	}

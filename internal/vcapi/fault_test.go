@@ -76,12 +76,14 @@ func TestRESTErrors(t *testing.T) {
 			t.Parallel()
 			e := decodeError(tt.status, []byte(restBody(tt.kind)), nil)
 			tt.want.check(t, e)
-			if e.Message != "es schlug fehl; because" || len(e.Messages) != 2 || string(e.Data) != `{"reason":"FILE_NOT_FOUND"}` || e.Challenge != `Basic realm="vCenter"` {
+			if e.Message != "es schlug fehl; because" || len(e.Messages) != 2 || string(e.Data) != `{"reason":"FILE_NOT_FOUND"}` ||
+				e.Challenge != `Basic realm="vCenter"` {
 				t.Errorf("message %q, %d messages, data %s, challenge %q", e.Message, len(e.Messages), e.Data, e.Challenge)
 			}
 			// The same in the envelope of /rest, as that spelled it.
 			snake := strings.ToLower(tt.kind)
-			old := decodeError(tt.status, []byte(`{"type":"com.vmware.vapi.std.errors.`+snake+`","value":{"messages":[{"args":[],"default_message":"This failed.","id":"x"}]}}`), nil)
+			old := decodeError(tt.status, []byte(`{"type":"com.vmware.vapi.std.errors.`+snake+`","value":{"messages":[{"args":[],`+
+				`"default_message":"This failed.","id":"x"}]}}`), nil)
 			tt.want.check(t, old)
 			if old.Message != "This failed." {
 				t.Errorf("message %q", old.Message)
@@ -166,7 +168,8 @@ func TestVIMFaults(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			want := outcome{tt.name, tt.class, tt.sent}
-			bare := decodeError(500, []byte(`{"_typeName":"`+tt.name+`","faultMessage":[{"_typeName":"LocalizableMessage","key":"k","message":"more"}],"faultstring":"It failed."}`), nil)
+			bare := decodeError(500, []byte(`{"_typeName":"`+tt.name+`","faultMessage":[{"_typeName":"LocalizableMessage","key":"k","message":"more"}],`+
+				`"faultstring":"It failed."}`), nil)
 			want.check(t, bare)
 			if (bare.FaultValue != nil) != tt.known {
 				t.Errorf("fault value %#v, want one: %t", bare.FaultValue, tt.known)
@@ -271,7 +274,8 @@ func TestErrorText(t *testing.T) {
 		err  *Error
 		want string
 	}{
-		{&Error{Op: "CustomizeGuest_Task", Host: "vc1", Status: 500, Name: "TaskInProgress", Message: "busy"}, "CustomizeGuest_Task: vcenter vc1: TaskInProgress (HTTP 500): busy"},
+		{&Error{Op: "CustomizeGuest_Task", Host: "vc1", Status: 500, Name: "TaskInProgress", Message: "busy"},
+			"CustomizeGuest_Task: vcenter vc1: TaskInProgress (HTTP 500): busy"},
 		{&Error{Op: "hello", Host: "vc1", Status: 503, Message: "down"}, "hello: vcenter vc1: HTTP 503 Service Unavailable: down"},
 		{&Error{Op: "hello", Host: "vc1", Message: "EOF"}, "hello: vcenter vc1: no answer: EOF"},
 		{&Error{Op: "hello", Host: "vc1", Sent: NotSent, Message: "refused"}, "hello: vcenter vc1: not sent: refused"},
@@ -300,17 +304,18 @@ func TestErrorsOverTheWire(t *testing.T) {
 		h    http.HandlerFunc
 		want outcome
 	}{
-		{"fault", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, 500, `{"_typeName":"InvalidPowerState"}`) }, outcome{"InvalidPowerState", Permanent, Refused}},
+		{"fault", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, 500, `{"_typeName":"InvalidPowerState"}`) }, outcome{"InvalidPowerState",
+			Permanent, Refused}},
 		{"fault as text/plain", func(w http.ResponseWriter, _ *http.Request) {
-			http.Error(w, `{"_typeName":"InvalidPowerState"}`, 500)
+			http.Error(w, `{"_typeName":"InvalidPowerState"}`, http.StatusInternalServerError)
 		}, outcome{"InvalidPowerState", Permanent, Refused}},
 		{"rest error", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, 500, restBody("RESOURCE_BUSY")) }, outcome{"RESOURCE_BUSY", Transient, Refused}},
 		{"proxy page", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "text/html")
-			w.WriteHeader(502)
+			w.WriteHeader(http.StatusBadGateway)
 			_, _ = w.Write([]byte("<title>502</title>"))
 		}, outcome{"", Transient, Unknown}},
-		{"rate limit", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(429) }, outcome{"", Transient, Unknown}},
+		{"rate limit", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTooManyRequests) }, outcome{"", Transient, Unknown}},
 		{"redirect", func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, "https://elsewhere.test/", http.StatusTemporaryRedirect)
 		}, outcome{"", Permanent, Unknown}},
@@ -336,7 +341,8 @@ func TestErrorsOverTheWire(t *testing.T) {
 			_, err := c.CustomizeGuest(context.Background(), nil, "vm-1", testAuth, json.RawMessage(`{}`), nil)
 			e := asError(t, err)
 			tt.want.check(t, e)
-			if e.Op != "CustomizeGuest_Task" || !strings.HasPrefix(e.Endpoint, "POST /sdk/vim25/9.0.0.0/VirtualMachineGuestCustomizationManager/") || e.Host != "127.0.0.1" {
+			if e.Op != "CustomizeGuest_Task" || !strings.HasPrefix(e.Endpoint, "POST /sdk/vim25/9.0.0.0/VirtualMachineGuestCustomizationManager/") ||
+				e.Host != "127.0.0.1" {
 				t.Errorf("op %q, endpoint %q, host %q", e.Op, e.Endpoint, e.Host)
 			}
 			_, err = c.StartProcess(context.Background(), nil, "vm-1", testAuth, ProcessSpec{Path: "/bin/true"})
@@ -367,15 +373,22 @@ func TestSecretsStayInside(t *testing.T) {
 	secret := []string{testPassword, windows, env, auth.Password, "vim-token-1", "saml-token-42"}
 	echoes := map[string]func(w http.ResponseWriter, everything string){
 		"fault": func(w http.ResponseWriter, all string) {
-			writeJSON(w, 500, `{"_typeName":"InvalidArgument","invalidProperty":`+quote(all)+`,"faultstring":`+quote(all)+`,"faultMessage":[{"key":"k","message":`+quote(all)+`}],`+quote(all)+`:1}`)
+			writeJSON(w, 500, `{"_typeName":"InvalidArgument","invalidProperty":`+quote(all)+`,"faultstring":`+quote(all)+`,"faultMessage":[{"key":"k",`+
+				`"message":`+quote(all)+`}],`+quote(all)+`:1}`)
 		},
 		"rest": func(w http.ResponseWriter, all string) {
-			writeJSON(w, 400, `{"error_type":"INVALID_ARGUMENT","messages":[{"default_message":`+quote(all)+`,"args":[`+quote(all)+`]}],"data":{"x":[`+quote(all)+`]},"challenge":`+quote(all)+`}`)
+			writeJSON(w, 400, `{"error_type":"INVALID_ARGUMENT","messages":[{"default_message":`+quote(all)+`,"args":[`+quote(all)+`]}],`+
+				`"data":{"x":[`+quote(all)+`]},"challenge":`+quote(all)+`}`)
 		},
-		"text":     func(w http.ResponseWriter, all string) { http.Error(w, all, 500) },
-		"page":     func(w http.ResponseWriter, all string) { http.Error(w, "<title>"+all+"</title>", 502) },
-		"success":  func(w http.ResponseWriter, all string) { writeJSON(w, 200, `{"x":`+quote(all)+`}`) },
-		"redirect": func(w http.ResponseWriter, all string) { w.Header().Set("Location", quote(all)); w.WriteHeader(302) },
+		"text": func(w http.ResponseWriter, all string) { http.Error(w, all, http.StatusInternalServerError) },
+		"page": func(w http.ResponseWriter, all string) {
+			http.Error(w, "<title>"+all+"</title>", http.StatusBadGateway)
+		},
+		"success": func(w http.ResponseWriter, all string) { writeJSON(w, 200, `{"x":`+quote(all)+`}`) },
+		"redirect": func(w http.ResponseWriter, all string) {
+			w.Header().Set("Location", quote(all))
+			w.WriteHeader(http.StatusFound)
+		},
 		"status line": func(w http.ResponseWriter, all string) {
 			conn, _, _ := w.(http.Hijacker).Hijack()
 			_, _ = conn.Write([]byte("HTTP/1.1 " + strings.ReplaceAll(all, "\n", " ") + "\r\n\r\n"))
@@ -389,7 +402,8 @@ func TestSecretsStayInside(t *testing.T) {
 			var errs []error
 			if echo == nil { // the task's own error, read later
 				f.reply("CustomizeGuest_Task", 200, `{"type":"Task","value":"task-1"}`)
-				f.reply("info", 200, `{"key":"task-1","state":"error","error":{"fault":{"_typeName":"CustomizationFault","x":`+quote(windows+auth.Password)+`},"localizedMessage":`+quote(strings.Join(secret, " "))+`}}`)
+				f.reply("info", 200, `{"key":"task-1","state":"error","error":{"fault":{"_typeName":"CustomizationFault","x":`+quote(windows+auth.Password)+`},`+
+					`"localizedMessage":`+quote(strings.Join(secret, " "))+`}}`)
 				if _, err := c.CustomizeGuest(context.Background(), nil, "vm-1", auth, spec, nil); err != nil {
 					t.Fatal(err)
 				}
@@ -461,7 +475,8 @@ func TestCredentialsHide(t *testing.T) {
 }
 
 func FuzzDecodeError(f *testing.F) {
-	f.Add(500, []byte(`{"_typeName":"LocalizedMethodFault","fault":{"_typeName":"TaskInProgress","task":{"type":"Task","value":"task-1"},"faultMessage":[{"key":"k"}]},"localizedMessage":"m"}`))
+	f.Add(500, []byte(`{"_typeName":"LocalizedMethodFault","fault":{"_typeName":"TaskInProgress","task":{"type":"Task","value":"task-1"},`+
+		`"faultMessage":[{"key":"k"}]},"localizedMessage":"m"}`))
 	f.Add(500, []byte(`{"_typeName":"InvalidPowerState","faultCause":{"fault":{"_typeName":"VimFault"}}}`))
 	f.Add(503, []byte(`<title>x</title>`))
 	f.Add(401, []byte(restBody("UNAUTHENTICATED")))

@@ -45,16 +45,19 @@ func TestGolden(t *testing.T) {
 			func(c *Client) (any, error) { return c.StartGuestNetwork(ctx, nil, "vm-42", testAuth) }, "task-13"},
 		{"process_get", "POST /api/vcenter/vm/vm-42/guest/processes/4711", 200,
 			func(c *Client) (any, error) { return c.Process(ctx, "vm-42", testAuth, 4711) },
-			Process{PID: 4711, Name: "sh", Owner: "root", Command: `"/bin/sh" -c 'exit 0'`, Started: at2026(10, 0, 0), Finished: ptr(at2026(10, 0, 2)), ExitCode: ptr(int64(0))}},
+			Process{PID: 4711, Name: "sh", Owner: "root", Command: `"/bin/sh" -c 'exit 0'`, Started: at2026(10, 0, 0), Finished: ptr(at2026(10, 0, 2)),
+				ExitCode: ptr(int64(0))}},
 		// The other acts and guest calls.
 		{"abort_customization", "AbortCustomization_Task", 200,
 			func(c *Client) (any, error) { return c.AbortCustomization(ctx, nil, "vm-42", saml) }, "task-14"},
 		{"process_list", "POST /api/vcenter/vm/vm-42/guest/processes", 200,
 			func(c *Client) (any, error) { return c.Processes(ctx, "vm-42", saml) },
-			[]Process{{PID: 1, Name: "systemd", Owner: "root", Command: "/sbin/init", Started: at2026(9, 0, 0)}, {PID: 4711, Name: "sh", Owner: "root", Command: "sh", Started: at2026(10, 0, 0)}}},
+			[]Process{{PID: 1, Name: "systemd", Owner: "root", Command: "/sbin/init", Started: at2026(9, 0, 0)}, {PID: 4711, Name: "sh", Owner: "root",
+				Command: "sh", Started: at2026(10, 0, 0)}}},
 		{"process_create", "POST /api/vcenter/vm/vm-42/guest/processes", 201,
 			func(c *Client) (any, error) {
-				return c.StartProcess(ctx, nil, "vm-42", testAuth, ProcessSpec{Path: "/bin/sh", Arguments: "-c 'exit 3' # gf:01J", WorkingDirectory: "/opt", Environment: map[string]string{"A": "b"}})
+				return c.StartProcess(ctx, nil, "vm-42", testAuth, ProcessSpec{Path: "/bin/sh", Arguments: "-c 'exit 3' # gf:01J", WorkingDirectory: "/opt",
+					Environment: map[string]string{"A": "b"}})
 			}, int64(4711)},
 		{"process_delete", "POST /api/vcenter/vm/vm-42/guest/processes/4711", 204,
 			func(c *Client) (any, error) { return nil, c.DeleteProcess(ctx, nil, "vm-42", testAuth, 4711) }, nil},
@@ -62,12 +65,14 @@ func TestGolden(t *testing.T) {
 			func(c *Client) (any, error) { return nil, c.CancelTask(ctx, nil, "task-12") }, nil},
 		{"task", "GET /sdk/vim25/8.0.3.0/Task/task-12/info", 200,
 			func(c *Client) (any, error) { return c.Task(ctx, "task-12") },
-			Task{ID: "task-12", Name: "CustomizeGuest_Task", DescriptionID: "vm.GuestCustomizationManager.customize", Entity: "vm-42", State: "running", UserName: `VSPHERE.LOCAL\svc`,
+			Task{ID: "task-12", Name: "CustomizeGuest_Task", DescriptionID: "vm.GuestCustomizationManager.customize", Entity: "vm-42", State: "running",
+				UserName: `VSPHERE.LOCAL\svc`,
 				Progress: ptr(0), Cancelable: true, QueueTime: at2026(10, 0, 0), StartTime: ptr(at2026(10, 0, 1))}},
 		{"vm", "RetrievePropertiesEx", 200,
 			func(c *Client) (any, error) { return c.VM(ctx, "vm-42") },
-			VM{Name: "web-1", InstanceUUID: "5021-77", PowerState: "poweredOn", ToolsRunningStatus: "guestToolsRunning", ToolsVersion: "12389", GuestFamily: "linuxGuest",
-				GuestID: "ubuntu64Guest", HostName: "web01", GuestOperationsReady: ptr(true),
+			VM{Name: "web-1", InstanceUUID: "5021-77", PowerState: "poweredOn", ToolsRunningStatus: "guestToolsRunning", ToolsVersion: "12389",
+				GuestFamily: "linuxGuest",
+				GuestID:     "ubuntu64Guest", HostName: "web01", GuestOperationsReady: ptr(true),
 				NICs:                 []NIC{{MAC: "00:50:56:00:00:01", Connected: true, Addresses: []string{"10.0.0.7", "fe80::1"}}, {MAC: "00:50:56:00:00:02"}},
 				Customization:        &GuestCustomization{Status: "SUCCEEDED", StartTime: ptr(at2026(9, 0, 0)), EndTime: ptr(at2026(9, 1, 0))},
 				PendingCustomization: "[ds] web-1/imcf-1", CloudInit: true, RecentTasks: []string{"task-11", "task-12"}}},
@@ -141,7 +146,7 @@ func quote(s string) string {
 func wantGolden(t *testing.T, name string, got []byte) {
 	t.Helper()
 	if *update {
-		if err := os.WriteFile("testdata/"+name, got, 0o600); err != nil {
+		if err := os.WriteFile("testdata/"+name, got, 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -198,7 +203,8 @@ func TestLenientAnswers(t *testing.T) {
 				return c.StartProcess(ctx, nil, "vm-1", testAuth, ProcessSpec{Path: "x"})
 			}, int64(7)},
 		{"get in an envelope, running", "7", 200, `{"value":{"name":"sh","owner":"root","command":"sh","started":"2026-11-20T10:00:00.000Z","exit_code":null}}`,
-			func(c *Client) (any, error) { return c.Process(ctx, "vm-1", testAuth, 7) }, Process{PID: 7, Name: "sh", Owner: "root", Command: "sh", Started: at2026(10, 0, 0)}},
+			func(c *Client) (any, error) { return c.Process(ctx, "vm-1", testAuth, 7) }, Process{PID: 7, Name: "sh", Owner: "root", Command: "sh",
+				Started: at2026(10, 0, 0)}},
 		{"list in an envelope", "processes", 200, `{"value":[]}`,
 			func(c *Client) (any, error) { return c.Processes(ctx, "vm-1", testAuth) }, []Process{}},
 		{"list null", "processes", 200, `null`,
@@ -207,7 +213,8 @@ func TestLenientAnswers(t *testing.T) {
 			func(c *Client) (any, error) { return c.CustomizationStatus(ctx, "vm-1") }, GuestCustomization{Status: "IDLE"}},
 		{"status with nulls", "GET /api/vcenter/vm/vm-1/guest/customization", 200, `{"status":"PENDING","start_time":null,"error":null}`,
 			func(c *Client) (any, error) { return c.CustomizationStatus(ctx, "vm-1") }, GuestCustomization{Status: "PENDING"}},
-		{"check with nulls and news", "POST /api/vcenter/vm/vm-1/guest/customization", 200, `{"check_status":"SUPPORTED","supported_guest_os":null,"added_later":{}}`,
+		{"check with nulls and news", "POST /api/vcenter/vm/vm-1/guest/customization", 200, `{"check_status":"SUPPORTED","supported_guest_os":null,` +
+			`"added_later":{}}`,
 			func(c *Client) (any, error) { return c.CheckCustomization(ctx, "vm-1") }, Check{Status: "SUPPORTED"}},
 		{"time boxed", "CurrentTime", 200, `{"_typeName":"dateTime","_value":"2026-11-20T11:00:00+01:00"}`,
 			func(c *Client) (any, error) { return c.Now(ctx) }, at2026(10, 0, 0)},
@@ -215,13 +222,17 @@ func TestLenientAnswers(t *testing.T) {
 			func(c *Client) (any, error) { return c.SessionAlive(ctx, Session{}) }, true},
 		{"active by 204", "SessionIsActive", 204, ``,
 			func(c *Client) (any, error) { return c.SessionAlive(ctx, Session{}) }, false},
-		{"task by key only, odd members", "info", 200, `{"key":"task-9","state":"success","progress":"x","result":{"_typeName":"NeverHeardOf"},"queueTime":"garbage"}`,
+		{"task by key only, odd members", "info", 200, `{"key":"task-9","state":"success","progress":"x","result":{"_typeName":"NeverHeardOf"},` +
+			`"queueTime":"garbage"}`,
 			func(c *Client) (any, error) { return c.Task(ctx, "task-9") }, Task{ID: "task-9", State: "success"}},
 		{"vm without arrays, types unknown", "RetrievePropertiesEx", 200,
-			`{"objects":[{"obj":{"type":"VirtualMachine","value":"vm-1"},"propSet":[{"name":"name","val":"a"},{"name":"runtime.powerState","val":{"_typeName":"NewState","_value":"poweredOff"}},
-			{"name":"guest.net","val":[{"_typeName":"GuestNicInfoExt","macAddress":"m","connected":true,"ipAddress":["1.2.3.4"]}]},{"name":"config.extraConfig","val":{"_typeName":"Odd"}},{"name":"x","val":{"_typeName":"Nope"}}],
+			`{"objects":[{"obj":{"type":"VirtualMachine","value":"vm-1"},"propSet":[{"name":"name","val":"a"},{"name":"runtime.powerState",` +
+				`"val":{"_typeName":"NewState","_value":"poweredOff"}},
+			{"name":"guest.net","val":[{"_typeName":"GuestNicInfoExt","macAddress":"m","connected":true,"ipAddress":["1.2.3.4"]}]},
+			{"name":"config.extraConfig","val":{"_typeName":"Odd"}},{"name":"x","val":{"_typeName":"Nope"}}],
 			"missingSet":[{"path":"guest.customizationInfo","fault":{"fault":{"_typeName":"NoPermission"}}}]}]}`,
-			func(c *Client) (any, error) { return c.VM(ctx, "vm-1") }, VM{Name: "a", PowerState: "poweredOff", NICs: []NIC{{MAC: "m", Connected: true, Addresses: []string{"1.2.3.4"}}}}},
+			func(c *Client) (any, error) { return c.VM(ctx, "vm-1") }, VM{Name: "a", PowerState: "poweredOff", NICs: []NIC{{MAC: "m", Connected: true,
+				Addresses: []string{"1.2.3.4"}}}}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

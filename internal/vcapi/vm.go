@@ -122,9 +122,7 @@ func lostInside(body []byte, s secrets) *Error {
 			ObjectSet []missingSet `json:"objectSet"`
 		} `json:"filterSet"` // UpdateSet
 	}
-	if json.Unmarshal(body, &result) != nil {
-		return nil
-	}
+	_ = json.Unmarshal(body, &result) // what cannot be read is found out by who reads it
 	objects := result.Objects
 	for _, filter := range result.FilterSet {
 		objects = append(objects, filter.ObjectSet...)

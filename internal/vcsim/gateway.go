@@ -37,8 +37,8 @@ func (v *VCenter) understand(r *http.Request, body []byte) exchange {
 
 // understandVIJSON reads POST {release}/{type}/{moId}/{method} and GET {release}/{type}/{moId}/{property}.
 func (v *VCenter) understandVIJSON(r *http.Request, body []byte) exchange {
-	s := v.session(r.Header.Get(sessionHeader))
-	x := exchange{call: Call{Op: r.Method + " " + r.URL.Path, Session: s.name()}, fault: jsonFault}
+	token := r.Header.Get(sessionHeader)
+	x := exchange{call: Call{Op: r.Method + " " + r.URL.Path, Session: v.session(token).name()}, fault: jsonFault}
 	parts := strings.Split(strings.TrimPrefix(r.URL.Path, vijsonPrefix), "/")
 	if len(parts) != 4 || !v.knows(parts[0]) {
 		x.serve = func() answer { return pageAnswer(http.StatusNotFound) }
@@ -50,14 +50,14 @@ func (v *VCenter) understandVIJSON(r *http.Request, body []byte) exchange {
 	case http.MethodGet:
 		x.call.Op = fmt.Sprintf("GET %s/%s", this.Type, name)
 		x.call.VM = v.vmOf(this, nil)
-		x.serve = func() answer { return v.property(s, this, name) }
+		x.serve = func() answer { return v.property(v.session(token), this, name) }
 	case http.MethodPost:
 		x.call.Op = name
 		req, err := v.decode(this, name, body)
 		if err == nil {
 			x.call.VM = v.vmOf(this, req)
 		}
-		x.serve = func() answer { return v.method(s, this, name, req, err) }
+		x.serve = func() answer { return v.method(v.session(token), this, name, req, err) } // the session that lives when the call lands
 	default:
 		x.serve = func() answer { return pageAnswer(http.StatusMethodNotAllowed) }
 	}

@@ -185,10 +185,7 @@ func (vm *VM) PowerOff() { vm.setPower(types.VirtualMachinePowerStatePoweredOff)
 func (vm *VM) PowerOn() { vm.setPower(types.VirtualMachinePowerStatePoweredOn) }
 
 func (vm *VM) setPower(state types.VirtualMachinePowerState) {
-	ctx := vm.v.newContext()
-	if e := ctx.Map.Get(vm.ref); e != nil {
-		ctx.Map.AtomicUpdate(ctx, e, powerChanges(state))
-	}
+	vm.update(powerChanges(state)...)
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
 	vm.followPower()
@@ -277,6 +274,23 @@ func (vm *VM) SetAddresses(mac string, addresses ...string) {
 	defer vm.mu.Unlock()
 	vm.set.addresses[strings.ToLower(mac)] = addresses
 	vm.show()
+}
+
+// SetExtraConfig sets config.extraConfig to one value, such as "guestinfo.userdata", which cloud-init reads.
+func (vm *VM) SetExtraConfig(key, value string) {
+	vm.update(types.PropertyChange{Name: "config.extraConfig", Val: []types.BaseOptionValue{&types.OptionValue{Key: key, Value: value}}})
+}
+
+// SetPendingCustomization sets config.tools.pendingCustomization, as a customization of the powered-off VM leaves it; "" for none.
+func (vm *VM) SetPendingCustomization(file string) {
+	vm.update(types.PropertyChange{Name: "config.tools.pendingCustomization", Val: file})
+}
+
+func (vm *VM) update(changes ...types.PropertyChange) {
+	ctx := vm.v.newContext()
+	if e := ctx.Map.Get(vm.ref); e != nil {
+		ctx.Map.AtomicUpdate(ctx, e, changes)
+	}
 }
 
 const statusPrefix = "TOOLSDEPLOYPKG_"

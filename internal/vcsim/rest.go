@@ -113,19 +113,17 @@ func (v *VCenter) restRoutes() *http.ServeMux {
 }
 
 func (v *VCenter) understandREST(r *http.Request, body []byte) exchange {
-	c := restCall{r: r, body: body, session: v.session(r.Header.Get(sessionHeader)), old: strings.HasPrefix(r.URL.Path, "/rest/")}
-	if c.session != nil && !c.session.rest {
-		c.session = nil
-	}
+	c := restCall{r: r, body: body, old: strings.HasPrefix(r.URL.Path, "/rest/")}
 	v.rest.ServeHTTP(&memoryWriter{header: make(http.Header)}, r) // sets r.Pattern and the path's values
 	o := v.operation(r)
 	x := exchange{
-		call: Call{Op: o.op, VM: r.PathValue("vm"), Session: c.session.name()},
+		call: Call{Op: o.op, VM: r.PathValue("vm"), Session: v.restSession(r).name()},
 		fault: func(types.BaseMethodFault) answer {
 			return restError("ERROR", "vcsim.fault", "A fault was scripted for a call of REST.", nil)
 		},
 	}
 	x.serve = func() answer {
+		c.session = v.restSession(r) // the one that lives when the call lands
 		a := o.call(c)
 		if c.old {
 			return oldForm(a)
@@ -133,6 +131,15 @@ func (v *VCenter) understandREST(r *http.Request, body []byte) exchange {
 		return a
 	}
 	return x
+}
+
+// restSession is the living session of a request, if it serves REST.
+func (v *VCenter) restSession(r *http.Request) *session {
+	s := v.session(r.Header.Get(sessionHeader))
+	if s == nil || !s.rest {
+		return nil
+	}
+	return s
 }
 
 func (o restOperation) call(c restCall) answer {

@@ -1,0 +1,283 @@
+package vcapi
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// TestGate: the connection is up before the gate is asked, nothing is written before it lets through, and its error comes back whole.
+func TestGate(t *testing.T) {
+	t.Parallel()
+	f := newFake(t, "9.0.0.0")
+	f.reply("StartGuestNetwork_Task", 200, `{"type":"Task","value":"task-1"}`)
+	c := f.client(t)
+	fenced := errors.New("fenced")
+	_, err := c.StartGuestNetwork(context.Background(), func(context.Context) error { return fenced }, "vm-1", testAuth)
+	if e := asError(t, err); e.Sent != NotSent || !errors.Is(err, fenced) || !strings.Contains(err.Error(), "not sent: fenced") {
+		t.Errorf("got %s: %v", e.Sent, err)
+	}
+	f.wantCount(t, "StartGuestNetwork_Task", 0)
+
+	// With the server gone after the dial, the gate is still reached: the handshake was over before.
+	asked := false
+	task, err := c.StartGuestNetwork(context.Background(), func(context.Context) error {
+		asked = true
+		f.wantCount(t, "StartGuestNetwork_Task", 0)
+		return nil
+	}, "vm-1", testAuth)
+	if err != nil || task != "task-1" || !asked {
+		t.Errorf("got %q, %v, gate asked: %t", task, err, asked)
+	}
+	r := f.of("StartGuestNetwork_Task")
+	if len(r) != 1 || r[0].proto != "HTTP/1.1" || r[0].header.Get("Content-Type") != "application/json" {
+		t.Errorf("sent %+v", r)
+	}
+	for _, other := range f.of("content") {
+		if other.remote == r[0].remote {
+			t.Error("the act shared a connection with a read")
+		}
+	}
+}
+
+// TestGateAfterDial: a vCenter that is away is found out before the gate is asked, and nothing was sent.
+func TestGateAfterDial(t *testing.T) {
+	t.Parallel()
+	f := newFake(t, "9.0.0.0")
+	c := f.client(t)
+	if _, err := c.Session(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	f.srv.Close()
+	_, err := c.StartGuestNetwork(context.Background(), func(context.Context) error { t.Error("the gate was asked"); return nil }, "vm-1", testAuth)
+	if e := asError(t, err); e.Sent != NotSent || e.Class != Transient {
+		t.Errorf("got %s, %s: %v", e.Sent, e.Class, e)
+	}
+	if c.Up() {
+		t.Error("a vCenter that refuses connections is up")
+	}
+}
+
+// TestActContext: an end of ctx before the write means not sent, after it unknown; the cause is in the error.
+func TestActContext(t *testing.T) {
+	t.Parallel()
+	cause := errors.New("drained")
+	f := newFake(t, "9.0.0.0")
+	c := f.client(t)
+	ctx, cancel := context.WithCancelCause(context.Background())
+	_, err := c.StartGuestNetwork(ctx, func(context.Context) error { cancel(cause); return nil }, "vm-1", testAuth)
+	if e := asError(t, err); e.Sent != NotSent || !errors.Is(err, cause) {
+		t.Errorf("before: got %s: %v", e.Sent, err)
+	}
+	f.wantCount(t, "StartGuestNetwork_Task", 0)
+
+	ctx, cancel = context.WithCancelCause(context.Background())
+	f.handle("StartGuestNetwork_Task", func(_ http.ResponseWriter, r *http.Request) {
+		cancel(cause)
+		<-r.Context().Done() // until the client hangs up
+	})
+	_, err = c.StartGuestNetwork(ctx, nil, "vm-1", testAuth)
+	if e := asError(t, err); e.Sent != Unknown || !errors.Is(err, cause) || e.Class != Transient {
+		t.Errorf("after: got %s, %s: %v", e.Sent, e.Class, err)
+	}
+	f.wantCount(t, "StartGuestNetwork_Task", 1)
+}
+
+// TestActAnswerWait: the answer is not awaited for ever.
+func TestActAnswerWait(t *testing.T) {
+	t.Parallel()
+	f := newFake(t, "9.0.0.0")
+	c := f.client(t)
+	c.answerWait = 50 * time.Millisecond
+	f.handle("StartGuestNetwork_Task", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	_, err := c.StartGuestNetwork(context.Background(), nil, "vm-1", testAuth)
+	var timeout net.Error
+	if e := asError(t, err); e.Sent != Unknown || !errors.As(err, &timeout) || !timeout.Timeout() {
+		t.Errorf("got %s: %v", e.Sent, err)
+	}
+}
+
+// TestActInterim: a 100 or 103 before the answer is passed over.
+func TestActInterim(t *testing.T) {
+	t.Parallel()
+	f := newFake(t, "9.0.0.0")
+	f.handle("StartGuestNetwork_Task", func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusEarlyHints)
+		writeJSON(w, 200, `{"type":"Task","value":"task-1"}`)
+	})
+	if task, err := f.client(t).StartGuestNetwork(context.Background(), nil, "vm-1", testAuth); task != "task-1" || err != nil {
+		t.Errorf("got %q, %v", task, err)
+	}
+}
+
+// TestActSessionLost: an act whose session is gone is not sent again; the next one logs in first.
+func TestActSessionLost(t *testing.T) {
+	t.Parallel()
+	f := newFake(t, "9.0.0.0")
+	f.handle("StartGuestNetwork_Task", func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get(sessionHeader) != "vim-token-2" {
+			writeJSON(w, 500, `{"_typeName":"NotAuthenticated","object":{"type":"VirtualMachine","value":"vm-1"},"privilegeId":"System.View","faultMessage":[]}`)
+			return
+		}
+		writeJSON(w, 200, `{"type":"Task","value":"task-1"}`)
+	})
+	c := f.client(t)
+	_, err := c.StartGuestNetwork(context.Background(), nil, "vm-1", testAuth)
+	outcome{"NotAuthenticated", SessionLost, Refused}.check(t, asError(t, err))
+	f.wantCount(t, "StartGuestNetwork_Task", 1)
+	f.wantCount(t, "Login", 1)
+	if task, err := c.StartGuestNetwork(context.Background(), nil, "vm-1", testAuth); task != "task-1" || err != nil {
+		t.Errorf("the second got %q, %v", task, err)
+	}
+	f.wantCount(t, "Login", 2)
+}
+
+// TestActLoginFails: an act that could not log in was not sent, whatever the login's own fate.
+func TestActLoginFails(t *testing.T) {
+	t.Parallel()
+	f := newFake(t, "9.0.0.0")
+	f.handle("Login", func(w http.ResponseWriter, _ *http.Request) { cut(w) })
+	_, err := f.client(t).StartGuestNetwork(context.Background(), nil, "vm-1", testAuth)
+	if e := asError(t, err); e.Sent != NotSent || e.Class != Transient {
+		t.Errorf("got %s, %s: %v", e.Sent, e.Class, err)
+	}
+}
+
+// TestGuest401: the 401 of a guest process call is the guest's, or the session's; the session itself tells.
+func TestGuest401(t *testing.T) {
+	t.Parallel()
+	const refused = `{"error_type":"UNAUTHENTICATED","messages":[{"default_message":"no","args":[]}]}`
+	calls := map[string]func(c *Client) error{
+		"get": func(c *Client) error { _, err := c.Process(context.Background(), "vm-1", testAuth, 7); return err },
+		"create": func(c *Client) error {
+			_, err := c.StartProcess(context.Background(), nil, "vm-1", testAuth, ProcessSpec{})
+			return err
+		},
+	}
+	for name, call := range calls {
+		t.Run(name+" guest", func(t *testing.T) {
+			t.Parallel()
+			f := newFake(t, "9.0.0.0")
+			f.reply("7", 401, refused)
+			f.reply("processes", 401, refused)
+			outcome{"UNAUTHENTICATED", GuestCredentials, Refused}.check(t, asError(t, call(f.client(t))))
+			f.wantCount(t, "Login", 1)
+		})
+		t.Run(name+" session", func(t *testing.T) {
+			t.Parallel()
+			f := newFake(t, "9.0.0.0")
+			expired := func(ok string) http.HandlerFunc {
+				return func(w http.ResponseWriter, r *http.Request) {
+					if r.Header.Get(sessionHeader) == "vim-token-1" && len(f.of("Login")) == 1 && len(f.of("GET /api/session")) > 0 &&
+						len(f.of("/processes"))+len(f.of("/7")) > 0 {
+						writeJSON(w, 401, refused)
+						return
+					}
+					writeJSON(w, 200, ok)
+				}
+			}
+			f.handle("GET /api/session", expired(`{}`))
+			f.handle("7", expired(`{"name":"sh"}`))
+			f.handle("processes", expired(`7`))
+			err := call(f.client(t))
+			if name == "get" { // an ask goes on with a new session
+				if err != nil {
+					t.Error(err)
+				}
+				f.wantCount(t, "/7", 2)
+				f.wantCount(t, "Login", 2)
+				return
+			}
+			outcome{"UNAUTHENTICATED", SessionLost, Refused}.check(t, asError(t, err))
+			f.wantCount(t, "/processes", 1)
+			f.wantCount(t, "Login", 1)
+		})
+		t.Run(name+" cannot tell", func(t *testing.T) {
+			t.Parallel()
+			f := newFake(t, "9.0.0.0")
+			var asked atomic.Int32
+			f.handle("GET /api/session", func(w http.ResponseWriter, _ *http.Request) {
+				if asked.Add(1) == 1 { // whether the session serves REST too
+					writeJSON(w, 200, `{}`)
+					return
+				}
+				cut(w)
+			})
+			f.reply("7", 401, refused)
+			f.reply("processes", 401, refused)
+			outcome{"UNAUTHENTICATED", Transient, Refused}.check(t, asError(t, call(f.client(t))))
+			f.wantCount(t, "Login", 1)
+		})
+	}
+}
+
+// TestNoCustomizationManager: a vCenter without guest customization says so, and nothing is sent.
+func TestNoCustomizationManager(t *testing.T) {
+	t.Parallel()
+	f := newFake(t, "9.0.0.0")
+	f.reply(contentPath, 200, `{"about":{"apiVersion":"9.0.0.0"},"sessionManager":{"type":"SessionManager","value":"SessionManager"}}`)
+	_, err := f.client(t).CustomizeGuest(context.Background(), nil, "vm-1", testAuth, json.RawMessage(`{}`), nil)
+	outcome{"NotSupported", Permanent, NotSent}.check(t, asError(t, err))
+	if !strings.Contains(err.Error(), guestCustomizationManager) {
+		t.Errorf("it says %v", err)
+	}
+}
+
+// TestLostBeforeAndAfter: a connection cut before the request was read whole, and after it took effect, look the same to the caller: unknown.
+func TestLostBeforeAndAfter(t *testing.T) {
+	t.Parallel()
+	f := newFake(t, "9.0.0.0")
+	c := f.client(t)
+	if _, err := c.Session(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	f.handle("StartGuestNetwork_Task", func(w http.ResponseWriter, _ *http.Request) { cut(w) })
+	_, err := c.StartGuestNetwork(context.Background(), nil, "vm-1", testAuth)
+	if e := asError(t, err); e.Sent != Unknown || e.Err == nil || e.Status != 0 {
+		t.Errorf("after: got %s: %v", e.Sent, err)
+	}
+	f.wantCount(t, "StartGuestNetwork_Task", 1)
+
+	// Cut in the gate, so that the write meets a dead connection: nobody can tell it from one that died on the way.
+	_, err = c.StartGuestNetwork(context.Background(), func(context.Context) error { f.srv.CloseClientConnections(); return nil }, "vm-1", testAuth)
+	if e := asError(t, err); e.Sent != Unknown {
+		t.Errorf("before: got %s: %v", e.Sent, err)
+	}
+	f.wantCount(t, "StartGuestNetwork_Task", 1)
+}
+
+// TestOnCall: every call is told, with a bounded label and its error.
+func TestOnCall(t *testing.T) {
+	t.Parallel()
+	f := newFake(t, "9.0.0.0")
+	f.reply("StartGuestNetwork_Task", 500, `{"_typeName":"TaskInProgress"}`)
+	cfg := f.config()
+	told := make(chan string, 16)
+	cfg.OnCall = func(endpoint string, took time.Duration, err error) {
+		if took < 0 {
+			t.Error("negative time")
+		}
+		if err != nil {
+			endpoint += "!"
+		}
+		told <- endpoint
+	}
+	c := newClient(t, cfg)
+	_, _ = c.StartGuestNetwork(context.Background(), nil, "vm-1", testAuth)
+	_, _ = c.StartGuestNetwork(context.Background(), func(context.Context) error { return io.EOF }, "vm-1", testAuth) // no call
+	for _, want := range []string{"hello!", "GET ServiceInstance/content", "Login", "StartGuestNetwork_Task!"} {
+		if got := <-told; got != want {
+			t.Errorf("told %q, want %q", got, want)
+		}
+	}
+	if len(told) > 0 {
+		t.Errorf("told of %q too", <-told)
+	}
+}

@@ -1,0 +1,408 @@
+package vcapi
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"math/rand/v2"
+	"time"
+)
+
+// Run keeps the long poll of this vCenter going until ctx ends, over lost connections, expired sessions and restarts of vCenter; it returns ctx's cause.
+func (c *Client) Run(ctx context.Context) error {
+	failures := 0
+	for ctx.Err() == nil {
+		answered, err := c.watch.generation(ctx)
+		if errors.Is(err, errAnew) {
+			continue
+		}
+		if answered {
+			failures = 0
+		}
+		if failures++; failures > 1 || errors.Is(err, errSilent) {
+			c.watch.setDown(true) // a single cut, or an expired session, is not worth telling: the next generation stands within a second
+		}
+		pause := min(backoffFirst<<min(failures-1, 10), backoffMost)
+		pause = pause/2 + rand.N(pause/2)
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+	}
+	return context.Cause(ctx)
+}
+
+var (
+	errAnew   = errors.New("the poll does not show an object that was added") // the next generation begins at once
+	errSilent = errors.New("the long poll was not answered in time")
+)
+
+// generation makes collector, view and filter, and polls until something goes wrong. answered tells whether the poll was answered at all.
+func (p *watch) generation(ctx context.Context) (answered bool, err error) {
+	s, err := p.c.vimLogin.get(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer func() {
+		if classOf(err) == SessionLost {
+			p.c.forget(s, true)
+		}
+	}()
+	g := &generation{p: p, s: s, inView: make(map[moRef]bool)}
+	defer g.end(ctx)
+	if err := g.begin(ctx); err != nil {
+		return false, err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := g.keepView(ctx); err != nil {
+			cancel(err)
+		}
+	}()
+	answered, err = g.poll(ctx)
+	if cause := context.Cause(ctx); cause != nil {
+		err = cause // of keepView, or the caller's
+	}
+	cancel(err)
+	<-done
+	return answered, err
+}
+
+// generation is what was made on the server for one stretch of polling.
+type generation struct {
+	p         *watch
+	s         *session
+	collector moRef
+	own       bool // the collector was made by us, else it is the session's
+	view      moRef
+	filter    moRef
+	inView    map[moRef]bool
+}
+
+func (g *generation) call(ctx context.Context, ref *moRef, kind, method string, in, out any) error {
+	return g.p.c.vimIn(ctx, g.s, func(*service) *moRef { return ref }, kind, method, in, out)
+}
+
+func (g *generation) begin(ctx context.Context) error {
+	c := g.p.c
+	// A collector of our own, because a poll whose connection was cut may still be waiting on the old one, and would take the updates away.
+	err := c.vimIn(ctx, g.s, propertyCollector, "PropertyCollector", "CreatePropertyCollector", none, &g.collector)
+	g.own = err == nil && g.collector.Value != ""
+	if !g.own {
+		var e *Error
+		if errors.As(err, &e) && (e.Status == 0 || e.Class != Permanent) {
+			return err
+		}
+		if ref := g.s.service.content.PropertyCollector; ref != nil {
+			g.collector = *ref
+		}
+	}
+	if err := c.vimIn(ctx, g.s, viewManager, "ViewManager", "CreateListView", none, &g.view); err != nil {
+		return err
+	}
+	g.p.newGeneration()
+	if err := g.syncView(ctx); err != nil {
+		return err
+	}
+	skip := true
+	return c.avoiding(watchedVM, func(paths []string) error {
+		return g.call(ctx, &g.collector, "PropertyCollector", "CreateFilter", map[string]any{
+			"partialUpdates": false,
+			"spec": filterSpec{TypeName: "PropertyFilterSpec",
+				PropSet: []propertySpec{propertiesOf(virtualMachine, paths), propertiesOf("Task", []string{"info"})},
+				ObjectSet: []objectSpec{{TypeName: "ObjectSpec", Obj: refTo("ListView", g.view.Value), Skip: &skip,
+					SelectSet: []traversalSpec{{TypeName: "TraversalSpec", Type: "ListView", Path: "view"}}}},
+			}}, &g.filter)
+	})
+}
+
+// end takes down what was made, as well as it can: all of it dies with the session anyway.
+func (g *generation) end(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	for _, made := range []struct {
+		ref          *moRef
+		kind, method string
+		whether      bool
+	}{
+		{&g.filter, "PropertyFilter", "DestroyPropertyFilter", !g.own},
+		{&g.collector, "PropertyCollector", "DestroyPropertyCollector", g.own},
+		{&g.view, "ListView", "DestroyView", true},
+	} {
+		if made.ref.Value == "" || !made.whether {
+			continue
+		}
+		var e *Error
+		if err := g.call(ctx, made.ref, made.kind, made.method, none, nil); errors.As(err, &e) && (e.Status == 0 || e.Class == SessionLost) {
+			return // nobody there, or nothing left: the other calls would only wait
+		}
+	}
+}
+
+// poll waits for updates until an error.
+func (g *generation) poll(ctx context.Context) (answered bool, err error) {
+	c := g.p.c
+	version := ""
+	options := map[string]any{"_typeName": "WaitOptions", "maxWaitSeconds": max(int(c.cfg.PollWait/time.Second), 1), "maxObjectUpdates": 100}
+	for {
+		params := map[string]any{"options": options}
+		if version != "" {
+			params["version"] = version
+		}
+		cl, err := c.vimCall(g.s.service, func(*service) *moRef { return &g.collector }, "PropertyCollector", "WaitForUpdatesEx", params)
+		if err != nil {
+			return answered, err
+		}
+		cl.token, cl.once, cl.timeout = g.s.token, true, c.cfg.PollWait+c.cfg.PollGrace
+		ans, err := c.exchange(ctx, c.polls, cl)
+		if err != nil {
+			if errors.Is(err, context.DeadlineExceeded) {
+				err = errors.Join(errSilent, err)
+			}
+			return answered, err
+		}
+		var set updateSet // null, 204 and an empty body leave it empty: nothing changed
+		if err := c.decode(cl, ans, &set); err != nil {
+			return answered, err
+		}
+		if set.Version == "" && len(set.FilterSet) > 0 {
+			return answered, c.notUnderstood(cl, ans, errors.New("updates without a version"))
+		}
+		g.p.apply(set, !answered)
+		answered = true
+		if set.Version == "" {
+			continue
+		}
+		version = set.Version
+		if set.Truncated != nil && *set.Truncated {
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return answered, context.Cause(ctx)
+		case <-time.After(gather):
+		}
+	}
+}
+
+// keepView follows the set of what is watched, and looks after what the poll does not show.
+func (g *generation) keepView(ctx context.Context) error {
+	for {
+		if err := g.syncView(ctx); err != nil {
+			return err
+		}
+		next, err := g.lookAfter(ctx)
+		if err != nil {
+			return err
+		}
+		var timer <-chan time.Time
+		if !next.IsZero() {
+			timer = time.After(time.Until(next))
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-g.p.changed:
+		case <-timer:
+		}
+	}
+}
+
+// syncView brings the view in line with what is watched, in one call for all that changed meanwhile.
+func (g *generation) syncView(ctx context.Context) error {
+	add, remove := g.p.difference(g.inView)
+	for len(add)+len(remove) > 0 {
+		params := make(map[string]any)
+		if len(add) > 0 {
+			params["add"] = named(add)
+		}
+		if len(remove) > 0 {
+			params["remove"] = named(remove)
+		}
+		var raw json.RawMessage
+		err := g.call(ctx, &g.view, "ListView", "ModifyListView", params, &raw)
+		if lost, rest := unresolved(err, add); lost != nil { // a server that refuses the whole call for one object
+			g.inView[*lost] = true
+			g.p.question(*lost)
+			add = rest
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		for _, ref := range add {
+			g.inView[ref] = true
+		}
+		for _, ref := range remove {
+			delete(g.inView, ref)
+		}
+		each(raw, func(element json.RawMessage) { // those that vCenter could not resolve
+			var ref moRef
+			if json.Unmarshal(element, &ref) == nil {
+				g.p.question(moRef{Type: ref.Type, Value: ref.Value})
+			}
+		})
+		return nil
+	}
+	return nil
+}
+
+func named(refs []moRef) []moRef {
+	list := make([]moRef, len(refs))
+	for i, ref := range refs {
+		list[i] = refTo(ref.Type, ref.Value)
+	}
+	return list
+}
+
+// unresolved finds the one of refs that a ManagedObjectNotFound is about.
+func unresolved(err error, refs []moRef) (lost *moRef, rest []moRef) {
+	var e *Error
+	if !errors.As(err, &e) || e.Name != "ManagedObjectNotFound" {
+		return nil, refs
+	}
+	var data struct {
+		Obj moRef `json:"obj"`
+	}
+	_ = json.Unmarshal(e.Data, &data)
+	for _, ref := range refs {
+		if ref.Type == data.Obj.Type && ref.Value == data.Obj.Value {
+			lost = &ref
+			continue
+		}
+		rest = append(rest, ref)
+	}
+	return lost, rest
+}
+
+// newGeneration forgets what was shown in the last one; what is known stays, until it is shown anew.
+func (p *watch) newGeneration() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.ready = time.Time{}
+	if len(p.objects) == 0 {
+		p.ready = time.Now() // nothing to show: the first answer may take the whole wait
+	}
+	for _, o := range p.objects {
+		o.seen, o.doubt, o.patient = false, false, time.Time{}
+	}
+}
+
+// difference is what stands between the view and what is watched.
+func (p *watch) difference(inView map[moRef]bool) (add, remove []moRef) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for ref, o := range p.objects {
+		if !inView[ref] {
+			add = append(add, ref)
+			o.seen, o.patient = false, time.Now().Add(p.patience)
+		}
+	}
+	for ref := range inView {
+		if p.objects[ref] == nil {
+			remove = append(remove, ref)
+		}
+	}
+	return add, remove
+}
+
+// question notes that vCenter does not show an object which is watched.
+func (p *watch) question(ref moRef) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if o := p.objects[ref]; o != nil {
+		o.doubt, o.patient = true, time.Time{}
+		wake(p.changed)
+	}
+}
+
+// lookAfter reads by themselves the objects in doubt, and those that even a new generation did not show; for one that was not shown for the first
+// time it asks for a new generation. It tells when to look next; the zero time: when something changes.
+func (g *generation) lookAfter(ctx context.Context) (next time.Time, err error) {
+	read, anew, next := g.p.overdue(time.Now())
+	if anew {
+		return next, errAnew
+	}
+	for _, ref := range read {
+		paths := watchedVM
+		if ref.Type != virtualMachine {
+			paths = []string{"info"}
+		}
+		all, err := g.p.c.retrieve(ctx, ref.Type, paths, ref.Value)
+		if ctx.Err() != nil {
+			return next, context.Cause(ctx)
+		}
+		switch {
+		case isGone(err):
+			g.p.found(ref, nil)
+		case err == nil:
+			g.p.found(ref, all[ref.Value])
+		case classOf(err) == SessionLost:
+			return next, err
+		}
+	}
+	return next, nil
+}
+
+// overdue tells what should have been shown by now.
+func (p *watch) overdue(now time.Time) (read []moRef, anew bool, next time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for ref, o := range p.objects {
+		due := o.patient
+		switch {
+		case o.doubt:
+		case o.seen, o.gone, p.ready.IsZero():
+			continue
+		default: // a slow first answer is not taken for one that leaves things out
+			due = later(due, p.ready.Add(p.patience))
+		}
+		if due.After(now) {
+			next = sooner(next, due)
+			continue
+		}
+		if !o.doubt && o.nudges == 0 {
+			anew = true
+		} else {
+			read = append(read, ref)
+		}
+		o.nudges++
+		o.patient = now.Add(min(p.patience<<min(o.nudges, 5), backoffMost))
+		next = sooner(next, o.patient)
+	}
+	return read, anew, next
+}
+
+func later(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return b
+	}
+	return a
+}
+
+// sooner takes the zero time for never.
+func sooner(a, b time.Time) time.Time {
+	if a.IsZero() || b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// found takes in what a read of one object gave; nil: that there is none.
+func (p *watch) found(ref moRef, props properties) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	o := p.objects[ref]
+	switch {
+	case o == nil:
+	case props == nil:
+		o.gone, o.doubt = true, false
+		o.tell()
+	default:
+		o.props, o.known, o.gone, o.doubt = props, true, false, false
+		o.tell()
+	}
+}
