@@ -32,6 +32,7 @@ import (
 var binary string
 
 func TestMain(m *testing.M) {
+	natstest.Main()
 	dir, err := os.MkdirTemp("", "guestflow-consumer-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -60,16 +61,19 @@ const patience = 90 * time.Second
 
 // site is a NATS server and a vCenter, and the settings of a service that works on them.
 type site struct {
-	t    *testing.T
-	url  string // NATS
-	vc   *vcsim.VCenter
-	conn *nats.Conn
-	js   jetstream.JetStream
-	env  []string
+	t       *testing.T
+	url     string // NATS
+	vcenter string // its name
+	vc      *vcsim.VCenter
+	conn    *nats.Conn
+	js      jetstream.JetStream
+	secrets string // the folder
+	env     []string
 
 	mu     sync.Mutex
 	heard  []event
 	change chan struct{} // closed and made anew at each event
+	react  func(event)   // called at each event, before who awaits it; may be nil
 }
 
 // event is what a subscriber reads.
@@ -81,17 +85,22 @@ type event struct {
 	Data    json.RawMessage `json:"data"`
 	kind    string
 	run     runData
+	at      time.Time // when it was heard
+	seq     uint64    // in the events stream, where it was read from there
 }
 
 // runData is what these tests read of an event's data.
 type runData struct {
-	Run       string
-	N         int
-	VM        string
-	Status    string
-	Waiting   string
-	Request   struct{ Source, ID string }
-	Owner     struct{ Takeovers int }
+	Run     string
+	N       int
+	VM      string
+	Status  string
+	Waiting string
+	Request struct{ Source, ID string }
+	Owner   struct {
+		Instance  string
+		Takeovers int
+	}
 	Check     struct{ State, Status string }
 	Customize struct{ State, Task, DecidedBy string }
 	Network   struct{ State, Task string }
@@ -105,36 +114,39 @@ type runData struct {
 
 func newSite(t *testing.T, natsURL string, opts vcsim.Options) *site {
 	t.Helper()
+	return newSiteNamed(t, natsURL, "lab", opts)
+}
+
+// newSiteNamed is a site whose vCenter has a name of its own: several of them share one NATS.
+func newSiteNamed(t *testing.T, natsURL, vcenter string, opts vcsim.Options) *site {
+	t.Helper()
 	vc, err := vcsim.Start(opts)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(vc.Close)
-	s := &site{t: t, url: natsURL, vc: vc, change: make(chan struct{})}
 	dir := t.TempDir()
-	guest := filepath.Join(dir, "secrets", "lab", "linux-root")
-	if err := os.MkdirAll(guest, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	for name, content := range map[string]string{filepath.Join(guest, "username"): vcsim.DefaultGuestUsername,
-		filepath.Join(guest, "password"): vcsim.DefaultGuestPassword + "\n", filepath.Join(dir, "vcenter-password"): vc.Password(),
-		filepath.Join(dir, "vcenter-ca.pem"): string(vc.CAPEM())} {
-		if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
+	s := &site{t: t, url: natsURL, vcenter: vcenter, vc: vc, secrets: filepath.Join(dir, "secrets"), change: make(chan struct{})}
+	s.writeSecrets(vcenter)
+	for name, content := range map[string]string{"vcenter-password": vc.Password(), "vcenter-ca.pem": string(vc.CAPEM())} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	s.env = []string{"NATS_URL=" + natsURL, "GUESTFLOW_VCENTERS=lab", "GUESTFLOW_SECRETS_DIR=" + filepath.Join(dir, "secrets"), "GUESTFLOW_ACK_WAIT=2s",
-		"VCENTER_LAB_URL=" + vc.URL(), "VCENTER_LAB_USERNAME=" + vc.Username(), "VCENTER_LAB_PASSWORD_FILE=" + filepath.Join(dir, "vcenter-password"),
-		"VCENTER_LAB_CA_FILE=" + filepath.Join(dir, "vcenter-ca.pem"), "VCENTER_LAB_SEND_WINDOW=2s", "VCENTER_LAB_TRAVEL_TIME=500ms",
-		"VCENTER_LAB_VISIBILITY_LAG=500ms", "GORACE=halt_on_error=1"}
-	if s.conn, err = nats.Connect(natsURL, nats.MaxReconnects(-1)); err != nil {
+	s.env = []string{"NATS_URL=" + natsURL, "GUESTFLOW_VCENTERS=" + vcenter, "GUESTFLOW_SECRETS_DIR=" + s.secrets, "GUESTFLOW_ACK_WAIT=2s",
+		"GORACE=halt_on_error=1"}
+	for key, value := range map[string]string{"URL": vc.URL(), "USERNAME": vc.Username(), "PASSWORD_FILE": filepath.Join(dir, "vcenter-password"),
+		"CA_FILE": filepath.Join(dir, "vcenter-ca.pem"), "SEND_WINDOW": "2s", "TRAVEL_TIME": "500ms", "VISIBILITY_LAG": "500ms"} {
+		s.env = append(s.env, s.setting(key)+"="+value)
+	}
+	if s.conn, err = nats.Connect(natsURL, nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond)); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.conn.Close)
 	if s.js, err = jetstream.New(s.conn); err != nil {
 		t.Fatal(err)
 	}
-	for _, subject := range []string{"guestflow.events.>", "guestflow.rejections.>"} {
+	for _, subject := range []string{"guestflow.events." + vcenter + ".>", "guestflow.rejections." + vcenter + ".>"} {
 		if _, err := s.conn.Subscribe(subject, s.hear); err != nil {
 			t.Fatal(err)
 		}
@@ -145,12 +157,47 @@ func newSite(t *testing.T, natsURL string, opts vcsim.Options) *site {
 	return s
 }
 
-// hear notes an event, checked as every event must be.
+// setting is the name of a setting of the site's vCenter.
+func (s *site) setting(key string) string {
+	return "VCENTER_" + strings.ToUpper(strings.ReplaceAll(s.vcenter, "-", "_")) + "_" + key
+}
+
+// writeSecrets puts the guests' credentials where the service looks for them for a vCenter.
+func (s *site) writeSecrets(vcenter string) {
+	s.t.Helper()
+	guest := filepath.Join(s.secrets, vcenter, "linux-root")
+	if err := os.MkdirAll(guest, 0o700); err != nil {
+		s.t.Fatal(err)
+	}
+	for name, content := range map[string]string{"username": vcsim.DefaultGuestUsername, "password": vcsim.DefaultGuestPassword + "\n"} {
+		if err := os.WriteFile(filepath.Join(guest, name), []byte(content), 0o600); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+}
+
+// hear notes an event that was published: stored, or on its way to it, or about to be refused. What was stored tells stored.
 func (s *site) hear(m *nats.Msg) {
-	var e event
+	e := s.read(m)
+	s.mu.Lock()
+	react := s.react
+	s.mu.Unlock()
+	if react != nil {
+		react(e)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.heard = append(s.heard, e)
+	close(s.change)
+	s.change = make(chan struct{})
+}
+
+// read reads an event, and checks it as every event must be.
+func (s *site) read(m *nats.Msg) event {
+	e := event{at: time.Now()}
 	if err := json.Unmarshal(m.Data, &e); err != nil {
 		s.t.Errorf("event on %s: %v", m.Subject, err)
-		return
+		return e
 	}
 	if err := json.Unmarshal(e.Data, &e.run); err != nil {
 		s.t.Errorf("data of event %s: %v", e.ID, err)
@@ -166,11 +213,120 @@ func (s *site) hear(m *nats.Msg) {
 		s.t.Errorf("event %s (%s) holds a password", e.ID, e.Type)
 	}
 	e.kind = strings.TrimSuffix(strings.TrimPrefix(e.Type, "io.guestflow.customization."), ".v1")
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.heard = append(s.heard, e)
-	close(s.change)
-	s.change = make(chan struct{})
+	return e
+}
+
+// stored are the events of a VM that the events stream holds, read from its leader. A message that was refused was heard, but is not here.
+func (s *site) stored(vm string) []event {
+	s.t.Helper()
+	var all []event
+	for from := uint64(1); ; {
+		m := s.fetch(map[string]any{"seq": from, "next_by_subj": "guestflow.events." + s.vcenter + "." + vm + ".>"})
+		if m == nil {
+			return all
+		}
+		all = append(all, *m)
+		from = m.seq + 1
+	}
+}
+
+// storedOf are those of one request.
+func (s *site) storedOf(id, vm string) (of []event) {
+	s.t.Helper()
+	for _, e := range s.stored(vm) {
+		if e.run.Request.ID == id {
+			of = append(of, e)
+		}
+	}
+	return of
+}
+
+// fetch asks the leader of the events stream for one event; nil where there is none.
+func (s *site) fetch(question map[string]any) *event {
+	s.t.Helper()
+	ask, err := json.Marshal(question)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	late := time.Now().Add(patience)
+	for {
+		// A lost answer, or a stream without a leader: asked again.
+		reply, err := s.conn.Request("$JS.API.STREAM.MSG.GET.GUESTFLOW_EVENTS", ask, 2*time.Second)
+		var answer struct {
+			Message *struct {
+				Seq     uint64 `json:"seq"`
+				Subject string `json:"subject"`
+				Data    []byte `json:"data"`
+			} `json:"message"`
+			Error *struct {
+				Code    int `json:"code"`
+				ErrCode int `json:"err_code"`
+			} `json:"error"`
+		}
+		if err == nil {
+			err = json.Unmarshal(reply.Data, &answer)
+		}
+		switch {
+		case err == nil && answer.Message != nil:
+			e := s.read(&nats.Msg{Subject: answer.Message.Subject, Data: answer.Message.Data})
+			e.seq = answer.Message.Seq
+			return &e
+		case err == nil && answer.Error != nil && answer.Error.ErrCode == 10037:
+			return nil
+		case time.Now().After(late):
+			s.t.Fatalf("read the events stream: %v, %+v", err, answer.Error)
+		}
+		s.soon()
+	}
+}
+
+// soon lets a moment pass between two looks at something that tells nobody of its changes.
+func (s *site) soon() {
+	t := time.NewTimer(20 * time.Millisecond)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-s.t.Context().Done():
+		s.t.Fatal("the test is over")
+	}
+}
+
+// until looks again and again until fine is true.
+func (s *site) until(what string, fine func() bool) {
+	s.t.Helper()
+	for late := time.Now().Add(patience); !fine(); s.soon() {
+		if time.Now().After(late) {
+			s.t.Fatalf("%s: not after %s", what, patience)
+		}
+	}
+}
+
+// settled waits until the stream holds the last event of the request, and the requests stream is empty of it: what was heard may be less, where the
+// connection of the one who hears was cut.
+func (s *site) settled(id, vm string) event {
+	s.t.Helper()
+	var end *event
+	s.until("the end of "+id+" on "+vm, func() bool {
+		end = s.fetch(map[string]any{"last_by_subj": "guestflow.events." + s.vcenter + "." + vm + ".>"})
+		return end != nil && end.run.Request.ID == id && isLast(end.kind)
+	})
+	s.emptied()
+	return *end
+}
+
+// emptied waits until no request and no cancel is left.
+func (s *site) emptied() {
+	s.t.Helper()
+	s.until("an empty requests stream", func() bool {
+		ctx, cancel := context.WithTimeout(s.t.Context(), 2*time.Second)
+		defer cancel()
+		stream, err := s.js.Stream(ctx, "GUESTFLOW_REQUESTS_"+s.vcenter)
+		return err == nil && stream.CachedInfo().State.Msgs == 0
+	})
+}
+
+func isLast(kind string) bool {
+	return kind == "run.succeeded" || kind == "run.failed" || kind == "run.canceled"
 }
 
 // events are those heard so far of one request.
@@ -225,22 +381,45 @@ func kindsOf(events []event) []string {
 	return kinds
 }
 
-// publish sends a request as any client would.
-func (s *site) publish(vm, id string, data map[string]any) {
+// publish sends a request as any client would, and returns its stream sequence.
+func (s *site) publish(vm, id string, data map[string]any) uint64 {
 	s.t.Helper()
-	data["vm"] = vm
-	body, err := json.Marshal(map[string]any{"specversion": "1.0", "id": id, "source": "/test", "type": "io.guestflow.customization.requested.v1",
-		"subject": vm, "datacontenttype": "application/json", "data": data})
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
-	defer cancel()
-	_, err = s.js.PublishMsg(ctx, &nats.Msg{Subject: "guestflow.requests.lab." + vm, Data: body,
-		Header: nats.Header{"Content-Type": {"application/cloudevents+json"}}})
+	seq, err := s.tryPublish(vm, id, data)
 	if err != nil {
 		s.t.Fatalf("publish %s: %v", id, err)
 	}
+	return seq
+}
+
+func (s *site) tryPublish(vm, id string, data map[string]any) (uint64, error) {
+	data["vm"] = vm
+	return s.send("guestflow.requests."+s.vcenter+"."+vm, vm, id, "requested", data)
+}
+
+// cancel sends a cancel for a request, under an id of its own.
+func (s *site) cancel(vm, id, request string) uint64 {
+	s.t.Helper()
+	seq, err := s.send("guestflow.cancels."+s.vcenter+"."+vm, vm, id, "cancel.requested",
+		map[string]any{"vm": vm, "request": map[string]any{"source": "/test", "id": request}, "reason": "not wanted any more"})
+	if err != nil {
+		s.t.Fatalf("publish cancel %s: %v", id, err)
+	}
+	return seq
+}
+
+func (s *site) send(subject, vm, id, kind string, data map[string]any) (uint64, error) {
+	body, err := json.Marshal(map[string]any{"specversion": "1.0", "id": id, "source": "/test", "type": "io.guestflow.customization." + kind + ".v1",
+		"subject": vm, "datacontenttype": "application/json", "data": data})
+	if err != nil {
+		return 0, err
+	}
+	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
+	defer cancel()
+	ack, err := s.js.PublishMsg(ctx, &nats.Msg{Subject: subject, Data: body, Header: nats.Header{"Content-Type": {"application/cloudevents+json"}}})
+	if err != nil {
+		return 0, err
+	}
+	return ack.Sequence, nil
 }
 
 // whole is the data of a request that asks for everything.
@@ -375,23 +554,29 @@ func (p *service) get(path string) (status int, body string) {
 // once checks what must hold of a request that succeeded, whatever happened on the way.
 func (s *site) once(id, vm string) {
 	s.t.Helper()
-	all := s.events(id)
-	last := 0
+	all := s.numbered(id, vm)
+	if len(all) == 0 || all[len(all)-1].kind != "run.succeeded" {
+		s.t.Errorf("%s on %s did not succeed: %v", id, vm, kindsOf(all))
+	}
+	if e := s.vc.VM(vm).Effects(); e.Customizations != 1 || e.NetworkStarts != 1 || len(e.Processes) != 1 {
+		s.t.Errorf("the guest %s was customized %d times, its network started %d times, its processes are %q: want one of each; events: %v",
+			vm, e.Customizations, e.NetworkStarts, e.Processes, kindsOf(all))
+	}
+}
+
+// numbered checks what must hold of the events of every run that has ended: their numbers have no gaps, and there is one last event, at the end.
+func (s *site) numbered(id, vm string) []event {
+	s.t.Helper()
+	all := s.storedOf(id, vm)
 	for i, e := range all {
 		if e.run.N != i+1 || e.ID != fmt.Sprintf("%s.%d", e.run.Run, e.run.N) {
 			s.t.Errorf("event %d of %s is %s: ids must count from 1 without gaps", i+1, id, e.ID)
 		}
-		if e.kind == "run.succeeded" || e.kind == "run.failed" || e.kind == "run.canceled" {
-			last++
+		if isLast(e.kind) != (i == len(all)-1) {
+			s.t.Errorf("%s on %s: want one last event, and nothing behind it: %v", id, vm, kindsOf(all))
 		}
 	}
-	if last != 1 {
-		s.t.Errorf("%d last events, want one: %v", last, kindsOf(all))
-	}
-	if e := s.vc.VM(vm).Effects(); e.Customizations != 1 || e.NetworkStarts != 1 || len(e.Processes) != 1 {
-		s.t.Errorf("the guest was customized %d times, its network started %d times, its processes are %q: want one of each; events: %v",
-			e.Customizations, e.NetworkStarts, e.Processes, kindsOf(all))
-	}
+	return all
 }
 
 // startNATS is a NATS server of the test's own.

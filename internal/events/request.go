@@ -38,6 +38,7 @@ type Asked struct {
 	Guest     *AskedGuest     `json:"guest"`
 	Customize *AskedCustomize `json:"customize"`
 	Network   *AskedNetwork   `json:"network"`
+	Verify    *AskedVerify    `json:"verify"`
 	Processes []AskedProcess  `json:"processes"`
 	// OnUncertain is "fail" or "repeat": what to do when a crash or a lost answer hid whether a call was made, and vCenter cannot tell.
 	OnUncertain string `json:"onUncertain"`
@@ -70,6 +71,25 @@ type AskedCustomize struct {
 // AskedNetwork asks for the guest's network to be started.
 type AskedNetwork struct {
 	Timeout Duration `json:"timeout"` // default 5m
+}
+
+// AskedVerify asks for what the guest shows to be held against the spec.
+type AskedVerify struct {
+	Off           bool     `json:"-"` // "verify": false
+	HostName      *bool    `json:"hostName"`
+	Addresses     *bool    `json:"addresses"`
+	NICsConnected *bool    `json:"nicsConnected"`
+	Timeout       Duration `json:"timeout"` // default 3m
+}
+
+// UnmarshalJSON reads false, or an object.
+func (v *AskedVerify) UnmarshalJSON(b []byte) error {
+	if string(b) == "false" {
+		*v = AskedVerify{Off: true}
+		return nil
+	}
+	type plain AskedVerify
+	return json.Unmarshal(b, (*plain)(v))
 }
 
 // AskedProcess is a guest process to run.

@@ -3,6 +3,7 @@ package handler
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/guestflow/guestflow/internal/events"
@@ -96,7 +97,23 @@ func (r *run) customized(ctx context.Context) error {
 		return err
 	}
 	c.DecidedBy = "task"
-	if g, err := r.guestAfter(ctx); err == nil && r.ofThisRun(&g) {
+	g, err := r.guestAfter(ctx)
+	if err != nil {
+		return err
+	}
+	if failure != nil && !guestEnded(g.Status) && r.mayHaveBegun(s, task) {
+		shown, err := r.inPlace(ctx, s)
+		switch {
+		case err != nil:
+			return err
+		case shown:
+			c.DecidedBy, failure = "verify", nil
+		case general(task) && !r.point.Aborted: // once, as the vendor has it
+			r.point.Aborted, r.point.Abort = true, true
+			return &againError{err: failure, atOnce: true}
+		}
+	}
+	if r.ofThisRun(&g) {
 		c.Guest = guestOf(&g)
 		switch g.Status {
 		case "FAILED":
@@ -122,13 +139,40 @@ func (r *run) customized(ctx context.Context) error {
 	return failure
 }
 
-// guestAfter reads the guest's word once the Task has ended. A guest that still runs has the rest of the step's time to come to its own end.
+// general tells whether a Task ended with the fault that the engine gives for anything, such as a lock left by a crash: the one that the vendor's
+// procedure, abort and repeat, is for.
+func general(t vcapi.Task) bool {
+	return t.Err != nil && (t.Err.Name == "CustomizationFault" || t.Err.Name == "UnexpectedCustomizationFault") &&
+		!strings.Contains(t.Err.Message, noEngine)
+}
+
+// mayHaveBegun tells whether the guest may have been changed although its Task ended in an error.
+func (r *run) mayHaveBegun(s *step, t vcapi.Task) bool {
+	if t.Err == nil || general(t) {
+		return true
+	}
+	switch r.outcome(s, t.Err).code {
+	case events.CodeUnavailable, events.CodeCanceled, events.Internal:
+		return true
+	case events.CustomizationFailed:
+		return !strings.Contains(t.Err.Message, noEngine)
+	}
+	return false
+}
+
+// guestAfter reads the guest's word once the Task has ended; empty where it does not speak of this run. A guest that still runs has the rest of
+// the step's time to come to its own end.
 func (r *run) guestAfter(ctx context.Context) (vcapi.GuestCustomization, error) {
 	once, cancel := context.WithTimeout(ctx, baselineTime)
 	defer cancel()
 	g, err := r.vc.CustomizationStatus(once, r.vm)
-	if err != nil || !r.ofThisRun(&g) || guestEnded(g.Status) {
-		return g, err
+	switch {
+	case ctx.Err() != nil:
+		return g, r.interrupted(ctx)
+	case err != nil || !r.ofThisRun(&g):
+		return vcapi.GuestCustomization{}, nil // this channel is silent, the others tell
+	case guestEnded(g.Status):
+		return g, nil
 	}
 	err = r.watch(ctx, r.current(), "", func(w vcapi.WatchState) (bool, error) {
 		if r.ofThisRun(w.VM.Customization) {
@@ -153,7 +197,7 @@ func (r *run) taskFailure(s *step, t vcapi.Task) (*stepError, error) {
 	err := fmt.Errorf("%s %s: %w", t.Name, t.ID, t.Err)
 	switch r.outcome(s, t.Err).waiting {
 	case events.WaitingResourceBusy, events.WaitingTools, events.WaitingGuestLogin:
-		return nil, &againError{err}
+		return nil, &againError{err: err}
 	}
 	return r.failure(s, err), nil
 }

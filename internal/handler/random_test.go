@@ -11,7 +11,7 @@ import (
 	"github.com/guestflow/guestflow/internal/events"
 )
 
-var histories = flag.Uint64("histories", 400, "how many random histories TestRandomHistories plays")
+var histories = flag.Uint64("histories", 200, "how many random histories TestRandomHistories plays")
 
 // Whatever comes together: up to three faults for each of up to four owners, lost answers, lost sessions, late and long-unseen calls. No call travels
 // longer than the travel time, in all.

@@ -204,7 +204,8 @@ func (r *run) canceledBy() (*events.Cancel, error) {
 func (r *run) interrupted(ctx context.Context) error {
 	cause := context.Cause(ctx)
 	var canceled *canceledError
-	if errors.As(cause, &canceled) || errors.Is(cause, errDeadline) || errors.Is(cause, errStepTime) {
+	if errors.As(cause, &canceled) || errors.Is(cause, errDeadline) || errors.Is(cause, errStepTime) ||
+		errors.Is(cause, errLooked) {
 		return cause
 	}
 	return errDrain
@@ -290,7 +291,7 @@ func (r *run) settle() error {
 	if !r.open {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(r.life, time.Until(r.actFrom)+settleTime)
+	ctx, cancel := context.WithTimeout(r.life, max(0, time.Until(r.actFrom))+settleTime)
 	defer cancel()
 	if err := sleepUntil(ctx, r.actFrom); err != nil {
 		return events.ErrReleased

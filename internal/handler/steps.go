@@ -51,6 +51,9 @@ func (r *run) steps() []*step {
 		steps = append(steps, &step{name: "network", state: &r.state.Network.State, timeout: r.asked.Network.Timeout.Or(5 * time.Minute),
 			act: r.startNetwork(), ask: r.networkStarted})
 	}
+	if r.state.Verify != nil {
+		steps = append(steps, &step{name: "verify", state: &r.state.Verify.State, ask: r.verify})
+	}
 	for i := range r.state.Processes {
 		asked, p := &r.asked.Processes[i], &r.state.Processes[i]
 		steps = append(steps, &step{name: "process", process: p.Name, state: &p.State, timeout: asked.Timeout.Or(10 * time.Minute),
@@ -70,6 +73,9 @@ func (r *run) accept() {
 	}
 	if r.asked.Network != nil {
 		r.state.Network = &events.Network{State: events.Pending}
+	}
+	if v := r.asked.Verify; v == nil && r.asked.Customize != nil || v != nil && !v.Off {
+		r.state.Verify = &events.Verify{State: events.Pending}
 	}
 	for _, p := range r.asked.Processes {
 		r.state.Processes = append(r.state.Processes, events.Process{Name: p.Name, State: events.Pending})
@@ -100,6 +106,9 @@ func (r *run) closeSteps(last events.State) {
 	}
 	if r.state.Network != nil {
 		states = append(states, &r.state.Network.State)
+	}
+	if r.state.Verify != nil {
+		states = append(states, &r.state.Verify.State)
 	}
 	for i := range r.state.Processes {
 		states = append(states, &r.state.Processes[i].State)
@@ -144,8 +153,12 @@ func (r *run) step(s *step) error {
 	return err
 }
 
-// againError says that an accepted call ended in an error that will pass, before it changed anything: the act begins again.
-type againError struct{ err error }
+// againError says that an accepted call ended in an error that will pass, before it changed anything, or that is to be repeated at once: the act
+// begins again.
+type againError struct {
+	err    error
+	atOnce bool
+}
 
 func (e *againError) Error() string { return e.err.Error() }
 
@@ -165,6 +178,9 @@ func (r *run) doAndAsk(ctx context.Context, s *step) error {
 			return err
 		}
 		*s.state = events.Starting
+		if again.atOnce {
+			continue
+		}
 		if err := r.pause(ctx, s, again.err, pause); err != nil {
 			return err
 		}

@@ -283,27 +283,34 @@ func (p *watch) newGeneration() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.ready = time.Time{}
+	for ref, o := range p.objects {
+		o.seen, o.doubt, o.patient = false, false, time.Time{}
+		if len(o.watchers) == 0 {
+			delete(p.objects, ref)
+		}
+	}
 	if len(p.objects) == 0 {
 		p.ready = time.Now() // nothing to show: the first answer may take the whole wait
 	}
-	for _, o := range p.objects {
-		o.seen, o.doubt, o.patient = false, false, time.Time{}
-	}
 }
 
-// difference is what stands between the view and what is watched.
+// difference is what stands between the view and what is watched. An object is forgotten here and nowhere else, together with its removal from the view:
+// one that was watched again before that is still the same.
 func (p *watch) difference(inView map[moRef]bool) (add, remove []moRef) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	now := time.Now()
 	for ref, o := range p.objects {
-		if !inView[ref] {
+		switch idle := len(o.watchers) == 0; {
+		case idle && inView[ref] && now.Sub(o.left) < p.linger:
+		case idle:
+			delete(p.objects, ref)
+			if inView[ref] {
+				remove = append(remove, ref)
+			}
+		case !inView[ref]:
 			add = append(add, ref)
-			o.seen, o.patient = false, time.Now().Add(p.patience)
-		}
-	}
-	for ref := range inView {
-		if p.objects[ref] == nil {
-			remove = append(remove, ref)
+			o.seen, o.patient = false, now.Add(p.patience)
 		}
 	}
 	return add, remove
@@ -354,6 +361,9 @@ func (p *watch) overdue(now time.Time) (read []moRef, anew bool, next time.Time)
 	for ref, o := range p.objects {
 		due := o.patient
 		switch {
+		case len(o.watchers) == 0:
+			next = sooner(next, o.left.Add(p.linger))
+			continue
 		case o.doubt:
 		case o.seen, o.gone, p.ready.IsZero():
 			continue

@@ -16,6 +16,7 @@ import (
 type watch struct {
 	c        *Client
 	patience time.Duration // how long the poll may take to show an object that was added
+	linger   time.Duration // how long an object stays in the view after its last watch: the next one, of the run's next step, then costs no call
 
 	mu       sync.Mutex
 	objects  map[moRef]*watched
@@ -25,10 +26,11 @@ type watch struct {
 	changed  chan struct{} // the set of objects changed; holds one
 }
 
-// watched is a VM or a task that is watched.
+// watched is a VM or a task that is watched, or lately was.
 type watched struct {
 	ref      moRef
 	watchers map[*watcher]bool
+	left     time.Time // when the last of them ended
 	props    properties
 	known    bool // props are what vCenter showed
 	gone     bool // vCenter says that there is none
@@ -53,7 +55,7 @@ const (
 )
 
 func newWatch(c *Client) *watch {
-	return &watch{c: c, patience: 2 * time.Second, objects: make(map[moRef]*watched), answered: time.Now(), changed: make(chan struct{}, 1)}
+	return &watch{c: c, patience: 2 * time.Second, linger: 5 * time.Second, objects: make(map[moRef]*watched), answered: time.Now(), changed: make(chan struct{}, 1)}
 }
 
 // PollAge is the time since the long poll was last answered; before the first answer, since New.
@@ -121,6 +123,9 @@ func (p *watch) add(w *watcher) {
 			o = &watched{ref: ref, watchers: make(map[*watcher]bool)}
 			p.objects[ref] = o
 			wake(p.changed)
+		} else if len(o.watchers) == 0 && o.gone { // that was then
+			o.gone, o.known, o.doubt, o.patient = false, false, true, time.Time{}
+			wake(p.changed)
 		}
 		o.watchers[w] = true
 	}
@@ -134,7 +139,7 @@ func (p *watch) remove(w *watcher) {
 		o := p.objects[ref]
 		delete(o.watchers, w)
 		if len(o.watchers) == 0 {
-			delete(p.objects, ref)
+			o.left = time.Now()
 			wake(p.changed)
 		}
 	}
@@ -219,7 +224,7 @@ func (p *watch) apply(set updateSet, fresh bool) {
 	for _, filter := range set.FilterSet {
 		for _, update := range filter.ObjectSet {
 			o := p.objects[moRef{Type: update.Obj.Type, Value: update.Obj.Value}]
-			if o == nil {
+			if o == nil || len(o.watchers) == 0 && update.Kind == "leave" {
 				continue // not watched any more
 			}
 			if update.Kind == "leave" { // deleted, or taken out of the view and already added again

@@ -154,7 +154,7 @@ func TestWatchersShare(t *testing.T) {
 	t.Parallel()
 	p := newPoller(t)
 	p.push(200, `null`)
-	c := p.polling(t, nil)
+	c := p.polling(t, func(c *Client) { c.watch.linger = time.Nanosecond })
 	var known, over sync.WaitGroup
 	known.Add(2)
 	ctx, stop := context.WithCancel(patience(t))

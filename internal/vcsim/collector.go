@@ -326,7 +326,9 @@ func objectUpdate(ref types.ManagedObjectReference, was, is *objectState) (types
 }
 
 // read is what a filter shows now, and its objects in their order. Only what changed since it was read last is read again.
-func (f *propertyFilter) read(ctx *simulator.Context, pc *propertyCollector, gen uint64) (map[types.ManagedObjectReference]*objectState, []types.ManagedObjectReference) {
+func (f *propertyFilter) read(ctx *simulator.Context, pc *propertyCollector, gen uint64) (
+	map[types.ManagedObjectReference]*objectState, []types.ManagedObjectReference,
+) {
 	changed := pc.owner(ctx).changes.since
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -127,7 +127,10 @@ func TestTaskEnds(t *testing.T) {
 		{name: "well", guest: func(*vcsim.Guest) {}, state: "success", host: "web01", status: "IDLE"},
 		{name: "well, told", guest: func(g *vcsim.Guest) { g.MovesStatus = true }, state: "success", host: "web01", status: "SUCCEEDED"},
 		{name: "a lie", guest: func(g *vcsim.Guest) { g.IgnoreSpec = true }, state: "success", host: "template", status: "IDLE"},
-		{name: "no engine", guest: func(g *vcsim.Guest) { g.Engine = false }, state: "error", fault: "Guest Tools does not support Guest Customization", host: "template", status: "IDLE"},
+		{
+			name: "no engine", guest: func(g *vcsim.Guest) { g.Engine = false },
+			state: "error", fault: "Guest Tools does not support Guest Customization", host: "template", status: "IDLE",
+		},
 		{
 			name: "an error, told", guest: func(g *vcsim.Guest) { g.TaskError, g.MovesStatus = new(types.CustomizationFault), true },
 			state: "error", fault: "CustomizationFault", host: "template", status: "FAILED",

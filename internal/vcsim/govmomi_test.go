@@ -53,7 +53,7 @@ func TestGovmomi(t *testing.T) {
 				t.Fatalf("SessionIsActive: %+v, %v", active, err)
 			}
 			now, err := methods.GetCurrentTime(ctx, c)
-			if err != nil || now.Sub(time.Now()) < 2*time.Hour {
+			if err != nil || time.Until(*now) < 2*time.Hour {
 				t.Fatalf("CurrentTime: %v, %v", now, err)
 			}
 
@@ -199,7 +199,9 @@ func TestGovmomiFaults(t *testing.T) {
 	}
 
 	vm.PowerOn()
-	vm.Configure(func(g *vcsim.Guest) { g.NetworkError = &types.NicSettingMismatch{NumberOfNicsInSpec: 2, NumberOfNicsInVM: 1} })
+	vm.Configure(func(g *vcsim.Guest) {
+		g.NetworkError = &types.NicSettingMismatch{NumberOfNicsInSpec: 2, NumberOfNicsInVM: 1}
+	})
 	tk, err := begin()
 	if err != nil {
 		t.Fatal(err)

@@ -375,7 +375,8 @@ func (vm *VM) find(c restCall) (*process, answer) {
 	}
 	p := vm.process(pid)
 	if p == nil {
-		return nil, restError("NOT_FOUND", "com.vmware.api.vcenter.vm.guest.processes.not_found", "Process "+text+" was not found.", map[string]int64{"pid": pid}, text)
+		return nil, restError("NOT_FOUND", "com.vmware.api.vcenter.vm.guest.processes.not_found", "Process "+text+" was not found.",
+			map[string]int64{"pid": pid}, text)
 	}
 	return p, answer{}
 }

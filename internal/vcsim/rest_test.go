@@ -87,10 +87,12 @@ func TestSessions(t *testing.T) {
 				t.Errorf("check: %d %s", check.status, check.body)
 			}
 			hello := newREST(t, v).do("POST", "/api/vcenter/system?action=hello", `{"api_releases":["9.9.9.9","9.0.0.0","8.0.3.0","8.0.2.0"]}`)
-			if want := `{"api_release":"` + version + `"}`; version >= "8.0.2.0" && hello.body != want || version < "8.0.2.0" && hello.status != http.StatusNotFound {
+			want := `{"api_release":"` + version + `"}`
+			if version >= "8.0.2.0" && hello.body != want || version < "8.0.2.0" && hello.status != http.StatusNotFound {
 				t.Errorf("hello: %d %s", hello.status, hello.body)
 			}
-			for release, status := range map[string]int{"8.0.1.0": http.StatusOK, version: http.StatusOK, "9.1.0.0": http.StatusNotFound, "1.2.3.4": http.StatusNotFound} {
+			known := map[string]int{"8.0.1.0": http.StatusOK, version: http.StatusOK, "9.1.0.0": http.StatusNotFound, "1.2.3.4": http.StatusNotFound}
+			for release, status := range known {
 				res := newREST(t, v).do("GET", "/sdk/vim25/"+release+"/ServiceInstance/ServiceInstance/content", "")
 				if res.status != status {
 					t.Errorf("release %s: %d", release, res.status)
@@ -143,7 +145,8 @@ func TestWrongLogin(t *testing.T) {
 	v := start(t, vcsim.Options{})
 	c := newREST(t, v)
 	c.want("POST", "/sdk/vim25/8.0.3.0/SessionManager/SessionManager/Login", `{"userName":"`+v.Username()+`","password":"wrong"}`,
-		http.StatusInternalServerError, `{"_typeName":"InvalidLogin","faultMessage":[],"faultstring":"Cannot complete login due to an incorrect user name or password."}`)
+		http.StatusInternalServerError,
+		`{"_typeName":"InvalidLogin","faultMessage":[],"faultstring":"Cannot complete login due to an incorrect user name or password."}`)
 	if res := c.do("POST", "/api/session", ""); res.status != http.StatusUnauthorized {
 		t.Errorf("without credentials: %d %s", res.status, res.body)
 	}
@@ -163,7 +166,8 @@ func TestExpiredReads(t *testing.T) {
 		c.login()
 		v.ExpireSessions()
 		res := c.do("POST", "/sdk/vim25/8.0.3.0/PropertyCollector/propertyCollector/RetrievePropertiesEx",
-			`{"specSet":[{"propSet":[{"type":"VirtualMachine","pathSet":["name"]}],"objectSet":[{"obj":{"type":"VirtualMachine","value":"`+v.VMs()[0]+`"}}]}],"options":{}}`)
+			`{"specSet":[{"propSet":[{"type":"VirtualMachine","pathSet":["name"]}],
+			  "objectSet":[{"obj":{"type":"VirtualMachine","value":"`+v.VMs()[0]+`"}}]}],"options":{}}`)
 		mustContain(t, "answer", res.body, "NotAuthenticated")
 		if strings.Contains(res.body, "missingSet") != missing {
 			t.Errorf("%d %s", res.status, res.body)
@@ -293,7 +297,8 @@ func TestProcessesRefused(t *testing.T) {
 	body := func(spec string) string { return `{"credentials":` + creds + `,"spec":` + spec + `}` }
 	c.want("POST", path+"?action=create", body(`{"path":"/bin/true"}`), http.StatusUnauthorized, unauthenticated)
 	c.loginREST()
-	c.want("POST", path+"?action=create", strings.Replace(body(`{"path":"/bin/true"}`), vcsim.DefaultGuestPassword, "wrong", 1), http.StatusUnauthorized, badGuestLogin)
+	wrong := strings.Replace(body(`{"path":"/bin/true"}`), vcsim.DefaultGuestPassword, "wrong", 1)
+	c.want("POST", path+"?action=create", wrong, http.StatusUnauthorized, badGuestLogin)
 	if res := c.do("GET", "/api/session", ""); res.status != http.StatusOK { // which tells the two apart
 		t.Errorf("session: %d %s", res.status, res.body)
 	}
