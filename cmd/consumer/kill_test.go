@@ -9,8 +9,10 @@ import (
 	"github.com/guestflow/guestflow/internal/vcsim"
 )
 
-// The calls that change a guest, and the events of their intent and their fact.
-var acts = []struct{ op, starting, started string }{
+// act is a call that changes a guest, and the events of its intent and its fact.
+type act struct{ op, starting, started string }
+
+var acts = []act{
 	{"CustomizeGuest_Task", "customize.starting", "customize.started"},
 	{"StartGuestNetwork_Task", "network.starting", "network.started"},
 	{"guest/processes create", "process.starting", "process.started"},

@@ -59,6 +59,9 @@ func TestMain(m *testing.M) {
 // patience bounds every wait for a thing: long, so that only what never happens fails.
 const patience = 90 * time.Second
 
+// ownInbox tells the tests' own questions from those of the service.
+const ownInbox = "_INBOX_TEST"
+
 // site is a NATS server and a vCenter, and the settings of a service that works on them.
 type site struct {
 	t       *testing.T
@@ -139,7 +142,8 @@ func newSiteNamed(t *testing.T, natsURL, vcenter string, opts vcsim.Options) *si
 		"CA_FILE": filepath.Join(dir, "vcenter-ca.pem"), "SEND_WINDOW": "2s", "TRAVEL_TIME": "500ms", "VISIBILITY_LAG": "500ms"} {
 		s.env = append(s.env, s.setting(key)+"="+value)
 	}
-	if s.conn, err = nats.Connect(natsURL, nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond)); err != nil {
+	if s.conn, err = nats.Connect(natsURL, nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond),
+		nats.CustomInboxPrefix(ownInbox)); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.conn.Close)
@@ -176,9 +180,10 @@ func (s *site) writeSecrets(vcenter string) {
 	}
 }
 
-// hear notes an event that was published: stored, or on its way to it, or about to be refused. What was stored tells stored.
+// hear notes an event that was published: stored, or on its way to it, or about to be refused; stored tells what was stored.
 func (s *site) hear(m *nats.Msg) {
 	e := s.read(m)
+	s.check(e, m.Data)
 	s.mu.Lock()
 	react := s.react
 	s.mu.Unlock()
@@ -192,7 +197,7 @@ func (s *site) hear(m *nats.Msg) {
 	s.change = make(chan struct{})
 }
 
-// read reads an event, and checks it as every event must be.
+// read reads an event.
 func (s *site) read(m *nats.Msg) event {
 	e := event{at: time.Now()}
 	if err := json.Unmarshal(m.Data, &e); err != nil {
@@ -202,6 +207,12 @@ func (s *site) read(m *nats.Msg) event {
 	if err := json.Unmarshal(e.Data, &e.run); err != nil {
 		s.t.Errorf("data of event %s: %v", e.ID, err)
 	}
+	e.kind = strings.TrimSuffix(strings.TrimPrefix(e.Type, "io.guestflow.customization."), ".v1")
+	return e
+}
+
+// check holds an event against what every event must be.
+func (s *site) check(e event, raw []byte) {
 	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(e.Data))
 	if err != nil {
 		s.t.Errorf("data of event %s: %v", e.ID, err)
@@ -209,11 +220,9 @@ func (s *site) read(m *nats.Msg) event {
 	if problems := schemas.CheckStrict("run.v1", doc); len(problems) > 0 {
 		s.t.Errorf("event %s (%s) does not fit its schema: %v\n%s", e.ID, e.Type, problems, e.Data)
 	}
-	if strings.Contains(string(m.Data), vcsim.DefaultGuestPassword) || strings.Contains(string(m.Data), s.vc.Password()) {
+	if strings.Contains(string(raw), vcsim.DefaultGuestPassword) || strings.Contains(string(raw), s.vc.Password()) {
 		s.t.Errorf("event %s (%s) holds a password", e.ID, e.Type)
 	}
-	e.kind = strings.TrimSuffix(strings.TrimPrefix(e.Type, "io.guestflow.customization."), ".v1")
-	return e
 }
 
 // stored are the events of a VM that the events stream holds, read from its leader. A message that was refused was heard, but is not here.

@@ -71,9 +71,15 @@ func TestFailures(t *testing.T) {
 			kinds: "check.completed customize.starting run.failed", world: refusal("CustomizeGuest", "GuestPermissionDenied", 500, vcapi.GuestCredentials, 0)},
 		{name: "no privilege", step: "network", code: events.Unauthorized, vsphere: "NoPermission", effects: 1,
 			kinds: "customize.completed network.starting run.failed", world: refusal("StartGuestNetwork", "NoPermission", 500, vcapi.Permanent, 0)},
-		{name: "customization fails", step: "customize", code: events.CustomizationFailed, vsphere: "CustomizationFault", effects: 1,
+		{name: "customization fails", step: "customize", code: events.CustomizationFailed, vsphere: "NicSettingMismatch", effects: 1,
 			kinds: "customize.progressed customize.completed run.failed",
-			world: taskEnds("CustomizeGuest", "CustomizationFault", vcapi.Permanent, 1)},
+			world: taskEnds("CustomizeGuest", "NicSettingMismatch", vcapi.Permanent, 1)},
+		{name: "an old success of the guest that could not be read before", step: "customize", code: events.CustomizationFailed,
+			vsphere: "NicSettingMismatch", effects: 1, kinds: "customize.progressed customize.completed run.failed", world: func(w *world) {
+				w.vm.guest = &vcapi.GuestCustomization{Status: "SUCCEEDED", StartTime: &time.Time{}}
+				w.vc.on(rule{op: "CustomizationStatus", times: 1, hang: true})
+				taskEnds("CustomizeGuest", "NicSettingMismatch", vcapi.Permanent, 1)(w)
+			}},
 		{name: "the guest says that it failed", step: "customize", code: events.CustomizationFailed, effects: 1,
 			kinds: "customize.progressed customize.completed run.failed", world: func(w *world) { w.vm.lies = "FAILED" }},
 		{name: "network fails", step: "network", code: events.NetworkFailed, vsphere: "SystemError", effects: 2,
@@ -81,7 +87,7 @@ func TestFailures(t *testing.T) {
 		{name: "exit code 3", step: "process", code: events.ExitCode, effects: 3, kinds: "process.started process.exited run.failed",
 			world: func(w *world) { w.vm.programs["/usr/bin/first"] = program{takes: time.Second, exit: 3} }},
 		{name: "no such program", step: "process", code: events.ProcessNotStarted, vsphere: "NOT_FOUND", effects: 2,
-			kinds: "network.completed process.starting run.failed", world: func(w *world) { delete(w.vm.programs, "/usr/bin/first") }},
+			kinds: "verify.completed process.starting run.failed", world: func(w *world) { delete(w.vm.programs, "/usr/bin/first") }},
 		{name: "exit code lost", step: "process", code: events.ExitCodeUnknown, vsphere: "NOT_FOUND", effects: 3,
 			kinds: "process.started process.exited run.failed", world: func(w *world) {
 				w.vc.on(rule{op: "Process", times: 2, fn: func() { w.vc.restartGuest(w.vm) }})

@@ -257,6 +257,26 @@ func TestCancel(t *testing.T) {
 	}
 }
 
+// The signal of a cancel is lost: it is looked for before each intent all the same.
+func TestCancelUnheard(t *testing.T) {
+	t.Parallel()
+	secrets := secretsDir(t)
+	for point, act := range map[string]string{
+		"CheckCustomization": "customize", "publish customize.completed": "network", "publish network.completed": "process first",
+	} {
+		t.Run(point, func(t *testing.T) {
+			t.Parallel()
+			inBriefWorld(t, secrets, func(w *world) {
+				w.deaf = true
+				req := w.request("order-1", brief)
+				w.drive(req, []fate{{point: point, do: "call", fn: func() { w.cancel(req) }}})
+				w.wantEnds("run.canceled")
+				w.wantEffects(act, 0)
+			})
+		})
+	}
+}
+
 // The customization cannot be canceled as a Task: it is aborted.
 func TestCancelAborts(t *testing.T) {
 	t.Parallel()
@@ -287,6 +307,9 @@ func TestCancelWithLostAnswer(t *testing.T) {
 		if c := w.last().Customize; c.State != events.Canceled || c.Task == "" {
 			w.t.Errorf("customize is %+v", c)
 		}
+		if w.vc.tasks[0].canceled.IsZero() {
+			w.t.Error("its Task goes on")
+		}
 	})
 }
 
@@ -294,11 +317,12 @@ func TestCancelWithLostAnswer(t *testing.T) {
 func TestUncertain(t *testing.T) {
 	t.Parallel()
 	forgets := map[string]func(w *world){
-		"vCenter restarted, no history": func(w *world) { w.vc.history = false; w.vc.restartNow() },
-		"eleven minutes, no history":    func(w *world) { w.vc.history = false; <-time.After(11 * time.Minute) },
-		"clock set back":                func(w *world) { w.vc.change(func() { w.vc.offset -= time.Hour }) },
-		"guest restarted":               func(w *world) { w.vc.restartGuest(w.vm) },
-		"five minutes":                  func(w *world) { <-time.After(5*time.Minute + 10*time.Second) },
+		"vCenter restarted, no history":            func(w *world) { w.vc.history = false; w.vc.restartNow() },
+		"eleven minutes, no history":               func(w *world) { w.vc.history = false; <-time.After(11 * time.Minute) },
+		"eleven minutes, an older Task still runs": func(w *world) { w.vc.history = false; <-time.After(11 * time.Minute) },
+		"clock set back":                           func(w *world) { w.vc.change(func() { w.vc.offset -= time.Hour }) },
+		"guest restarted":                          func(w *world) { w.vc.restartGuest(w.vm) },
+		"five minutes":                             func(w *world) { <-time.After(5*time.Minute + 10*time.Second) },
 	}
 	rows := []struct {
 		call, forgets string
@@ -306,6 +330,7 @@ func TestUncertain(t *testing.T) {
 	}{
 		{"CustomizeGuest", "vCenter restarted, no history", false},
 		{"CustomizeGuest", "eleven minutes, no history", false},
+		{"CustomizeGuest", "eleven minutes, an older Task still runs", false},
 		{"CustomizeGuest", "clock set back", false},
 		{"CustomizeGuest", "guest restarted", true},
 		{"CustomizeGuest", "five minutes", true},
@@ -324,6 +349,10 @@ func TestUncertain(t *testing.T) {
 						w.vm.moves = false
 						w.several = true
 						w.vc.forever = nil
+						if strings.HasSuffix(row.forgets, "still runs") {
+							w.vc.tasks = append(w.vc.tasks, &fakeTask{id: "task-7", name: "ExportVm", vm: vmID, queued: time.Now(), takes: 2 * time.Hour, aside: true})
+							<-time.After(time.Second)
+						}
 						req := w.request("a", `{"onUncertain":"`+decision+`",`+brief[1:])
 						first := w.deliver(req, crash(point)...)
 						<-first.stopped

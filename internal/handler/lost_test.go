@@ -121,17 +121,18 @@ func TestTailLoss(t *testing.T) {
 	for _, tail := range []int{1, 2} {
 		for _, point := range weighty(points(t, secrets, brief, inBriefWorld)) {
 			t.Run(fmt.Sprintf("%d/%s", tail, point), func(t *testing.T) {
-				for _, late := range []bool{false, true} {
-					if late && !strings.Contains(point, " sent") {
+				for _, lag := range []time.Duration{0, 29 * time.Second} {
+					inBriefWorld(t, secrets, func(w *world) {
+						w.tail, w.atOnce, w.vc.lag = tail, true, lag
+						w.run(brief, crash(point))
+						mustSucceed(w)
+					})
+					if !strings.Contains(point, " sent") {
 						continue
 					}
 					inBriefWorld(t, secrets, func(w *world) {
-						w.tail, w.atOnce, w.vc.lag = tail, true, 29*time.Second
-						plan := crash(point)
-						if late {
-							plan = []fate{{point: point, do: "late", after: 10 * time.Second}}
-						}
-						w.run(brief, plan)
+						w.tail, w.atOnce, w.vc.lag = tail, true, lag
+						w.run(brief, []fate{{point: point, do: "late", after: 10 * time.Second}})
 						mustSucceed(w)
 					})
 				}

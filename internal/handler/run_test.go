@@ -14,7 +14,7 @@ func TestHappyPath(t *testing.T) {
 		run := w.run(whole)
 		want := "run.accepted check.completed " +
 			"customize.starting customize.started customize.progressed customize.progressed customize.progressed customize.progressed customize.completed " +
-			"network.starting network.started network.completed " +
+			"network.starting network.started network.completed verify.completed " +
 			"process.starting process.started process.exited process.starting process.started process.exited run.succeeded"
 		if got := strings.Join(w.kinds(), " "); got != want {
 			t.Errorf("events\n got %s\nwant %s", got, want)

@@ -92,6 +92,7 @@ type fakeTask struct {
 	takes        time.Duration
 	err          *vcapi.Error
 	canceled     time.Time
+	aside        bool // no other Task minds it
 }
 
 type fakeProc struct {
@@ -642,7 +643,7 @@ func (c *client) guestTask(vm string, auth vcapi.GuestAuth) (*fakeVM, error) {
 		return nil, vcError("InvalidGuestLogin", 500, vcapi.GuestCredentials)
 	}
 	for _, t := range c.tasks {
-		if t.vm == vm && time.Now().Before(t.end()) {
+		if t.vm == vm && !t.aside && time.Now().Before(t.end()) {
 			return nil, vcError("TaskInProgress", 500, vcapi.Transient)
 		}
 	}

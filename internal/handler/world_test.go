@@ -61,6 +61,7 @@ type world struct {
 	rejected []*events.RejectError
 	tail     int                                          // how many of the newest events each crash drops
 	atOnce   bool                                         // what a dead owner held is delivered again at once, not after the ack wait
+	deaf     bool                                         // no signal of the line is heard
 	several  bool                                         // an act may take effect again, as the request asks
 	slow     func(n int, m events.Message) memstore.Fault // what befalls the appends, where they are not at a fate's point
 	strict   bool                                         // every event is checked against its schema
@@ -613,6 +614,14 @@ func (l *ownerLine) Cancels(ctx context.Context, vcenter, vm string) ([]events.C
 		return nil, err
 	}
 	return l.Queue.Cancels(ctx, vcenter, vm)
+}
+
+func (l *ownerLine) Wake(vcenter, vm string) (<-chan struct{}, func()) {
+	c, stop := l.Queue.Wake(vcenter, vm)
+	if l.o.w.deaf {
+		c = make(chan struct{})
+	}
+	return c, stop
 }
 
 // ownerStore is the journal's stream as one owner sees it.

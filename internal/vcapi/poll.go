@@ -48,7 +48,7 @@ func (p *watch) generation(ctx context.Context) (answered bool, err error) {
 			p.c.forget(s, true)
 		}
 	}()
-	g := &generation{p: p, s: s, inView: make(map[moRef]bool)}
+	g := &generation{p: p, s: s, inView: make(map[moRef]bool), removed: make(map[moRef]time.Time)}
 	defer g.end(ctx)
 	if err := g.begin(ctx); err != nil {
 		return false, err
@@ -80,6 +80,7 @@ type generation struct {
 	view      moRef
 	filter    moRef
 	inView    map[moRef]bool
+	removed   map[moRef]time.Time // from the view, lately
 }
 
 func (g *generation) call(ctx context.Context, ref *moRef, kind, method string, in, out any) error {
@@ -213,7 +214,7 @@ func (g *generation) keepView(ctx context.Context) error {
 
 // syncView brings the view in line with what is watched, in one call for all that changed meanwhile.
 func (g *generation) syncView(ctx context.Context) error {
-	add, remove := g.p.difference(g.inView)
+	add, remove := g.p.difference(g.inView, g.removed)
 	for len(add)+len(remove) > 0 {
 		params := make(map[string]any)
 		if len(add) > 0 {
@@ -238,6 +239,7 @@ func (g *generation) syncView(ctx context.Context) error {
 		}
 		for _, ref := range remove {
 			delete(g.inView, ref)
+			g.removed[ref] = time.Now()
 		}
 		each(raw, func(element json.RawMessage) { // those that vCenter could not resolve
 			var ref moRef
@@ -284,7 +286,7 @@ func (p *watch) newGeneration() {
 	defer p.mu.Unlock()
 	p.ready = time.Time{}
 	for ref, o := range p.objects {
-		o.seen, o.doubt, o.patient = false, false, time.Time{}
+		o.seen, o.again, o.doubt, o.patient = false, false, false, time.Time{}
 		if len(o.watchers) == 0 {
 			delete(p.objects, ref)
 		}
@@ -296,7 +298,7 @@ func (p *watch) newGeneration() {
 
 // difference is what stands between the view and what is watched. An object is forgotten here and nowhere else, together with its removal from the view:
 // one that was watched again before that is still the same.
-func (p *watch) difference(inView map[moRef]bool) (add, remove []moRef) {
+func (p *watch) difference(inView map[moRef]bool, removed map[moRef]time.Time) (add, remove []moRef) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()
@@ -310,7 +312,15 @@ func (p *watch) difference(inView map[moRef]bool) (add, remove []moRef) {
 			}
 		case !inView[ref]:
 			add = append(add, ref)
-			o.seen, o.patient = false, now.Add(p.patience)
+			o.seen, o.again, o.patient = false, false, now.Add(p.patience)
+			if _, lately := removed[ref]; lately && !p.blind {
+				o.again, o.doubt, o.patient = true, true, now.Add(min(p.patience, 4*gather))
+			}
+		}
+	}
+	for ref, at := range removed {
+		if now.Sub(at) > 2*(p.c.cfg.PollWait+p.c.cfg.PollGrace) { // a whole poll has passed since: it would be shown as new
+			delete(removed, ref)
 		}
 	}
 	return add, remove
@@ -333,7 +343,7 @@ func (g *generation) lookAfter(ctx context.Context) (next time.Time, err error) 
 	if anew {
 		return next, errAnew
 	}
-	for _, ref := range read {
+	for ref, news := range read {
 		paths := watchedVM
 		if ref.Type != virtualMachine {
 			paths = []string{"info"}
@@ -344,9 +354,9 @@ func (g *generation) lookAfter(ctx context.Context) (next time.Time, err error) 
 		}
 		switch {
 		case isGone(err):
-			g.p.found(ref, nil)
+			g.p.found(ref, news, nil)
 		case err == nil:
-			g.p.found(ref, all[ref.Value])
+			g.p.found(ref, news, all[ref.Value])
 		case classOf(err) == SessionLost:
 			return next, err
 		}
@@ -355,9 +365,10 @@ func (g *generation) lookAfter(ctx context.Context) (next time.Time, err error) 
 }
 
 // overdue tells what should have been shown by now.
-func (p *watch) overdue(now time.Time) (read []moRef, anew bool, next time.Time) {
+func (p *watch) overdue(now time.Time) (read map[moRef]int, anew bool, next time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	read = make(map[moRef]int) // with the news before
 	for ref, o := range p.objects {
 		due := o.patient
 		switch {
@@ -375,9 +386,9 @@ func (p *watch) overdue(now time.Time) (read []moRef, anew bool, next time.Time)
 			continue
 		}
 		if !o.doubt && o.nudges == 0 {
-			anew = true
+			anew, p.blind = true, true
 		} else {
-			read = append(read, ref)
+			read[ref] = o.news
 		}
 		o.nudges++
 		o.patient = now.Add(min(p.patience<<min(o.nudges, 5), backoffMost))
@@ -401,18 +412,19 @@ func sooner(a, b time.Time) time.Time {
 	return a
 }
 
-// found takes in what a read of one object gave; nil: that there is none.
-func (p *watch) found(ref moRef, props properties) {
+// found takes in what a read of one object gave; nil: that there is none. What the poll brought meanwhile is newer.
+func (p *watch) found(ref moRef, news int, props properties) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	o := p.objects[ref]
 	switch {
-	case o == nil:
+	case o == nil, o.news != news:
 	case props == nil:
 		o.gone, o.doubt = true, false
 		o.tell()
 	default:
 		o.props, o.known, o.gone, o.doubt = props, true, false, false
+		o.seen = o.seen || o.again
 		o.tell()
 	}
 }

@@ -442,3 +442,32 @@ func TestSimulatedWaiting(t *testing.T) {
 	stop()
 	over.Wait()
 }
+
+// TestSimulatedWatchAgain: a VM that is watched again and again is shown each time, by one filter; and while it stays in the view, without a call.
+func TestSimulatedWatchAgain(t *testing.T) {
+	t.Parallel()
+	for _, linger := range []time.Duration{time.Nanosecond, time.Hour} {
+		v, c := start(t, vcsim.Options{VMs: 1}, func(c *Client) { c.watch.patience, c.watch.linger = time.Minute, linger })
+		for range 100 {
+			until(t, c, v.VMs()[0], "", func(s WatchState) bool { return s.VM.PowerState == "poweredOn" })
+		}
+		if n := v.Count("CreateFilter", ""); n != 1 {
+			t.Errorf("linger %s: %d filters", linger, n)
+		}
+		if n := v.Count("ModifyListView", ""); linger == time.Hour && n != 1 {
+			t.Errorf("linger %s: the view was changed %d times", linger, n)
+		}
+	}
+}
+
+// TestSimulatedGoneAgain: what was gone is asked for anew by the next watch.
+func TestSimulatedGoneAgain(t *testing.T) {
+	t.Parallel()
+	v, c := start(t, vcsim.Options{VMs: 1})
+	for range 2 {
+		until(t, c, "vm-404", "", func(s WatchState) bool { return s.VMGone })
+	}
+	if n := v.Count("RetrievePropertiesEx", ""); n < 2 {
+		t.Errorf("it was read %d times, want 2 at least", n)
+	}
+}

@@ -22,6 +22,7 @@ type watch struct {
 	objects  map[moRef]*watched
 	down     bool
 	answered time.Time
+	blind    bool          // this server was seen not to show what was added
 	ready    time.Time     // the first answer of the present generation; zero before it
 	changed  chan struct{} // the set of objects changed; holds one
 }
@@ -36,10 +37,12 @@ type watched struct {
 	gone     bool // vCenter says that there is none
 
 	// Of the present generation:
-	seen    bool      // the poll has shown it
+	seen    bool      // the poll has shown it, or has no reason to
+	again   bool      // it was in the view a moment ago: where it did not change meanwhile, there is nothing for the poll to show
 	doubt   bool      // vCenter said that it is none, or left the view: to be read by itself
 	patient time.Time // when to do something about it where it was not shown
 	nudges  int       // how often something was done
+	news    int       // how often the poll brought something: what was read before is old then
 }
 
 // watcher is one Watch.
@@ -232,6 +235,12 @@ func (p *watch) apply(set updateSet, fresh bool) {
 				wake(p.changed)
 				continue
 			}
+			if update.Kind != "enter" && !o.known { // a part of what is not known: the whole is read
+				o.seen, o.doubt, o.patient = true, true, time.Time{}
+				o.news++
+				wake(p.changed)
+				continue
+			}
 			props := make(properties, len(o.props)+len(update.ChangeSet))
 			if update.Kind != "enter" {
 				for name, value := range o.props {
@@ -261,5 +270,6 @@ func (p properties) set(name string, value json.RawMessage) {
 // shown takes in what vCenter shows of o. The caller holds mu.
 func (o *watched) shown(props properties) {
 	o.props, o.known, o.gone, o.seen, o.doubt = props, true, false, true, false
+	o.news++
 	o.tell()
 }

@@ -237,6 +237,55 @@ func TestPollNeverShows(t *testing.T) {
 	until(t, c, "vm-43", "", func(s WatchState) bool { return s.VMGone })
 }
 
+// TestPollStaleRead: what was read before the poll brought something newer does not take its place.
+func TestPollStaleRead(t *testing.T) {
+	t.Parallel()
+	p := newPoller(t)
+	applied := make(chan struct{}, 1)
+	p.handle("WaitForUpdatesEx", func(w http.ResponseWriter, r *http.Request) {
+		if all := p.of("WaitForUpdatesEx"); strings.Contains(all[len(all)-1].body, `"version":"3"`) {
+			wake(applied)
+		}
+		select {
+		case answer := <-p.answers:
+			answer(w, r)
+		case <-r.Context().Done():
+		}
+	})
+	p.push(200, updateOf("1", "enter", "VirtualMachine", "vm-42", change("name", `"first"`)))
+	p.push(200, updateOf("2", "leave", "VirtualMachine", "vm-42", ""))
+	p.handle("RetrievePropertiesEx", func(w http.ResponseWriter, _ *http.Request) {
+		p.push(200, updateOf("3", "enter", "VirtualMachine", "vm-42", change("name", `"forty-two"`)))
+		<-applied
+		writeJSON(w, 200, `{"objects":[{"obj":{"type":"VirtualMachine","value":"vm-42"},"propSet":[{"name":"name","val":"old"}]}]}`)
+		p.push(200, updateOf("4", "modify", "VirtualMachine", "vm-42", change("guest.hostName", `"end"`)))
+	})
+	c := p.polling(t, nil)
+	s := until(t, c, "vm-42", "", func(s WatchState) bool {
+		if s.VM.Name == "old" {
+			t.Error("an old state came after a new one")
+		}
+		return s.VM.HostName == "end"
+	})
+	if s.VM.Name != "forty-two" {
+		t.Errorf("it ends as %q", s.VM.Name)
+	}
+}
+
+// TestPollPart: a part of an object that is not known yet makes the whole be read.
+func TestPollPart(t *testing.T) {
+	t.Parallel()
+	p := newPoller(t)
+	p.push(200, updateOf("1", "modify", "VirtualMachine", "vm-42", change("guest.hostName", `"h"`)))
+	p.reply("RetrievePropertiesEx", 200, `{"objects":[{"obj":{"type":"VirtualMachine","value":"vm-42"},"propSet":[{"name":"name","val":"forty-two"}]}]}`)
+	until(t, p.polling(t, nil), "vm-42", "", func(s WatchState) bool {
+		if !named42(s) {
+			t.Errorf("half a state was told: %+v", s.VM)
+		}
+		return true
+	})
+}
+
 // TestPollLeave: an object that leaves the view is gone where a read says so, and else is not.
 func TestPollLeave(t *testing.T) {
 	t.Parallel()

@@ -1,0 +1,99 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/guestflow/guestflow/internal/events/natstest"
+)
+
+// The server that leads the events stream is killed with SIGKILL in the middle of runs, and comes back: the runs end well, nothing was done twice.
+func TestStreamLeaderKilled(t *testing.T) {
+	t.Parallel()
+	cluster := natstest.StartProcesses(t, 3)
+	const atOnce = 3 // runs, in different places when the leader dies
+	points := []string{"run.accepted", "customize.starting", "customize.started", "network.starting", "process.starting", "process.exited"}
+	l := newLane(t, cluster.URL(), "lab", 3, atOnce*len(points))
+	for _, point := range points {
+		l.until("streams and consumers with all their copies", l.replicated)
+		var once sync.Once
+		killed := make(chan *natstest.Process, 1)
+		var vms [atOnce]string
+		for i := range vms {
+			vms[i] = l.vm()
+		}
+		leader := cluster.Named(l.leader())
+		l.listen(func(e event) {
+			if e.run.VM == vms[0] && e.kind == point {
+				once.Do(func() {
+					leader.Kill()
+					killed <- leader
+				})
+			}
+		})
+		begun := time.Now()
+		for i, vm := range vms {
+			l.publish(vm, fmt.Sprintf("%s %d", point, i), whole("exit 0"))
+		}
+		down := <-killed
+		for i, vm := range vms {
+			l.settled(fmt.Sprintf("%s %d", point, i), vm)
+		}
+		t.Logf("leader killed at %s: the runs had ended after %s", point, time.Since(begun).Round(time.Millisecond))
+		l.listen(nil)
+		if err := down.Start(); err != nil {
+			t.Fatal(err)
+		}
+		for i, vm := range vms {
+			l.once(fmt.Sprintf("%s %d", point, i), vm)
+			t.Logf("%s %d: %v", point, i, kindsOf(l.stored(vm)))
+		}
+	}
+}
+
+// leader is the name of the server that leads the events stream.
+func (s *site) leader() string {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
+	defer cancel()
+	stream, err := s.js.Stream(ctx, "GUESTFLOW_EVENTS")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return stream.CachedInfo().Cluster.Leader
+}
+
+// replicated tells whether the streams and consumers have leaders and followers that are current.
+func (s *site) replicated() bool {
+	ctx, cancel := context.WithTimeout(s.t.Context(), 5*time.Second)
+	defer cancel()
+	current := func(c *jetstream.ClusterInfo) bool {
+		if c == nil || c.Leader == "" || len(c.Replicas) != 2 {
+			return false
+		}
+		for _, r := range c.Replicas {
+			if r.Offline || !r.Current {
+				return false
+			}
+		}
+		return true
+	}
+	for _, name := range []string{"GUESTFLOW_EVENTS", "GUESTFLOW_DEADLETTERS", "GUESTFLOW_REQUESTS_" + s.vcenter} {
+		stream, err := s.js.Stream(ctx, name)
+		if err != nil || !current(stream.CachedInfo().Cluster) {
+			return false
+		}
+	}
+	for _, name := range []string{"guestflow-requests-" + s.vcenter, "guestflow-cancels-" + s.vcenter} {
+		consumer, err := s.js.Consumer(ctx, "GUESTFLOW_REQUESTS_"+s.vcenter, name)
+		if err != nil || !current(consumer.CachedInfo().Cluster) {
+			return false
+		}
+	}
+	return true
+}
