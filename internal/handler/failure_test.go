@@ -116,7 +116,7 @@ func TestFailures(t *testing.T) {
 			kinds: "run.accepted run.waiting run.failed", world: func(w *world) { w.vc.refusing = true }},
 		{name: "vCenter silent for good", request: `{"timeout":"20m",` + whole[1:], step: "check", code: events.DeadlineExceeded, retry: true,
 			kinds: "run.accepted run.waiting run.failed", world: func(w *world) { w.vc.silent = true }},
-		{name: "vCenter away after a lost answer", request: only(networkOnly), step: "network", code: events.StepTimeout, retry: true, effects: 1,
+		{name: "vCenter away after a lost answer", request: only(networkOnly), step: "network", code: events.Uncertain, effects: 1,
 			kinds: "network.starting run.waiting run.failed", world: func(w *world) {
 				w.vc.on(rule{op: "StartGuestNetwork sent", times: 1, lost: "answer"})
 				w.later(10*time.Second, func() { w.vc.change(func() { w.vc.refusing = true }) })

@@ -100,7 +100,7 @@ func (h *Handler) Handle(ctx context.Context, req *events.Request) error {
 				return repeated(req, past.Digest)
 			}
 			return h.begin(ctx, req, last, point)
-		case ours && point.Digest == req.Digest:
+		case ours && (point.Seq == req.Seq || point.Digest == req.Digest):
 			return h.resume(ctx, req, last, point)
 		default:
 			// The request of that run has left the stream, or it would stand before this one: the journal lost its end, or somebody purged it.

@@ -12,6 +12,9 @@ import (
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
 
+// identityTime is what a process's start time may cost before its fact is stored.
+const identityTime = 2 * time.Second
+
 // Pace of the polling of a guest process: tools look once a second themselves, and keep an exit code for five minutes.
 const (
 	firstPoll   = time.Second
@@ -50,7 +53,7 @@ func (r *run) startProcess(asked *events.AskedProcess, p *events.Process) *act {
 				return err
 			}
 			// Its start time makes its identity whole. It is worth one read, not a retry: the marker finds it too.
-			ctx, cancel := context.WithTimeout(ctx, baselineTime)
+			ctx, cancel := context.WithTimeout(ctx, identityTime)
 			defer cancel()
 			if shown, err := r.vc.Process(ctx, r.vm, auth, p.PID); err == nil {
 				noteProcess(p, shown)

@@ -228,8 +228,10 @@ func (r *run) end(why error) error {
 	default:
 		failed = r.failure(r.current(), why)
 	}
-	if err := r.settle(); err != nil {
-		return err
+	if why != nil { // a run that succeeded has the fact of every call
+		if err := r.settle(); err != nil {
+			return err
+		}
 	}
 	if canceled != nil {
 		if err := r.stop(); err != nil {
@@ -252,6 +254,9 @@ func (r *run) end(why error) error {
 		r.state.Error = r.errorOf(failed)
 		if failed.doubt != "" {
 			r.point.Doubt = append(r.point.Doubt, failed.doubt)
+		} else if len(r.point.Doubt) > 0 {
+			r.state.Error.Code, r.state.Error.Retryable = events.Uncertain, false
+			r.state.Error.Message += fmt.Sprintf("; and nobody can tell whether the last call of step %s took effect: look at the guest", r.current().name)
 		}
 	default:
 		r.state.Status = events.StatusSucceeded
@@ -286,9 +291,10 @@ func (r *run) release() error {
 	return events.ErrReleased
 }
 
-// settle waits, before a last event, until the open intent's call cannot take effect unseen any more, and looks what it did.
+// settle waits, before a last event, until no call can take effect unseen any more, and looks what it did: our own that has no answer, or one of
+// an owner before us, whose intent a journal that lost its tail need not show.
 func (r *run) settle() error {
-	if !r.open {
+	if !r.open && !time.Now().Before(r.actFrom) {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(r.life, max(0, time.Until(r.actFrom))+settleTime)
@@ -313,6 +319,9 @@ func (r *run) settle() error {
 			}
 			r.open = false
 			return nil
+		}
+		if !r.open {
+			return nil // nothing was known to be under way, and the wait is over
 		}
 		select {
 		case <-pause.next():

@@ -226,9 +226,13 @@ func (r *run) do(ctx context.Context, s *step) error {
 		}
 		r.open, r.doubt = false, nil
 		if !r.stopping {
-			if by, err := r.canceledBy(); err != nil {
+			by, err := r.canceledBy()
+			switch {
+			case err != nil && ctx.Err() == nil:
+				return err
+			case err != nil:
 				return r.interrupted(ctx)
-			} else if by != nil {
+			case by != nil:
 				return &canceledError{by: *by}
 			}
 		}

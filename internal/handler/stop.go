@@ -20,7 +20,7 @@ func (r *run) stop() error {
 		return nil
 	}
 	r.stopping = true
-	ctx, cancel := context.WithTimeout(r.life, stopTime)
+	ctx, cancel := context.WithTimeout(r.life, stopTime+r.TravelTime+r.VisibilityLag)
 	defer cancel()
 	switch s.name {
 	case "customize":
