@@ -91,7 +91,7 @@ func TestCheckNamesTheField(t *testing.T) {
 		{"33 processes", schemas.Requested, `{"vm":"vm-1",` + creds + `,"processes":[` + strings.Repeat(`{"name":"a","run":{"path":"/a"}},`, 32) + `{"name":"a","run":{"path":"/a"}}]}`,
 			[]string{"processes: must have at most 32 items, not 33"}},
 		{"an environment's value is a string", schemas.Requested, `{"vm":"vm-1",` + creds + `,"processes":[{"name":"a","run":{"path":"/a","environment":{"A B":1}}}]}`,
-			[]string{`processes[0].run.environment."A B": must be a string, not a number`}},
+			[]string{`processes[0].run.environment."A B": must be a string or object, not a number`}},
 		{"cancel", schemas.CancelRequested, `{"vm":"vm-1","request":{"source":"/a"}}`, []string{"request.id: is required"}},
 		{"run is open to what it does not know", schemas.Run, `{"vcenter":"lab","status":"rejected","error":{"code":"Expired","message":"m","retryable":false,"new":1},"new":1}`, nil},
 		{"a rejection is no run", schemas.Run, `{"n":1,"vcenter":"lab","status":"rejected","error":{"code":"Expired","message":"m","retryable":false}}`, []string{"n: must not be there"}},

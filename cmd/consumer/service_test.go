@@ -112,7 +112,8 @@ type runData struct {
 		PID         int64
 		ExitCode    *int64
 	}
-	Error struct{ Step, Code, Message string }
+	Error      struct{ Step, Code, Message string }
+	FinishedAt time.Time
 }
 
 func newSite(t *testing.T, natsURL string, opts vcsim.Options) *site {
@@ -137,7 +138,7 @@ func newSiteNamed(t *testing.T, natsURL, vcenter string, opts vcsim.Options) *si
 		}
 	}
 	s.env = []string{"NATS_URL=" + natsURL, "GUESTFLOW_VCENTERS=" + vcenter, "GUESTFLOW_SECRETS_DIR=" + s.secrets, "GUESTFLOW_ACK_WAIT=2s",
-		"GORACE=halt_on_error=1"}
+		"GORACE=halt_on_error=1 atexit_sleep_ms=0"}
 	for key, value := range map[string]string{"URL": vc.URL(), "USERNAME": vc.Username(), "PASSWORD_FILE": filepath.Join(dir, "vcenter-password"),
 		"CA_FILE": filepath.Join(dir, "vcenter-ca.pem"), "SEND_WINDOW": "2s", "TRAVEL_TIME": "500ms", "VISIBILITY_LAG": "500ms"} {
 		s.env = append(s.env, s.setting(key)+"="+value)
@@ -236,6 +237,39 @@ func (s *site) stored(vm string) []event {
 		}
 		all = append(all, *m)
 		from = m.seq + 1
+	}
+}
+
+// everything are all events that the stream holds, by VM: one pass over many, for a server that has no followers.
+func (s *site) everything() map[string][]event {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
+	defer cancel()
+	all := map[string][]event{}
+	consumer, err := s.js.OrderedConsumer(ctx, "GUESTFLOW_EVENTS", jetstream.OrderedConsumerConfig{FilterSubjects: []string{"guestflow.events." + s.vcenter + ".>"}})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	messages, err := consumer.Messages()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer messages.Stop()
+	for {
+		m, err := messages.Next(jetstream.NextContext(ctx))
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		meta, err := m.Metadata()
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		e := s.read(&nats.Msg{Subject: m.Subject(), Data: m.Data()})
+		e.seq = meta.Sequence.Stream
+		all[e.run.VM] = append(all[e.run.VM], e)
+		if meta.NumPending == 0 {
+			return all
+		}
 	}
 }
 
@@ -577,6 +611,13 @@ func (s *site) once(id, vm string) {
 func (s *site) numbered(id, vm string) []event {
 	s.t.Helper()
 	all := s.storedOf(id, vm)
+	s.inOrder(id, vm, all)
+	return all
+}
+
+// inOrder is numbered for events that were read already.
+func (s *site) inOrder(id, vm string, all []event) {
+	s.t.Helper()
 	for i, e := range all {
 		if e.run.N != i+1 || e.ID != fmt.Sprintf("%s.%d", e.run.Run, e.run.N) {
 			s.t.Errorf("event %d of %s is %s: ids must count from 1 without gaps", i+1, id, e.ID)
@@ -585,7 +626,6 @@ func (s *site) numbered(id, vm string) []event {
 			s.t.Errorf("%s on %s: want one last event, and nothing behind it: %v", id, vm, kindsOf(all))
 		}
 	}
-	return all
 }
 
 // startNATS is a NATS server of the test's own.

@@ -21,10 +21,11 @@ const (
 	inReadBack = "while it reads its intent back"
 	callLost   = "with its call on the way, which is lost"
 	callDone   = "with its call on the way, which takes effect"
+	meanwhile  = "with its intent published, until the other is in the middle of the run"
 )
 
-// An owner is stopped with SIGSTOP between the intent and the fact of each act, until the other replica has taken the run to its end; then it goes on,
-// not knowing that time has passed. It does nothing more: everything was done once, and the run ended once.
+// An owner is stopped with SIGSTOP between the intent and the fact of each act, until the other replica has taken the run to its end, or has the next
+// fact of it; then it goes on, not knowing that time has passed. It does nothing more: everything was done once, and the run ended once.
 func TestOwnerStoppedForLongerThanTheAckWait(t *testing.T) {
 	t.Parallel()
 	cluster := natstest.StartCluster(t, 3)
@@ -34,11 +35,11 @@ func TestOwnerStoppedForLongerThanTheAckWait(t *testing.T) {
 	}
 	var cases []stop
 	for _, act := range acts {
-		for _, point := range []string{atIntent, inReadBack, callLost, callDone} {
+		for _, point := range []string{atIntent, inReadBack, callLost, callDone, meanwhile} {
 			cases = append(cases, stop{act: act, point: point})
 		}
 	}
-	const lanes = 4
+	const lanes = 5
 	inLanes(t, lanes, func(t *testing.T, n int) {
 		l := newLane(t, cluster.URL(), fmt.Sprintf("stop-%d", n+1), 3, len(cases)/lanes+1)
 		tried := map[string]string{}
@@ -105,7 +106,7 @@ func (l *lane) stopped(name string, a act, point string) (vm string) {
 					if e := l.read(m); e.kind == a.starting {
 						intent = e.run.Owner.Instance
 					}
-					if intent != "" && point == atIntent {
+					if intent != "" && (point == atIntent || point == meanwhile) {
 						stop(intent)
 					}
 				case intent != "" && point == inReadBack && strings.Contains(string(m.Data), vm) && !strings.HasPrefix(m.Reply, ownInbox):
@@ -121,12 +122,18 @@ func (l *lane) stopped(name string, a act, point string) (vm string) {
 
 	l.publish(vm, name, whole("exit 0"))
 	stale := <-owner
+	p := l.replica(stale)
+	if point == meanwhile {
+		l.until(name+": the other has its fact", func() bool {
+			return slices.ContainsFunc(l.stored(vm), func(e event) bool { return e.kind == a.started && e.run.Owner.Instance == other(stale) })
+		})
+		p.signal(syscall.SIGCONT)
+	}
 	if end := l.settled(name, vm); end.run.Owner.Instance != other(stale) {
 		l.t.Errorf("%s: ended by %s, which was stopped", name, stale)
 	}
 	l.hook(nil)
 	before := l.stored(vm)
-	p := l.replica(stale)
 	p.signal(syscall.SIGCONT)
 	l.until(name+": the stale owner gives up", func() bool {
 		return slices.ContainsFunc(strings.Split(p.log.String(), "\n"), func(line string) bool {

@@ -66,12 +66,13 @@ func (c *Conn) consume(ctx context.Context, vcenter, durable string, read func(m
 	c.knows(vcenter, durable)
 	i := &intake{
 		conn: c, vcenter: vcenter, durable: durable, read: read, stopping: ctx, held: map[uint64]*held{}, period: make(chan time.Duration, 1),
-		log: c.log.With().Str("vcenter", vcenter).Logger(),
+		quiet: make(chan struct{}), log: c.log.With().Str("vcenter", vcenter).Logger(),
 	}
 	quit := make(chan struct{})
 	var beats sync.WaitGroup
 	beats.Go(func() { i.heartbeats(quit) })
 	err := i.run(ctx)
+	close(i.quiet)
 	i.handles.Wait()
 	close(quit)
 	beats.Wait()
@@ -86,6 +87,7 @@ type intake struct {
 	read     func(m jetstream.Msg, seq, delivered uint64) (work, error)
 	stopping context.Context // ended: nothing more is taken
 	log      zerolog.Logger
+	quiet    chan struct{} // closed: no pull of ours is open, so what is given back goes to another process
 	handles  sync.WaitGroup
 	period   chan time.Duration // between two heartbeats, where it changes
 
@@ -175,7 +177,7 @@ func (i *intake) take(msg jetstream.Msg) {
 		return
 	}
 	if i.stopping.Err() != nil {
-		i.answer("nak", msg.Nak)
+		i.handles.Go(func() { i.giveBack(msg) })
 		return
 	}
 	h := &held{msg: msg}
@@ -210,8 +212,7 @@ func (i *intake) work(h *held, seq, delivered uint64) {
 		msg := i.drop(seq)
 		i.answer("nak", func() error { return msg.NakWithDelay(retry.After) })
 	case errors.Is(err, ErrReleased):
-		msg := i.drop(seq)
-		i.answer("nak", msg.Nak)
+		i.giveBack(i.drop(seq))
 	case errors.Is(err, ErrFenced):
 		i.drop(seq)
 		log.Info().Err(err).Msg("another owner goes on with this request")
@@ -219,6 +220,15 @@ func (i *intake) work(h *held, seq, delivered uint64) {
 		i.drop(seq)
 		log.Error().Err(err).Msg("request left alone; the stream delivers it again")
 	}
+}
+
+// giveBack has the stream deliver a message at once, to somebody else where this process stops: the very next delivery is the one that may trust
+// a release.
+func (i *intake) giveBack(msg jetstream.Msg) {
+	if i.stopping.Err() != nil {
+		<-i.quiet
+	}
+	i.answer("nak", msg.Nak)
 }
 
 // call is handle, whose panic costs its own request only: the stream would hand a request that kills the process to the next process.

@@ -109,7 +109,7 @@ func (r *Request) read(env *envelope) error {
 		return &RejectError{Code: InvalidRequest, Field: at, Withhold: true,
 			Message: "holds a literal password; secrets never travel: name one that guestflow holds. The data of this message is not kept"}
 	}
-	dropNulls(tree, "customize.spec")
+	dropNulls(tree, "customize.spec", "customize.configParams")
 	if err := checkRequest(tree); err != nil {
 		return err
 	}
@@ -125,12 +125,12 @@ func (r *Request) read(env *envelope) error {
 	}
 	if c := r.Asked.Customize; c != nil { // word for word, where the canonical form sorts
 		var asWritten struct {
-			Customize struct{ Spec json.RawMessage }
+			Customize struct{ Spec, ConfigParams json.RawMessage }
 		}
 		if err := json.Unmarshal(env.data, &asWritten); err != nil {
 			return invalid("customize.spec", "%v", err)
 		}
-		c.Spec = asWritten.Customize.Spec
+		c.Spec, c.ConfigParams = asWritten.Customize.Spec, asWritten.Customize.ConfigParams
 	}
 	sum := sha256.Sum256(canonical)
 	r.Digest = hex.EncodeToString(sum[:])
@@ -172,7 +172,7 @@ func checkRequest(tree map[string]any) error {
 			problems = append(problems, schemas.Problem{Field: field, Message: message})
 		}
 	}
-	for _, at := range []string{"timeout", "guest.readyTimeout", "customize.timeout", "network.timeout"} {
+	for _, at := range []string{"timeout", "guest.readyTimeout", "customize.timeout", "network.timeout", "verify.timeout"} {
 		v := any(tree)
 		for name := range strings.SplitSeq(at, ".") {
 			m, _ := v.(map[string]any)
@@ -244,8 +244,8 @@ func rejectProblems(problems []schemas.Problem) error {
 	return &RejectError{Code: InvalidRequest, Field: problems[0].Field, Message: text}
 }
 
-// dropNulls takes out every member that is null, outside the path opaque: null is read as absent. Items of arrays stay.
-func dropNulls(tree map[string]any, opaque string) {
+// dropNulls takes out every member that is null, outside the paths opaque: null is read as absent. Items of arrays stay.
+func dropNulls(tree map[string]any, opaque ...string) {
 	var walk func(v any, at string)
 	walk = func(v any, at string) {
 		switch v := v.(type) {
@@ -254,7 +254,7 @@ func dropNulls(tree map[string]any, opaque string) {
 				switch inner := strings.TrimPrefix(at+"."+name, "."); {
 				case child == nil:
 					delete(v, name)
-				case inner != opaque:
+				case !slices.Contains(opaque, inner):
 					walk(child, inner)
 				}
 			}
@@ -333,7 +333,7 @@ func (c *Cancel) read(env *envelope) error {
 	if err != nil {
 		return err
 	}
-	dropNulls(tree, "")
+	dropNulls(tree)
 	if err := rejectProblems(schemas.Check(schemas.CancelRequested, tree)); err != nil {
 		return err
 	}

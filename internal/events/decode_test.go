@@ -112,7 +112,7 @@ func TestDecodeRequestData(t *testing.T) {
 		Customize: &events.AskedCustomize{Spec: json.RawMessage(spec), Timeout: events.Duration(90 * time.Minute)},
 		Network:   &events.AskedNetwork{},
 		Processes: []events.AskedProcess{
-			{Name: "a", Run: &events.AskedExec{Path: "/bin/a", Environment: map[string]string{"A": "1"}}, SuccessExitCodes: []int64{0, 3}},
+			{Name: "a", Run: &events.AskedExec{Path: "/bin/a", Environment: map[string]events.AskedText{"A": {Text: "1"}}}, SuccessExitCodes: []int64{0, 3}},
 			{Name: "b", Run: &events.AskedExec{Path: "/bin/b"}},
 		},
 	}

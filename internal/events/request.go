@@ -64,8 +64,10 @@ type AskedCredentials struct {
 
 // AskedCustomize is the customization asked for.
 type AskedCustomize struct {
-	Spec    json.RawMessage `json:"spec"`    // VI JSON CustomizationSpec, sent word for word
-	Timeout Duration        `json:"timeout"` // default 20m
+	Spec         json.RawMessage `json:"spec"`         // VI JSON CustomizationSpec, sent word for word; or
+	SpecName     string          `json:"specName"`     // that of one stored in vCenter
+	ConfigParams json.RawMessage `json:"configParams"` // VI JSON array of OptionValue, sent word for word
+	Timeout      Duration        `json:"timeout"`      // default 20m
 }
 
 // AskedNetwork asks for the guest's network to be started.
@@ -92,20 +94,45 @@ func (v *AskedVerify) UnmarshalJSON(b []byte) error {
 	return json.Unmarshal(b, (*plain)(v))
 }
 
-// AskedProcess is a guest process to run.
+// AskedProcess is a guest process to run, or one that was started elsewhere to watch.
 type AskedProcess struct {
-	Name             string     `json:"name"`
-	Run              *AskedExec `json:"run"`
-	SuccessExitCodes []int64    `json:"successExitCodes"` // default [0]
-	Timeout          Duration   `json:"timeout"`          // default 10m
+	Name             string            `json:"name"`
+	Run              *AskedExec        `json:"run"`
+	Watch            *AskedWatch       `json:"watch"`
+	SuccessExitCodes []int64           `json:"successExitCodes"` // default [0]; with Watch: its end is enough
+	Timeout          Duration          `json:"timeout"`          // default 10m
+	Credentials      *AskedCredentials `json:"credentials"`      // default guest.credentials
+}
+
+// AskedWatch names a process that was started elsewhere.
+type AskedWatch struct {
+	PID       int64      `json:"pid"`
+	StartedAt *time.Time `json:"startedAt"` // the guest's clock
 }
 
 // AskedExec is a program to start in the guest.
 type AskedExec struct {
-	Path             string            `json:"path"`
-	Arguments        string            `json:"arguments"` // one string, as vSphere gives it to the guest's shell
-	WorkingDirectory string            `json:"workingDirectory"`
-	Environment      map[string]string `json:"environment"` // replaces the guest's own
+	Path             string               `json:"path"`
+	Arguments        string               `json:"arguments"` // one string, as vSphere gives it to the guest's shell
+	WorkingDirectory string               `json:"workingDirectory"`
+	Environment      map[string]AskedText `json:"environment"` // replaces the guest's own
+}
+
+// AskedText is a string, or names a secret that stands for it.
+type AskedText struct {
+	Text           string
+	SecretRef, Key string
+}
+
+// UnmarshalJSON reads a string, or {"secretRef":…,"key":…}.
+func (t *AskedText) UnmarshalJSON(b []byte) error {
+	if len(b) > 0 && b[0] == '"' {
+		return json.Unmarshal(b, &t.Text)
+	}
+	var secret struct{ SecretRef, Key string }
+	err := json.Unmarshal(b, &secret)
+	t.SecretRef, t.Key = secret.SecretRef, secret.Key
+	return err
 }
 
 // Mark names one stored event: its stream sequence, which a journal that lost its tail may use again, and its message ID, which is never used again.

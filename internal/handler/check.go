@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/guestflow/guestflow/internal/events"
@@ -23,11 +25,14 @@ func (r *run) check(ctx context.Context) error {
 			why = f
 		}
 	}
-	if r.asked.Guest != nil && r.asked.Guest.Credentials != nil {
+	r.checkSecrets(block)
+	if err := r.readSpec(ctx, s); err != nil {
 		var f *stepError
-		if _, err := r.guestAuth("check"); errors.As(err, &f) {
-			block(f, "guest.credentials")
+		if !errors.As(err, &f) || f.code != events.NotFound && f.code != events.Unauthorized {
+			return err
 		}
+		f.message = fmt.Sprintf("vCenter %s gives no customization specification %q: %v", r.VCenter, r.asked.Customize.SpecName, f.err)
+		block(f, "customize.specName")
 	}
 	vm, err := ask(ctx, r, s, r.readVM)
 	var gone *stepError
@@ -46,7 +51,7 @@ func (r *run) check(ctx context.Context) error {
 			block(&stepError{step: "check", code: events.PowerState,
 				message: fmt.Sprintf("vm %s is %s: only a running guest can be customized, power it on", r.vm, vm.PowerState)}, "vm")
 		}
-		c.Warnings = append(warningsOf(r.asked), warningsOfVM(vm)...)
+		c.Warnings = append(warningsOf(r.spec), warningsOfVM(vm)...)
 		if err := r.customizable(ctx, s, vm, block); err != nil {
 			return err
 		}
@@ -68,6 +73,43 @@ func (r *run) check(ctx context.Context) error {
 		return why
 	}
 	return nil
+}
+
+// checkSecrets reads every secret that the request names, so that a missing one is known before anything is changed.
+func (r *run) checkSecrets(block func(*stepError, string)) {
+	credentials := func(c *events.AskedCredentials, field string) {
+		var f *stepError
+		if c == nil {
+			return
+		}
+		if _, err := r.authOf(c, "check", field); errors.As(err, &f) {
+			block(f, field)
+		}
+	}
+	found := func(err error, field string) {
+		if err != nil {
+			block(r.noSecret("check", field, err), field)
+		}
+	}
+	if r.asked.Guest != nil {
+		credentials(r.asked.Guest.Credentials, "guest.credentials")
+	}
+	if c := r.asked.Customize; c != nil {
+		_, _, err := r.secrets.fill(c.Spec)
+		found(err, "customize.spec")
+		_, _, err = r.secrets.fill(c.ConfigParams)
+		found(err, "customize.configParams")
+	}
+	for i, p := range r.asked.Processes {
+		credentials(p.Credentials, fmt.Sprintf("processes[%d].credentials", i))
+		if p.Run == nil {
+			continue
+		}
+		for _, name := range slices.Sorted(maps.Keys(p.Run.Environment)) {
+			_, err := r.secrets.text(p.Run.Environment[name])
+			found(err, fmt.Sprintf("processes[%d].run.environment.%s", i, name))
+		}
+	}
 }
 
 // customizable puts vCenter's own check (9.0 and later) into the run.
@@ -150,14 +192,11 @@ func olderThan9(apiVersion string) bool {
 
 // warningsOf names what CustomizeGuest_Task is known to drop or not to support. (Customizing Guest Network Settings for Running Virtual Machines,
 // vSphere Web Services SDK Programming Guide: Linux guests only.)
-func warningsOf(asked *events.Asked) []events.Remark {
-	if asked.Customize == nil {
-		return nil
-	}
+func warningsOf(tree json.RawMessage) []events.Remark {
 	var spec struct {
 		Identity map[string]json.RawMessage `json:"identity"`
 	}
-	if json.Unmarshal(asked.Customize.Spec, &spec) != nil {
+	if json.Unmarshal(tree, &spec) != nil {
 		return nil
 	}
 	var kind string

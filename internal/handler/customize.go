@@ -2,6 +2,7 @@ package handler
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"strings"
 	"time"
@@ -35,20 +36,44 @@ func (r *run) customize() *act {
 				c.StartedAt = &now
 			}
 			r.guestBefore(ctx)
-			return nil
+			return r.readSpec(ctx, r.current())
 		},
 		call: func(ctx context.Context, gate vcapi.Gate) error {
 			auth, err := r.guestAuth("customize")
 			if err != nil {
 				return err
 			}
-			task, err := r.vc.CustomizeGuest(ctx, gate, r.vm, auth, r.asked.Customize.Spec, nil)
+			spec, specSecrets, err := r.secrets.fill(r.spec)
+			if err != nil {
+				return r.noSecret("customize", "customize.spec", err)
+			}
+			params, paramSecrets, err := r.secrets.fill(r.asked.Customize.ConfigParams)
+			if err != nil {
+				return r.noSecret("customize", "customize.configParams", err)
+			}
+			auth.Redact = append(specSecrets, paramSecrets...)
+			task, err := r.vc.CustomizeGuest(ctx, gate, r.vm, auth, spec, params)
 			if err == nil {
 				made(task)
 			}
 			return err
 		},
 	}
+}
+
+// readSpec reads the spec that the run customizes with: the request's own, or the one of that name in vCenter.
+func (r *run) readSpec(ctx context.Context, s *step) error {
+	if r.spec != nil || r.asked.Customize == nil {
+		return nil
+	}
+	name := r.asked.Customize.SpecName
+	if name == "" {
+		r.spec = r.asked.Customize.Spec
+		return nil
+	}
+	spec, err := ask(ctx, r, s, func(ctx context.Context) (json.RawMessage, error) { return r.vc.StoredSpec(ctx, name) })
+	r.spec = spec
+	return err
 }
 
 // guestBefore reads what the guest says of its last customization, so that an old success is not taken for this run's. Its failure costs only

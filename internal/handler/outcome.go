@@ -128,6 +128,7 @@ var byName = map[string]outcome{
 	"UncustomizableGuest":           {events.NotCustomizable, ""},
 	"ManagedObjectNotFound":         {events.NotFound, ""},
 	"NOT_FOUND":                     {events.NotFound, ""},
+	"NotFound":                      {events.NotFound, ""},
 	"NoPermission":                  {events.Unauthorized, ""},
 	"UNAUTHORIZED":                  {events.Unauthorized, ""},
 	"NotAuthenticated":              {events.Unauthenticated, events.WaitingVCenterUnavailable},

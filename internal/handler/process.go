@@ -37,18 +37,28 @@ func (r *run) startProcess(asked *events.AskedProcess, p *events.Process) *act {
 	mark := marker(r.state.Run, p.Name)
 	return &act{
 		name: "process", starting: events.ProcessStarting, started: events.ProcessStarted,
-		look: func(ctx context.Context) (sighting, error) { return r.lookForProcess(ctx, p, mark) },
+		look: func(ctx context.Context) (sighting, error) { return r.lookForProcess(ctx, asked, p, mark) },
 		intend: func(context.Context) error {
 			p.Command = commandLine(asked.Run, mark)
 			return nil
 		},
 		call: func(ctx context.Context, gate vcapi.Gate) error {
-			auth, err := r.guestAuth("process")
+			auth, err := r.processAuth(asked)
 			if err != nil {
 				return err
 			}
+			environment := make(map[string]string, len(asked.Run.Environment))
+			for name, t := range asked.Run.Environment {
+				value, err := r.secrets.text(t)
+				if err != nil {
+					return r.noSecret("process", "environment."+name, err)
+				}
+				if environment[name] = value; t.SecretRef != "" {
+					auth.Redact = append(auth.Redact, value)
+				}
+			}
 			p.PID, err = r.vc.StartProcess(ctx, gate, r.vm, auth, vcapi.ProcessSpec{Path: asked.Run.Path, Arguments: marked(asked.Run.Arguments, mark),
-				WorkingDirectory: asked.Run.WorkingDirectory, Environment: asked.Run.Environment})
+				WorkingDirectory: asked.Run.WorkingDirectory, Environment: environment})
 			if err != nil {
 				return err
 			}
@@ -79,9 +89,40 @@ func noteProcess(p *events.Process, shown vcapi.Process) {
 	}
 }
 
+// processAuth reads the credentials for a process: its own, or the run's.
+func (r *run) processAuth(asked *events.AskedProcess) (vcapi.GuestAuth, error) {
+	if asked.Credentials != nil {
+		return r.authOf(asked.Credentials, "process", "processes["+asked.Name+"].credentials")
+	}
+	return r.guestAuth("process")
+}
+
+// watchProcess begins to watch a process that was started elsewhere: it must be there, and be the one that the request names.
+func (r *run) watchProcess(ctx context.Context, asked *events.AskedProcess, p *events.Process) error {
+	s := r.current()
+	shown, err := ask(ctx, r, s, func(ctx context.Context) (vcapi.Process, error) {
+		auth, err := r.processAuth(asked)
+		if err != nil {
+			return vcapi.Process{}, err
+		}
+		return r.vc.Process(ctx, r.vm, auth, asked.Watch.PID)
+	})
+	if err != nil {
+		return err
+	}
+	if at := asked.Watch.StartedAt; at != nil && !shown.Started.Equal(*at) {
+		return &stepError{step: s.name, process: p.Name, code: events.NotFound, message: fmt.Sprintf(
+			"pid %d was started at %s, the request names one of %s: another process has the pid now", asked.Watch.PID,
+			shown.Started.UTC().Format(time.RFC3339), at.UTC().Format(time.RFC3339))}
+	}
+	p.PID, p.State = asked.Watch.PID, events.Running
+	noteProcess(p, shown)
+	return r.record(events.ProcessStarted)
+}
+
 // lookForProcess looks in the guest for a process with the run's marker.
-func (r *run) lookForProcess(ctx context.Context, p *events.Process, mark string) (sighting, error) {
-	auth, err := r.guestAuth("process")
+func (r *run) lookForProcess(ctx context.Context, asked *events.AskedProcess, p *events.Process, mark string) (sighting, error) {
+	auth, err := r.processAuth(asked)
 	if err != nil {
 		return sighting{}, err
 	}
@@ -135,7 +176,7 @@ func (r *run) exited(ctx context.Context, asked *events.AskedProcess, p *events.
 			return r.interrupted(ctx)
 		}
 		poll.cur = min(poll.cur, longestPoll)
-		auth, err := r.guestAuth("process")
+		auth, err := r.processAuth(asked)
 		if err != nil {
 			return err
 		}
@@ -156,6 +197,9 @@ func (r *run) exited(ctx context.Context, asked *events.AskedProcess, p *events.
 			return r.interrupted(ctx)
 		case !errors.As(err, &v):
 			return err
+		case r.outcome(s, v).code == events.NotFound && asked.Watch != nil && len(asked.SuccessExitCodes) == 0:
+			p.State = events.Succeeded // its end is all that was asked for
+			return r.record(events.ProcessExited)
 		case r.outcome(s, v).code == events.NotFound:
 			return r.exitLost(s, p, "the guest no longer knows the process: VMware Tools keep an exit code for five minutes, and lose it when they are restarted", err)
 		case r.outcome(s, v).waiting == "":
@@ -171,6 +215,10 @@ func (r *run) exited(ctx context.Context, asked *events.AskedProcess, p *events.
 
 func (r *run) exitedWith(s *step, asked *events.AskedProcess, p *events.Process, shown vcapi.Process) error {
 	p.FinishedAt, p.ExitCode = shown.Finished, shown.ExitCode
+	if asked.Watch != nil && len(asked.SuccessExitCodes) == 0 {
+		p.State = events.Succeeded
+		return r.record(events.ProcessExited)
+	}
 	if shown.ExitCode == nil {
 		return r.exitLost(s, p, "the guest says that it ended, but not with which exit code", nil)
 	}

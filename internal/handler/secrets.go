@@ -46,8 +46,7 @@ const (
 )
 
 // guestAuth reads the credentials that a request names.
-func (s Secrets) guestAuth(g *events.AskedGuest) (vcapi.GuestAuth, error) {
-	c := g.Credentials
+func (s Secrets) guestAuth(c *events.AskedCredentials, interactive bool) (vcapi.GuestAuth, error) {
 	kind := c.Type
 	if kind == "" {
 		kind = userPassword
@@ -57,7 +56,7 @@ func (s Secrets) guestAuth(g *events.AskedGuest) (vcapi.GuestAuth, error) {
 			}
 		}
 	}
-	auth := vcapi.GuestAuth{Interactive: g.InteractiveSession}
+	auth := vcapi.GuestAuth{Interactive: interactive && kind == userPassword}
 	var err error
 	if kind == samlToken {
 		if auth.SAMLToken, err = s.read(c.SecretRef, "saml-token"); err != nil {
@@ -77,11 +76,20 @@ func (s Secrets) guestAuth(g *events.AskedGuest) (vcapi.GuestAuth, error) {
 }
 
 // guestAuth reads the run's guest credentials, at each use.
-func (r *run) guestAuth(s string) (vcapi.GuestAuth, error) {
-	auth, err := r.secrets.guestAuth(r.asked.Guest)
+func (r *run) guestAuth(step string) (vcapi.GuestAuth, error) {
+	return r.authOf(r.asked.Guest.Credentials, step, "guest.credentials")
+}
+
+func (r *run) authOf(c *events.AskedCredentials, step, field string) (vcapi.GuestAuth, error) {
+	auth, err := r.secrets.guestAuth(c, r.asked.Guest != nil && r.asked.Guest.InteractiveSession)
 	if err != nil {
-		return auth, &stepError{step: s, code: events.UnknownSecret, err: err,
-			message: fmt.Sprintf("guest credentials: %v: put the secret into the service's secrets folder for vCenter %s", err, r.VCenter)}
+		return auth, r.noSecret(step, field, err)
 	}
 	return auth, nil
+}
+
+// noSecret is the end of a run that names a secret which cannot be read.
+func (r *run) noSecret(step, field string, err error) *stepError {
+	return &stepError{step: step, code: events.UnknownSecret, err: err,
+		message: fmt.Sprintf("%s: %v: put the secret into the service's secrets folder for vCenter %s", field, err, r.VCenter)}
 }

@@ -16,8 +16,9 @@ type step struct {
 	name    string
 	process string // in a process step: its name
 	state   *events.State
-	timeout time.Duration // zero: the run's own
+	timeout time.Duration // zero: the run's own; the step does not speak to the guest
 	act     *act
+	begin   func(ctx context.Context) error // in the place of act, where nothing is changed
 	ask     func(ctx context.Context) error
 }
 
@@ -56,8 +57,14 @@ func (r *run) steps() []*step {
 	}
 	for i := range r.state.Processes {
 		asked, p := &r.asked.Processes[i], &r.state.Processes[i]
-		steps = append(steps, &step{name: "process", process: p.Name, state: &p.State, timeout: asked.Timeout.Or(10 * time.Minute),
-			act: r.startProcess(asked, p), ask: func(ctx context.Context) error { return r.exited(ctx, asked, p) }})
+		s := &step{name: "process", process: p.Name, state: &p.State, timeout: asked.Timeout.Or(10 * time.Minute),
+			ask: func(ctx context.Context) error { return r.exited(ctx, asked, p) }}
+		if asked.Watch != nil {
+			s.begin = func(ctx context.Context) error { return r.watchProcess(ctx, asked, p) }
+		} else {
+			s.act = r.startProcess(asked, p)
+		}
+		steps = append(steps, s)
 	}
 	return steps
 }
@@ -136,7 +143,7 @@ func (r *run) step(s *step) error {
 		return nil
 	}
 	r.state.Process = s.process
-	if s.act == nil {
+	if s.timeout == 0 { // it does not speak to the guest
 		return s.ask(r.ctx)
 	}
 	if *s.state != events.Running {
@@ -168,7 +175,11 @@ func (e *againError) Unwrap() error { return e.err }
 func (r *run) doAndAsk(ctx context.Context, s *step) error {
 	for pause := newBackoff(askPause); ; {
 		if *s.state != events.Running {
-			if err := r.do(ctx, s); err != nil {
+			begin := s.begin
+			if s.act != nil {
+				begin = func(ctx context.Context) error { return r.do(ctx, s) }
+			}
+			if err := begin(ctx); err != nil {
 				return err
 			}
 		}

@@ -16,7 +16,7 @@ const stopTime = 30 * time.Second
 // stop stops, in vCenter, what a canceled run has under way. What cannot be stopped keeps its state and says why.
 func (r *run) stop() error {
 	s := r.current()
-	if s.act == nil || *s.state != events.Running {
+	if *s.state != events.Running {
 		return nil
 	}
 	r.stopping = true
@@ -63,7 +63,11 @@ func (r *run) stopProcess(ctx context.Context, s *step) error {
 		if p.Name != s.process {
 			continue
 		}
-		auth, err := r.guestAuth("process")
+		if s.act == nil {
+			p.Reason = "it was started elsewhere, and goes on"
+			return nil
+		}
+		auth, err := r.processAuth(&r.asked.Processes[i])
 		if err == nil {
 			err = r.insist(ctx, func(gate vcapi.Gate) error { return r.vc.DeleteProcess(ctx, gate, r.vm, auth, p.PID) })
 		}

@@ -170,10 +170,10 @@ func (r *run) mismatches(e expected, vm vcapi.VM) (all []string) {
 // verify waits until the guest shows what the spec says. Success that only a Task reports is what users of every peer complain of most.
 func (r *run) verify(ctx context.Context) error {
 	s, v := r.current(), r.state.Verify
-	var e expected
-	if r.asked.Customize != nil {
-		e = expect(r.asked.Customize.Spec)
+	if err := r.readSpec(ctx, s); err != nil {
+		return err
 	}
+	e := expect(r.spec)
 	within, cancel := context.WithTimeoutCause(ctx, r.verifyTimeout(), errStepTime)
 	defer cancel()
 	err := r.watch(within, s, "", func(w vcapi.WatchState) (bool, error) {
@@ -212,7 +212,10 @@ func nicsOf(vm vcapi.VM) (nics []events.NIC) {
 // inPlace tells, after a Task that ended in an error, whether the guest shows the spec's host name and addresses all the same: vCenter is known
 // to give up on a guest that goes on and succeeds. Its NICs do not count, they come with the network.
 func (r *run) inPlace(ctx context.Context, s *step) (bool, error) {
-	e := expect(r.asked.Customize.Spec)
+	if err := r.readSpec(ctx, s); err != nil {
+		return false, err
+	}
+	e := expect(r.spec)
 	if !e.names() || r.state.Verify == nil {
 		return false, nil
 	}

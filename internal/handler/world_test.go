@@ -422,7 +422,7 @@ func (w *world) wrongEffects(end event) []string {
 	asked := w.owners[0].req.Asked
 	acts := map[string]bool{"customize": asked.Customize != nil, "network": asked.Network != nil}
 	for _, p := range asked.Processes {
-		acts["process "+p.Name] = true
+		acts["process "+p.Name] = p.Run != nil
 	}
 	for act, wanted := range acts {
 		count := w.vc.count(vmID, act)

@@ -10,6 +10,21 @@ import (
 
 const guestCustomizationManager = "VirtualMachineGuestCustomizationManager"
 
+// StoredSpec is the CustomizationSpec that is stored in vCenter under a name, as vCenter wrote it.
+//
+// Faults: NotFound where there is none of that name, NoPermission, CustomizationFault. Source: VI JSON, CustomizationSpecManager.GetCustomizationSpec.
+// Privilege: VirtualMachine.Provisioning.ReadCustSpecs.
+func (c *Client) StoredSpec(ctx context.Context, name string) (json.RawMessage, error) {
+	var item struct {
+		Spec json.RawMessage `json:"spec"`
+	}
+	in := struct {
+		Name string `json:"name"`
+	}{name}
+	err := c.vim(ctx, specManager, "CustomizationSpecManager", "GetCustomizationSpec", in, &item)
+	return item.Spec, err
+}
+
 // CheckCustomization asks whether a VM can be customized. It has no side effect. vm is a managed object ID.
 //
 // New in vSphere API 9.0.0.0: an older vCenter answers NOT_FOUND or OPERATION_NOT_FOUND. Errors: UNAUTHENTICATED, UNAUTHORIZED (System.View on the

@@ -47,6 +47,7 @@ type serviceContent struct {
 	ViewManager               *moRef `json:"viewManager"`
 	TaskManager               *moRef `json:"taskManager"`
 	GuestCustomizationManager *moRef `json:"guestCustomizationManager"`
+	CustomizationSpecManager  *moRef `json:"customizationSpecManager"`
 }
 
 // object finds the managed object to call, by what the vCenter said of itself.
@@ -63,6 +64,7 @@ var (
 	viewManager       object = func(v *service) *moRef { return v.content.ViewManager }
 	taskManager       object = func(v *service) *moRef { return v.content.TaskManager }
 	customizer        object = func(v *service) *moRef { return v.content.GuestCustomizationManager }
+	specManager       object = func(v *service) *moRef { return v.content.CustomizationSpecManager }
 	serviceInstance          = at("ServiceInstance", "ServiceInstance")
 )
 

@@ -58,7 +58,10 @@ const (
 )
 
 func newWatch(c *Client) *watch {
-	return &watch{c: c, patience: 2 * time.Second, linger: 5 * time.Second, objects: make(map[moRef]*watched), answered: time.Now(), changed: make(chan struct{}, 1)}
+	return &watch{
+		c: c, patience: 2 * time.Second, linger: 5 * time.Second,
+		objects: make(map[moRef]*watched), answered: time.Now(), changed: make(chan struct{}, 1),
+	}
 }
 
 // PollAge is the time since the long poll was last answered; before the first answer, since New.

@@ -1,0 +1,200 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/guestflow/guestflow/internal/events/natstest"
+	"github.com/guestflow/guestflow/internal/vcsim"
+)
+
+// NATS is away in the middle of runs, for several ack waits: the runs go on where they were, nothing is done twice, and the log tells it in few lines.
+func TestNATSAway(t *testing.T) {
+	t.Parallel()
+	server := natstest.StartServer(t)
+	s := newSite(t, server.URL(), vcsim.Options{})
+	for _, vm := range s.vc.VMs() {
+		s.vc.VM(vm).Configure(func(g *vcsim.Guest) { g.CustomizeFor, g.NetworkFor = time.Second, 100*time.Millisecond })
+	}
+	r := s.replicate(1)
+	for _, vm := range s.vc.VMs() {
+		s.publish(vm, vm, whole("exit 0"))
+	}
+	for _, vm := range s.vc.VMs() {
+		s.await(vm, "customize.started")
+	}
+	lines := func() (n int) {
+		for _, instance := range instances {
+			n += strings.Count(r.replica(instance).log.String(), "\n")
+		}
+		return n
+	}
+	before := lines()
+	server.Stop()
+	outage := time.NewTimer(8 * time.Second)
+	<-outage.C
+	during := lines() - before
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for _, vm := range s.vc.VMs() {
+		s.settled(vm, vm)
+		s.once(vm, vm)
+		t.Logf("%s: %v", vm, kindsOf(s.stored(vm)))
+	}
+	t.Logf("%d lines of log while NATS was away, of two replicas with %d runs in hand", during, len(s.vc.VMs()))
+	if most := 2 * len(s.vc.VMs()); during > most {
+		t.Errorf("%d lines of log while NATS was away, more than %d", during, most)
+		for _, instance := range instances {
+			t.Logf("%s:\n%s", instance, r.replica(instance).log)
+		}
+	}
+}
+
+// A vCenter that is away, or takes calls and does not answer, delays no run of another one; its own runs go on when it is back.
+func TestDeadVCenterDelaysNoOther(t *testing.T) {
+	t.Parallel()
+	for _, how := range []string{"stopped", "silent"} {
+		t.Run(how, func(t *testing.T) {
+			t.Parallel()
+			url := startNATS(t)
+			lab, dead := newSiteNamed(t, url, "lab", vcsim.Options{}), newSiteNamed(t, url, "dead", vcsim.Options{})
+			brief(lab.vc)
+			brief(dead.vc)
+			lab.writeSecrets("dead")
+			release := make(chan struct{})
+			back := sync.OnceFunc(func() { close(release); dead.vc.Resume() })
+			defer back()
+			if how == "stopped" {
+				dead.vc.Stop()
+			} else {
+				dead.vc.OnCall(func(vcsim.Call, vcsim.Phase) vcsim.Action {
+					<-release
+					return vcsim.Proceed
+				})
+			}
+			env := []string{}
+			for _, setting := range dead.env {
+				if strings.HasPrefix(setting, "VCENTER_DEAD_") {
+					env = append(env, setting)
+				}
+			}
+			p := lab.start(append(env, "GUESTFLOW_VCENTERS=lab,dead")...)
+			for i := range dead.vc.VMs() {
+				dead.publish(dead.vc.VMs()[i], fmt.Sprintf("dead %d", i), whole("exit 0"))
+			}
+			for i := range lab.vc.VMs() {
+				lab.publish(lab.vc.VMs()[i], fmt.Sprintf("lab %d", i), whole("exit 0"))
+			}
+			for i, vm := range lab.vc.VMs() {
+				lab.settled(fmt.Sprintf("lab %d", i), vm)
+				lab.once(fmt.Sprintf("lab %d", i), vm)
+			}
+			for i, vm := range dead.vc.VMs() {
+				for _, e := range dead.stored(vm) {
+					if e.kind != "run.accepted" && e.kind != "run.waiting" {
+						t.Errorf("dead %d has got to %s", i, e.kind)
+					}
+				}
+			}
+			if _, body := p.get("/metrics"); how == "stopped" && !strings.Contains(body, `guestflow_vcenter_up{vcenter="dead"} 0`) {
+				t.Error("guestflow_vcenter_up of the dead vCenter is not 0")
+			}
+			if status, body := p.get("/readyz"); status != 200 {
+				t.Errorf("/readyz: %d %s", status, body)
+			}
+			back()
+			for i, vm := range dead.vc.VMs() {
+				dead.settled(fmt.Sprintf("dead %d", i), vm)
+				dead.once(fmt.Sprintf("dead %d", i), vm)
+			}
+		})
+	}
+}
+
+// A VM whose queue is full refuses the next request, and leaves the other VMs alone.
+func TestFullQueueLeavesOthersAlone(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, startNATS(t), vcsim.Options{})
+	brief(s.vc)
+	full, others := s.vc.VMs()[:2], s.vc.VMs()[2:]
+	for _, vm := range full {
+		s.vc.VM(vm).Configure(func(g *vcsim.Guest) { g.CustomizeFor = forEver })
+	}
+	s.start("GUESTFLOW_QUEUE_PER_VM=2", "VCENTER_LAB_MAX_IN_FLIGHT=6")
+	for _, vm := range full {
+		s.publish(vm, vm+" 1", whole("exit 0"))
+		s.publish(vm, vm+" 2", whole("exit 0"))
+		_, err := s.tryPublish(vm, vm+" 3", whole("exit 0"))
+		if api := new(jetstream.APIError); !errors.As(err, &api) || api.ErrorCode != 10077 {
+			t.Errorf("the third request for %s: %v, want 10077", vm, err)
+		}
+	}
+	for _, vm := range full {
+		s.await(vm+" 1", "customize.started")
+	}
+	for round := range 2 {
+		for _, vm := range others {
+			s.publish(vm, fmt.Sprintf("%s round %d", vm, round), map[string]any{"verify": false, "network": map[string]any{}, "guest": whole("")["guest"]})
+		}
+	}
+	for round := range 2 {
+		for _, vm := range others {
+			if e := s.ended(fmt.Sprintf("%s round %d", vm, round)); e.kind != "run.succeeded" {
+				t.Errorf("%s ended with %s: %+v", vm, e.kind, e.run.Error)
+			}
+		}
+	}
+	for _, vm := range full {
+		s.cancel(vm, "cancel "+vm, vm+" 1")
+		brief(s.vc)
+		if e := s.ended(vm + " 2"); e.kind != "run.succeeded" {
+			t.Errorf("%s 2 ended with %s: %+v", vm, e.kind, e.run.Error)
+		}
+	}
+	s.emptied()
+}
+
+// MaxAckPending, the cap, follows the setting at the next start, up and down, also while requests are in hand.
+func TestCapFollowsTheSetting(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, startNATS(t), vcsim.Options{})
+	for _, vm := range s.vc.VMs() {
+		s.vc.VM(vm).Configure(func(g *vcsim.Guest) { g.CustomizeFor = 500 * time.Millisecond })
+	}
+	for i, limit := range []int{4, 2, 8} {
+		p := s.start(fmt.Sprintf("VCENTER_LAB_MAX_IN_FLIGHT=%d", limit))
+		if i == 0 {
+			for _, vm := range s.vc.VMs() {
+				s.publish(vm, vm, whole("exit 0"))
+			}
+			s.await(s.vc.VMs()[0], "customize.started")
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		consumer, err := s.js.Consumer(ctx, "GUESTFLOW_REQUESTS_lab", "guestflow-requests-lab")
+		cancel()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if have := consumer.CachedInfo().Config.MaxAckPending; have != limit {
+			t.Errorf("MaxAckPending is %d, the setting says %d", have, limit)
+		}
+		if i == 2 {
+			break
+		}
+		if err := p.stop(); err != nil {
+			t.Errorf("after SIGTERM: %v", err)
+		}
+	}
+	for _, vm := range s.vc.VMs() {
+		s.settled(vm, vm)
+		s.once(vm, vm)
+	}
+}

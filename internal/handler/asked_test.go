@@ -1,0 +1,111 @@
+package handler
+
+import (
+	"context"
+	"encoding/json"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/guestflow/guestflow/internal/events"
+	"github.com/guestflow/guestflow/internal/vcapi"
+)
+
+const storedSpec = `{"_typeName":"CustomizationSpec","identity":{"_typeName":"CustomizationLinuxPrep","hostName":{"_typeName":"CustomizationFixedName","name":"web-1"}}}`
+
+// StoredSpec knows one spec: "linux".
+func (c *client) StoredSpec(ctx context.Context, name string) (json.RawMessage, error) {
+	if err := c.reach(ctx, "StoredSpec"); err != nil {
+		return nil, err
+	}
+	if name != "linux" {
+		return nil, vcError("NotFound", 500, vcapi.Permanent)
+	}
+	return json.RawMessage(storedSpec), nil
+}
+
+func TestStoredSpec(t *testing.T) {
+	t.Parallel()
+	secrets := secretsDir(t)
+	const asks = `{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},"verify":false,"customize":{"specName":`
+	inWorld(t, secrets, func(w *world) {
+		if run := w.run(asks + `"linux"}}`); run.Status != events.StatusSucceeded {
+			t.Errorf("status %s, error %+v", run.Status, run.Error)
+		}
+	})
+	inWorld(t, secrets, func(w *world) {
+		run := w.run(asks + `"none"}}`)
+		if run.Error == nil || run.Error.Code != events.NotFound || len(run.Check.Blockers) != 1 || run.Check.Blockers[0].Field != "customize.specName" {
+			t.Errorf("error %+v, check %+v", run.Error, run.Check)
+		}
+	})
+}
+
+// Every secret that cannot be read is named before anything is changed, and in no event is one that can.
+func TestMissingSecretsAreNamedAtOnce(t *testing.T) {
+	t.Parallel()
+	secrets := secretsDir(t)
+	inWorld(t, secrets, func(w *world) {
+		run := w.run(`{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},
+			"customize":{"spec":{"identity":{"password":{"value":{"secretRef":"gone","key":"a"},"plainText":true}}},
+				"configParams":[{"key":"k","value":{"_typeName":"string","_value":{"secretRef":"gone","key":"b"}}}]},
+			"processes":[{"name":"p","credentials":{"secretRef":"nobody"},"run":{"path":"/bin/sh","environment":{"A":"x","TOKEN":{"secretRef":"gone","key":"c"}}}}]}`)
+		if run.Error == nil || run.Error.Code != events.UnknownSecret {
+			t.Fatalf("error %+v", run.Error)
+		}
+		var fields []string
+		for _, b := range run.Check.Blockers {
+			fields = append(fields, b.Field)
+		}
+		want := "customize.spec customize.configParams processes[0].credentials processes[0].run.environment.TOKEN"
+		if got := strings.Join(fields, " "); got != want {
+			t.Errorf("blockers on %s, want %s", got, want)
+		}
+	})
+}
+
+func TestWatchedProcess(t *testing.T) {
+	t.Parallel()
+	secrets := secretsDir(t)
+	const watch = `{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},"processes":[{"name":"old","watch":{"pid":77%s}%s}]}`
+	data := func(startedAt, codes string) string {
+		return strings.Replace(strings.Replace(watch, "%s", startedAt, 1), "%s", codes, 1)
+	}
+	for _, test := range []struct {
+		name, data string
+		exit       int64
+		forget     bool // the guest forgets it before it is asked for its exit
+		absent     bool
+		code       events.Code // "": succeeded
+		kinds      string
+	}{
+		{name: "its end is enough", data: data("", ""), exit: 5, kinds: "process.started process.exited run.succeeded"},
+		{name: "forgotten after it was seen", data: data("", ""), forget: true, kinds: "process.started process.exited run.succeeded"},
+		{name: "its exit code counts", data: data("", `,"successExitCodes":[0]`), exit: 5, code: events.ExitCode, kinds: "process.started process.exited run.failed"},
+		{name: "its exit code is lost", data: data("", `,"successExitCodes":[0]`), forget: true, code: events.ExitCodeUnknown,
+			kinds: "process.started process.exited run.failed"},
+		{name: "there is none", data: data("", ""), absent: true, code: events.NotFound, kinds: "run.failed"},
+		{name: "another process has the pid", data: data(`,"startedAt":"2001-01-01T00:00:00Z"`, ""), code: events.NotFound, kinds: "run.failed"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			inWorld(t, secrets, func(w *world) {
+				vm := w.vc.vms["vm-42"]
+				if !test.absent {
+					vm.procs = append(vm.procs, &fakeProc{pid: 77, command: `"/bin/old" `, started: time.Now(), program: program{takes: 10 * time.Second, exit: test.exit}})
+					if test.forget {
+						w.later(9*time.Second, func() { w.vc.change(func() { vm.procs = nil }) })
+					}
+				}
+				run := w.run(test.data)
+				got := strings.TrimPrefix(strings.Join(w.kinds(), " "), "run.accepted check.completed ")
+				if got != test.kinds {
+					t.Errorf("events %s, want %s", got, test.kinds)
+				}
+				if test.code == "" && run.Status != events.StatusSucceeded || test.code != "" && (run.Error == nil || run.Error.Code != test.code) {
+					t.Errorf("status %s, error %+v", run.Status, run.Error)
+				}
+			})
+		})
+	}
+}
