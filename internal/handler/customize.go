@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -51,7 +52,7 @@ func (r *run) customize() *act {
 			if err != nil {
 				return r.noSecret("customize", "customize.configParams", err)
 			}
-			auth.Redact = append(specSecrets, paramSecrets...)
+			auth.Redact = slices.Concat(specSecrets, paramSecrets)
 			task, err := r.vc.CustomizeGuest(ctx, gate, r.vm, auth, spec, params)
 			if err == nil {
 				made(task)
