@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"strings"
 	"sync"
 	"testing"
@@ -58,6 +59,36 @@ func TestNATSAway(t *testing.T) {
 	}
 }
 
+// NATS that is not there when the service starts does not end it: it is not ready, and takes requests once NATS has come.
+func TestStartsWithoutNATS(t *testing.T) {
+	t.Parallel()
+	server := natstest.StartServer(t)
+	s := newSite(t, server.URL(), vcsim.Options{})
+	brief(s.vc)
+	server.Stop()
+	p := s.launch()
+	s.until("the service says that it waits for NATS", func() bool {
+		return strings.Contains(p.log.String(), "cannot set up streams and consumers, trying again")
+	})
+	if status, _ := p.get("/readyz"); status != http.StatusServiceUnavailable {
+		t.Errorf("/readyz without NATS: %d", status)
+	}
+	if status, _ := p.get("/livez"); status != http.StatusOK {
+		t.Errorf("/livez without NATS: %d", status)
+	}
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	s.until("the service is ready", func() bool {
+		status, _ := p.get("/readyz")
+		return status == http.StatusOK
+	})
+	vm := s.vc.VMs()[0]
+	s.publish(vm, "r-1", whole("exit 0"))
+	s.settled("r-1", vm)
+	s.once("r-1", vm)
+}
+
 // A vCenter that is away, or takes calls and does not answer, delays no run of another one; its own runs go on when it is back.
 func TestDeadVCenterDelaysNoOther(t *testing.T) {
 	t.Parallel()
@@ -107,7 +138,7 @@ func TestDeadVCenterDelaysNoOther(t *testing.T) {
 			if _, body := p.get("/metrics"); how == "stopped" && !strings.Contains(body, `guestflow_vcenter_up{vcenter="dead"} 0`) {
 				t.Error("guestflow_vcenter_up of the dead vCenter is not 0")
 			}
-			if status, body := p.get("/readyz"); status != 200 {
+			if status, body := p.get("/readyz"); status != http.StatusOK {
 				t.Errorf("/readyz: %d %s", status, body)
 			}
 			back()

@@ -88,19 +88,11 @@ func settings(replicas int) events.Streams {
 	}
 }
 
-// provision makes the streams, trying again while a cluster has not settled; at the end of the test every event in them is checked.
+// provision makes the streams; at the end of the test every event in them is checked.
 func provision(t *testing.T, c *events.Conn, url string, s events.Streams) {
 	t.Helper()
-	ctx := testContext(t)
-	for {
-		err := c.Provision(ctx, s)
-		var mismatch *events.MismatchError
-		if err == nil {
-			break
-		}
-		if errors.As(err, &mismatch) || ctx.Err() != nil {
-			t.Fatal(err)
-		}
+	if err := c.Provision(testContext(t), s); err != nil {
+		t.Fatal(err)
 	}
 	t.Cleanup(func() { checkStored(t, url) })
 }

@@ -36,7 +36,7 @@ type Streams struct {
 	Provision         bool           // create what is missing, raise the limits of what is guestflow's own
 }
 
-// MismatchError says everything that has to be changed on the server before guestflow can work on it. Any other error of Provision may pass.
+// MismatchError says everything that has to be changed on the server before guestflow can work on it.
 type MismatchError struct {
 	Differences []string
 }
@@ -49,8 +49,23 @@ func (e *MismatchError) Error() string {
 // Provision makes sure that the streams and consumers are there and are what guestflow needs. What is missing is created and marked as
 // guestflow's own; of its own, limits are raised, never lowered (a lower limit per VM deletes accepted requests), but MaxAckPending and the
 // ack wait follow the settings. What an administrator made is never touched. Where something does not fit the error is a *MismatchError
-// that holds every difference; any other error means that NATS could not be asked. Several replicas may call it at once.
+// that holds every difference. While NATS is away, or busy (a cluster that starts, or makes many streams at once), it is asked again, until ctx
+// ends or the connection is closed for good. Several replicas may call it at once.
 func (c *Conn) Provision(ctx context.Context, s Streams) error {
+	w := newWaiter(c.log, "", "", "set up streams and consumers")
+	for {
+		err := c.provision(ctx, s)
+		if mismatch := new(MismatchError); err == nil || errors.As(err, &mismatch) {
+			w.done()
+			return err
+		}
+		if err := w.wait(ctx, err); err != nil {
+			return fmt.Errorf("set up streams and consumers: %w", err)
+		}
+	}
+}
+
+func (c *Conn) provision(ctx context.Context, s Streams) error {
 	var differ []string
 	if v := c.nc.ConnectedServerVersion(); v != "" && !newEnough(v) {
 		differ = append(differ, fmt.Sprintf("the server is version %s, and %d.%d or newer is needed", v, minServerMajor, minServerMinor))

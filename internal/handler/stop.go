@@ -16,7 +16,7 @@ const stopTime = 30 * time.Second
 // stop stops, in vCenter, what a canceled run has under way. What cannot be stopped keeps its state and says why.
 func (r *run) stop() error {
 	s := r.current()
-	if *s.state != events.Running {
+	if s.state == nil || *s.state != events.Running {
 		return nil
 	}
 	r.stopping = true

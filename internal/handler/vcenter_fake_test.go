@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -55,6 +56,7 @@ type rule struct {
 	lost  string        // "answer": it lands, the answer never comes; "call": it never lands
 	task  *vcapi.Error  // the Task that it makes ends with it
 	idle  bool          // that Task does nothing to the guest
+	goes  bool          // the guest goes on and shows the spec, although that Task ends with an error
 	hang  bool          // no answer comes
 	fn    func()        // runs when the call lands
 }
@@ -73,6 +75,10 @@ type fakeVM struct {
 	moves      bool                      // a customization moves that word
 	quiet      bool                      // its Tasks tell no progress
 	lies       string                    // the word at the end, where it is another than the Task's
+	outlasts   time.Duration             // how much longer than its Task the guest takes
+	hostName   string                    // what it shows
+	nics       []vcapi.NIC               // what it shows
+	ignores    bool                      // a customization changes nothing of that
 	customize  time.Duration
 	network    time.Duration
 	programs   map[string]program
@@ -301,6 +307,7 @@ func (m *fakeVM) view() vcapi.VM {
 		g := *m.guest
 		v.Customization = &g
 	}
+	v.HostName, v.NICs = m.hostName, slices.Clone(m.nics)
 	return v
 }
 
@@ -650,7 +657,16 @@ func (c *client) guestTask(vm string, auth vcapi.GuestAuth) (*fakeVM, error) {
 	return m, nil
 }
 
-func (c *client) CustomizeGuest(ctx context.Context, gate vcapi.Gate, vm string, auth vcapi.GuestAuth, _, _ json.RawMessage) (task string, err error) {
+// show makes a guest show what a spec fixes, its NICs not yet connected.
+func (m *fakeVM) show(spec json.RawMessage) {
+	e := expect(spec)
+	m.hostName, m.nics = cmp.Or(e.hostName, m.hostName), nil
+	for _, a := range e.addresses {
+		m.nics = append(m.nics, vcapi.NIC{MAC: a.mac, Addresses: []string{a.address.String()}})
+	}
+}
+
+func (c *client) CustomizeGuest(ctx context.Context, gate vcapi.Gate, vm string, auth vcapi.GuestAuth, spec, _ json.RawMessage) (task string, err error) {
 	return call(ctx, c, gate, "CustomizeGuest", func(r rule) (string, error) {
 		m, err := c.guestTask(vm, auth)
 		if err != nil {
@@ -662,7 +678,7 @@ func (c *client) CustomizeGuest(ctx context.Context, gate vcapi.Gate, vm string,
 		if m.moves && r.task == nil {
 			started := time.Now()
 			m.guest = &vcapi.GuestCustomization{Status: "RUNNING", StartTime: &started}
-			c.o.w.later(m.customize, func() {
+			c.o.w.later(m.customize+m.outlasts, func() {
 				c.change(func() {
 					end := time.Now()
 					m.guest = &vcapi.GuestCustomization{Status: "SUCCEEDED", StartTime: &started, EndTime: &end}
@@ -671,6 +687,9 @@ func (c *client) CustomizeGuest(ctx context.Context, gate vcapi.Gate, vm string,
 					}
 				})
 			})
+		}
+		if (r.task == nil || r.goes) && !m.ignores {
+			c.o.w.later(m.customize+m.outlasts, func() { c.change(func() { m.show(spec) }) })
 		}
 		return c.makeTask(vm, "CustomizeGuest_Task", m.customize, r), nil
 	})
@@ -685,8 +704,18 @@ func (c *client) StartGuestNetwork(ctx context.Context, gate vcapi.Gate, vm stri
 		if r.changes() {
 			c.effect(vm, "network")
 		}
+		if r.task == nil && len(m.nics) > 0 {
+			c.o.w.later(m.network, func() { c.change(m.connect) })
+		}
 		return c.makeTask(vm, "StartGuestNetwork_Task", m.network, r), nil
 	})
+}
+
+// connect connects the guest's NICs.
+func (m *fakeVM) connect() {
+	for i := range m.nics {
+		m.nics[i].Connected = true
+	}
 }
 
 func (c *client) AbortCustomization(ctx context.Context, gate vcapi.Gate, vm string, _ vcapi.GuestAuth) (task string, err error) {

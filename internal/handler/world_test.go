@@ -36,11 +36,15 @@ const long = 3 * time.Hour
 var settings = Settings{VCenter: vcenter, SendWindow: 5 * time.Second, TravelTime: 10 * time.Second, VisibilityLag: 30 * time.Second, Drain: 25 * time.Second}
 
 // whole is a request for every step.
-const whole = `{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},"customize":` + spec + `,` +
+const whole = `{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},"customize":` + named + `,` +
 	`"network":{},"processes":[{"name":"first","run":{"path":"/usr/bin/first","arguments":"-a"}},{"name":"second","run":{"path":"/usr/bin/second"}}]}`
 
 // spec is a customization that asks for nothing.
 const spec = `{"spec":{"identity":{"_typeName":"CustomizationLinuxPrep"}}}`
+
+// named is a customization that gives the guest a host name and an address.
+const named = `{"spec":{"identity":{"_typeName":"CustomizationLinuxPrep","hostName":{"_typeName":"CustomizationFixedName","name":"web-7"}},` +
+	`"nicSettingMap":[{"macAddress":"00:50:56:00:00:01","adapter":{"ip":{"_typeName":"CustomizationFixedIp","ipAddress":"10.0.0.7"}}}]}}`
 
 // brief is a request for one step of each kind, whose guest says nothing of its progress: for tests of many histories.
 const brief = `{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},"customize":` + spec + `,"network":{},` +

@@ -1,0 +1,62 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/guestflow/guestflow/internal/vcsim"
+)
+
+// Secrets that a request names reach the guest, and nothing that anybody can read.
+func TestNamedSecretsStaySecret(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, startNATS(t), vcsim.Options{})
+	quick(s.vc)
+	const canary = "canary-7f1d"
+	ad := filepath.Join(s.secrets, "lab", "ad")
+	if err := os.MkdirAll(ad, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range []string{"join", "param", "token"} {
+		if err := os.WriteFile(filepath.Join(ad, key), []byte(canary+"-"+key+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	data := whole("exit 0")
+	customize := data["customize"].(map[string]any)
+	identity := customize["spec"].(map[string]any)["identity"].(map[string]any)
+	named := func(key string) map[string]any { return map[string]any{"secretRef": "ad", "key": key} }
+	identity["password"] = map[string]any{"_typeName": "CustomizationPassword", "value": named("join"), "plainText": true}
+	customize["configParams"] = []any{map[string]any{"_typeName": "OptionValue", "key": "k", "value": map[string]any{"_typeName": "string", "_value": named("param")}}}
+	data["processes"].([]any)[0].(map[string]any)["run"].(map[string]any)["environment"] = map[string]any{"TOKEN": named("token")}
+
+	var reached []string // what of it vCenter was sent
+	s.vc.OnCall(func(c vcsim.Call, phase vcsim.Phase) vcsim.Action {
+		if phase == vcsim.Before && (c.Op == "CustomizeGuest_Task" || c.Op == "guest/processes create") {
+			reached = append(reached, c.Body)
+		}
+		return vcsim.Proceed
+	})
+	p := s.start()
+	vm := s.vc.VMs()[0]
+	s.publish(vm, "r-1", data)
+	if e := s.ended("r-1"); e.kind != "run.succeeded" {
+		t.Fatalf("ended with %s: %s", e.kind, e.Data)
+	}
+	if sent := strings.Join(reached, "\n"); !strings.Contains(sent, canary+"-param") || !strings.Contains(sent, canary+"-token") || strings.Contains(sent, "secretRef") {
+		t.Errorf("vCenter was sent %s", sent)
+	}
+	for _, e := range s.events("r-1") {
+		if strings.Contains(string(e.Data), canary) {
+			t.Errorf("%s holds a secret: %s", e.kind, e.Data)
+		}
+	}
+	if err := p.stop(); err != nil {
+		t.Error(err)
+	}
+	if strings.Contains(p.log.String(), canary) {
+		t.Errorf("the log holds a secret:\n%s", p.log)
+	}
+}
