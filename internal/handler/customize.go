@@ -18,48 +18,65 @@ const (
 	progressStep = 10
 )
 
-// customize is the act of customizing the running guest: CustomizeGuest_Task.
-func (r *run) customize() *act {
-	c := r.state.Customize
-	made := func(task string) {
-		c.Task = task
-		r.point.Tasks = append(r.point.Tasks, task)
-		r.newest = task
+// taskAct is an act whose effect is a Task: method makes it, and task and startedAt are where the run's state keeps it.
+func (r *run) taskAct(name, method string, task *string, startedAt **time.Time,
+	call func(ctx context.Context, gate vcapi.Gate, auth vcapi.GuestAuth) (string, error)) *act {
+	made := func(id string) {
+		*task = id
+		r.point.Tasks = append(r.point.Tasks, id)
+		r.newest = id
 	}
 	return &act{
-		name: "customize", starting: events.CustomizeStarting, started: events.CustomizeStarted,
+		name: name,
 		look: func(ctx context.Context) (sighting, error) {
-			return r.lookForTask(ctx, "customize", "CustomizeGuest_Task", func(t vcapi.Task) { made(t.ID) })
+			return r.lookForTask(ctx, name, method, func(t vcapi.Task) { made(t.ID) })
 		},
-		intend: func(ctx context.Context) error {
-			if c.StartedAt == nil {
+		intend: func(context.Context) error {
+			if *startedAt == nil {
 				now := stamp(time.Now())
-				c.StartedAt = &now
+				*startedAt = &now
 			}
-			r.guestBefore(ctx)
-			return r.readSpec(ctx, r.current())
+			return nil
 		},
 		call: func(ctx context.Context, gate vcapi.Gate) error {
-			auth, err := r.guestAuth("customize")
+			auth, err := r.guestAuth(name)
 			if err != nil {
 				return err
 			}
-			spec, specSecrets, err := r.secrets.fill(r.spec)
-			if err != nil {
-				return r.noSecret("customize", "customize.spec", err)
-			}
-			params, paramSecrets, err := r.secrets.fill(r.asked.Customize.ConfigParams)
-			if err != nil {
-				return r.noSecret("customize", "customize.configParams", err)
-			}
-			auth.Redact = slices.Concat(specSecrets, paramSecrets)
-			task, err := r.vc.CustomizeGuest(ctx, gate, r.vm, auth, spec, params)
+			id, err := call(ctx, gate, auth)
 			if err == nil {
-				made(task)
+				made(id)
 			}
 			return err
 		},
 	}
+}
+
+// customize is the act of customizing the running guest: CustomizeGuest_Task.
+func (r *run) customize() *act {
+	c := r.state.Customize
+	a := r.taskAct("customize", "CustomizeGuest_Task", &c.Task, &c.StartedAt, func(ctx context.Context, gate vcapi.Gate, auth vcapi.GuestAuth) (string, error) {
+		spec, specSecrets, err := r.secrets.fill(r.spec)
+		if err != nil {
+			return "", r.noSecret("customize", "customize.spec", err)
+		}
+		params, paramSecrets, err := r.secrets.fill(r.asked.Customize.ConfigParams)
+		if err != nil {
+			return "", r.noSecret("customize", "customize.configParams", err)
+		}
+		auth.Redact = slices.Concat(specSecrets, paramSecrets)
+		return r.vc.CustomizeGuest(ctx, gate, r.vm, auth, spec, params)
+	})
+	a.starting, a.started = events.CustomizeStarting, events.CustomizeStarted
+	begin := a.intend
+	a.intend = func(ctx context.Context) error {
+		r.guestBefore(ctx)
+		if err := r.readSpec(ctx, r.current()); err != nil {
+			return err
+		}
+		return begin(ctx)
+	}
+	return a
 }
 
 // readSpec reads the spec that the run customizes with: the request's own, or the one of that name in vCenter.
@@ -154,15 +171,9 @@ func (r *run) customized(ctx context.Context) error {
 	c.FinishedAt = &now
 	if failure == nil {
 		done := 100
-		c.Progress, c.State = &done, events.Succeeded
-		return r.record(events.CustomizeCompleted)
+		c.Progress = &done
 	}
-	c.State = events.Failed
-	r.state.Error = r.errorOf(failure)
-	if err := r.record(events.CustomizeCompleted); err != nil {
-		return err
-	}
-	return failure
+	return r.complete(events.CustomizeCompleted, &c.State, failure)
 }
 
 // general tells whether a Task ended with the fault that the engine gives for anything, such as a lock left by a crash: the one that the vendor's

@@ -11,35 +11,11 @@ import (
 // startNetwork is the act of starting the guest's network: StartGuestNetwork_Task.
 func (r *run) startNetwork() *act {
 	n := r.state.Network
-	made := func(task string) {
-		n.Task = task
-		r.point.Tasks = append(r.point.Tasks, task)
-		r.newest = task
-	}
-	return &act{
-		name: "network", starting: events.NetworkStarting, started: events.NetworkStarted,
-		look: func(ctx context.Context) (sighting, error) {
-			return r.lookForTask(ctx, "network", "StartGuestNetwork_Task", func(t vcapi.Task) { made(t.ID) })
-		},
-		intend: func(context.Context) error {
-			if n.StartedAt == nil {
-				now := stamp(time.Now())
-				n.StartedAt = &now
-			}
-			return nil
-		},
-		call: func(ctx context.Context, gate vcapi.Gate) error {
-			auth, err := r.guestAuth("network")
-			if err != nil {
-				return err
-			}
-			task, err := r.vc.StartGuestNetwork(ctx, gate, r.vm, auth)
-			if err == nil {
-				made(task)
-			}
-			return err
-		},
-	}
+	a := r.taskAct("network", "StartGuestNetwork_Task", &n.Task, &n.StartedAt, func(ctx context.Context, gate vcapi.Gate, auth vcapi.GuestAuth) (string, error) {
+		return r.vc.StartGuestNetwork(ctx, gate, r.vm, auth)
+	})
+	a.starting, a.started = events.NetworkStarting, events.NetworkStarted
+	return a
 }
 
 // networkStarted waits for the end of the Task.
@@ -55,14 +31,5 @@ func (r *run) networkStarted(ctx context.Context) error {
 	}
 	now := stamp(time.Now())
 	n.FinishedAt = &now
-	if failure == nil {
-		n.State = events.Succeeded
-		return r.record(events.NetworkCompleted)
-	}
-	n.State = events.Failed
-	r.state.Error = r.errorOf(failure)
-	if err := r.record(events.NetworkCompleted); err != nil {
-		return err
-	}
-	return failure
+	return r.complete(events.NetworkCompleted, &n.State, failure)
 }

@@ -198,8 +198,7 @@ func (r *run) exited(ctx context.Context, asked *events.AskedProcess, p *events.
 		case !errors.As(err, &v):
 			return err
 		case r.outcome(s, v).code == events.NotFound && asked.Watch != nil && len(asked.SuccessExitCodes) == 0:
-			p.State = events.Succeeded // its end is all that was asked for
-			return r.record(events.ProcessExited)
+			return r.complete(events.ProcessExited, &p.State, nil) // its end is all that was asked for
 		case r.outcome(s, v).code == events.NotFound:
 			return r.exitLost(s, p, "the guest no longer knows the process: VMware Tools keep an exit code for five minutes, and lose it when they are restarted", err)
 		case r.outcome(s, v).waiting == "":
@@ -216,8 +215,7 @@ func (r *run) exited(ctx context.Context, asked *events.AskedProcess, p *events.
 func (r *run) exitedWith(s *step, asked *events.AskedProcess, p *events.Process, shown vcapi.Process) error {
 	p.FinishedAt, p.ExitCode = shown.Finished, shown.ExitCode
 	if asked.Watch != nil && len(asked.SuccessExitCodes) == 0 {
-		p.State = events.Succeeded
-		return r.record(events.ProcessExited)
+		return r.complete(events.ProcessExited, &p.State, nil)
 	}
 	if shown.ExitCode == nil {
 		return r.exitLost(s, p, "the guest says that it ended, but not with which exit code", nil)
@@ -227,24 +225,13 @@ func (r *run) exitedWith(s *step, asked *events.AskedProcess, p *events.Process,
 		good = []int64{0}
 	}
 	if slices.Contains(good, *shown.ExitCode) {
-		p.State = events.Succeeded
-		return r.record(events.ProcessExited)
+		return r.complete(events.ProcessExited, &p.State, nil)
 	}
-	return r.processFailed(p, &stepError{step: s.name, process: p.Name, code: events.ExitCode,
+	return r.complete(events.ProcessExited, &p.State, &stepError{step: s.name, process: p.Name, code: events.ExitCode,
 		message: fmt.Sprintf("process %s (pid %d) ended with exit code %d: see its own output in the guest", p.Name, p.PID, *shown.ExitCode)})
 }
 
 func (r *run) exitLost(s *step, p *events.Process, why string, err error) error {
-	return r.processFailed(p, &stepError{step: s.name, process: p.Name, code: events.ExitCodeUnknown, err: err,
+	return r.complete(events.ProcessExited, &p.State, &stepError{step: s.name, process: p.Name, code: events.ExitCodeUnknown, err: err,
 		message: fmt.Sprintf("process %s (pid %d) has ended and its exit code is lost: %s", p.Name, p.PID, why)})
-}
-
-// processFailed stores that a process ended badly.
-func (r *run) processFailed(p *events.Process, f *stepError) error {
-	p.State = events.Failed
-	r.state.Error = r.errorOf(f)
-	if err := r.record(events.ProcessExited); err != nil {
-		return err
-	}
-	return f
 }

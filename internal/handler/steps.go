@@ -310,6 +310,20 @@ func (r *run) fact(s *step) error {
 	return r.record(s.act.started)
 }
 
+// complete stores the end of a step: k, and how it ended.
+func (r *run) complete(k events.Kind, state *events.State, failure *stepError) error {
+	if failure == nil {
+		*state = events.Succeeded
+		return r.record(k)
+	}
+	*state = events.Failed
+	r.state.Error = r.errorOf(failure)
+	if err := r.record(k); err != nil {
+		return err
+	}
+	return failure
+}
+
 // errLate is the gate's word for a proof of ownership that is too old to send a call on.
 var errLate = errors.New("the proof of ownership is older than the send window")
 

@@ -183,8 +183,7 @@ func (r *run) verify(ctx context.Context) error {
 	})
 	switch {
 	case err == nil:
-		v.State = events.Succeeded
-		return r.record(events.VerifyCompleted)
+		return r.complete(events.VerifyCompleted, &v.State, nil)
 	case !errors.Is(err, errStepTime):
 		return err
 	}
@@ -194,12 +193,7 @@ func (r *run) verify(ctx context.Context) error {
 	if len(v.Mismatches) == 0 { // the long poll was down all the time
 		failure = r.timeError(events.StepTimeout, s, fmt.Sprintf("what the guest shows could not be seen within %s", r.verifyTimeout()))
 	}
-	v.State = events.Failed
-	r.state.Error = r.errorOf(failure)
-	if err := r.record(events.VerifyCompleted); err != nil {
-		return err
-	}
-	return failure
+	return r.complete(events.VerifyCompleted, &v.State, failure)
 }
 
 func nicsOf(vm vcapi.VM) (nics []events.NIC) {
