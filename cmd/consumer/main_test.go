@@ -37,7 +37,7 @@ func TestRequestToExitCode(t *testing.T) {
 		}
 	}
 	want := []string{"run.accepted", "check.completed", "customize.starting", "customize.started", "customize.completed", "network.starting", "network.started",
-		"network.completed", "process.starting", "process.started", "process.exited", "run.succeeded"}
+		"network.completed", "verify.completed", "process.starting", "process.started", "process.exited", "run.succeeded"}
 	if diff := cmp.Diff(want, kinds); diff != "" {
 		t.Errorf("events (-want +got):\n%s", diff)
 	}

@@ -102,11 +102,12 @@ func other(instance string) string {
 	return instances[0]
 }
 
-// keptUp tells whether a call keeps the connection to vCenter going, whatever runs there are.
+// keptUp tells whether a call keeps the connection to vCenter and the long poll going, whatever runs there are.
 func keptUp(c vcsim.Call) bool {
 	switch c.Op {
 	case "WaitForUpdatesEx", "Login", "Logout", "system hello", "POST /api/session", "DELETE /api/session", "CancelWaitForUpdates",
-		"RetrieveServiceContent", "GET ServiceInstance/content":
+		"RetrieveServiceContent", "GET ServiceInstance/content", "CreatePropertyCollector", "DestroyPropertyCollector", "CreateListView", "DestroyView",
+		"CreateFilter":
 		return true
 	}
 	return false

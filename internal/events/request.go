@@ -72,7 +72,8 @@ type AskedCustomize struct {
 
 // AskedNetwork asks for the guest's network to be started.
 type AskedNetwork struct {
-	Timeout Duration `json:"timeout"` // default 5m
+	ConnectNICs bool     `json:"connectNics"` // first connect the virtual NICs that are not
+	Timeout     Duration `json:"timeout"`     // default 5m
 }
 
 // AskedVerify asks for what the guest shows to be held against the spec.

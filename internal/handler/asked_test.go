@@ -109,3 +109,58 @@ func TestWatchedProcess(t *testing.T) {
 		})
 	}
 }
+
+func (c *client) DisconnectedNICs(ctx context.Context, vm string) (off []json.RawMessage, err error) {
+	if err := c.reach(ctx, "DisconnectedNICs"); err != nil {
+		return nil, err
+	}
+	c.fakeVC.mu.Lock()
+	defer c.fakeVC.mu.Unlock()
+	m, err := c.seen(vm)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range m.nics {
+		if !n.Connected {
+			off = append(off, json.RawMessage(`{"macAddress":"`+n.MAC+`"}`))
+		}
+	}
+	return off, nil
+}
+
+func (c *client) ConnectNICs(ctx context.Context, gate vcapi.Gate, vm string, nics []json.RawMessage) (task string, err error) {
+	return call(ctx, c, gate, "ConnectNICs", func(r rule) (string, error) {
+		m, err := c.seen(vm)
+		if err != nil {
+			return "", err
+		}
+		c.changeLocked(m.connect)
+		return c.makeTask(vm, "ReconfigVM_Task", time.Second, r), nil
+	})
+}
+
+// The NICs are connected before the guest's network is started, also where vCenter is busy for a while.
+func TestConnectNICs(t *testing.T) {
+	t.Parallel()
+	secrets := secretsDir(t)
+	inWorld(t, secrets, func(w *world) {
+		vm := w.vc.vms["vm-42"]
+		vm.nics = []vcapi.NIC{{MAC: "00:50:56:00:00:01"}}
+		busy := vcError("TaskInProgress", 500, vcapi.Transient)
+		busy.Sent = vcapi.Refused
+		w.vc.on(rule{op: "ConnectNICs sent", times: 1, err: busy})
+		var before []bool
+		w.vc.onEffect = func(e effect) {
+			if e.act == "network" {
+				before = append(before, vm.nics[0].Connected)
+			}
+		}
+		run := w.run(`{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},"network":{"connectNics":true}}`)
+		if run.Status != events.StatusSucceeded || len(before) != 1 || !before[0] {
+			t.Errorf("status %s, error %+v; connected before each start of the network: %v", run.Status, run.Error, before)
+		}
+		if got := strings.Join(w.kinds(), " "); !strings.Contains(got, "run.waiting network.starting") {
+			t.Errorf("events %s", got)
+		}
+	})
+}

@@ -32,7 +32,9 @@ func (h *Handler) HandleCancel(ctx context.Context, c *events.Cancel) error {
 			return &events.RetryError{After: unknownVersionDelay, Err: err}
 		case where == byThis, where == ended && held:
 			return nil // its own last event has told how the run ended
-		case where == ended, where == unheardOf && !inQueue && !held:
+		case where == unheardOf && !inQueue && held && gone < turnGoneReads:
+			gone++ // refused when its turn came, or purged, if that is no stale read
+		case where == ended, where == unheardOf && !inQueue:
 			return &events.RejectError{Code: events.NothingToCancel, Message: fmt.Sprintf(
 				"no run of vm %s for source %q, id %q is queued or running: it has ended, or the request was never taken", c.VM, c.Request.Source, c.Request.ID)}
 		case where == running && !inQueue:
@@ -79,8 +81,10 @@ func standing(last *events.Entry, c *events.Cancel) (standingAt, error) {
 	if err != nil {
 		return unheardOf, err
 	}
-	switch _, past := point.past(c.Run); {
-	case past:
+	switch past, ok := point.past(c.Run); {
+	case ok && past.Canceled != nil && *past.Canceled == c.Ref:
+		return byThis, nil
+	case ok:
 		return ended, nil
 	case last.Run.Run != c.Run:
 		return unheardOf, nil

@@ -48,6 +48,8 @@ type pastRun struct {
 	Tasks  []string `json:"tasks,omitempty"`
 	// Doubt names the acts of which this run ended without knowing whether they took effect: their Task may still appear, and is nobody's to adopt.
 	Doubt []string `json:"doubt,omitempty"`
+	// Canceled names the cancel that ended it: delivered again, that one has done what it asks for.
+	Canceled *events.RequestRef `json:"canceled,omitempty"`
 }
 
 // intent is the declaration that a call is about to be made. It is open until the fact, or the proof that nothing happened, is stored.
@@ -93,8 +95,12 @@ func (c *checkpoint) past(run string) (pastRun, bool) {
 }
 
 // ended is the memory that the next run of this VM begins with: that of this run, and this run itself.
-func (c *checkpoint) ended(run string) []pastRun {
-	past := append(slices.Clone(c.Past), pastRun{Run: run, Digest: c.Digest, Tasks: c.Tasks, Doubt: c.Doubt})
+func (c *checkpoint) ended(run *events.Run) []pastRun {
+	this := pastRun{Run: run.Run, Digest: c.Digest, Tasks: c.Tasks, Doubt: c.Doubt}
+	if by := run.CanceledBy; by != nil {
+		this.Canceled = &events.RequestRef{Source: by.Source, ID: by.ID}
+	}
+	past := append(slices.Clone(c.Past), this)
 	if over := len(past) - remembered; over > 0 {
 		past = past[over:]
 	}

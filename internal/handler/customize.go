@@ -139,7 +139,7 @@ func (r *run) customized(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	c.DecidedBy = "task"
+	decided := "task"
 	g, err := r.guestAfter(ctx)
 	if err != nil {
 		return err
@@ -150,7 +150,7 @@ func (r *run) customized(ctx context.Context) error {
 		case err != nil:
 			return err
 		case shown:
-			c.DecidedBy, failure = "verify", nil
+			decided, failure = "verify", nil
 		case general(task) && !r.point.Aborted: // once, as the vendor has it
 			r.point.Aborted, r.point.Abort = true, true
 			return &againError{err: failure, atOnce: true}
@@ -160,15 +160,15 @@ func (r *run) customized(ctx context.Context) error {
 		c.Guest = guestOf(&g)
 		switch g.Status {
 		case "FAILED":
-			c.DecidedBy = "guest-status"
+			decided = "guest-status"
 			failure = &stepError{step: s.name, code: events.CustomizationFailed, err: failureBeneath(failure),
 				message: fmt.Sprintf("the guest says that its customization failed: %s", orNone(g.Error))}
 		case "SUCCEEDED":
-			c.DecidedBy, failure = "guest-status", nil
+			decided, failure = "guest-status", nil
 		}
 	}
 	now := stamp(time.Now())
-	c.FinishedAt = &now
+	c.DecidedBy, c.FinishedAt = decided, &now
 	if failure == nil {
 		done := 100
 		c.Progress = &done

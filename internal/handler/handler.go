@@ -95,7 +95,7 @@ func (h *Handler) Handle(ctx context.Context, req *events.Request) error {
 		case last.Kind.Last() && ours:
 			return repeated(req, point.Digest)
 		case last.Kind.Last():
-			point.Past = point.ended(last.Run.Run)
+			point.Past = point.ended(&last.Run)
 			if past, ok := point.past(req.Run); ok {
 				return repeated(req, past.Digest)
 			}

@@ -111,7 +111,7 @@ func (r *run) reachesBack(ctx context.Context, open *intent, now time.Time, task
 		}
 	}
 	if history {
-		older, err := r.vc.AnyTaskBefore(ctx, open.At)
+		older, err := proof(r.vc.AnyTaskBefore(ctx, open.At))
 		if err != nil || older {
 			return older, err
 		}
@@ -120,7 +120,15 @@ func (r *run) reachesBack(ctx context.Context, open *intent, now time.Time, task
 		return false, nil
 	}
 	// The list of recent Tasks lives in vCenter's memory: it is whole if vCenter was not restarted, that is, if a session of that time lives.
-	return r.vc.SessionAlive(ctx, vcapi.Session{Key: open.Session.Key, UserName: open.Session.User})
+	return proof(r.vc.SessionAlive(ctx, vcapi.Session{Key: open.Session.Key, UserName: open.Session.User}))
+}
+
+// proof takes a question that vCenter does not answer us, for want of a privilege or of the method, for one that proves nothing.
+func proof(yes bool, err error) (bool, error) {
+	if permanent(err) {
+		return false, nil
+	}
+	return yes, err
 }
 
 // followTask waits for the end of a Task, or until done says that the run knows enough.

@@ -2,6 +2,8 @@ package handler
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"time"
 
 	"github.com/guestflow/guestflow/internal/events"
@@ -15,7 +17,52 @@ func (r *run) startNetwork() *act {
 		return r.vc.StartGuestNetwork(ctx, gate, r.vm, auth)
 	})
 	a.starting, a.started = events.NetworkStarting, events.NetworkStarted
+	begin := a.intend
+	a.intend = func(ctx context.Context) error {
+		if r.asked.Network.ConnectNICs {
+			if err := r.connectNICs(ctx); err != nil {
+				return err
+			}
+		}
+		return begin(ctx)
+	}
 	return a
+}
+
+// connectNICs connects the virtual NICs that are not. That may be done again at any time without harm, so it has no intent of its own.
+func (r *run) connectNICs(ctx context.Context) error {
+	s := r.current()
+	for pause := newBackoff(askPause); ; {
+		nics, err := ask(ctx, r, s, func(ctx context.Context) ([]json.RawMessage, error) { return r.vc.DisconnectedNICs(ctx, r.vm) })
+		if err != nil || len(nics) == 0 {
+			return err
+		}
+		task, err := r.vc.ConnectNICs(r.life, r.owned(), r.vm, nics)
+		if err == nil {
+			r.newest = task
+			var end vcapi.Task
+			if end, err = r.followTask(ctx, s, task, func(vcapi.WatchState) error { return nil }); err != nil {
+				return err
+			}
+			var failure *stepError
+			if failure, err = r.taskFailure(s, end); failure != nil {
+				return failure
+			}
+		}
+		if err == nil {
+			return nil
+		}
+		if errors.Is(err, events.ErrFenced) {
+			return err
+		}
+		var again *againError
+		if errors.As(err, &again) {
+			err = again.err
+		}
+		if err := r.pause(ctx, s, err, pause); err != nil {
+			return err
+		}
+	}
 }
 
 // networkStarted waits for the end of the Task.

@@ -149,7 +149,8 @@ func (r *run) takeOver(last *events.Entry, point checkpoint) error {
 		owner.Takeovers += last.Run.Owner.Takeovers
 	}
 	r.state.Owner, r.state.Process = &owner, ""
-	r.tookOver, r.open = true, point.Intent != nil
+	// An abort in doubt is no question: it is made again.
+	r.tookOver, r.open, r.asking = true, point.Intent != nil && point.Intent.Act != "abort", true
 	if err := r.record(events.RunResumed); err != nil {
 		return err
 	}
@@ -172,15 +173,18 @@ func (r *run) walk() error {
 	return r.end(nil)
 }
 
-// listen interrupts the run when a cancel for it is published.
+// listen interrupts the run when a cancel for it is published. It is heard before it is stored (on a replicated stream, milliseconds before), and may not be
+// heard at all: hence the reads in quick succession, then rarely.
 func (r *run) listen(ctx context.Context) {
-	for {
+	for pause := newBackoff(turnPause); ; {
 		if by, err := r.canceledBy(); err == nil && by != nil {
 			r.interrupt(&canceledError{by: *by})
 			return
 		}
 		select {
 		case <-r.wake:
+			pause.reset()
+		case <-pause.next():
 		case <-ctx.Done():
 			return
 		}
@@ -257,7 +261,7 @@ func (r *run) end(why error) error {
 			r.point.Doubt = append(r.point.Doubt, failed.doubt)
 		} else if len(r.point.Doubt) > 0 {
 			r.state.Error.Code, r.state.Error.Retryable = events.Uncertain, false
-			r.state.Error.Message += fmt.Sprintf("; and nobody can tell whether the last call of step %s took effect: look at the guest", r.current().name)
+			r.state.Error.Message += fmt.Sprintf("; and nobody can tell whether the last call of step %s took effect: look at the guest", r.point.Doubt[0])
 		}
 	default:
 		r.state.Status = events.StatusSucceeded
@@ -305,6 +309,9 @@ func (r *run) settle() error {
 	}
 	s := r.current()
 	if s.act == nil {
+		if r.open { // an orphan whose request is gone too: nobody can look
+			r.point.Doubt = append(r.point.Doubt, r.point.Intent.Act)
+		}
 		r.open = false
 		return nil
 	}

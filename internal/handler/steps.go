@@ -174,16 +174,17 @@ func (e *againError) Unwrap() error { return e.err }
 // doAndAsk acts, unless the journal says that it was done, and waits for the end.
 func (r *run) doAndAsk(ctx context.Context, s *step) error {
 	for pause := newBackoff(askPause); ; {
-		if *s.state != events.Running {
-			begin := s.begin
-			if s.act != nil {
-				begin = func(ctx context.Context) error { return r.do(ctx, s) }
-			}
-			if err := begin(ctx); err != nil {
-				return err
-			}
+		var err error
+		switch {
+		case *s.state == events.Running:
+		case s.act != nil:
+			err = r.do(ctx, s)
+		default:
+			err = s.begin(ctx)
 		}
-		err := s.ask(ctx)
+		if err == nil {
+			err = s.ask(ctx)
+		}
 		var again *againError
 		if !errors.As(err, &again) {
 			return err

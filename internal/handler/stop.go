@@ -36,7 +36,8 @@ func (r *run) stop() error {
 // stopTask cancels a Task, or where vCenter does not let it be canceled uses the other way; then it waits for the Task's end.
 func (r *run) stopTask(ctx context.Context, s *step, id string, reason *string, other func() error) error {
 	err := r.insist(ctx, func(gate vcapi.Gate) error { return r.vc.CancelTask(ctx, gate, id) })
-	if err != nil && other != nil {
+	aborted := err != nil && other != nil
+	if aborted {
 		err = other()
 	}
 	if err != nil {
@@ -48,7 +49,7 @@ func (r *run) stopTask(ctx context.Context, s *step, id string, reason *string, 
 	case err != nil:
 		*reason = fmt.Sprintf("it was told to stop and has not ended within %s", stopTime)
 		return onlyFenced(err)
-	case end.State == "success": // it was quicker
+	case end.State == "success" && !aborted: // it was quicker
 		*s.state = events.Succeeded
 	default:
 		*s.state = events.Canceled

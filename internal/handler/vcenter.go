@@ -23,6 +23,7 @@ type VCenter interface {
 	Session(ctx context.Context) (vcapi.Session, error)
 	SessionAlive(ctx context.Context, s vcapi.Session) (bool, error)
 	Processes(ctx context.Context, vm string, auth vcapi.GuestAuth) ([]vcapi.Process, error)
+	DisconnectedNICs(ctx context.Context, vm string) ([]json.RawMessage, error)
 	Process(ctx context.Context, vm string, auth vcapi.GuestAuth, pid int64) (vcapi.Process, error)
 	Watch(ctx context.Context, vm, task string, fn func(vcapi.WatchState) (done bool)) error
 
@@ -30,6 +31,7 @@ type VCenter interface {
 	StartGuestNetwork(ctx context.Context, gate vcapi.Gate, vm string, auth vcapi.GuestAuth) (task string, err error)
 	AbortCustomization(ctx context.Context, gate vcapi.Gate, vm string, auth vcapi.GuestAuth) (task string, err error)
 	StartProcess(ctx context.Context, gate vcapi.Gate, vm string, auth vcapi.GuestAuth, p vcapi.ProcessSpec) (pid int64, err error)
+	ConnectNICs(ctx context.Context, gate vcapi.Gate, vm string, nics []json.RawMessage) (task string, err error)
 	DeleteProcess(ctx context.Context, gate vcapi.Gate, vm string, auth vcapi.GuestAuth, pid int64) error
 	CancelTask(ctx context.Context, gate vcapi.Gate, task string) error
 }

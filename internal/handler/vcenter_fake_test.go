@@ -79,6 +79,7 @@ type fakeVM struct {
 	hostName   string                    // what it shows
 	nics       []vcapi.NIC               // what it shows
 	ignores    bool                      // a customization changes nothing of that
+	faulty     int                       // how many of its next customizations end with the general fault
 	customize  time.Duration
 	network    time.Duration
 	programs   map[string]program
@@ -180,6 +181,11 @@ func (v *fakeVC) count(vm, act string) int {
 
 func vcError(name string, status int, class vcapi.Class) *vcapi.Error {
 	return &vcapi.Error{Host: "vc", Status: status, Name: name, Message: "words of vCenter about " + name, Class: class, Sent: vcapi.Refused}
+}
+
+// generalFault is how a customization's Task ends when the guest's engine tells no reason.
+func generalFault() *vcapi.Error {
+	return &vcapi.Error{Name: "CustomizationFault", Message: "words of vCenter about CustomizationFault", Class: vcapi.Permanent, Sent: vcapi.Answered}
 }
 
 var errNoAnswer = errors.New("connection reset by peer")
@@ -672,10 +678,14 @@ func (c *client) CustomizeGuest(ctx context.Context, gate vcapi.Gate, vm string,
 		if err != nil {
 			return "", err
 		}
+		if m.faulty > 0 {
+			m.faulty--
+			r.task = generalFault()
+		}
 		if r.changes() {
 			c.effect(vm, "customize")
 		}
-		if m.moves && r.task == nil {
+		if m.moves && (r.task == nil || r.goes) {
 			started := time.Now()
 			m.guest = &vcapi.GuestCustomization{Status: "RUNNING", StartTime: &started}
 			c.o.w.later(m.customize+m.outlasts, func() {

@@ -1,0 +1,179 @@
+package handler
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/guestflow/guestflow/internal/events"
+	"github.com/guestflow/guestflow/internal/vcapi"
+)
+
+// faulty is a request whose first customization ends with the general fault, and is aborted and repeated.
+var faulty = only(`"verify":{"timeout":"5s"},"customize":` + named + `,"network":{}`)
+
+// inFaultyWorld is a world in which that happens.
+func inFaultyWorld(t *testing.T, secrets Secrets, fn func(w *world)) {
+	t.Helper()
+	inBriefWorld(t, secrets, func(w *world) {
+		w.vm.faulty, w.several = 1, true
+		fn(w)
+	})
+}
+
+// twice checks that the guest was customized once more, after an abort, and not oftener.
+func (w *world) twice() {
+	w.t.Helper()
+	mustSucceed(w)
+	w.wantEffects("customize", 2)
+	w.wantEffects("network", 1)
+	if w.vc.count(vmID, "abort") == 0 {
+		w.t.Error("repeated without an abort")
+	}
+	aborted := false
+	for i, e := range w.vc.effects {
+		aborted = aborted || e.act == "abort"
+		if e.act == "customize" && i > 0 && !aborted {
+			w.t.Error("repeated before the abort")
+		}
+	}
+}
+
+func TestAbortAndRepeat(t *testing.T) {
+	t.Parallel()
+	secrets := secretsDir(t)
+	for _, replicas := range []int{1, 3} {
+		for _, point := range weighty(points(t, secrets, faulty, inFaultyWorld)) {
+			t.Run(fmt.Sprintf("%s/replicas=%d", point, replicas), func(t *testing.T) {
+				t.Parallel()
+				plans := [][]fate{crash(point), {{point: point, do: "term"}}, {{point: point, do: "pause", after: 46 * time.Second}}}
+				if strings.Contains(point, " sent") {
+					plans[2] = []fate{{point: point, do: "late", after: 10 * time.Second}}
+				}
+				for _, plan := range plans {
+					for _, lag := range []time.Duration{0, 29 * time.Second} {
+						inFaultyWorld(t, secrets, func(w *world) {
+							w.replicate(replicas)
+							w.atOnce, w.vc.lag = replicas > 1, lag
+							w.run(faulty, plan)
+							w.twice()
+							if w.t.Failed() {
+								w.t.Logf("%s, lag %s", plan[0].do, lag)
+							}
+						})
+					}
+				}
+			})
+		}
+	}
+}
+
+func TestAbortAndRepeatCrashPairs(t *testing.T) {
+	t.Parallel()
+	secrets := secretsDir(t)
+	for _, first := range weighty(points(t, secrets, faulty, inFaultyWorld)) {
+		t.Run(first, func(t *testing.T) {
+			t.Parallel()
+			var second []string
+			inFaultyWorld(t, secrets, func(w *world) {
+				w.run(faulty, crash(first))
+				if len(w.owners) > 1 {
+					second = weighty(w.owners[1].trace)
+				}
+			})
+			for _, second := range second {
+				inFaultyWorld(t, secrets, func(w *world) {
+					w.atOnce, w.vc.lag = true, 29*time.Second
+					w.run(faulty, crash(first), crash(second))
+					w.twice()
+					if w.t.Failed() {
+						w.t.Logf("crashes at %s and %s", first, second)
+					}
+				})
+			}
+		})
+	}
+}
+
+// vCenter forgets everything while an abort is in doubt: it is made again, since it does no harm, and the run is not.
+func TestAbortInDoubt(t *testing.T) {
+	t.Parallel()
+	secrets := secretsDir(t)
+	for _, point := range []string{"stored customize.starting #2", "AbortCustomization sent", "AbortCustomization landed", "stored customize.progressed"} {
+		t.Run(point, func(t *testing.T) {
+			t.Parallel()
+			inFaultyWorld(t, secrets, func(w *world) {
+				w.vc.history, w.vc.forever = false, nil
+				w.run(faulty, []fate{{point: point, do: "call, then crash", fn: w.vc.restartNow}})
+				w.twice()
+			})
+		})
+	}
+}
+
+// The abort's answer is lost, or it is refused for a while: it is made again, and the customization only once more.
+func TestAbortUnanswered(t *testing.T) {
+	t.Parallel()
+	secrets := secretsDir(t)
+	rules := map[string]rule{
+		"answer lost": {lost: "answer"},
+		"call lost":   {lost: "call"},
+		"travels":     {lost: "answer", delay: 9 * time.Second},
+		"busy":        {err: vcError("TaskInProgress", 500, vcapi.Transient)},
+		"Task busy":   {task: &vcapi.Error{Name: "TaskInProgress", Class: vcapi.Transient, Sent: vcapi.Answered}},
+	}
+	for name, r := range rules {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			inFaultyWorld(t, secrets, func(w *world) {
+				r.op, r.times = "AbortCustomization sent", 1
+				w.vc.on(r)
+				w.run(faulty)
+				w.twice()
+			})
+		})
+	}
+	t.Run("refused", func(t *testing.T) {
+		t.Parallel()
+		inFaultyWorld(t, secrets, func(w *world) {
+			w.vc.on(rule{op: "AbortCustomization sent", err: vcError("NotSupported", 500, vcapi.Permanent)})
+			run := w.run(faulty)
+			if run.Status != events.StatusFailed || run.Error.Step != "customize" || run.Error.VSphere == nil || run.Error.VSphere.Name != "NotSupported" {
+				w.t.Errorf("error %+v", run.Error)
+			}
+			w.wantEffects("customize", 1)
+		})
+	})
+}
+
+// A cancel at any point of an abort and repeat: nothing is left under way.
+func TestAbortAndRepeatCanceled(t *testing.T) {
+	t.Parallel()
+	secrets := secretsDir(t)
+	done := false // with all that the run does to the guest
+	for _, point := range weighty(points(t, secrets, faulty, inFaultyWorld)) {
+		done = done || point == "stored network.started"
+		for _, do := range []string{"call", "call, then crash"} {
+			t.Run(point+"/"+do, func(t *testing.T) {
+				t.Parallel()
+				inFaultyWorld(t, secrets, func(w *world) {
+					req := w.request("order-1", faulty)
+					w.drive(req, []fate{{point: point, do: do, fn: func() { w.cancel(req) }}})
+					if last := w.last(); last.Status != events.StatusCanceled && (!done || last.Status != events.StatusSucceeded) {
+						w.t.Errorf("the run ended as %s", last.Status)
+					}
+					if got := w.vc.count(vmID, "customize"); got > 2 {
+						w.t.Errorf("customized %d times", got)
+					}
+					end := w.newest("run.canceled")
+					for _, task := range w.vc.tasks {
+						if end != nil && task.name != "AbortCustomization_Task" && task.end().After(end.At) {
+							w.t.Errorf("%s %s goes on after the last event", task.name, task.id)
+						}
+					}
+				})
+			})
+		}
+	}
+}

@@ -1,0 +1,330 @@
+package handler
+
+import (
+	"encoding/json"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/guestflow/guestflow/internal/events"
+	"github.com/guestflow/guestflow/internal/events/memstore"
+	"github.com/guestflow/guestflow/internal/vcapi"
+)
+
+// What a spec fixes is expected; what the guest, vCenter or DHCP makes up is not.
+func TestExpect(t *testing.T) {
+	t.Parallel()
+	address := func(mac, a string) expectedAddress { return expectedAddress{mac: mac, address: netip.MustParseAddr(a)} }
+	rows := map[string]struct {
+		spec string
+		want expected
+	}{
+		"nothing":   {`{}`, expected{}},
+		"no JSON":   {`{"identity":3}`, expected{}},
+		"Linux":     {`{"identity":{"hostName":{"_typeName":"CustomizationFixedName","name":"web-1"}}}`, expected{hostName: "web-1"}},
+		"Windows":   {`{"identity":{"userData":{"computerName":{"_typeName":"CustomizationFixedName","name":"WEB-1"}}}}`, expected{hostName: "WEB-1"}},
+		"VM's name": {`{"identity":{"hostName":{"_typeName":"CustomizationVirtualMachineName"}}}`, expected{ofVM: true}},
+		"made up":   {`{"identity":{"hostName":{"_typeName":"CustomizationPrefixName","base":"web"}}}`, expected{}},
+		"DHCP":      {`{"nicSettingMap":[{"adapter":{"ip":{"_typeName":"CustomizationDhcpIpGenerator"}}}]}`, expected{}},
+		"addresses": {`{"nicSettingMap":[{"adapter":{"ip":{"ipAddress":"10.0.0.5"}}},{"macAddress":"00:50:56:00:00:02","adapter":{"ip":{"ipAddress":"10.0.0.6"},
+			"ipV6Spec":{"ip":[{"ipAddress":"2001:DB8::0:5"},{"_typeName":"CustomizationAutoIpV6Generator"}]}}}]}`, expected{addresses: []expectedAddress{
+			address("", "10.0.0.5"), address("00:50:56:00:00:02", "2001:db8::5"), address("00:50:56:00:00:02", "10.0.0.6")}}},
+	}
+	for name, row := range rows {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got := expect(json.RawMessage(row.spec))
+			if got.hostName != row.want.hostName || got.ofVM != row.want.ofVM || !slices.Equal(got.addresses, row.want.addresses) {
+				t.Errorf("got %+v, want %+v", got, row.want)
+			}
+		})
+	}
+}
+
+// What the guest shows is held against it.
+func TestMismatches(t *testing.T) {
+	t.Parallel()
+	off, on := false, true
+	const mac = "00:50:56:aa:bb:01"
+	nic := func(addresses ...string) []vcapi.NIC {
+		return []vcapi.NIC{{MAC: mac, Connected: true, Addresses: addresses}}
+	}
+	fixed := func(mac, a string) expected {
+		return expected{addresses: []expectedAddress{{mac: mac, address: netip.MustParseAddr(a)}}}
+	}
+	rows := map[string]struct {
+		e     expected
+		asked *events.AskedVerify
+		vm    vcapi.VM
+		want  []string // how each begins
+	}{
+		"nothing expected, no NIC":         {},
+		"host name":                        {e: expected{hostName: "web-1"}, vm: vcapi.VM{HostName: "web-1"}},
+		"host name, by its first label":    {e: expected{hostName: "web-1"}, vm: vcapi.VM{HostName: "WEB-1.example.com"}},
+		"host name, the spec's has more":   {e: expected{hostName: "Web-1.example.org"}, vm: vcapi.VM{HostName: "web-1"}},
+		"host name, another":               {e: expected{hostName: "web-1"}, vm: vcapi.VM{HostName: "web-10"}, want: []string{"host name: want web-1, the guest shows web-10"}},
+		"host name, none":                  {e: expected{hostName: "web-1"}, want: []string{"host name: want web-1, the guest shows none"}},
+		"host name, another but not asked": {e: expected{hostName: "web-1"}, asked: &events.AskedVerify{HostName: &off}},
+		"VM's name":                        {e: expected{ofVM: true}, vm: vcapi.VM{HostName: "vm-name.example.com"}},
+		"VM's name, another":               {e: expected{ofVM: true}, vm: vcapi.VM{HostName: "template"}, want: []string{"host name: want vm-name"}},
+		"address":                          {e: fixed(mac, "10.0.0.5"), vm: vcapi.VM{NICs: nic("fe80::1", "10.0.0.5")}},
+		"address with its prefix":          {e: fixed(mac, "10.0.0.5"), vm: vcapi.VM{NICs: nic("10.0.0.5/24")}},
+		"address, MAC in capitals":         {e: fixed(strings.ToUpper(mac), "10.0.0.5"), vm: vcapi.VM{NICs: nic("10.0.0.5")}},
+		"address on another NIC":           {e: fixed("00:50:56:aa:bb:02", "10.0.0.5"), vm: vcapi.VM{NICs: nic("10.0.0.5")}, want: []string{"address: want 10.0.0.5 on NIC 00:50:56:aa:bb:02"}},
+		"address on any NIC":               {e: fixed("", "10.0.0.5"), vm: vcapi.VM{NICs: nic("10.0.0.5")}},
+		"address, part of another":         {e: fixed("", "10.0.0.5"), vm: vcapi.VM{NICs: nic("10.0.0.50")}, want: []string{"address: want 10.0.0.5, the"}},
+		"IPv6, capitals and zeros":         {e: fixed(mac, "2001:db8::5"), vm: vcapi.VM{NICs: nic("2001:0DB8:0000:0000:0000:0000:0000:0005")}},
+		"IPv6 with a zone and a prefix":    {e: fixed(mac, "fe80::5"), vm: vcapi.VM{NICs: nic("fe80::5%eth0", "x")}},
+		"IPv6 with a prefix":               {e: fixed(mac, "2001:db8::5"), vm: vcapi.VM{NICs: nic("2001:db8::5/64")}},
+		"address missing, but not asked":   {e: fixed(mac, "10.0.0.5"), asked: &events.AskedVerify{Addresses: &off}, vm: vcapi.VM{NICs: nic()}},
+		"no NIC where one is expected":     {e: fixed(mac, "10.0.0.5"), want: []string{"address: want", "the guest shows no NIC"}},
+		"NIC off":                          {vm: vcapi.VM{NICs: []vcapi.NIC{{MAC: mac}}}, want: []string{"NIC " + mac + " is not connected"}},
+		"NIC off, but not asked":           {asked: &events.AskedVerify{NICsConnected: &off}, vm: vcapi.VM{NICs: []vcapi.NIC{{MAC: mac}}}},
+		"all of it": {e: expected{hostName: "web-1", addresses: fixed(mac, "10.0.0.5").addresses}, asked: &events.AskedVerify{HostName: &on, Addresses: &on, NICsConnected: &on},
+			vm: vcapi.VM{HostName: "x", NICs: []vcapi.NIC{{MAC: mac}}}, want: []string{"host name", "address", "NIC"}},
+	}
+	for name, row := range rows {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := &run{asked: &events.Asked{Verify: row.asked}, state: events.Run{VMName: "VM-name"}}
+			got := r.mismatches(row.e, row.vm)
+			if !slices.EqualFunc(got, row.want, func(g, w string) bool { return strings.HasPrefix(strings.ToLower(g), strings.ToLower(w)) }) {
+				t.Errorf("got %q, want %q", got, row.want)
+			}
+		})
+	}
+}
+
+// What decides about a customization, and what the run makes of it.
+func TestOutcomeOfCustomize(t *testing.T) {
+	t.Parallel()
+	asks := func(sections string) string { return only(sections + `"customize":` + named + `,"network":{}`) }
+	fault := func(r rule) func(*world) {
+		return func(w *world) {
+			r.op, r.times = "CustomizeGuest sent", 1
+			if r.task == nil {
+				r.task = &vcapi.Error{Name: "NicSettingMismatch", Message: "words", Class: vcapi.Permanent, Sent: vcapi.Answered}
+			}
+			w.vc.on(r)
+		}
+	}
+	long := time.Now().Add(-100 * time.Hour)
+	old := func(status string) *vcapi.GuestCustomization {
+		return &vcapi.GuestCustomization{Status: status, StartTime: &long, EndTime: &long}
+	}
+	rows := []struct {
+		name       string
+		request    string // default: customize and network
+		world      func(w *world)
+		code       events.Code // empty: succeeded
+		step       string
+		vsphere    string
+		decided    string
+		customized int      // default 1
+		aborted    int      // times
+		mismatches []string // how each begins
+		noVerify   bool
+		took       time.Duration // at least
+	}{
+		{name: "the guest's own word", decided: "guest-status"},
+		{name: "the Task alone", world: func(w *world) { w.vm.moves = false }, decided: "task"},
+		{name: "the guest takes longer than its Task", world: func(w *world) { w.vm.outlasts = 90 * time.Second }, decided: "guest-status", took: 150 * time.Second},
+		{name: "the guest takes longer than its Task, and fails", world: func(w *world) { w.vm.outlasts, w.vm.lies = 90*time.Second, "FAILED" },
+			decided: "guest-status", code: events.CustomizationFailed, step: "customize", took: 150 * time.Second},
+		{name: "the guest takes longer than the step may", request: only(`"customize":` + named[:len(named)-1] + `,"timeout":"2m"}`),
+			world: func(w *world) { w.vm.outlasts = time.Hour }, code: events.StepTimeout, step: "customize"},
+		{name: "an old success, and the Task fails", world: func(w *world) {
+			w.vm.guest, w.vm.moves = old("SUCCEEDED"), false
+			fault(rule{})(w)
+		}, decided: "task", code: events.CustomizationFailed, step: "customize", vsphere: "NicSettingMismatch"},
+		{name: "an old failure, and the Task succeeds", world: func(w *world) { w.vm.guest, w.vm.moves = old("FAILED"), false }, decided: "task"},
+		{name: "an old run that never ended, and the Task succeeds", world: func(w *world) { w.vm.guest, w.vm.moves = old("RUNNING"), false }, decided: "task"},
+		{name: "the Task fails and the guest says that it succeeded", world: fault(rule{goes: true}), decided: "guest-status"},
+		{name: "the Task fails and the guest shows the spec", world: func(w *world) {
+			w.vm.moves = false
+			fault(rule{goes: true})(w)
+		}, decided: "verify"},
+		{name: "the Task fails and the guest shows the spec late", world: func(w *world) {
+			w.vm.moves, w.vm.outlasts = false, 2*time.Minute
+			fault(rule{goes: true})(w)
+		}, decided: "verify", took: 3 * time.Minute},
+		{name: "the Task fails and the guest shows the spec too late", world: func(w *world) {
+			w.vm.moves, w.vm.outlasts = false, 4*time.Minute
+			fault(rule{goes: true})(w)
+		}, decided: "task", code: events.CustomizationFailed, step: "customize", vsphere: "NicSettingMismatch", took: 4 * time.Minute},
+		{name: "the Task fails, the guest shows the spec, nobody asked to look", request: asks(`"verify":false,`), world: func(w *world) {
+			w.vm.moves = false
+			fault(rule{goes: true})(w)
+		}, decided: "task", code: events.CustomizationFailed, step: "customize", vsphere: "NicSettingMismatch", noVerify: true},
+		{name: "general fault", world: func(w *world) { w.vm.moves, w.vm.faulty = false, 1 }, decided: "task", customized: 2, aborted: 1},
+		{name: "general fault twice", world: func(w *world) { w.vm.moves, w.vm.faulty = false, 2 }, customized: 2, aborted: 1, decided: "task",
+			code: events.CustomizationFailed, step: "customize", vsphere: "CustomizationFault"},
+		{name: "general fault, and the guest shows the spec", world: func(w *world) {
+			w.vm.moves = false
+			fault(rule{task: generalFault(), goes: true})(w)
+		}, decided: "verify"},
+		{name: "general fault, and the guest says that it succeeded", world: fault(rule{task: generalFault(), goes: true}), decided: "guest-status"},
+		{name: "general fault, no engine in the guest", world: func(w *world) {
+			w.vm.moves = false
+			e := generalFault()
+			e.Message = "This VM " + noEngine
+			fault(rule{task: e})(w)
+		}, decided: "task", code: events.CustomizationFailed, step: "customize", vsphere: "CustomizationFault"},
+		{name: "general fault, and the second attempt is not answered", world: func(w *world) {
+			w.vm.moves, w.vm.faulty = false, 1
+			w.vc.on(rule{op: "CustomizeGuest sent", times: 1})
+			w.vc.on(rule{op: "CustomizeGuest sent", times: 1, lost: "answer", delay: 9 * time.Second})
+			w.vc.lag = 29 * time.Second
+		}, decided: "task", customized: 2, aborted: 1},
+		{name: "the guest shows nothing of it", world: func(w *world) { w.vm.ignores, w.vm.hostName = true, "template.example.com" }, decided: "guest-status",
+			code: events.VerifyMismatch, step: "verify", took: 4 * time.Minute,
+			mismatches: []string{"host name: want web-7, the guest shows template", "address: want 10.0.0.7 on NIC", "the guest shows no NIC"}},
+		{name: "the guest shows nothing of it, nobody asked", request: asks(`"verify":false,`), world: func(w *world) { w.vm.ignores = true }, decided: "guest-status", noVerify: true},
+		{name: "the host name alone is not asked for", request: asks(`"verify":{"hostName":false,"timeout":"10s"},`),
+			world: func(w *world) { w.later(90*time.Second, func() { w.vc.change(func() { w.vm.hostName = "x" }) }) }, decided: "guest-status"},
+		{name: "the guest reports its new host name late", world: func(w *world) {
+			w.vm.ignores = true
+			w.later(4*time.Minute, func() { w.vc.change(func() { w.vm.show(json.RawMessage(specOf(named))); w.vm.connect() }) })
+		}, decided: "guest-status", took: 4 * time.Minute},
+		{name: "a NIC stays off", request: only(`"verify":{"timeout":"10s"},"customize":` + named), decided: "guest-status", code: events.VerifyMismatch, step: "verify",
+			mismatches: []string{"NIC 00:50:56:00:00:01 is not connected"}},
+		{name: "a NIC stays off, and need not be on", request: only(`"verify":{"nicsConnected":false},"customize":` + named), decided: "guest-status"},
+		{name: "vCenter is away all the time", request: asks(`"verify":{"timeout":"30s"},`), decided: "guest-status", code: events.StepTimeout, step: "verify",
+			world: func(w *world) {
+				w.slow = onKind("network.completed", func() { w.vc.change(func() { w.vc.refusing = true }) })
+			}},
+	}
+	secrets := secretsDir(t)
+	for _, row := range rows {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			inWorld(t, secrets, func(w *world) {
+				w.several = row.customized > 1
+				if row.world != nil {
+					row.world(w)
+				}
+				if row.request == "" {
+					row.request = asks("")
+				}
+				run := w.run(row.request)
+				if row.code == "" {
+					mustSucceed(w)
+				} else if run.Error == nil || run.Error.Code != row.code || run.Error.Step != row.step {
+					w.t.Errorf("the run ended as %s: %+v", run.Status, run.Error)
+				} else if got := run.Error.VSphere; (got == nil) != (row.vsphere == "") || got != nil && got.Name != row.vsphere {
+					w.t.Errorf("vsphere %+v, want %q", got, row.vsphere)
+				}
+				if run.Customize.DecidedBy != row.decided {
+					w.t.Errorf("decided by %q, want %q", run.Customize.DecidedBy, row.decided)
+				}
+				w.wantEffects("customize", max(row.customized, 1))
+				w.wantEffects("abort", row.aborted)
+				if (run.Verify == nil) != row.noVerify {
+					w.t.Errorf("verify %+v", run.Verify)
+				}
+				if run.Verify != nil {
+					got := run.Verify.Mismatches
+					if !slices.EqualFunc(got, row.mismatches, strings.HasPrefix) {
+						w.t.Errorf("mismatches %q", got)
+					}
+					for _, m := range got {
+						if !strings.Contains(run.Error.Message, m) {
+							w.t.Errorf("the error does not name %q: %s", m, run.Error.Message)
+						}
+					}
+				}
+				if took := run.FinishedAt.Sub(*run.AcceptedAt); took < row.took {
+					w.t.Errorf("it took %s, want at least %s", took, row.took)
+				}
+			})
+		})
+	}
+}
+
+// Its NICs can be looked at where nothing is customized.
+func TestVerifyWithoutCustomize(t *testing.T) {
+	t.Parallel()
+	secrets := secretsDir(t)
+	for _, on := range []bool{true, false} {
+		inWorld(t, secrets, func(w *world) {
+			w.vm.nics = []vcapi.NIC{{MAC: "00:50:56:00:00:01", Connected: on}, {MAC: "00:50:56:00:00:02", Connected: on}}
+			run := w.run(`{"vm":"vm-42","verify":{"timeout":"10s"}}`)
+			switch {
+			case on:
+				mustSucceed(w)
+			case run.Error == nil || run.Error.Code != events.VerifyMismatch || len(run.Verify.Mismatches) != 2:
+				w.t.Errorf("error %+v, verify %+v", run.Error, run.Verify)
+			}
+		})
+	}
+}
+
+// The Task has ended and the guest has not: the process is told to stop, or the run canceled, while it waits for the guest's end.
+func TestInterruptedWaitForTheGuest(t *testing.T) {
+	t.Parallel()
+	secrets := secretsDir(t)
+	request := only(customizeOnly)
+	t.Run("told to stop", func(t *testing.T) {
+		t.Parallel()
+		inWorld(t, secrets, func(w *world) {
+			w.vm.outlasts = 5 * time.Minute
+			req := w.request("order-1", request)
+			o := w.deliver(req)
+			<-time.After(3 * time.Minute)
+			o.term()
+			<-o.finished
+			if w.newest("run.released") == nil {
+				w.t.Error("not released")
+			}
+			w.drive(req)
+			mustSucceed(w)
+			if c := w.last().Customize; c.DecidedBy != "guest-status" || c.Guest == nil || c.Guest.Status != "SUCCEEDED" {
+				w.t.Errorf("customize %+v", c)
+			}
+		})
+	})
+	t.Run("dies", func(t *testing.T) {
+		t.Parallel()
+		inWorld(t, secrets, func(w *world) {
+			w.vm.outlasts = 5 * time.Minute
+			w.run(request, crash("Watch #2"))
+			mustSucceed(w)
+			if c := w.last().Customize; c.DecidedBy != "guest-status" {
+				w.t.Errorf("decided by %s", c.DecidedBy)
+			}
+		})
+	})
+	t.Run("canceled", func(t *testing.T) {
+		t.Parallel()
+		inWorld(t, secrets, func(w *world) {
+			w.vm.outlasts = 5 * time.Minute
+			req := w.request("order-1", request)
+			w.later(3*time.Minute, func() { w.cancel(req) })
+			w.drive(req)
+			w.wantEnds("run.canceled")
+			w.wantEffects("abort", 1)
+			if c := w.last().Customize; c.State != events.Canceled {
+				w.t.Errorf("customize is %s, although the guest had not ended and was aborted", c.State)
+			}
+		})
+	})
+}
+
+// specOf is the spec of a customize section.
+func specOf(section string) string {
+	return strings.TrimSuffix(strings.TrimPrefix(section, `{"spec":`), "}")
+}
+
+// onKind calls fn when the first event of a kind is published.
+func onKind(kind string, fn func()) func(int, events.Message) memstore.Fault {
+	var once sync.Once
+	return func(_ int, m events.Message) memstore.Fault {
+		if strings.HasSuffix(m.Subject, "."+kind) {
+			once.Do(fn)
+		}
+		return memstore.Fault{}
+	}
+}
