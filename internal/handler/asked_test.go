@@ -134,6 +134,7 @@ func (c *client) ConnectNICs(ctx context.Context, gate vcapi.Gate, vm string, ni
 		if err != nil {
 			return "", err
 		}
+		c.effect(vm, "connect")
 		c.changeLocked(m.connect)
 		return c.makeTask(vm, "ReconfigVM_Task", time.Second, r), nil
 	})
@@ -162,5 +163,43 @@ func TestConnectNICs(t *testing.T) {
 		if got := strings.Join(w.kinds(), " "); !strings.Contains(got, "run.waiting network.starting") {
 			t.Errorf("events %s", got)
 		}
+	})
+}
+
+// The answer to the connection of the NICs is lost, and the run is canceled, or told to stop, while the call is still on its way: its last event waits
+// until it must have landed, and who goes on does not trust that nothing is under way.
+func TestConnectNICsUnanswered(t *testing.T) {
+	t.Parallel()
+	secrets := secretsDir(t)
+	const request = `{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},"network":{"connectNics":true}}`
+	begin := func(w *world) *events.Request {
+		w.vm.nics = []vcapi.NIC{{MAC: "00:50:56:00:00:01"}}
+		w.vc.on(rule{op: "ConnectNICs sent", times: 1, lost: "answer", delay: 9 * time.Second})
+		return w.request("order-1", request)
+	}
+	t.Run("canceled", func(t *testing.T) {
+		t.Parallel()
+		inBriefWorld(t, secrets, func(w *world) {
+			req := begin(w)
+			w.later(100*time.Millisecond, func() { w.cancel(req) })
+			w.drive(req)
+			w.wantEnds("run.canceled")
+			w.wantEffects("connect", 1)
+		})
+	})
+	t.Run("told to stop", func(t *testing.T) {
+		t.Parallel()
+		inBriefWorld(t, secrets, func(w *world) {
+			req := begin(w)
+			o := w.deliver(req)
+			<-time.After(100 * time.Millisecond)
+			o.term()
+			<-o.finished
+			if w.newest("run.released") != nil {
+				w.t.Error("released with a call in the air")
+			}
+			w.drive(req)
+			mustSucceed(w)
+		})
 	})
 }

@@ -55,6 +55,10 @@ func (r *run) connectNICs(ctx context.Context) error {
 		if errors.Is(err, events.ErrFenced) {
 			return err
 		}
+		var v *vcapi.Error
+		if errors.As(err, &v) && v.Sent == vcapi.Unknown { // it may be on its way: until it has landed the run neither ends nor is released
+			r.actFrom = time.Now().Add(r.TravelTime + r.VisibilityLag)
+		}
 		var again *againError
 		if errors.As(err, &again) {
 			err = again.err

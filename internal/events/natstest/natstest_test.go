@@ -2,6 +2,7 @@ package natstest_test
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"time"
 
@@ -12,7 +13,10 @@ import (
 	"github.com/guestflow/guestflow/internal/events/natstest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	natstest.Main()
+	goleak.VerifyTestMain(m)
+}
 
 func open(t *testing.T, url string) jetstream.JetStream {
 	t.Helper()
@@ -75,5 +79,58 @@ func TestClusterReplicates(t *testing.T) {
 	}
 	if _, err := js.Publish(ctx, "s.1", nil); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// A server that was killed comes back at its port, with what it had stored.
+func TestProcessesAreKilledAndComeBack(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	c := natstest.StartProcesses(t, 3)
+	js := open(t, c.URL())
+	var st jetstream.Stream
+	again(ctx, t, func() (err error) {
+		st, err = js.CreateStream(ctx, jetstream.StreamConfig{Name: "S", Subjects: []string{"s.>"}, Replicas: 3})
+		return err
+	})
+	again(ctx, t, func() error { _, err := js.Publish(ctx, "s.1", nil, jetstream.WithMsgID("1")); return err })
+	leader := c.Named(st.CachedInfo().Cluster.Leader)
+	if leader == nil || c.Named("nobody") != nil {
+		t.Fatalf("leader %q is %v", st.CachedInfo().Cluster.Leader, leader)
+	}
+	leader.Kill()
+	again(ctx, t, func() error { _, err := js.Publish(ctx, "s.2", nil, jetstream.WithMsgID("2")); return err })
+	if err := leader.Start(); err != nil {
+		t.Fatal(err)
+	}
+	again(ctx, t, func() error {
+		info, err := st.Info(ctx)
+		switch {
+		case err != nil:
+			return err
+		case info.State.Msgs != 2:
+			return fmt.Errorf("%d messages", info.State.Msgs)
+		}
+		for _, r := range info.Cluster.Replicas {
+			if r.Offline || !r.Current {
+				return fmt.Errorf("%s is not current", r.Name)
+			}
+		}
+		return nil
+	})
+}
+
+// again repeats f until it succeeds.
+func again(ctx context.Context, t *testing.T, f func() error) {
+	t.Helper()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for err := f(); err != nil; err = f() {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			t.Fatal(err)
+		}
 	}
 }
