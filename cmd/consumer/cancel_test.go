@@ -125,13 +125,11 @@ func TestCancelIsHeardByTheOwner(t *testing.T) {
 	for _, copies := range []int{1, 3} {
 		t.Run(fmt.Sprintf("R%d", copies), func(t *testing.T) {
 			t.Parallel()
-			url := ""
 			if copies == 1 {
-				url = startNATS(t)
-			} else {
-				url = natstest.StartCluster(t, copies).URL()
+				cancelHeard(t, startNATS(t), copies)
+				return
 			}
-			cancelHeard(t, url, copies)
+			cancelHeard(t, natstest.StartCluster(t, copies).URL(), copies)
 		})
 	}
 }

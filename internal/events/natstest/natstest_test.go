@@ -91,20 +91,24 @@ func TestProcessesAreKilledAndComeBack(t *testing.T) {
 	js := open(t, c.URL())
 	var st jetstream.Stream
 	again(ctx, t, func() (err error) {
+		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+		defer cancel()
 		st, err = js.CreateStream(ctx, jetstream.StreamConfig{Name: "S", Subjects: []string{"s.>"}, Replicas: 3})
 		return err
 	})
-	again(ctx, t, func() error { _, err := js.Publish(ctx, "s.1", nil, jetstream.WithMsgID("1")); return err })
+	again(ctx, t, func() error { return publish(ctx, js, "1") })
 	leader := c.Named(st.CachedInfo().Cluster.Leader)
 	if leader == nil || c.Named("nobody") != nil {
 		t.Fatalf("leader %q is %v", st.CachedInfo().Cluster.Leader, leader)
 	}
 	leader.Kill()
-	again(ctx, t, func() error { _, err := js.Publish(ctx, "s.2", nil, jetstream.WithMsgID("2")); return err })
+	again(ctx, t, func() error { return publish(ctx, js, "2") })
 	if err := leader.Start(); err != nil {
 		t.Fatal(err)
 	}
 	again(ctx, t, func() error {
+		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+		defer cancel()
 		info, err := st.Info(ctx)
 		switch {
 		case err != nil:
@@ -119,6 +123,14 @@ func TestProcessesAreKilledAndComeBack(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// publish tries once to publish a message that the stream takes once.
+func publish(ctx context.Context, js jetstream.JetStream, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	_, err := js.Publish(ctx, "s."+id, nil, jetstream.WithMsgID(id))
+	return err
 }
 
 // again repeats f until it succeeds.
