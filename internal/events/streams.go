@@ -187,10 +187,13 @@ func (c *Conn) ensureStream(ctx context.Context, need streamNeed, provision bool
 	}
 }
 
+// codeNoPeers is "no suitable peers for placement": a cluster of which not all servers are up yet.
+const codeNoPeers = 10005
+
 // refusal is what the server said against a change; empty where it said nothing of the kind.
 func refusal(err error) string {
 	var api *jetstream.APIError
-	if !errors.As(err, &api) || api.Code == 503 || api.ErrorCode == jetstream.JSErrCodeStreamNotFound {
+	if !errors.As(err, &api) || api.Code == 503 || api.ErrorCode == jetstream.JSErrCodeStreamNotFound || api.ErrorCode == codeNoPeers {
 		return ""
 	}
 	return fmt.Sprintf("%s (%d)", api.Description, api.ErrorCode)

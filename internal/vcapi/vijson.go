@@ -227,15 +227,15 @@ func atLeast(version, want string) bool {
 	return true
 }
 
-// About asks vCenter what it is. It needs no login.
+// About tells what vCenter is, as it said when the present session began: an update of vCenter ends its sessions.
 //
 // Source: VI JSON, ServiceInstance.content.
 func (c *Client) About(ctx context.Context) (About, error) {
-	v, err := c.learn(ctx)
+	s, err := c.vimLogin.get(ctx)
 	if err != nil {
 		return About{}, err
 	}
-	return About(v.content.About), nil
+	return About(s.service.content.About), nil
 }
 
 // Now is vCenter's clock.
