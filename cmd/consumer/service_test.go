@@ -57,7 +57,7 @@ func TestMain(m *testing.M) {
 }
 
 // patience bounds every wait for a thing: long, so that only what never happens fails.
-const patience = 90 * time.Second
+const patience = 5 * time.Minute
 
 // ownInbox tells the tests' own questions from those of the service.
 const ownInbox = "_INBOX_TEST"

@@ -300,6 +300,9 @@ func (v *VCenter) check(prefix string) []error {
 		bad("PASSWORD_FILE", "required, and not set (or %sPASSWORD)", prefix)
 	}
 	wrong = append(wrong, readable(prefix+"PASSWORD_FILE", v.PasswordFile)...)
+	if password, err := v.password(); err == nil && password == "" && v.PasswordFile != "" {
+		bad("PASSWORD_FILE", "%s is empty", v.PasswordFile)
+	}
 	var err error
 	if v.roots, err = caPool(prefix+"CA_FILE", v.CAFile); err != nil {
 		wrong = append(wrong, err)

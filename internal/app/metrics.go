@@ -7,6 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/rs/zerolog"
 
 	"github.com/guestflow/guestflow/internal/events"
 	"github.com/guestflow/guestflow/internal/vcapi"
@@ -68,6 +69,17 @@ func (m *metrics) watch(vcenter string, client *vcapi.Client) {
 			Help: "Since the long poll of this vCenter was last answered."}, func() float64 { return client.PollAge().Seconds() }))
 }
 
+// nats shows whether the connection to NATS is up.
+func (m *metrics) nats(conn *events.Conn) {
+	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "guestflow_nats_connected", Help: "1 while NATS is connected, else 0."},
+		func() float64 {
+			if conn.Connected() {
+				return 1
+			}
+			return 0
+		}))
+}
+
 // inFlight counts a request until the returned function is called.
 func (m *metrics) inFlight(vcenter string) func() {
 	g := m.flying.WithLabelValues(vcenter)
@@ -97,8 +109,13 @@ func (m *metrics) call(vcenter string) func(endpoint string, took time.Duration,
 	}
 }
 
-func (m *metrics) login(vcenter string) func(error) {
-	return func(err error) { m.logins.WithLabelValues(vcenter, result(err)).Inc() }
+func (m *metrics) login(vcenter string, log zerolog.Logger) func(error) {
+	return func(err error) {
+		m.logins.WithLabelValues(vcenter, result(err)).Inc()
+		if err != nil { // a refused login is not tried again before a minute is over
+			log.Warn().Err(err).Str("vcenter", vcenter).Msg("the login at vCenter failed")
+		}
+	}
 }
 
 func result(err error) string {

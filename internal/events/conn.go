@@ -51,6 +51,7 @@ type Conn struct {
 
 	mu        sync.Mutex
 	consumers map[string]string // durable to stream, of each vCenter that is consumed or provisioned: what Ready asks for
+	streams   *Streams          // as Provision was asked for; nil before
 	keepFor   time.Duration     // how long events are kept, 0 as long as not known: a run's timeout is shorter
 }
 

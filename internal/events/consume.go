@@ -113,6 +113,11 @@ func (i *intake) run(ctx context.Context) error {
 		if err == nil {
 			continue
 		}
+		if errors.Is(err, jetstream.ErrConsumerNotFound) || errors.Is(err, jetstream.ErrStreamNotFound) {
+			if restoreErr := i.conn.restore(ctx); restoreErr != nil {
+				err = errors.Join(err, restoreErr)
+			}
+		}
 		if waitErr := w.wait(ctx, err); waitErr != nil && ctx.Err() == nil {
 			return fmt.Errorf("consumer %s: %w", i.durable, waitErr)
 		}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -105,7 +106,12 @@ func (r *Request) read(env *envelope) error {
 	if err != nil {
 		return err
 	}
-	if at := findPassword(tree, ""); at != "" {
+	customize, _ := tree["customize"].(map[string]any)
+	at := findPassword(tree, "", false)
+	if at == "" {
+		at = findPassword(customize, "customize", true)
+	}
+	if at != "" {
 		return &RejectError{Code: InvalidRequest, Field: at, Withhold: true,
 			Message: "holds a literal password; secrets never travel: name one that guestflow holds. The data of this message is not kept"}
 	}
@@ -198,6 +204,20 @@ func checkRequest(tree map[string]any) error {
 			add("guest.interactiveSession", "needs user name and password")
 		}
 	}
+	customize, _ := tree["customize"].(map[string]any)
+	for _, section := range []string{"spec", "configParams"} {
+		if at := badSecretRef(customize[section], "customize."+section); at != "" {
+			add(at, `must be {"secretRef": "<name>", "key": "<key>"} and nothing more; names are letters, digits, '-', '.' and '_'`)
+		}
+	}
+	for i := range problems {
+		if strings.HasPrefix(problems[i].Message, "'oneOf' failed") {
+			problems[i].Message = "needs exactly one of spec, specName"
+			if strings.HasPrefix(problems[i].Field, "processes") {
+				problems[i].Message = "needs exactly one of run, watch"
+			}
+		}
+	}
 	return rejectProblems(problems)
 }
 
@@ -267,23 +287,81 @@ func dropNulls(tree map[string]any, opaque ...string) {
 	walk(tree, "")
 }
 
-// findPassword returns where v holds a literal CustomizationPassword (VI JSON: value is the password, plainText how it is written); "" where
-// it holds none. One without its _typeName is one all the same.
-func findPassword(v any, at string) string {
+// findPassword returns where v holds a literal password; "" where it holds none. In a CustomizationPassword (VI JSON: value is the password, plainText
+// how it is written; one without its _typeName is one all the same), and where named is set in whatever is called a password, only the name of a
+// secret may stand.
+func findPassword(v any, at string, named bool) string {
 	switch v := v.(type) {
 	case map[string]any:
-		_, plainText := v["plainText"]
-		if _, literal := v["value"].(string); literal && (plainText || v["_typeName"] == "CustomizationPassword") {
-			return strings.TrimPrefix(at+".value", ".")
+		is := v["_typeName"] == "CustomizationPassword"
+		for name := range v {
+			is = is || strings.EqualFold(name, "plainText")
 		}
 		for _, name := range slices.Sorted(maps.Keys(v)) {
-			if found := findPassword(v[name], strings.TrimPrefix(at+"."+name, ".")); found != "" {
+			inner, child := strings.TrimPrefix(at+"."+name, "."), v[name]
+			if is && strings.EqualFold(name, "value") && child != nil && !isSecretRef(child) || named && namesPassword(name) && isLiteral(child) {
+				return inner
+			}
+			if found := findPassword(child, inner, named); found != "" {
 				return found
 			}
 		}
 	case []any:
 		for i, child := range v {
-			if found := findPassword(child, fmt.Sprintf("%s[%d]", at, i)); found != "" {
+			if found := findPassword(child, fmt.Sprintf("%s[%d]", at, i), named); found != "" {
+				return found
+			}
+		}
+	}
+	return ""
+}
+
+// namesPassword tells whether a member of this name holds a password.
+func namesPassword(name string) bool { return strings.HasSuffix(strings.ToLower(name), "password") }
+
+// isLiteral tells whether v is a value, and not an object that says more.
+func isLiteral(v any) bool {
+	switch v := v.(type) {
+	case nil, bool, map[string]any:
+		return false
+	case string:
+		return v != ""
+	case []any:
+		return slices.ContainsFunc(v, isLiteral)
+	}
+	return true
+}
+
+// isSecretRef tells whether v is the name of a secret, and nothing else.
+func isSecretRef(v any) bool {
+	m, ok := v.(map[string]any)
+	_, ref := m["secretRef"].(string)
+	_, key := m["key"].(string)
+	return ok && ref && key && len(m) == 2
+}
+
+// secretName is what the names and keys of secrets may be.
+var secretName = regexp.MustCompile(`^[A-Za-z0-9]([-A-Za-z0-9._]*[A-Za-z0-9])?$`)
+
+// badSecretRef returns where v names a secret in a way that cannot be followed.
+func badSecretRef(v any, at string) string {
+	switch v := v.(type) {
+	case map[string]any:
+		if ref, there := v["secretRef"]; there {
+			name, _ := ref.(string)
+			key, _ := v["key"].(string)
+			if !isSecretRef(v) || !secretName.MatchString(name) || !secretName.MatchString(key) {
+				return at
+			}
+		}
+		for _, name := range slices.Sorted(maps.Keys(v)) {
+			if found := badSecretRef(v[name], at+"."+name); found != "" {
+				return found
+			}
+		}
+	case []any:
+		for i, child := range v {
+			if found := badSecretRef(child, fmt.Sprintf("%s[%d]", at, i)); found != "" {
 				return found
 			}
 		}
@@ -298,7 +376,7 @@ func mayHoldPassword(data []byte) bool {
 	if err != nil {
 		return bytes.Contains(bytes.ToLower(data), []byte("password"))
 	}
-	return findPassword(tree, "") != ""
+	return findPassword(tree, "", true) != ""
 }
 
 // cut shortens s to at most n bytes, at the end of a character.

@@ -218,6 +218,22 @@ func TestDecodeRequestRefuses(t *testing.T) {
 	}
 }
 
+// A secret that cannot be named is told to the publisher, not to vCenter.
+func TestBadSecretRefs(t *testing.T) {
+	t.Parallel()
+	for name, ref := range map[string]string{"no key": `{"secretRef":"a"}`, "one member more": `{"secretRef":"a","key":"b","c":1}`, "a path": `{"secretRef":"../b","key":"c"}`,
+		"no text": `{"secretRef":1,"key":"c"}`} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			_, err := events.DecodeRequest("lab", subject, nil, structured(`{"vm":"vm-42",`+creds+`,"customize":{"spec":{"identity":{"a":[`+ref+`]}}}}`, ""))
+			var reject *events.RejectError
+			if !errors.As(err, &reject) || reject.Field != "customize.spec.identity.a[0]" {
+				t.Errorf("error %v", err)
+			}
+		})
+	}
+}
+
 func TestLiteralPasswordIsWithheld(t *testing.T) {
 	t.Parallel()
 	const secret = "hunter2"
@@ -234,6 +250,16 @@ func TestLiteralPasswordIsWithheld(t *testing.T) {
 		{"in the spec", structured(spec(literal), ""), nil, "customize.spec.identity.password.value", "literal password"},
 		{"without its type", structured(spec(`{"value":"`+secret+`","plainText":true}`), ""), nil, "customize.spec.identity.password.value", "literal password"},
 		{"without plainText", structured(spec(`{"_typeName":"CustomizationPassword","value":"`+secret+`"}`), ""), nil, "customize.spec.identity.password.value", "literal password"},
+		{"as an object", structured(spec(`{"_typeName":"CustomizationPassword","value":{"_typeName":"string","_value":"`+secret+`"},"plainText":true}`), ""), nil,
+			"customize.spec.identity.password.value", "literal password"},
+		{"in a list", structured(spec(`{"_typeName":"CustomizationPassword","value":["`+secret+`"]}`), ""), nil, "customize.spec.identity.password.value", "literal password"},
+		{"as a number", structured(spec(`{"_typeName":"CustomizationPassword","value":123456}`), ""), nil, "customize.spec.identity.password.value", "literal password"},
+		{"in other letters", structured(spec(`{"_typeName":"CustomizationPassword","Value":"`+secret+`"}`), ""), nil, "customize.spec.identity.password.Value", "literal password"},
+		{"bare", structured(spec(`"`+secret+`"`), ""), nil, "customize.spec.identity.password", "literal password"},
+		{"beside the name of a secret", structured(spec(`{"_typeName":"CustomizationPassword","value":{"secretRef":"a","key":"b","x":"`+secret+`"}}`), ""), nil,
+			"customize.spec.identity.password.value", "literal password"},
+		{"in a field that nobody knows", structured(`{"vm":"vm-42","guest":{"credentials":{"secretRef":"a","password":"`+secret+`"}}}`, ""), nil,
+			"guest.credentials.password", "is not a known field"},
 		{"outside the spec, beside another fault", structured(`{"vm":1,"x":[`+literal+`]}`, ""), nil, "x[0].value", "literal password"},
 		{"in an event of another type", []byte(strings.Replace(string(structured(spec(literal), "")), "requested", "other", 1)), nil, "", "type is"},
 		{"in binary form", []byte(spec(literal)), header("ce-specversion", "1.0", "ce-id", "7", "ce-source", "/a", "ce-type", requestedType), "customize.spec.identity.password.value", "literal password"},

@@ -77,7 +77,9 @@ func deadLetter(m Refused, why *RejectError) *nats.Msg {
 	data := m.Data
 	if why.Withhold {
 		sum := sha256.Sum256(data)
-		h.Set("Guestflow-Path", oneLine(why.Field))
+		if why.Field != "" {
+			h.Set("Guestflow-Path", oneLine(why.Field))
+		}
 		h.Set("Guestflow-Size", strconv.Itoa(len(data)))
 		h.Set("Guestflow-Sha256", hex.EncodeToString(sum[:]))
 		data = nil

@@ -52,6 +52,9 @@ func (e *MismatchError) Error() string {
 // that holds every difference. While NATS is away, or busy (a cluster that starts, or makes many streams at once), it is asked again, until ctx
 // ends or the connection is closed for good. Several replicas may call it at once.
 func (c *Conn) Provision(ctx context.Context, s Streams) error {
+	c.mu.Lock()
+	c.streams = &s
+	c.mu.Unlock()
 	w := newWaiter(c.log, "", "", "set up streams and consumers")
 	for {
 		err := c.provision(ctx, s)
@@ -63,6 +66,17 @@ func (c *Conn) Provision(ctx context.Context, s Streams) error {
 			return fmt.Errorf("set up streams and consumers: %w", err)
 		}
 	}
+}
+
+// restore makes what was removed while the service runs; what cannot be made is tried again by who misses it.
+func (c *Conn) restore(ctx context.Context) error {
+	c.mu.Lock()
+	s := c.streams
+	c.mu.Unlock()
+	if s == nil || !s.Provision {
+		return nil
+	}
+	return c.provision(ctx, *s)
 }
 
 func (c *Conn) provision(ctx context.Context, s Streams) error {
@@ -322,8 +336,8 @@ func (c *Conn) ensureConsumer(ctx context.Context, stream string, need jetstream
 	}
 }
 
-// consumerDifferences are all things in which a consumer does not do what guestflow leans on. How many requests it hands out at once, and its
-// ack wait, are its maker's choice.
+// consumerDifferences are all things in which a consumer does not do what guestflow leans on. Its ack wait, and to hand out fewer requests at once
+// than the setting allows, are its maker's choice.
 func consumerDifferences(need, have jetstream.ConsumerConfig) (d []string) {
 	differ := func(wrong bool, format string, args ...any) {
 		if wrong {
@@ -337,6 +351,8 @@ func consumerDifferences(need, have jetstream.ConsumerConfig) (d []string) {
 	differ(len(filters) != 1 || filters[0] != need.FilterSubject, "its filter is %q, not %s", strings.Join(filters, ", "), need.FilterSubject)
 	differ(have.AckPolicy != need.AckPolicy, "ack policy is %s, not %s", have.AckPolicy, need.AckPolicy)
 	differ(have.MaxDeliver > 0, "max_deliver is %d: it must be unlimited, or requests get lost", have.MaxDeliver)
+	differ(strings.HasPrefix(need.FilterSubject, "guestflow.requests.") && (have.MaxAckPending < 1 || have.MaxAckPending > need.MaxAckPending),
+		"max_ack_pending is %d: it lets through more than the %d requests of MAX_IN_FLIGHT", have.MaxAckPending, need.MaxAckPending)
 	differ(len(have.BackOff) > 0, "backoff is set: it replaces the ack wait")
 	differ(have.DeliverPolicy != need.DeliverPolicy, "deliver policy is %s, not %s", have.DeliverPolicy, need.DeliverPolicy)
 	differ(have.ReplayPolicy != need.ReplayPolicy, "replay policy is %s, not %s", have.ReplayPolicy, need.ReplayPolicy)

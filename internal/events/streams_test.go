@@ -194,6 +194,7 @@ func TestProvisionNamesEveryDifference(t *testing.T) {
 		`consumer guestflow-requests-lab: its filter is "guestflow.requests.lab.vm-1", not guestflow.requests.lab.*`,
 		"consumer guestflow-requests-lab: ack policy is AckAll, not AckExplicit",
 		"consumer guestflow-requests-lab: max_deliver is 3: it must be unlimited, or requests get lost",
+		"consumer guestflow-requests-lab: max_ack_pending is 1000: it lets through more than the 16 requests of MAX_IN_FLIGHT",
 		"consumer guestflow-requests-lab: backoff is set: it replaces the ack wait",
 		"consumer guestflow-requests-lab: deliver policy is new, not all",
 		"consumer guestflow-requests-lab: it delivers headers only",
@@ -370,4 +371,17 @@ func TestAPIPrefix(t *testing.T) {
 	if last, err := j.Last(testContext(t), "lab", "vm-1"); err != nil || last.Seq != seq {
 		t.Errorf("last: %+v, %v", last, err)
 	}
+}
+
+// A durable that somebody removes while the service runs is made again, and its requests are taken.
+func TestRemovedConsumerComesBack(t *testing.T) {
+	t.Parallel()
+	s := newStation(t, nil)
+	took := make(chan string, 1)
+	s.consume(t, func(_ context.Context, r *events.Request) error { took <- r.VM; return nil })
+	if err := s.js.DeleteConsumer(testContext(t), events.RequestsStream("lab"), events.RequestsConsumer("lab")); err != nil {
+		t.Fatal(err)
+	}
+	s.publish(t, events.KindRequested, "vm-1", "r1", map[string]any{"vm": "vm-1"})
+	receive(t, took)
 }

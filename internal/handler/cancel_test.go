@@ -253,8 +253,7 @@ func TestHandleCancel(t *testing.T) {
 				w.t.Errorf("answer %v", err)
 			}
 			w.wantEnds("run.failed")
-			last := w.last()
-			if last.Error.Code != events.Orphaned || last.Customize.Task == "" {
+			if last := w.last(); last.Error == nil || last.Error.Code != events.Orphaned || last.Customize.Task == "" {
 				w.t.Errorf("error %+v, customize %+v", last.Error, last.Customize)
 			}
 		},
@@ -357,7 +356,7 @@ func TestHandleCancelAtEveryPoint(t *testing.T) {
 					case last.Status == events.StatusFailed:
 						w.t.Errorf("the run failed: %+v", last.Error)
 					}
-					if h.at.Before(*last.FinishedAt) {
+					if last.FinishedAt != nil && h.at.Before(*last.FinishedAt) {
 						w.t.Errorf("acknowledged before the last event")
 					}
 				})

@@ -58,13 +58,8 @@ type intent struct {
 	Process string    `json:"process,omitempty"` // in a process act: which one
 	At      time.Time `json:"at"`                // vCenter's clock
 	Newest  string    `json:"newest,omitempty"`  // the newest Task on the VM that vCenter showed at that time
-	Session session   `json:"session"`           // vCenter session that was alive then: while it lives, vCenter was not restarted
+	Session string    `json:"session,omitempty"` // key (public, not its secret ID) of a vCenter session that was alive then: while it lives, vCenter was not restarted
 	Guest   string    `json:"guest,omitempty"`   // in a process act: who vmtoolsd and pid 1 were
-}
-
-type session struct {
-	Key  string `json:"key"` // the session's public key, not its secret ID
-	User string `json:"user"`
 }
 
 // release marks the one delivery that may trust that no call is outstanding: number Delivered + 1 of the request Seq.

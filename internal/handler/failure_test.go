@@ -106,8 +106,8 @@ func TestFailures(t *testing.T) {
 		{name: "tools not ready", step: "customize", code: events.ToolsNotRunning, retry: true, kinds: "check.completed run.waiting run.failed",
 			world: func(w *world) { w.vm.tools = false }},
 		{name: "tools not awaited", request: `{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"},"readyTimeout":"0s"},` +
-			`"customize":` + spec[:len(spec)-1] + `,"timeout":"1m"}}`, step: "customize", code: events.StepTimeout, vsphere: "InvalidState", retry: true,
-			kinds: "customize.starting customize.starting run.failed", world: func(w *world) { w.vm.tools = false }},
+			`"customize":` + spec[:len(spec)-1] + `,"timeout":"1m"}}`, step: "customize", code: events.ToolsNotRunning, retry: true,
+			kinds: "run.accepted check.completed run.failed", world: func(w *world) { w.vm.tools = false }},
 		{name: "VM removed while it is customized", step: "customize", code: events.NotFound, effects: 1,
 			kinds: "customize.progressed customize.progressed run.failed", world: func(w *world) {
 				w.later(20*time.Second, func() { w.vc.change(func() { w.vm.gone = true }) })

@@ -61,7 +61,7 @@ func (r *run) lookForTask(ctx context.Context, act, method string, adopt func(vc
 	if err != nil {
 		return s, err
 	}
-	s.now.Session = session{Key: vs.Key, User: vs.UserName}
+	s.now.Session = vs.Key
 	if !r.tookOver && !r.open {
 		return s, nil
 	}
@@ -88,13 +88,14 @@ func (r *run) lookForTask(ctx context.Context, act, method string, adopt func(vc
 		return s, nil
 	}
 	if open := r.point.Intent; r.open && open != nil {
-		s.sure, err = r.reachesBack(ctx, open, now, tasks, shown, history)
+		s.sure, err = r.reachesBack(ctx, open, now, tasks, shown, history, vs.UserName)
 	}
 	return s, err
 }
 
 // reachesBack tells whether vCenter's answer goes back behind an intent: a Task that it made would have been in it.
-func (r *run) reachesBack(ctx context.Context, open *intent, now time.Time, tasks []vcapi.Task, shown map[string]bool, history bool) (bool, error) {
+func (r *run) reachesBack(ctx context.Context, open *intent, now time.Time, tasks []vcapi.Task, shown map[string]bool, history bool,
+	user string) (bool, error) {
 	if now.Before(open.At) {
 		return false, nil // vCenter's clock was set back: its times tell nothing
 	}
@@ -120,7 +121,7 @@ func (r *run) reachesBack(ctx context.Context, open *intent, now time.Time, task
 		return false, nil
 	}
 	// The list of recent Tasks lives in vCenter's memory: it is whole if vCenter was not restarted, that is, if a session of that time lives.
-	return proof(r.vc.SessionAlive(ctx, vcapi.Session{Key: open.Session.Key, UserName: open.Session.User}))
+	return proof(r.vc.SessionAlive(ctx, vcapi.Session{Key: open.Session, UserName: user}))
 }
 
 // proof takes a question that vCenter does not answer us, for want of a privilege or of the method, for one that proves nothing.

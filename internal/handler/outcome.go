@@ -180,6 +180,12 @@ func (r *run) outcome(s *step, v *vcapi.Error) outcome {
 	return o
 }
 
+// loginRefused tells whether vCenter refuses the service's own login.
+func loginRefused(err error) bool {
+	var v *vcapi.Error
+	return errors.As(err, &v) && v.Name == "InvalidLogin"
+}
+
 // passwordMayChange tells whether the guest may be changing the very password that it refuses: right after a customization.
 func (r *run) passwordMayChange(s *step) bool {
 	c := r.state.Customize
@@ -233,6 +239,9 @@ func (r *run) timeError(code events.Code, s *step, message string) *stepError {
 		return f
 	}
 	f.message += fmt.Sprintf(", waiting for %s", r.state.Waiting)
+	if loginRefused(r.lastErr) {
+		f.code, f.retryable = events.Unauthenticated, false
+	}
 	if r.lastErr != nil {
 		f.message += ": " + r.lastErr.Error()
 		f.err = r.lastErr

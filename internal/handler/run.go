@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -113,6 +114,11 @@ func (r *run) store(k events.Kind, ctx context.Context) error {
 		return fmt.Errorf("encode the checkpoint: %w", err)
 	}
 	r.state.Checkpoint = point
+	process := r.state.Process
+	defer func() { r.state.Process = process }()
+	if !strings.HasPrefix(string(k), "process.") { // only those are about one process
+		r.state.Process = ""
+	}
 	r.state.N++
 	id := fmt.Sprintf("%s.%d.%s", r.state.Run, r.state.N, r.token)
 	start := time.Now()
@@ -351,6 +357,7 @@ const settleTime = 30 * time.Second
 func (r *run) observe() {
 	ctx, cancel := context.WithTimeout(r.life, observeTime)
 	defer cancel()
+	r.state.Observed = &events.Observed{At: stamp(time.Now())} // that vCenter shows nothing is to be seen too
 	vm, err := r.vc.VM(ctx, r.vm)
 	if err != nil {
 		return

@@ -370,8 +370,13 @@ func (r *run) ready(ctx context.Context, s *step) error {
 		return err
 	}
 	limit := r.asked.Guest.ReadyTimeout.Or(5 * time.Minute)
-	if toolsReady(vm) || limit == 0 {
+	notReady := &stepError{step: s.name, process: s.process, code: events.ToolsNotRunning, retryable: true,
+		message: fmt.Sprintf("VMware Tools did not get ready within %s (guest.readyTimeout): see that they run in the guest", limit)}
+	switch {
+	case toolsReady(vm):
 		return nil
+	case limit == 0:
+		return notReady
 	}
 	if err := r.wait(events.WaitingTools, nil); err != nil {
 		return err
@@ -380,8 +385,7 @@ func (r *run) ready(ctx context.Context, s *step) error {
 	defer cancel()
 	err = r.watch(within, s, "", func(w vcapi.WatchState) (bool, error) { return toolsReady(w.VM), nil })
 	if errors.Is(err, errStepTime) {
-		return &stepError{step: s.name, process: s.process, code: events.ToolsNotRunning, retryable: true,
-			message: fmt.Sprintf("VMware Tools did not get ready within %s (guest.readyTimeout): see that they run in the guest", limit)}
+		return notReady
 	}
 	return err
 }
