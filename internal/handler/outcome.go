@@ -210,10 +210,11 @@ func (r *run) failure(s *step, err error) *stepError {
 		o := r.outcome(s, v)
 		f.code, f.retryable = o.code, o.waiting != "" || v.Class == vcapi.Transient
 		if cure := cures[f.code]; cure != "" {
-			f.message += ": " + cure
+			f.message = strings.TrimSuffix(f.message, ".") + ": " + cure
 		}
 		if strings.Contains(v.Message, noEngine) {
-			f.message += ": the guest customization engine is not installed in the guest; install it in the template that the VM was made from"
+			f.retryable = false
+			f.message = strings.TrimSuffix(f.message, ".") + ": the guest customization engine is not installed in the guest; install it in the template that the VM was made from"
 		}
 	}
 	return f
@@ -224,7 +225,7 @@ const noEngine = "does not support Guest Customization"
 
 // cures say what a person can do about a code.
 var cures = map[events.Code]string{
-	events.GuestLoginRefused:     "see the user name and the password in the secret that guest.credentials names",
+	events.GuestLoginRefused:     "see the user name and the password in the secret that the request names",
 	events.GuestPermissionDenied: "the guest user must be able to act as root",
 	events.Unauthenticated:       "see the user name and the password with which the service logs in at this vCenter",
 	events.Unauthorized:          "give the service's vCenter role the privilege (customizing: VirtualMachine.Provisioning.Customize; processes: VirtualMachine.GuestOperations.Execute and .Query)",

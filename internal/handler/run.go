@@ -60,7 +60,11 @@ var (
 type canceledError struct{ by events.Cancel }
 
 func (e *canceledError) Error() string {
-	return fmt.Sprintf("canceled by source %q, id %q: %s", e.by.Ref.Source, e.by.Ref.ID, e.by.Reason)
+	message := fmt.Sprintf("canceled by source %q, id %q", e.by.Ref.Source, e.by.Ref.ID)
+	if e.by.Reason != "" {
+		message += ": " + e.by.Reason
+	}
+	return message
 }
 
 // stepError ends a run as failed.

@@ -188,8 +188,10 @@ func (r *run) verify(ctx context.Context) error {
 		return err
 	}
 	failure := &stepError{step: s.name, code: events.VerifyMismatch, message: fmt.Sprintf(
-		"after %s the guest does not show what the spec says: %s: see the guest's own log, /var/log/vmware-gosc/instant_clone_customization.log",
-		r.verifyTimeout(), strings.Join(v.Mismatches, "; "))}
+		"after %s the guest does not show what was asked for: %s", r.verifyTimeout(), strings.Join(v.Mismatches, "; "))}
+	if r.asked.Customize != nil {
+		failure.message += ": see the guest's own log, /var/log/vmware-gosc/instant_clone_customization.log"
+	}
 	if len(v.Mismatches) == 0 { // the long poll was down all the time
 		failure = r.timeError(events.StepTimeout, s, fmt.Sprintf("what the guest shows could not be seen within %s", r.verifyTimeout()))
 	}
