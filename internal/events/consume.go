@@ -129,9 +129,16 @@ func (i *intake) run(ctx context.Context) error {
 func (i *intake) pull(ctx context.Context, cons jetstream.Consumer, w *waiter) error {
 	info := cons.CachedInfo().Config
 	i.period <- max(info.AckWait/3, time.Millisecond)
+	doubt := make(chan struct{}, 1) // the server may have no such consumer any more
 	opts := []jetstream.PullConsumeOpt{
 		jetstream.PullHeartbeat(pullHeartbeat),
-		jetstream.ConsumeErrHandler(i.pullError),
+		jetstream.ConsumeErrHandler(func(_ jetstream.ConsumeContext, err error) {
+			// A restart of the server shows here too; nats.go pulls again by itself, and the connection's state is logged elsewhere.
+			i.log.Debug().Err(err).Msg("pulling requests")
+			if errors.Is(err, jetstream.ErrNoHeartbeat) || errors.Is(err, nats.ErrNoResponders) {
+				signal(doubt)
+			}
+		}),
 	}
 	if info.MaxAckPending > 0 { // never more on its way than can be started
 		opts = append(opts, jetstream.PullMaxMessages(info.MaxAckPending))
@@ -142,13 +149,20 @@ func (i *intake) pull(ctx context.Context, cons jetstream.Consumer, w *waiter) e
 	}
 	w.done()
 	*w = *newWaiter(i.log, i.vcenter, "", "take messages of "+i.durable)
-	select {
-	case <-pulling.Closed():
-		if i.conn.nc.IsClosed() {
-			return nats.ErrConnectionClosed
+	for ctx.Err() == nil {
+		select {
+		case <-pulling.Closed():
+			if i.conn.nc.IsClosed() {
+				return nats.ErrConnectionClosed
+			}
+			return errors.New("the consumer is gone")
+		case <-doubt: // a pull that meets no consumer is not answered at all
+			if err := i.missing(ctx); err != nil {
+				pulling.Stop()
+				return err
+			}
+		case <-ctx.Done():
 		}
-		return errors.New("the consumer is gone")
-	case <-ctx.Done():
 	}
 	pulling.Drain() // what is on its way already is given back by take
 	t := time.NewTimer(drainWait)
@@ -161,9 +175,15 @@ func (i *intake) pull(ctx context.Context, cons jetstream.Consumer, w *waiter) e
 	return nil
 }
 
-func (i *intake) pullError(_ jetstream.ConsumeContext, err error) {
-	// A restart of the server shows here as missed heartbeats; nats.go pulls again by itself, and the connection's state is logged elsewhere.
-	i.log.Debug().Err(err).Msg("pulling requests")
+// missing is the server's word that there is no such consumer, or no such stream; nil where it says otherwise, or nothing.
+func (i *intake) missing(ctx context.Context) error {
+	_, err := try(ctx, func(ctx context.Context) (jetstream.Consumer, error) {
+		return i.conn.js.Consumer(ctx, RequestsStream(i.vcenter), i.durable)
+	})
+	if errors.Is(err, jetstream.ErrConsumerNotFound) || errors.Is(err, jetstream.ErrStreamNotFound) {
+		return err
+	}
+	return nil
 }
 
 // take is called for one message after the other, and returns at once.
