@@ -242,7 +242,8 @@ func TestCancel(t *testing.T) {
 					req = w.request("order-1", whole)
 					w.drive(req, plan)
 					last := w.last()
-					tooLate := strings.Contains(point, "exited #2") || strings.Contains(point, "run.succeeded")
+					tooLate := strings.Contains(point, "exited #2") || strings.Contains(point, "run.succeeded") ||
+						len(w.owners[0].met) == 0 // how often a process is asked for varies: this run had no such point, and no cancel
 					if last.Status != events.StatusCanceled && (!tooLate || last.Status != events.StatusSucceeded) {
 						w.t.Errorf("the run ended as %s", last.Status)
 					}
