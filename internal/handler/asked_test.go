@@ -194,7 +194,7 @@ func TestConnectNICsUnanswered(t *testing.T) {
 			o := w.deliver(req)
 			<-time.After(100 * time.Millisecond)
 			o.term()
-			<-o.finished
+			w.await(o)
 			if w.newest("run.released") != nil {
 				w.t.Error("released with a call in the air")
 			}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/guestflow/guestflow/internal/events"
 )
 
@@ -98,36 +100,44 @@ func standing(last *events.Entry, c *events.Cancel) (standingAt, error) {
 
 // Sweep closes the runs whose requests have left the stream before they ended: nobody will be handed them again. vms are those that may have one.
 func (h *Handler) Sweep(ctx context.Context, vms []string) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(sweepAtOnce) // each waits until the calls of the run's last owner must show
 	for _, vm := range vms {
-		for gone := 0; ; {
-			queued, err := h.line.Requests(ctx, h.VCenter, vm)
-			if err != nil {
-				return err
-			}
-			last, err := h.journal.Last(ctx, h.VCenter, vm)
-			if err != nil {
-				return err
-			}
-			if last == nil || last.Kind.Last() || slices.ContainsFunc(queued, func(q events.Queued) bool { return q.Run == last.Run.Run }) {
-				break
-			}
-			point, err := readCheckpoint(last)
-			if err != nil {
-				h.log.Error().Err(err).Str("vm", vm).Msg("an unfinished run was written by another version of guestflow: left as it is")
-				break
-			}
-			// Believed when it repeats itself: the run may be ending at this moment, its request already acknowledged.
-			if gone++; gone < turnGoneReads {
-				if err := sleepFor(ctx, turnPause); err != nil {
-					return err
-				}
-				continue
-			}
-			if err := h.closeOrphan(ctx, last, point); err != nil && !errors.Is(err, events.ErrFenced) {
-				return err
-			}
-			break
-		}
+		group.Go(func() error { return h.sweep(ctx, vm) })
 	}
-	return nil
+	return group.Wait()
+}
+
+const sweepAtOnce = 32
+
+func (h *Handler) sweep(ctx context.Context, vm string) error {
+	for gone := 0; ; {
+		queued, err := h.line.Requests(ctx, h.VCenter, vm)
+		if err != nil {
+			return err
+		}
+		last, err := h.journal.Last(ctx, h.VCenter, vm)
+		if err != nil {
+			return err
+		}
+		if last == nil || last.Kind.Last() || slices.ContainsFunc(queued, func(q events.Queued) bool { return q.Run == last.Run.Run }) {
+			return nil
+		}
+		point, err := readCheckpoint(last)
+		if err != nil {
+			h.log.Error().Err(err).Str("vm", vm).Msg("an unfinished run was written by another version of guestflow: left as it is")
+			return nil
+		}
+		// Believed when it repeats itself: the run may be ending at this moment, its request already acknowledged.
+		if gone++; gone < turnGoneReads {
+			if err := sleepFor(ctx, turnPause); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := h.closeOrphan(ctx, last, point); err != nil && !errors.Is(err, events.ErrFenced) {
+			return err
+		}
+		return nil
+	}
 }

@@ -145,7 +145,7 @@ func TestHandleCancel(t *testing.T) {
 			if err := w.hold(w.canceled(a, "c")).answer(w); !refused(err) {
 				w.t.Errorf("answer %v", err)
 			}
-			<-w.owners[len(w.owners)-1].finished
+			w.await(w.owners[len(w.owners)-1])
 			w.wantEnds("run.succeeded", "run.succeeded")
 		},
 		"before its request": func(w *world) {
@@ -211,7 +211,7 @@ func TestHandleCancel(t *testing.T) {
 			c := w.canceled(a, "c")
 			h := w.hold(c, fate{point: "last #2", do: "crash"}) // sees the run under way, and dies
 			<-h.o.stopped
-			<-w.owners[0].finished
+			w.await(w.owners[0])
 			w.wantEnds("run.canceled")
 			if err := w.hold(c).answer(w); err != nil {
 				w.t.Errorf("answer %v", err)
@@ -225,12 +225,12 @@ func TestHandleCancel(t *testing.T) {
 			c := w.canceled(a, "c")
 			h := w.hold(c, fate{point: "last #2", do: "crash"})
 			<-h.o.stopped
-			<-w.owners[0].finished
+			w.await(w.owners[0])
 			<-time.After(ackWait)
 			if err := w.hold(c).answer(w); err != nil {
 				w.t.Errorf("answer %v", err)
 			}
-			<-w.owners[1].finished
+			w.await(w.owners[1])
 			w.wantEnds("run.canceled", "run.succeeded")
 		},
 		"the process is told to stop": func(w *world) {
@@ -277,7 +277,7 @@ func TestHandleCancel(t *testing.T) {
 			if err := h.answer(w); !refused(err) {
 				w.t.Errorf("answer %v", err)
 			}
-			<-w.owners[0].finished
+			w.await(w.owners[0])
 		},
 		"its run was written by another version": func(w *world) {
 			a := w.request("a", brief)

@@ -36,9 +36,10 @@ type checkpoint struct {
 	Step      string     `json:"step,omitempty"`
 	StepSince *time.Time `json:"stepSince,omitempty"`
 	Released  *release   `json:"released,omitempty"`
-	Doubt     []string   `json:"doubt,omitempty"`   // in the last event: the acts that may or may not have taken effect
-	Aborted   bool       `json:"aborted,omitempty"` // the customization was aborted and begun again once
-	Abort     bool       `json:"abort,omitempty"`   // the customization must be aborted before the next attempt
+	Doubt     []string   `json:"doubt,omitempty"`    // in the last event: the acts that may or may not have taken effect
+	Aborted   bool       `json:"aborted,omitempty"`  // the customization was aborted and begun again once
+	Abort     bool       `json:"abort,omitempty"`    // the customization must be aborted before the next attempt
+	Aborting  string     `json:"aborting,omitempty"` // the Task of an abort that is not known to have ended
 }
 
 // pastRun is an ended run of the same VM.

@@ -153,7 +153,7 @@ func TestReleaseIsTrustedOnce(t *testing.T) {
 	inBriefWorld(t, secretsDir(t), func(w *world) {
 		req := w.request("order-1", brief)
 		first := w.deliver(req, fate{point: "publish check.completed", do: "term"})
-		<-first.finished
+		w.await(first)
 		if w.newest("run.released") == nil {
 			w.t.Fatal("not released")
 		}

@@ -257,7 +257,6 @@ func orNone(s string) string {
 // engine in the guest and frees its lock. (Recovering from Guest Network Customization Errors, Web Services SDK Programming Guide.) Once more is
 // harmless, so a crash in it is followed by another one.
 func (r *run) abort(ctx context.Context, s *step) error {
-	var task string
 	aborting := events.Starting
 	err := r.do(ctx, &step{name: s.name, state: &aborting, timeout: s.timeout, act: &act{
 		name: "abort", starting: events.CustomizeStarting, started: events.CustomizeProgressed,
@@ -271,8 +270,9 @@ func (r *run) abort(ctx context.Context, s *step) error {
 			if err != nil {
 				return err
 			}
-			if task, err = r.vc.AbortCustomization(ctx, gate, r.vm, auth); err == nil {
-				r.newest = task
+			task, err := r.vc.AbortCustomization(ctx, gate, r.vm, auth)
+			if err == nil {
+				r.point.Aborting, r.newest = task, task
 			}
 			return err
 		},
@@ -280,10 +280,11 @@ func (r *run) abort(ctx context.Context, s *step) error {
 	if err != nil {
 		return err
 	}
-	end, err := r.followTask(ctx, s, task, func(vcapi.WatchState) error { return nil })
+	end, err := r.followTask(ctx, s, r.point.Aborting, func(vcapi.WatchState) error { return nil })
 	if err != nil {
 		return err
 	}
+	r.point.Aborting = ""
 	if f, err := r.taskFailure(s, end); err != nil {
 		return err
 	} else if f != nil {

@@ -41,7 +41,7 @@ func TestTurns(t *testing.T) {
 		copyOfA := w.request("a", brief)
 		owners := []*owner{w.deliver(copyOfA), w.deliver(b), w.deliver(a)}
 		for _, o := range owners {
-			<-o.finished
+			w.await(o)
 			if o.err != nil {
 				w.t.Errorf("request %d: %v", o.req.Seq, o.err)
 			}
@@ -120,7 +120,7 @@ func TestExpired(t *testing.T) {
 		b.Expires = time.Now().Add(5 * time.Second) // the network takes ten
 		w.deliver(a)
 		o := w.deliver(b)
-		<-o.finished
+		w.await(o)
 		var reject *events.RejectError
 		if !errors.As(o.err, &reject) || reject.Code != events.Expired {
 			w.t.Errorf("answer %v", o.err)
@@ -199,7 +199,7 @@ func TestUnknownCheckpoint(t *testing.T) {
 		}
 		write(strings.Replace(string(last.Data), `"checkpoint":{"version":1`, `"checkpoint":{"version":99`, 1))
 		o := w.deliver(req)
-		<-o.finished
+		w.await(o)
 		var retry *events.RetryError
 		if !errors.As(o.err, &retry) {
 			w.t.Errorf("answer %v", o.err)
@@ -312,6 +312,81 @@ func TestCancelWithLostAnswer(t *testing.T) {
 			w.t.Error("its Task goes on")
 		}
 	})
+}
+
+// What stops a canceled run's Task or process has no answer and travels: it is told again, and the run does not end before the first has landed.
+func TestStopUnanswered(t *testing.T) {
+	t.Parallel()
+	secrets := secretsDir(t)
+	stops := map[string]struct{ data, call string }{
+		"customize": {only(customizeOnly), "CancelTask"},
+		"network":   {only(networkOnly), "CancelTask"},
+		"process":   {only(processOnly), "DeleteProcess"},
+	}
+	for step, s := range stops {
+		for name, r := range map[string]rule{
+			"travels":     {lost: "answer", delay: 9 * time.Second},
+			"answer lost": {lost: "answer"},
+			"call lost":   {lost: "call"},
+		} {
+			for _, goesOn := range []bool{false, true} { // refused at the second attempt: the first one lands on something that still runs
+				t.Run(fmt.Sprintf("%s/%s/%v", step, name, goesOn), func(t *testing.T) {
+					t.Parallel()
+					inBriefWorld(t, secrets, func(w *world) {
+						w.vm.customize, w.vm.network = 10*time.Minute, 10*time.Minute
+						w.vm.programs["/usr/bin/first"] = program{takes: 10 * time.Minute}
+						r.op, r.times = s.call+" sent", 1
+						w.vc.on(r)
+						if goesOn {
+							w.vc.on(rule{op: s.call, times: 1})
+							w.vc.on(rule{op: s.call, err: vcError("NotSupported", 500, vcapi.Permanent)})
+							w.vc.on(rule{op: "AbortCustomization", err: vcError("NotSupported", 500, vcapi.Permanent)})
+						}
+						req := w.request("a", s.data)
+						w.later(20*time.Second, func() { w.cancel(req) })
+						w.drive(req)
+						w.wantEnds("run.canceled")
+						if !goesOn {
+							last := w.last()
+							states := map[string]func() (events.State, string){
+								"customize": func() (events.State, string) { return last.Customize.State, last.Customize.Reason },
+								"network":   func() (events.State, string) { return last.Network.State, last.Network.Reason },
+								"process":   func() (events.State, string) { return last.Processes[0].State, last.Processes[0].Reason },
+							}
+							if state, reason := states[step](); state != events.Canceled || reason != "" {
+								w.t.Errorf("%s is %s: %s", step, state, reason)
+							}
+						}
+					})
+				})
+			}
+		}
+	}
+}
+
+// The run is canceled while nobody has it, and nothing is left to be begun: it is canceled all the same.
+func TestCancelBetweenOwners(t *testing.T) {
+	t.Parallel()
+	secrets := secretsDir(t)
+	for _, point := range []string{"stored process.started", "stored customize.started"} {
+		t.Run(point, func(t *testing.T) {
+			t.Parallel()
+			inBriefWorld(t, secrets, func(w *world) {
+				w.deaf, w.far = true, 3*time.Second
+				data := only(processOnly)
+				if strings.Contains(point, "customize") {
+					data = only(customizeOnly)
+				}
+				req := w.request("a", data)
+				o := w.deliver(req, crash(point)...)
+				<-o.stopped
+				w.cancel(req)
+				<-time.After(2 * time.Minute) // what it waited for has ended
+				w.drive(req)
+				w.wantEnds("run.canceled")
+			})
+		})
+	}
 }
 
 // vCenter, or the guest, forgot what an unanswered call made: it cannot be known, and the request decides.

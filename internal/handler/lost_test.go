@@ -85,7 +85,7 @@ func TestLostAnswerThenGone(t *testing.T) {
 						<-time.After(time.Second)
 					}
 					first.term()
-					<-first.finished
+					w.await(first)
 					if w.newest("run.released") != nil {
 						w.t.Error("released with a call in the air")
 					}

@@ -34,8 +34,8 @@ func TestSequenceUsedAgain(t *testing.T) {
 					close(ready)
 					<-sent
 				}})
-				<-first.finished
-				<-second.finished
+				w.await(first)
+				w.await(second)
 				w.drive(req)
 				mustSucceed(w)
 				w.wantEffects(row.act, 1)
@@ -92,7 +92,7 @@ func TestFollowerIsWoken(t *testing.T) {
 		w.vm.customize = 15 * time.Minute
 		a, b := w.request("a", brief), w.request("b", `{"vm":"vm-42"}`)
 		for _, o := range []*owner{w.deliver(b), w.deliver(a)} {
-			<-o.finished
+			w.await(o)
 		}
 		w.wantEnds("run.succeeded", "run.succeeded")
 		var end, next time.Time
@@ -220,7 +220,7 @@ func TestSlowTakeover(t *testing.T) {
 			w.store.DropLast(1)
 			<-time.After(5 * time.Second)
 		}})
-		<-second.finished
+		w.await(second)
 		w.line.Remove(req.Seq)
 		mustSucceed(w)
 		w.wantEffects("process first", 1)

@@ -174,6 +174,15 @@ func (r *run) walk() error {
 	ctx, cancel := context.WithDeadlineCause(r.ctx, *r.state.Deadline, errDeadline)
 	defer cancel()
 	r.ctx = ctx
+	if r.tookOver { // the cancel may be older than this owner, and the run's steps may only ask
+		by, err := r.canceledBy()
+		switch {
+		case err != nil && ctx.Err() == nil:
+			return r.end(err)
+		case by != nil:
+			return r.end(&canceledError{by: *by})
+		}
+	}
 	go r.listen(ctx)
 	for _, s := range r.steps() {
 		if err := r.step(s); err != nil {
@@ -252,9 +261,12 @@ func (r *run) end(why error) error {
 		if err := r.stop(); err != nil {
 			return err
 		}
-		if err := r.settle(); err != nil { // an abort has no answer
+		if err := r.settle(); err != nil { // what stopped it has no answer
 			return err
 		}
+	}
+	if err := r.awaitAbort(); err != nil {
+		return err
 	}
 	last, state := events.RunSucceeded, events.Skipped
 	switch {
@@ -318,10 +330,14 @@ func (r *run) settle() error {
 		return events.ErrReleased
 	}
 	s := r.current()
-	if s.act == nil {
+	switch {
+	case s.act == nil:
 		if r.open { // an orphan whose request is gone too: nobody can look
 			r.point.Doubt = append(r.point.Doubt, r.point.Intent.Act)
 		}
+		r.open = false
+		return nil
+	case *s.state == events.Running, s.state.Ended(): // its act's fact is stored: what was outstanding only stops it, and has landed
 		r.open = false
 		return nil
 	}

@@ -36,6 +36,13 @@ func (r *run) stop() error {
 // stopTask cancels a Task, or where vCenter does not let it be canceled uses the other way; then it waits for the Task's end.
 func (r *run) stopTask(ctx context.Context, s *step, id string, reason *string, other func() error) error {
 	err := r.insist(ctx, func(gate vcapi.Gate) error { return r.vc.CancelTask(ctx, gate, id) })
+	if err != nil && !errors.Is(err, events.ErrFenced) {
+		// It may have ended already: by a CancelTask without an answer, or by itself, which of a customization says nothing about the guest.
+		t, unread := r.vc.Task(ctx, id)
+		if unread == nil && taskEnded(t) && (other == nil || t.Err != nil && t.Err.Name == "RequestCanceled") {
+			err = nil
+		}
+	}
 	aborted := err != nil && other != nil
 	if aborted {
 		err = other()
@@ -91,6 +98,9 @@ func (r *run) insist(ctx context.Context, call func(vcapi.Gate) error) error {
 		if !errors.As(err, &v) || permanent(err) || errors.Is(err, events.ErrFenced) {
 			return err
 		}
+		if lands := time.Now().Add(r.TravelTime); v.Sent == vcapi.Unknown && lands.After(r.actFrom) {
+			r.actFrom = lands // it may still be on its way, also after one that was answered: the run does not end before
+		}
 		select {
 		case <-pause.next():
 		case <-ctx.Done():
@@ -103,6 +113,17 @@ func (r *run) insist(ctx context.Context, call func(vcapi.Gate) error) error {
 func (r *run) owned() vcapi.Gate {
 	mine, before := r.on, r.under
 	return func(ctx context.Context) error { return r.journal.Holds(ctx, r.VCenter, r.vm, mine, before) }
+}
+
+// awaitAbort lets an abort come to its end, so that it does not reach into the VM's next run.
+func (r *run) awaitAbort() error {
+	if r.point.Aborting == "" {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(r.life, stopTime)
+	defer cancel()
+	_, err := r.followTask(ctx, r.current(), r.point.Aborting, func(vcapi.WatchState) error { return nil })
+	return onlyFenced(err)
 }
 
 // onlyFenced keeps of the errors of a stop only the one that ends everything.

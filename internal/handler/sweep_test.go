@@ -134,7 +134,7 @@ func TestSweepLeavesAlone(t *testing.T) {
 				}
 				<-time.After(5 * time.Second)
 			}
-			<-w.owners[0].finished
+			w.await(w.owners[0])
 			mustSucceed(w)
 			if n := w.last().Owner.Takeovers; n != 0 {
 				w.t.Errorf("%d takeovers", n)
@@ -220,7 +220,7 @@ func TestSweepOfALivingOwner(t *testing.T) {
 				if err := <-swept; err != nil {
 					w.t.Error(err)
 				}
-				<-o.finished
+				w.await(o)
 				if ends := w.ends(); len(ends) != 1 {
 					w.t.Errorf("ends %v", ends)
 				}

@@ -771,6 +771,7 @@ func (c *client) DeleteProcess(ctx context.Context, gate vcapi.Gate, vm string, 
 		}
 		for _, p := range m.procs {
 			if p.pid == pid {
+				c.effect(vm, "delete process")
 				p.killed = true
 			}
 		}
@@ -783,6 +784,7 @@ func (c *client) CancelTask(ctx context.Context, gate vcapi.Gate, task string) e
 	_, err := call(ctx, c, gate, "CancelTask", func(rule) (struct{}, error) {
 		for _, t := range c.tasks {
 			if t.id == task && time.Now().Before(t.end()) {
+				c.effect(t.vm, "cancel Task")
 				c.changeLocked(func() { t.canceled = time.Now() })
 				return struct{}{}, nil
 			}

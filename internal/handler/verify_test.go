@@ -275,7 +275,7 @@ func TestInterruptedWaitForTheGuest(t *testing.T) {
 			o := w.deliver(req)
 			<-time.After(3 * time.Minute)
 			o.term()
-			<-o.finished
+			w.await(o)
 			if w.newest("run.released") == nil {
 				w.t.Error("not released")
 			}

@@ -66,6 +66,7 @@ type world struct {
 	tail     int                                          // how many of the newest events each crash drops
 	atOnce   bool                                         // what a dead owner held is delivered again at once, not after the ack wait
 	deaf     bool                                         // no signal of the line is heard
+	far      time.Duration                                // what a look for cancels takes
 	several  bool                                         // an act may take effect again, as the request asks
 	slow     func(n int, m events.Message) memstore.Fault // what befalls the appends, where they are not at a fate's point
 	strict   bool                                         // every event is checked against its schema
@@ -228,6 +229,16 @@ func (w *world) deliver(req *events.Request, plan ...fate) *owner {
 		o.result <- err
 	}()
 	return o
+}
+
+// await waits for the owner's answer.
+func (w *world) await(o *owner) {
+	w.t.Helper()
+	select {
+	case <-o.finished:
+	case <-time.After(long):
+		w.t.Errorf("owner %s has not come to an end in %s", o, long)
+	}
 }
 
 // drive delivers req until it is acknowledged: plans[0] is the first owner's fate, and so on; who has none lives.
@@ -617,6 +628,9 @@ func (l *ownerLine) Requests(ctx context.Context, vcenter, vm string) ([]events.
 
 func (l *ownerLine) Cancels(ctx context.Context, vcenter, vm string) ([]events.Cancel, error) {
 	if err := l.reach(ctx); err != nil {
+		return nil, err
+	}
+	if err := spend(ctx, l.o.w.far); err != nil {
 		return nil, err
 	}
 	return l.Queue.Cancels(ctx, vcenter, vm)
