@@ -246,11 +246,28 @@ func TestLargeEventsAreCut(t *testing.T) {
 	if diff := cmp.Diff(big(), given); diff != "" {
 		t.Errorf("the caller's run was changed: %s", diff)
 	}
-	if size, got := read(RunAccepted, big()); size <= maxEvent || got.Truncated || got.Error.Message != long {
-		t.Errorf("run.accepted was cut to %d bytes", size)
+	accepted := big()
+	accepted.Requested = json.RawMessage(`{"vm":"vm-42","source":"` + strings.Repeat("x", 100<<10) + `"}`)
+	if _, got := read(RunAccepted, accepted); !bytes.Equal(got.Requested, accepted.Requested) {
+		t.Errorf("run.accepted holds %d bytes of the request's %d", len(got.Requested), len(accepted.Requested))
 	}
-	if _, got := read(RunFailed, func() *Run { r := wholeRun(); r.Truncated = false; r.Error.Message = long; return r }()); got.Truncated || got.Error.Message != long {
-		t.Error("an event that is small enough was cut")
+	if _, got := read(RunFailed, func() *Run { r := wholeRun(); r.Truncated = false; r.Error.Message = long[:maxMessage]; return r }()); got.Truncated {
+		t.Error("an event was cut whose words are short enough")
+	}
+	if _, got := read(RunFailed, func() *Run { r := wholeRun(); r.Truncated = false; r.Error.Message = long; return r }()); !got.Truncated {
+		t.Error("a long message was not cut")
+	}
+	many := wholeRun() // of everything that others decide the number of
+	many.Processes = slices.Repeat(many.Processes, 32)
+	for i := range many.Processes {
+		many.Processes[i].Command, many.Processes[i].Reason = long, long
+	}
+	many.Check.Blockers, many.Check.Warnings = slices.Repeat(many.Check.Blockers, 1000), slices.Repeat(many.Check.Warnings, 1000)
+	many.Verify.Mismatches, many.Verify.NICs = slices.Repeat([]string{long}, 1000), slices.Repeat(many.Verify.NICs, 1000)
+	many.Observed.GuestLog, many.Observed.NICs = slices.Repeat([]string{long}, 1000), slices.Repeat(many.Verify.NICs, 1000)
+	many.Error.VSphere.Messages = slices.Repeat([]json.RawMessage{json.RawMessage(`"` + long[:2000] + `"`)}, 1000)
+	if size, got := read(RunFailed, many); size > maxEvent || !got.Truncated {
+		t.Errorf("the event has %d bytes, truncated %v", size, got.Truncated)
 	}
 }
 

@@ -20,9 +20,10 @@ const (
 )
 
 const (
-	maxEvent   = 64 << 10 // bytes of an event's data, but run.accepted
-	maxCommand = 1 << 10  // bytes of a command line, in an event that is too large
-	maxMessage = 2 << 10  // bytes of a message, in an event that is too large
+	maxEvent   = 64 << 10         // bytes of an event, but run.accepted
+	maxData    = maxEvent - 8<<10 // bytes of its data: the envelope has the rest
+	maxCommand = 1 << 10          // bytes of a command line
+	maxMessage = 2 << 10          // bytes of a message
 
 	// emptyReads is how often a refused append finds nothing behind the expected event before it believes that this event is gone: the reader
 	// may lag behind the writer for a moment.
@@ -148,10 +149,7 @@ func (e *StoreError) proves() bool {
 }
 
 func (j *Journal) message(at time.Time, after uint64, msgID string, k Kind, attrs Attributes, run *Run) (Message, error) {
-	data, err := marshal(run)
-	if err == nil && len(data) > maxEvent && k != RunAccepted {
-		data, err = marshal(truncate(run))
-	}
+	data, err := fitted(k, run)
 	if err != nil {
 		return Message{}, fmt.Errorf("vm %s: event %s: %w", run.VM, k, err)
 	}
@@ -167,85 +165,4 @@ func (j *Journal) message(at time.Time, after uint64, msgID string, k Kind, attr
 		Header:  appendHeader(h, msgID, after, History(run.VCenter, run.VM)),
 		Data:    data,
 	}, nil
-}
-
-// truncate is a copy of run with its command lines and messages cut short.
-func truncate(run *Run) *Run {
-	r := *run
-	r.Truncated = true
-	r.Processes = append([]Process(nil), r.Processes...)
-	for i := range r.Processes {
-		r.Processes[i].Command = cut(r.Processes[i].Command, maxCommand)
-		r.Processes[i].Reason = cut(r.Processes[i].Reason, maxMessage)
-	}
-	if r.Check != nil {
-		c := *r.Check
-		c.Blockers, c.Warnings = cutRemarks(c.Blockers), cutRemarks(c.Warnings)
-		r.Check = &c
-	}
-	if r.Customize != nil {
-		c := *r.Customize
-		c.Reason, c.Guest = cut(c.Reason, maxMessage), cutGuest(c.Guest)
-		r.Customize = &c
-	}
-	if r.Network != nil {
-		n := *r.Network
-		n.Reason = cut(n.Reason, maxMessage)
-		r.Network = &n
-	}
-	if r.Verify != nil {
-		v := *r.Verify
-		v.Mismatches = cutAll(v.Mismatches)
-		r.Verify = &v
-	}
-	if r.Observed != nil {
-		o := *r.Observed
-		o.GuestLog, o.Guest = cutAll(o.GuestLog), cutGuest(o.Guest)
-		r.Observed = &o
-	}
-	if r.Error != nil {
-		e := *r.Error
-		e.Message = cut(e.Message, maxMessage)
-		if e.VSphere != nil {
-			v := *e.VSphere
-			v.LocalizedMessage, v.Challenge = cut(v.LocalizedMessage, maxMessage), cut(v.Challenge, maxMessage)
-			v.Messages = nil
-			for _, m := range e.VSphere.Messages { // JSON, which has no half: a long one is left out
-				if len(m) <= maxMessage {
-					v.Messages = append(v.Messages, m)
-				}
-			}
-			if len(v.Data) > maxMessage {
-				v.Data = nil
-			}
-			e.VSphere = &v
-		}
-		r.Error = &e
-	}
-	return &r
-}
-
-func cutAll(list []string) []string {
-	short := make([]string, len(list))
-	for i, s := range list {
-		short[i] = cut(s, maxMessage)
-	}
-	return short
-}
-
-func cutGuest(g *Guest) *Guest {
-	if g == nil {
-		return nil
-	}
-	short := *g
-	short.Error = cut(short.Error, maxMessage)
-	return &short
-}
-
-func cutRemarks(list []Remark) []Remark {
-	short := append([]Remark(nil), list...)
-	for i := range short {
-		short[i].Message = cut(short[i].Message, maxMessage)
-	}
-	return short
 }

@@ -52,6 +52,9 @@ func (r *run) check(ctx context.Context) error {
 				message: fmt.Sprintf("vm %s is %s: only a running guest can be customized, power it on", r.vm, vm.PowerState)}, "vm")
 		}
 		c.Warnings = append(warningsOf(r.spec), warningsOfVM(vm)...)
+		if err := r.checkPrivileges(ctx, s, block); err != nil {
+			return err
+		}
 		if err := r.customizable(ctx, s, vm, block); err != nil {
 			return err
 		}
@@ -111,6 +114,50 @@ func (r *run) checkSecrets(block func(*stepError, string)) {
 		}
 	}
 }
+
+// checkPrivileges looks whether the service's login may do on the VM what is asked for. A vCenter that does not tell is believed that it may.
+func (r *run) checkPrivileges(ctx context.Context, s *step, block func(*stepError, string)) error {
+	fields := map[string]string{} // by privilege: the part of the request that needs it
+	if r.asked.Network != nil {
+		fields[mayCustomize] = "network"
+		if r.asked.Network.ConnectNICs {
+			fields[mayConnect] = "network.connectNics"
+		}
+	}
+	if r.asked.Customize != nil {
+		fields[mayCustomize] = "customize"
+	}
+	for _, p := range r.asked.Processes {
+		fields[mayQuery] = "processes"
+		if p.Run != nil {
+			fields[mayExecute] = "processes"
+		}
+	}
+	if len(fields) == 0 {
+		return nil
+	}
+	wanted := slices.Sorted(maps.Keys(fields))
+	missing, err := ask(ctx, r, s, func(ctx context.Context) ([]string, error) {
+		missing, err := r.vc.MissingPrivileges(ctx, r.vm, wanted)
+		if permanent(err) {
+			return nil, nil
+		}
+		return missing, err
+	})
+	for _, privilege := range missing {
+		block(&stepError{step: "check", code: events.Unauthorized, message: fmt.Sprintf(
+			"the service's login at vCenter %s lacks the privilege %s on vm %s: add it to its role", r.VCenter, privilege, r.vm)}, fields[privilege])
+	}
+	return err
+}
+
+// What the service's role must hold on the VM, by the pages of the calls that need it; docs/vcenter-role.md has all.
+const (
+	mayCustomize = "VirtualMachine.Provisioning.Customize"
+	mayConnect   = "VirtualMachine.Interact.DeviceConnection"
+	mayExecute   = "VirtualMachine.GuestOperations.Execute"
+	mayQuery     = "VirtualMachine.GuestOperations.Query"
+)
 
 // customizable puts vCenter's own check (9.0 and later) into the run.
 func (r *run) customizable(ctx context.Context, s *step, vm vcapi.VM, block func(*stepError, string)) error {

@@ -163,6 +163,9 @@ func (r *run) customized(ctx context.Context) error {
 			decided = "guest-status"
 			failure = &stepError{step: s.name, code: events.CustomizationFailed, err: failureBeneath(failure),
 				message: fmt.Sprintf("the guest says that its customization failed: %s", orNone(g.Error))}
+			if words, retryable := engineWords(g.Error); words != "" {
+				failure.message, failure.retryable = failure.message+": "+words, retryable
+			}
 		case "SUCCEEDED":
 			decided, failure = "guest-status", nil
 		}

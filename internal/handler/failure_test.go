@@ -61,6 +61,8 @@ func TestFailures(t *testing.T) {
 			world: func(w *world) { w.vm.gone = true }},
 		{name: "no secret", request: strings.ReplaceAll(whole, "linux-root", "nobody"), step: "check", code: events.UnknownSecret,
 			kinds: "run.accepted check.completed run.failed"},
+		{name: "no privilege, known beforehand", step: "check", code: events.Unauthorized, kinds: "run.accepted check.completed run.failed",
+			world: func(w *world) { w.vc.lacks = []string{"VirtualMachine.Provisioning.Customize"} }},
 		{name: "check required, vCenter too old", request: `{"vm":"vm-42","check":{"mode":"required"}}`, step: "check", code: events.Unsupported,
 			kinds: "run.accepted check.completed run.failed", world: func(w *world) { w.vc.apiVersion = "8.0.3.0" }},
 		{name: "powered off after the check", step: "customize", code: events.PowerState, vsphere: "InvalidPowerState",

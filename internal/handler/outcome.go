@@ -216,6 +216,9 @@ func (r *run) failure(s *step, err error) *stepError {
 			f.retryable = false
 			f.message = strings.TrimSuffix(f.message, ".") + ": the guest customization engine is not installed in the guest; install it in the template that the VM was made from"
 		}
+		if words, retryable := engineWords(strings.Join([]string{v.Message, v.LocalizedMessage, string(v.Data)}, "\n")); words != "" {
+			f.message, f.retryable = strings.TrimSuffix(f.message, ".")+": "+words, retryable
+		}
 	}
 	return f
 }

@@ -15,6 +15,7 @@ type VCenter interface {
 	Now(ctx context.Context) (time.Time, error)
 	VM(ctx context.Context, vm string) (vcapi.VM, error)
 	CheckCustomization(ctx context.Context, vm string) (vcapi.Check, error)
+	MissingPrivileges(ctx context.Context, vm string, wanted []string) ([]string, error)
 	StoredSpec(ctx context.Context, name string) (json.RawMessage, error)
 	CustomizationStatus(ctx context.Context, vm string) (vcapi.GuestCustomization, error)
 	Tasks(ctx context.Context, vm string, since time.Time) (tasks []vcapi.Task, history bool, err error)

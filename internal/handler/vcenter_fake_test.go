@@ -24,6 +24,7 @@ type fakeVC struct {
 	offset      time.Duration // of its clock against ours
 	guestOffset time.Duration // of the guests' clocks
 	lag         time.Duration // V: how long what a call made is not shown
+	lacks       []string      // privileges that the service does not have
 	history     bool          // the task history can be read
 	forever     []string      // Tasks of other VMs that the history reaches back to
 
@@ -75,6 +76,7 @@ type fakeVM struct {
 	moves      bool                      // a customization moves that word
 	quiet      bool                      // its Tasks tell no progress
 	lies       string                    // the word at the end, where it is another than the Task's
+	saying     string                    // and its reason
 	outlasts   time.Duration             // how much longer than its Task the guest takes
 	hostName   string                    // what it shows
 	nics       []vcapi.NIC               // what it shows
@@ -315,6 +317,16 @@ func (m *fakeVM) view() vcapi.VM {
 	}
 	v.HostName, v.NICs = m.hostName, slices.Clone(m.nics)
 	return v
+}
+
+func (c *client) MissingPrivileges(ctx context.Context, vm string, wanted []string) ([]string, error) {
+	if err := c.reach(ctx, "MissingPrivileges"); err != nil {
+		return nil, err
+	}
+	c.fakeVC.mu.Lock()
+	defer c.fakeVC.mu.Unlock()
+	_, err := c.seen(vm)
+	return slices.DeleteFunc(slices.Clone(wanted), func(p string) bool { return !slices.Contains(c.lacks, p) }), err
 }
 
 func (c *client) CheckCustomization(ctx context.Context, vm string) (vcapi.Check, error) {
@@ -693,7 +705,7 @@ func (c *client) CustomizeGuest(ctx context.Context, gate vcapi.Gate, vm string,
 					end := time.Now()
 					m.guest = &vcapi.GuestCustomization{Status: "SUCCEEDED", StartTime: &started, EndTime: &end}
 					if m.lies != "" {
-						m.guest.Status, m.guest.Error = m.lies, "the guest's words"
+						m.guest.Status, m.guest.Error = m.lies, cmp.Or(m.saying, "the guest's words")
 					}
 				})
 			})

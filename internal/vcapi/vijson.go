@@ -48,6 +48,7 @@ type serviceContent struct {
 	TaskManager               *moRef `json:"taskManager"`
 	GuestCustomizationManager *moRef `json:"guestCustomizationManager"`
 	CustomizationSpecManager  *moRef `json:"customizationSpecManager"`
+	AuthorizationManager      *moRef `json:"authorizationManager"`
 }
 
 // object finds the managed object to call, by what the vCenter said of itself.
@@ -65,6 +66,7 @@ var (
 	taskManager       object = func(v *service) *moRef { return v.content.TaskManager }
 	customizer        object = func(v *service) *moRef { return v.content.GuestCustomizationManager }
 	specManager       object = func(v *service) *moRef { return v.content.CustomizationSpecManager }
+	authorizer        object = func(v *service) *moRef { return v.content.AuthorizationManager }
 	serviceInstance          = at("ServiceInstance", "ServiceInstance")
 )
 

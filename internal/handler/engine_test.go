@@ -1,0 +1,112 @@
+package handler
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/guestflow/guestflow/internal/events"
+	"github.com/guestflow/guestflow/internal/vcapi"
+)
+
+// engineFault is how a Task ends whose engine gave a code.
+func engineFault(words string) *vcapi.Error {
+	return &vcapi.Error{Name: "NicSettingMismatch", Message: "An error occurred: " + words, Class: vcapi.Permanent, Sent: vcapi.Answered}
+}
+
+func TestEngineCodes(t *testing.T) {
+	t.Parallel()
+	secrets := secretsDir(t)
+	for words, want := range map[string]struct {
+		says  string
+		retry bool
+	}{
+		"ERR,243,Lock held":      {"code 243: another customization holds its lock", true},
+		"ERR,245,config":         {"code 245: it could not read its configuration", true},
+		"ERR,252,resolv.conf":    {"code 252: the guest's DNS settings", false},
+		"ERR, 253, eth0":         {"code 253: a NIC could not be set up", false},
+		"ERR,17,nobody knows":    {"ERR,17,nobody knows", false},
+		"TERR,243,of else, 1243": {"TERR,243", false},
+	} {
+		t.Run(words, func(t *testing.T) {
+			t.Parallel()
+			for _, told := range []string{"Task", "guest"} {
+				inWorld(t, secrets, func(w *world) {
+					if told == "Task" {
+						w.vc.on(rule{op: "CustomizeGuest sent", times: 1, task: engineFault(words)})
+					} else {
+						w.vm.lies, w.vm.saying = "FAILED", words
+					}
+					e := w.run(only(customizeOnly)).Error
+					if e == nil || e.Code != events.CustomizationFailed || !strings.Contains(e.Message, want.says) || e.Retryable != want.retry {
+						w.t.Errorf("by its %s: error %+v", told, e)
+					}
+					if explained := strings.Contains(e.Message, "the customization engine in the guest ended"); explained != strings.HasPrefix(want.says, "code") {
+						w.t.Errorf("message %s", e.Message)
+					}
+				})
+			}
+		})
+	}
+}
+
+// What the service's login may not do is told before anything is changed, all of it at once, each with the part of the request that needs it.
+func TestPrivileges(t *testing.T) {
+	t.Parallel()
+	secrets := secretsDir(t)
+	all := []string{mayCustomize, mayConnect, mayExecute, mayQuery}
+	watch := only(`"processes":[{"name":"first","watch":{"pid":1}}]`)
+	for _, row := range []struct {
+		name, request string
+		lacks         []string
+		fields        []string
+	}{
+		{"everything asked for", strings.Replace(whole, `"network":{}`, `"network":{"connectNics":true}`, 1), all,
+			[]string{"processes", "processes", "network.connectNics", "customize"}},
+		{"the network alone", only(networkOnly), all, []string{"network"}},
+		{"a watched process", watch, all, []string{"processes"}},
+		{"nothing that is needed", only(networkOnly), []string{mayConnect, mayExecute, mayQuery}, nil},
+		{"a check alone", `{"vm":"vm-42"}`, all, nil},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			inWorld(t, secrets, func(w *world) {
+				w.vc.lacks = row.lacks
+				run := w.run(row.request)
+				var fields []string
+				for _, b := range run.Check.Blockers {
+					if b.Code != string(events.Unauthorized) {
+						w.t.Errorf("blocker %+v", b)
+					}
+					fields = append(fields, b.Field)
+				}
+				if !slices.Equal(fields, row.fields) {
+					w.t.Errorf("blockers of %v, want %v", fields, row.fields)
+				}
+				if row.fields != nil && (run.Status != events.StatusFailed || run.Error.Code != events.Unauthorized || len(w.vc.effects) > 0) {
+					w.t.Errorf("status %s, error %+v, effects %v", run.Status, run.Error, w.vc.effects)
+				}
+				if row.fields == nil {
+					mustSucceed(w)
+				}
+			})
+		})
+	}
+	t.Run("vCenter does not tell", func(t *testing.T) {
+		t.Parallel()
+		inWorld(t, secrets, func(w *world) {
+			w.vc.lacks = all
+			w.vc.on(rule{op: "MissingPrivileges", err: vcError("NoPermission", 500, vcapi.Permanent)})
+			w.run(only(networkOnly))
+			mustSucceed(w)
+		})
+	})
+	t.Run("vCenter is away for a moment", func(t *testing.T) {
+		t.Parallel()
+		inWorld(t, secrets, func(w *world) {
+			w.vc.on(rule{op: "MissingPrivileges", times: 3, err: vcError("", 503, vcapi.Transient)})
+			w.run(only(networkOnly))
+			mustSucceed(w)
+		})
+	})
+}
