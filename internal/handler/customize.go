@@ -234,7 +234,7 @@ func (r *run) taskFailure(s *step, t vcapi.Task) (*stepError, error) {
 	if t.Err == nil {
 		return &stepError{step: s.name, code: unnamed[s.name], message: fmt.Sprintf("%s %s ended in state %s without a fault", t.Name, t.ID, t.State)}, nil
 	}
-	err := fmt.Errorf("%s %s: %w", t.Name, t.ID, t.Err)
+	err := fmt.Errorf("%s: %w", t.ID, t.Err) // which names its method
 	switch r.outcome(s, t.Err).waiting {
 	case events.WaitingResourceBusy, events.WaitingTools, events.WaitingGuestLogin:
 		return nil, &againError{err: err}

@@ -7,6 +7,7 @@ package vcapi
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
@@ -77,7 +78,7 @@ func New(cfg Config) (*Client, error) {
 	if port == "" {
 		port = "443"
 	}
-	c := &Client{cfg: cfg, host: u.Hostname(), addr: net.JoinHostPort(u.Hostname(), port), base: "https://" + u.Host, answerWait: time.Minute}
+	c := &Client{cfg: cfg, host: cmp.Or(cfg.Name, u.Hostname()), addr: net.JoinHostPort(u.Hostname(), port), base: "https://" + u.Host, answerWait: time.Minute}
 	if c.tls, err = tlsConfig(cfg, u.Hostname()); err != nil {
 		return nil, err
 	}

@@ -66,7 +66,7 @@ func (s Sent) String() string {
 type Error struct {
 	Op       string // CustomizeGuest_Task, guest/processes create
 	Endpoint string // POST /sdk/vim25/…
-	Host     string
+	Host     string // the vCenter's name
 	Status   int    // HTTP; 0 where there was no answer
 	Name     string // a fault's _typeName, or an error_type in capitals; "" unknown
 
@@ -90,11 +90,9 @@ func (e *Error) Error() string {
 	if e.Op != "" {
 		b.WriteString(e.Op + ": ")
 	}
-	b.WriteString("vcenter")
-	if e.Host != "" {
-		b.WriteString(" " + e.Host)
+	if e.Host != "" { // the error of a Task has none
+		b.WriteString("vcenter " + e.Host + ": ")
 	}
-	b.WriteString(": ")
 	switch {
 	case e.Name != "" && e.Status != 0:
 		fmt.Fprintf(&b, "%s (HTTP %d)", e.Name, e.Status)

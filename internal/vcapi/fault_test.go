@@ -279,8 +279,8 @@ func TestErrorText(t *testing.T) {
 		{&Error{Op: "hello", Host: "vc1", Status: 503, Message: "down"}, "hello: vcenter vc1: HTTP 503 Service Unavailable: down"},
 		{&Error{Op: "hello", Host: "vc1", Message: "EOF"}, "hello: vcenter vc1: no answer: EOF"},
 		{&Error{Op: "hello", Host: "vc1", Sent: NotSent, Message: "refused"}, "hello: vcenter vc1: not sent: refused"},
-		{&Error{Name: "InvalidState"}, "vcenter: InvalidState"},
-		{&Error{Status: 799}, "vcenter: HTTP 799"},
+		{&Error{Name: "InvalidState"}, "InvalidState"},
+		{&Error{Status: 799}, "HTTP 799"},
 	}
 	for _, tt := range tests {
 		if got := tt.err.Error(); got != tt.want {

@@ -12,6 +12,7 @@ import (
 
 // Config says which vCenter a Client speaks to, and as whom.
 type Config struct {
+	Name     string // what errors call this vCenter; its host name, where empty
 	URL      string // https://host[:port], no path
 	Username string
 	Password func() (string, error) // read at each login, so that a rotated secret works
