@@ -3,6 +3,7 @@ package app
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
 	"errors"
@@ -110,6 +111,11 @@ func LoadConfig(env envconfig.Lookuper) (Config, error) {
 		}
 		c.Service.Instance = name
 	}
+	if dir, set := env.Lookup("GUESTFLOW_SECRETS_DIR"); set { // whose requests name no secret needs no folder
+		if _, err := os.ReadDir(dir); err != nil {
+			wrong = append(wrong, fmt.Errorf("GUESTFLOW_SECRETS_DIR: %w", err))
+		}
+	}
 	wrong = unsaid(wrong, append(c.NATS.check(), c.Service.check()...))
 	list, _ := env.Lookup("GUESTFLOW_VCENTERS")
 	vcenters, errs := loadVCenters(list, env)
@@ -158,7 +164,8 @@ func load[T any](into *T, prefix string, env envconfig.Lookuper) []error {
 		one := reflect.New(reflect.StructOf([]reflect.StructField{field}))
 		err := envconfig.ProcessWith(context.Background(), &envconfig.Config{Target: one.Interface(), Lookuper: envconfig.PrefixLookuper(prefix, env)})
 		if err != nil {
-			wrong = append(wrong, fmt.Errorf("%s%s: %s", prefix, key, reason(err)))
+			value, _ := env.Lookup(prefix + key)
+			wrong = append(wrong, fmt.Errorf("%s%s: %s", prefix, key, reason(err, value, field.Type)))
 			continue
 		}
 		v.Field(i).Set(one.Elem().Field(0))
@@ -166,15 +173,17 @@ func load[T any](into *T, prefix string, env envconfig.Lookuper) []error {
 	return wrong
 }
 
-// reason is envconfig's complaint without its own names for the field.
-func reason(err error) string {
-	if errors.Is(err, envconfig.ErrMissingRequired) {
+// reason says what is wrong with a value that could not be read. None of those is a secret: a text can always be read.
+func reason(err error, value string, into reflect.Type) string {
+	switch {
+	case errors.Is(err, envconfig.ErrMissingRequired):
 		return "required, and not set"
+	case into == reflect.TypeFor[time.Duration]():
+		return fmt.Sprintf("%q is not a duration such as 90s, 20m or 720h", value)
+	case into.Kind() == reflect.Bool:
+		return fmt.Sprintf("%q is neither true nor false", value)
 	}
-	for next := errors.Unwrap(err); next != nil; next = errors.Unwrap(err) {
-		err = next
-	}
-	return err.Error()
+	return fmt.Sprintf("%q is not a whole number", value)
 }
 
 func (n NATS) check() []error {
@@ -191,8 +200,13 @@ func (n NATS) check() []error {
 	if _, err := caPool("NATS_CA_FILE", n.CAFile); err != nil {
 		wrong = append(wrong, err)
 	}
-	if (n.CertFile == "") != (n.KeyFile == "") {
+	switch {
+	case (n.CertFile == "") != (n.KeyFile == ""):
 		wrong = append(wrong, errors.New("NATS_CERT_FILE and NATS_KEY_FILE: set both or none"))
+	case n.CertFile != "" && len(wrong) == 0:
+		if _, err := tls.LoadX509KeyPair(n.CertFile, n.KeyFile); err != nil {
+			wrong = append(wrong, fmt.Errorf("NATS_CERT_FILE: %s and %s are no certificate with its key in PEM: %w", n.CertFile, n.KeyFile, err))
+		}
 	}
 	if (n.User == "") != (n.PasswordFile == "") {
 		wrong = append(wrong, errors.New("NATS_USER and NATS_PASSWORD_FILE: set both or none"))

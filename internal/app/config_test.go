@@ -117,7 +117,11 @@ func TestLoadConfigRefusesOne(t *testing.T) {
 		{"no password", map[string]string{"VCENTER_LAB_PASSWORD_FILE": "-"}, "VCENTER_LAB_PASSWORD_FILE: required"},
 		{"URL with a path", map[string]string{"VCENTER_LAB_URL": "https://vc.example.test/sdk"}, "without path"},
 		{"domain and prefix", map[string]string{"NATS_JS_DOMAIN": "a", "NATS_JS_API_PREFIX": "b"}, "set one of them"},
-		{"a bad number is named once", map[string]string{"VCENTER_LAB_MAX_IN_FLIGHT": "many"}, `VCENTER_LAB_MAX_IN_FLIGHT: invalid syntax`},
+		{"a bad number is named once", map[string]string{"VCENTER_LAB_MAX_IN_FLIGHT": "many"}, `VCENTER_LAB_MAX_IN_FLIGHT: "many" is not a whole number`},
+		{"a duration without a unit", map[string]string{"GUESTFLOW_ACK_WAIT": "30"}, `GUESTFLOW_ACK_WAIT: "30" is not a duration such as`},
+		{"neither true nor false", map[string]string{"GUESTFLOW_PROVISION": "maybe"}, `GUESTFLOW_PROVISION: "maybe" is neither true nor false`},
+		{"no secrets folder", map[string]string{"GUESTFLOW_SECRETS_DIR": "/nowhere"}, `GUESTFLOW_SECRETS_DIR: open /nowhere`},
+		{"no key pair", map[string]string{"NATS_CERT_FILE": os.Args[0], "NATS_KEY_FILE": os.Args[0]}, `NATS_CERT_FILE: `},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -130,4 +134,40 @@ func TestLoadConfigRefusesOne(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Whatever the environment holds: no panic, a refusal names the settings, and no password is in it.
+func FuzzLoadConfig(f *testing.F) {
+	f.Add("GUESTFLOW_VCENTERS=lab,prod\nVCENTER_LAB_URL=https://vc\nVCENTER_LAB_USERNAME=a\nVCENTER_LAB_PASSWORD=x\nNATS_URL=nats://h:1,tls://b")
+	f.Add("GUESTFLOW_VCENTERS=a-b\nVCENTER_A_B_URL=https://u:p@vc/x?y\nVCENTER_A_B_PASSWORD=x\nVCENTER_A_B_THUMBPRINT=00:11")
+	f.Add("GUESTFLOW_VCENTERS=lab\nGUESTFLOW_ACK_WAIT=1\nGUESTFLOW_PROVISION=maybe\nVCENTER_LAB_MAX_IN_FLIGHT=1e3\nHTTP_ADDR=8080\nLOG_LEVEL=loud")
+	f.Fuzz(func(t *testing.T, lines string) {
+		const canary = "secret-canary"
+		env := map[string]string{}
+		for line := range strings.Lines(lines) {
+			key, value, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "=")
+			switch {
+			case strings.HasSuffix(key, "_FILE"), strings.HasSuffix(key, "_DIR"), strings.Contains(line, canary): // what lies on this machine is not to be read
+			case strings.HasSuffix(key, "_PASSWORD") && value != "":
+				env[key] = canary
+			default:
+				env[key] = value
+			}
+		}
+		cfg, err := app.LoadConfig(envconfig.MapLookuper(env))
+		if shown := fmt.Sprintf("%v %v %+v %#v", err, cfg.VCenters, cfg.VCenters, cfg.VCenters); strings.Contains(shown, canary) {
+			t.Errorf("a password is shown: %s", shown)
+		}
+		if err != nil {
+			return
+		}
+		if len(cfg.VCenters) == 0 {
+			t.Error("taken without a vCenter")
+		}
+		for _, v := range cfg.VCenters {
+			if v.MaxInFlight < 1 || v.SendWindow <= 0 || v.TravelTime <= 0 || v.VisibilityLag <= 0 || !strings.HasPrefix(v.URL, "https://") {
+				t.Errorf("taken: %s", v)
+			}
+		}
+	})
 }

@@ -299,7 +299,10 @@ func (c *Conn) ensureConsumer(ctx context.Context, stream string, need jetstream
 	for {
 		cons, err := c.js.Consumer(ctx, stream, need.Durable)
 		if errors.Is(err, jetstream.ErrStreamNotFound) {
-			return nil, nil // the stream has been named as missing
+			if provision {
+				return nil, nil // why the stream could not be made has been said
+			}
+			return []string{"is missing, as its stream is"}, nil
 		}
 		if errors.Is(err, jetstream.ErrConsumerNotFound) {
 			if !provision {

@@ -224,7 +224,8 @@ func TestProvisionOff(t *testing.T) {
 	if err := c.Provision(testContext(t), off); !errors.As(err, &mismatch) {
 		t.Fatalf("provision: %v, want a *MismatchError", err)
 	}
-	want := []string{"stream GUESTFLOW_EVENTS: is missing", "stream GUESTFLOW_DEADLETTERS: is missing", "stream GUESTFLOW_REQUESTS_lab: is missing"}
+	want := []string{"stream GUESTFLOW_EVENTS: is missing", "stream GUESTFLOW_DEADLETTERS: is missing", "stream GUESTFLOW_REQUESTS_lab: is missing",
+		"consumer guestflow-requests-lab: is missing, as its stream is", "consumer guestflow-cancels-lab: is missing, as its stream is"}
 	if diff := cmp.Diff(want, mismatch.Differences); diff != "" {
 		t.Errorf("-want +got\n%s", diff)
 	}

@@ -1,0 +1,4 @@
+package events
+
+// DeadLetter is deadLetter, for tests from outside.
+var DeadLetter = deadLetter
