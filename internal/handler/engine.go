@@ -1,9 +1,11 @@
 package handler
 
 import (
+	"context"
 	"fmt"
 	"regexp"
 	"strconv"
+	"strings"
 )
 
 // engineCode finds the code with which the guest customization engine ended, in the words that vCenter or the guest pass on: ERR,<code>,<text>.
@@ -47,4 +49,42 @@ func engineWords(text string) (words string, retryable bool) {
 		return "", false
 	}
 	return fmt.Sprintf("the customization engine in the guest ended with code %d: %s", n, code.words), code.retryable
+}
+
+// What an event holds of the engine's log.
+const (
+	logBytes = 4 << 10
+	logLines = 30
+)
+
+// readEngineLog gives the end of the engine's log in the guest, where the run made the engine work and the log can be read.
+func (r *run) readEngineLog() []string {
+	if r.asked == nil || len(r.point.Tasks) == 0 {
+		return nil
+	}
+	auth, err := r.guestAuth("customize")
+	if err != nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(r.life, observeTime)
+	defer cancel()
+	end, err := r.vc.GuestFile(ctx, r.vm, auth, engineLog, logBytes)
+	if err != nil {
+		return nil // the run's own error is the one to tell
+	}
+	_, filled, _ := r.secrets.fill(r.spec)
+	text := strings.ToValidUTF8(string(end), "")
+	if len(end) == logBytes { // it begins in the middle of a line
+		_, text, _ = strings.Cut(text, "\n")
+	}
+	for _, secret := range append(filled, auth.Password, auth.SAMLToken) {
+		if secret != "" {
+			text = strings.ReplaceAll(text, secret, "***")
+		}
+	}
+	if text = strings.TrimSpace(text); text == "" {
+		return nil
+	}
+	lines := strings.Split(text, "\n")
+	return lines[max(0, len(lines)-logLines):]
 }

@@ -110,3 +110,50 @@ func TestPrivileges(t *testing.T) {
 		})
 	})
 }
+
+// The last event of a run that did not succeed holds the end of the engine's log, where the engine worked and its log can be read.
+func TestEngineLog(t *testing.T) {
+	t.Parallel()
+	secrets := secretsDir(t)
+	fails := func(w *world) { w.vc.on(rule{op: "CustomizeGuest sent", times: 1, task: engineFault("ERR,253,eth0")}) }
+	long := strings.Repeat("2026-11-21 INFO something was done to the guest\n", 1000)
+	for name, row := range map[string]struct {
+		request string
+		world   func(w *world)
+		want    []string // the last lines
+	}{
+		"fails": {only(customizeOnly), func(w *world) { fails(w); w.vm.log = "one\ntwo\n" }, []string{"one", "two"}},
+		"a long log, with a password": {only(customizeOnly), func(w *world) { fails(w); w.vm.log = long + "login as root with guest-secret\nend\n" },
+			[]string{"login as root with ***", "end"}},
+		"no log":    {only(customizeOnly), fails, nil},
+		"empty log": {only(customizeOnly), func(w *world) { fails(w); w.vm.log = "\n" }, nil},
+		"no engine worked": {only(customizeOnly), func(w *world) {
+			w.vm.log = "of an earlier run\n"
+			w.vm.check = vcapi.Check{Status: "NOT_SUPPORTED"}
+		}, nil},
+		"fails in the network": {only(networkOnly), func(w *world) {
+			w.vc.on(rule{op: "StartGuestNetwork sent", times: 1, task: engineFault("ERR,244,ifup")})
+			w.vm.log = "ifup\n"
+		}, []string{"ifup"}},
+		"cannot be read": {only(customizeOnly), func(w *world) {
+			fails(w)
+			w.vm.log = "one\n"
+			w.vc.on(rule{op: "GuestFile", hang: true})
+		}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			inWorld(t, secrets, func(w *world) {
+				row.world(w)
+				run := w.run(row.request)
+				if run.Status != events.StatusFailed || run.Observed == nil {
+					w.t.Fatalf("status %s, observed %+v", run.Status, run.Observed)
+				}
+				got := run.Observed.GuestLog
+				if len(got) > logLines || !slices.Equal(got[max(0, len(got)-len(row.want)):], row.want) || row.want == nil && got != nil {
+					w.t.Errorf("log %q", got)
+				}
+			})
+		})
+	}
+}

@@ -388,6 +388,7 @@ func (r *run) observe() {
 	for _, n := range vm.NICs {
 		o.NICs = append(o.NICs, events.NIC{MAC: n.MAC, Connected: n.Connected, Addresses: n.Addresses})
 	}
+	o.GuestLog = r.readEngineLog()
 	r.state.Observed = o
 }
 

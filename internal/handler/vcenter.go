@@ -24,6 +24,7 @@ type VCenter interface {
 	Session(ctx context.Context) (vcapi.Session, error)
 	SessionAlive(ctx context.Context, s vcapi.Session) (bool, error)
 	Processes(ctx context.Context, vm string, auth vcapi.GuestAuth) ([]vcapi.Process, error)
+	GuestFile(ctx context.Context, vm string, auth vcapi.GuestAuth, path string, most int) ([]byte, error)
 	DisconnectedNICs(ctx context.Context, vm string) ([]json.RawMessage, error)
 	Process(ctx context.Context, vm string, auth vcapi.GuestAuth, pid int64) (vcapi.Process, error)
 	Watch(ctx context.Context, vm, task string, fn func(vcapi.WatchState) (done bool)) error

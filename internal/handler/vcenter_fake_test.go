@@ -76,6 +76,7 @@ type fakeVM struct {
 	moves      bool                      // a customization moves that word
 	quiet      bool                      // its Tasks tell no progress
 	lies       string                    // the word at the end, where it is another than the Task's
+	log        string                    // of the customization engine
 	saying     string                    // and its reason
 	outlasts   time.Duration             // how much longer than its Task the guest takes
 	hostName   string                    // what it shows
@@ -773,6 +774,23 @@ func (c *client) StartProcess(ctx context.Context, gate vcapi.Gate, vm string, a
 		c.changeLocked(func() { m.procs = append(m.procs, made) })
 		return made.pid, nil
 	})
+}
+
+// GuestFile knows one file: the engine's log.
+func (c *client) GuestFile(ctx context.Context, vm string, auth vcapi.GuestAuth, path string, most int) ([]byte, error) {
+	if err := c.reach(ctx, "GuestFile"); err != nil {
+		return nil, err
+	}
+	c.fakeVC.mu.Lock()
+	defer c.fakeVC.mu.Unlock()
+	m, err := c.guest(vm, auth)
+	switch {
+	case err != nil:
+		return nil, err
+	case path != engineLog || m.log == "":
+		return nil, vcError("FileNotFound", 500, vcapi.Permanent)
+	}
+	return []byte(m.log[max(0, len(m.log)-most):]), nil
 }
 
 func (c *client) DeleteProcess(ctx context.Context, gate vcapi.Gate, vm string, auth vcapi.GuestAuth, pid int64) error {

@@ -165,9 +165,11 @@ func TestGuest401(t *testing.T) {
 		t.Run(name+" guest", func(t *testing.T) {
 			t.Parallel()
 			f := newFake(t, "9.0.0.0")
+			c := f.client(t)
+			f.learnt(t, c, "/api")
 			f.reply("7", 401, refused)
 			f.reply("processes", 401, refused)
-			outcome{"UNAUTHENTICATED", GuestCredentials, Refused}.check(t, asError(t, call(f.client(t))))
+			outcome{"UNAUTHENTICATED", GuestCredentials, Refused}.check(t, asError(t, call(c)))
 			f.wantCount(t, "Login", 1)
 		})
 		t.Run(name+" session", func(t *testing.T) {
@@ -183,10 +185,12 @@ func TestGuest401(t *testing.T) {
 					writeJSON(w, 200, ok)
 				}
 			}
+			c := f.client(t)
+			f.learnt(t, c, "/api")
 			f.handle("GET /api/session", expired(`{}`))
 			f.handle("7", expired(`{"name":"sh"}`))
 			f.handle("processes", expired(`7`))
-			err := call(f.client(t))
+			err := call(c)
 			if name == "get" { // an ask goes on with a new session
 				if err != nil {
 					t.Error(err)
@@ -210,9 +214,11 @@ func TestGuest401(t *testing.T) {
 				}
 				cut(w)
 			})
+			c := f.client(t)
+			f.learnt(t, c, "/api")
 			f.reply("7", 401, refused)
 			f.reply("processes", 401, refused)
-			outcome{"UNAUTHENTICATED", Transient, Refused}.check(t, asError(t, call(f.client(t))))
+			outcome{"UNAUTHENTICATED", Transient, Refused}.check(t, asError(t, call(c)))
 			f.wantCount(t, "Login", 1)
 		})
 	}

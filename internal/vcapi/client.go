@@ -1,4 +1,5 @@
-// Package vcapi is what guestflow says to one vCenter, and what it hears back: VI JSON (/sdk/vim25), the REST API (/api), and one long poll.
+// Package vcapi is what guestflow says to one vCenter, and what it hears back: VI JSON (/sdk/vim25), the REST API (/api, or
+// its older form /rest), and one long poll.
 //
 // A call either asks or acts. To ask is to read: it may be repeated, and a session that has expired is renewed once on the way. An act changes the
 // guest: it is sent at most once, on a connection of its own, and what is known about it afterwards is in Error.Sent. Every error that vCenter or
@@ -43,6 +44,7 @@ type Client struct {
 
 	reads *http.Client // keep-alive
 	polls *http.Client // the long poll's own connection
+	files *http.Client // guests' files, each on a connection of its own, from vCenter or from an ESXi host
 
 	vimLogin  *login      // VI JSON
 	restLogin *login      // REST; the same session as VI JSON's where vCenter takes it for both
@@ -82,7 +84,7 @@ func New(cfg Config) (*Client, error) {
 	if c.tls, err = tlsConfig(cfg, u.Hostname()); err != nil {
 		return nil, err
 	}
-	c.reads, c.polls = c.httpClient(), c.httpClient()
+	c.reads, c.polls, c.files = c.httpClient(), c.httpClient(), c.fileClient()
 	c.vimLogin, c.restLogin = newLogin(c, c.loginVIM), newLogin(c, c.loginREST)
 	c.watch = newWatch(c)
 	return c, nil
@@ -133,6 +135,21 @@ func (c *Client) httpClient() *http.Client {
 	}
 }
 
+// fileClient is for guests' files: certificates are verified in the same way, but for the host that the URL names.
+func (c *Client) fileClient() *http.Client {
+	t := c.tls.Clone()
+	t.ServerName = ""
+	hc := c.httpClient()
+	hc.Transport = &http.Transport{
+		DialContext:         (&net.Dialer{Timeout: dialTimeout}).DialContext,
+		TLSClientConfig:     t,
+		TLSHandshakeTimeout: dialTimeout,
+		DisableKeepAlives:   true, // the next file may be at another host
+		DisableCompression:  true, // what is counted is what comes
+	}
+	return hc
+}
+
 // Close logs out every session that the Client opened, within ctx and five seconds. The Client cannot be used afterwards.
 func (c *Client) Close(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
@@ -142,8 +159,10 @@ func (c *Client) Close(ctx context.Context) {
 	c.polls.CloseIdleConnections()
 }
 
-// Up tells whether vCenter answered the last call, or the last long poll. An error is an answer too.
-func (c *Client) Up() bool { return c.up.Load() }
+// Up tells whether vCenter answered the last call, or the last long poll, and takes this client's login. Another error is an answer too.
+func (c *Client) Up() bool {
+	return c.up.Load() && !c.vimLogin.turnedAway() && !c.restLogin.turnedAway()
+}
 
 // call is one request.
 type call struct {
@@ -156,6 +175,7 @@ type call struct {
 	secrets secrets // that travel in it
 	once    bool    // the transport may not repeat it on another connection
 	timeout time.Duration
+	trust   string // what lets its server's certificate be trusted, where that is not vCenter's
 
 	// inside, where set, finds an error in the body of a success.
 	inside func(body []byte, s secrets) *Error
@@ -272,7 +292,7 @@ func (c *Client) unanswered(cl *call, err error) *Error {
 		e.Sent = NotSent
 	case errors.As(err, &cert):
 		e.Sent = NotSent
-		e.Message += ": set the CA file or the thumbprint of this vCenter"
+		e.Message += ": " + cmp.Or(cl.trust, "set the CA file or the thumbprint of this vCenter")
 	}
 	return e.fill(cl.op, cl.endpoint(), c.host)
 }

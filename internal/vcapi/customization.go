@@ -35,7 +35,7 @@ func (c *Client) CheckCustomization(ctx context.Context, vm string) (Check, erro
 		SupportedGuestOS    *bool  `json:"supported_guest_os"`
 		SupportedPowerState *bool  `json:"supported_power_state"`
 	}
-	err := c.rest(ctx, &wire, func() (*call, error) {
+	err := c.rest(ctx, &wire, func(*session) (*call, error) {
 		return restCall("guest/customization check", http.MethodPost, vm, "/guest/customization?action=check", nil)
 	})
 	return Check(wire), err
@@ -52,7 +52,7 @@ func (c *Client) CustomizationStatus(ctx context.Context, vm string) (GuestCusto
 		StartTime wireTime `json:"start_time"`
 		EndTime   wireTime `json:"end_time"`
 	}
-	err := c.rest(ctx, &wire, func() (*call, error) {
+	err := c.rest(ctx, &wire, func(*session) (*call, error) {
 		return restCall("GET guest/customization", http.MethodGet, vm, "/guest/customization", nil)
 	})
 	return GuestCustomization{Status: wire.Status, Error: wire.Error, StartTime: wire.StartTime.at, EndTime: wire.EndTime.at}, err

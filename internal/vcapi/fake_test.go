@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -63,6 +64,7 @@ func newFake(t *testing.T, apiVersion string) *fake {
 		"viewManager":{"type":"ViewManager","value":"ViewManager"},"taskManager":{"type":"TaskManager","value":"TaskManager"},
 		"about":{"_typeName":"AboutInfo","name":"VMware vCenter Server","apiVersion":"` + apiVersion + `","instanceUuid":"11111111-2222-3333-4444-555555555555"},
 		"sessionManager":{"type":"SessionManager","value":"SessionManager"},
+		"guestOperationsManager":{"type":"GuestOperationsManager","value":"guestOperationsManager"},
 		"guestCustomizationManager":{"type":"VirtualMachineGuestCustomizationManager","value":"GuestCustomizationManager"}}`
 	f.reply(contentPath, 200, content)
 	logins := 0
@@ -75,6 +77,7 @@ func newFake(t *testing.T, apiVersion string) *fake {
 		writeJSON(w, 200, `{"_typeName":"UserSession","key":"key-of-`+token+`","userName":"VSPHERE.LOCAL\\svc-guestflow","fullName":"x"}`)
 	})
 	f.reply("Logout", 204, "")
+	f.reply("fileManager", 200, `{"_typeName":"ManagedObjectReference","type":"GuestFileManager","value":"guestOperationsFileManager"}`)
 	f.reply("GET /api/session", 200, `{"user":"svc","created_time":"2026-11-20T10:00:00Z"}`)
 	f.reply("POST /api/session", 201, `"rest-token"`)
 	f.reply("DELETE /api/session", 204, "")
@@ -157,6 +160,18 @@ func newClient(t *testing.T, cfg Config) *Client {
 		c.Close(ctx)
 	})
 	return c
+}
+
+// learnt lets a client find out that the fake offers guest processes under a prefix, /api or /rest, and forgets the requests for that.
+func (f *fake) learnt(t *testing.T, c *Client, prefix string) {
+	t.Helper()
+	f.reply("POST "+prefix+"/vcenter/vm/vm-0/guest/processes", 200, `[]`)
+	if _, err := c.Processes(context.Background(), "vm-0", testAuth); err != nil {
+		t.Fatal(err)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.seen = slices.DeleteFunc(f.seen, func(r request) bool { return strings.HasSuffix(r.key, "/processes") })
 }
 
 func asError(t *testing.T, err error) *Error {

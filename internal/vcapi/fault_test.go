@@ -334,6 +334,7 @@ func TestErrorsOverTheWire(t *testing.T) {
 			t.Parallel()
 			f := newFake(t, "9.0.0.0")
 			c := f.client(t)
+			f.learnt(t, c, "/api")
 			f.handle("CustomizeGuest_Task", tt.h)
 			f.handle("POST /api/vcenter/vm/vm-1/guest/processes", tt.h)
 			f.handle("POST /api/vcenter/vm/vm-1/guest/processes/7", tt.h)

@@ -13,6 +13,8 @@ import (
 
 func ptr[T any](v T) *T { return &v }
 
+var at2015 = time.Date(2015, 1, 1, 22, 13, 5, 651e6, time.UTC) // of the pages' examples
+
 func at2026(hour, minute, second int) time.Time {
 	return time.Date(2026, 11, 20, hour, minute, second, 0, time.UTC)
 }
@@ -61,6 +63,22 @@ func TestGolden(t *testing.T) {
 			}, int64(4711)},
 		{"process_delete", "POST /api/vcenter/vm/vm-42/guest/processes/4711", 204,
 			func(c *Client) (any, error) { return nil, c.DeleteProcess(ctx, nil, "vm-42", testAuth, 4711) }, nil},
+		// Guest processes of an older vCenter; the answer of get is the one of its page (seed 004).
+		{"rest_process_get", "POST /rest/vcenter/vm/vm-42/guest/processes/4711", 200,
+			func(c *Client) (any, error) { return c.Process(ctx, "vm-42", testAuth, 4711) },
+			Process{PID: 4711, Name: "string", Owner: "string", Command: "string", Started: at2015, Finished: &at2015, ExitCode: ptr(int64(1))}},
+		{"rest_process_list", "POST /rest/vcenter/vm/vm-42/guest/processes", 200,
+			func(c *Client) (any, error) { return c.Processes(ctx, "vm-42", saml) },
+			[]Process{{PID: 1, Name: "systemd", Owner: "root", Command: "/sbin/init", Started: at2026(9, 0, 0)}}},
+		{"rest_process_create", "POST /rest/vcenter/vm/vm-42/guest/processes", 200,
+			func(c *Client) (any, error) {
+				return c.StartProcess(ctx, nil, "vm-42", testAuth, ProcessSpec{Path: "/bin/sh", Arguments: "-c 'exit 3' # gf:01J", WorkingDirectory: "/opt",
+					Environment: map[string]string{"B": "c=d", "A": "b"}})
+			}, int64(4711)},
+		{"rest_process_delete", "POST /rest/vcenter/vm/vm-42/guest/processes/4711", 200,
+			func(c *Client) (any, error) { return nil, c.DeleteProcess(ctx, nil, "vm-42", testAuth, 4711) }, nil},
+		{"guest_file", "InitiateFileTransferFromGuest", 200,
+			func(c *Client) (any, error) { return c.GuestFile(ctx, "vm-42", testAuth, "/var/log/<app>.log", 6) }, []byte("tail\xff\n")},
 		{"cancel_task", "POST /sdk/vim25/8.0.3.0/Task/task-12/CancelTask", 204,
 			func(c *Client) (any, error) { return nil, c.CancelTask(ctx, nil, "task-12") }, nil},
 		{"task", "GET /sdk/vim25/8.0.3.0/Task/task-12/info", 200,
@@ -85,11 +103,18 @@ func TestGolden(t *testing.T) {
 			t.Parallel()
 			f := newFake(t, "8.0.3.0")
 			body := ""
-			if tt.status != 204 {
+			if tt.want != nil {
 				body = readFile(t, tt.name+".answer.json")
 			}
-			f.reply(tt.key, tt.status, body)
 			c := f.client(t)
+			switch {
+			case strings.HasPrefix(tt.name, "process_"):
+				f.learnt(t, c, "/api")
+			case strings.HasPrefix(tt.name, "rest_process_"):
+				f.learnt(t, c, "/rest")
+			}
+			f.reply("GET /guestFile", 200, "head and tail\xff\n")
+			f.reply(tt.key, tt.status, body)
 			got, err := tt.call(c)
 			if err != nil {
 				t.Fatal(err)

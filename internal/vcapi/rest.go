@@ -21,12 +21,12 @@ func restCall(op, method, vm, rest string, in any) (*call, error) {
 }
 
 // rest asks REST. The answer may come bare, as /api sends it, or as {"value":…}, as /rest did.
-func (c *Client) rest(ctx context.Context, out any, build func() (*call, error)) error {
+func (c *Client) rest(ctx context.Context, out any, build func(*session) (*call, error)) error {
 	var raw json.RawMessage
 	var last *call
-	err := c.ask(ctx, c.restLogin, func(*session) (*call, error) {
+	err := c.ask(ctx, c.restLogin, func(s *session) (*call, error) {
 		var err error
-		last, err = build()
+		last, err = build(s)
 		return last, err
 	}, &raw)
 	if err != nil {
@@ -44,12 +44,45 @@ func unwrap(raw []byte) []byte {
 	return members["value"]
 }
 
+// notOffered tells whether an answer says that the operation itself is not there, and not what it works on: OPERATION_NOT_FOUND, a page or nothing with
+// 404, or a NOT_FOUND that names nothing, or the URL. A NOT_FOUND of a VM or of a pid names that.
+//
+// Source: bodies of vCenter 6.5 to 9.1 as people report them: com.vmware.vapi.rest.httpNotFound under /api, operationsForUrlNotFound under /rest.
+func notOffered(err error) bool {
+	var e *Error
+	switch {
+	case !errors.As(err, &e):
+		return false
+	case e.Name == "OPERATION_NOT_FOUND":
+		return true
+	case e.Status != http.StatusNotFound || e.Name != "" && e.Name != "NOT_FOUND":
+		return false
+	}
+	for _, raw := range e.Messages {
+		var message struct {
+			ID string `json:"id"`
+		}
+		_ = json.Unmarshal(raw, &message) // one that cannot be read names something else
+		if message.ID != "com.vmware.vapi.rest.httpNotFound" && message.ID != "com.vmware.vapi.rest.operationsForUrlNotFound" {
+			return false
+		}
+	}
+	return len(e.Data) == 0
+}
+
+// oldSession is the path of sessions where there is no /api/session.
+const oldSession = "/rest/com/vmware/cis/session"
+
 // restAlive tells whether a token is a live REST session.
 //
-// Source: Cis Session get. Any answer but 401 counts as alive: a server that does not have the call does not refuse the token either.
+// Source: Cis Session get, of /api and of /rest. Any answer but 401 counts as alive: a server that has neither does not refuse the token either.
 func (c *Client) restAlive(ctx context.Context, token string) (bool, error) {
 	cl := &call{op: "GET session", method: http.MethodGet, path: "/api/session", token: token}
 	_, err := c.exchange(ctx, c.reads, cl)
+	if notOffered(err) {
+		cl.method, cl.path = http.MethodPost, oldSession+"?~action=get"
+		_, err = c.exchange(ctx, c.reads, cl)
+	}
 	var e *Error
 	switch {
 	case err == nil:

@@ -111,6 +111,13 @@ func (l *login) locked(password string) error {
 	return nil
 }
 
+// turnedAway tells whether vCenter refused the last login.
+func (l *login) turnedAway() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.refused != nil
+}
+
 func (l *login) keep(ctx context.Context, s *session, err error, password string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -225,7 +232,7 @@ const oneSession = "8.0.3.0"
 
 // loginREST finds a session for REST: VI JSON's, where vCenter is new enough and takes it; else one of its own.
 //
-// Source: Cis Session create.
+// Source: Cis Session create; where /api does not have it, that of /rest.
 func (c *Client) loginREST(ctx context.Context, password string) (s *session, err error) {
 	var v *session
 	for fresh := false; ; fresh = true {
@@ -251,6 +258,10 @@ func (c *Client) loginREST(ctx context.Context, password string) (s *session, er
 	cl := &call{op: "POST session", method: http.MethodPost, path: "/api/session", once: true, header: http.Header{}}
 	cl.header.Set("Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(c.cfg.Username+":"+password)))
 	ans, err := c.exchange(ctx, c.reads, cl)
+	if notOffered(err) {
+		cl.path = oldSession
+		ans, err = c.exchange(ctx, c.reads, cl)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -261,7 +272,7 @@ func (c *Client) loginREST(ctx context.Context, password string) (s *session, er
 	c.known.add(token)
 	c.split.Store(atLeast(v.service.content.About.APIVersion, oneSession))
 	return &session{token: token, name: v.name, service: v.service,
-		end: &call{op: "DELETE session", method: http.MethodDelete, path: "/api/session", token: token}}, nil
+		end: &call{op: "DELETE session", method: http.MethodDelete, path: cl.path, token: token}}, nil
 }
 
 func (c *Client) loggedIn(err error) {

@@ -358,11 +358,17 @@ func TestWrongPassword(t *testing.T) {
 	}
 	wg.Wait()
 	f.wantCount(t, "Login", 1)
+	if c.Up() {
+		t.Error("up, although vCenter refuses the login")
+	}
 	password.Store("right")
 	if _, err := c.Now(context.Background()); err != nil {
 		t.Error(err)
 	}
 	f.wantCount(t, "Login", 2)
+	if !c.Up() {
+		t.Error("not up, although vCenter has taken the login")
+	}
 }
 
 // TestRefusedPause: the pause after refusals grows up to its limit, and ends with a success.

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -31,8 +32,9 @@ const oldestRelease = "8.0.1.0"
 
 // service is what a vCenter says of itself before any login: how to speak to it, and where its managers are.
 type service struct {
-	release string // of the schema, in the path
-	content serviceContent
+	release   string // of the schema, in the path
+	content   serviceContent
+	processes atomic.Int32 // the form of guest processes that it offers, 0 while that is not known
 }
 
 // serviceContent is what is needed of vim.ServiceInstanceContent.
@@ -47,6 +49,7 @@ type serviceContent struct {
 	ViewManager               *moRef `json:"viewManager"`
 	TaskManager               *moRef `json:"taskManager"`
 	GuestCustomizationManager *moRef `json:"guestCustomizationManager"`
+	GuestOperationsManager    *moRef `json:"guestOperationsManager"`
 	CustomizationSpecManager  *moRef `json:"customizationSpecManager"`
 	AuthorizationManager      *moRef `json:"authorizationManager"`
 }
@@ -65,6 +68,7 @@ var (
 	viewManager       object = func(v *service) *moRef { return v.content.ViewManager }
 	taskManager       object = func(v *service) *moRef { return v.content.TaskManager }
 	customizer        object = func(v *service) *moRef { return v.content.GuestCustomizationManager }
+	guestOperations   object = func(v *service) *moRef { return v.content.GuestOperationsManager }
 	specManager       object = func(v *service) *moRef { return v.content.CustomizationSpecManager }
 	authorizer        object = func(v *service) *moRef { return v.content.AuthorizationManager }
 	serviceInstance          = at("ServiceInstance", "ServiceInstance")

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -581,5 +582,36 @@ func FuzzUpdateSet(f *testing.F) {
 			t.Errorf("told %+v before it was known", state)
 		}
 		p.remove(w)
+	})
+}
+
+// Whatever vCenter writes as the properties of a VM, of a Task or as the devices of a VM: no panic, and what is shown of it is well-formed.
+func FuzzProperties(f *testing.F) {
+	f.Add([]byte(`{"info":{"_typeName":"TaskInfo","key":"task-1","name":"CustomizeGuest_Task","state":"error","progress":5,"queueTime":"2026-01-02T03:04:05Z",` +
+		`"error":{"_typeName":"LocalizedMethodFault","fault":{"_typeName":"InvalidGuestLogin"},"localizedMessage":"no"}}}`))
+	f.Add([]byte(`{"name":"web-1","runtime.powerState":"poweredOn","guest.net":{"_typeName":"ArrayOfGuestNicInfo","_value":[{"macAddress":"m","connected":true}]},` +
+		`"guest.customizationInfo":{"customizationStatus":"TOOLSDEPLOYPKG_FAILED","errorMsg":"x","startTime":"2026-01-02T03:04:05Z"},"recentTask":[{"value":"task-1"}]}`))
+	f.Add([]byte(`{"config.extraConfig":[{"key":"guestinfo.userdata"}],"info.state":{"_typeName":"TaskInfoState","_value":"success"}}`))
+	f.Add([]byte(`{"macAddress":"m","connectable":{"connected":false,"startConnected":false}}`))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		if on, err := connected(body); err == nil && !json.Valid(on) {
+			t.Errorf("the device became %s", on)
+		}
+		var p properties
+		if json.Unmarshal(body, &p) != nil {
+			return
+		}
+		task, ok := decodeTask(p, secrets{"canary"})
+		if ok && task.State == "" || task.State == "error" && task.Err == nil {
+			t.Errorf("task %+v", task)
+		}
+		if task.Err != nil && task.Err.Error() == "" {
+			t.Error("an error without words")
+		}
+		for _, n := range decodeVM(p).NICs {
+			if slices.Contains(n.Addresses, "") {
+				t.Errorf("NIC %+v", n)
+			}
+		}
 	})
 }

@@ -193,6 +193,8 @@ type plan struct {
 	applies bool // whether the guest gets what was asked for
 	moves   bool // whether customizationInfo follows
 	then    identity
+	lies    Lies
+	life    int // of the VM's, see Renew
 }
 
 // begin notes a run on its VM and plans it. vm.mu is held.
@@ -232,6 +234,7 @@ func (vm *VM) begin(r *run, then identity) plan {
 		}
 		g.Locked = false
 	}
+	vm.bend(r.name, &p)
 	if r.name != abortCustomization {
 		vm.run = r
 	}
@@ -277,16 +280,7 @@ func (vm *VM) work(r *run, p plan) {
 			break
 		}
 	}
-	if !killed && p.applies {
-		vm.apply(r.name, p.then)
-	}
-	if p.moves {
-		if fault == nil || p.applies && !killed {
-			vm.setInfo("TOOLSDEPLOYPKG_SUCCEEDED", "", false)
-		} else {
-			vm.setInfo("TOOLSDEPLOYPKG_FAILED", text(fault, p.message), false)
-		}
-	}
+	vm.finish(r.name, p, fault, killed)
 	vm.mu.Unlock()
 
 	changes := []types.PropertyChange{{Name: "info.completeTime", Val: vm.v.Now()}}

@@ -21,11 +21,11 @@ type Call struct {
 	Time time.Time
 	// Op is what it asks for: a method of VI JSON or SOAP ("CustomizeGuest_Task", "WaitForUpdatesEx", "Login"), a property ("GET Task/info"), or a REST
 	// operation ("GET guest/customization", "guest/customization check", "guest/processes create", "GET guest/operations", "POST /api/session",
-	// "system hello"). For what is not known it is method and path.
+	// "system hello"), or "GET guest file". For what is not known it is method and path.
 	Op string
 	// VM is the managed object ID of the VM that it is about, also by way of a Task, where that can be seen.
 	VM string
-	// Method and Path are those of HTTP; the path has its query.
+	// Method and Path are those of HTTP; the path has its query, with a file's token blanked.
 	Method, Path string
 	// Body is the request's, with passwords and tokens blanked.
 	Body string
@@ -211,8 +211,8 @@ func (v *VCenter) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		drop(r) // it never arrived whole
 	}
-	x := v.understand(r, body)
-	x.call.Time, x.call.Method, x.call.Path, x.call.Body = arrived, r.Method, r.URL.RequestURI(), redact(body)
+	x := v.permit(v.understand(r, body), r, body)
+	x.call.Time, x.call.Method, x.call.Path, x.call.Body = arrived, r.Method, redactPath(r.URL.RequestURI()), redact(body)
 
 	n, rules := v.rec.add(x.call)
 	if v.rec.ask(x.call, Before) == Drop {

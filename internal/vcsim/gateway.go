@@ -31,6 +31,8 @@ func (v *VCenter) understand(r *http.Request, body []byte) exchange {
 		return v.understandVIJSON(r, body)
 	case r.URL.Path == vim25.Path || strings.HasPrefix(r.URL.Path, vim25.Path+"/"):
 		return v.understandSOAP(r, body)
+	case r.URL.Path == guestFilePath:
+		return v.understandFile(r)
 	}
 	return v.understandREST(r, body)
 }

@@ -49,12 +49,16 @@ type Guest struct {
 	Locked bool
 	// Cancelable tells whether CancelTask stops the three Tasks.
 	Cancelable bool
+	// Lies are what this guest says and does that is not so.
+	Lies Lies
 
 	// NextPID is the process ID that the next program gets; it counts up from there. Processes with the same ID can be made by setting it back.
 	NextPID int64
 	// Programs are the programs that the guest has, beside a few of every Linux (sh, bash, true, false, sleep, echo): by `"<path>" <arguments>`, by the
 	// arguments alone, or by path, looked for in this order; a trailing comment (` # …`) is not part of the arguments.
 	Programs map[string]Program
+	// Files are the contents of the files that can be read in the guest, by absolute path.
+	Files map[string]string
 }
 
 // newGuest is a Linux guest in which everything works, quickly.
@@ -97,6 +101,7 @@ type VM struct {
 	powered  bool
 	tools    bool
 	boots    int // counted so that an old boot's timer does not start a new boot's tools
+	lives    int // by Renew: what an earlier life left at work changes nothing
 	booted   time.Time
 	toolsPID int64
 	toolsAt  time.Time
@@ -106,6 +111,8 @@ type VM struct {
 	run      *run   // the customization or network start that keeps the VM busy
 	runs     []*run // all work in hand, aborts too
 	procs    []*process
+
+	removed *simulator.VirtualMachine // by Remove
 }
 
 // identity is a host name and addresses by MAC address in lower case.
@@ -130,6 +137,9 @@ func (vm *VM) Configure(f func(*Guest)) {
 	defer vm.mu.Unlock()
 	if vm.guest.Programs == nil {
 		vm.guest.Programs = make(map[string]Program)
+	}
+	if vm.guest.Files == nil {
+		vm.guest.Files = make(map[string]string)
 	}
 	f(&vm.guest)
 	vm.report()
@@ -417,15 +427,17 @@ func (vm *VM) show() {
 		vm.report()
 		return
 	}
-	after := vm.guest.ReportAfter
+	after, life := vm.guest.ReportAfter, vm.lives
 	vm.v.spawn(func() {
 		if !vm.v.pause(after) {
 			return
 		}
 		vm.mu.Lock()
 		defer vm.mu.Unlock()
-		vm.shown = set
-		vm.report()
+		if vm.lives == life {
+			vm.shown = set
+			vm.report()
+		}
 	})
 }
 

@@ -99,10 +99,7 @@ func (v *VCenter) VM(id string) *VM {
 	ctx := v.newContext()
 	ctx.WithLock(ref, func() { vm.name = obj.Name })
 	vm.info.CustomizationStatus = "TOOLSDEPLOYPKG_IDLE"
-	vm.set = identity{hostName: "template", addresses: make(map[string][]string)}
-	for i, mac := range vm.macs() {
-		vm.set.addresses[mac] = []string{fmt.Sprintf("10.%d.%d.%d", i, vm.n/250, vm.n%250+1)}
-	}
+	vm.set = vm.template()
 	v.inv.vms[id] = vm
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
@@ -113,4 +110,13 @@ func (v *VCenter) VM(id string) *VM {
 		vm.report()
 	}
 	return vm
+}
+
+// template is what a guest is before anybody customizes it.
+func (vm *VM) template() identity {
+	id := identity{hostName: "template", addresses: make(map[string][]string)}
+	for i, mac := range vm.macs() {
+		id.addresses[mac] = []string{fmt.Sprintf("10.%d.%d.%d", i, vm.n/250, vm.n%250+1)}
+	}
+	return id
 }

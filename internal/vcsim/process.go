@@ -1,7 +1,9 @@
 package vcsim
 
 import (
+	"bytes"
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"path"
@@ -87,11 +89,28 @@ func (vm *VM) process(pid int64) *process {
 
 // processSpec is Vcenter.Vm.Guest.Processes.CreateSpec.
 type processSpec struct {
-	Path             string            `json:"path"`
-	Arguments        string            `json:"arguments"`
-	WorkingDirectory string            `json:"working_directory"`
-	Environment      map[string]string `json:"environment_variables"`
-	StartMinimized   *bool             `json:"start_minimized"`
+	Path             string          `json:"path"`
+	Arguments        string          `json:"arguments"`
+	WorkingDirectory string          `json:"working_directory"`
+	Environment      json.RawMessage `json:"environment_variables"`
+	StartMinimized   *bool           `json:"start_minimized"`
+}
+
+// readable tells whether the environment is written as the form of the call has maps: under /rest as a list of pairs.
+func (s processSpec) readable(old bool) bool {
+	if len(s.Environment) == 0 {
+		return true
+	}
+	var variables any = new(map[string]string)
+	if old {
+		variables = new([]struct {
+			Key   *string `json:"key"`
+			Value *string `json:"value"`
+		})
+	}
+	dec := json.NewDecoder(bytes.NewReader(s.Environment))
+	dec.DisallowUnknownFields()
+	return dec.Decode(variables) == nil
 }
 
 // startProcess starts a program; its answer is the process ID. vm.mu is held.

@@ -1,6 +1,7 @@
 package vcsim
 
 import (
+	"cmp"
 	"encoding/json"
 	"net/http"
 	"net/url"
@@ -105,7 +106,8 @@ func (v *VCenter) restRoutes() *http.ServeMux {
 	for _, pattern := range []string{
 		"/api/session", "/rest/com/vmware/cis/session", "/api/vcenter/system",
 		"/api/vcenter/vm/{vm}/guest/customization", "/api/vcenter/vm/{vm}/guest/operations",
-		"/api/vcenter/vm/{vm}/guest/processes", "/api/vcenter/vm/{vm}/guest/processes/{pid}", "/rest/vcenter/vm/{vm}/guest/processes/{pid}",
+		"/api/vcenter/vm/{vm}/guest/processes", "/api/vcenter/vm/{vm}/guest/processes/{pid}",
+		"/rest/vcenter/vm/{vm}/guest/processes", "/rest/vcenter/vm/{vm}/guest/processes/{pid}",
 	} {
 		mux.HandleFunc(pattern, none)
 	}
@@ -151,11 +153,18 @@ func (o restOperation) call(c restCall) answer {
 
 // operation finds the operation that a request calls.
 func (v *VCenter) operation(r *http.Request) restOperation {
-	action := r.URL.Query().Get("action")
+	query := r.URL.Query()
+	action := query.Get("action")
+	if strings.HasPrefix(r.URL.Path, "/rest/") {
+		action = cmp.Or(action, query.Get("~action")) // as /rest itself spells it; the pages of processes say action
+	}
+	if v.opts.OnlyRest && (r.Pattern == "/api/session" || strings.HasPrefix(r.Pattern, "/api/vcenter/vm/{vm}/guest/processes")) {
+		return restOperation{op: r.Method + " " + r.URL.Path, open: true, serve: noSuchPath}
+	}
 	switch _, path, _ := strings.Cut(" "+r.Pattern, " "); r.Method + " " + path + " " + action {
 	case "POST /api/session ", "POST /rest/com/vmware/cis/session ":
 		return restOperation{op: "POST " + path, open: true, serve: v.serveLogin}
-	case "GET /api/session ", "GET /rest/com/vmware/cis/session ":
+	case "GET /api/session ", "GET /rest/com/vmware/cis/session ", "POST /rest/com/vmware/cis/session get":
 		return restOperation{op: "GET " + path, serve: v.serveSession}
 	case "DELETE /api/session ", "DELETE /rest/com/vmware/cis/session ":
 		return restOperation{op: "DELETE " + path, serve: v.serveLogout}
@@ -173,13 +182,13 @@ func (v *VCenter) operation(r *http.Request) restOperation {
 		return restOperation{op: "GET guest/customization", serve: v.onVM((*VM).serveStatus)}
 	case "GET /api/vcenter/vm/{vm}/guest/operations ":
 		return restOperation{op: "GET guest/operations", serve: v.onVM((*VM).serveOperations)}
-	case "POST /api/vcenter/vm/{vm}/guest/processes create":
+	case "POST /api/vcenter/vm/{vm}/guest/processes create", "POST /rest/vcenter/vm/{vm}/guest/processes create":
 		return restOperation{op: "guest/processes create", serve: v.onVM((*VM).serveCreate)}
-	case "POST /api/vcenter/vm/{vm}/guest/processes list":
+	case "POST /api/vcenter/vm/{vm}/guest/processes list", "POST /rest/vcenter/vm/{vm}/guest/processes list":
 		return restOperation{op: "guest/processes list", serve: v.onVM((*VM).serveList)}
 	case "POST /api/vcenter/vm/{vm}/guest/processes/{pid} get", "POST /rest/vcenter/vm/{vm}/guest/processes/{pid} get":
 		return restOperation{op: "guest/processes get", serve: v.onVM((*VM).serveGet)}
-	case "POST /api/vcenter/vm/{vm}/guest/processes/{pid} delete":
+	case "POST /api/vcenter/vm/{vm}/guest/processes/{pid} delete", "POST /rest/vcenter/vm/{vm}/guest/processes/{pid} delete":
 		return restOperation{op: "guest/processes delete", serve: v.onVM((*VM).serveDelete)}
 	}
 	return v.notFound(r.Method + " " + r.URL.Path)
@@ -190,6 +199,11 @@ func (v *VCenter) notFound(op string) restOperation {
 	return restOperation{op: op, open: true, serve: func(restCall) answer {
 		return restError("OPERATION_NOT_FOUND", "com.vmware.vapi.std.errors.operation_not_found", "The operation "+op+" was not found.", nil, op)
 	}}
+}
+
+// noSuchPath is what a vCenter says of a path that it does not serve, whoever asks [bodies that people report of 7.0 to 9.1].
+func noSuchPath(restCall) answer {
+	return restError("NOT_FOUND", "com.vmware.vapi.rest.httpNotFound", "Not found.", nil)
 }
 
 func (v *VCenter) serveLogin(c restCall) answer {
@@ -223,7 +237,7 @@ func (v *VCenter) serveHello(c restCall) answer {
 		Releases []string `json:"api_releases"`
 	}
 	if json.Unmarshal(c.body, &in) != nil {
-		return restError("INVALID_ARGUMENT", "com.vmware.vapi.rest.unexpected_input", "The request's body is not what the operation takes.", nil)
+		return unexpectedInput()
 	}
 	release := ""
 	if i := slices.IndexFunc(in.Releases, v.knows); i >= 0 {
@@ -286,6 +300,10 @@ func (vm *VM) serveOperations(restCall) answer {
 	return jsonAnswer(http.StatusOK, map[string]bool{"guest_operations_ready": true, "interactive_guest_operations_ready": false})
 }
 
+func unexpectedInput() answer {
+	return restError("INVALID_ARGUMENT", "com.vmware.vapi.rest.unexpected_input", "The request's body is not what the operation takes.", nil)
+}
+
 func toolsNotRunning() answer {
 	return restError("SERVICE_UNAVAILABLE", "com.vmware.api.vcenter.vm.guest.tools_not_running", "VMware Tools is not running in the virtual machine.", nil)
 }
@@ -308,7 +326,7 @@ func (vm *VM) enter(c restCall, in any) (a answer, ok bool) {
 		} `json:"credentials"`
 	}
 	if json.Unmarshal(c.body, &auth) != nil || auth.Credentials == nil || in != nil && json.Unmarshal(c.body, in) != nil {
-		return restError("INVALID_ARGUMENT", "com.vmware.vapi.rest.unexpected_input", "The request's body is not what the operation takes.", nil), false
+		return unexpectedInput(), false
 	}
 	creds := auth.Credentials
 	known := false
@@ -331,6 +349,9 @@ func (vm *VM) serveCreate(c restCall) answer {
 	}
 	if refusal, ok := vm.enter(c, &in); !ok {
 		return refusal
+	}
+	if !in.Spec.readable(c.old) {
+		return unexpectedInput()
 	}
 	return vm.startProcess(in.Spec)
 }

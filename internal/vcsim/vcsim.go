@@ -55,6 +55,11 @@ type Options struct {
 	// MissingNotAuthenticated makes RetrievePropertiesEx without a living session answer 200 with every property missing for NotAuthenticated, as vCenter
 	// does over SOAP, instead of the NotAuthenticated fault.
 	MissingNotAuthenticated bool
+	// OnlyRest makes processes and sessions of REST be offered in the older form alone, under /rest: /api/session and /api/…/guest/processes are not there,
+	// as on a vCenter that does not have them yet. Else both forms are offered.
+	OnlyRest bool
+	// Privileges are all that the login may do; nil is everything.
+	Privileges *Privileges
 }
 
 // VCenter is a running simulated vCenter. All its methods may be called from any goroutine. Several can run in one process.
@@ -73,6 +78,9 @@ type VCenter struct {
 	inv      *inventory
 	srv      *http.Server
 	rest     *http.ServeMux
+	rights   rights
+
+	transfers transfers
 
 	done chan struct{}  // closed by Close: ends every wait and delay
 	wg   sync.WaitGroup // requests and guests at work; added to under mu
@@ -131,6 +139,7 @@ func Start(opts Options) (*VCenter, error) {
 		inv:      &inventory{vms: make(map[string]*VM)},
 		done:     make(chan struct{}),
 		conns:    make(map[net.Conn]struct{}),
+		rights:   rights{held: opts.Privileges},
 	}
 	if err := v.build(); err != nil {
 		return nil, err
@@ -170,7 +179,9 @@ func (v *VCenter) build() error {
 	v.svc.RegisterSDK(v.reg)
 
 	v.installServiceInstance()
+	v.installAuthorizationManager()
 	v.installGuestCustomizationManager()
+	v.installGuestFileManager()
 	v.installTaskManager()
 	v.reg.Put(newPropertyCollector(v))
 	if err := v.makeVMs(); err != nil {

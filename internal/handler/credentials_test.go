@@ -1,0 +1,67 @@
+package handler
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/guestflow/guestflow/internal/events"
+	"github.com/guestflow/guestflow/internal/vcapi"
+)
+
+// Guest credentials, of both types, from the files of a secret.
+func TestGuestAuth(t *testing.T) {
+	t.Parallel()
+	s := secretFiles(t, map[string]string{"password/username": "root\n", "password/password": "pw \r\n\n", "token/saml-token": "<saml>\n", "mapped/saml-token": "t",
+		"mapped/username": "root", "both/username": "root", "both/password": "pw", "both/saml-token": "t", "half/username": "root"})
+	const user, saml = "USERNAME_PASSWORD", "SAML_BEARER_TOKEN"
+	for _, row := range []struct {
+		name, secret, kind string
+		interactive        bool
+		want               vcapi.GuestAuth
+		missing            bool
+	}{
+		{name: "password, one line end dropped", secret: "password", kind: user, want: vcapi.GuestAuth{Username: "root", Password: "pw \r\n"}},
+		{name: "password by its file", secret: "password", want: vcapi.GuestAuth{Username: "root", Password: "pw \r\n"}},
+		{name: "interactive session", secret: "password", interactive: true, want: vcapi.GuestAuth{Username: "root", Password: "pw \r\n", Interactive: true}},
+		{name: "token by its file, the guest maps the user", secret: "token", want: vcapi.GuestAuth{SAMLToken: "<saml>"}},
+		{name: "token with a user", secret: "mapped", kind: saml, want: vcapi.GuestAuth{SAMLToken: "t", Username: "root"}},
+		{name: "no interactive session with a token", secret: "token", interactive: true, want: vcapi.GuestAuth{SAMLToken: "<saml>"}},
+		{name: "both files: the password", secret: "both", want: vcapi.GuestAuth{Username: "root", Password: "pw"}},
+		{name: "both files, the token asked for", secret: "both", kind: saml, want: vcapi.GuestAuth{Username: "root", SAMLToken: "t"}},
+		{name: "no password", secret: "half", missing: true},
+		{name: "no token", secret: "password", kind: saml, missing: true},
+		{name: "no user", secret: "token", kind: user, missing: true},
+		{name: "no secret", secret: "nobody", missing: true},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			got, err := s.guestAuth(&events.AskedCredentials{SecretRef: row.secret, Type: row.kind}, row.interactive)
+			if row.missing {
+				if !missing(err) {
+					t.Errorf("got %v, %v", got, err)
+				}
+				return
+			}
+			if diff := cmp.Diff(row.want, got); err != nil || diff != "" {
+				t.Errorf("%v, -want +got:\n%s", err, diff)
+			}
+		})
+	}
+}
+
+// A secret is read at each use, so that a rotated one works.
+func TestRotatedSecret(t *testing.T) {
+	t.Parallel()
+	s := secretFiles(t, map[string]string{"root/username": "root", "root/password": "old"})
+	for _, password := range []string{"old", "new"} {
+		if err := os.WriteFile(filepath.Join(string(s), "root", "password"), []byte(password), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if auth, err := s.guestAuth(&events.AskedCredentials{SecretRef: "root"}, false); err != nil || auth.Password != password {
+			t.Errorf("%s was not read: %v", password, err)
+		}
+	}
+}

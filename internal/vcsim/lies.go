@@ -1,0 +1,188 @@
+package vcsim
+
+import (
+	"slices"
+	"time"
+
+	"github.com/vmware/govmomi/simulator"
+	"github.com/vmware/govmomi/vim25/types"
+)
+
+// Lies are how a guest deceives, and how vCenter is mistaken about it. The zero value is honest.
+type Lies struct {
+	// KeepsHostName and KeepsAddresses make a customization leave these as they are and tell nobody.
+	KeepsHostName, KeepsAddresses bool
+	// IdleNetwork makes StartGuestNetwork_Task succeed and do nothing.
+	IdleNetwork bool
+	// Says is the status that the next customizations end with where MovesStatus is set, without the prefix: "SUCCEEDED", "FAILED", or "RUNNING" for a
+	// status that never ends. Empty: as it went.
+	Says string
+	// WorksOn is how long the guest goes on after the end of CustomizeGuest_Task: only then its work is done, and its status ends.
+	WorksOn time.Duration
+}
+
+// bend makes a plan a lie. vm.mu is held.
+func (vm *VM) bend(name string, p *plan) {
+	p.lies, p.life = vm.guest.Lies, vm.lives
+	if p.lies.KeepsHostName {
+		p.then.hostName = ""
+	}
+	if p.lies.KeepsAddresses {
+		p.then.addresses = nil
+	}
+	if name == startGuestNetwork && p.lies.IdleNetwork {
+		p.applies = false
+	}
+}
+
+// finish does a run's work in the guest, and ends its status: at once, or WorksOn later. vm.mu is held.
+func (vm *VM) finish(name string, p plan, fault types.BaseMethodFault, killed bool) {
+	end := func() {
+		if vm.lives != p.life {
+			return
+		}
+		if !killed && p.applies {
+			vm.apply(name, p.then)
+		}
+		done := fault == nil || p.applies && !killed
+		switch says := p.lies.Says; {
+		case !p.moves, says == "RUNNING" && !killed:
+		case says == "SUCCEEDED" && !killed, says == "" && done:
+			vm.setInfo(statusPrefix+"SUCCEEDED", "", false)
+		case says == "FAILED" && fault == nil:
+			vm.setInfo(statusPrefix+"FAILED", "The guest says so.", false)
+		default:
+			vm.setInfo(statusPrefix+"FAILED", text(fault, p.message), false)
+		}
+	}
+	if killed || name != customizeGuest || p.lies.WorksOn <= 0 {
+		end()
+		return
+	}
+	boot := vm.boots
+	vm.v.spawn(func() {
+		if !vm.v.pause(p.lies.WorksOn) {
+			return
+		}
+		vm.mu.Lock()
+		defer vm.mu.Unlock()
+		if vm.powered && vm.boots == boot {
+			end()
+		}
+	})
+}
+
+// LoseTools makes VMware Tools fall silent, as in a guest that is very busy: guest calls are refused, but what runs in the guest goes on, a customization
+// too, and exit codes are kept. FindTools ends it.
+func (vm *VM) LoseTools() {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	vm.tools = false
+	vm.report()
+}
+
+// FindTools ends what LoseTools began: the same VMware Tools answer again.
+func (vm *VM) FindTools() {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	vm.tools = vm.powered
+	vm.report()
+}
+
+// ForgetProcess lets a process disappear without a trace.
+func (vm *VM) ForgetProcess(pid int64) {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	vm.procs = slices.DeleteFunc(vm.procs, func(p *process) bool { return p.pid == pid })
+}
+
+// ReusePID gives the process ID of a process, which disappears, to a later one that ends at once with a code of its own.
+func (vm *VM) ReusePID(pid, code int64) {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	for i, p := range vm.procs {
+		if p.pid == pid {
+			started := p.started.Add(time.Second)
+			vm.procs[i] = &process{pid: pid, name: "other", owner: p.owner, command: `"/usr/bin/other"`, started: started, until: started, exitCode: code}
+		}
+	}
+}
+
+// Remove takes the VM out of the inventory, as if somebody had deleted it. Renew puts it back.
+func (vm *VM) Remove() {
+	ctx := vm.v.newContext()
+	obj, ok := ctx.Map.Get(vm.ref).(*simulator.VirtualMachine)
+	if !ok {
+		return
+	}
+	ctx.Map.Remove(ctx, vm.ref)
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	vm.removed = obj
+	vm.powered = false
+	vm.halt()
+}
+
+// Truth is what is so in a guest, whatever it says.
+type Truth struct {
+	HostName  string
+	Addresses []string // of all NICs in their order
+	Connected bool     // all virtual NICs
+	// ExitCodes are those of the processes that have ended by themselves, by command line.
+	ExitCodes map[string]int64
+}
+
+// Truth looks into the guest, past VMware Tools.
+func (vm *VM) Truth() Truth {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	t := Truth{HostName: vm.set.hostName, Connected: true, ExitCodes: make(map[string]int64)}
+	for _, mac := range vm.macs() {
+		t.Addresses = append(t.Addresses, vm.set.addresses[mac]...)
+	}
+	now := vm.v.GuestNow()
+	for _, p := range vm.procs {
+		if p.ended(now) {
+			t.ExitCodes[p.command] = p.exitCode
+		}
+	}
+	ctx := vm.v.newContext()
+	if obj, ok := ctx.Map.Get(vm.ref).(*simulator.VirtualMachine); ok {
+		ctx.WithLock(obj, func() {
+			for _, nic := range vm.nics(obj) {
+				t.Connected = t.Connected && nic.Connected
+			}
+		})
+	}
+	return t
+}
+
+// Renew makes the VM and its guest as they were at first: honest, running, connected, not customized, with no effects and no rules of its own. Nothing may
+// be under way on it but what an earlier life left behind.
+func (vm *VM) Renew() {
+	vm.v.clearScriptOf(vm.ID())
+	vm.mu.Lock()
+	if vm.removed != nil {
+		vm.v.reg.Put(vm.removed)
+		vm.removed = nil
+	}
+	vm.mu.Unlock()
+	vm.SetNICs(true)
+	vm.update(powerChanges(types.VirtualMachinePowerStatePoweredOn)...)
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	vm.lives++
+	vm.halt()
+	vm.guest, vm.effects = newGuest(), Effects{}
+	vm.info = types.GuestInfoCustomizationInfo{CustomizationStatus: statusPrefix + "IDLE"}
+	vm.set = vm.template()
+	vm.powered = true
+	vm.boot(0)
+}
+
+// clearScriptOf takes a VM's rules away.
+func (v *VCenter) clearScriptOf(id string) {
+	v.rec.mu.Lock()
+	defer v.rec.mu.Unlock()
+	v.rec.rules = slices.DeleteFunc(v.rec.rules, func(r *activeRule) bool { return r.VM == id })
+}
