@@ -17,6 +17,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nats-io/nkeys"
 	"github.com/rs/zerolog"
 	"github.com/sethvargo/go-envconfig"
 )
@@ -197,13 +198,15 @@ func (n NATS) check() []error {
 		{"NATS_CERT_FILE", n.CertFile}, {"NATS_KEY_FILE", n.KeyFile}} {
 		wrong = append(wrong, readable(f[0], f[1])...)
 	}
+	wrong = append(wrong, userKey("NATS_CREDS_FILE", n.CredsFile, true)...)
+	wrong = append(wrong, userKey("NATS_NKEY_FILE", n.NKeyFile, false)...)
 	if _, err := caPool("NATS_CA_FILE", n.CAFile); err != nil {
 		wrong = append(wrong, err)
 	}
 	switch {
 	case (n.CertFile == "") != (n.KeyFile == ""):
 		wrong = append(wrong, errors.New("NATS_CERT_FILE and NATS_KEY_FILE: set both or none"))
-	case n.CertFile != "" && len(wrong) == 0:
+	case n.CertFile != "" && len(readable("", n.CertFile)) == 0 && len(readable("", n.KeyFile)) == 0:
 		if _, err := tls.LoadX509KeyPair(n.CertFile, n.KeyFile); err != nil {
 			wrong = append(wrong, fmt.Errorf("NATS_CERT_FILE: %s and %s are no certificate with its key in PEM: %w", n.CertFile, n.KeyFile, err))
 		}
@@ -215,6 +218,23 @@ func (n NATS) check() []error {
 		wrong = append(wrong, errors.New("NATS_JS_DOMAIN and NATS_JS_API_PREFIX: set one of them"))
 	}
 	return wrong
+}
+
+// userKey checks that a file, where it can be read, holds the seed of a NATS user's key, and its JWT where it needs one.
+func userKey(key, file string, jwt bool) []error {
+	content, err := os.ReadFile(file)
+	if file == "" || err != nil {
+		return nil // absent, or named as unreadable already
+	}
+	if token, err := nkeys.ParseDecoratedJWT(content); jwt && (err != nil || strings.Count(token, ".") != 2) {
+		return []error{fmt.Errorf("%s: %s holds no user JWT: it is the file that nsc writes for a user", key, file)}
+	}
+	pair, err := nkeys.ParseDecoratedUserNKey(content)
+	if err != nil { // without the error's own words: they may quote the file
+		return []error{fmt.Errorf("%s: %s holds no seed of a user's key (SU…)", key, file)}
+	}
+	pair.Wipe()
+	return nil
 }
 
 // redact drops user and password from a URL that is shown.

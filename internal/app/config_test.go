@@ -121,6 +121,8 @@ func TestLoadConfigRefusesOne(t *testing.T) {
 		{"a duration without a unit", map[string]string{"GUESTFLOW_ACK_WAIT": "30"}, `GUESTFLOW_ACK_WAIT: "30" is not a duration such as`},
 		{"neither true nor false", map[string]string{"GUESTFLOW_PROVISION": "maybe"}, `GUESTFLOW_PROVISION: "maybe" is neither true nor false`},
 		{"no secrets folder", map[string]string{"GUESTFLOW_SECRETS_DIR": "/nowhere"}, `GUESTFLOW_SECRETS_DIR: open /nowhere`},
+		{"no creds", map[string]string{"NATS_CREDS_FILE": os.Args[0]}, `NATS_CREDS_FILE: `},
+		{"no nkey", map[string]string{"NATS_NKEY_FILE": os.Args[0]}, `holds no seed of a user's key`},
 		{"no key pair", map[string]string{"NATS_CERT_FILE": os.Args[0], "NATS_KEY_FILE": os.Args[0]}, `NATS_CERT_FILE: `},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -134,6 +134,8 @@ func (cfg NATSConfig) options(log zerolog.Logger) ([]nats.Option, error) {
 		nats.ReconnectJitter(reconnectWait, time.Second), nats.Timeout(requestTimeout), nats.PingInterval(10 * time.Second), nats.MaxPingsOutstanding(2),
 		// What is published while NATS is away fails at once and is sent again by whoever waits for its answer: nothing is sent late from a buffer.
 		nats.ReconnectBufSize(-1),
+		// A secret that changed on the server first is refused until its file follows: twice is no reason to give up.
+		nats.IgnoreAuthErrorAbort(),
 	}
 	if cfg.InboxPrefix != "" {
 		opts = append(opts, nats.CustomInboxPrefix(cfg.InboxPrefix))

@@ -19,7 +19,10 @@ import (
 )
 
 // maxReason bounds what a rejection says.
-const maxReason = 2 << 10
+const (
+	maxReason = 2 << 10 // bytes of why a message is refused
+	maxPath   = 512     // bytes of the path within it
+)
 
 // DecodeRequest reads a message from guestflow.requests.<vcenter>.<vm> and checks it against schemas/requested.v1.json and everything else
 // that the message alone can tell. Seq and Delivered are the caller's to set. An error is a *RejectError; the request then holds what could be
@@ -72,8 +75,7 @@ func asReject(err error) *RejectError {
 	if !errors.As(err, &reject) {
 		reject = &RejectError{Code: Internal, Message: err.Error()}
 	}
-	reject.Message = cut(reject.Message, maxReason)
-	return reject
+	return reject.short()
 }
 
 // requestAttributes are those that a request hands on to its events: where it has no correlationid, its id takes that place.
@@ -210,15 +212,24 @@ func checkRequest(tree map[string]any) error {
 			add(at, `must be {"secretRef": "<name>", "key": "<key>"} and nothing more; names are letters, digits, '-', '.' and '_'`)
 		}
 	}
-	for i := range problems {
-		if strings.HasPrefix(problems[i].Message, "'oneOf' failed") {
-			problems[i].Message = "needs exactly one of spec, specName"
-			if strings.HasPrefix(problems[i].Field, "processes") {
-				problems[i].Message = "needs exactly one of run, watch"
-			}
-		}
+	problems = exactlyOne(problems, "customize", "spec", "specName")
+	for i := range list {
+		problems = exactlyOne(problems, fmt.Sprintf("processes[%d]", i), "run", "watch")
 	}
 	return rejectProblems(problems)
+}
+
+// exactlyOne says in one problem what the schema says in two, or in its own words, of two members of which at has to have one.
+func exactlyOne(problems []schemas.Problem, at, one, other string) []schemas.Problem {
+	about := func(p schemas.Problem) bool {
+		return p.Field == at && strings.HasPrefix(p.Message, "'oneOf' failed") ||
+			p.Message == "is required" && (p.Field == at+"."+one || p.Field == at+"."+other)
+	}
+	rest := slices.DeleteFunc(slices.Clone(problems), about)
+	if len(rest) < len(problems) {
+		rest = append(rest, schemas.Problem{Field: at, Message: "needs exactly one of " + one + ", " + other})
+	}
+	return rest
 }
 
 // needsCredentials names the first section that speaks to the guest where the request has no credentials for it.

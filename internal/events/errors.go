@@ -38,6 +38,13 @@ type RejectError struct {
 // Error says the code, the field and the reason; it never quotes a secret.
 func (e *RejectError) Error() string { return string(e.Code) + ": " + e.text() }
 
+// short is e with its words cut to what a rejection and a header hold.
+func (e *RejectError) short() *RejectError {
+	short := *e
+	short.Message, short.Field = cut(e.Message, maxReason), cut(e.Field, maxPath)
+	return &short
+}
+
 // text is the reason, with the field that it is about.
 func (e *RejectError) text() string {
 	if e.Field == "" {

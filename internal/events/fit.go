@@ -33,6 +33,7 @@ func (c *cutter) run(from *Run) *Run {
 	for i := range r.Processes {
 		p := &r.Processes[i]
 		p.Command, p.Reason = c.text(p.Command, c.command), c.words(p.Reason)
+		p.ProcessName, p.Owner = c.text(p.ProcessName, maxName), c.text(p.Owner, maxName)
 	}
 	r.CanceledBy = changed(r.CanceledBy, func(by *CanceledBy) { by.Reason = c.words(by.Reason) })
 	r.Check = changed(r.Check, func(check *Check) {
@@ -40,8 +41,12 @@ func (c *cutter) run(from *Run) *Run {
 	})
 	r.Customize = changed(r.Customize, func(s *Customize) { s.Reason, s.Guest = c.words(s.Reason), c.guest(s.Guest) })
 	r.Network = changed(r.Network, func(s *Network) { s.Reason = c.words(s.Reason) })
-	r.Verify = changed(r.Verify, func(v *Verify) { v.Mismatches, v.NICs = c.all(v.Mismatches), short(c, v.NICs) })
-	r.Observed = changed(r.Observed, func(o *Observed) { o.GuestLog, o.NICs, o.Guest = c.all(o.GuestLog), short(c, o.NICs), c.guest(o.Guest) })
+	r.Verify = changed(r.Verify, func(v *Verify) {
+		v.HostName, v.Mismatches, v.NICs = c.text(v.HostName, maxName), c.all(v.Mismatches), c.nics(v.NICs)
+	})
+	r.Observed = changed(r.Observed, func(o *Observed) {
+		o.HostName, o.GuestLog, o.NICs, o.Guest = c.text(o.HostName, maxName), c.all(o.GuestLog), c.nics(o.NICs), c.guest(o.Guest)
+	})
 	r.Error = changed(r.Error, func(e *Error) {
 		e.Message = c.words(e.Message)
 		e.VSphere = changed(e.VSphere, c.vsphere)
@@ -85,7 +90,19 @@ func (c *cutter) all(list []string) []string {
 func (c *cutter) remarks(list []Remark) []Remark {
 	list = short(c, list)
 	for i := range list {
-		list[i].Message = c.words(list[i].Message)
+		list[i].Message, list[i].Field = c.words(list[i].Message), c.text(list[i].Field, maxName)
+	}
+	return list
+}
+
+// nics are those that a guest tells of, as many as it likes.
+func (c *cutter) nics(list []NIC) []NIC {
+	list = short(c, list)
+	for i := range list {
+		list[i].MAC, list[i].Addresses = c.text(list[i].MAC, maxName), short(c, list[i].Addresses)
+		for k := range list[i].Addresses {
+			list[i].Addresses[k] = c.text(list[i].Addresses[k], maxName)
+		}
 	}
 	return list
 }

@@ -203,7 +203,7 @@ func TestLargeEventsAreCut(t *testing.T) {
 	big := func() *Run {
 		r := wholeRun()
 		r.Truncated = false
-		r.Processes = slices.Repeat(r.Processes, 32)
+		r.Processes = slices.Repeat(r.Processes, 12)
 		for i := range r.Processes {
 			r.Processes[i].Command, r.Processes[i].Reason = long[:3<<10], ""
 		}
@@ -234,7 +234,7 @@ func TestLargeEventsAreCut(t *testing.T) {
 	if size > maxEvent || !got.Truncated {
 		t.Errorf("the event has %d bytes, truncated %v", size, got.Truncated)
 	}
-	if n := len(got.Processes[31].Command); n > maxCommand || n < maxCommand-4 {
+	if n := len(got.Processes[11].Command); n > maxCommand || n < maxCommand-4 {
 		t.Errorf("command line of %d bytes", n)
 	}
 	if n := len(got.Error.Message); n > maxMessage || n < maxMessage-4 {

@@ -20,10 +20,11 @@ const (
 )
 
 const (
-	maxEvent   = 64 << 10         // bytes of an event, but run.accepted
-	maxData    = maxEvent - 8<<10 // bytes of its data: the envelope has the rest
-	maxCommand = 1 << 10          // bytes of a command line
-	maxMessage = 2 << 10          // bytes of a message
+	maxEvent   = 64 << 10          // bytes of an event, but run.accepted
+	maxData    = maxEvent - 16<<10 // bytes of its data: the envelope has the rest, percent-encoded in the binary form
+	maxCommand = 1 << 10           // bytes of a command line
+	maxName    = 256               // bytes of a name that a guest tells, or of a field's path
+	maxMessage = 2 << 10           // bytes of a message
 
 	// emptyReads is how often a refused append finds nothing behind the expected event before it believes that this event is gone: the reader
 	// may lag behind the writer for a moment.

@@ -1,10 +1,14 @@
 package events
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -30,8 +34,16 @@ type Refused struct {
 // Reject keeps a refused message as a dead letter, then tells its publisher by a rejected event, both under IDs by which a redelivery does not
 // store them twice. It tries until ctx ends. The caller acknowledges the message afterwards.
 func (c *Conn) Reject(ctx context.Context, m Refused, why *RejectError) error {
+	why = why.short()
 	if why.Code != NothingToCancel { // a cancel that came too late is nothing to look into
-		if err := c.publish(ctx, m, "keep a dead letter", deadLetter(m, why)); err != nil {
+		err := c.publish(ctx, m, "keep a dead letter", deadLetter(m, why))
+		if tooLarge(err) { // for a server that took it, but not with a few headers more
+			without := *why
+			without.Withhold = true
+			without.Message += "; it is too large to be kept with its data"
+			err = c.publish(ctx, m, "keep a dead letter", deadLetter(m, &without))
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -54,20 +66,39 @@ func (c *Conn) publish(ctx context.Context, m Refused, what string, msg *nats.Ms
 }
 
 const (
+	// maxHeaders bounds in bytes what is kept of a refused message's headers: the server takes 64 KiB, ours included.
+	maxHeaders     = 56 << 10
 	natsPrefix     = "nats-"
 	ownPrefix      = "guestflow-"
 	originalPrefix = "Guestflow-Original-"
+	maxDropped     = 8 // names of headers that found no room
 )
 
 // deadLetter is the message as it came, with why it was refused. Headers that mean something to the server, and those of a dead letter that
 // was published again, keep their values under another name. What was refused for a secret is kept without its data.
 func deadLetter(m Refused, why *RejectError) *nats.Msg {
-	h := nats.Header{}
-	for name, values := range m.Header {
-		if lower := strings.ToLower(name); strings.HasPrefix(lower, natsPrefix) || strings.HasPrefix(lower, ownPrefix) {
-			name = originalPrefix + name
+	h, room := nats.Header{}, maxHeaders
+	size := func(name string) int {
+		n := 0
+		for _, v := range m.Header[name] {
+			n += len(originalPrefix) + len(name) + len(v) + len(": \r\n")
 		}
-		h[name] = append(h[name], values...)
+		return n
+	}
+	// The smallest first, so that what finds no room is the largest.
+	for _, name := range slices.SortedFunc(maps.Keys(m.Header), func(a, b string) int { return cmp.Or(size(a)-size(b), strings.Compare(a, b)) }) {
+		if room -= size(name); room < 0 {
+			h.Add("Guestflow-Dropped-Header", cut(oneLine(name), maxPath))
+			if len(h["Guestflow-Dropped-Header"]) == maxDropped {
+				break
+			}
+			continue
+		}
+		kept := name
+		if lower := strings.ToLower(name); strings.HasPrefix(lower, natsPrefix) || strings.HasPrefix(lower, ownPrefix) {
+			kept = originalPrefix + name
+		}
+		h[kept] = append(h[kept], m.Header[name]...)
 	}
 	h.Set("Guestflow-Code", string(why.Code))
 	h.Set("Guestflow-Reason", oneLine(why.text()))
@@ -115,6 +146,12 @@ func vmToken(vm string) string {
 		return "_"
 	}
 	return vm
+}
+
+// tooLarge tells whether a message was refused for its size.
+func tooLarge(err error) bool {
+	var refused *StoreError
+	return errors.Is(err, nats.ErrMaxPayload) || errors.As(err, &refused) && (refused.Code == CodeMessageTooLarge || refused.Code == CodeHeadersTooLarge)
 }
 
 // oneLine makes text fit for a header.

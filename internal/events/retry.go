@@ -93,7 +93,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 func permanent(err error) bool {
 	var refused *StoreError
 	if errors.As(err, &refused) {
-		return refused.Code == CodeMessageTooLarge || refused.Code == CodeWrongStream
+		return refused.Code == CodeMessageTooLarge || refused.Code == CodeHeadersTooLarge || refused.Code == CodeWrongStream
 	}
 	return errors.Is(err, nats.ErrMaxPayload) || errors.Is(err, nats.ErrConnectionClosed)
 }

@@ -26,13 +26,15 @@ func TestCheckAnswers(t *testing.T) {
 		{name: "supported", answer: vcapi.Check{Status: "SUPPORTED", SupportedGuestOS: &yes, SupportedPowerState: &yes}},
 		{name: "supported, no reasons", answer: vcapi.Check{Status: "SUPPORTED"}},
 		{name: "guest OS", answer: vcapi.Check{Status: "NOT_SUPPORTED", SupportedGuestOS: &no}, codes: []events.Code{events.NotCustomizable}},
-		{name: "power state", answer: vcapi.Check{Status: "NOT_SUPPORTED", SupportedGuestOS: &yes, SupportedPowerState: &no}, codes: []events.Code{events.PowerState}},
+		{name: "power state", answer: vcapi.Check{Status: "NOT_SUPPORTED", SupportedGuestOS: &yes, SupportedPowerState: &no},
+			codes: []events.Code{events.PowerState}},
 		{name: "both", answer: vcapi.Check{Status: "NOT_SUPPORTED", SupportedGuestOS: &no, SupportedPowerState: &no},
 			codes: []events.Code{events.NotCustomizable, events.PowerState}},
 		{name: "neither, although both were looked at", answer: vcapi.Check{Status: "NOT_SUPPORTED", SupportedGuestOS: &yes, SupportedPowerState: &yes},
 			codes: []events.Code{events.NotCustomizable}, retry: true},
 		{name: "no reason: asked again", answer: vcapi.Check{Status: "NOT_SUPPORTED"}, codes: []events.Code{events.NotCustomizable}, asked: checkTries, retry: true},
-		{name: "a status that is not known", answer: vcapi.Check{Status: "NEW_STATUS", SupportedGuestOS: &yes}, codes: []events.Code{events.NotCustomizable}, retry: true},
+		{name: "a status that is not known", answer: vcapi.Check{Status: "NEW_STATUS", SupportedGuestOS: &yes},
+			codes: []events.Code{events.NotCustomizable}, retry: true},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()

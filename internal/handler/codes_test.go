@@ -138,8 +138,10 @@ func TestLaterStepsAreSkipped(t *testing.T) {
 			w.t.Errorf("states %v, want %v", got, want)
 		}
 		first := w.events()[0].run // what was asked for is pending at first
-		if got := []events.State{first.Check.State, first.Customize.State, first.Processes[1].State}; !slices.Equal(got, slices.Repeat([]events.State{events.Pending}, 3)) {
-			w.t.Errorf("states at first %v", got)
+		for _, got := range []events.State{first.Check.State, first.Customize.State, first.Network.State, first.Processes[1].State} {
+			if got != events.Pending {
+				w.t.Errorf("a state at first is %s", got)
+			}
 		}
 	})
 }
@@ -154,7 +156,7 @@ func TestUnreachableProcess(t *testing.T) {
 		}
 		run := w.run(only(processOnly))
 		mustSucceed(w)
-		if got := strings.Join(w.kinds(), " "); strings.Count(got, "process.unreachable") != 2 || !strings.Contains(got, "process.started process.unreachable process.unreachable process.exited") {
+		if got := strings.Join(w.kinds(), " "); !strings.HasSuffix(got, "process.started process.unreachable process.unreachable process.exited run.succeeded") {
 			w.t.Errorf("events %s", got)
 		}
 		if p := run.Processes[0]; p.ExitCode == nil || *p.ExitCode != 0 {

@@ -14,7 +14,8 @@ import (
 // Guest credentials, of both types, from the files of a secret.
 func TestGuestAuth(t *testing.T) {
 	t.Parallel()
-	s := secretFiles(t, map[string]string{"password/username": "root\n", "password/password": "pw \r\n\n", "token/saml-token": "<saml>\n", "mapped/saml-token": "t",
+	s := secretFiles(t, map[string]string{"password/username": "root\n", "password/password": "pw \r\n\n",
+		"token/saml-token": "<saml>\n", "mapped/saml-token": "t",
 		"mapped/username": "root", "both/username": "root", "both/password": "pw", "both/saml-token": "t", "half/username": "root"})
 	const user, saml = "USERNAME_PASSWORD", "SAML_BEARER_TOKEN"
 	for _, row := range []struct {

@@ -1,6 +1,8 @@
 package handler
 
 import (
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -154,6 +156,45 @@ func TestEngineLog(t *testing.T) {
 					w.t.Errorf("log %q", got)
 				}
 			})
+		})
+	}
+}
+
+// No secret that the request names is in the log that is published, also where another owner publishes it; where one cannot be read, no log is.
+func TestEngineLogHoldsNoSecret(t *testing.T) {
+	t.Parallel()
+	request := `{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},"customize":{` +
+		`"spec":{"identity":{"_typeName":"CustomizationLinuxPrep","x":{"secretRef":"keys","key":"spec"}}},` +
+		`"configParams":[{"key":"a","value":{"_typeName":"string","_value":{"secretRef":"keys","key":"params"}}}]},` +
+		`"processes":[{"name":"first","run":{"path":"/usr/bin/first","environment":{"TOKEN":{"secretRef":"keys","key":"environment"}}}}]}`
+	for _, plan := range [][]fate{nil, crash("stored customize.started"), {{point: "stored customize.started", do: "call, then crash"}}} {
+		dir := secretsDir(t)
+		keys := filepath.Join(string(dir), "keys")
+		if err := os.Mkdir(keys, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		var secrets []string
+		for _, key := range []string{"spec", "params", "environment"} {
+			secrets = append(secrets, "canary-"+key)
+			if err := os.WriteFile(filepath.Join(keys, key), []byte("canary-"+key), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		inWorld(t, dir, func(w *world) {
+			lost := len(plan) == 1 && plan[0].do != "crash"
+			if lost {
+				plan[0].fn = func() { _ = os.Remove(filepath.Join(keys, "params")) }
+			}
+			w.vm.log = strings.Join(secrets, "\n")
+			w.vc.on(rule{op: "CustomizeGuest sent", times: 1, task: engineFault("ERR,253,eth0")})
+			run := w.run(request, plan)
+			want := []string{"***", "***", "***"}
+			if lost {
+				want = nil
+			}
+			if run.Status != events.StatusFailed || run.Observed == nil || !slices.Equal(run.Observed.GuestLog, want) {
+				w.t.Errorf("status %s, observed %+v", run.Status, run.Observed)
+			}
 		})
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vmware/govmomi/vim25/types"
+
 	"github.com/guestflow/guestflow/internal/events"
 	"github.com/guestflow/guestflow/internal/events/memstore"
 	"github.com/guestflow/guestflow/internal/vcapi"
@@ -102,9 +104,28 @@ func TestFailures(t *testing.T) {
 			code: events.StepTimeout, retry: true, effects: 1},
 		{name: "run takes too long", request: `{"timeout":"45s",` + whole[1:], step: "customize", code: events.DeadlineExceeded, retry: true, effects: 1,
 			kinds: "customize.progressed customize.progressed run.failed"},
-		{name: "busy for too long", request: only(`"customize":` + spec[:len(spec)-1] + `,"timeout":"5m"}`), step: "customize", code: events.StepTimeout,
+		{name: "busy for too long", request: only(`"customize":` + spec[:len(spec)-1] + `,"timeout":"5m"}`), step: "customize", code: events.Busy,
 			vsphere: "TaskInProgress", retry: true, kinds: "customize.starting customize.starting run.failed",
 			world: refusal("CustomizeGuest", "TaskInProgress", 500, vcapi.Transient, 0)},
+		{name: "in a state that is none of ours", step: "customize", code: events.InvalidState, vsphere: "InvalidVmState",
+			kinds: "check.completed customize.starting run.failed", world: func(w *world) {
+				e := vcError("InvalidVmState", 500, vcapi.Permanent)
+				e.FaultValue = &types.InvalidVmState{}
+				w.vc.on(rule{op: "CustomizeGuest sent", err: e})
+			}},
+		{name: "tools say no for too long", request: only(`"network":{"timeout":"5m"}`), step: "network", code: events.InvalidState, retry: true,
+			vsphere: "InvalidState", kinds: "network.starting network.starting run.failed",
+			world: refusal("StartGuestNetwork", "InvalidState", 500, vcapi.Transient, 0)},
+		{name: "VM removed while its process runs", step: "process", code: events.NotFound, vsphere: "ManagedObjectNotFound", effects: 1,
+			request: only(processOnly), kinds: "process.starting process.started run.failed", world: func(w *world) {
+				w.vm.programs["/usr/bin/first"] = program{takes: time.Hour}
+				w.later(20*time.Second, func() { w.vc.change(func() { w.vm.gone = true }) })
+			}},
+		{name: "VM removed while a process is watched", step: "process", code: events.NotFound, vsphere: "ManagedObjectNotFound",
+			request: only(`"processes":[{"name":"old","watch":{"pid":77}}]`), kinds: "check.completed process.started run.failed", world: func(w *world) {
+				w.vm.procs = append(w.vm.procs, &fakeProc{pid: 77, command: "old", started: time.Now(), program: program{takes: time.Hour}})
+				w.later(20*time.Second, func() { w.vc.change(func() { w.vm.gone = true }) })
+			}},
 		{name: "tools not ready", step: "customize", code: events.ToolsNotRunning, retry: true, kinds: "check.completed run.waiting run.failed",
 			world: func(w *world) { w.vm.tools = false }},
 		{name: "tools not awaited", request: `{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"},"readyTimeout":"0s"},` +

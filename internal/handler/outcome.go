@@ -169,6 +169,11 @@ func (r *run) outcome(s *step, v *vcapi.Error) outcome {
 	case v.Name == "CustomizationFault", v.Name == "UnexpectedCustomizationFault":
 		o = outcome{code: unnamed[s.name]}
 	case named:
+	case v.InvalidState():
+		o = outcome{code: events.InvalidState}
+		if v.Class == vcapi.Transient {
+			o.waiting = events.WaitingTools
+		}
 	case v.Class == vcapi.Transient, v.Class == vcapi.SessionLost:
 		o = outcome{events.CodeUnavailable, events.WaitingVCenterUnavailable}
 	default:
@@ -243,6 +248,9 @@ func (r *run) timeError(code events.Code, s *step, message string) *stepError {
 		return f
 	}
 	f.message += fmt.Sprintf(", waiting for %s", r.state.Waiting)
+	if v := new(vcapi.Error); code == events.StepTimeout && *s.state != events.Running && errors.As(r.lastErr, &v) {
+		f.code = r.outcome(s, v).code // it was turned away all the time
+	}
 	if loginRefused(r.lastErr) {
 		f.code, f.retryable = events.Unauthenticated, false
 	}

@@ -184,7 +184,7 @@ func (r *run) exited(ctx context.Context, asked *events.AskedProcess, p *events.
 		var v *vcapi.Error
 		switch {
 		case err == nil:
-			away = false
+			away, r.state.Waiting = false, ""
 			if p.StartedAt != nil && !shown.Started.IsZero() && !shown.Started.Equal(*p.StartedAt) {
 				return r.exitLost(s, p, "its pid belongs to another process now", nil)
 			}
@@ -197,12 +197,20 @@ func (r *run) exited(ctx context.Context, asked *events.AskedProcess, p *events.
 			return r.interrupted(ctx)
 		case !errors.As(err, &v):
 			return err
-		case r.outcome(s, v).code == events.NotFound && asked.Watch != nil && len(asked.SuccessExitCodes) == 0:
-			return r.complete(events.ProcessExited, &p.State, nil) // its end is all that was asked for
 		case r.outcome(s, v).code == events.NotFound:
+			if _, err := ask(ctx, r, s, r.readVM); err != nil { // the VM is gone, not the process
+				return err
+			}
+			if asked.Watch != nil && len(asked.SuccessExitCodes) == 0 {
+				return r.complete(events.ProcessExited, &p.State, nil) // its end is all that was asked for
+			}
 			return r.exitLost(s, p, "the guest no longer knows the process: VMware Tools keep an exit code for five minutes, and lose it when they are restarted", err)
 		case r.outcome(s, v).waiting == "":
 			return r.failure(s, err)
+		case r.outcome(s, v).waiting != events.WaitingTools: // it is vCenter that does not tell
+			if err := r.wait(r.outcome(s, v).waiting, err); err != nil {
+				return err
+			}
 		case !away:
 			away, r.lastErr = true, err
 			if err := r.record(events.ProcessUnreachable); err != nil {

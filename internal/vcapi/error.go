@@ -114,5 +114,11 @@ func (e *Error) Error() string {
 // Unwrap gives the transport's or the gate's error.
 func (e *Error) Unwrap() error { return e.Err }
 
+// InvalidState tells whether the fault is of the InvalidState family: the call does not fit what the VM, or its host, is doing now.
+func (e *Error) InvalidState() bool {
+	_, is := e.FaultValue.(types.BaseInvalidState)
+	return is
+}
+
 // Fault lets govmomi's fault.As, fault.Is and fault.In work on an Error. It is nil where the fault's type is not known.
 func (e *Error) Fault() types.BaseMethodFault { return e.FaultValue }
