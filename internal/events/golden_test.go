@@ -263,6 +263,7 @@ func TestLargeEventsAreCut(t *testing.T) {
 		many.Processes[i].Command, many.Processes[i].Reason = long, long
 	}
 	many.Check.Blockers, many.Check.Warnings = slices.Repeat(many.Check.Blockers, 1000), slices.Repeat(many.Check.Warnings, 1000)
+	many.Check.Blockers[0].Field, many.Verify.HostName, many.Processes[0].Owner = strings.Repeat(long, 10), strings.Repeat(long, 10), strings.Repeat(long, 10)
 	many.Verify.Mismatches, many.Verify.NICs = slices.Repeat([]string{long}, 1000), slices.Repeat(many.Verify.NICs, 1000)
 	many.Observed.GuestLog, many.Observed.NICs = slices.Repeat([]string{long}, 1000), slices.Repeat(many.Verify.NICs, 1000)
 	many.Error.VSphere.Messages = slices.Repeat([]json.RawMessage{json.RawMessage(`"` + long[:2000] + `"`)}, 1000)

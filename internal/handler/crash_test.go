@@ -1,6 +1,7 @@
 package handler
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -195,4 +196,27 @@ func TestCrashWithoutBaseline(t *testing.T) {
 			})
 		}
 	}
+}
+
+// A call that does not end within the drain time is given up, not its outcome: the run is given back without the mark that would let the next owner trust
+// that nothing is under way.
+func TestDrainTakesTooLong(t *testing.T) {
+	t.Parallel()
+	inWorld(t, secretsDir(t), func(w *world) {
+		w.vc.on(rule{op: "StartGuestNetwork sent", times: 1, delay: time.Minute})
+		w.settings.TravelTime = 2 * time.Minute
+		req := w.request("a", only(networkOnly))
+		begun := time.Now()
+		o := w.deliver(req, fate{point: "StartGuestNetwork sent", do: "term"})
+		w.await(o)
+		if took := time.Since(begun); took < w.settings.Drain || took > w.settings.Drain+time.Second || !errors.Is(o.err, events.ErrReleased) {
+			w.t.Errorf("given back after %s: %v", took, o.err)
+		}
+		if last := w.kinds(); last[len(last)-1] != "network.starting" {
+			w.t.Errorf("events %v", last)
+		}
+		w.drive(req)
+		mustSucceed(w)
+		w.wantEffects("network", 1)
+	})
 }
