@@ -31,14 +31,14 @@ func (r *run) check(ctx context.Context) error {
 		if !errors.As(err, &f) || f.code != events.NotFound && f.code != events.Unauthorized {
 			return err
 		}
-		f.message = fmt.Sprintf("vCenter %s gives no customization specification %q: %v", r.VCenter, r.asked.Customize.SpecName, f.err)
+		f.message = fmt.Sprintf("vCenter %s gives no customization specification %q: %s", r.VCenter, r.asked.Customize.SpecName, f.message)
 		block(f, "customize.specName")
 	}
 	vm, err := ask(ctx, r, s, r.readVM)
 	var gone *stepError
 	switch {
 	case errors.As(err, &gone) && gone.code == events.NotFound, errors.As(err, &gone) && gone.code == events.Unauthorized:
-		block(&stepError{step: "check", code: gone.code, err: gone.err, message: fmt.Sprintf("vm %s in vCenter %s: %v", r.vm, r.VCenter, gone.err)}, "vm")
+		block(&stepError{step: "check", code: gone.code, err: gone.err, message: fmt.Sprintf("vm %s in vCenter %s: %s", r.vm, r.VCenter, gone.message)}, "vm")
 	case err != nil:
 		return err
 	default:
@@ -121,7 +121,7 @@ func (r *run) checkPrivileges(ctx context.Context, s *step, block func(*stepErro
 	if r.asked.Network != nil {
 		fields[mayCustomize] = "network"
 		if r.asked.Network.ConnectNICs {
-			fields[mayConnect] = "network.connectNics"
+			fields[mayConnect], fields[mayEdit] = "network.connectNics", "network.connectNics"
 		}
 	}
 	if r.asked.Customize != nil {
@@ -155,6 +155,7 @@ func (r *run) checkPrivileges(ctx context.Context, s *step, block func(*stepErro
 const (
 	mayCustomize = "VirtualMachine.Provisioning.Customize"
 	mayConnect   = "VirtualMachine.Interact.DeviceConnection"
+	mayEdit      = "VirtualMachine.Config.EditDevice" // to be connected at power-on is a setting of the NIC
 	mayExecute   = "VirtualMachine.GuestOperations.Execute"
 	mayQuery     = "VirtualMachine.GuestOperations.Query"
 )
@@ -190,7 +191,7 @@ func (r *run) customizable(ctx context.Context, s *step, vm vcapi.VM, block func
 			lacking()
 			return nil
 		case errors.As(err, &f) && (f.code == events.NotFound || f.code == events.Unauthorized):
-			f.message = fmt.Sprintf("vm %s in vCenter %s: %v", r.vm, r.VCenter, f.err)
+			f.message = fmt.Sprintf("vm %s in vCenter %s: %s", r.vm, r.VCenter, f.message)
 			block(f, "vm")
 			return nil
 		case err != nil:

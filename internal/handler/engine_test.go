@@ -56,7 +56,7 @@ func TestEngineCodes(t *testing.T) {
 func TestPrivileges(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	all := []string{mayCustomize, mayConnect, mayExecute, mayQuery}
+	all := []string{mayCustomize, mayConnect, mayEdit, mayExecute, mayQuery}
 	watch := only(`"processes":[{"name":"first","watch":{"pid":1}}]`)
 	for _, row := range []struct {
 		name, request string
@@ -64,10 +64,10 @@ func TestPrivileges(t *testing.T) {
 		fields        []string
 	}{
 		{"everything asked for", strings.Replace(whole, `"network":{}`, `"network":{"connectNics":true}`, 1), all,
-			[]string{"processes", "processes", "network.connectNics", "customize"}},
+			[]string{"network.connectNics", "processes", "processes", "network.connectNics", "customize"}},
 		{"the network alone", only(networkOnly), all, []string{"network"}},
 		{"a watched process", watch, all, []string{"processes"}},
-		{"nothing that is needed", only(networkOnly), []string{mayConnect, mayExecute, mayQuery}, nil},
+		{"nothing that is needed", only(networkOnly), []string{mayConnect, mayEdit, mayExecute, mayQuery}, nil},
 		{"a check alone", `{"vm":"vm-42"}`, all, nil},
 	} {
 		t.Run(row.name, func(t *testing.T) {

@@ -214,7 +214,9 @@ func (r *run) failure(s *step, err error) *stepError {
 	if errors.As(err, &v) {
 		o := r.outcome(s, v)
 		f.code, f.retryable = o.code, o.waiting != "" || v.Class == vcapi.Transient
-		if cure := cures[f.code]; cure != "" {
+		if lacks := missingPrivilege(v); lacks != "" {
+			f.message = strings.TrimSuffix(f.message, ".") + ": give the service's vCenter role the privilege " + lacks
+		} else if cure := cures[f.code]; cure != "" {
 			f.message = strings.TrimSuffix(f.message, ".") + ": " + cure
 		}
 		if strings.Contains(v.Message, noEngine) {
@@ -228,6 +230,27 @@ func (r *run) failure(s *step, err error) *stepError {
 	return f
 }
 
+// missingPrivilege is the one that a NoPermission names; "" where none is named. (VI JSON: NoPermission.)
+func missingPrivilege(v *vcapi.Error) string {
+	var fault struct {
+		PrivilegeID string `json:"privilegeId"`
+		Missing     []struct {
+			PrivilegeIDs []string `json:"privilegeIds"`
+		} `json:"missingPrivileges"`
+	}
+	if v.Name != "NoPermission" || json.Unmarshal(v.Data, &fault) != nil {
+		return ""
+	}
+	all := []string{}
+	for _, m := range fault.Missing {
+		all = append(all, m.PrivilegeIDs...)
+	}
+	if len(all) == 0 && fault.PrivilegeID != "" {
+		all = append(all, fault.PrivilegeID)
+	}
+	return strings.Join(all, ", ")
+}
+
 // noEngine is how VMware Tools say that the guest customization engine is missing.
 const noEngine = "does not support Guest Customization"
 
@@ -236,7 +259,7 @@ var cures = map[events.Code]string{
 	events.GuestLoginRefused:     "see the user name and the password in the secret that the request names",
 	events.GuestPermissionDenied: "the guest user must be able to act as root",
 	events.Unauthenticated:       "see the user name and the password with which the service logs in at this vCenter",
-	events.Unauthorized:          "give the service's vCenter role the privilege (customizing: VirtualMachine.Provisioning.Customize; processes: VirtualMachine.GuestOperations.Execute and .Query)",
+	events.Unauthorized:          "the service's vCenter role lacks a privilege: see docs/vcenter-role.md",
 	events.PowerState:            "power the VM on",
 	events.Unsupported:           "update VMware Tools in the guest, or vCenter",
 }

@@ -64,7 +64,7 @@ func newFake(t *testing.T, apiVersion string) *fake {
 		"viewManager":{"type":"ViewManager","value":"ViewManager"},"taskManager":{"type":"TaskManager","value":"TaskManager"},
 		"about":{"_typeName":"AboutInfo","name":"VMware vCenter Server","apiVersion":"` + apiVersion + `","instanceUuid":"11111111-2222-3333-4444-555555555555"},
 		"sessionManager":{"type":"SessionManager","value":"SessionManager"},
-		"guestOperationsManager":{"type":"GuestOperationsManager","value":"guestOperationsManager"},
+		"authorizationManager":{"type":"AuthorizationManager","value":"AuthorizationManager"},"guestOperationsManager":{"type":"GuestOperationsManager","value":"guestOperationsManager"},
 		"guestCustomizationManager":{"type":"VirtualMachineGuestCustomizationManager","value":"GuestCustomizationManager"}}`
 	f.reply(contentPath, 200, content)
 	logins := 0

@@ -40,7 +40,8 @@ func (c *Client) DisconnectedNICs(ctx context.Context, vm string) ([]json.RawMes
 // ConnectNICs starts ReconfigVM_Task, which connects the given NICs now and at each power-on, and returns the task. It may be repeated: a NIC that is
 // connected stays so. An act: see Client. Faults: TaskInProgress, InvalidPowerState, InvalidState, NoPermission, ManagedObjectNotFound.
 //
-// Source: VI JSON, VirtualMachine.ReconfigVM_Task. Privilege: VirtualMachine.Config.EditDevice.
+// Source: VI JSON, VirtualMachine.ReconfigVM_Task. Privileges: VirtualMachine.Interact.DeviceConnection and
+// VirtualMachine.Config.EditDevice.
 func (c *Client) ConnectNICs(ctx context.Context, gate Gate, vm string, nics []json.RawMessage) (task string, err error) {
 	type change struct {
 		TypeName  string          `json:"_typeName"`

@@ -68,7 +68,7 @@ func propertiesOf(kind string, paths []string) propertySpec {
 	return propertySpec{TypeName: "PropertySpec", Type: kind, PathSet: paths}
 }
 
-// retrieve reads properties of objects of one kind. Properties that this vCenter does not have are left out; so are objects that are not shown.
+// retrieve reads properties of objects of one kind. Properties that this vCenter does not have are left out; so are objects that are not shown, of several.
 func (c *Client) retrieve(ctx context.Context, kind string, paths []string, ids ...string) (map[string]properties, error) {
 	spec := filterSpec{TypeName: "PropertyFilterSpec"}
 	for _, id := range ids {
@@ -81,6 +81,7 @@ func (c *Client) retrieve(ctx context.Context, kind string, paths []string, ids 
 				Name string          `json:"name"`
 				Val  json.RawMessage `json:"val"`
 			} `json:"propSet"`
+			missingSet
 		} `json:"objects"`
 	}
 	err := c.avoiding(paths, func(paths []string) error {
@@ -93,6 +94,9 @@ func (c *Client) retrieve(ctx context.Context, kind string, paths []string, ids 
 	}
 	all := make(map[string]properties, len(result.Objects))
 	for _, object := range result.Objects {
+		if denied := object.denied(c.known.list()); len(ids) == 1 && len(object.PropSet) == 0 && denied != nil {
+			return nil, denied.fill("RetrievePropertiesEx", "", c.host)
+		}
 		props := make(properties, len(object.PropSet))
 		for _, p := range object.PropSet {
 			props[p.Name] = p.Val
@@ -107,6 +111,17 @@ type missingSet struct {
 	MissingSet []struct {
 		Fault json.RawMessage `json:"fault"`
 	} `json:"missingSet"`
+}
+
+// denied is the want of a privilege for which properties could not be read; nil where that was not the reason.
+func (m missingSet) denied(s secrets) *Error {
+	for _, property := range m.MissingSet {
+		if e := decodeError(0, property.Fault, s); e.Name == "NoPermission" {
+			e.Sent = Refused
+			return e
+		}
+	}
+	return nil
 }
 
 // lostInside finds NotAuthenticated among the reasons for missing properties: that is how a property collector may tell that the session is gone,

@@ -54,6 +54,9 @@ func TestPrivileges(t *testing.T) {
 		!strings.Contains(res.body, "NoPermission") {
 		t.Errorf("a call that the table does not have: %d %s", res.status, res.body)
 	}
+	if res := c.do("GET", on+"/guest/nothing", ""); res.status != http.StatusNotFound {
+		t.Errorf("a path that is not served: %d %s", res.status, res.body)
+	}
 	if res := c.do("GET", on+"/guest/customization", ""); res.status != http.StatusOK {
 		t.Errorf("System.View is in every role: %d %s", res.status, res.body)
 	}

@@ -59,7 +59,7 @@ func TestRequiredPrivilegesAreDocumented(t *testing.T) {
 	for _, row := range rows(t, string(text), "## The roles") {
 		explained = append(explained, names(row[0])...)
 	}
-	if want := append(root, vm...); !same(explained, want) {
+	if want := slices.Concat(root, vm); !same(explained, want) {
 		t.Errorf("%s explains %v, the roles are %v", page, explained, want)
 	}
 }

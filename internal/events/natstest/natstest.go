@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/url"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -29,6 +30,7 @@ type T interface {
 type Server struct {
 	opts *server.Options
 	srv  *server.Server
+	said *log // nil where nobody asks what it says
 }
 
 // StartServer starts a server that is gone at the end of the test.
@@ -43,8 +45,23 @@ func StartServer(t T) *Server {
 }
 
 // Run starts a server on a free port of loopback; dir keeps its streams.
-func Run(dir string) (*Server, error) {
-	s := &Server{opts: options("guestflow", dir)}
+func Run(dir string) (*Server, error) { return RunAt("", dir) }
+
+// RunAt is Run at an address, host:port; empty: a free port of loopback.
+func RunAt(addr, dir string) (*Server, error) {
+	opts := options("guestflow", dir)
+	if addr != "" {
+		host, port, err := net.SplitHostPort(addr)
+		if err != nil {
+			return nil, err
+		}
+		if opts.Host = host; port != "0" {
+			if opts.Port, err = strconv.Atoi(port); err != nil {
+				return nil, fmt.Errorf("port %q: %w", port, err)
+			}
+		}
+	}
+	s := &Server{opts: opts}
 	if err := s.Start(); err != nil {
 		return nil, err
 	}
@@ -72,6 +89,9 @@ func (s *Server) launch() error {
 	srv, err := server.NewServer(&opts)
 	if err != nil {
 		return fmt.Errorf("nats-server %s: %w", s.opts.ServerName, err)
+	}
+	if s.said != nil {
+		srv.SetLoggerV2(s.said, false, false, false)
 	}
 	srv.Start()
 	s.srv = srv
