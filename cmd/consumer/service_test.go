@@ -70,7 +70,8 @@ type site struct {
 	vc      *vcsim.VCenter
 	conn    *nats.Conn
 	js      jetstream.JetStream
-	secrets string // the folder
+	secrets string   // the folder
+	more    canaries // secrets that are not in it
 	env     []string
 
 	mu     sync.Mutex
@@ -116,13 +117,13 @@ type runData struct {
 	FinishedAt time.Time
 }
 
-func newSite(t *testing.T, natsURL string, opts vcsim.Options) *site {
+func newSite(t *testing.T, natsURL string, opts vcsim.Options, login ...nats.Option) *site {
 	t.Helper()
-	return newSiteNamed(t, natsURL, "lab", opts)
+	return newSiteNamed(t, natsURL, "lab", opts, login...)
 }
 
-// newSiteNamed is a site whose vCenter has a name of its own: several of them share one NATS.
-func newSiteNamed(t *testing.T, natsURL, vcenter string, opts vcsim.Options) *site {
+// newSiteNamed is a site whose vCenter has a name of its own: several of them share one NATS. login is how the test itself connects to it.
+func newSiteNamed(t *testing.T, natsURL, vcenter string, opts vcsim.Options, login ...nats.Option) *site {
 	t.Helper()
 	vc, err := vcsim.Start(opts)
 	if err != nil {
@@ -143,14 +144,15 @@ func newSiteNamed(t *testing.T, natsURL, vcenter string, opts vcsim.Options) *si
 		"CA_FILE": filepath.Join(dir, "vcenter-ca.pem"), "SEND_WINDOW": "2s", "TRAVEL_TIME": "500ms", "VISIBILITY_LAG": "500ms"} {
 		s.env = append(s.env, s.setting(key)+"="+value)
 	}
-	if s.conn, err = nats.Connect(natsURL, nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond),
-		nats.CustomInboxPrefix(ownInbox)); err != nil {
+	if s.conn, err = nats.Connect(natsURL, append(login, nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond),
+		nats.CustomInboxPrefix(ownInbox))...); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.conn.Close)
 	if s.js, err = jetstream.New(s.conn); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(s.secretive)
 	for _, subject := range []string{"guestflow.events." + vcenter + ".>", "guestflow.rejections." + vcenter + ".>"} {
 		if _, err := s.conn.Subscribe(subject, s.hear); err != nil {
 			t.Fatal(err)
@@ -490,6 +492,9 @@ type service struct {
 	log  *logBuffer
 	done chan struct{}
 	err  error
+
+	mu   sync.Mutex
+	said map[string]string // over HTTP, by path
 }
 
 // logBuffer is what a process has written.
@@ -539,7 +544,7 @@ func (s *site) launch(env ...string) *service {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	p := &service{t: s.t, addr: l.Addr().String(), log: &logBuffer{}, done: make(chan struct{})}
+	p := &service{t: s.t, addr: l.Addr().String(), log: &logBuffer{}, done: make(chan struct{}), said: map[string]string{}}
 	_ = l.Close()
 	p.cmd = exec.Command(binary)
 	p.cmd.Env = append(append(slices.Clone(s.env), "HTTP_ADDR="+p.addr), env...)
@@ -552,9 +557,13 @@ func (s *site) launch(env ...string) *service {
 		close(p.done)
 	}()
 	s.t.Cleanup(func() {
+		p.listen()
 		p.kill()
-		if said := p.log.String(); strings.Contains(said, "DATA RACE") || strings.Contains(said, vcsim.DefaultGuestPassword) ||
-			strings.Contains(said, s.vc.Password()) || s.t.Failed() {
+		for what, said := range p.said {
+			s.silent(what, said)
+		}
+		s.silent("the log of the service", p.log.String())
+		if said := p.log.String(); strings.Contains(said, "DATA RACE") || s.t.Failed() {
 			s.t.Errorf("log of the service:\n%s", said)
 		}
 	})
@@ -572,6 +581,7 @@ func (p *service) kill() {
 // stop ends the service as Kubernetes does.
 func (p *service) stop() error {
 	p.t.Helper()
+	p.listen()
 	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		p.t.Fatalf("SIGTERM: %v", err)
 	}

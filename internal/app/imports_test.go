@@ -24,7 +24,7 @@ func TestServiceIsLinkedFromServiceOnly(t *testing.T) {
 	t.Parallel()
 	for _, d := range dependencies(t, "cmd/consumer") {
 		for _, not := range []string{module + "internal/vcsim", "github.com/vmware/govmomi/simulator", "github.com/nats-io/nats-server", "testing",
-			module + "internal/events/natstest", module + "internal/events/memstore"} {
+			module + "internal/events/natstest", module + "internal/events/memstore", module + "internal/client", "github.com/spf13/cobra"} {
 			if d == not || strings.HasPrefix(d, not+"/") {
 				t.Errorf("cmd/consumer is linked with %s", d)
 			}
@@ -42,8 +42,11 @@ func TestImports(t *testing.T) {
 	may := map[string][]string{
 		"cmd/consumer":             {"internal/app"},
 		"cmd/demo":                 {"internal/vcsim", "internal/events/natstest"},
+		"cmd/guestflow":            {"internal/app", "internal/client", "internal/events", "internal/vcapi"},
+		"sandbox":                  {"internal/app", "internal/vcsim", "internal/events/natstest"},
 		"internal/app":             {"internal/handler", "internal/events", "internal/vcapi"},
 		"internal/handler":         {"internal/events", "internal/vcapi"},
+		"internal/client":          {"internal/events"},
 		"internal/events":          {"schemas"},
 		"internal/events/memstore": {"internal/events"},
 		"internal/events/natstest": {},

@@ -20,7 +20,7 @@ import (
 type NATSConfig struct {
 	URL          string // nats://host:4222; several, comma separated, for a cluster
 	CredsFile    string
-	NKeyFile     string // seed
+	NKeyFile     string // seed; whose key it is, is read at the start
 	User         string
 	PasswordFile string
 	CAFile       string

@@ -77,11 +77,11 @@ func (j *Journal) last(ctx context.Context, vcenter, vm string) (*Stored, error)
 func readEntry(s *Stored) (*Entry, error) {
 	env, err := decodeEnvelope(s.Header, s.Data)
 	if err != nil {
-		return nil, fmt.Errorf("event %d of stream %s cannot be read: %w", s.Seq, EventsStream, err)
+		return nil, unreadable(s.Seq, err)
 	}
 	e := &Entry{Seq: s.Seq, MsgID: s.Header.Get(jetstream.MsgIDHeader), At: s.At, Kind: kindOf(env.attrs["type"]), Attrs: env.attributes()}
 	if err := json.Unmarshal(env.data, &e.Run); err != nil {
-		return nil, fmt.Errorf("event %d of stream %s cannot be read: %w", s.Seq, EventsStream, err)
+		return nil, unreadable(s.Seq, err)
 	}
 	return e, nil
 }
@@ -142,6 +142,12 @@ func (j *Journal) Append(ctx context.Context, after uint64, msgID string, k Kind
 			return fail(err)
 		}
 	}
+}
+
+// unreadable says of a message that no guestflow wrote how the VM gets going again: its journal goes on where it was before.
+func unreadable(seq uint64, err error) error {
+	return fmt.Errorf("event %d of stream %s cannot be read, so guestflow did not write it: see who may (docs/nats-permissions.md), and remove it: nats stream rmm %s %d: %w",
+		seq, EventsStream, EventsStream, seq, err)
 }
 
 // proves tells whether the refusal is one of the three that call for reading the VM's history again.

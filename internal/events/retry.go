@@ -60,6 +60,9 @@ func (w *waiter) wait(ctx context.Context, err error) error {
 	}
 	if w.since.IsZero() {
 		w.since = time.Now()
+		if errors.Is(err, nats.ErrReconnectBufExceeded) { // its own words for it speak of a buffer
+			err = errors.New("NATS is not connected")
+		}
 		w.log.Warn().Err(err).Msgf("cannot %s, trying again", w.what)
 	}
 	if ended := sleep(ctx, jitter(w.delay)); ended != nil {

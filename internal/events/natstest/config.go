@@ -8,7 +8,7 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 )
 
-// StartConfig starts a server with a configuration file, as nats-server -c does; on loopback; it is gone at the end of the test. A port and a store_dir of
+// StartConfig starts a server with a configuration file, as nats-server -c does, but on loopback; it is gone at the end of the test. A port and a store_dir of
 // its own are the file's to say. What edit (may be nil) changes is changed after the file was read.
 func StartConfig(t T, file string, edit func(*server.Options)) *Server {
 	t.Helper()

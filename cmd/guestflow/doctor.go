@@ -1,0 +1,309 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rs/zerolog"
+	"github.com/spf13/cobra"
+
+	"github.com/guestflow/guestflow/internal/app"
+	"github.com/guestflow/guestflow/internal/client"
+	"github.com/guestflow/guestflow/internal/events"
+)
+
+// doctorTime bounds each group of questions: what does not answer is a finding.
+const doctorTime = 30 * time.Second
+
+// clockLimit is what two clocks may differ before it is worth a word.
+const clockLimit = 5 * time.Second
+
+// verdict is how bad a finding is.
+type verdict string
+
+const (
+	fine    verdict = "ok"
+	odd     verdict = "warning" // the service works, and somebody should know
+	broken  verdict = "broken"
+	skipped verdict = "skipped" // could not be looked at
+)
+
+// finding is one thing that the doctor has looked at.
+type finding struct {
+	About   string  `json:"about"` // settings, nats, vcenter lab
+	Verdict verdict `json:"verdict"`
+	What    string  `json:"what"`
+	Cure    string  `json:"cure,omitempty"`
+}
+
+func (c *cli) doctorCommand() *cobra.Command {
+	var vm string
+	cmd := &cobra.Command{
+		Use:   "doctor",
+		Short: "Find out what keeps the service from working, with the cure",
+		Long: `Reads the service's settings from the environment and looks at everything that it needs, without changing anything: NATS (reachable, version, JetStream,
+streams and consumers, permissions, who takes requests), each vCenter (certificate, login, API version, guest customization manager, privileges), and
+the clocks. Run it where the service runs, as who it runs. Exit code 1 where something is broken.`,
+		Example: `  guestflow doctor
+  kubectl exec deploy/guestflow -- guestflow doctor --json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return c.doctor(cmd.Context(), vm) },
+	}
+	cmd.Flags().StringVar(&vm, "vm", "", "VM on which the privileges are looked at (default one that had a run)")
+	return cmd
+}
+
+// doctor is one examination.
+type doctor struct {
+	*cli
+	cfg    app.Config
+	vm     string
+	about  string
+	broken bool
+}
+
+func (d *doctor) find(v verdict, cure, what string, args ...any) {
+	f := finding{About: d.about, Verdict: v, What: fmt.Sprintf(what, args...), Cure: cure}
+	d.broken = d.broken || v == broken
+	if d.json {
+		_ = d.object(f) // four strings; what cannot be written is seen at the end
+		return
+	}
+	d.say("  %s %s", d.paint(map[verdict]colour{fine: green, odd: yellow, broken: red, skipped: dim}[v], fmt.Sprintf("%-8s", v)), flat(f.What))
+	if f.Cure != "" {
+		d.say("  %8s %s", "", d.paint(bold, "cure: ")+flat(f.Cure))
+	}
+}
+
+func (d *doctor) chapter(about string) {
+	d.about = about
+	if !d.json {
+		d.say("%s", d.paint(bold, about))
+	}
+}
+
+func (c *cli) doctor(ctx context.Context, vm string) error {
+	if vm != "" {
+		if err := validVM(vm); err != nil {
+			return err
+		}
+	}
+	d := &doctor{cli: c, vm: vm}
+	d.chapter("settings")
+	var err error
+	if d.cfg, err = app.LoadConfig(c.env); err != nil {
+		for _, wrong := range apart(err) {
+			d.find(broken, "set it in the environment of the service, and of this command", "%s", wrong)
+		}
+	} else {
+		d.find(fine, "", "all that is needed is set; vCenters: %s", strings.Join(names(d.cfg.VCenters), ", "))
+	}
+	if c.server != "" {
+		d.cfg.NATS.URL = c.server
+	}
+	wrong := apart(err)
+	d.chapter("nats")
+	var conn *client.Client
+	if about(wrong, "NATS_") {
+		d.find(skipped, "", "not looked at: its settings are wrong")
+	} else {
+		conn = d.nats(ctx)
+	}
+	if conn != nil {
+		defer conn.Close()
+	}
+	for _, v := range d.cfg.VCenters {
+		if c.vcenter != "" && c.vcenter != v.Name {
+			continue
+		}
+		d.chapter("vcenter " + v.Name)
+		if about(wrong, "VCENTER_"+strings.ToUpper(strings.ReplaceAll(v.Name, "-", "_"))+"_") {
+			d.find(skipped, "", "not looked at: its settings are wrong")
+			continue
+		}
+		timed, cancel := context.WithTimeout(ctx, doctorTime)
+		d.lookAt(timed, v, conn)
+		cancel()
+	}
+	if err := ctx.Err(); err != nil {
+		return errors.New("interrupted")
+	}
+	if d.broken {
+		return &exit{code: exitFailed}
+	}
+	return c.failed()
+}
+
+func names(vcenters []app.VCenter) (all []string) {
+	for _, v := range vcenters {
+		all = append(all, v.Name)
+	}
+	return all
+}
+
+// apart are the lines of an error about settings: one setting each.
+func apart(err error) []string {
+	if err == nil {
+		return nil
+	}
+	return strings.Split(strings.TrimPrefix(err.Error(), "settings: "), "\n")
+}
+
+func about(wrong []string, prefix string) bool {
+	return slices.ContainsFunc(wrong, func(s string) bool { return strings.HasPrefix(s, prefix) })
+}
+
+// nats looks at NATS. It returns the connection, nil where there is none.
+func (d *doctor) nats(ctx context.Context) *client.Client {
+	ctx, cancel := context.WithTimeout(ctx, doctorTime)
+	defer cancel()
+	n := d.cfg.NATS
+	cfg := events.NATSConfig{URL: n.URL, CredsFile: n.CredsFile, NKeyFile: n.NKeyFile, User: n.User, PasswordFile: n.PasswordFile, CAFile: n.CAFile,
+		CertFile: n.CertFile, KeyFile: n.KeyFile, JSDomain: n.JSDomain, JSAPIPrefix: n.JSAPIPrefix, InboxPrefix: n.InboxPrefix, Name: "guestflow doctor"}
+	conn, err := client.Dial(cfg, client.Options{Patience: time.Second})
+	if err != nil {
+		d.find(broken, "see the end of the line; the server's log has its own view", "%v", err)
+		return nil
+	}
+	s, err := conn.Server()
+	if err != nil {
+		d.find(broken, "", "%v", err)
+		return conn
+	}
+	how := "without TLS"
+	if s.TLS {
+		how = "with TLS"
+	}
+	d.find(fine, "", "connected to %s, server %s, version %s, %s, round trip %s", s.URL, s.Name, s.Version, how, s.RTT.Round(10*time.Microsecond))
+	var refused *client.PermissionError
+	if err := conn.JetStream(ctx); err != nil && !errors.As(err, &refused) {
+		d.find(broken, "enable JetStream in the server's configuration (jetstream {}), and for the account; or set NATS_JS_DOMAIN", "JetStream: %v", err)
+		return conn
+	}
+	d.permissions(ctx, conn)
+	d.streams(ctx, conn, cfg)
+	d.clockOfNATS(ctx, conn)
+	for _, v := range d.cfg.VCenters {
+		d.takers(ctx, conn, v.Name)
+	}
+	return conn
+}
+
+func (d *doctor) permissions(ctx context.Context, conn *client.Client) {
+	lacking, untried, err := conn.Lacking(ctx, conn.ServiceNeeds(names(d.cfg.VCenters), d.cfg.Service.Provision))
+	if err != nil {
+		d.find(broken, "", "permissions: %v", err)
+		return
+	}
+	for _, p := range lacking {
+		what, list := "publish on", "publish"
+		if p.Subscribe {
+			what, list = "subscribe to", "subscribe"
+		}
+		d.find(broken, fmt.Sprintf("add %q to the %s permissions of the service's user (deploy/nats has them all)", p.Subject, list),
+			"permissions: this user may not %s %s", what, p.Subject)
+	}
+	switch {
+	case len(untried) > 0:
+		d.find(skipped, "allow publishing on $SYS.REQ.USER.INFO, where the server tells what a user may do", "permissions to publish on %s: only a message that others hear "+
+			"would show them", strings.Join(untried, ", "))
+	case len(lacking) == 0:
+		d.find(fine, "", "permissions: all that the service needs")
+	}
+}
+
+// streams holds the streams and consumers against what the service needs.
+func (d *doctor) streams(ctx context.Context, conn *client.Client, cfg events.NATSConfig) {
+	if len(d.cfg.VCenters) == 0 {
+		return
+	}
+	if _, _, err := conn.Clock(ctx, events.EventsStream); errors.As(err, new(*client.PermissionError)) {
+		d.find(skipped, "", "streams: %v", err)
+		return
+	}
+	service, err := events.Connect(ctx, cfg, zerolog.Nop())
+	if err != nil {
+		d.find(broken, "", "streams: %v", err)
+		return
+	}
+	defer service.Close()
+	s := d.cfg.Service
+	want := events.Streams{Replicas: s.StreamReplicas, EventsMaxAge: s.EventsMaxAge, EventsMaxBytes: s.EventsMaxBytes, DeadlettersMaxAge: s.DeadlettersMaxAge,
+		QueuePerVM: s.QueuePerVM, AckWait: s.AckWait, MaxInFlight: map[string]int{}}
+	for _, v := range d.cfg.VCenters {
+		want.MaxInFlight[v.Name] = v.MaxInFlight
+	}
+	timed, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	err = service.Provision(timed, want)
+	var differ *events.MismatchError
+	switch {
+	case err == nil:
+		d.find(fine, "", "streams and consumers are there and fit")
+	case !errors.As(err, &differ):
+		d.find(broken, "see whether JetStream answers (nats account info), and whether all servers of the cluster are up", "streams: %v", err)
+	default:
+		for _, text := range differ.Differences {
+			switch absent := strings.Contains(text, "is missing"); {
+			case absent && s.Provision:
+				d.find(odd, "start the service: it makes it", "%s", text)
+			case absent:
+				d.find(broken, "make it, or let the service do so with GUESTFLOW_PROVISION=true", "%s", text)
+			case strings.HasPrefix(text, "the server"):
+				d.find(broken, "update nats-server", "%s", text)
+			default:
+				d.find(broken, "the service raises the limits of what it made itself when it starts; what an administrator made is changed with nats stream edit, "+
+					"nats consumer edit, or made anew", "%s", text)
+			}
+		}
+	}
+}
+
+func (d *doctor) clockOfNATS(ctx context.Context, conn *client.Client) {
+	offset, giveOrTake, err := conn.Clock(ctx, events.EventsStream)
+	if err != nil { // the stream's own finding says why
+		return
+	}
+	d.clock("NATS", offset, giveOrTake, "run NTP on both hosts: expirytime, --since and the times in events are compared across them")
+}
+
+// clock tells how far another clock is from ours.
+func (d *doctor) clock(whose string, offset, giveOrTake time.Duration, cure string) {
+	v := fine
+	if offset.Abs() > clockLimit+giveOrTake {
+		v = odd
+	} else {
+		cure = ""
+	}
+	d.find(v, cure, "clock: %s is %s of ours (± %s)", whose, ahead(offset), giveOrTake.Round(time.Millisecond))
+}
+
+func ahead(offset time.Duration) string {
+	offset = offset.Round(time.Millisecond)
+	if offset < 0 {
+		return (-offset).String() + " behind"
+	}
+	return offset.String() + " ahead"
+}
+
+func (d *doctor) takers(ctx context.Context, conn *client.Client, vcenter string) {
+	pulls, untaken, err := conn.Takers(ctx, vcenter)
+	switch {
+	case err != nil: // missing or refused: said above
+	case pulls == 0:
+		d.find(odd, "start the service; where it runs, see its log", "nobody takes requests for %s; %d wait in the stream", vcenter, untaken)
+	default:
+		d.find(fine, "", "requests for %s are being taken; open pulls: %d, not taken yet: %d", vcenter, pulls, untaken)
+	}
+}
+
+// certificate tells whether an error is about a certificate.
+func certificate(err error) bool {
+	var verify *tls.CertificateVerificationError
+	return errors.As(err, &verify) || strings.Contains(err.Error(), "thumbprint")
+}

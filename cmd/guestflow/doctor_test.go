@@ -1,0 +1,107 @@
+package main
+
+import (
+	"encoding/json"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/guestflow/guestflow/internal/client"
+	"github.com/guestflow/guestflow/internal/events"
+	"github.com/guestflow/guestflow/internal/vcsim"
+)
+
+// taken waits until the service pulls requests: it says that it takes them a moment before.
+func (s *site) taken() {
+	s.t.Helper()
+	conn, err := client.Dial(events.NATSConfig{URL: s.url}, client.Options{})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer conn.Close()
+	tick, late := time.NewTicker(10*time.Millisecond), time.After(patience)
+	defer tick.Stop()
+	for pulls := 0; pulls == 0; {
+		if pulls, _, err = conn.Takers(s.t.Context(), "lab"); err != nil {
+			s.t.Fatal(err)
+		}
+		select {
+		case <-tick.C:
+		case <-late:
+			s.t.Fatal("nobody takes requests")
+		}
+	}
+}
+
+func TestDoctor(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, vcsim.Options{ClockOffset: 30 * time.Second}).serve()
+	s.taken()
+	vm := s.vc.VMs()[0]
+	r := s.read("doctor", "--vm", vm).want(t, 0)
+	golden(t, "doctor", strings.ReplaceAll(r.out, vm, "VM"))
+	for line := range strings.Lines(s.do("doctor").want(t, 0, `"verdict":"skipped"`).out) { // no VM is known
+		var f finding
+		if err := json.Unmarshal([]byte(line), &f); err != nil || f.About == "" || f.What == "" || f.Verdict == odd && f.Cure == "" {
+			t.Errorf("%s: %v", line, err)
+		}
+	}
+	s.do("submit", "--vm", vm, "--check-only", "--wait").want(t, 0)
+	s.read("doctor").want(t, 0, "privileges on "+vm+": all that the service needs")
+}
+
+// Everything that is wrong is named with its cure, and is exit code 1; nothing is changed by looking.
+func TestDoctorFinds(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, vcsim.Options{APIVersion: "8.0.3.0"})
+	vm := s.vc.VMs()[0]
+	with := func(set map[string]string) *site {
+		env := maps.Clone(s.env)
+		maps.Copy(env, set)
+		return &site{t, s.url, s.vc, env}
+	}
+	s.read("doctor").want(t, 0, "warning  stream GUESTFLOW_EVENTS: is missing", "start the service", "it has no customization check")
+	with(map[string]string{"GUESTFLOW_PROVISION": "false"}).read("doctor").want(t, 1, "broken   stream GUESTFLOW_EVENTS: is missing", "GUESTFLOW_PROVISION=true")
+	with(map[string]string{"NATS_URL": "nats://127.0.0.1:1"}).read("doctor").want(t, 1, "cannot connect to NATS", "logged in at")
+	with(map[string]string{"NATS_URL": "http://x", "VCENTER_LAB_URL": ""}).read("doctor").want(t, 1, "VCENTER_LAB_URL: required", "NATS_URL:", "not looked at")
+	with(map[string]string{"VCENTER_LAB_PASSWORD_FILE": "", "VCENTER_LAB_PASSWORD": "hunter2"}).read("doctor").want(t, 1, "InvalidLogin", "VCENTER_LAB_USERNAME (with its domain")
+	with(map[string]string{"VCENTER_LAB_CA_FILE": ""}).read("doctor").want(t, 1, "cure: set VCENTER_LAB_CA_FILE")
+	with(map[string]string{"VCENTER_LAB_THUMBPRINT": strings.Repeat("ab", 32)}).read("doctor").want(t, 1, "VCENTER_LAB_THUMBPRINT to the SHA-256")
+	with(map[string]string{"VCENTER_LAB_URL": "https://127.0.0.1:1"}).read("doctor").want(t, 1, "whether this host may reach it")
+
+	s.vc.SetPrivileges(&vcsim.Privileges{Root: []string{"Sessions.ValidateSession"}, VMs: []string{"VirtualMachine.GuestOperations.Query"}})
+	s.read("doctor", "--vm", vm).want(t, 1, "VirtualMachine.Provisioning.ReadCustSpecs is missing on the root folder", "VirtualMachine.Provisioning.Customize is missing on "+vm,
+		"warning  privilege Global.CancelTask")
+	s.read("doctor", "--vm", "vm-404404").want(t, 1, "privileges on vm-404404")
+	if r := s.read("doctor", "--vm", vm); strings.Contains(r.out+r.err, s.vc.Password()) {
+		t.Error("the password is printed")
+	}
+	for _, op := range []string{"AbortCustomization_Task", "CustomizeGuest_Task"} {
+		if n := s.vc.Count(op, ""); n != 0 {
+			t.Errorf("the doctor made %d %s", n, op)
+		}
+	}
+}
+
+// The doctor's privileges are those that the roles are made of.
+func TestDoctorKnowsTheRoles(t *testing.T) {
+	t.Parallel()
+	for file, list := range map[string][]privilege{"role-vm.txt": onVM, "role-root.txt": onRoot} {
+		b, err := os.ReadFile(filepath.Join("..", "..", "deploy", "vcenter", file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var ids []string
+		for _, p := range list {
+			ids = append(ids, p.id)
+		}
+		slices.Sort(ids)
+		if want := strings.Fields(string(b)); !slices.Equal(ids, slices.Sorted(slices.Values(want))) {
+			t.Errorf("%s: %v, the doctor asks for %v", file, want, ids)
+		}
+	}
+}

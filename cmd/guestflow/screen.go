@@ -1,0 +1,178 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"unicode"
+	"unicode/utf8"
+)
+
+type colour string
+
+const (
+	plain  colour = ""
+	bold   colour = "1"
+	dim    colour = "2"
+	red    colour = "31"
+	green  colour = "32"
+	yellow colour = "33"
+	cyan   colour = "36"
+)
+
+// screen is what a command writes on: lines, and on a terminal one line below them that changes in place.
+type screen struct {
+	out, err io.Writer
+	json     bool // JSON lines
+	live     bool // a terminal on which lines can be written again
+	colour   bool
+	columns  func() int
+
+	mu     sync.Mutex
+	bottom string
+	broken error // of the first write that failed
+}
+
+// paint puts text in a colour, where there are colours.
+func (s *screen) paint(c colour, text string) string {
+	if !s.colour || c == plain || text == "" {
+		return text
+	}
+	return "\x1b[" + string(c) + "m" + text + "\x1b[0m"
+}
+
+// say writes a line.
+func (s *screen) say(format string, args ...any) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.above(s.out, fmt.Sprintf(format, args...))
+}
+
+// object writes a line of JSON.
+func (s *screen) object(v any) error {
+	b, err := jsonLine(v)
+	if err != nil {
+		return err
+	}
+	s.raw(b)
+	return nil
+}
+
+// raw writes a line as it is.
+func (s *screen) raw(line []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.above(s.out, string(line))
+}
+
+// note writes a line that is no result: on the error output.
+func (s *screen) note(text string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.above(s.err, text)
+}
+
+// above writes a line above the one at the bottom.
+func (s *screen) above(w io.Writer, text string) {
+	if s.bottom != "" {
+		s.write(s.out, "\r\x1b[K")
+	}
+	s.write(w, text+"\n")
+	s.write(s.out, s.bottom)
+}
+
+// status changes the line at the bottom; "" takes it away.
+func (s *screen) status(text string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.live || text == s.bottom {
+		return
+	}
+	s.write(s.out, "\r\x1b[K"+text)
+	s.bottom = text
+}
+
+func (s *screen) write(w io.Writer, text string) {
+	if _, err := io.WriteString(w, text); err != nil && s.broken == nil {
+		s.broken = err
+	}
+}
+
+// failed is the error of the first write that failed: nobody reads any more.
+func (s *screen) failed() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.broken
+}
+
+// clean makes other people's text fit for a terminal: a guest's words must not move its cursor.
+func clean(s string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r == '\n':
+			return r
+		case unicode.IsControl(r), r == utf8.RuneError:
+			return ' '
+		}
+		return r
+	}, s)
+}
+
+// flat is clean text in one line.
+func flat(s string) string { return strings.Join(strings.Fields(clean(s)), " ") }
+
+// fit cuts text to a width.
+func fit(s string, width int) string {
+	if width <= 0 || utf8.RuneCountInString(s) <= width {
+		return s
+	}
+	return string([]rune(s)[:width-1]) + "…"
+}
+
+// table writes rows in columns; the first one is the head.
+func (s *screen) table(rows [][]string, paint func(row, column int) colour) {
+	var widths []int
+	for _, row := range rows {
+		for i, cell := range row {
+			if i == len(widths) {
+				widths = append(widths, 0)
+			}
+			widths[i] = max(widths[i], utf8.RuneCountInString(cell))
+		}
+	}
+	room := 0
+	if s.live {
+		room = s.columns()
+	}
+	for r, row := range rows {
+		var b strings.Builder
+		left := room
+		for i, cell := range row {
+			if last := i == len(row)-1; last && room > 0 {
+				cell = fit(cell, max(left, 10))
+			} else if !last {
+				cell += strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell)+2)
+			}
+			left -= utf8.RuneCountInString(cell)
+			c := bold
+			if r > 0 {
+				c = paint(r, i)
+			}
+			b.WriteString(s.paint(c, cell))
+		}
+		s.say("%s", strings.TrimRight(b.String(), " "))
+	}
+}
+
+// jsonLine is v as one line of JSON, without the escapes for HTML.
+func jsonLine(v any) ([]byte, error) {
+	var b strings.Builder
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(v); err != nil {
+		return nil, err
+	}
+	return []byte(strings.TrimSuffix(b.String(), "\n")), nil
+}

@@ -1,0 +1,323 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/guestflow/guestflow/internal/client"
+	"github.com/guestflow/guestflow/internal/events"
+)
+
+func (c *cli) statusCommand() *cobra.Command {
+	var only []string
+	cmd := &cobra.Command{
+		Use:   "status [VM]",
+		Short: "Show how a VM stands, or the fleet as a table",
+		Long: `Shows how a VM stands after its last event: its run, every step, why it waits, what failed and why, and the requests that wait for their turn. Without a VM
+it shows the fleet, a line for each VM of the vCenter (of all vCenters, where none is named).`,
+		Example: `  guestflow status vm-42
+  guestflow status --only running,failed`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				return c.statusOfOne(cmd.Context(), args[0])
+			}
+			return c.statusOfAll(cmd.Context(), only)
+		},
+	}
+	cmd.Flags().StringSliceVar(&only, "only", nil, "of the fleet: only VMs that stand so: queued, running, succeeded, failed, canceled")
+	return cmd
+}
+
+// standing is what is said of a VM, in a pipe.
+type standing struct {
+	VCenter string `json:"vcenter"`
+	VM      string `json:"vm"`
+	// Status is queued, or that of the run.
+	Status     string      `json:"status"`
+	Step       string      `json:"step,omitempty"` // that a running run is in
+	Unfinished *int        `json:"unfinished,omitempty"`
+	Limit      *int        `json:"limit,omitempty"`
+	Queue      []queued    `json:"queue,omitempty"`
+	Event      events.Kind `json:"event,omitempty"` // the last one
+	At         *time.Time  `json:"at,omitempty"`
+	Run        *events.Run `json:"run,omitempty"` // as it stands after that
+}
+
+type queued struct {
+	Sequence uint64             `json:"sequence"`
+	Request  *events.RequestRef `json:"request,omitempty"`
+	Run      string             `json:"run,omitempty"`
+	InHand   bool               `json:"inHand,omitempty"`
+}
+
+func standingOf(s *client.Standing) standing {
+	v := standing{VCenter: s.VCenter, VM: s.VM, Status: "unknown"}
+	if s.Unfinished >= 0 {
+		v.Unfinished, v.Limit = &s.Unfinished, &s.Limit
+	}
+	if s.Unfinished > 0 {
+		v.Status = "queued"
+	}
+	if e := s.Last; e != nil {
+		run, at := e.Run, e.Time()
+		run.Checkpoint, run.Requested = nil, nil // guestflow's own; and it is in one event of the run alone
+		v.Event, v.At, v.Run = e.Kind, &at, &run
+		if !e.Last() || s.Unfinished <= 0 {
+			v.Status = string(run.Status)
+		}
+		if !e.Last() {
+			v.Step = stepOf(&run)
+		}
+	}
+	for _, q := range s.Queue {
+		one := queued{Sequence: q.Seq, Run: q.Run}
+		if q.Run != "" {
+			one.Request = &q.Ref
+			one.InHand = s.Last != nil && !s.Last.Last() && s.Last.Run.Run == q.Run
+		}
+		v.Queue = append(v.Queue, one)
+	}
+	return v
+}
+
+func (c *cli) statusOfOne(ctx context.Context, vm string) error {
+	if err := validVM(vm); err != nil {
+		return err
+	}
+	vcenter, err := c.oneVCenter()
+	if err != nil {
+		return err
+	}
+	conn, err := c.dial(ctx, awayFor)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	s, err := conn.One(ctx, vcenter, vm)
+	if err != nil {
+		return err
+	}
+	if s.Last == nil && s.Unfinished <= 0 {
+		return fmt.Errorf("nothing is known of %s at %s: no request for it is in the queue, and no event in the journal (events are kept for GUESTFLOW_EVENTS_MAX_AGE)", vm, vcenter)
+	}
+	v := standingOf(s)
+	if c.json {
+		return c.object(v)
+	}
+	c.describe(v, time.Now())
+	return c.failed()
+}
+
+// describe writes how one VM stands.
+func (c *cli) describe(v standing, now time.Time) {
+	row := func(what, text string) {
+		if text != "" {
+			c.say("  %s %s", c.paint(dim, fmt.Sprintf("%-10s", what)), text)
+		}
+	}
+	head := c.paint(bold, v.VM)
+	if r := v.Run; r == nil {
+		c.say("%s at %s: %s", head, v.VCenter, v.Status)
+	} else {
+		if r.VMName != "" {
+			head += " (" + flat(r.VMName) + ")"
+		}
+		c.say("%s at %s: %s", head, v.VCenter, c.paint(statusColour(r.Status), string(r.Status))+clean(sinceWords(v, now)))
+		row("run", r.Run)
+		if r.Request != nil {
+			row("request", flat(r.Request.ID+" from "+r.Request.Source))
+		}
+		row("owner", flat(strings.TrimPrefix(by(r.Owner), "by ")))
+		row("waits", c.paint(yellow, waitingWords(r.Waiting)))
+		c.steps(r)
+		if by := r.CanceledBy; by != nil {
+			row("canceled", flat(list("by "+by.ID+" from "+by.Source, by.Reason)))
+		}
+		if r.Status != events.StatusSucceeded {
+			for _, line := range c.why(r, false) {
+				c.say("  %s", line)
+			}
+		}
+	}
+	switch waits := waitingIn(v); {
+	case len(v.Queue) == 0 && v.Unfinished != nil && *v.Unfinished > 0:
+		row("queue", fmt.Sprintf("%d of %d unfinished requests", *v.Unfinished, *v.Limit))
+	case len(waits) > 0:
+		row("queue", fmt.Sprintf("%d of %d unfinished requests; these wait for their turn:", *v.Unfinished, *v.Limit))
+		for _, q := range waits {
+			text := "a message that cannot be read: it will be refused"
+			if q.Request != nil {
+				text = flat(q.Request.ID + " from " + q.Request.Source)
+			}
+			row("", text)
+		}
+	}
+}
+
+func waitingIn(v standing) []queued {
+	return slices.DeleteFunc(slices.Clone(v.Queue), func(q queued) bool { return q.InHand })
+}
+
+// sinceWords tells since when, and until when at most.
+func sinceWords(v standing, now time.Time) string {
+	r := v.Run
+	if r.FinishedAt != nil {
+		return fmt.Sprintf(" %s ago, in %s", short(now.Sub(*r.FinishedAt)), took(r, *r.FinishedAt))
+	}
+	if r.AcceptedAt == nil {
+		return ""
+	}
+	text := " for " + short(now.Sub(*r.AcceptedAt))
+	if r.Deadline != nil {
+		text += ", at most " + short(r.Deadline.Sub(now)) + " more"
+	}
+	return text
+}
+
+// steps writes every step of a run.
+func (c *cli) steps(r *events.Run) {
+	step := func(name string, state events.State, text string) {
+		if text = flat(text); text != "" {
+			text = strings.Repeat(" ", max(12-len(state), 1)) + text
+		}
+		c.say("  %s %s%s", c.paint(dim, fmt.Sprintf("%-10s", name)), c.paint(stateColour(state), string(state)), text)
+	}
+	if s := r.Check; s != nil {
+		step("check", s.State, s.Status)
+		for _, line := range c.remarks(s) {
+			c.say("  %10s %s", "", line)
+		}
+	}
+	if s := r.Customize; s != nil {
+		at := *s
+		if s.State.Ended() {
+			at.State = "" // it is said already
+		}
+		guest := ""
+		if s.Guest != nil {
+			guest = s.Guest.Error
+		}
+		step("customize", s.State, list(strings.TrimSuffix(customizeWords(&at), ", "), guest))
+	}
+	if s := r.Network; s != nil {
+		step("network", s.State, list(s.Task, s.Reason))
+	}
+	if s := r.Verify; s != nil {
+		step("verify", s.State, verifyWords(s))
+	}
+	for i := range r.Processes {
+		p := &r.Processes[i]
+		step("process", p.State, processWords(p))
+	}
+}
+
+func (c *cli) statusOfAll(ctx context.Context, only []string) error {
+	for _, s := range only {
+		if !slices.Contains([]string{"queued", "running", "succeeded", "failed", "canceled"}, s) {
+			return fmt.Errorf("--only %s: one of queued, running, succeeded, failed, canceled", s)
+		}
+	}
+	conn, err := c.dial(ctx, awayFor)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	vcenters, err := c.vcentersOf(ctx, conn)
+	if err != nil {
+		return err
+	}
+	var all []standing
+	for _, vcenter := range vcenters {
+		fleet, err := conn.Fleet(ctx, vcenter)
+		if err != nil {
+			return err
+		}
+		for _, s := range fleet {
+			if v := standingOf(s); len(only) == 0 || slices.Contains(only, v.Status) {
+				all = append(all, v)
+			}
+		}
+	}
+	if !c.json {
+		c.fleet(all, time.Now())
+		return c.failed()
+	}
+	for _, v := range all {
+		if err := c.object(v); err != nil {
+			return err
+		}
+	}
+	return c.failed()
+}
+
+// vcentersOf are the vCenters that are asked for: the one that was said, else all that the service has streams for.
+func (c *cli) vcentersOf(ctx context.Context, conn *client.Client) ([]string, error) {
+	if c.vcenter != "" {
+		return []string{c.vcenter}, nil
+	}
+	names, err := conn.VCenters(ctx)
+	var refused *client.PermissionError
+	if configured := c.configured(); errors.As(err, &refused) && len(configured) > 0 {
+		return configured, nil // who may not list streams may know their names
+	}
+	if err == nil && len(names) == 0 {
+		return nil, errors.New("no guestflow service has started on this NATS: it has no requests stream; see guestflow doctor")
+	}
+	slices.Sort(names)
+	return names, err
+}
+
+// fleet writes the VMs as a table.
+func (c *cli) fleet(all []standing, now time.Time) {
+	if len(all) == 0 {
+		c.say("no VM has a request or a run")
+		return
+	}
+	rows := [][]string{{"VCENTER", "VM", "NAME", "STATUS", "STEP", "SINCE", "QUEUE", "WHAT"}}
+	for _, v := range all {
+		row := []string{v.VCenter, v.VM, "-", v.Status, "-", "-", "-", ""}
+		if v.Unfinished != nil {
+			row[6] = fmt.Sprintf("%d/%d", *v.Unfinished, *v.Limit)
+		}
+		if r := v.Run; r != nil {
+			row[2] = or(flat(r.VMName), "-")
+			row[4] = or(v.Step, "-")
+			if c := r.Customize; v.Step == "customize" && c != nil && c.Progress != nil {
+				row[4] += fmt.Sprintf(" %d %%", *c.Progress)
+			}
+			switch {
+			case r.FinishedAt != nil:
+				row[5] = short(now.Sub(*r.FinishedAt))
+			case r.AcceptedAt != nil:
+				row[5] = short(now.Sub(*r.AcceptedAt))
+			}
+			switch {
+			case r.Waiting != "":
+				row[7] = "waits: " + string(r.Waiting)
+			case r.Error != nil && v.Status != "queued":
+				row[7] = flat(string(r.Error.Code) + ": " + r.Error.Message)
+			}
+		}
+		rows = append(rows, row)
+	}
+	c.table(rows, func(row, column int) colour {
+		if column == 3 {
+			return statusColour(events.Status(all[row-1].Status))
+		}
+		return plain
+	})
+}
+
+func or(s, other string) string {
+	if s == "" {
+		return other
+	}
+	return s
+}

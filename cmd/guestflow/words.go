@@ -1,0 +1,335 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/guestflow/guestflow/internal/client"
+	"github.com/guestflow/guestflow/internal/events"
+)
+
+// event writes an event: the CloudEvent as it is, or a line for people.
+func (s *screen) event(e *client.Event, who string) {
+	if s.json {
+		s.raw(e.Line)
+		return
+	}
+	if s.live && e.Kind == events.CustomizeProgressed {
+		return // the line at the bottom shows it
+	}
+	n := ""
+	if e.Run.N > 0 {
+		n = fmt.Sprint(e.Run.N)
+	}
+	s.say("%s", strings.TrimRight(fmt.Sprintf("  %s  %s%3s  %s  %s", s.paint(dim, e.Time().Local().Format("15:04:05.000")), who, n,
+		s.paint(kindColour(e.Kind), fmt.Sprintf("%-21s", e.Kind)), detail(e)), " "))
+	if e.Kind == events.CheckCompleted {
+		for _, line := range s.remarks(e.Run.Check) {
+			s.say("%s%s", strings.Repeat(" ", 18+len(who)), line)
+		}
+	}
+}
+
+func kindColour(k events.Kind) colour {
+	switch k {
+	case events.RunSucceeded:
+		return green
+	case events.RunFailed, events.KindRejected:
+		return red
+	case events.RunCanceled, events.RunWaiting, events.RunResumed, events.RunReleased, events.ProcessUnreachable:
+		return yellow
+	}
+	return plain
+}
+
+func statusColour(s events.Status) colour {
+	switch s {
+	case events.StatusSucceeded:
+		return green
+	case events.StatusFailed, events.StatusRejected:
+		return red
+	case events.StatusCanceled:
+		return yellow
+	case events.StatusRunning:
+		return cyan
+	}
+	return plain
+}
+
+func stateColour(s events.State) colour {
+	switch s {
+	case events.Succeeded:
+		return green
+	case events.Failed:
+		return red
+	case events.Canceled, events.Unavailable:
+		return yellow
+	case events.Running, events.Starting:
+		return cyan
+	case events.Skipped, events.Pending:
+		return dim
+	}
+	return plain
+}
+
+// detail is what an event says beyond its kind, in one line.
+func detail(e *client.Event) string {
+	r := &e.Run
+	switch e.Kind {
+	case events.RunAccepted, events.RunReleased, events.RunResumed:
+		return flat(list(r.VMName, by(r.Owner)))
+	case events.RunWaiting:
+		return waitingWords(r.Waiting)
+	case events.CheckCompleted:
+		if r.Check != nil {
+			return flat(checkWords(r.Check))
+		}
+	case events.CustomizeStarting, events.CustomizeStarted, events.CustomizeProgressed, events.CustomizeCompleted:
+		if r.Customize != nil {
+			return flat(customizeWords(r.Customize))
+		}
+	case events.NetworkStarted, events.NetworkCompleted:
+		if r.Network != nil {
+			return flat(list(r.Network.Task, endWord(r.Network.State)))
+		}
+	case events.VerifyCompleted:
+		if r.Verify != nil {
+			return flat(verifyWords(r.Verify))
+		}
+	case events.ProcessStarting, events.ProcessStarted, events.ProcessExited, events.ProcessUnreachable:
+		for i := range r.Processes {
+			if p := &r.Processes[i]; p.Name == r.Process {
+				return flat(processWords(p))
+			}
+		}
+		return flat(r.Process)
+	case events.RunSucceeded:
+		return "in " + took(r, e.Time())
+	case events.RunFailed, events.KindRejected:
+		if r.Error != nil {
+			return flat(string(r.Error.Code) + ": " + r.Error.Message)
+		}
+	case events.RunCanceled:
+		if c := r.CanceledBy; c != nil {
+			return flat(list("by "+c.Source, c.Reason))
+		}
+	}
+	return ""
+}
+
+// in is the place of an error, in words.
+func in(where string) string {
+	if where == "" {
+		return ""
+	}
+	return " in " + where
+}
+
+// list joins what is there.
+func list(parts ...string) string {
+	var there []string
+	for _, p := range parts {
+		if p != "" {
+			there = append(there, p)
+		}
+	}
+	return strings.Join(there, ", ")
+}
+
+func by(o *events.Owner) string {
+	switch {
+	case o == nil:
+		return ""
+	case o.Takeovers == 1:
+		return "by " + o.Instance + " after 1 takeover"
+	case o.Takeovers > 1:
+		return fmt.Sprintf("by %s after %d takeovers", o.Instance, o.Takeovers)
+	}
+	return "by " + o.Instance
+}
+
+// endWord is a state, where something has ended.
+func endWord(s events.State) string {
+	if s.Ended() {
+		return string(s)
+	}
+	return ""
+}
+
+func waitingWords(w events.Waiting) string {
+	switch w {
+	case "":
+		return ""
+	case events.WaitingTools:
+		return "tools: VMware Tools do not answer in the guest"
+	case events.WaitingResourceBusy:
+		return "resource-busy: vCenter says that the VM is busy with another task"
+	case events.WaitingGuestLogin:
+		return "guest-login: the guest refuses the login, as it does right after a customization"
+	case events.WaitingVCenterUnavailable:
+		return "vcenter-unavailable: vCenter does not answer"
+	}
+	return string(w)
+}
+
+func checkWords(c *events.Check) string {
+	count := func(n int, one string) string {
+		switch n {
+		case 0:
+			return ""
+		case 1:
+			return "1 " + one
+		}
+		return fmt.Sprintf("%d %ss", n, one)
+	}
+	what := c.Status
+	if what == "" && c.State != events.Succeeded && c.State != events.Pending {
+		what = string(c.State)
+	}
+	return list(what, count(len(c.Blockers), "blocker"), count(len(c.Warnings), "warning"))
+}
+
+// remarks are the check's blockers and warnings, a line each.
+func (s *screen) remarks(c *events.Check) (lines []string) {
+	if c == nil {
+		return nil
+	}
+	add := func(kind string, col colour, list []events.Remark) {
+		for _, r := range list {
+			at := ""
+			if r.Field != "" {
+				at = " (" + r.Field + ")"
+			}
+			lines = append(lines, s.paint(col, kind)+" "+flat(r.Code+at+": "+r.Message))
+		}
+	}
+	add("blocker", red, c.Blockers)
+	add("warning", yellow, c.Warnings)
+	return lines
+}
+
+func customizeWords(c *events.Customize) string {
+	progress, guest, decided := "", "", ""
+	if c.Progress != nil && !c.State.Ended() {
+		progress = fmt.Sprintf("%d %%", *c.Progress)
+	}
+	if c.Guest != nil && c.Guest.Status != "" && c.Guest.Status != "IDLE" {
+		guest = "guest " + c.Guest.Status
+	}
+	if c.DecidedBy != "" {
+		decided = "decided by " + c.DecidedBy
+	}
+	return list(c.Task, progress, guest, endWord(c.State), decided, c.Reason)
+}
+
+func verifyWords(v *events.Verify) string {
+	if len(v.Mismatches) > 0 {
+		return strings.Join(v.Mismatches, "; ")
+	}
+	return list(v.HostName, nicWords(v.NICs))
+}
+
+func nicWords(nics []events.NIC) string {
+	var all []string
+	for _, n := range nics {
+		what := strings.Join(n.Addresses, " ")
+		if what == "" {
+			what = "no address"
+		}
+		if !n.Connected {
+			what = "not connected"
+		}
+		all = append(all, n.MAC+" "+what)
+	}
+	return strings.Join(all, ", ")
+}
+
+func processWords(p *events.Process) string {
+	what := list(p.Command, p.Reason)
+	switch {
+	case p.ExitCode != nil:
+		what = fmt.Sprintf("exit code %d", *p.ExitCode)
+	case p.PID != 0:
+		what = list(fmt.Sprintf("pid %d", p.PID), what)
+	}
+	if what == "" {
+		return p.Name
+	}
+	return p.Name + ": " + what
+}
+
+// took is how long a run took, up to at where it has no end.
+func took(r *events.Run, at time.Time) string {
+	if r.AcceptedAt == nil {
+		return "0s"
+	}
+	if r.FinishedAt != nil {
+		at = *r.FinishedAt
+	}
+	return short(at.Sub(*r.AcceptedAt))
+}
+
+// short is a duration as people say it: 4.6s, 1m12s, 3h20m.
+func short(d time.Duration) string {
+	switch d = max(d, 0); {
+	case d < time.Second:
+		return d.Round(time.Millisecond).String()
+	case d < 10*time.Second:
+		return d.Round(100 * time.Millisecond).String()
+	case d < time.Hour:
+		return d.Round(time.Second).String()
+	case d < 48*time.Hour:
+		return strings.TrimSuffix(d.Round(time.Minute).String(), "0s")
+	}
+	return fmt.Sprintf("%dd", int(d.Hours()/24))
+}
+
+// why are the lines that tell why a run did not succeed, and what was seen. told: its last event has been shown, with its message.
+func (s *screen) why(r *events.Run, told bool) (lines []string) {
+	e := r.Error
+	add := func(what, text string) {
+		if text = flat(text); text != "" {
+			lines = append(lines, s.paint(dim, fmt.Sprintf("%-10s", what))+" "+text)
+		}
+	}
+	if e != nil && e.Code != events.CodeCanceled {
+		step := e.Step
+		if e.Process != "" {
+			step += " " + e.Process
+		}
+		if told {
+			add("where", list(step, e.Field))
+		} else {
+			lines = append(lines, s.paint(dim, fmt.Sprintf("%-10s", "error"))+" "+s.paint(red, flat(string(e.Code)))+clean(in(list(step, e.Field))))
+			add("", e.Message)
+		}
+		if v := e.VSphere; v != nil {
+			status := ""
+			if v.HTTPStatus != 0 {
+				status = fmt.Sprintf("HTTP %d", v.HTTPStatus)
+			}
+			add("vCenter", list(v.Name, status, v.LocalizedMessage))
+		}
+		retry := "no: something has to be changed first"
+		if e.Retryable {
+			retry = "yes: a new request may succeed with nothing changed"
+		}
+		add("try again", retry)
+	}
+	if o := r.Observed; o != nil {
+		tools := ""
+		if o.ToolsRunningStatus != "" {
+			tools = strings.TrimSpace(o.ToolsRunningStatus + " " + o.ToolsVersion)
+		}
+		add("seen", list(o.PowerState, tools, o.HostName, nicWords(o.NICs)))
+		for i, line := range o.GuestLog {
+			what := ""
+			if i == 0 {
+				what = "guest log"
+			}
+			add(what, line)
+		}
+	}
+	return lines
+}

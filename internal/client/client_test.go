@@ -1,0 +1,408 @@
+package client_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/rs/zerolog"
+	"go.uber.org/goleak"
+
+	"github.com/guestflow/guestflow/internal/client"
+	"github.com/guestflow/guestflow/internal/events"
+	"github.com/guestflow/guestflow/internal/events/natstest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func testContext(t *testing.T) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// prefixes are the inbox prefixes of the roles in deploy/nats.
+var prefixes = map[string]string{"service-fixed": "_INBOX_guestflow", "publisher": "_INBOX_publisher_lab", "operator": "_INBOX_operator"}
+
+// guarded is a server whose users are the roles of deploy/nats, and admin, who may do everything. edit (may be nil) changes what was read.
+func guarded(t *testing.T, edit func(*server.Options)) (login func(user string) events.NATSConfig) {
+	t.Helper()
+	dir := t.TempDir()
+	conf := "port: -1\njetstream { store_dir: \"" + dir + "\" }\nauthorization { users: [\n{ user: admin, password: admin }\n"
+	for role := range prefixes {
+		file, err := filepath.Abs(filepath.Join("..", "..", "deploy", "nats", role+".conf"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if file, err = filepath.Rel(dir, file); err != nil {
+			t.Fatal(err)
+		}
+		conf += fmt.Sprintf("{ user: %s, password: %s, permissions {\n include %q\n} }\n", role, role, file)
+	}
+	file := filepath.Join(dir, "server.conf")
+	if err := os.WriteFile(file, []byte(conf+"] }\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := natstest.StartConfig(t, file, edit)
+	return func(user string) events.NATSConfig {
+		password := filepath.Join(dir, user+".password")
+		if err := os.WriteFile(password, []byte(user+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return events.NATSConfig{URL: s.URL(), User: user, PasswordFile: password, InboxPrefix: prefixes[user]}
+	}
+}
+
+// provision makes the streams as the service does, and returns its connection.
+func provision(t *testing.T, cfg events.NATSConfig) *events.Conn {
+	t.Helper()
+	conn, err := events.Connect(t.Context(), cfg, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(conn.Close)
+	if err := conn.Provision(testContext(t), events.Streams{EventsMaxAge: 720 * time.Hour, DeadlettersMaxAge: 168 * time.Hour, QueuePerVM: 2,
+		AckWait: 30 * time.Second, MaxInFlight: map[string]int{"lab": 4}, Provision: true}); err != nil {
+		t.Fatal(err)
+	}
+	return conn
+}
+
+func dial(t *testing.T, cfg events.NATSConfig) *client.Client {
+	t.Helper()
+	c, err := client.Dial(cfg, client.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return c
+}
+
+// request is a check of vm-42.
+func request(t *testing.T, vcenter, id string) *client.Message {
+	t.Helper()
+	m, err := client.New(vcenter, []byte(`{"vm":"vm-42"}`), events.RequestRef{Source: "/a", ID: id})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// teller writes the journal of one run as the service does.
+type teller struct {
+	t       *testing.T
+	journal *events.Journal
+	run     events.Run
+	after   uint64
+}
+
+func tell(t *testing.T, conn *events.Conn, m *client.Message, mode string) *teller {
+	now := time.Now()
+	return &teller{t: t, journal: events.NewJournal(conn, mode), run: events.Run{Run: m.Run, VCenter: m.VCenter, VM: m.VM, Request: &m.Ref, Status: events.StatusRunning,
+		AcceptedAt: &now, Requested: m.Asked, Check: &events.Check{State: events.Pending}}}
+}
+
+func (w *teller) says(k events.Kind) {
+	w.t.Helper()
+	w.run.N++
+	if k.Last() {
+		w.run.Status = events.Status(strings.TrimPrefix(string(k), "run."))
+	}
+	var err error
+	if w.after, err = w.journal.Append(testContext(w.t), w.after, fmt.Sprint(w.run.Run, w.run.N), k, events.Attributes{CausationID: "x"}, &w.run); err != nil {
+		w.t.Fatal(err)
+	}
+	w.run.Requested = nil
+}
+
+// A publisher may not read the stream: it hears core NATS, and believes what ends a run only where the stream has it.
+func TestPublisherWaits(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	login := guarded(t, nil)
+	service := provision(t, login("admin"))
+	c := dial(t, login("publisher"))
+	m := request(t, "lab", "1")
+	w, err := c.Await(ctx, m, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Stop()
+	seq, err := c.Publish(ctx, m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// What the stream refuses is heard all the same.
+	admin, err := nats.Connect(login("admin").URL, nats.UserInfo("admin", "admin"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer admin.Close()
+	stale := nats.NewMsg(events.EventSubject("lab", "vm-42", events.RunSucceeded))
+	stale.Header.Set("Nats-Expected-Last-Sequence", "77")
+	stale.Data = fmt.Appendf(nil, `{"specversion":"1.0","id":"%s.9","source":"/guestflow/lab","type":%q,"datacontenttype":"application/json",
+"data":{"run":%q,"n":9,"vcenter":"lab","vm":"vm-42","status":"succeeded"}}`, m.Run, events.Type(events.RunSucceeded), m.Run)
+	if answer, err := admin.RequestMsg(stale, time.Minute); err != nil || !strings.Contains(string(answer.Data), "10071") {
+		t.Fatalf("the stale event: %s, %v", answer.Data, err)
+	}
+	told := tell(t, service, m, events.Structured)
+	told.says(events.RunAccepted)
+	var seen []events.Kind
+	done := make(chan error, 1)
+	var end *client.Event
+	go func() {
+		var err error
+		end, err = w.Until(ctx, seq, func(e *client.Event) { seen = append(seen, e.Kind) })
+		done <- err
+	}()
+	told.says(events.CheckCompleted)
+	told.says(events.RunFailed)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]events.Kind{events.RunAccepted, events.CheckCompleted, events.RunFailed}, seen); diff != "" || end.Kind != events.RunFailed {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	// What has ended before is not waited for.
+	again, err := c.Await(ctx, m, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Stop()
+	if end, err := again.Until(ctx, 99, func(*client.Event) {}); err != nil || end.Kind != events.RunFailed {
+		t.Errorf("again: %v, %v", end, err)
+	}
+}
+
+// What NATS does not permit is named at once, and not after a time-out.
+func TestRefusalsAreNamed(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	login := guarded(t, nil)
+	provision(t, login("admin"))
+	publisher, operator := dial(t, login("publisher")), dial(t, login("operator"))
+	for name, call := range map[string]struct {
+		do      func() error
+		subject string
+	}{
+		"publish":   {func() error { _, err := publisher.Publish(ctx, request(t, "prod", "1")); return err }, "guestflow.requests.prod.vm-42"},
+		"fleet":     {func() error { _, err := publisher.Fleet(ctx, "lab"); return err }, "$JS.API.STREAM.INFO.GUESTFLOW_EVENTS"},
+		"last":      {func() error { _, err := publisher.Last(ctx, "prod", "vm-1"); return err }, "$JS.API.DIRECT.GET.GUESTFLOW_EVENTS.guestflow.events.prod.vm-1.>"},
+		"hear":      {func() error { _, err := publisher.Hear(ctx, client.Filters("", "")); return err }, "guestflow.events.>"},
+		"names":     {func() error { _, err := publisher.VCenters(ctx); return err }, "$JS.API.STREAM.NAMES"},
+		"letters":   {func() error { _, err := publisher.DeadLetters(ctx, "", ""); return err }, "$JS.API.STREAM.MSG.GET.GUESTFLOW_DEADLETTERS"},
+		"jetstream": {func() error { return operator.JetStream(ctx) }, "$JS.API.INFO"},
+	} {
+		began := time.Now()
+		err := call.do()
+		var refused *client.PermissionError
+		if !errors.As(err, &refused) || refused.Subject != call.subject {
+			t.Errorf("%s: %v, want a refusal of %s", name, err, call.subject)
+		}
+		t.Logf("%s: %v after %s", name, err, time.Since(began))
+	}
+	if e, err := publisher.Last(ctx, "lab", "vm-1"); e != nil || err != nil {
+		t.Errorf("publisher: %v, %v", e, err)
+	}
+	if e, err := operator.Last(ctx, "lab", "vm-1"); e != nil || err != nil {
+		t.Errorf("operator: %v, %v", e, err)
+	}
+	if s, err := publisher.One(ctx, "lab", "vm-1"); err != nil || s.Unfinished != -1 {
+		t.Errorf("publisher: %+v, %v", s, err)
+	}
+	if s, err := operator.One(ctx, "lab", "vm-1"); err != nil || s.Unfinished != 0 || s.Limit != 2 {
+		t.Errorf("operator: %+v, %v", s, err)
+	}
+}
+
+// The service's own role lacks nothing; each permission that is taken away is found, where it can be tried without a word to others.
+func TestLacking(t *testing.T) {
+	t.Parallel()
+	const pull = "$JS.API.CONSUMER.MSG.NEXT.GUESTFLOW_REQUESTS_lab.guestflow-requests-lab"
+	for _, test := range []struct {
+		name          string
+		lacks, untold []string
+		edit          func(p *server.Permissions)
+	}{
+		{"whole", nil, []string{"guestflow.deadletters.lab.*", "guestflow.events.lab.>", "guestflow.rejections.lab.*"}, func(*server.Permissions) {}},
+		{"less", []string{pull, "$JS.ACK.GUESTFLOW_REQUESTS_lab.guestflow-requests-lab.0.0.0.0.0", "guestflow.cancels.lab.*"},
+			[]string{"guestflow.deadletters.lab.*", "guestflow.events.lab.>", "guestflow.rejections.lab.*"}, func(p *server.Permissions) {
+				p.Publish.Allow = slices.DeleteFunc(p.Publish.Allow, func(s string) bool {
+					return s == pull || s == "$JS.ACK.GUESTFLOW_REQUESTS_lab.guestflow-requests-lab.>"
+				})
+				p.Subscribe.Allow = slices.DeleteFunc(p.Subscribe.Allow, func(s string) bool { return s == "guestflow.cancels.lab.*" })
+			}},
+		{"told", []string{"guestflow.deadletters.lab.*", "guestflow.events.lab.*.run.*"}, nil, func(p *server.Permissions) {
+			p.Publish.Allow = append(slices.DeleteFunc(p.Publish.Allow, func(s string) bool { return s == "guestflow.deadletters.lab.*" }), "$SYS.REQ.USER.INFO")
+			p.Subscribe.Deny = []string{"guestflow.events.*.vm-1.>"}
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			login := guarded(t, func(o *server.Options) {
+				for _, u := range o.Users {
+					if u.Username == "service-fixed" {
+						test.edit(u.Permissions)
+					}
+				}
+			})
+			provision(t, login("admin"))
+			c := dial(t, login("service-fixed"))
+			lacking, untried, err := c.Lacking(testContext(t), c.ServiceNeeds([]string{"lab"}, false))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for _, p := range lacking {
+				got = append(got, p.Subject)
+			}
+			slices.Sort(got)
+			slices.Sort(untried)
+			slices.Sort(test.lacks)
+			if diff := cmp.Diff(test.lacks, got); diff != "" {
+				t.Errorf("lacking (-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff(test.untold, untried); diff != "" {
+				t.Errorf("untried (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// A feed has every event once, in order, in either form, also across a restart of the server.
+func TestFollowAcrossARestart(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	nc := natstest.StartServer(t)
+	service := provision(t, events.NATSConfig{URL: nc.URL()})
+	c := dial(t, events.NATSConfig{URL: nc.URL()})
+	feed, err := c.Follow(ctx, client.Filters("lab", "vm-42"), client.Start{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer feed.Stop()
+	told := tell(t, service, request(t, "lab", "1"), events.Binary)
+	next := func(n int) {
+		t.Helper()
+		e, err := feed.Next(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var line struct{ Data events.Run }
+		if e.Run.N != n || e.ID() != fmt.Sprintf("%s.%d", e.Run.Run, n) || json.Unmarshal(e.Line, &line) != nil || line.Data.N != n {
+			t.Fatalf("event %s, n %d, want %d: %s", e.ID(), e.Run.N, n, e.Line)
+		}
+	}
+	told.says(events.RunAccepted)
+	told.says(events.CheckCompleted)
+	next(1)
+	next(2)
+	nc.Stop()
+	if err := nc.Start(); err != nil {
+		t.Fatal(err)
+	}
+	told.says(events.RunSucceeded)
+	next(3)
+	if s, err := c.Fleet(ctx, "lab"); err != nil || len(s) != 1 || s[0].Last.Kind != events.RunSucceeded {
+		t.Errorf("fleet: %v, %v", s, err)
+	}
+}
+
+// What the stream says to a publish is told with the way out.
+func TestPublishAnswers(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	url := natstest.StartServer(t).URL()
+	provision(t, events.NATSConfig{URL: url})
+	c := dial(t, events.NATSConfig{URL: url})
+	for i, says := range []string{"", "", "vm-42 has as many unfinished requests as it may have (GUESTFLOW_QUEUE_PER_VM)"} {
+		_, err := c.Publish(ctx, request(t, "lab", fmt.Sprint(i)))
+		if got := fmt.Sprint(err); says == "" && err != nil || !strings.Contains(got, says) {
+			t.Errorf("publish %d: %v", i, err)
+		}
+	}
+	if _, err := c.Publish(ctx, request(t, "prod", "1")); err == nil || !strings.Contains(err.Error(), "Served are: lab") {
+		t.Errorf("nobody there: %v", err)
+	}
+	big := request(t, "lab", "1")
+	big.Subject, big.Data = events.RequestSubject("lab", "vm-43"), []byte(strings.Repeat("x", 300<<10))
+	if _, err := c.Publish(ctx, big); err == nil || !strings.Contains(err.Error(), "too large") {
+		t.Errorf("too large: %v", err)
+	}
+}
+
+func TestAway(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	nc := natstest.StartServer(t)
+	provision(t, events.NATSConfig{URL: nc.URL()})
+	said := make(chan string, 16)
+	c, err := client.Dial(events.NATSConfig{URL: nc.URL()}, client.Options{Patience: time.Second, Notice: func(s string) { said <- s }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	feed, err := c.Follow(ctx, client.Filters("", ""), client.Start{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer feed.Stop()
+	nc.Stop()
+	if _, err := feed.Next(ctx); !errors.Is(err, client.ErrAway) {
+		t.Errorf("the feed ended with %v", err)
+	}
+	if text := <-said; !strings.Contains(text, "lost the connection") {
+		t.Errorf("said %q", text)
+	}
+	if _, err := c.Publish(ctx, request(t, "lab", "1")); err == nil || !strings.Contains(err.Error(), "NATS") {
+		t.Errorf("publish: %v", err)
+	}
+}
+
+func TestDialSaysWhatToDo(t *testing.T) {
+	t.Parallel()
+	login := guarded(t, nil)
+	wrong := login("publisher")
+	wrong.User = "admin"
+	// An address at which nobody listens any more.
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	nobody := "nats://admin:hunter2@" + l.Addr().String()
+	_ = l.Close()
+	for _, test := range []struct {
+		cfg  events.NATSConfig
+		says string
+	}{
+		{wrong, "does not take this login"},
+		{events.NATSConfig{URL: nobody}, "Set NATS_URL"},
+		{events.NATSConfig{URL: wrong.URL, CredsFile: "none.creds"}, "cannot be read"},
+		{events.NATSConfig{URL: wrong.URL, User: "admin"}, "set both or none"},
+		{events.NATSConfig{URL: wrong.URL, NKeyFile: "none.nk"}, "NATS_NKEY_FILE"},
+		{events.NATSConfig{URL: wrong.URL, CAFile: "none.pem"}, "cannot"},
+		{events.NATSConfig{URL: wrong.URL, CertFile: "cert.pem"}, "set both or none"},
+	} {
+		c, err := client.Dial(test.cfg, client.Options{})
+		if err == nil {
+			c.Close()
+			t.Errorf("%s: connected", test.says)
+			continue
+		}
+		if !strings.Contains(err.Error(), test.says) || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%v, want %q and no password", err, test.says)
+		}
+	}
+}

@@ -1,0 +1,225 @@
+package client
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/guestflow/guestflow/internal/events"
+)
+
+const (
+	// Source is the CloudEvents source of what is sent without one.
+	Source = "urn:guestflow:cli"
+
+	maxMessage = 256 << 10 // of the requests streams: data and headers
+
+	structured = "application/cloudevents+json"
+)
+
+// Message is a request or a cancel, checked with the service's own code, and where it is to be published.
+type Message struct {
+	VCenter string
+	VM      string
+	Subject string
+	Header  nats.Header
+	Data    []byte
+	Ref     events.RequestRef // its own source and id
+	Run     string            // the run that it asks for, or is to end
+	Asked   json.RawMessage   // of a request: its data as taken
+	Cancel  bool
+}
+
+// Whole tells whether a document is a whole CloudEvent and not its data alone.
+func Whole(doc []byte) bool {
+	var e struct {
+		SpecVersion *string `json:"specversion"`
+	}
+	return json.Unmarshal(doc, &e) == nil && e.SpecVersion != nil
+}
+
+// New makes a message of a document: a whole CloudEvent, whose bytes stay as they are where ref is empty, or a request's data alone, which gets the
+// identity ref. What is set in ref replaces the document's own. An error is what the service would refuse it for, a *events.RejectError where it says
+// a field.
+func New(vcenter string, doc []byte, ref events.RequestRef) (*Message, error) {
+	m := &Message{VCenter: vcenter, Header: nats.Header{"Content-Type": {structured}}, Data: doc}
+	if Whole(doc) {
+		if err := m.identify(ref); err != nil {
+			return nil, err
+		}
+		return m, m.check()
+	}
+	if !json.Valid(doc) {
+		return nil, fmt.Errorf("it is not valid JSON: %w", jsonError(doc))
+	}
+	data, err := envelope(events.KindRequested, ref, vmOf(doc), doc)
+	if err != nil {
+		return nil, err
+	}
+	m.Data = data
+	return m, m.check()
+}
+
+// NewCancel asks for the run of a request to be ended. ref is the cancel's own identity.
+func NewCancel(vcenter, vm string, request, ref events.RequestRef, reason string) (*Message, error) {
+	asked := map[string]any{"vm": vm, "request": request}
+	if reason != "" {
+		asked["reason"] = reason
+	}
+	doc, err := marshal(asked)
+	if err != nil {
+		return nil, err
+	}
+	m := &Message{VCenter: vcenter, Header: nats.Header{"Content-Type": {structured}}}
+	if m.Data, err = envelope(events.KindCancelRequested, ref, vm, doc); err != nil {
+		return nil, err
+	}
+	return m, m.check()
+}
+
+// envelope is a CloudEvent around data.
+func envelope(k events.Kind, ref events.RequestRef, vm string, data json.RawMessage) ([]byte, error) {
+	attrs := map[string]any{"specversion": "1.0", "type": events.Type(k), "source": ref.Source, "id": ref.ID, "time": time.Now().UTC().Format(time.RFC3339),
+		"datacontenttype": "application/json", "data": data}
+	if vm != "" {
+		attrs["subject"] = vm
+	}
+	return marshal(attrs)
+}
+
+// identify gives a whole CloudEvent another source or id.
+func (m *Message) identify(ref events.RequestRef) error {
+	if ref == (events.RequestRef{}) {
+		return nil
+	}
+	var attrs map[string]json.RawMessage
+	if err := json.Unmarshal(m.Data, &attrs); err != nil {
+		return fmt.Errorf("it is not valid JSON: %w", err)
+	}
+	for name, v := range map[string]string{"source": ref.Source, "id": ref.ID} {
+		if v == "" {
+			continue
+		}
+		text, err := marshal(v)
+		if err != nil {
+			return err
+		}
+		attrs[name] = text
+	}
+	var err error
+	m.Data, err = marshal(attrs)
+	return err
+}
+
+// vmOf is the VM that a document names, a CloudEvent or its data; "" where it names none.
+func vmOf(doc []byte) string {
+	var d struct {
+		VM   string
+		Data struct{ VM string }
+	}
+	if json.Unmarshal(doc, &d) != nil {
+		return ""
+	}
+	if d.VM != "" {
+		return d.VM
+	}
+	return d.Data.VM
+}
+
+// check holds the message against everything that can be known without the service.
+func (m *Message) check() error {
+	m.VM = vmOf(m.Data)
+	var e struct{ Type, Subject string }
+	_ = json.Unmarshal(m.Data, &e) // what cannot be read is told below, in the service's words
+	if m.VM == "" {
+		m.VM = e.Subject
+	}
+	if !events.ValidVM(m.VM) {
+		m.VM = "_" // no VM is called so: what the document lacks is told, and its subject is not used
+	}
+	if n := len(m.Data) + headerSize(m.Header); n > maxMessage {
+		return fmt.Errorf("it is too large: %d bytes, and a request may have %d", n, maxMessage)
+	}
+	if e.Type == events.Type(events.KindCancelRequested) {
+		m.Cancel, m.Subject = true, events.CancelSubject(m.VCenter, m.VM)
+		c, err := events.DecodeCancel(m.VCenter, m.Subject, m.Header, m.Data)
+		m.Ref, m.Run = c.Ref, c.Run
+		return m.plain(err)
+	}
+	m.Subject = events.RequestSubject(m.VCenter, m.VM)
+	r, err := events.DecodeRequest(m.VCenter, m.Subject, m.Header, m.Data)
+	m.Ref, m.Run, m.Asked = r.Ref, r.Run, r.Data
+	if err == nil && !r.Expires.IsZero() && !r.Expires.After(time.Now()) {
+		return &events.RejectError{Code: events.Expired, Message: "its expirytime " + r.Expires.Format(time.RFC3339) + " has passed: send a new one"}
+	}
+	return m.plain(err)
+}
+
+// plain says in the document's words what the service says of a subject, which the document has not.
+func (m *Message) plain(err error) error {
+	var reject *events.RejectError
+	if m.VM == "_" && errors.As(err, &reject) && reject.Field == "" {
+		return &events.RejectError{Code: reject.Code, Field: "vm", Message: "is required: the VM's managed object ID, such as vm-42"}
+	}
+	return err
+}
+
+// jsonError is why a document is no JSON, with the line.
+func jsonError(doc []byte) error {
+	var v any
+	err := json.Unmarshal(doc, &v)
+	var syntax *json.SyntaxError
+	if errors.As(err, &syntax) {
+		at := min(int(syntax.Offset), len(doc))
+		return fmt.Errorf("line %d: %w", 1+bytes.Count(doc[:at], []byte("\n")), err)
+	}
+	return err
+}
+
+func headerSize(h nats.Header) int {
+	n := len("NATS/1.0\r\n\r\n")
+	for name := range maps.Keys(h) {
+		for _, v := range h[name] {
+			n += len(name) + len(": \r\n") + len(v)
+		}
+	}
+	return n
+}
+
+// marshal is json.Marshal without the escapes for HTML.
+func marshal(v any) ([]byte, error) {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(v); err != nil {
+		return nil, err
+	}
+	return bytes.TrimSpace(b.Bytes()), nil
+}
+
+// Sections are the steps that a request asks for beside the check, in the order in which they are done.
+func (m *Message) Sections() ([]string, error) {
+	var asked events.Asked
+	if err := json.Unmarshal(m.Asked, &asked); err != nil {
+		return nil, err
+	}
+	var names []string
+	if asked.Customize != nil {
+		names = append(names, "customize")
+	}
+	if asked.Network != nil {
+		names = append(names, "network")
+	}
+	if asked.Verify == nil && asked.Customize != nil || asked.Verify != nil && !asked.Verify.Off {
+		names = append(names, "verify")
+	}
+	for _, p := range asked.Processes {
+		names = append(names, "process "+p.Name)
+	}
+	return names, nil
+}
