@@ -12,8 +12,8 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-10s %s\n", $$1, $$2}'
 
 .PHONY: build
-build: ## the service as one static binary: bin/consumer
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/consumer ./cmd/consumer
+build: ## the service and the command, each one static binary: bin/consumer, bin/guestflow
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/consumer ./cmd/guestflow
 
 .PHONY: demo
 demo: build ## NATS, a simulated vCenter and the service: three requests, their events as they come; ends by itself

@@ -66,7 +66,7 @@ func Start(ctx context.Context, o Options) (s *Sandbox, err error) {
 		s.ownDir = true
 	}
 	if s.natsURL == "" {
-		if o.NATSListen, err = free(o.NATSListen); err != nil {
+		if o.NATSListen, err = free(ctx, o.NATSListen); err != nil {
 			return s, err
 		}
 		if s.nats, err = natstest.RunAt(o.NATSListen, filepath.Join(s.dir, "nats")); err != nil {
@@ -81,7 +81,7 @@ func Start(ctx context.Context, o Options) (s *Sandbox, err error) {
 	if err := s.writeFiles(); err != nil {
 		return s, err
 	}
-	if s.httpAddr, err = free(s.httpAddr); err != nil {
+	if s.httpAddr, err = free(ctx, s.httpAddr); err != nil {
 		return s, err
 	}
 	if !o.NoService {
@@ -176,6 +176,9 @@ func (s *Sandbox) CAFile() string { return filepath.Join(s.dir, "vcenter-ca.pem"
 // URL is the service's /livez, /readyz and /metrics.
 func (s *Sandbox) URL() string { return "http://" + s.httpAddr }
 
+// RequestFile is the path of a file with the VM's Request.
+func (s *Sandbox) RequestFile(vm VM) string { return filepath.Join(s.dir, "requests", vm.ID+".json") }
+
 // VMs are the ready-made VMs.
 func (s *Sandbox) VMs() []VM { return s.vms }
 
@@ -209,6 +212,14 @@ func (s *Sandbox) writeFiles() error {
 	if err := os.MkdirAll(guest, 0o700); err != nil {
 		return err
 	}
+	if err := os.MkdirAll(filepath.Join(s.dir, "requests"), 0o700); err != nil {
+		return err
+	}
+	for _, vm := range s.vms {
+		if err := os.WriteFile(s.RequestFile(vm), append(vm.Request, '\n'), 0o600); err != nil {
+			return err
+		}
+	}
 	for name, content := range map[string]string{
 		filepath.Join(guest, "username"): vcsim.DefaultGuestUsername, filepath.Join(guest, "password"): vcsim.DefaultGuestPassword,
 		filepath.Join(s.dir, "vcenter-password"): s.vc.Password(), s.CAFile(): string(s.vc.CAPEM()),
@@ -221,11 +232,11 @@ func (s *Sandbox) writeFiles() error {
 }
 
 // free is an address at which nobody listens: the one that is asked for, or any.
-func free(addr string) (string, error) {
+func free(ctx context.Context, addr string) (string, error) {
 	if addr == "" {
 		addr = "127.0.0.1:0"
 	}
-	l, err := net.Listen("tcp", addr)
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", addr)
 	if err != nil {
 		return "", err
 	}

@@ -108,7 +108,7 @@ Exit codes: 0 done (where a run was waited for: succeeded), 1 failed, 2 rejected
 		return c.configured(), cobra.ShellCompDirectiveNoFileComp
 	}) // it fails only where the flag is not there
 	root.AddCommand(c.submitCommand(), c.watchCommand(), c.statusCommand(), c.cancelCommand(), c.validateCommand(), c.deadlettersCommand(), c.doctorCommand(),
-		c.versionCommand(), c.manCommand())
+		c.sandboxCommand(), c.versionCommand(), c.manCommand())
 	return root
 }
 

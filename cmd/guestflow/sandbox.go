@@ -1,0 +1,122 @@
+package main
+
+import (
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/guestflow/guestflow/sandbox"
+)
+
+func (c *cli) sandboxCommand() *cobra.Command {
+	var o sandbox.Options
+	var logFile string
+	cmd := &cobra.Command{
+		Use:   "sandbox",
+		Short: "Run NATS, a simulated vCenter and the service, to try everything without a data centre",
+		Long: `Runs a nats-server with JetStream, a simulated vCenter named lab and the guestflow service in this process, until Ctrl-C. Its VMs are ready-made:
+each succeeds or fails in its own way, as the list says that is printed first.
+
+Its parts can be used alone: --nats takes a NATS of yours, --no-service leaves the service out (the settings for one of yours are printed), and the
+--…listen flags say where each part listens. What it keeps is gone at the end, unless --dir names a folder.`,
+		Example: `  guestflow sandbox
+  guestflow sandbox --listen 127.0.0.1:14222 --no-service --json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if logFile != "" {
+				file, err := os.OpenFile(logFile, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+				if err != nil {
+					return err
+				}
+				defer file.Close()
+				o.Log = io.Writer(file)
+			}
+			if o.NATS == "" {
+				o.NATS = c.server
+			}
+			s, err := sandbox.Start(cmd.Context(), o)
+			if err != nil {
+				return err
+			}
+			if err := c.introduce(s, o); err != nil {
+				return joined(err, s.Close())
+			}
+			select {
+			case <-cmd.Context().Done():
+			case err = <-s.Done():
+			}
+			return joined(err, s.Close())
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&o.NATS, "nats", "", "URL of a NATS with JetStream to use, in the place of one of its own")
+	flags.StringVar(&o.NATSListen, "listen", "127.0.0.1:4222", "where its nats-server listens")
+	flags.StringVar(&o.VCenterListen, "vcenter-listen", "", "where the simulated vCenter listens (default a free port of 127.0.0.1)")
+	flags.StringVar(&o.HTTPListen, "http-listen", "", "where the service answers /livez, /readyz, /metrics (default a free port of 127.0.0.1)")
+	flags.StringVar(&o.Dir, "dir", "", "folder for streams, secrets and requests (default one that is gone at the end)")
+	flags.BoolVar(&o.NoService, "no-service", false, "only NATS and the simulated vCenter")
+	flags.StringVar(&logFile, "log", "", "file for the service's log (default none)")
+	return cmd
+}
+
+// introduce tells what there is, and how to try it.
+func (c *cli) introduce(s *sandbox.Sandbox, o sandbox.Options) error {
+	type vm struct {
+		ID      string `json:"vm"`
+		Name    string `json:"name"`
+		Shows   string `json:"shows"`
+		Ends    string `json:"ends"`
+		Request string `json:"requestFile"`
+	}
+	var vms []vm
+	rows := [][]string{{"VM", "ENDS", "WHAT IT SHOWS"}}
+	for _, m := range s.VMs() {
+		vms = append(vms, vm{m.ID, m.Name, m.Shows, m.Ends, s.RequestFile(m)})
+		rows = append(rows, []string{m.ID, m.Ends, m.Shows})
+	}
+	if c.json {
+		return c.object(map[string]any{"nats": s.NATSURL(), "vcenter": s.VCenterURL(), "caFile": s.CAFile(), "http": s.URL(), "settings": s.Env(), "vms": vms})
+	}
+	c.say("NATS      %s", s.NATSURL())
+	c.say("vCenter   %s, simulated, called %s", s.VCenterURL(), sandbox.VCenter)
+	if !o.NoService {
+		c.say("service   %s", s.URL())
+	}
+	c.say("")
+	c.table(rows, func(row, column int) colour {
+		switch {
+		case column != 1:
+			return plain
+		case strings.HasPrefix(rows[row][1], "run.succeeded"):
+			return green
+		case strings.HasPrefix(rows[row][1], "run.canceled"):
+			return yellow
+		}
+		return red
+	})
+	c.say("")
+	if o.NoService {
+		c.say("A service of yours works on it with these settings:")
+		for _, setting := range s.Env() {
+			c.say("  export %s", setting)
+		}
+		return nil
+	}
+	first := s.VMs()[0]
+	c.say("Try one, in another terminal (each VM has its request beside this one):")
+	c.say("  export NATS_URL=%s GUESTFLOW_VCENTERS=%s", s.NATSURL(), sandbox.VCenter)
+	c.say("  guestflow submit %s --wait", s.RequestFile(first))
+	c.say("  guestflow watch")
+	c.say("Ctrl-C ends it.")
+	return nil
+}
+
+// joined is err, or why the end was not clean.
+func joined(err, end error) error {
+	if err != nil {
+		return err
+	}
+	return end
+}
