@@ -66,7 +66,7 @@ func Connect(_ context.Context, cfg NATSConfig, log zerolog.Logger) (*Conn, erro
 	c.line = newLine(c)
 	nc, err := nats.Connect(cfg.URL, append(opts, stateLog(log, c.line.wakeAll)...)...)
 	if err != nil {
-		return nil, fmt.Errorf("connect to NATS at %s: %w", cfg.URL, err)
+		return nil, fmt.Errorf("connect to NATS: %w", err)
 	}
 	c.nc = nc
 	switch {

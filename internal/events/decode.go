@@ -385,9 +385,32 @@ func badSecretRef(v any, at string) string {
 func mayHoldPassword(data []byte) bool {
 	tree, err := strictJSON(data)
 	if err != nil {
-		return bytes.Contains(bytes.ToLower(data), []byte("password"))
+		lower := bytes.ToLower(data)
+		return bytes.Contains(lower, []byte("password")) || bytes.Contains(lower, []byte("token"))
 	}
-	return findPassword(tree, "", true) != ""
+	return findPassword(tree, "", true) != "" || holdsSecret(tree)
+}
+
+// holdsSecret tells whether v has a literal where a secret belongs under another name than a password's: what somebody wrote who did not know that
+// secrets are named.
+func holdsSecret(v any) bool {
+	switch v := v.(type) {
+	case map[string]any:
+		for name, child := range v {
+			lower := strings.ToLower(name)
+			for _, word := range []string{"token", "secret", "credentials", "passwd", "passphrase"} {
+				if strings.HasSuffix(lower, word) && isLiteral(child) {
+					return true
+				}
+			}
+			if holdsSecret(child) {
+				return true
+			}
+		}
+	case []any:
+		return slices.ContainsFunc(v, holdsSecret)
+	}
+	return false
 }
 
 // cut shortens s to at most n bytes, at the end of a character.

@@ -24,6 +24,8 @@ type checkpoint struct {
 	// Baseline are the Tasks on this VM that vCenter showed before the run made any: a Task among them is not this run's.
 	Baseline   []string   `json:"baseline,omitempty"`
 	BaselineAt *time.Time `json:"baselineAt,omitempty"` // vCenter's clock; absent: vCenter was silent, there is no baseline yet
+	// Recent says that the baseline is vCenter's recent Tasks alone: its history could not be read, and may show older ones later.
+	Recent bool `json:"recent,omitempty"`
 	// Tasks are the ones that this run made. Past holds those of earlier runs: vCenter may have shown them too late for the baseline.
 	Tasks  []string  `json:"tasks,omitempty"`
 	Past   []pastRun `json:"past,omitempty"` // oldest first

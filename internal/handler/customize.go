@@ -97,10 +97,24 @@ func (r *run) readSpec(ctx context.Context, s *step) error {
 // guestBefore reads what the guest says of its last customization, so that an old success is not taken for this run's. Its failure costs only
 // this channel: the Task still tells.
 func (r *run) guestBefore(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, baselineTime)
-	defer cancel()
-	before, err := r.vc.CustomizationStatus(ctx, r.vm)
+	before, err := r.guestStatus(ctx)
 	r.point.GuestRead, r.point.GuestStart = err == nil, before.StartTime
+}
+
+// guestStatus reads the guest's own word: by the call that is made for it, or, where that fails, as the VM's properties show it.
+func (r *run) guestStatus(ctx context.Context) (vcapi.GuestCustomization, error) {
+	once, cancel := context.WithTimeout(ctx, baselineTime)
+	defer cancel()
+	g, err := r.vc.CustomizationStatus(once, r.vm)
+	if err == nil {
+		return g, nil
+	}
+	other, cancel := context.WithTimeout(ctx, baselineTime)
+	defer cancel()
+	if vm, unread := r.vc.VM(other, r.vm); unread == nil && vm.Customization != nil {
+		return *vm.Customization, nil
+	}
+	return g, err
 }
 
 // ofThisRun tells whether the guest's status speaks of this run: of a customization that started after the one read before the call.
@@ -136,7 +150,11 @@ func (r *run) customized(ctx context.Context) error {
 		return err
 	}
 	failure, err := r.taskFailure(s, task)
-	if err != nil {
+	lost := r.lostTools(s, task)
+	switch {
+	case lost: // how far the guest came nobody knows: it is not simply done again
+		failure = r.failure(s, fmt.Errorf("%s %s: %w", task.Name, task.ID, task.Err))
+	case err != nil:
 		return err
 	}
 	decided := "task"
@@ -144,14 +162,14 @@ func (r *run) customized(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if failure != nil && !guestEnded(g.Status) && r.mayHaveBegun(s, task) {
+	if failure != nil && !guestEnded(g.Status) && (lost || r.mayHaveBegun(s, task)) {
 		shown, err := r.inPlace(ctx, s)
 		switch {
 		case err != nil:
 			return err
 		case shown:
 			decided, failure = "verify", nil
-		case general(task) && !r.point.Aborted: // once, as the vendor has it
+		case (lost || general(task)) && !r.point.Aborted: // once, as the vendor has it
 			r.point.Aborted, r.point.Abort = true, true
 			return &againError{err: failure, atOnce: true}
 		}
@@ -186,6 +204,11 @@ func general(t vcapi.Task) bool {
 		!strings.Contains(t.Err.Message, noEngine)
 }
 
+// lostTools tells whether a Task ended because VMware Tools could not be reached.
+func (r *run) lostTools(s *step, t vcapi.Task) bool {
+	return t.Err != nil && r.outcome(s, t.Err).waiting == events.WaitingTools
+}
+
 // mayHaveBegun tells whether the guest may have been changed although its Task ended in an error.
 func (r *run) mayHaveBegun(s *step, t vcapi.Task) bool {
 	if t.Err == nil || general(t) {
@@ -203,9 +226,7 @@ func (r *run) mayHaveBegun(s *step, t vcapi.Task) bool {
 // guestAfter reads the guest's word once the Task has ended; empty where it does not speak of this run. A guest that still runs has the rest of
 // the step's time to come to its own end.
 func (r *run) guestAfter(ctx context.Context) (vcapi.GuestCustomization, error) {
-	once, cancel := context.WithTimeout(ctx, baselineTime)
-	defer cancel()
-	g, err := r.vc.CustomizationStatus(once, r.vm)
+	g, err := r.guestStatus(ctx)
 	switch {
 	case ctx.Err() != nil:
 		return g, r.interrupted(ctx)

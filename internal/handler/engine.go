@@ -2,7 +2,6 @@ package handler
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"regexp"
 	"strconv"
@@ -73,7 +72,7 @@ func (r *run) readEngineLog() []string {
 	if err != nil {
 		return nil // the run's own error is the one to tell
 	}
-	secrets, err := r.allSecrets()
+	secrets, err := r.named()
 	if err != nil {
 		return nil // what cannot be read cannot be hidden
 	}
@@ -81,43 +80,12 @@ func (r *run) readEngineLog() []string {
 	if len(end) == logBytes { // it begins in the middle of a line
 		_, text, _ = strings.Cut(text, "\n")
 	}
-	for _, secret := range append(secrets, auth.Password, auth.SAMLToken) {
-		if secret != "" {
-			text = strings.ReplaceAll(text, secret, "***")
-		}
+	for _, secret := range secrets {
+		text = strings.ReplaceAll(text, secret, "***")
 	}
 	if text = strings.TrimSpace(text); text == "" {
 		return nil
 	}
 	lines := strings.Split(text, "\n")
 	return lines[max(0, len(lines)-logLines):]
-}
-
-// allSecrets are the values that the request names, outside its credentials.
-func (r *run) allSecrets() ([]string, error) {
-	var all []string
-	if c := r.asked.Customize; c != nil {
-		for _, tree := range []json.RawMessage{c.Spec, c.ConfigParams} {
-			_, values, err := r.secrets.fill(tree)
-			if err != nil {
-				return nil, err
-			}
-			all = append(all, values...)
-		}
-	}
-	for _, p := range r.asked.Processes {
-		if p.Run == nil {
-			continue
-		}
-		for _, t := range p.Run.Environment {
-			value, err := r.secrets.text(t)
-			if err != nil {
-				return nil, err
-			}
-			if t.SecretRef != "" {
-				all = append(all, value)
-			}
-		}
-	}
-	return all, nil
 }

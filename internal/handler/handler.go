@@ -231,6 +231,7 @@ func (h *Handler) closeOrphan(ctx context.Context, last *events.Entry, point che
 	}
 	if asked := new(events.Asked); data != nil && json.Unmarshal(data, asked) == nil {
 		r.asked = asked
+		r.hide()
 	}
 	if err := r.takeOver(last, point); err != nil {
 		return err

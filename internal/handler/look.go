@@ -37,11 +37,11 @@ func (r *run) baseline(ctx context.Context) (struct{}, error) {
 	if err != nil {
 		return none, err
 	}
-	tasks, _, err := r.vc.Tasks(ctx, r.vm, now.Add(-historyReach))
+	tasks, history, err := r.vc.Tasks(ctx, r.vm, now.Add(-historyReach))
 	if err != nil {
 		return none, err
 	}
-	r.point.Baseline, r.point.BaselineAt = nil, &now
+	r.point.Baseline, r.point.BaselineAt, r.point.Recent = nil, &now, !history
 	for _, t := range tasks {
 		r.point.Baseline = append(r.point.Baseline, t.ID)
 		r.newest = t.ID
@@ -65,7 +65,11 @@ func (r *run) lookForTask(ctx context.Context, act, method string, adopt func(vc
 	if !r.tookOver && !r.open {
 		return s, nil
 	}
-	tasks, history, err := r.vc.Tasks(ctx, r.vm, r.point.BaselineAt.Add(-historyReach))
+	since := r.point.BaselineAt.Add(-historyReach)
+	if r.point.Recent { // an older one would be taken for this run's
+		since = *r.point.BaselineAt
+	}
+	tasks, history, err := r.vc.Tasks(ctx, r.vm, since)
 	if err != nil {
 		return s, err
 	}

@@ -174,6 +174,7 @@ func (r *run) walk() error {
 	ctx, cancel := context.WithDeadlineCause(r.ctx, *r.state.Deadline, errDeadline)
 	defer cancel()
 	r.ctx = ctx
+	r.hide()
 	if r.tookOver { // the cancel may be older than this owner, and the run's steps may only ask
 		by, err := r.canceledBy()
 		switch {

@@ -1,12 +1,14 @@
 package handler
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/guestflow/guestflow/internal/events"
@@ -92,4 +94,45 @@ func (r *run) authOf(c *events.AskedCredentials, step, field string) (vcapi.Gues
 func (r *run) noSecret(step, field string, err error) *stepError {
 	return &stepError{step: step, code: events.UnknownSecret, err: err,
 		message: fmt.Sprintf("%s: %v: put the secret into the service's secrets folder for vCenter %s", field, err, r.VCenter)}
+}
+
+// named are the secrets that the request names. What can be read of them comes also where err says that some cannot.
+func (r *run) named() (all []string, err error) {
+	add := func(values []string, unread error) {
+		all, err = append(all, values...), errors.Join(err, unread)
+	}
+	of := func(c *events.AskedCredentials) {
+		if c != nil {
+			auth, unread := r.secrets.guestAuth(c, false)
+			add([]string{auth.Password, auth.SAMLToken}, unread)
+		}
+	}
+	if r.asked.Guest != nil {
+		of(r.asked.Guest.Credentials)
+	}
+	if c := r.asked.Customize; c != nil {
+		for _, tree := range []json.RawMessage{c.Spec, c.ConfigParams} {
+			_, values, unread := r.secrets.fill(tree)
+			add(values, unread)
+		}
+	}
+	for _, p := range r.asked.Processes {
+		of(p.Credentials)
+		if p.Run == nil {
+			continue
+		}
+		for _, t := range p.Run.Environment {
+			if t.SecretRef != "" {
+				value, unread := r.secrets.text(t)
+				add([]string{value}, unread)
+			}
+		}
+	}
+	return slices.DeleteFunc(all, func(s string) bool { return s == "" }), err
+}
+
+// hide keeps what the request names out of all that vCenter and the guest say, whoever has sent it there: an owner before this one, say.
+func (r *run) hide() {
+	all, _ := r.named() // what cannot be read now, the step that needs it will say
+	r.vc.Hide(all...)
 }

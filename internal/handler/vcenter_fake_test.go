@@ -283,6 +283,8 @@ func (c *client) seen(vm string) (*fakeVM, error) {
 	return m, nil
 }
 
+func (c *client) Hide(...string) {}
+
 func (c *client) About(ctx context.Context) (vcapi.About, error) {
 	return vcapi.About{Name: "fake", APIVersion: c.apiVersion}, c.reach(ctx, "About")
 }

@@ -46,11 +46,12 @@ type Client struct {
 	polls *http.Client // the long poll's own connection
 	files *http.Client // guests' files, each on a connection of its own, from vCenter or from an ESXi host
 
-	vimLogin  *login      // VI JSON
-	restLogin *login      // REST; the same session as VI JSON's where vCenter takes it for both
-	split     atomic.Bool // vCenter refused VI JSON's session on REST, although it is new enough
-	known     memory      // secrets that were in use
-	lacks     names       // properties that this vCenter does not have
+	vimLogin  *login        // VI JSON
+	restLogin *login        // REST; the same session as VI JSON's where vCenter takes it for both
+	split     atomic.Bool   // vCenter refused VI JSON's session on REST, although it is new enough
+	known     memory        // secrets that were in use
+	histories chan struct{} // a place for each collector of task histories
+	lacks     names         // properties that this vCenter does not have
 
 	watch      *watch
 	up         atomic.Bool
@@ -80,7 +81,8 @@ func New(cfg Config) (*Client, error) {
 	if port == "" {
 		port = "443"
 	}
-	c := &Client{cfg: cfg, host: cmp.Or(cfg.Name, u.Hostname()), addr: net.JoinHostPort(u.Hostname(), port), base: "https://" + u.Host, answerWait: time.Minute}
+	c := &Client{cfg: cfg, host: cmp.Or(cfg.Name, u.Hostname()), addr: net.JoinHostPort(u.Hostname(), port), base: "https://" + u.Host, answerWait: time.Minute,
+		histories: make(chan struct{}, collectors)}
 	if c.tls, err = tlsConfig(cfg, u.Hostname()); err != nil {
 		return nil, err
 	}
@@ -371,7 +373,7 @@ type memory struct {
 }
 
 func (m *memory) add(values ...string) {
-	const most = 256
+	const most = 4096 // more than all runs in hand name
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, value := range values {
@@ -389,6 +391,9 @@ func (m *memory) list() secrets {
 	defer m.mu.Unlock()
 	return slices.Clone(m.all)
 }
+
+// Hide keeps secrets out of everything that vCenter or a guest says from now on, whoever has sent them: the owner of a run before this one, say.
+func (c *Client) Hide(values ...string) { c.known.add(values...) }
 
 func (c *Client) secretsOf(cl *call) secrets { return append(c.known.list(), cl.secrets...) }
 

@@ -43,7 +43,7 @@ func quoted(s string, escapeHTML bool) string {
 
 // text hides the secrets in s.
 func (s secrets) text(t string) string {
-	if len(s) == 0 {
+	if len(s) == 0 || t == "" {
 		return t
 	}
 	return s.replacer().Replace(t)

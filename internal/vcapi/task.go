@@ -95,7 +95,7 @@ func (c *Client) recentTasks(ctx context.Context, vm string) ([]Task, error) {
 	if !ok {
 		return nil, missing(virtualMachine, vm).fill("RetrievePropertiesEx", "", c.host)
 	}
-	ids := decodeVM(props).RecentTasks
+	ids := decodeVM(props, nil).RecentTasks
 	if len(ids) == 0 {
 		return nil, nil
 	}
@@ -161,8 +161,17 @@ func (c *Client) taskHistory(ctx context.Context, filter any, most int) (tasks [
 	}
 }
 
+// collectors is how many histories are read at once: vCenter allows a client 32 collectors [TaskManager.maxCollector], and refuses more with InvalidState.
+const collectors = 16
+
 // collect makes a collector, reads its pages and destroys it: vCenter allows a client few of them.
 func (c *Client) collect(ctx context.Context, s *session, filter any, most int) ([]Task, error) {
+	select {
+	case c.histories <- struct{}{}:
+		defer func() { <-c.histories }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 	var collector moRef
 	if err := c.vimIn(ctx, s, taskManager, "TaskManager", "CreateCollectorForTasks", map[string]any{"filter": filter}, &collector); err != nil {
 		return nil, err

@@ -33,7 +33,7 @@ func (c *Client) VM(ctx context.Context, vm string) (VM, error) {
 	if !ok {
 		return VM{}, missing(virtualMachine, vm).fill("RetrievePropertiesEx", "", c.host)
 	}
-	return decodeVM(props), nil
+	return decodeVM(props, c.known.list()), nil
 }
 
 // properties are an object's, by path, as they came.
@@ -171,8 +171,8 @@ func (c *Client) avoiding(paths []string, fn func(paths []string) error) error {
 	}
 }
 
-// decodeVM makes a VM of what is known of it. What is missing, or odd, stays empty.
-func decodeVM(p properties) VM {
+// decodeVM makes a VM of what is known of it, without the secrets that its guest may repeat. What is missing, or odd, stays empty.
+func decodeVM(p properties, s secrets) VM {
 	vm := VM{
 		Name:                 anyString(p["name"]),
 		InstanceUUID:         anyString(p["config.instanceUuid"]),
@@ -185,6 +185,9 @@ func decodeVM(p properties) VM {
 		GuestOperationsReady: anyBool(p["guest.guestOperationsReady"]),
 		Customization:        decodeCustomizationInfo(p["guest.customizationInfo"]),
 		PendingCustomization: anyString(p["config.tools.pendingCustomization"]),
+	}
+	if vm.Customization != nil {
+		vm.Customization.Error = s.text(vm.Customization.Error)
 	}
 	each(p["guest.net"], func(raw json.RawMessage) { vm.NICs = append(vm.NICs, decodeNIC(raw)) })
 	each(p["config.extraConfig"], func(raw json.RawMessage) {

@@ -163,7 +163,7 @@ func (p *watch) state(w *watcher) (state WatchState, ok bool) {
 		}
 		if ref == w.vm {
 			state.VMGone = o.gone
-			state.VM = decodeVM(o.props)
+			state.VM = decodeVM(o.props, p.c.known.list())
 			continue
 		}
 		state.TaskGone = o.gone

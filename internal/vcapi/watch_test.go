@@ -608,7 +608,7 @@ func FuzzProperties(f *testing.F) {
 		if task.Err != nil && task.Err.Error() == "" {
 			t.Error("an error without words")
 		}
-		for _, n := range decodeVM(p).NICs {
+		for _, n := range decodeVM(p, nil).NICs {
 			if slices.Contains(n.Addresses, "") {
 				t.Errorf("NIC %+v", n)
 			}
