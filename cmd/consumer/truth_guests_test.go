@@ -28,7 +28,6 @@ type lot struct {
 	network           bool
 	statusTells       bool // the run's outcome hangs on the guest's status
 	looked            bool // the guest is looked at after a Task's error
-	removed           bool // the VM
 
 	// The truth.
 	fails      map[string][]string // by step, the codes with which it may fail

@@ -226,16 +226,16 @@ func (r *run) mayHaveBegun(s *step, t vcapi.Task) bool {
 // guestAfter reads the guest's word once the Task has ended; empty where it does not speak of this run. A guest that still runs has the rest of
 // the step's time to come to its own end.
 func (r *run) guestAfter(ctx context.Context) (vcapi.GuestCustomization, error) {
-	g, err := r.guestStatus(ctx)
+	g, _ := r.guestStatus(ctx) // nothing, where it cannot be read
 	switch {
 	case ctx.Err() != nil:
 		return g, r.interrupted(ctx)
-	case err != nil || !r.ofThisRun(&g):
+	case !r.ofThisRun(&g):
 		return vcapi.GuestCustomization{}, nil // this channel is silent, the others tell
 	case guestEnded(g.Status):
 		return g, nil
 	}
-	err = r.watch(ctx, r.current(), "", func(w vcapi.WatchState) (bool, error) {
+	err := r.watch(ctx, r.current(), "", func(w vcapi.WatchState) (bool, error) {
 		if r.ofThisRun(w.VM.Customization) {
 			g = *w.VM.Customization
 		}
