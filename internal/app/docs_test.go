@@ -179,7 +179,7 @@ func TestOperatorPageNamesEveryMetric(t *testing.T) {
 	}
 
 	first := start()
-	slow, other := first.VMs()[1], first.VMs()[0]
+	slow := first.VMs()[1]
 	publish(slow.ID, slow.Request)
 	until(slow.ID + ".customize.started")
 	if err := first.Close(); err != nil {
@@ -188,6 +188,7 @@ func TestOperatorPageNamesEveryMetric(t *testing.T) {
 	second := start()
 	defer second.Close()
 	until(slow.ID + ".run.resumed")
+	other := second.VMs()[0] // of the second one's vCenter
 	publish(other.ID, json.RawMessage(fmt.Sprintf(`{"vm":%q}`, other.ID)))
 	until(other.ID + ".run.succeeded")
 

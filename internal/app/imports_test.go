@@ -43,6 +43,8 @@ func TestImports(t *testing.T) {
 		"cmd/consumer":             {"internal/app"},
 		"cmd/demo":                 {"internal/vcsim", "internal/events/natstest"},
 		"cmd/guestflow":            {"sandbox", "internal/app", "internal/client", "internal/events", "internal/vcapi"},
+		"docs":                     {},
+		"examples/go":              {},
 		"sandbox":                  {"internal/app", "internal/vcsim", "internal/events/natstest"},
 		"internal/app":             {"internal/handler", "internal/events", "internal/vcapi"},
 		"internal/handler":         {"internal/events", "internal/vcapi"},
