@@ -71,7 +71,7 @@ func Run(ctx context.Context, cfg Config, log zerolog.Logger) error {
 	var loops sync.WaitGroup
 	for _, v := range cfg.VCenters {
 		client, err := vcapi.New(vcapi.Config{Name: v.Name, URL: v.URL, Username: v.Username, Password: v.password, RootCAs: v.roots, Thumbprint: v.Thumbprint,
-			TravelTime: v.TravelTime, OnCall: m.call(v.Name), OnLogin: m.login(v.Name, log)})
+			TravelTime: v.TravelTime, OnCall: m.call(v.Name), OnLogin: m.login(v.Name, log), OnAnswer: answers(v.Name, log)})
 		if err != nil {
 			return fmt.Errorf("vCenter %s: %w", v.Name, err)
 		}

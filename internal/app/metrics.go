@@ -118,6 +118,17 @@ func (m *metrics) login(vcenter string, log zerolog.Logger) func(error) {
 	}
 }
 
+// answers puts a line into the log when a vCenter goes away, and one when it is back.
+func answers(vcenter string, log zerolog.Logger) func(error) {
+	return func(why error) {
+		if why != nil {
+			log.Warn().Err(why).Str("vcenter", vcenter).Msg("vCenter does not answer: its runs wait")
+			return
+		}
+		log.Info().Str("vcenter", vcenter).Msg("vCenter answers")
+	}
+}
+
 func result(err error) string {
 	if err == nil {
 		return "ok"

@@ -57,11 +57,11 @@ func (c *Client) sendOnce(ctx context.Context, gate Gate, cl *call) (ans *answer
 	began := time.Now()
 	conn, tcp, err := c.dialAct(ctx)
 	if err != nil {
-		if ctx.Err() == nil {
-			c.up.Store(false)
-		}
 		e := c.unanswered(cl, err)
 		e.Sent = NotSent
+		if ctx.Err() == nil {
+			c.seen(e)
+		}
 		c.called(cl.op, time.Since(began), e)
 		return nil, e
 	}
@@ -88,7 +88,7 @@ func (c *Client) sendOnce(ctx context.Context, gate Gate, cl *call) (ans *answer
 		return nil, c.lost(ctx, cl, fmt.Errorf("the request was sent, its answer did not come: %w", err))
 	}
 	defer func() { _ = resp.Body.Close() }()
-	c.up.Store(true)
+	c.seen(nil)
 	if ans, err = c.answered(cl, resp); err == nil {
 		_ = tcp.SetLinger(-1) // all is said: a farewell in order
 	}
@@ -141,11 +141,14 @@ func (c *Client) held(cl *call, err error) *Error {
 
 // lost is the error of an act whose answer did not come.
 func (c *Client) lost(ctx context.Context, cl *call, err error) *Error {
-	if ctx.Err() != nil {
+	ended := ctx.Err() != nil
+	if ended {
 		err = errors.Join(context.Cause(ctx), err)
-	} else {
-		c.up.Store(false)
 	}
 	e := &Error{Class: Transient, Sent: Unknown, Message: c.hide(cl, err.Error()), Err: c.clean(cl, err)}
-	return e.fill(cl.op, cl.endpoint(), c.host)
+	e.fill(cl.op, cl.endpoint(), c.host)
+	if !ended {
+		c.seen(e)
+	}
+	return e
 }

@@ -54,7 +54,7 @@ type Client struct {
 	lacks     names         // properties that this vCenter does not have
 
 	watch      *watch
-	up         atomic.Bool
+	up         atomic.Int32  // downNow or upNow; zero: not known yet
 	answerWait time.Duration // how long the answer to an act is awaited
 }
 
@@ -163,7 +163,24 @@ func (c *Client) Close(ctx context.Context) {
 
 // Up tells whether vCenter answered the last call, or the last long poll, and takes this client's login. Another error is an answer too.
 func (c *Client) Up() bool {
-	return c.up.Load() && !c.vimLogin.turnedAway() && !c.restLogin.turnedAway()
+	return c.up.Load() == upNow && !c.vimLogin.turnedAway() && !c.restLogin.turnedAway()
+}
+
+// Whether vCenter answers.
+const (
+	downNow = 1
+	upNow   = 2
+)
+
+// seen notes whether vCenter did, and tells where that is news. why is why it did not, nil where it did.
+func (c *Client) seen(why error) {
+	now := int32(upNow)
+	if why != nil {
+		now = downNow
+	}
+	if before := c.up.Swap(now); before != now && c.cfg.OnAnswer != nil {
+		c.cfg.OnAnswer(why)
+	}
 }
 
 // call is one request.
@@ -238,13 +255,14 @@ func (c *Client) exchange(ctx context.Context, hc *http.Client, cl *call) (ans *
 	defer func() { c.called(cl.op, time.Since(began), err) }()
 	resp, err := hc.Do(req)
 	if err != nil {
+		failed := c.unanswered(cl, err)
 		if ctx.Err() == nil {
-			c.up.Store(false)
+			c.seen(failed)
 		}
-		return nil, c.unanswered(cl, err)
+		return nil, failed
 	}
 	defer func() { _ = resp.Body.Close() }()
-	c.up.Store(true)
+	c.seen(nil)
 	if ans, err = c.answered(cl, resp); err == nil && cl.inside != nil {
 		if e := cl.inside(ans.body, c.secretsOf(cl)); e != nil {
 			e.Status = ans.status

@@ -7,12 +7,15 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/guestflow/guestflow/internal/vcsim"
 )
 
 func TestConfig(t *testing.T) {
@@ -492,5 +495,38 @@ func TestLoginOddities(t *testing.T) {
 	_, err = newClient(t, cfg).Now(context.Background())
 	if e := asError(t, err); !errors.Is(err, unreadable) || e.Sent != NotSent || e.Class != SessionLost {
 		t.Errorf("got %v", err)
+	}
+}
+
+// Whether vCenter answers is told once per change, with the reason.
+func TestOnAnswer(t *testing.T) {
+	t.Parallel()
+	v, err := vcsim.Start(vcsim.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	v.Stop()
+	told := make(chan error, 100)
+	c := newClient(t, Config{URL: v.URL(), Username: v.Username(), Password: func() (string, error) { return v.Password(), nil }, Thumbprint: v.Thumbprint(),
+		OnAnswer: func(why error) { told <- why }})
+	for _, stopped := range []bool{true, true, false, false, true} {
+		if stopped {
+			v.Stop()
+			v.CutConnections()
+		} else {
+			v.Resume()
+		}
+		if _, err := c.Now(context.Background()); (err != nil) != stopped || c.Up() == stopped {
+			t.Errorf("stopped %t: %v, up %t", stopped, err, c.Up())
+		}
+	}
+	close(told)
+	var all []bool
+	for why := range told {
+		all = append(all, why == nil)
+	}
+	if !slices.Equal(all, []bool{false, true, false}) {
+		t.Errorf("told %v", all)
 	}
 }

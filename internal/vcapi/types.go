@@ -32,6 +32,8 @@ type Config struct {
 
 	// OnCall, where set, is told of every call. endpoint is a bounded label such as "CustomizeGuest_Task" or "GET guest/customization".
 	OnCall func(endpoint string, took time.Duration, err error)
+	// OnAnswer, where set, is told when vCenter no longer answers, and why, and with nil when it answers again, or for the first time.
+	OnAnswer func(why error)
 	// OnLogin, where set, is told of every login, with nil when it succeeded.
 	OnLogin func(err error)
 }
