@@ -1,9 +1,13 @@
-// Asks guestflow for a run on one VM and waits for its end:
+// Asks guestflow for a run on one VM and waits for its end; asks how a VM stands; cancels a run:
 //
-//   node submit.mjs lab vm-42 request.json [id]
+//   node submit.mjs submit lab vm-42 request.json [id]
+//   node submit.mjs ask lab vm-42
+//   node submit.mjs cancel lab vm-42 id
 //
 // request.json is the data of the request without "vm"; see schemas/requested.v1.json. The same id again is the same run, never a second one.
-// Settings: NATS_URL, NATS_USER, NATS_PASSWORD, NATS_INBOX_PREFIX. Exit code 0: succeeded, 1: failed, canceled or rejected, 2: not known.
+// It needs the permissions of the publisher's role alone (docs/nats-permissions.md): it hears core NATS, and asks the stream whether what it heard is so.
+// Settings: NATS_URL, NATS_USER, NATS_PASSWORD, NATS_INBOX_PREFIX. Exit code 0: succeeded, 1: failed, 2: rejected, 3: canceled, 4: not known; of a cancel
+// 0: canceled, 1: it ended otherwise, 2: rejected.
 import { readFile } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
 import { randomUUID } from "node:crypto";
@@ -39,66 +43,94 @@ async function publish(js, subject, event) {
   }
 }
 
-async function submit(nc, vcenter, vm, data, id) {
-  const event = new CloudEvent({ id, source, type: `${prefix}requested.v1`, subject: vm, datacontenttype: "application/json", data: { vm, ...data } });
+function event(kind, id, vm, data) {
+  return new CloudEvent({ id, source, type: `${prefix}${kind}.v1`, subject: vm, datacontenttype: "application/json", data });
+}
+
+// last is the newest event on a subject; its data is the whole run. Nothing where there is none.
+async function last(nc, subject) {
+  const m = await nc.request(`$JS.API.DIRECT.GET.GUESTFLOW_EVENTS.${subject}`, "", { timeout: 5000 });
+  return m.headers?.get("Nats-Sequence") ? read(m) : undefined;
+}
+
+// follow publishes an event, shows what becomes of the run of the request id, and returns its end.
+async function follow(nc, vcenter, vm, id, subject, message) {
   const subjects = [`guestflow.events.${vcenter}.${vm}.>`, `guestflow.rejections.${vcenter}.${vm}`];
   const heard = [];
   let wake = () => {};
   const hear = (err, m) => {
-    heard.push(err ?? m);
+    try {
+      heard.push(err ?? read(m));
+    } catch (why) {
+      console.error(`not an event, on ${m.subject}: ${why.message}`);
+    }
     wake();
   };
-  // ask reads the last event and the last rejection of the VM: of a run that ended before, or while the connection was away.
-  const ask = async () => {
-    for (const subject of subjects) {
-      const m = await nc.request(`$JS.API.DIRECT.GET.GUESTFLOW_EVENTS.${subject}`, "", { timeout: 5000 }).catch(() => undefined);
-      if (m?.headers?.get("Nats-Sequence")) hear(undefined, m);
-    }
-  };
-  for (const subject of subjects) nc.subscribe(subject, { callback: hear }); // before publishing: what is published earlier is not heard
+  for (const s of subjects) nc.subscribe(s, { callback: hear }); // before publishing: what is published earlier is not heard
   await nc.flush();
-  const { seq } = await publish(jetstream(nc), `guestflow.requests.${vcenter}.${vm}`, event);
-  await ask();
+  const { seq } = await publish(jetstream(nc), subject, message);
+  const ask = async () => {
+    for (const s of subjects) {
+      const e = await last(nc, s).catch(() => undefined);
+      if (e) heard.push(e);
+    }
+    wake();
+  };
+  await ask(); // it may have ended before
   (async () => {
     for await (const s of nc.status()) if (s.type === "reconnect") await ask();
   })();
   const seen = new Set();
   for (;;) {
     while (heard.length === 0) await new Promise((resolve) => (wake = resolve));
-    const m = heard.shift();
-    if (m instanceof Error) throw m;
-    let e;
-    try {
-      e = read(m);
-    } catch (err) {
-      console.error(`not an event, on ${m.subject}: ${err.message}`);
-      continue;
-    }
-    if (seen.has(`${e.source}\n${e.id}`)) continue;
-    seen.add(`${e.source}\n${e.id}`);
+    const e = heard.shift();
+    if (e instanceof Error) throw e;
+    const name = `${e.source}\n${e.id}`;
+    if (seen.has(name)) continue;
     if (e.id === `rejected.${seq}`) return e;
     if (e.data.request?.source !== source || e.data.request?.id !== id) continue; // another run of this VM
-    console.log(e.time, e.type.slice(prefix.length, -".v1".length));
-    if (/\.run\.(succeeded|failed|canceled)\.v1$/.test(e.type)) return e;
+    if (/\.run\.(succeeded|failed|canceled)\.v1$/.test(e.type)) {
+      // Core NATS also hands out what the stream then refuses: the end is what the stream holds.
+      const kind = e.type.slice(prefix.length, -".v1".length);
+      for (let tries = 0; tries < 20; tries++, await sleep(100)) {
+        const stored = await last(nc, `guestflow.events.${vcenter}.${vm}.${kind}`);
+        if (stored?.id !== e.id) continue;
+        console.log(kind);
+        return e;
+      }
+      continue; // refused: its owner has lost the VM, and another's events follow
+    }
+    seen.add(name);
+    console.log(e.type.slice(prefix.length, -".v1".length));
   }
 }
 
-const [vcenter, vm, file, id = randomUUID()] = process.argv.slice(2);
-if (!file) {
-  console.error("usage: node submit.mjs <vcenter> <vm> <request.json> [id]");
-  process.exit(2);
+const [command, vcenter, vm, what, id = randomUUID()] = process.argv.slice(2);
+if (!vm || !(command === "ask" || ((command === "submit" || command === "cancel") && what))) {
+  console.error("usage: submit VCENTER VM FILE [ID] | ask VCENTER VM | cancel VCENTER VM ID");
+  process.exit(4);
 }
 let nc;
 try {
-  const data = JSON.parse(await readFile(file, "utf8"));
   nc = await connect({ servers: (env.NATS_URL ?? "nats://127.0.0.1:4222").split(","), user: env.NATS_USER, pass: env.NATS_PASSWORD,
     inboxPrefix: env.NATS_INBOX_PREFIX, maxReconnectAttempts: -1 });
-  const end = await submit(nc, vcenter, vm, data, id);
-  console.log(end.data.status, end.data.error ? `${end.data.error.code}: ${end.data.error.message}` : "");
-  process.exitCode = end.data.status === "succeeded" ? 0 : 1;
+  let end;
+  if (command === "ask") {
+    end = await last(nc, `guestflow.events.${vcenter}.${vm}.>`);
+    if (!end) throw new Error(`${vm} has no event`);
+  } else if (command === "cancel") {
+    const request = { source, id: what };
+    end = await follow(nc, vcenter, vm, what, `guestflow.cancels.${vcenter}.${vm}`, event("cancel.requested", id, vm, { vm, request, reason: "no longer wanted" }));
+  } else {
+    const data = { ...JSON.parse(await readFile(what, "utf8")), vm };
+    end = await follow(nc, vcenter, vm, id, `guestflow.requests.${vcenter}.${vm}`, event("requested", id, vm, data));
+  }
+  console.log(end.data.status, end.data.error?.code ?? "");
+  process.exitCode = { running: 0, succeeded: command === "cancel" ? 1 : 0, failed: 1, rejected: 2, canceled: command === "submit" ? 3 : 0 }[end.data.status];
+  if (command === "ask") process.exitCode = 0;
 } catch (err) {
-  console.error(`request ${id}: ${err.message}`);
-  process.exitCode = 2;
+  console.error(`${command} ${vm}: ${err.message}`);
+  process.exitCode = 4;
 } finally {
   await nc?.close();
 }

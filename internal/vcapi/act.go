@@ -145,8 +145,7 @@ func (c *Client) lost(ctx context.Context, cl *call, err error) *Error {
 	if ended {
 		err = errors.Join(context.Cause(ctx), err)
 	}
-	e := &Error{Class: Transient, Sent: Unknown, Message: c.hide(cl, err.Error()), Err: c.clean(cl, err)}
-	e.fill(cl.op, cl.endpoint(), c.host)
+	e := (&Error{Class: Transient, Sent: Unknown, Message: c.hide(cl, err.Error()), Err: c.clean(cl, err)}).fill(cl.op, cl.endpoint(), c.host)
 	if !ended {
 		c.seen(e)
 	}

@@ -1,0 +1,218 @@
+package docs_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"gopkg.in/yaml.v3"
+
+	"github.com/guestflow/guestflow/internal/events"
+	"github.com/guestflow/guestflow/schemas"
+)
+
+// errors.md has every code of the contract, once, with all its cells; the schema has the same.
+func TestErrorCodes(t *testing.T) {
+	t.Parallel()
+	var run struct {
+		Properties struct {
+			Error struct {
+				Properties struct{ Code struct{ Enum []string } }
+			}
+		}
+	}
+	source, err := schemas.Source(schemas.Run)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(source, &run); err != nil {
+		t.Fatal(err)
+	}
+	codes := constants(t, "Code")
+	if enum := slices.Sorted(slices.Values(run.Properties.Error.Properties.Code.Enum)); !slices.Equal(enum, codes) {
+		t.Errorf("the schema has the codes %s, events %s", enum, codes)
+	}
+	var listed []string
+	for line := range strings.Lines(read(t, "errors.md")) {
+		cells := strings.Split(strings.Trim(strings.TrimSpace(line), "|"), " | ")
+		if !strings.HasPrefix(line, "| `") {
+			continue
+		}
+		code := strings.Trim(cells[0], " `")
+		listed = append(listed, code)
+		if len(cells) != 5 || slices.ContainsFunc(cells, func(c string) bool { return strings.TrimSpace(c) == "" }) {
+			t.Errorf("%s: want code, from, again, cause, cure", code)
+		} else if !slices.Contains([]string{"yes", "no", "depends"}, cells[2]) {
+			t.Errorf("%s: again is %q", code, cells[2])
+		}
+	}
+	if slices.Sort(listed); !slices.Equal(listed, codes) {
+		t.Errorf("errors.md has %s, the contract %s", listed, codes)
+	}
+}
+
+// asyncAPI is what a test reads of the file.
+type asyncAPI struct {
+	AsyncAPI string
+	Channels map[string]struct {
+		Address    string
+		Parameters map[string]reference
+		Messages   map[string]reference
+	}
+	Operations map[string]struct {
+		Action  string
+		Channel reference
+	}
+	Components struct {
+		Parameters map[string]struct{ Enum []string }
+		Messages   map[string]struct {
+			Name    string
+			Payload struct {
+				AllOf []struct {
+					Properties struct {
+						Type struct{ Const string }
+						Data reference
+					}
+				} `yaml:"allOf"`
+			}
+		}
+	}
+}
+
+type reference struct {
+	Ref string `yaml:"$ref"`
+}
+
+// asyncapi.yaml has the subjects, kinds and schemas of the code, and no others, and every reference leads somewhere.
+func TestAsyncAPI(t *testing.T) {
+	t.Parallel()
+	var doc asyncAPI
+	var tree any
+	page := []byte(read(t, "asyncapi.yaml"))
+	if err := yaml.Unmarshal(page, &doc); err != nil {
+		t.Fatal(err)
+	}
+	if err := yaml.Unmarshal(page, &tree); err != nil {
+		t.Fatal(err)
+	}
+	references(t, tree, tree)
+	address := map[string]string{"requests": events.RequestSubject("{vcenter}", "{vm}"), "cancels": events.CancelSubject("{vcenter}", "{vm}"),
+		"events": events.EventSubject("{vcenter}", "{vm}", "{step}.{verb}"), "rejections": events.RejectionSubject("{vcenter}", "{vm}"),
+		"deadletters": events.DeadletterSubject("{vcenter}", "{vm}")}
+	action := map[string]string{"requests": "receive", "cancels": "receive", "events": "send", "rejections": "send", "deadletters": "send"}
+	channelOf := map[string]string{}
+	for name, c := range doc.Channels {
+		if c.Address != address[name] {
+			t.Errorf("channel %s is %s, the code has %s", name, c.Address, address[name])
+		}
+		for _, m := range c.Messages {
+			channelOf[last(m.Ref)] = name
+		}
+		for _, parameter := range regexp.MustCompile(`\{(\w+)\}`).FindAllStringSubmatch(c.Address, -1) {
+			if last(c.Parameters[parameter[1]].Ref) != parameter[1] {
+				t.Errorf("channel %s says nothing of {%s}", name, parameter[1])
+			}
+		}
+	}
+	for name, o := range doc.Operations {
+		if want := action[last(o.Channel.Ref)]; o.Action != want {
+			t.Errorf("operation %s on %s is %s, not %s", name, o.Channel.Ref, o.Action, want)
+		}
+		delete(action, last(o.Channel.Ref))
+	}
+	if len(doc.Channels) != len(address) || len(action) > 0 {
+		t.Errorf("%d channels, want %d; without an operation: %v", len(doc.Channels), len(address), action)
+	}
+	steps, verbs := map[string]bool{}, map[string]bool{}
+	var kinds []string
+	for name, m := range doc.Components.Messages {
+		kind := strings.TrimSuffix(strings.TrimPrefix(m.Name, prefix), ".v1")
+		schema, channel := schemas.Run, "events"
+		switch kind {
+		case "requested":
+			schema, channel = schemas.Requested, "requests"
+		case "cancel.requested":
+			schema, channel = schemas.CancelRequested, "cancels"
+		case "rejected":
+			channel = "rejections"
+		case "deadletter":
+			if channelOf[name] != "deadletters" {
+				t.Errorf("message %s is on channel %q", name, channelOf[name])
+			}
+			continue
+		default:
+			step, verb, _ := strings.Cut(kind, ".")
+			steps[step], verbs[verb] = true, true
+		}
+		kinds = append(kinds, kind)
+		if m.Name != events.Type(events.Kind(kind)) || channelOf[name] != channel || len(m.Payload.AllOf) != 2 {
+			t.Errorf("message %s is %s on channel %q", name, m.Name, channelOf[name])
+			continue
+		}
+		if p := m.Payload.AllOf[1].Properties; p.Type.Const != m.Name || p.Data.Ref != "../schemas/"+schema+".json" {
+			t.Errorf("message %s has the payload %+v", name, p)
+		}
+	}
+	if slices.Sort(kinds); !slices.Equal(kinds, constants(t, "Kind")) {
+		t.Errorf("messages for %s, the code has %s", kinds, constants(t, "Kind"))
+	}
+	if want := slices.Sorted(maps.Keys(steps)); !slices.Equal(doc.Components.Parameters["step"].Enum, want) {
+		t.Errorf("steps %s, want %s", doc.Components.Parameters["step"].Enum, want)
+	}
+	if want := slices.Sorted(maps.Keys(verbs)); !slices.Equal(doc.Components.Parameters["verb"].Enum, want) {
+		t.Errorf("verbs %s, want %s", doc.Components.Parameters["verb"].Enum, want)
+	}
+}
+
+func last(ref string) string { return ref[strings.LastIndexByte(ref, '/')+1:] }
+
+// references follows every $ref.
+func references(t *testing.T, root, node any) {
+	t.Helper()
+	switch node := node.(type) {
+	case []any:
+		for _, n := range node {
+			references(t, root, n)
+		}
+	case map[string]any:
+		ref, ok := node["$ref"].(string)
+		inside, local := strings.CutPrefix(ref, "#/")
+		switch {
+		case ok && local:
+			at := root
+			for token := range strings.SplitSeq(inside, "/") {
+				at, _ = at.(map[string]any)[token]
+			}
+			if at == nil {
+				t.Errorf("%s leads nowhere", ref)
+			}
+		case ok:
+			if _, err := os.Stat(filepath.FromSlash(ref)); err != nil {
+				t.Error(err)
+			}
+		}
+		for key, n := range node {
+			if key != "$ref" {
+				references(t, root, n)
+			}
+		}
+	}
+}
+
+// Every link of these pages leads to a file that is there.
+func TestLinks(t *testing.T) {
+	t.Parallel()
+	for _, page := range []string{"integrator.md", "events.md", "errors.md"} {
+		for _, link := range regexp.MustCompile(`\]\(([^)#:]+)(#[^)]*)?\)`).FindAllStringSubmatch(read(t, page), -1) {
+			if _, err := os.Stat(filepath.FromSlash(link[1])); err != nil {
+				t.Error(fmt.Errorf("%s: %w", page, err))
+			}
+		}
+	}
+}
