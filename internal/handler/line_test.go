@@ -335,8 +335,9 @@ func TestStopUnanswered(t *testing.T) {
 					inBriefWorld(t, secrets, func(w *world) {
 						w.vm.customize, w.vm.network = 10*time.Minute, 10*time.Minute
 						w.vm.programs["/usr/bin/first"] = program{takes: 10 * time.Minute}
-						r.op, r.times = s.call+" sent", 1
-						w.vc.on(r)
+						first := r
+						first.op, first.times = s.call+" sent", 1
+						w.vc.on(first)
 						if goesOn {
 							w.vc.on(rule{op: s.call, times: 1})
 							w.vc.on(rule{op: s.call, err: vcError("NotSupported", 500, vcapi.Permanent)})
