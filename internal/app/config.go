@@ -226,6 +226,10 @@ func userKey(key, file string, jwt bool) []error {
 	if file == "" || err != nil {
 		return nil // absent, or named as unreadable already
 	}
+	const most = 64 << 10 // of such files
+	if len(content) > most {
+		return []error{fmt.Errorf("%s: %s has %d bytes: it is no file with a user's key", key, file, len(content))}
+	}
 	if token, err := nkeys.ParseDecoratedJWT(content); jwt && (err != nil || strings.Count(token, ".") != 2) {
 		return []error{fmt.Errorf("%s: %s holds no user JWT: it is the file that nsc writes for a user", key, file)}
 	}

@@ -107,6 +107,10 @@ func TestLoadConfigNamesEveryFault(t *testing.T) {
 
 func TestLoadConfigRefusesOne(t *testing.T) {
 	t.Parallel()
+	garbage := filepath.Join(t.TempDir(), "garbage")
+	if err := os.WriteFile(garbage, []byte("no key, no certificate"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, test := range []struct {
 		name   string
 		change map[string]string
@@ -121,9 +125,9 @@ func TestLoadConfigRefusesOne(t *testing.T) {
 		{"a duration without a unit", map[string]string{"GUESTFLOW_ACK_WAIT": "30"}, `GUESTFLOW_ACK_WAIT: "30" is not a duration such as`},
 		{"neither true nor false", map[string]string{"GUESTFLOW_PROVISION": "maybe"}, `GUESTFLOW_PROVISION: "maybe" is neither true nor false`},
 		{"no secrets folder", map[string]string{"GUESTFLOW_SECRETS_DIR": "/nowhere"}, `GUESTFLOW_SECRETS_DIR: open /nowhere`},
-		{"no creds", map[string]string{"NATS_CREDS_FILE": os.Args[0]}, `NATS_CREDS_FILE: `},
-		{"no nkey", map[string]string{"NATS_NKEY_FILE": os.Args[0]}, `holds no seed of a user's key`},
-		{"no key pair", map[string]string{"NATS_CERT_FILE": os.Args[0], "NATS_KEY_FILE": os.Args[0]}, `NATS_CERT_FILE: `},
+		{"no creds", map[string]string{"NATS_CREDS_FILE": garbage}, `NATS_CREDS_FILE: `},
+		{"no nkey", map[string]string{"NATS_NKEY_FILE": garbage}, `holds no seed of a user's key`},
+		{"no key pair", map[string]string{"NATS_CERT_FILE": garbage, "NATS_KEY_FILE": garbage}, `NATS_CERT_FILE: `},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
