@@ -12,11 +12,14 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-10s %s\n", $$1, $$2}'
 
 .PHONY: build
-build: ## the service and the command, each one static binary: bin/consumer, bin/guestflow
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/consumer ./cmd/guestflow
+build: consumer guestflow ## the service and the command, each one static binary: bin/consumer, bin/guestflow
+
+.PHONY: consumer guestflow
+consumer guestflow:
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/$@ ./cmd/$@
 
 .PHONY: demo
-demo: build ## NATS, a simulated vCenter and the service: three requests, their events as they come; ends by itself
+demo: consumer ## NATS, a simulated vCenter and the service: three requests, their events as they come; ends by itself
 	$(GO) build -o bin/demo ./cmd/demo
 	bin/demo -consumer bin/consumer
 
@@ -41,7 +44,7 @@ $(LINT): tools/lint/go.mod tools/lint/go.sum
 	cd tools/lint && $(GO) build -o ../../$(LINT) github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 
 .PHONY: unit
-unit: build ## the tests alone
+unit: consumer ## the tests alone
 	$(GO) test -race -shuffle=on -timeout 12m ./...
 
 .PHONY: cover

@@ -53,12 +53,11 @@ func blocks(page string) (all []block) {
 func programs(t *testing.T) string {
 	t.Helper()
 	bin := t.TempDir()
-	for cgo, args := range map[string][]string{ // with the flags of make build, and of the other test that builds nats: what they compiled is used
-		"CGO_ENABLED=0": {"build", "-trimpath", "-ldflags", "-s -w", "-o", bin, "../cmd/guestflow"},
-		"":              {"build", "-C", "../tools/nats", "-o", filepath.Join(bin, "nats"), "github.com/nats-io/natscli/nats"},
+	for _, args := range [][]string{ // with the flags of the other tests that build them: what they compiled is used
+		{"build", "-race", "-o", bin, "../cmd/guestflow"},
+		{"build", "-C", "../tools/nats", "-o", filepath.Join(bin, "nats"), "github.com/nats-io/natscli/nats"},
 	} {
 		cmd := exec.CommandContext(patient(t), "go", args...)
-		cmd.Env = append(os.Environ(), cgo)
 		if said, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("go %s: %v\n%s", strings.Join(args, " "), err, said)
 		}

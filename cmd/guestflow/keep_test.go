@@ -103,6 +103,13 @@ func TestReplayIsTheOriginal(t *testing.T) {
 		m.Header["Nats-Msg-Id"] != nil || m.Header["Nats-Expected-Last-Sequence"] != nil || m.Header["Guestflow-Code"] != nil {
 		t.Errorf("replayed: %q %s", m.Header, m.Data)
 	}
+	// What guestflow did not write stops its VM, and only that one: it is shown with the way out.
+	if _, err := nc.Request("guestflow.events.lab.vm-7.run.failed", []byte("a forgery"), patience); err != nil {
+		t.Fatal(err)
+	}
+	s.read("status").want(t, 0, "unreadable", "nats stream rmm GUESTFLOW_EVENTS ", "vm-42")
+	s.do("status").want(t, 0, `"status":"unreadable"`)
+	s.read("status", "vm-7").want(t, 4, "nats stream rmm GUESTFLOW_EVENTS ")
 	// It waits for a service: the fleet shows it.
 	s.read("status").want(t, 0, "queued", "1/2")
 	s.read("status", "vm-42").want(t, 0, "queued", "1 from /a b")

@@ -39,7 +39,7 @@ it shows the fleet, a line for each VM of the vCenter (of all vCenters, where no
 type standing struct {
 	VCenter string `json:"vcenter"`
 	VM      string `json:"vm"`
-	// Status is queued, or that of the run.
+	// Status is queued, that of the run, or unreadable.
 	Status     string      `json:"status"`
 	Step       string      `json:"step,omitempty"` // that a running run is in
 	Unfinished *int        `json:"unfinished,omitempty"`
@@ -48,6 +48,7 @@ type standing struct {
 	Event      events.Kind `json:"event,omitempty"` // the last one
 	At         *time.Time  `json:"at,omitempty"`
 	Run        *events.Run `json:"run,omitempty"` // as it stands after that
+	Problem    string      `json:"problem,omitempty"`
 }
 
 type queued struct {
@@ -59,6 +60,10 @@ type queued struct {
 
 func standingOf(s *client.Standing) standing {
 	v := standing{VCenter: s.VCenter, VM: s.VM, Status: "unknown"}
+	if s.Unreadable != nil {
+		v.Status, v.Problem = "unreadable", s.Unreadable.Error()
+		return v
+	}
 	if s.Unfinished >= 0 {
 		v.Unfinished, v.Limit = &s.Unfinished, &s.Limit
 	}
@@ -220,8 +225,8 @@ func (c *cli) steps(r *events.Run) {
 
 func (c *cli) statusOfAll(ctx context.Context, only []string) error {
 	for _, s := range only {
-		if !slices.Contains([]string{"queued", "running", "succeeded", "failed", "canceled"}, s) {
-			return fmt.Errorf("--only %s: one of queued, running, succeeded, failed, canceled", s)
+		if !slices.Contains([]string{"queued", "running", "succeeded", "failed", "canceled", "unreadable"}, s) {
+			return fmt.Errorf("--only %s: one of queued, running, succeeded, failed, canceled, unreadable", s)
 		}
 	}
 	conn, err := c.dial(ctx, awayFor)
@@ -286,6 +291,7 @@ func (c *cli) fleet(all []standing, now time.Time) {
 		if v.Unfinished != nil {
 			row[6] = fmt.Sprintf("%d/%d", *v.Unfinished, *v.Limit)
 		}
+		row[7] = flat(v.Problem)
 		if r := v.Run; r != nil {
 			row[2] = or(flat(r.VMName), "-")
 			row[4] = or(v.Step, "-")

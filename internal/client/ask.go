@@ -23,6 +23,8 @@ type Standing struct {
 	VCenter string
 	VM      string
 	Last    *Event // nil where the journal holds nothing of the VM
+	// Unreadable is why Last is nil although the journal holds something; of the fleet alone.
+	Unreadable *UnreadableError
 	// Unfinished is how many requests the VM has in the requests stream, the one in hand included, and Limit how many it may have. -1: not known.
 	Unfinished, Limit int
 	Queue             []events.Queued // of one VM alone: those requests, oldest first
@@ -36,11 +38,26 @@ func (c *Client) Last(ctx context.Context, vcenter, vm string) (*Event, error) {
 	}
 	e, err := decode(s.Subject, s.Header, s.Data)
 	if err != nil {
-		return nil, err
+		return nil, &UnreadableError{Seq: s.Seq, Err: err}
 	}
 	e.Seq = s.Seq
 	return e, nil
 }
+
+// UnreadableError says that the last message of a VM's journal was not written by guestflow: the VM stands still until it is removed.
+type UnreadableError struct {
+	Seq uint64 // in the events stream
+	Err error
+}
+
+// Error says how the VM gets going again.
+func (e *UnreadableError) Error() string {
+	return fmt.Sprintf("event %d cannot be read, so guestflow did not write it; the VM goes on when it is removed: nats stream rmm %s %d: %v",
+		e.Seq, events.EventsStream, e.Seq, e.Err)
+}
+
+// Unwrap gives why it cannot be read.
+func (e *UnreadableError) Unwrap() error { return e.Err }
 
 // Began is the sequence in the events stream at which the VM's run in hand was accepted; 0 where no run is in hand.
 func (c *Client) Began(ctx context.Context, vcenter, vm string) (uint64, error) {
@@ -122,6 +139,9 @@ func (c *Client) Fleet(ctx context.Context, vcenter string) ([]*Standing, error)
 	for _, s := range all {
 		group.Go(func() (err error) {
 			s.Last, err = c.Last(asking, vcenter, s.VM)
+			if errors.As(err, &s.Unreadable) { // the others stand as they stand
+				return nil
+			}
 			return err
 		})
 	}
