@@ -113,6 +113,9 @@ func TestFailures(t *testing.T) {
 				e.FaultValue = &types.InvalidVmState{}
 				w.vc.on(rule{op: "CustomizeGuest sent", err: e})
 			}},
+		{name: "sessions that are lost again and again", request: only(`"network":{"timeout":"1m"}`), step: "network", code: events.StepTimeout, retry: true,
+			vsphere: "NotAuthenticated", kinds: "network.starting network.starting run.failed",
+			world: refusal("StartGuestNetwork", "NotAuthenticated", 500, vcapi.SessionLost, 0)},
 		{name: "tools say no for too long", request: only(`"network":{"timeout":"5m"}`), step: "network", code: events.InvalidState, retry: true,
 			vsphere: "InvalidState", kinds: "network.starting network.starting run.failed",
 			world: refusal("StartGuestNetwork", "InvalidState", 500, vcapi.Transient, 0)},

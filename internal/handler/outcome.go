@@ -271,8 +271,8 @@ func (r *run) timeError(code events.Code, s *step, message string) *stepError {
 		return f
 	}
 	f.message += fmt.Sprintf(", waiting for %s", r.state.Waiting)
-	if v := new(vcapi.Error); code == events.StepTimeout && *s.state != events.Running && errors.As(r.lastErr, &v) {
-		f.code = r.outcome(s, v).code // it was turned away all the time
+	if v := new(vcapi.Error); code == events.StepTimeout && *s.state != events.Running && errors.As(r.lastErr, &v) && v.Class != vcapi.SessionLost {
+		f.code = r.outcome(s, v).code // it was turned away all the time; a session that is lost is renewed, and tells nothing
 	}
 	if loginRefused(r.lastErr) {
 		f.code, f.retryable = events.Unauthenticated, false
