@@ -153,7 +153,7 @@ func (r *run) customized(ctx context.Context) error {
 	lost := r.lostTools(s, task)
 	switch {
 	case lost: // how far the guest came nobody knows: it is not simply done again
-		failure = r.failure(s, fmt.Errorf("%s %s: %w", task.Name, task.ID, task.Err))
+		failure = r.failure(s, fmt.Errorf("%s: %w", task.ID, task.Err))
 	case err != nil:
 		return err
 	}

@@ -67,7 +67,7 @@ func TestFaults(t *testing.T) {
 					if err != nil || seq != 1 {
 						t.Fatalf("append: %d, %v", seq, err)
 					}
-					time.Sleep(2 * time.Minute) // what was held up has arrived
+					<-time.After(2 * time.Minute) // what was held up has arrived
 					if n := len(s.All()); n != 1 {
 						t.Errorf("%d events stored", n)
 					}
@@ -176,7 +176,7 @@ func TestWindow(t *testing.T) {
 			if _, err := add(t.Context(), c, 0, "id", 1); err != nil {
 				t.Fatal(err)
 			}
-			time.Sleep(time.Hour)
+			<-time.After(time.Hour)
 			if seq, err := add(t.Context(), c, 0, "id", 1); err != nil || seq != 1 {
 				t.Errorf("the same append long after: %d, %v", seq, err)
 			}
