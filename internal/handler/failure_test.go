@@ -6,8 +6,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vmware/govmomi/vim25/types"
-
 	"github.com/guestflow/guestflow/internal/events"
 	"github.com/guestflow/guestflow/internal/events/memstore"
 	"github.com/guestflow/guestflow/internal/vcapi"
@@ -109,9 +107,7 @@ func TestFailures(t *testing.T) {
 			world: refusal("CustomizeGuest", "TaskInProgress", 500, vcapi.Transient, 0)},
 		{name: "in a state that is none of ours", step: "customize", code: events.InvalidState, vsphere: "InvalidVmState",
 			kinds: "check.completed customize.starting run.failed", world: func(w *world) {
-				e := vcError("InvalidVmState", 500, vcapi.Permanent)
-				e.FaultValue = &types.InvalidVmState{}
-				w.vc.on(rule{op: "CustomizeGuest sent", err: e})
+				w.vc.on(rule{op: "CustomizeGuest sent", err: vcError("InvalidVmState", 500, vcapi.Permanent)})
 			}},
 		{name: "sessions that are lost again and again", request: only(`"network":{"timeout":"1m"}`), step: "network", code: events.StepTimeout, retry: true,
 			vsphere: "NotAuthenticated", kinds: "network.starting network.starting run.failed",

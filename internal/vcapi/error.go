@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
-
-	"github.com/vmware/govmomi/vim25/types"
 )
 
 // Class says what an error of vCenter means for what the caller wanted. What the caller does about it is the caller's decision.
@@ -78,10 +76,9 @@ type Error struct {
 	Data             json.RawMessage   // REST data; of a fault its body without the members that all faults have
 	Challenge        string            // REST challenge
 
-	FaultValue types.BaseMethodFault // the fault decoded by govmomi, nil where it knows no such type
-	Class      Class
-	Sent       Sent
-	Err        error // beneath: the transport's error, or the gate's
+	Class Class
+	Sent  Sent
+	Err   error // beneath: the transport's error, or the gate's
 }
 
 // Error reads "CustomizeGuest_Task: vcenter vc1: TaskInProgress (HTTP 500): words".
@@ -115,10 +112,4 @@ func (e *Error) Error() string {
 func (e *Error) Unwrap() error { return e.Err }
 
 // InvalidState tells whether the fault is of the InvalidState family: the call does not fit what the VM, or its host, is doing now.
-func (e *Error) InvalidState() bool {
-	_, is := e.FaultValue.(types.BaseInvalidState)
-	return is
-}
-
-// Fault lets govmomi's fault.As, fault.Is and fault.In work on an Error. It is nil where the fault's type is not known.
-func (e *Error) Fault() types.BaseMethodFault { return e.FaultValue }
+func (e *Error) InvalidState() bool { return families[e.Name] == invalidState }

@@ -6,12 +6,9 @@ import (
 	"fmt"
 	"html"
 	"net/http"
-	"reflect"
 	"regexp"
 	"strings"
 	"unicode"
-
-	"github.com/vmware/govmomi/vim25/types"
 )
 
 // restKind is what an error_type of vAPI means (com.vmware.vapi.std.errors).
@@ -90,15 +87,15 @@ var vimKinds = map[string]restKind{
 	"RequestCanceled":         {Permanent, false},
 }
 
-// vimKind classifies a fault by its name and, where govmomi knows it, by its family. ok is false for a fault that neither tells.
-func vimKind(name string, value types.BaseMethodFault) (kind restKind, ok bool) {
+// vimKind classifies a fault by its name or, where that is not listed, by its family. ok is false for a fault that neither tells.
+func vimKind(name string) (kind restKind, ok bool) {
 	if kind, ok = vimKinds[name]; ok {
 		return kind, true
 	}
-	switch value.(type) {
-	case types.BaseInvalidState, types.BaseCustomizationFault, types.BaseGuestOperationsFault:
+	switch families[name] {
+	case invalidState, customizationFault, guestOperationsFault:
 		return restKind{Permanent, true}, true
-	case types.BaseHostCommunication:
+	case hostCommunication:
 		return restKind{Transient, false}, true
 	}
 	return restKind{Permanent, false}, false
@@ -260,8 +257,7 @@ func (e *Error) vim(body []byte, m faultMembers) {
 	}
 	e.Message = joined(texts)
 	e.Data = own(body)
-	e.FaultValue = faultValue(body)
-	kind, ok := vimKind(e.Name, e.FaultValue)
+	kind, ok := vimKind(e.Name)
 	if e.Name != "" {
 		e.Class = kind.class
 	}
@@ -287,27 +283,6 @@ func own(body []byte) json.RawMessage {
 		return nil
 	}
 	return data
-}
-
-// faultValue decodes a fault by govmomi's types, as well as they can: nil for a type that they do not have, or that is no fault.
-func faultValue(body []byte) (fault types.BaseMethodFault) {
-	defer func() {
-		if recover() != nil { // the decoder is not ours, and what it decodes comes from outside
-			fault = nil
-		}
-	}()
-	var value any
-	if types.NewJSONDecoder(bytes.NewReader(body)).Decode(&value) != nil {
-		return nil
-	}
-	decoded := reflect.ValueOf(value)
-	if !decoded.IsValid() {
-		return nil
-	}
-	pointer := reflect.New(decoded.Type()) // the decoder gives a value; the fault's methods are the pointer's
-	pointer.Elem().Set(decoded)
-	fault, _ = pointer.Interface().(types.BaseMethodFault)
-	return fault
 }
 
 // words makes a line for people of a body that is no JSON error: the title of a page, or the beginning of a text.
@@ -376,7 +351,6 @@ func (e *Error) fill(op, endpoint, host string) *Error {
 func missing(kind, id string) *Error {
 	return &Error{
 		Name: "ManagedObjectNotFound", Class: Permanent, Sent: Refused,
-		Message:    fmt.Sprintf("vCenter shows no %s %s: check the managed object ID and the account's System.View on it", kind, id),
-		FaultValue: &types.ManagedObjectNotFound{Obj: types.ManagedObjectReference{Type: kind, Value: id}},
+		Message: fmt.Sprintf("vCenter shows no %s %s: check the managed object ID and the account's System.View on it", kind, id),
 	}
 }
