@@ -1,9 +1,11 @@
 # guestflow: `make help` lists the targets.
 SHELL := /bin/bash
 GO ?= go
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+VERSION ?= $(shell git describe --tags --always --dirty --abbrev=12 2>/dev/null || echo dev)
 LINT := bin/golangci-lint
-LDFLAGS := -s -w -X main.version=$(VERSION)
+COMMIT ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+BIN := bin
 
 .DEFAULT_GOAL := build
 
@@ -15,8 +17,9 @@ help: ## list the targets
 build: consumer guestflow ## the service and the command, each one static binary: bin/consumer, bin/guestflow
 
 .PHONY: consumer guestflow
+# One commit, one binary: neither the folder nor a .git in it leaves a trace; the stamps say where it is from.
 consumer guestflow:
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/$@ ./cmd/$@
+	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -ldflags '$(LDFLAGS)' -o $(BIN)/$@ ./cmd/$@
 
 .PHONY: demo
 demo: consumer ## NATS, a simulated vCenter and the service: three requests, their events as they come; ends by itself
@@ -53,6 +56,43 @@ cover: ## the tests with their coverage: bin/cover.html
 	$(GO) test -coverpkg=./internal/...,./schemas/... -coverprofile=bin/cover.out ./...
 	$(GO) tool cover -html=bin/cover.out -o bin/cover.html
 	$(GO) tool cover -func=bin/cover.out | tail -1
+
+# The tool that writes the bill of materials: a module of its own, as the linter.
+SBOM := bin/cyclonedx-gomod
+$(SBOM): tools/sbom/go.mod tools/sbom/go.sum
+	cd tools/sbom && $(GO) build -o ../../$(SBOM) github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod
+
+.PHONY: sbom
+sbom: consumer $(SBOM) ## bill of materials of the service, CycloneDX, held against schema and binary: bin/consumer.cdx.json
+	$(SBOM) bin -json -std -licenses -noserial -notimestamp -version '$(VERSION)' -output bin/consumer.cdx.json bin/consumer
+	cd tools/sbom && $(GO) test -count=1 . -args -binary ../../bin/consumer -sbom ../../bin/consumer.cdx.json
+
+# An image's date is its commit's: with the same base image it is the same image, whenever and wherever it is built.
+IMAGE ?= ghcr.io/guestflow/guestflow
+PLATFORMS ?= linux/amd64,linux/arm64
+SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+IMAGE_ARGS = --platform $(PLATFORMS) --build-arg 'VERSION=$(VERSION)' --build-arg COMMIT=$(COMMIT) \
+	--build-arg CREATED=$$(date -u -d @$(SOURCE_DATE_EPOCH) +%Y-%m-%dT%H:%M:%SZ) $(if $(GO_IMAGE),--build-arg GO_IMAGE=$(GO_IMAGE))
+
+.PHONY: image image-cli
+image: ## the service's image for amd64 and arm64: a manifest list in buildah's storage, else, by docker, bin/image.tar
+image: IMAGE_ARGS += --target service
+image-cli: ## the same of the guestflow command; by docker bin/image-cli.tar
+image-cli: IMAGE_ARGS += --target cli
+# buildah 1.28 is told where it runs: it does not know BUILDPLATFORM in a FROM.
+image image-cli:
+	@mkdir -p bin
+	if command -v buildah >/dev/null; then \
+		buildah build --manifest $(IMAGE)$(@:image%=%):$(VERSION) --timestamp $(SOURCE_DATE_EPOCH) --identity-label=false \
+			--build-arg BUILDPLATFORM=linux/$$($(GO) env GOHOSTARCH) $(IMAGE_ARGS) .; \
+	else \
+		docker buildx build --tag $(IMAGE)$(@:image%=%):$(VERSION) --build-arg SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) \
+			--output type=oci,dest=bin/$@.tar,rewrite-timestamp=true $(IMAGE_ARGS) .; \
+	fi
+
+.PHONY: image-test
+image-test: ## builds the image on a stand-in for its base and starts it, read-only; needs root, buildah and this machine's own Go
+	$(GO) test -count=1 -v -tags image -timeout 30m ./deploy/image
 
 .PHONY: clean
 clean: ## remove what was built

@@ -3,8 +3,11 @@ package main
 
 import (
 	"context"
+	"flag"
+	"fmt"
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
 
 	"github.com/rs/zerolog"
@@ -13,10 +16,19 @@ import (
 	"github.com/guestflow/guestflow/internal/app"
 )
 
-// version is stamped in by the build.
-var version = "dev"
+// version and commit are stamped in by the build.
+var (
+	version = "dev"
+	commit  = "unknown"
+)
 
 func main() {
+	show := flag.Bool("version", false, "say which version this is, and end")
+	flag.Parse()
+	if *show {
+		fmt.Printf("guestflow %s (commit %s, %s, %s/%s)\n", version, commit, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+		return
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, envconfig.OsLookuper())
 	stop()
@@ -32,7 +44,8 @@ func run(ctx context.Context, env envconfig.Lookuper) error {
 	if err != nil {
 		return err
 	}
+	cfg.Version = version
 	log := app.NewLogger(cfg, os.Stderr)
-	log.Info().Str("version", version).Msg("guestflow starts")
+	log.Info().Str("version", version).Str("commit", commit).Msg("guestflow starts")
 	return app.Run(ctx, cfg, log)
 }

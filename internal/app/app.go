@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"path/filepath"
@@ -15,32 +14,32 @@ import (
 
 	"github.com/guestflow/guestflow/internal/events"
 	"github.com/guestflow/guestflow/internal/handler"
+	"github.com/guestflow/guestflow/internal/tracing"
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
-
-// NewLogger makes the service's log as the settings ask for it.
-func NewLogger(cfg Config, out io.Writer) zerolog.Logger {
-	if cfg.Service.LogFormat == "console" {
-		out = zerolog.ConsoleWriter{Out: out, TimeFormat: time.TimeOnly}
-	}
-	level, err := zerolog.ParseLevel(cfg.Service.LogLevel)
-	if err != nil {
-		level = zerolog.InfoLevel
-	}
-	return zerolog.New(out).Level(level).With().Timestamp().Str("instance", cfg.Service.Instance).Logger()
-}
 
 // Run is the service: it takes requests until ctx ends, then gives back what it has in hand and returns. Neither NATS nor a vCenter needs to be
 // there when it starts; streams or consumers that an administrator made and that do not fit end it with an error that names every difference.
 func Run(ctx context.Context, cfg Config, log zerolog.Logger) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	m := newMetrics()
+	m := newMetrics(cfg.Version)
+	tracer, err := tracing.New(ctx, cfg.env, cfg.Version, cfg.Service.Instance, log)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), tracesTime)
+		defer cancel()
+		if err := tracer.Close(closing); err != nil {
+			log.Warn().Err(err).Msg("the last traces were not sent")
+		}
+	}()
 
 	conn, err := events.Connect(ctx, events.NATSConfig{URL: cfg.NATS.URL, CredsFile: cfg.NATS.CredsFile, NKeyFile: cfg.NATS.NKeyFile, User: cfg.NATS.User,
 		PasswordFile: cfg.NATS.PasswordFile, CAFile: cfg.NATS.CAFile, CertFile: cfg.NATS.CertFile, KeyFile: cfg.NATS.KeyFile, JSDomain: cfg.NATS.JSDomain,
 		JSAPIPrefix: cfg.NATS.JSAPIPrefix, InboxPrefix: cfg.NATS.InboxPrefix, EventMode: cfg.Service.EventMode,
-		Name: "guestflow " + cfg.Service.Instance}, log)
+		OnRefused: m.messageRefused, Name: "guestflow " + cfg.Service.Instance}, log)
 	if err != nil {
 		return err
 	}
@@ -48,7 +47,7 @@ func Run(ctx context.Context, cfg Config, log zerolog.Logger) error {
 
 	m.nats(conn)
 	h := &health{conn: conn}
-	web, err := serve(ctx, cfg.Service.HTTPAddr, h, m, stop)
+	web, err := serve(ctx, cfg, h, m, log, stop)
 	if err != nil {
 		return err
 	}
@@ -67,17 +66,21 @@ func Run(ctx context.Context, cfg Config, log zerolog.Logger) error {
 		return err
 	}
 
+	m.registry.MustRegister(&depth{conn: conn, vcenters: cfg.names(), log: log})
 	journal := events.NewJournal(conn, cfg.Service.EventMode)
 	var loops sync.WaitGroup
 	for _, v := range cfg.VCenters {
-		client, err := vcapi.New(vcapi.Config{Name: v.Name, URL: v.URL, Username: v.Username, Password: v.password, RootCAs: v.roots, Thumbprint: v.Thumbprint,
-			TravelTime: v.TravelTime, OnCall: m.call(v.Name), OnLogin: m.login(v.Name, log), OnAnswer: answers(v.Name, log)})
+		speak := v.Client()
+		speak.TravelTime, speak.Tracer = v.TravelTime, tracer.Tracer()
+		speak.OnCall, speak.OnLogin, speak.OnAnswer = m.call(v.Name), m.login(v.Name, log), answers(v.Name, log)
+		client, err := vcapi.New(speak)
 		if err != nil {
 			return fmt.Errorf("vCenter %s: %w", v.Name, err)
 		}
 		m.watch(v.Name, client)
+		meter := m.of(v.Name)
 		settings := handler.Settings{VCenter: v.Name, Instance: cfg.Service.Instance, SendWindow: v.SendWindow, TravelTime: v.TravelTime,
-			VisibilityLag: v.VisibilityLag, Drain: cfg.Service.DrainTimeout, Stored: m.stored}
+			VisibilityLag: v.VisibilityLag, Drain: cfg.Service.DrainTimeout, Meter: meter, Tracer: tracer}
 		run := handler.New(settings, client, journal, conn.Line(), handler.Secrets(filepath.Join(cfg.Service.SecretsDir, v.Name)),
 			log.With().Str("vcenter", v.Name).Logger())
 
@@ -91,7 +94,7 @@ func Run(ctx context.Context, cfg Config, log zerolog.Logger) error {
 		var takers sync.WaitGroup
 		takers.Go(func() {
 			failed(ctx, stop, conn.Consume(ctx, v.Name, func(_ context.Context, r *events.Request) error {
-				defer m.inFlight(v.Name)()
+				defer meter.InHand()()
 				return run.Handle(ctx, r)
 			}))
 		})
@@ -119,6 +122,9 @@ func Run(ctx context.Context, cfg Config, log zerolog.Logger) error {
 	return ended(ctx)
 }
 
+// tracesTime bounds the sending of the last traces.
+const tracesTime = 3 * time.Second
+
 // failed ends the service where one of its loops cannot go on.
 func failed(ctx context.Context, stop context.CancelCauseFunc, err error) {
 	if err != nil && ctx.Err() == nil {
@@ -143,8 +149,9 @@ func ended(ctx context.Context) error {
 	return nil
 }
 
-// serve answers /livez, /readyz and /metrics until the returned function is called.
-func serve(ctx context.Context, addr string, h *health, m *metrics, failed context.CancelCauseFunc) (func(), error) {
+// serve answers /livez, /readyz, /metrics and /loglevel until the returned function is called.
+func serve(ctx context.Context, cfg Config, h *health, m *metrics, log zerolog.Logger, failed context.CancelCauseFunc) (func(), error) {
+	addr := cfg.Service.HTTPAddr
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
 	if err != nil {
 		return nil, fmt.Errorf("HTTP_ADDR %s: %w", addr, err)
@@ -153,6 +160,8 @@ func serve(ctx context.Context, addr string, h *health, m *metrics, failed conte
 	mux.HandleFunc("GET /livez", h.live)
 	mux.HandleFunc("GET /readyz", h.ready)
 	mux.Handle("GET /metrics", m.handler())
+	mux.HandleFunc("GET /loglevel", cfg.logLevel.show)
+	mux.HandleFunc("PUT /loglevel", cfg.logLevel.set(log))
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
 	done := make(chan struct{})
 	go func() {

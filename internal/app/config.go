@@ -18,8 +18,10 @@ import (
 	"time"
 
 	"github.com/nats-io/nkeys"
-	"github.com/rs/zerolog"
 	"github.com/sethvargo/go-envconfig"
+
+	"github.com/guestflow/guestflow/internal/tracing"
+	"github.com/guestflow/guestflow/internal/vcapi"
 )
 
 // Config is everything that can be set, from the environment. It is read once, complete, and checked before anything is dialled. A secret is a
@@ -28,6 +30,19 @@ type Config struct {
 	NATS     NATS
 	Service  Service
 	VCenters []VCenter
+	Version  string // of this program, for metrics and traces
+
+	logLevel *logLevel
+	env      tracing.Lookuper // OTEL_…
+}
+
+// names are the vCenters'.
+func (c Config) names() []string {
+	names := make([]string, len(c.VCenters))
+	for i, v := range c.VCenters {
+		names[i] = v.Name
+	}
+	return names
 }
 
 // NATS says how to reach the NATS servers.
@@ -98,6 +113,11 @@ func (v VCenter) password() (string, error) {
 	return strings.TrimSuffix(strings.TrimSuffix(string(b), "\n"), "\r"), nil
 }
 
+// Client says how a client reaches this vCenter: whom it trusts, and as who it logs in. LoadConfig has read it.
+func (v VCenter) Client() vcapi.Config {
+	return vcapi.Config{Name: v.Name, URL: v.URL, Username: v.Username, Password: v.password, RootCAs: v.roots, Thumbprint: v.Thumbprint}
+}
+
 // LoadConfig reads the settings. Its error names everything that is wrong with them, not only the first.
 func LoadConfig(env envconfig.Lookuper) (Config, error) {
 	env = nonEmpty{env}
@@ -118,6 +138,8 @@ func LoadConfig(env envconfig.Lookuper) (Config, error) {
 		}
 	}
 	wrong = unsaid(wrong, append(c.NATS.check(), c.Service.check()...))
+	wrong = append(wrong, tracing.Check(env)...)
+	c.env, c.logLevel = env, newLogLevel(c.Service.LogLevel)
 	list, _ := env.Lookup("GUESTFLOW_VCENTERS")
 	vcenters, errs := loadVCenters(list, env)
 	c.VCenters = vcenters
@@ -278,8 +300,8 @@ func (s Service) check() []error {
 	if _, _, err := net.SplitHostPort(s.HTTPAddr); err != nil {
 		bad("HTTP_ADDR", "%q is not host:port or :port", s.HTTPAddr)
 	}
-	if _, err := zerolog.ParseLevel(s.LogLevel); err != nil {
-		bad("LOG_LEVEL", "%q is none of trace, debug, info, warn, error", s.LogLevel)
+	if _, ok := levels[s.LogLevel]; !ok {
+		bad("LOG_LEVEL", "%q is none of %s", s.LogLevel, levelNames)
 	}
 	if !slices.Contains([]string{"json", "console"}, s.LogFormat) {
 		bad("LOG_FORMAT", "%q is neither json nor console", s.LogFormat)

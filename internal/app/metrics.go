@@ -1,6 +1,7 @@
 package app
 
 import (
+	"context"
 	"net/http"
 	"time"
 
@@ -8,45 +9,67 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/rs/zerolog"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/guestflow/guestflow/internal/events"
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
 
-// metrics are what /metrics shows. Labels are bounded: no VM is named.
+// metrics are what /metrics shows; docs/metrics.md lists them. Labels are bounded: no VM is named.
 type metrics struct {
-	registry  *prometheus.Registry
-	flying    *prometheus.GaugeVec
-	finished  *prometheus.CounterVec
-	appended  *prometheus.CounterVec
-	append    *prometheus.HistogramVec
-	takeovers *prometheus.CounterVec
-	calls     *prometheus.CounterVec
-	callTime  *prometheus.HistogramVec
-	logins    *prometheus.CounterVec
+	registry *prometheus.Registry
+
+	inHand, behind, inFlight, waiting                       *prometheus.GaugeVec
+	started, finished, refused, stored, fenced              *prometheus.CounterVec
+	takeovers, adopted, uncertain, calls, logins            *prometheus.CounterVec
+	queueTime, runTime, stepTime, late, storeTime, callTime *prometheus.HistogramVec
 }
 
-func newMetrics() *metrics {
+func newMetrics(version string) *metrics {
+	m := &metrics{registry: prometheus.NewRegistry()}
+	register := m.registry.MustRegister
+	gauge := func(name, help string, labels ...string) *prometheus.GaugeVec {
+		v := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, labels)
+		register(v)
+		return v
+	}
 	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
-		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
+		v := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
+		register(v)
+		return v
 	}
-	times := func(name, help string, labels ...string) *prometheus.HistogramVec {
-		return prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, NativeHistogramBucketFactor: 1.1, Buckets: prometheus.DefBuckets}, labels)
+	// Native histograms, and classic buckets for who does not scrape those.
+	times := func(name, help string, buckets []float64, labels ...string) *prometheus.HistogramVec {
+		v := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, NativeHistogramBucketFactor: 1.1, NativeHistogramMaxBucketNumber: 100,
+			NativeHistogramMinResetDuration: time.Hour, Buckets: buckets}, labels)
+		register(v)
+		return v
 	}
-	m := &metrics{
-		registry: prometheus.NewRegistry(),
-		flying: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "guestflow_requests_in_hand",
-			Help: "Requests that this process holds: at work, or waiting for their VM's earlier one."}, []string{"vcenter"}),
-		finished:  counter("guestflow_runs_finished_total", "Runs that ended, by outcome and error code.", "vcenter", "outcome", "code"),
-		appended:  counter("guestflow_events_stored_total", "Events that this process stored, by kind.", "vcenter", "kind"),
-		append:    times("guestflow_event_store_seconds", "From the first try to store an event until it was stored.", "vcenter"),
-		takeovers: counter("guestflow_takeovers_total", "Runs taken over from another owner.", "vcenter"),
-		calls:     counter("guestflow_vcenter_calls_total", "Calls to vCenter, by endpoint and result.", "vcenter", "endpoint", "result"),
-		callTime:  times("guestflow_vcenter_call_seconds", "Duration of the calls to vCenter.", "vcenter", "endpoint"),
-		logins:    counter("guestflow_vcenter_logins_total", "Logins at vCenter, by result.", "vcenter", "result"),
-	}
-	m.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collectors.NewBuildInfoCollector(),
-		m.flying, m.finished, m.appended, m.append, m.takeovers, m.calls, m.callTime, m.logins)
+	short := prometheus.DefBuckets                                                     // 5 ms to 10 s
+	long := []float64{.1, .5, 1, 5, 10, 30, 60, 120, 300, 600, 1200, 2400, 3600, 7200} // seconds
+
+	m.inHand = gauge("guestflow_requests_in_hand", "Requests that this process holds: at work, or waiting for their VM's earlier one.", "vcenter")
+	m.behind = gauge("guestflow_requests_behind", "Requests that this process holds and that wait for their VM's earlier one.", "vcenter")
+	m.inFlight = gauge("guestflow_runs_in_flight", "Runs at work in this process, by the step that they stand in.", "vcenter", "step")
+	m.waiting = gauge("guestflow_runs_waiting", "Runs of this process that go on but cannot move, by reason.", "vcenter", "reason")
+	m.started = counter("guestflow_runs_started_total", "Runs that began.", "vcenter")
+	m.finished = counter("guestflow_runs_finished_total", "Runs that ended, by outcome and error code.", "vcenter", "outcome", "code")
+	m.refused = counter("guestflow_requests_refused_total", "Messages that were refused, by error code: requests and cancels.", "vcenter", "code")
+	m.stored = counter("guestflow_events_stored_total", "Events that this process stored, by kind.", "vcenter", "kind")
+	m.fenced = counter("guestflow_events_refused_total", "Appends that were refused because another owner goes on with the run.", "vcenter")
+	m.takeovers = counter("guestflow_takeovers_total", "Runs taken over from another owner.", "vcenter")
+	m.adopted = counter("guestflow_calls_adopted_total", "Effects that were found of calls without an answer, and taken for the run's own.", "vcenter", "act")
+	m.uncertain = counter("guestflow_calls_uncertain_total", "Calls of which nobody can tell whether they took effect.", "vcenter", "act")
+	m.calls = counter("guestflow_vcenter_calls_total", "Calls to vCenter, by endpoint and result.", "vcenter", "endpoint", "result")
+	m.logins = counter("guestflow_vcenter_logins_total", "Logins at vCenter, by result.", "vcenter", "result")
+	m.queueTime = times("guestflow_queue_seconds", "From a request's place in the stream to the begin of its run.", long, "vcenter")
+	m.runTime = times("guestflow_run_seconds", "From run.accepted to the run's last event.", long, "vcenter", "outcome")
+	m.stepTime = times("guestflow_step_seconds", "Duration of the steps, by outcome.", long, "vcenter", "step", "outcome")
+	m.late = times("guestflow_end_to_event_seconds", "From the end of a Task or of a guest process to its stored event.", short, "vcenter", "step")
+	m.storeTime = times("guestflow_event_store_seconds", "From the first try to store an event until it was stored.", short, "vcenter")
+	m.callTime = times("guestflow_vcenter_call_seconds", "Duration of the calls to vCenter.", short, "vcenter", "endpoint")
+	gauge("guestflow_build_info", "1; which guestflow this is.", "version").WithLabelValues(version).Set(1)
+	register(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collectors.NewBuildInfoCollector())
 	return m
 }
 
@@ -59,12 +82,7 @@ func (m *metrics) watch(vcenter string, client *vcapi.Client) {
 	labels := prometheus.Labels{"vcenter": vcenter}
 	m.registry.MustRegister(
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "guestflow_vcenter_up", ConstLabels: labels,
-			Help: "1 where the vCenter answered the last call, else 0."}, func() float64 {
-			if client.Up() {
-				return 1
-			}
-			return 0
-		}),
+			Help: "1 where the vCenter answered the last call, else 0."}, func() float64 { return number(client.Up()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "guestflow_vcenter_poll_age_seconds", ConstLabels: labels,
 			Help: "Since the long poll of this vCenter was last answered."}, func() float64 { return client.PollAge().Seconds() }))
 }
@@ -72,40 +90,24 @@ func (m *metrics) watch(vcenter string, client *vcapi.Client) {
 // nats shows whether the connection to NATS is up.
 func (m *metrics) nats(conn *events.Conn) {
 	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "guestflow_nats_connected", Help: "1 while NATS is connected, else 0."},
-		func() float64 {
-			if conn.Connected() {
-				return 1
-			}
-			return 0
-		}))
+		func() float64 { return number(conn.Connected()) }))
 }
 
-// inFlight counts a request until the returned function is called.
-func (m *metrics) inFlight(vcenter string) func() {
-	g := m.flying.WithLabelValues(vcenter)
-	g.Inc()
-	return g.Dec
-}
-
-func (m *metrics) stored(k events.Kind, r *events.Run, took time.Duration) {
-	m.appended.WithLabelValues(r.VCenter, string(k)).Inc()
-	m.append.WithLabelValues(r.VCenter).Observe(took.Seconds())
-	switch {
-	case k == events.RunResumed:
-		m.takeovers.WithLabelValues(r.VCenter).Inc()
-	case k.Last():
-		code := ""
-		if r.Error != nil {
-			code = string(r.Error.Code)
-		}
-		m.finished.WithLabelValues(r.VCenter, string(r.Status), code).Inc()
+func number(yes bool) float64 {
+	if yes {
+		return 1
 	}
+	return 0
 }
 
-func (m *metrics) call(vcenter string) func(endpoint string, took time.Duration, err error) {
-	return func(endpoint string, took time.Duration, err error) {
-		m.calls.WithLabelValues(vcenter, endpoint, result(err)).Inc()
-		m.callTime.WithLabelValues(vcenter, endpoint).Observe(took.Seconds())
+func (m *metrics) messageRefused(vcenter string, code events.Code) {
+	m.refused.WithLabelValues(vcenter, string(code)).Inc()
+}
+
+func (m *metrics) call(vcenter string) func(ctx context.Context, endpoint string, took time.Duration, err error) {
+	return func(ctx context.Context, endpoint string, took time.Duration, err error) {
+		count(ctx, m.calls.WithLabelValues(vcenter, endpoint, result(err)))
+		observe(ctx, m.callTime.WithLabelValues(vcenter, endpoint), took)
 	}
 }
 
@@ -134,4 +136,126 @@ func result(err error) string {
 		return "ok"
 	}
 	return "error"
+}
+
+// meter is the handler.Meter of one vCenter.
+type meter struct {
+	*metrics
+	vcenter string
+}
+
+// of makes the meter of a vCenter. Counters that stand at zero are shown: an increase from nothing is none to Prometheus.
+func (m *metrics) of(vcenter string) meter {
+	m.inHand.WithLabelValues(vcenter)
+	m.behind.WithLabelValues(vcenter)
+	for _, c := range []*prometheus.CounterVec{m.started, m.fenced, m.takeovers} {
+		c.WithLabelValues(vcenter)
+	}
+	for _, act := range []string{"customize", "network", "process"} {
+		m.adopted.WithLabelValues(vcenter, act)
+		m.uncertain.WithLabelValues(vcenter, act)
+	}
+	for _, outcome := range []events.Status{events.StatusSucceeded, events.StatusFailed, events.StatusCanceled} {
+		m.runTime.WithLabelValues(vcenter, string(outcome))
+	}
+	m.finished.WithLabelValues(vcenter, string(events.StatusSucceeded), "")
+	for _, result := range []string{"ok", "error"} {
+		m.logins.WithLabelValues(vcenter, result)
+	}
+	for _, why := range []events.Waiting{events.WaitingResourceBusy, events.WaitingTools, events.WaitingGuestLogin, events.WaitingVCenterUnavailable} {
+		m.waiting.WithLabelValues(vcenter, string(why))
+	}
+	return meter{metrics: m, vcenter: vcenter}
+}
+
+// InHand counts a request until the returned function is called.
+func (m meter) InHand() func() { return during(m.inHand.WithLabelValues(m.vcenter)) }
+
+// Behind implements handler.Meter, as all that follow.
+func (m meter) Behind() func() { return during(m.behind.WithLabelValues(m.vcenter)) }
+
+// At counts a run in a step.
+func (m meter) At(step string) func() { return during(m.inFlight.WithLabelValues(m.vcenter, step)) }
+
+// Waits counts a run that cannot move.
+func (m meter) Waits(why events.Waiting) func() {
+	return during(m.waiting.WithLabelValues(m.vcenter, string(why)))
+}
+
+func during(g prometheus.Gauge) func() {
+	g.Inc()
+	return g.Dec
+}
+
+// Began counts a run.
+func (m meter) Began(ctx context.Context, queued time.Duration) {
+	count(ctx, m.started.WithLabelValues(m.vcenter))
+	observe(ctx, m.queueTime.WithLabelValues(m.vcenter), queued)
+}
+
+// Stored counts an event, and what it tells.
+func (m meter) Stored(ctx context.Context, k events.Kind, run *events.Run, took time.Duration) {
+	m.stored.WithLabelValues(m.vcenter, string(k)).Inc()
+	observe(ctx, m.storeTime.WithLabelValues(m.vcenter), took)
+	switch {
+	case k == events.RunResumed:
+		count(ctx, m.takeovers.WithLabelValues(m.vcenter))
+	case k.Last():
+		code := ""
+		if run.Error != nil {
+			code = string(run.Error.Code)
+		}
+		count(ctx, m.finished.WithLabelValues(m.vcenter, string(run.Status), code))
+		if run.AcceptedAt != nil {
+			observe(ctx, m.runTime.WithLabelValues(m.vcenter, string(run.Status)), time.Since(*run.AcceptedAt))
+		}
+	}
+}
+
+// Fenced counts an append that was refused.
+func (m meter) Fenced() { m.fenced.WithLabelValues(m.vcenter).Inc() }
+
+// Stepped measures a step.
+func (m meter) Stepped(ctx context.Context, step string, outcome events.State, took time.Duration) {
+	observe(ctx, m.stepTime.WithLabelValues(m.vcenter, step, string(outcome)), took)
+}
+
+// EndStored measures how late an end was told.
+func (m meter) EndStored(ctx context.Context, step string, late time.Duration) {
+	observe(ctx, m.late.WithLabelValues(m.vcenter, step), late)
+}
+
+// Adopted counts an effect that was found.
+func (m meter) Adopted(act string) { m.adopted.WithLabelValues(m.vcenter, act).Inc() }
+
+// Uncertain counts a call that a person must look after.
+func (m meter) Uncertain(act string) { m.uncertain.WithLabelValues(m.vcenter, act).Inc() }
+
+// observe adds a duration, with the trace that it is of as its exemplar.
+func observe(ctx context.Context, h prometheus.Observer, took time.Duration) {
+	if with, ok := h.(prometheus.ExemplarObserver); ok {
+		if e := exemplar(ctx); e != nil {
+			with.ObserveWithExemplar(took.Seconds(), e)
+			return
+		}
+	}
+	h.Observe(took.Seconds())
+}
+
+func count(ctx context.Context, c prometheus.Counter) {
+	if with, ok := c.(prometheus.ExemplarAdder); ok {
+		if e := exemplar(ctx); e != nil {
+			with.AddWithExemplar(1, e)
+			return
+		}
+	}
+	c.Inc()
+}
+
+// exemplar names the trace, where that is reported.
+func exemplar(ctx context.Context) prometheus.Labels {
+	if s := trace.SpanContextFromContext(ctx); s.IsSampled() && trace.SpanFromContext(ctx).IsRecording() {
+		return prometheus.Labels{"trace_id": s.TraceID().String()}
+	}
+	return nil
 }

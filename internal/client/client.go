@@ -66,16 +66,28 @@ func (e *PermissionError) Error() string {
 	return fmt.Sprintf("NATS does not permit this user to %s %s: use other credentials (NATS_CREDS_FILE, NATS_USER), or have the permission added", what, e.Subject)
 }
 
+// ConnectError says why a client is not connected.
+type ConnectError struct {
+	Cause error // begins with the servers' addresses
+	Cure  string
+}
+
+func (e *ConnectError) Error() string {
+	return fmt.Sprintf("cannot connect to NATS at %v: %s", e.Cause, e.Cure)
+}
+
+func (e *ConnectError) Unwrap() error { return e.Cause }
+
 // Dial connects. Unlike the service it does not wait for NATS: an error says why it is not connected, and what to do.
 func Dial(cfg events.NATSConfig, opt Options) (*Client, error) {
 	c := &Client{apiPrefix: jetstream.DefaultAPIPrefix, closed: make(chan struct{}), watchers: map[int]watcher{}}
-	opts, err := login(cfg)
-	if err != nil {
-		return nil, err
-	}
 	notice := opt.Notice
 	if notice == nil {
 		notice = func(string) {}
+	}
+	opts, err := cfg.Login(func(err error) { notice(err.Error()) })
+	if err != nil {
+		return nil, err
 	}
 	reconnects := -1
 	if opt.Patience > 0 {
@@ -93,7 +105,7 @@ func Dial(cfg events.NATSConfig, opt Options) (*Client, error) {
 		nats.ClosedHandler(func(*nats.Conn) { close(c.closed) }),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { c.failed(err) }))
 	if c.nc, err = nats.Connect(cfg.URL, opts...); err != nil {
-		return nil, fmt.Errorf("cannot connect to NATS at %s: %w: %s", redacted(cfg.URL), err, cureOf(err))
+		return nil, &ConnectError{Cause: fmt.Errorf("%s: %w", redacted(cfg.URL), err), Cure: cureOf(err)}
 	}
 	switch {
 	case cfg.JSDomain != "":
@@ -116,49 +128,6 @@ func Dial(cfg events.NATSConfig, opt Options) (*Client, error) {
 func (c *Client) Close() {
 	c.nc.Close()
 	<-c.closed
-}
-
-// login are the options that say who connects. The files are read at each connection.
-func login(cfg events.NATSConfig) ([]nats.Option, error) {
-	var opts []nats.Option
-	if cfg.InboxPrefix != "" {
-		opts = append(opts, nats.CustomInboxPrefix(cfg.InboxPrefix))
-	}
-	if cfg.CredsFile != "" {
-		opts = append(opts, nats.UserCredentials(cfg.CredsFile))
-	}
-	if cfg.NKeyFile != "" {
-		opt, err := nats.NkeyOptionFromSeed(cfg.NKeyFile)
-		if err != nil {
-			return nil, fmt.Errorf("NATS_NKEY_FILE %s: %w", cfg.NKeyFile, err)
-		}
-		opts = append(opts, opt)
-	}
-	if (cfg.User == "") != (cfg.PasswordFile == "") {
-		return nil, errors.New("NATS_USER and NATS_PASSWORD_FILE: set both or none")
-	}
-	if cfg.User != "" {
-		if _, err := os.ReadFile(cfg.PasswordFile); err != nil {
-			return nil, fmt.Errorf("NATS_PASSWORD_FILE: %w", err)
-		}
-		opts = append(opts, nats.UserInfoHandler(func() (string, string) {
-			b, err := os.ReadFile(cfg.PasswordFile)
-			if err != nil { // it could be read a moment ago; without it NATS refuses the login, which is told
-				b = nil
-			}
-			return cfg.User, strings.TrimSuffix(strings.TrimSuffix(string(b), "\n"), "\r")
-		}))
-	}
-	if cfg.CAFile != "" {
-		opts = append(opts, nats.RootCAs(cfg.CAFile))
-	}
-	if (cfg.CertFile == "") != (cfg.KeyFile == "") {
-		return nil, errors.New("NATS_CERT_FILE and NATS_KEY_FILE: set both or none")
-	}
-	if cfg.CertFile != "" {
-		opts = append(opts, nats.ClientCert(cfg.CertFile, cfg.KeyFile))
-	}
-	return opts, nil
 }
 
 // cureOf says what to do about a connection that could not be made.

@@ -389,11 +389,11 @@ func TestDialSaysWhatToDo(t *testing.T) {
 	}{
 		{wrong, "does not take this login"},
 		{events.NATSConfig{URL: nobody}, "Set NATS_URL"},
-		{events.NATSConfig{URL: wrong.URL, CredsFile: "none.creds"}, "cannot be read"},
-		{events.NATSConfig{URL: wrong.URL, User: "admin"}, "set both or none"},
+		{events.NATSConfig{URL: wrong.URL, CredsFile: "none.creds"}, "NATS_CREDS_FILE"},
+		{events.NATSConfig{URL: wrong.URL, User: "admin"}, "set both NATS_USER and NATS_PASSWORD_FILE"},
 		{events.NATSConfig{URL: wrong.URL, NKeyFile: "none.nk"}, "NATS_NKEY_FILE"},
-		{events.NATSConfig{URL: wrong.URL, CAFile: "none.pem"}, "cannot"},
-		{events.NATSConfig{URL: wrong.URL, CertFile: "cert.pem"}, "set both or none"},
+		{events.NATSConfig{URL: wrong.URL, CAFile: "none.pem"}, "NATS_CA_FILE"},
+		{events.NATSConfig{URL: wrong.URL, CertFile: "cert.pem"}, "set both NATS_CERT_FILE and NATS_KEY_FILE"},
 	} {
 		c, err := client.Dial(test.cfg, client.Options{})
 		if err == nil {

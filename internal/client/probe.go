@@ -51,8 +51,15 @@ func (c *Client) Clock(ctx context.Context, stream string) (offset, giveOrTake t
 	return info.TimeStamp.Sub(before.Add(took / 2)), took / 2, nil
 }
 
-// Takers tells how many pulls are open on a vCenter's requests (none: no service runs), and how many requests nobody has taken yet.
-func (c *Client) Takers(ctx context.Context, vcenter string) (pulls int, untaken uint64, err error) {
+// Takers is what becomes of a vCenter's requests.
+type Takers struct {
+	Pulls   int    // open at this moment; none: no service runs
+	Untaken uint64 // requests that nobody has taken yet
+	InHand  int    // taken, and not finished
+}
+
+// Takers asks what becomes of a vCenter's requests.
+func (c *Client) Takers(ctx context.Context, vcenter string) (Takers, error) {
 	info, err := try(ctx, c, func(ctx context.Context) (*jetstream.ConsumerInfo, error) {
 		cons, err := c.js.Consumer(ctx, events.RequestsStream(vcenter), events.RequestsConsumer(vcenter))
 		if err != nil {
@@ -61,9 +68,9 @@ func (c *Client) Takers(ctx context.Context, vcenter string) (pulls int, untaken
 		return cons.CachedInfo(), nil
 	})
 	if err != nil {
-		return 0, 0, err
+		return Takers{}, err
 	}
-	return info.NumWaiting, info.NumPending, nil
+	return Takers{Pulls: info.NumWaiting, Untaken: info.NumPending, InHand: info.NumAckPending}, nil
 }
 
 // Needs are the permissions of a service.

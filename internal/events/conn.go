@@ -31,6 +31,8 @@ type NATSConfig struct {
 	InboxPrefix  string
 	Name         string // of the connection, as the server's monitoring shows it
 	EventMode    string // form of rejections: Structured (default) or Binary
+
+	OnRefused func(vcenter string, code Code) // told of every message that was refused; may be nil
 }
 
 const (
@@ -46,6 +48,7 @@ type Conn struct {
 	apiPrefix string // of the JetStream API, "$JS.API." by default
 	mode      string
 	log       zerolog.Logger
+	onRefused func(vcenter string, code Code)
 
 	line *Line
 
@@ -62,7 +65,7 @@ func Connect(_ context.Context, cfg NATSConfig, log zerolog.Logger) (*Conn, erro
 	if err != nil {
 		return nil, err
 	}
-	c := &Conn{log: log, mode: cfg.EventMode, apiPrefix: jetstream.DefaultAPIPrefix, consumers: map[string]string{}}
+	c := &Conn{log: log, mode: cfg.EventMode, onRefused: cfg.OnRefused, apiPrefix: jetstream.DefaultAPIPrefix, consumers: map[string]string{}}
 	c.line = newLine(c)
 	nc, err := nats.Connect(cfg.URL, append(opts, stateLog(log, c.line.wakeAll)...)...)
 	if err != nil {
@@ -129,14 +132,23 @@ func (c *Conn) knows(vcenter, durable string) {
 }
 
 func (cfg NATSConfig) options(log zerolog.Logger) ([]nats.Option, error) {
-	opts := []nats.Option{
+	login, err := cfg.Login(func(err error) { log.Error().Err(err).Msg("cannot log in to NATS") })
+	if err != nil {
+		return nil, err
+	}
+	return append(login,
 		nats.Name(cfg.Name), nats.MaxReconnects(-1), nats.RetryOnFailedConnect(true), nats.ReconnectWait(reconnectWait),
-		nats.ReconnectJitter(reconnectWait, time.Second), nats.Timeout(requestTimeout), nats.PingInterval(10 * time.Second), nats.MaxPingsOutstanding(2),
+		nats.ReconnectJitter(reconnectWait, time.Second), nats.Timeout(requestTimeout), nats.PingInterval(10*time.Second), nats.MaxPingsOutstanding(2),
 		// What is published while NATS is away fails at once and is sent again by whoever waits for its answer: nothing is sent late from a buffer.
 		nats.ReconnectBufSize(-1),
 		// A secret that changed on the server first is refused until its file follows: twice is no reason to give up.
-		nats.IgnoreAuthErrorAbort(),
-	}
+		nats.IgnoreAuthErrorAbort()), nil
+}
+
+// Login are the options that say who connects, and whom it trusts; every client of this repository takes them. The error names a file that cannot be
+// used, or settings that do not go together. unreadable is told of a password file that cannot be read later, at one of the connections.
+func (cfg NATSConfig) Login(unreadable func(error)) ([]nats.Option, error) {
+	var opts []nats.Option
 	if cfg.InboxPrefix != "" {
 		opts = append(opts, nats.CustomInboxPrefix(cfg.InboxPrefix))
 	}
@@ -145,19 +157,19 @@ func (cfg NATSConfig) options(log zerolog.Logger) ([]nats.Option, error) {
 	}
 	if cfg.CredsFile != "" {
 		if _, err := os.ReadFile(cfg.CredsFile); err != nil {
-			return nil, fmt.Errorf("NATS credentials: %w", err)
+			return nil, fmt.Errorf("NATS credentials (NATS_CREDS_FILE): %w", err)
 		}
 		opts = append(opts, nats.UserCredentials(cfg.CredsFile))
 	}
 	if cfg.NKeyFile != "" {
 		opt, err := nats.NkeyOptionFromSeed(cfg.NKeyFile)
 		if err != nil {
-			return nil, fmt.Errorf("NATS nkey %s: %w", cfg.NKeyFile, err)
+			return nil, fmt.Errorf("NATS nkey (NATS_NKEY_FILE) %s: %w", cfg.NKeyFile, err)
 		}
 		opts = append(opts, opt)
 	}
 	if cfg.User != "" || cfg.PasswordFile != "" {
-		opt, err := userInfo(cfg.User, cfg.PasswordFile, log)
+		opt, err := userInfo(cfg.User, cfg.PasswordFile, unreadable)
 		if err != nil {
 			return nil, err
 		}
@@ -170,33 +182,33 @@ func (cfg NATSConfig) tlsOptions(opts []nats.Option) ([]nats.Option, error) {
 	if cfg.CAFile != "" {
 		pem, err := os.ReadFile(cfg.CAFile)
 		if err != nil {
-			return nil, fmt.Errorf("NATS CA: %w", err)
+			return nil, fmt.Errorf("NATS CA (NATS_CA_FILE): %w", err)
 		}
 		if !x509.NewCertPool().AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("NATS CA: %s holds no PEM certificate", cfg.CAFile)
+			return nil, fmt.Errorf("NATS CA (NATS_CA_FILE): %s holds no PEM certificate", cfg.CAFile)
 		}
 		opts = append(opts, nats.RootCAs(cfg.CAFile))
 	}
 	if (cfg.CertFile == "") != (cfg.KeyFile == "") {
-		return nil, errors.New("NATS: a client certificate and its key go together: set both files or none")
+		return nil, errors.New("NATS: a client certificate and its key go together: set both NATS_CERT_FILE and NATS_KEY_FILE, or none")
 	}
 	if cfg.CertFile != "" {
 		if _, err := tls.LoadX509KeyPair(cfg.CertFile, cfg.KeyFile); err != nil {
-			return nil, fmt.Errorf("NATS client certificate: %w", err)
+			return nil, fmt.Errorf("NATS client certificate (NATS_CERT_FILE, NATS_KEY_FILE): %w", err)
 		}
 		opts = append(opts, nats.ClientCert(cfg.CertFile, cfg.KeyFile))
 	}
 	return opts, nil
 }
 
-func userInfo(user, passwordFile string, log zerolog.Logger) (nats.Option, error) {
+func userInfo(user, passwordFile string, unreadable func(error)) (nats.Option, error) {
 	if user == "" || passwordFile == "" {
-		return nil, errors.New("NATS: a user and a password file go together: set both or none")
+		return nil, errors.New("NATS: a user and a password file go together: set both NATS_USER and NATS_PASSWORD_FILE, or none")
 	}
 	read := func() (string, error) {
 		b, err := os.ReadFile(passwordFile)
 		if err != nil {
-			return "", fmt.Errorf("NATS password: %w", err)
+			return "", fmt.Errorf("NATS password (NATS_PASSWORD_FILE): %w", err)
 		}
 		return strings.TrimSuffix(strings.TrimSuffix(string(b), "\n"), "\r"), nil
 	}
@@ -206,7 +218,7 @@ func userInfo(user, passwordFile string, log zerolog.Logger) (nats.Option, error
 	return nats.UserInfoHandler(func() (string, string) {
 		password, err := read()
 		if err != nil {
-			log.Error().Err(err).Msg("cannot log in to NATS")
+			unreadable(err) // without it NATS refuses the login
 		}
 		return user, password
 	}), nil

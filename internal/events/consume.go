@@ -35,9 +35,9 @@ const (
 // When ctx ends nothing more is taken, and Consume returns when every handle has. Their ctx does not end with it: handle closes over the one
 // that tells it to stop. While NATS is away Consume waits for it; it returns an error only where the connection is closed for good.
 func (c *Conn) Consume(ctx context.Context, vcenter string, handle func(ctx context.Context, r *Request) error) error {
-	return c.consume(ctx, vcenter, RequestsConsumer(vcenter), func(m jetstream.Msg, seq, delivered uint64) (work, error) {
+	return c.consume(ctx, vcenter, RequestsConsumer(vcenter), func(m jetstream.Msg, meta *jetstream.MsgMetadata) (work, error) {
 		r, err := DecodeRequest(vcenter, m.Subject(), m.Headers(), m.Data())
-		r.Seq, r.Delivered = seq, delivered
+		r.Seq, r.Delivered, r.At = meta.Sequence.Stream, meta.NumDelivered, meta.Timestamp
 		if err == nil {
 			err = c.tooLong(r)
 		}
@@ -47,9 +47,9 @@ func (c *Conn) Consume(ctx context.Context, vcenter string, handle func(ctx cont
 
 // ConsumeCancels is Consume for the vCenter's cancels.
 func (c *Conn) ConsumeCancels(ctx context.Context, vcenter string, handle func(ctx context.Context, c *Cancel) error) error {
-	return c.consume(ctx, vcenter, CancelsConsumer(vcenter), func(m jetstream.Msg, seq, delivered uint64) (work, error) {
+	return c.consume(ctx, vcenter, CancelsConsumer(vcenter), func(m jetstream.Msg, meta *jetstream.MsgMetadata) (work, error) {
 		x, err := DecodeCancel(vcenter, m.Subject(), m.Headers(), m.Data())
-		x.Seq, x.Delivered = seq, delivered
+		x.Seq, x.Delivered = meta.Sequence.Stream, meta.NumDelivered
 		return work{vm: x.VM, run: x.Run, ref: x.Ref, attrs: x.Attrs, handle: func(ctx context.Context) error { return handle(ctx, x) }}, err
 	})
 }
@@ -62,7 +62,7 @@ type work struct {
 	handle  func(ctx context.Context) error
 }
 
-func (c *Conn) consume(ctx context.Context, vcenter, durable string, read func(m jetstream.Msg, seq, delivered uint64) (work, error)) error {
+func (c *Conn) consume(ctx context.Context, vcenter, durable string, read func(m jetstream.Msg, meta *jetstream.MsgMetadata) (work, error)) error {
 	c.knows(vcenter, durable)
 	i := &intake{
 		conn: c, vcenter: vcenter, durable: durable, read: read, stopping: ctx, held: map[uint64]*held{}, period: make(chan time.Duration, 1),
@@ -84,7 +84,7 @@ type intake struct {
 	conn     *Conn
 	vcenter  string
 	durable  string
-	read     func(m jetstream.Msg, seq, delivered uint64) (work, error)
+	read     func(m jetstream.Msg, meta *jetstream.MsgMetadata) (work, error)
 	stopping context.Context // ended: nothing more is taken
 	log      zerolog.Logger
 	quiet    chan struct{} // closed: no pull of ours is open, so what is given back goes to another process
@@ -207,13 +207,13 @@ func (i *intake) take(msg jetstream.Msg) {
 	}
 	h := &held{msg: msg}
 	i.held[seq] = h
-	i.handles.Go(func() { i.work(h, seq, meta.NumDelivered) })
+	i.handles.Go(func() { i.work(h, meta) })
 }
 
 // work takes one message from its delivery to its answer.
-func (i *intake) work(h *held, seq, delivered uint64) {
-	msg := i.latest(h)
-	r, err := i.read(msg, seq, delivered)
+func (i *intake) work(h *held, meta *jetstream.MsgMetadata) {
+	msg, seq := i.latest(h), meta.Sequence.Stream
+	r, err := i.read(msg, meta)
 	if err == nil {
 		err = i.call(r)
 	}
@@ -224,7 +224,10 @@ func (i *intake) work(h *held, seq, delivered uint64) {
 		err = i.conn.Reject(i.stopping, Refused{
 			VCenter: i.vcenter, VM: r.vm, Ref: r.ref, Attrs: r.attrs, Seq: seq, Subject: msg.Subject(), Header: msg.Headers(), Data: msg.Data(),
 		}, reject)
-		if err != nil && i.stopping.Err() != nil {
+		switch {
+		case err == nil && i.conn.onRefused != nil:
+			i.conn.onRefused(i.vcenter, reject.Code)
+		case err != nil && i.stopping.Err() != nil:
 			err = ErrReleased
 		}
 	}

@@ -17,8 +17,9 @@ type Attributes struct {
 
 // Request is a request as the stream delivered it: decoded, checked against its schema, named.
 type Request struct {
-	Seq       uint64 // in the requests stream: the VM's line is in this order
-	Delivered uint64 // how often the stream delivered it, this time included
+	Seq       uint64    // in the requests stream: the VM's line is in this order
+	Delivered uint64    // how often the stream delivered it, this time included
+	At        time.Time // when the stream stored it
 	VCenter   string
 	VM        string // managed object ID
 	Run       string // RunID(VCenter, VM, Ref)

@@ -13,6 +13,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/guestflow/guestflow/internal/events"
+	"github.com/guestflow/guestflow/internal/tracing"
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
 
@@ -42,13 +43,14 @@ type Line interface {
 
 // Settings of a Handler.
 type Settings struct {
-	VCenter       string                                        // its name
-	Instance      string                                        // owner.instance
-	SendWindow    time.Duration                                 // T: how late after its proof of ownership a call may still be sent
-	TravelTime    time.Duration                                 // D: how long a sent call can travel
-	VisibilityLag time.Duration                                 // V: how long a look may miss its effect
-	Drain         time.Duration                                 // how long a run may go on with what it has in hand once its context has ended
-	Stored        func(events.Kind, *events.Run, time.Duration) // told of every event stored and how long the append took; may be nil
+	VCenter       string         // its name
+	Instance      string         // owner.instance
+	SendWindow    time.Duration  // T: how late after its proof of ownership a call may still be sent
+	TravelTime    time.Duration  // D: how long a sent call can travel
+	VisibilityLag time.Duration  // V: how long a look may miss its effect
+	Drain         time.Duration  // how long a run may go on with what it has in hand once its context has ended
+	Meter         Meter          // may be nil
+	Tracer        tracing.Tracer // the zero value makes no spans
 }
 
 // Handler takes the requests of one vCenter to their ends.
@@ -63,8 +65,8 @@ type Handler struct {
 
 // New makes the handler of one vCenter.
 func New(s Settings, vc VCenter, journal Journal, line Line, secrets Secrets, log zerolog.Logger) *Handler {
-	if s.Stored == nil {
-		s.Stored = func(events.Kind, *events.Run, time.Duration) {}
+	if s.Meter == nil {
+		s.Meter = unmetered{}
 	}
 	return &Handler{Settings: s, vc: vc, journal: journal, line: line, secrets: secrets, log: log}
 }
@@ -138,6 +140,7 @@ func (h *Handler) givenBack(ctx context.Context, err error) error {
 // turn waits until no older request for the VM is in the stream: requests for one VM run one after another, in the order of the stream. A second
 // copy of a request is a later one.
 func (h *Handler) turn(ctx context.Context, req *events.Request) error {
+	defer h.Meter.Behind()()
 	wake, stop := h.line.Wake(req.VCenter, req.VM)
 	defer stop()
 	pause, gone := newBackoff(turnPause), 0
@@ -176,7 +179,7 @@ func (h *Handler) begin(ctx context.Context, req *events.Request, last *events.E
 		return &events.RejectError{Code: events.Expired, Message: fmt.Sprintf("expirytime %s had passed when the request's turn came",
 			req.Expires.UTC().Format(time.RFC3339))}
 	}
-	r := h.newRun(ctx, req.VM, req.Attrs)
+	r := h.newRun(h.inTrace(ctx, req), req.VM, req.Attrs)
 	defer r.done()
 	if last != nil {
 		r.on = events.Mark{Seq: last.Seq, MsgID: last.MsgID}
@@ -185,7 +188,8 @@ func (h *Handler) begin(ctx context.Context, req *events.Request, last *events.E
 	r.point = checkpoint{Version: checkpointVersion, Seq: req.Seq, Digest: req.Digest, Past: before.Past}
 	r.state = events.Run{Run: req.Run, VCenter: req.VCenter, VM: req.VM, Request: &req.Ref, Status: events.StatusRunning,
 		Owner: &events.Owner{Instance: h.Instance}}
-	if by, err := r.canceledBy(); err != nil {
+	r.queued()
+	if by, err := r.canceledBy(r.ctx); err != nil {
 		return h.givenBack(ctx, err)
 	} else if by != nil {
 		return r.end(&canceledError{by: *by})
@@ -205,7 +209,7 @@ func (h *Handler) begin(ctx context.Context, req *events.Request, last *events.E
 
 // resume goes on with a run that an owner before this one left unfinished: it fences that owner, and lets its calls land before the first act.
 func (h *Handler) resume(ctx context.Context, req *events.Request, last *events.Entry, point checkpoint) error {
-	r := h.newRun(ctx, req.VM, req.Attrs)
+	r := h.newRun(h.inTrace(ctx, req), req.VM, req.Attrs)
 	defer r.done()
 	r.req, r.asked = req, &req.Asked
 	trusted := last.Kind == events.RunReleased && point.Released != nil &&
@@ -223,6 +227,7 @@ func (h *Handler) resume(ctx context.Context, req *events.Request, last *events.
 // closeOrphan ends a run that nobody will be handed again, so that the VM is free: as an owner who takes over, looks what the run's last
 // call did, and does nothing new.
 func (h *Handler) closeOrphan(ctx context.Context, last *events.Entry, point checkpoint) error {
+	ctx, _ = h.Tracer.Start(tracing.From(ctx, last.Attrs.TraceParent, last.Attrs.TraceState), "orphan")
 	r := h.newRun(ctx, last.Run.VM, last.Attrs)
 	defer r.done()
 	data, err := h.journal.Requested(ctx, h.VCenter, last.Run.VM, last.Run.Run)

@@ -80,6 +80,9 @@ func (r *run) networkStarted(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if task.CompleteTime != nil {
+		r.endedAfter(task.CompleteTime.Sub(task.QueueTime))
+	}
 	now := stamp(time.Now())
 	n.FinishedAt = &now
 	return r.complete(events.NetworkCompleted, &n.State, failure)

@@ -88,6 +88,7 @@ func (r *run) pause(ctx context.Context, s *step, err error, b *backoff) error {
 // wait tells, once per change, that the run cannot move, and why.
 func (r *run) wait(why events.Waiting, err error) error {
 	r.lastErr = err
+	r.waitsFor(why)
 	if r.state.Waiting == why || r.on.Seq == 0 || r.state.N == 0 {
 		return nil // told already, or there is no run yet to tell it of
 	}

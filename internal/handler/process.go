@@ -185,6 +185,7 @@ func (r *run) exited(ctx context.Context, asked *events.AskedProcess, p *events.
 		switch {
 		case err == nil:
 			away, r.state.Waiting = false, ""
+			r.moves(r.waits)
 			if p.StartedAt != nil && !shown.Started.IsZero() && !shown.Started.Equal(*p.StartedAt) {
 				return r.exitLost(s, p, "its pid belongs to another process now", nil)
 			}
@@ -222,6 +223,9 @@ func (r *run) exited(ctx context.Context, asked *events.AskedProcess, p *events.
 
 func (r *run) exitedWith(s *step, asked *events.AskedProcess, p *events.Process, shown vcapi.Process) error {
 	p.FinishedAt, p.ExitCode = shown.Finished, shown.ExitCode
+	if p.StartedAt != nil && p.FinishedAt != nil {
+		r.endedAfter(p.FinishedAt.Sub(*p.StartedAt))
+	}
 	if asked.Watch != nil && len(asked.SuccessExitCodes) == 0 {
 		return r.complete(events.ProcessExited, &p.State, nil)
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/guestflow/guestflow/internal/events"
+	"github.com/guestflow/guestflow/internal/tracing"
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
 
@@ -47,6 +48,8 @@ type run struct {
 	logged   bool            // the run's error
 	asking   bool            // vCenter was asked at all
 	stopping bool            // the run is canceled, and what it has under way is being stopped
+
+	measured // what metrics and traces show of it
 }
 
 // errDrain interrupts a run that is to be given back; errDeadline one whose time is over.
@@ -89,6 +92,7 @@ func (e *stepError) Unwrap() error { return e.err }
 
 // done lets go of the run's goroutines.
 func (r *run) done() {
+	r.moves(r.waits)
 	r.unwake()
 	r.undrain()
 	r.interrupt(nil)
@@ -97,8 +101,12 @@ func (r *run) done() {
 
 // logger names the run in every line.
 func (r *run) logger() *zerolog.Logger {
-	l := r.log.With().Str("vm", r.vm).Str("run", r.state.Run).Logger()
-	return &l
+	l := r.log.With().Str("vm", r.vm).Str("run", r.state.Run)
+	if id := tracing.ID(r.life); id != "" {
+		l = l.Str("trace_id", id)
+	}
+	log := l.Logger()
+	return &log
 }
 
 // record stores the run's state as its next event.
@@ -109,6 +117,7 @@ func (r *run) record(k events.Kind) error {
 func (r *run) store(k events.Kind, ctx context.Context) error {
 	if k != events.RunWaiting {
 		r.state.Waiting = ""
+		r.moves(r.waits)
 	}
 	if k != events.RunReleased {
 		r.point.Released = nil
@@ -125,14 +134,15 @@ func (r *run) store(k events.Kind, ctx context.Context) error {
 	}
 	r.state.N++
 	id := fmt.Sprintf("%s.%d.%s", r.state.Run, r.state.N, r.token)
-	start := time.Now()
-	seq, err := r.journal.Append(ctx, r.on.Seq, id, k, r.attrs, &r.state)
+	seq, err := r.append(ctx, id, k)
 	if err != nil {
 		return fmt.Errorf("vm %s: run %s: append %s: %w", r.vm, r.state.Run, k, err)
 	}
 	r.under, r.on = r.on, events.Mark{Seq: seq, MsgID: id}
-	r.Stored(k, &r.state, time.Since(start))
 	l := r.logger().Info()
+	if r.stage != nil && r.state.Error == nil {
+		l = l.Str("step", r.stage.name)
+	}
 	if r.state.Process != "" {
 		l = l.Str("process", r.state.Process)
 	}
@@ -176,7 +186,7 @@ func (r *run) walk() error {
 	r.ctx = ctx
 	r.hide()
 	if r.tookOver { // the cancel may be older than this owner, and the run's steps may only ask
-		by, err := r.canceledBy()
+		by, err := r.canceledBy(r.ctx)
 		switch {
 		case err != nil && ctx.Err() == nil:
 			return r.end(err)
@@ -197,7 +207,7 @@ func (r *run) walk() error {
 // heard at all: hence the reads in quick succession, then rarely.
 func (r *run) listen(ctx context.Context) {
 	for pause := newBackoff(turnPause); ; {
-		if by, err := r.canceledBy(); err == nil && by != nil {
+		if by, err := r.canceledBy(ctx); err == nil && by != nil {
 			r.interrupt(&canceledError{by: *by})
 			return
 		}
@@ -212,8 +222,8 @@ func (r *run) listen(ctx context.Context) {
 }
 
 // canceledBy looks for a cancel of this run in the stream.
-func (r *run) canceledBy() (*events.Cancel, error) {
-	waiting, err := r.line.Cancels(r.ctx, r.VCenter, r.vm)
+func (r *run) canceledBy(ctx context.Context) (*events.Cancel, error) {
+	waiting, err := r.line.Cancels(ctx, r.VCenter, r.vm)
 	if err != nil {
 		return nil, fmt.Errorf("vm %s: look for cancels: %w", r.vm, err)
 	}
@@ -295,7 +305,11 @@ func (r *run) end(why error) error {
 	}
 	now := stamp(time.Now())
 	r.state.FinishedAt, r.state.Process, r.point.Intent = &now, "", nil
-	return r.endOn(r.record(last))
+	if err := r.record(last); err != nil {
+		return r.endOn(err)
+	}
+	r.ended()
+	return nil
 }
 
 // endOn turns the process's end in the middle of an append into silence: whether it was stored is the next owner's to read.
@@ -334,7 +348,7 @@ func (r *run) settle() error {
 	switch {
 	case s.act == nil:
 		if r.open { // an orphan whose request is gone too: nobody can look
-			r.point.Doubt = append(r.point.Doubt, r.point.Intent.Act)
+			r.doubts(r.point.Intent.Act)
 		}
 		r.open = false
 		return nil
@@ -347,10 +361,11 @@ func (r *run) settle() error {
 		if err == nil {
 			if seen.adopt != nil {
 				seen.adopt()
+				r.Meter.Adopted(s.act.name)
 				return r.endOn(r.fact(s))
 			}
 			if !seen.sure {
-				r.point.Doubt = append(r.point.Doubt, s.act.name)
+				r.doubts(s.act.name)
 			}
 			r.open = false
 			return nil
@@ -364,11 +379,17 @@ func (r *run) settle() error {
 			if r.life.Err() != nil {
 				return events.ErrReleased
 			}
-			r.point.Doubt = append(r.point.Doubt, s.act.name)
+			r.doubts(s.act.name)
 			r.open = false
 			return nil
 		}
 	}
+}
+
+// doubts notes that nobody can tell whether an act took effect.
+func (r *run) doubts(act string) {
+	r.Meter.Uncertain(act)
+	r.point.Doubt = append(r.point.Doubt, act)
 }
 
 // settleTime bounds the last look of a run that is about to end while its vCenter does not answer.

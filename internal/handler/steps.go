@@ -143,6 +143,7 @@ func (r *run) step(s *step) error {
 		return nil
 	}
 	r.state.Process = s.process
+	defer r.enter(s)()
 	if s.timeout == 0 { // it does not speak to the guest
 		return s.ask(r.ctx)
 	}
@@ -226,6 +227,7 @@ func (r *run) do(ctx context.Context, s *step) error {
 		switch {
 		case seen.adopt != nil:
 			seen.adopt()
+			r.Meter.Adopted(s.act.name)
 			return r.fact(s)
 		case !seen.sure && (r.open || !decided):
 			if err := r.uncertain(s); err != nil {
@@ -238,7 +240,7 @@ func (r *run) do(ctx context.Context, s *step) error {
 		}
 		r.open, r.doubt = false, nil
 		if !r.stopping {
-			by, err := r.canceledBy()
+			by, err := r.canceledBy(r.ctx)
 			switch {
 			case err != nil && ctx.Err() == nil:
 				return err
@@ -274,6 +276,7 @@ func (r *run) do(ctx context.Context, s *step) error {
 		var v *vcapi.Error
 		switch {
 		case err == nil:
+			r.acted = time.Now()
 			return r.fact(s)
 		case errors.Is(err, events.ErrFenced):
 			return err
@@ -350,6 +353,7 @@ func (r *run) gate(from time.Time) vcapi.Gate {
 
 // uncertain decides about a call of which nobody can tell any more whether it took effect.
 func (r *run) uncertain(s *step) error {
+	r.Meter.Uncertain(s.act.name)
 	if r.asked.OnUncertain != "repeat" {
 		message := "a crash or a lost answer hid whether the call was made, and vCenter can no longer tell: look at the guest, then send a new request"
 		if r.doubt != nil {
@@ -415,6 +419,7 @@ func (r *run) watch(ctx context.Context, s *step, task string, fn func(vcapi.Wat
 			failed = &stepError{step: s.name, process: s.process, code: events.NotFound,
 				message: fmt.Sprintf("vm %s is no longer in vCenter %s: it was removed, or moved to another vCenter", r.vm, r.VCenter)}
 		default:
+			r.moves(events.WaitingVCenterUnavailable)
 			done, failed = fn(w)
 		}
 		return done || failed != nil

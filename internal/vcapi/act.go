@@ -54,7 +54,7 @@ func (c *Client) sendOnce(ctx context.Context, gate Gate, cl *call) (ans *answer
 	if err := req.Write(&wire); err != nil {
 		return nil, (&Error{Class: Permanent, Sent: NotSent, Message: err.Error(), Err: err}).fill(cl.op, cl.endpoint(), c.host)
 	}
-	began := time.Now()
+	done := c.calling(ctx, cl)
 	conn, tcp, err := c.dialAct(ctx)
 	if err != nil {
 		e := c.unanswered(cl, err)
@@ -62,7 +62,7 @@ func (c *Client) sendOnce(ctx context.Context, gate Gate, cl *call) (ans *answer
 		if ctx.Err() == nil {
 			c.seen(e)
 		}
-		c.called(cl.op, time.Since(began), e)
+		done(e)
 		return nil, e
 	}
 	defer func() { _ = conn.Close() }()
@@ -71,7 +71,8 @@ func (c *Client) sendOnce(ctx context.Context, gate Gate, cl *call) (ans *answer
 			return nil, c.held(cl, err)
 		}
 	}
-	began = time.Now()
+	done = c.calling(ctx, cl) // what came before was the way to it
+	began := time.Now()
 	_ = conn.SetWriteDeadline(began.Add(c.cfg.TravelTime))
 	_ = conn.SetReadDeadline(began.Add(c.answerWait))
 	release := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
@@ -79,7 +80,7 @@ func (c *Client) sendOnce(ctx context.Context, gate Gate, cl *call) (ans *answer
 	if ctx.Err() != nil {
 		return nil, c.held(cl, context.Cause(ctx))
 	}
-	defer func() { c.called(cl.op, time.Since(began), err) }()
+	defer func() { done(err) }()
 	if _, err := conn.Write(wire.Bytes()); err != nil {
 		return nil, c.lost(ctx, cl, fmt.Errorf("the request could not be sent whole: %w", err))
 	}

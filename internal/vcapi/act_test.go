@@ -266,7 +266,7 @@ func TestOnCall(t *testing.T) {
 	f.reply("StartGuestNetwork_Task", 500, `{"_typeName":"TaskInProgress"}`)
 	cfg := f.config()
 	told := make(chan string, 16)
-	cfg.OnCall = func(endpoint string, took time.Duration, err error) {
+	cfg.OnCall = func(_ context.Context, endpoint string, took time.Duration, err error) {
 		if took < 0 {
 			t.Error("negative time")
 		}

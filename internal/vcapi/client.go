@@ -25,6 +25,10 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
 )
 
 const (
@@ -251,8 +255,8 @@ func (c *Client) exchange(ctx context.Context, hc *http.Client, cl *call) (ans *
 	} else {
 		req.Header["X-Idempotency-Key"] = nil // not sent: it lets net/http repeat an ask by POST that met a connection just closed by the server
 	}
-	began := time.Now()
-	defer func() { c.called(cl.op, time.Since(began), err) }()
+	done := c.calling(ctx, cl)
+	defer func() { done(err) }()
 	resp, err := hc.Do(req)
 	if err != nil {
 		failed := c.unanswered(cl, err)
@@ -272,9 +276,29 @@ func (c *Client) exchange(ctx context.Context, hc *http.Client, cl *call) (ans *
 	return ans, err
 }
 
-func (c *Client) called(op string, took time.Duration, err error) {
-	if c.cfg.OnCall != nil {
-		c.cfg.OnCall(op, took, err)
+// calling begins to time a call, and to trace it where ctx is part of a trace; the function that it returns tells how the call ended. A call whose
+// function is not called was none.
+func (c *Client) calling(ctx context.Context, cl *call) func(error) {
+	began := time.Now()
+	var span trace.Span
+	if c.cfg.Tracer != nil && trace.SpanContextFromContext(ctx).IsValid() { // the long poll is part of none
+		ctx, span = c.cfg.Tracer.Start(ctx, cl.op, trace.WithSpanKind(trace.SpanKindClient),
+			trace.WithAttributes(attribute.String("server.address", c.host), attribute.String("http.request.method", cl.method)))
+	}
+	return func(err error) {
+		if c.cfg.OnCall != nil {
+			c.cfg.OnCall(ctx, cl.op, time.Since(began), err)
+		}
+		if span == nil {
+			return
+		}
+		var e *Error
+		if errors.As(err, &e) {
+			name := cmp.Or(e.Name, http.StatusText(e.Status), "no answer")
+			span.SetStatus(codes.Error, name)
+			span.SetAttributes(attribute.String("error.type", name), attribute.Int("http.response.status_code", e.Status))
+		}
+		span.End()
 	}
 }
 

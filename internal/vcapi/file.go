@@ -9,7 +9,6 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-	"time"
 )
 
 // maxGuestFile bounds in bytes what is read of a file in a guest: its host sends it whole, and its end comes last.
@@ -80,8 +79,8 @@ func (c *Client) download(ctx context.Context, u *url.URL, size int64, most int)
 		return nil, failed(0, Permanent, "the URL that vCenter names for the file cannot be requested", nil)
 	}
 	req.Header.Set("User-Agent", userAgent)
-	began := time.Now()
-	defer func() { c.called(cl.op, time.Since(began), err) }()
+	done := c.calling(ctx, cl)
+	defer func() { done(err) }()
 	resp, err := c.files.Do(req)
 	if err != nil {
 		return nil, c.unanswered(cl, err)

@@ -194,7 +194,7 @@ func TestGuestFileAnswers(t *testing.T) {
 			cfg := f.config()
 			var told []error
 			var mu sync.Mutex
-			cfg.OnCall = func(op string, _ time.Duration, err error) {
+			cfg.OnCall = func(_ context.Context, op string, _ time.Duration, err error) {
 				mu.Lock()
 				defer mu.Unlock()
 				if op == "GET guest file" {

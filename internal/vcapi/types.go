@@ -8,6 +8,8 @@ import (
 	"sort"
 	"strings"
 	"time"
+
+	"go.opentelemetry.io/otel/trace"
 )
 
 // Config says which vCenter a Client speaks to, and as whom.
@@ -31,7 +33,9 @@ type Config struct {
 	PollGrace time.Duration
 
 	// OnCall, where set, is told of every call. endpoint is a bounded label such as "CustomizeGuest_Task" or "GET guest/customization".
-	OnCall func(endpoint string, took time.Duration, err error)
+	OnCall func(ctx context.Context, endpoint string, took time.Duration, err error)
+	// Tracer, where set, makes a span of every call that is part of a trace already. The words of vCenter and of the guest are not in it.
+	Tracer trace.Tracer
 	// OnAnswer, where set, is told when vCenter no longer answers, and why, and with nil when it answers again, or for the first time.
 	OnAnswer func(why error)
 	// OnLogin, where set, is told of every login, with nil when it succeeded.

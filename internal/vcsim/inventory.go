@@ -41,6 +41,8 @@ func (v *VCenter) makeVMs() error {
 			return fmt.Errorf("vcsim: make VM %s: refused", config.Name)
 		}
 		tasks[i] = v.reg.Get(res.Res.Returnval).(*simulator.Task)
+		// It holds the folder's lock until its VM is made. Only then the next one: Tasks and VMs are numbered by one counter, and each start shall give the same IDs.
+		v.newContext().WithLock(folder.Self, func() {})
 	}
 	for i, task := range tasks {
 		task.Wait() // by polling: only after all were begun

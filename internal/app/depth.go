@@ -1,0 +1,74 @@
+package app
+
+import (
+	"context"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+
+	"github.com/guestflow/guestflow/internal/events"
+)
+
+// depth shows what stands in the streams. It is asked at each scrape; what does not answer is not shown. Every replica shows the same.
+type depth struct {
+	conn     *events.Conn
+	vcenters []string
+	log      zerolog.Logger
+}
+
+// depthTime bounds the questions of one scrape: below Prometheus's usual time-out of 10 s.
+const depthTime = 3 * time.Second
+
+var (
+	queueRequests  = prometheus.NewDesc("guestflow_queue_requests", "Requests that are not finished: pending, not taken by any replica, or taken.", []string{"vcenter", "state"}, nil)
+	queueOldest    = prometheus.NewDesc("guestflow_queue_oldest_seconds", "Age of the oldest unfinished request or cancel; 0 where there is none.", []string{"vcenter"}, nil)
+	streamMessages = prometheus.NewDesc("guestflow_stream_messages", "Messages in a stream.", []string{"stream"}, nil)
+	streamBytes    = prometheus.NewDesc("guestflow_stream_bytes", "Bytes in a stream.", []string{"stream"}, nil)
+	streamMaxBytes = prometheus.NewDesc("guestflow_stream_max_bytes", "Bytes that a stream may hold; 0: no limit of its own.", []string{"stream"}, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (d *depth) Describe(descs chan<- *prometheus.Desc) {
+	for _, desc := range []*prometheus.Desc{queueRequests, queueOldest, streamMessages, streamBytes, streamMaxBytes} {
+		descs <- desc
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (d *depth) Collect(out chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(context.Background(), depthTime)
+	defer cancel()
+	gauge := func(desc *prometheus.Desc, v float64, labels ...string) {
+		out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, v, labels...)
+	}
+	stream := func(name string) (events.StreamState, bool) {
+		s, err := d.conn.StreamState(ctx, name)
+		if err != nil {
+			d.log.Debug().Err(err).Msg("not in the metrics")
+			return s, false
+		}
+		gauge(streamMessages, float64(s.Messages), name)
+		gauge(streamBytes, float64(s.Bytes), name)
+		gauge(streamMaxBytes, float64(s.MaxBytes), name)
+		return s, true
+	}
+	stream(events.EventsStream)
+	stream(events.DeadlettersStream)
+	for _, v := range d.vcenters {
+		if s, ok := stream(events.RequestsStream(v)); ok {
+			age := 0.0
+			if !s.Oldest.IsZero() {
+				age = max(0, time.Since(s.Oldest).Seconds())
+			}
+			gauge(queueOldest, age, v)
+		}
+		b, err := d.conn.Backlog(ctx, v)
+		if err != nil {
+			d.log.Debug().Err(err).Msg("not in the metrics")
+			continue
+		}
+		gauge(queueRequests, float64(b.Pending), v, "pending")
+		gauge(queueRequests, float64(b.Taken), v, "taken")
+	}
+}

@@ -1,0 +1,78 @@
+package app
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/rs/zerolog"
+)
+
+// NewLogger makes the service's log as the settings ask for it.
+func NewLogger(cfg Config, out io.Writer) zerolog.Logger {
+	if cfg.Service.LogFormat == "console" {
+		out = zerolog.ConsoleWriter{Out: out, TimeFormat: time.TimeOnly}
+	}
+	log := zerolog.New(out)
+	if cfg.logLevel != nil {
+		log = log.Hook(cfg.logLevel)
+	}
+	return log.With().Timestamp().Str("instance", cfg.Service.Instance).Logger()
+}
+
+// logLevel is the least level of a line that is written. It can be changed while the service runs.
+type logLevel struct{ least atomic.Int32 }
+
+func newLogLevel(name string) *logLevel {
+	l := &logLevel{}
+	level, err := zerolog.ParseLevel(name)
+	if err != nil { // told by the settings' check
+		level = zerolog.InfoLevel
+	}
+	l.least.Store(int32(level))
+	return l
+}
+
+// Run implements zerolog.Hook.
+func (l *logLevel) Run(e *zerolog.Event, level zerolog.Level, _ string) {
+	if level < l.level() {
+		e.Discard()
+	}
+}
+
+func (l *logLevel) level() zerolog.Level { return zerolog.Level(l.least.Load()) } //nolint:gosec // what was stored was a level
+
+// show answers GET /loglevel.
+func (l *logLevel) show(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprintln(w, l.level()) }
+
+// set answers PUT /loglevel, whose body is the level's name. It is for who may enter the pod's network, through kubectl port-forward say: from elsewhere it is
+// refused.
+func (l *logLevel) set(log zerolog.Logger) http.HandlerFunc {
+	return func(w http.ResponseWriter, req *http.Request) {
+		host, _, err := net.SplitHostPort(req.RemoteAddr)
+		if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsLoopback() {
+			http.Error(w, "the log level is set from the pod itself only: kubectl port-forward", http.StatusForbidden)
+			return
+		}
+		const longest = 16 // of a level's name
+		body, err := io.ReadAll(http.MaxBytesReader(w, req.Body, longest))
+		level, ok := levels[strings.TrimSpace(string(body))]
+		if err != nil || !ok {
+			http.Error(w, "the body is none of "+levelNames, http.StatusBadRequest)
+			return
+		}
+		before := zerolog.Level(l.least.Swap(int32(level))) //nolint:gosec // what was stored was a level
+		log.WithLevel(zerolog.NoLevel).Stringer("from", before).Stringer("to", level).Msg("log level changed")
+		_, _ = fmt.Fprintln(w, level)
+	}
+}
+
+const levelNames = "trace, debug, info, warn, error"
+
+var levels = map[string]zerolog.Level{
+	"trace": zerolog.TraceLevel, "debug": zerolog.DebugLevel, "info": zerolog.InfoLevel, "warn": zerolog.WarnLevel, "error": zerolog.ErrorLevel,
+}

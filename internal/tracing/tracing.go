@@ -1,0 +1,184 @@
+// Package tracing makes OpenTelemetry spans of a run, in the trace that its publisher began. A run changes hands, and the process that began a span may
+// be gone when it ends: so the spans of a run and of its steps have IDs that follow from their names, whoever has the run in hand goes on with them, and
+// only who sees their end reports them.
+package tracing
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/rs/zerolog"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/sdk/resource"
+	sdk "go.opentelemetry.io/otel/sdk/trace"
+	semconv "go.opentelemetry.io/otel/semconv/v1.41.0"
+	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
+)
+
+// Lookuper reads the environment.
+type Lookuper interface {
+	Lookup(key string) (value string, ok bool)
+}
+
+// Check tells what is wrong with the OTEL_… settings that guestflow depends on; the others are read by OpenTelemetry itself.
+//
+// Source: OpenTelemetry, Environment Variable Specification; OTLP Exporter Configuration.
+func Check(env Lookuper) []error {
+	var wrong []error
+	for _, key := range []string{"OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"} {
+		v, _ := env.Lookup(key)
+		if u, err := url.Parse(v); v != "" && (err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https") {
+			wrong = append(wrong, fmt.Errorf("%s: not http://host:port or https://host:port", key))
+		}
+	}
+	for _, key := range []string{"OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"} {
+		if v, _ := env.Lookup(key); v != "" && v != "http/protobuf" {
+			wrong = append(wrong, fmt.Errorf("%s: %q is not http/protobuf, the only one that guestflow speaks (port 4318 of a collector)", key, v))
+		}
+	}
+	if v, _ := env.Lookup("OTEL_TRACES_EXPORTER"); v != "" && v != "otlp" && v != "none" {
+		wrong = append(wrong, fmt.Errorf("OTEL_TRACES_EXPORTER: %q is neither otlp nor none", v))
+	}
+	return wrong
+}
+
+// wanted tells whether the environment asks for traces: an endpoint for them is set.
+func wanted(env Lookuper) bool {
+	if v, _ := env.Lookup("OTEL_TRACES_EXPORTER"); v == "none" {
+		return false
+	}
+	if v, _ := env.Lookup("OTEL_SDK_DISABLED"); v != "" {
+		if off, err := strconv.ParseBool(v); err == nil && off {
+			return false
+		}
+	}
+	v, _ := env.Lookup("OTEL_EXPORTER_OTLP_ENDPOINT")
+	traces, _ := env.Lookup("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+	return v != "" || traces != ""
+}
+
+// Tracer makes spans. The zero value makes none.
+type Tracer struct {
+	tracer   trace.Tracer
+	provider *sdk.TracerProvider
+}
+
+// New is the Tracer that the environment asks for. It dials nothing: what cannot be sent is dropped, and the log says so.
+func New(ctx context.Context, env Lookuper, version, instance string, log zerolog.Logger) (Tracer, error) {
+	if !wanted(env) {
+		return Tracer{}, nil
+	}
+	exporter, err := otlptracehttp.New(ctx)
+	if err != nil {
+		return Tracer{}, fmt.Errorf("traces: %w", err)
+	}
+	about, err := resource.New(ctx, resource.WithAttributes(semconv.ServiceName("guestflow"), semconv.ServiceVersion(version), semconv.ServiceInstanceID(instance)),
+		resource.WithTelemetrySDK(), resource.WithFromEnv())
+	if err != nil && !errors.Is(err, resource.ErrPartialResource) {
+		return Tracer{}, fmt.Errorf("traces: OTEL_RESOURCE_ATTRIBUTES: %w", err)
+	}
+	return newTracer(about, &logged{SpanExporter: exporter, log: log}), nil
+}
+
+func newTracer(about *resource.Resource, exporter sdk.SpanExporter) Tracer {
+	provider := sdk.NewTracerProvider(sdk.WithResource(about), sdk.WithIDGenerator(ids{}), sdk.WithBatcher(exporter))
+	return Tracer{tracer: provider.Tracer("github.com/guestflow/guestflow"), provider: provider}
+}
+
+// Close sends what has not been sent yet.
+func (t Tracer) Close(ctx context.Context) error {
+	if t.provider == nil {
+		return nil
+	}
+	return t.provider.Shutdown(ctx)
+}
+
+// Tracer is for packages that make spans of their own.
+func (t Tracer) Tracer() trace.Tracer {
+	if t.tracer == nil {
+		return noop.Tracer{}
+	}
+	return t.tracer
+}
+
+// Named begins a span at a time, or goes on with it where another process began it: name says which one it is, and is the same only for the same.
+// What ctx is part of, or of no trace, is its parent. The span is reported when End is called on it, by whoever sees its end.
+func (t Tracer) Named(ctx context.Context, name, title string, at time.Time, opts ...trace.SpanStartOption) (context.Context, trace.Span) {
+	_, span := t.Tracer().Start(context.WithValue(ctx, wantedID{}, name), title, append(opts, trace.WithTimestamp(at))...)
+	return trace.ContextWithSpan(ctx, span), span // without the name: it is this span's alone
+}
+
+// Start begins a span that nobody else goes on with.
+func (t Tracer) Start(ctx context.Context, title string, opts ...trace.SpanStartOption) (context.Context, trace.Span) {
+	return t.Tracer().Start(ctx, title, opts...)
+}
+
+// Failed marks a span with the code of what went wrong. The words of vCenter and of guests stay out of traces.
+func Failed(span trace.Span, code string) {
+	span.SetStatus(codes.Error, code)
+	span.SetAttributes(attribute.String("error.type", code))
+}
+
+// From makes ctx part of the trace that a traceparent and a tracestate name, if they name one.
+//
+// Source: W3C Trace Context; CloudEvents, Distributed Tracing extension.
+func From(ctx context.Context, traceparent, tracestate string) context.Context {
+	return propagation.TraceContext{}.Extract(ctx, propagation.MapCarrier{"traceparent": traceparent, "tracestate": tracestate})
+}
+
+// Of is the traceparent and the tracestate of the span that ctx is part of; ok is false where that is not reported.
+func Of(ctx context.Context) (traceparent, tracestate string, ok bool) {
+	if !trace.SpanFromContext(ctx).IsRecording() {
+		return "", "", false
+	}
+	carrier := propagation.MapCarrier{}
+	propagation.TraceContext{}.Inject(ctx, carrier)
+	return carrier["traceparent"], carrier["tracestate"], true
+}
+
+// ID is the trace that ctx is part of, in hexadecimal; "" where it is part of none.
+func ID(ctx context.Context) string {
+	if c := trace.SpanContextFromContext(ctx); c.HasTraceID() {
+		return c.TraceID().String()
+	}
+	return ""
+}
+
+// wantedID is the context's key for the name of the span to be begun.
+type wantedID struct{}
+
+// ids makes the IDs of named spans from their names, and the others at random.
+type ids struct{}
+
+// NewIDs implements sdk.IDGenerator, for a span without a parent.
+func (ids) NewIDs(ctx context.Context) (trace.TraceID, trace.SpanID) {
+	name, named := ctx.Value(wantedID{}).(string)
+	if !named {
+		name = rand.Text()
+	}
+	sum := sha256.Sum256([]byte("trace " + name))
+	return trace.TraceID(sum[:16]), spanID(name)
+}
+
+// NewSpanID implements sdk.IDGenerator.
+func (ids) NewSpanID(ctx context.Context, _ trace.TraceID) trace.SpanID {
+	if name, named := ctx.Value(wantedID{}).(string); named {
+		return spanID(name)
+	}
+	return spanID(rand.Text())
+}
+
+func spanID(name string) trace.SpanID {
+	sum := sha256.Sum256([]byte("span " + name))
+	return trace.SpanID(sum[:8])
+}
