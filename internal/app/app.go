@@ -24,7 +24,7 @@ func Run(ctx context.Context, cfg Config, log zerolog.Logger) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	m := newMetrics(cfg.Version)
-	tracer, err := tracing.New(ctx, cfg.env, cfg.Version, cfg.Service.Instance, log)
+	tracer, err := traces(ctx, cfg, log)
 	if err != nil {
 		return err
 	}
@@ -120,6 +120,14 @@ func Run(ctx context.Context, cfg Config, log zerolog.Logger) error {
 	h.started.Store(false)
 	loops.Wait()
 	return ended(ctx)
+}
+
+// traces makes the spans that the settings ask for, or none.
+func traces(ctx context.Context, cfg Config, log zerolog.Logger) (tracing.Tracer, error) {
+	if !cfg.traces {
+		return tracing.Tracer{}, nil
+	}
+	return tracing.New(ctx, cfg.Version, cfg.Service.Instance, log)
 }
 
 // tracesTime bounds the sending of the last traces.

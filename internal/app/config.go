@@ -33,7 +33,7 @@ type Config struct {
 	Version  string // of this program, for metrics and traces
 
 	logLevel *logLevel
-	env      tracing.Lookuper // OTEL_…
+	traces   bool // OTEL_… asks for them
 }
 
 // names are the vCenters'.
@@ -139,7 +139,7 @@ func LoadConfig(env envconfig.Lookuper) (Config, error) {
 	}
 	wrong = unsaid(wrong, append(c.NATS.check(), c.Service.check()...))
 	wrong = append(wrong, tracing.Check(env)...)
-	c.env, c.logLevel = env, newLogLevel(c.Service.LogLevel)
+	c.traces, c.logLevel = tracing.Wanted(env), newLogLevel(c.Service.LogLevel)
 	list, _ := env.Lookup("GUESTFLOW_VCENTERS")
 	vcenters, errs := loadVCenters(list, env)
 	c.VCenters = vcenters

@@ -52,8 +52,8 @@ func Check(env Lookuper) []error {
 	return wrong
 }
 
-// wanted tells whether the environment asks for traces: an endpoint for them is set.
-func wanted(env Lookuper) bool {
+// Wanted tells whether the environment asks for traces: an endpoint for them is set.
+func Wanted(env Lookuper) bool {
 	if v, _ := env.Lookup("OTEL_TRACES_EXPORTER"); v == "none" {
 		return false
 	}
@@ -73,11 +73,8 @@ type Tracer struct {
 	provider *sdk.TracerProvider
 }
 
-// New is the Tracer that the environment asks for. It dials nothing: what cannot be sent is dropped, and the log says so.
-func New(ctx context.Context, env Lookuper, version, instance string, log zerolog.Logger) (Tracer, error) {
-	if !wanted(env) {
-		return Tracer{}, nil
-	}
+// New is the Tracer that the process's environment describes. It dials nothing: what cannot be sent is dropped, and the log says so.
+func New(ctx context.Context, version, instance string, log zerolog.Logger) (Tracer, error) {
 	exporter, err := otlptracehttp.New(ctx)
 	if err != nil {
 		return Tracer{}, fmt.Errorf("traces: %w", err)
