@@ -341,7 +341,7 @@ func (r *run) settle() error {
 	}
 	ctx, cancel := context.WithTimeout(r.life, max(0, time.Until(r.actFrom))+settleTime)
 	defer cancel()
-	if err := sleepUntil(ctx, r.actFrom); err != nil {
+	if err := r.landed(ctx); err != nil {
 		return events.ErrReleased
 	}
 	s := r.current()

@@ -217,7 +217,7 @@ func (r *run) do(ctx context.Context, s *step) error {
 	decided := false        // that the act is repeated, although a call before it may have taken effect
 	for {
 		// What an owner before us, or we ourselves, may have sent has landed and shows before we look.
-		if err := sleepUntil(ctx, r.actFrom); err != nil {
+		if err := r.landed(ctx); err != nil {
 			return r.interrupted(ctx)
 		}
 		seen, err := ask(ctx, r, s, s.act.look)
