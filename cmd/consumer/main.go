@@ -44,7 +44,7 @@ func run(ctx context.Context, env envconfig.Lookuper) error {
 	if err != nil {
 		return err
 	}
-	cfg.Version = version
+	cfg.Version, cfg.Commit = version, commit
 	log := app.NewLogger(cfg, os.Stderr)
 	log.Info().Str("version", version).Str("commit", commit).Msg("guestflow starts")
 	return app.Run(ctx, cfg, log)

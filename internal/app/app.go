@@ -23,7 +23,7 @@ import (
 func Run(ctx context.Context, cfg Config, log zerolog.Logger) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	m := newMetrics(cfg.Version)
+	m := newMetrics(cfg.Version, cfg.Commit)
 	tracer, err := traces(ctx, cfg, log)
 	if err != nil {
 		return err

@@ -31,6 +31,7 @@ type Config struct {
 	Service  Service
 	VCenters []VCenter
 	Version  string // of this program, for metrics and traces
+	Commit   string // it was built from
 
 	logLevel *logLevel
 	traces   bool // OTEL_… asks for them

@@ -25,7 +25,7 @@ type metrics struct {
 	queueTime, runTime, stepTime, late, storeTime, callTime *prometheus.HistogramVec
 }
 
-func newMetrics(version string) *metrics {
+func newMetrics(version, commit string) *metrics {
 	m := &metrics{registry: prometheus.NewRegistry()}
 	register := m.registry.MustRegister
 	gauge := func(name, help string, labels ...string) *prometheus.GaugeVec {
@@ -68,7 +68,7 @@ func newMetrics(version string) *metrics {
 	m.late = times("guestflow_end_to_event_seconds", "From the end of a Task or of a guest process to its stored event.", short, "vcenter", "step")
 	m.storeTime = times("guestflow_event_store_seconds", "From the first try to store an event until it was stored.", short, "vcenter")
 	m.callTime = times("guestflow_vcenter_call_seconds", "Duration of the calls to vCenter.", short, "vcenter", "endpoint")
-	gauge("guestflow_build_info", "1; which guestflow this is.", "version").WithLabelValues(version).Set(1)
+	gauge("guestflow_build_info", "1; which guestflow this is.", "version", "commit").WithLabelValues(version, commit).Set(1)
 	register(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collectors.NewBuildInfoCollector())
 	return m
 }
