@@ -11,7 +11,7 @@ BIN := bin
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
 
 .PHONY: build
 build: consumer guestflow ## the service and the command, each one static binary: bin/consumer, bin/guestflow
@@ -27,7 +27,10 @@ demo: consumer ## NATS, a simulated vCenter and the service: three requests, the
 	bin/demo -consumer bin/consumer
 
 .PHONY: test
-test: fmt vet lint unit ## everything that CI runs: gofmt, vet, lint, tests with the race detector
+# By default the compiler, the linter and the tests collect garbage for a tenth of their time.
+test: export GOGC ?= 300
+test: fmt vet ## everything that CI runs: gofmt, vet, lint, tests with the race detector, alerts and dashboards
+	@$(MAKE) --no-print-directory -j2 --output-sync=target service lint packages rules chart
 
 .PHONY: fmt
 fmt: ## gofmt, go.mod and go.sum as they should be
@@ -47,8 +50,18 @@ $(LINT): tools/lint/go.mod tools/lint/go.sum
 	cd tools/lint && $(GO) build -o ../../$(LINT) github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 
 .PHONY: unit
-unit: consumer ## the tests alone
-	$(GO) test -race -shuffle=on -timeout 12m ./...
+unit: service packages ## the tests alone
+
+# These wait more than they compute: eight of them at once, and `make test` lints, builds and tests the rest beside them. The service that they start has the race
+# detector in it; NATS and the simulated vCenter in the tests' own process have not, which halves their cost and uses what vet compiled.
+.PHONY: service
+service:
+	$(GO) test -vet=off -shuffle=on -parallel 8 -timeout 12m ./cmd/consumer
+
+# Those that take longest first.
+.PHONY: packages
+packages:
+	$(GO) test -race -vet=off -shuffle=on -timeout 12m ./internal/handler ./docs $$($(GO) list ./... | grep -v /cmd/consumer$$)
 
 .PHONY: cover
 cover: ## the tests with their coverage: bin/cover.html
@@ -79,10 +92,11 @@ image: ## the service's image for amd64 and arm64: a manifest list in buildah's 
 image: IMAGE_ARGS += --target service
 image-cli: ## the same of the guestflow command; by docker bin/image-cli.tar
 image-cli: IMAGE_ARGS += --target cli
-# buildah 1.28 is told where it runs: it does not know BUILDPLATFORM in a FROM.
+# buildah would add to a list that is there. It is told where it runs: 1.28 does not know BUILDPLATFORM in a FROM.
 image image-cli:
 	@mkdir -p bin
 	if command -v buildah >/dev/null; then \
+		buildah manifest rm $(IMAGE)$(@:image%=%):$(VERSION) >/dev/null 2>&1; \
 		buildah build --manifest $(IMAGE)$(@:image%=%):$(VERSION) --timestamp $(SOURCE_DATE_EPOCH) --identity-label=false \
 			--build-arg BUILDPLATFORM=linux/$$($(GO) env GOHOSTARCH) $(IMAGE_ARGS) .; \
 	else \
@@ -92,7 +106,38 @@ image image-cli:
 
 .PHONY: image-test
 image-test: ## builds the image on a stand-in for its base and starts it, read-only; needs root, buildah and this machine's own Go
-	$(GO) test -count=1 -v -tags image -timeout 30m ./deploy/image
+	$(GO) test -count=1 -v -tags image -timeout 90m ./deploy/image
+
+.PHONY: rules
+rules: ## alerts fire when they should and not else, dashboards ask for what there is; by Prometheus's own engine, in a module of its own
+	cd tools/prometheus && $(GO) test -count=1 .
+
+# Prometheus without its UI and its service discoveries.
+bin/prometheus bin/promtool: tools/prometheus/go.mod tools/prometheus/go.sum
+	cd tools/prometheus && $(GO) build -tags remove_all_sd -o ../../$@ github.com/prometheus/prometheus/cmd/$(@F)
+
+.PHONY: dashboard-look
+dashboard-look: build bin/prometheus bin/promtool ## promtool on the alerts; then the dashboards with data, as pages and, by chromium, pictures: bin/dashboards
+	bin/promtool check rules deploy/helm/files/alerts.yaml
+	bin/promtool test rules tools/prometheus/alerts_test.yaml
+	cd tools/prometheus && $(GO) run ./look $(LOOK_ARGS)
+
+# Helm's own code as a library, in a module of its own.
+.PHONY: chart
+chart: ## the Helm chart: lint, rendering with many values, unit tests, every object against Kubernetes' schemas
+	cd tools/helm && $(GO) test -vet=off -count=1 .
+
+.PHONY: chart-generate
+chart-generate: ## values.yaml and the table of the chart's README, from values.schema.json
+	cd tools/helm && $(GO) test -count=1 -run TestValuesAndTable . -args -update
+
+.PHONY: cluster-test
+cluster-test: build ## the chart in a real API server, built here (10 minutes), and what it says to run as a process; not part of test
+	cd tools/cluster && $(GO) build -o ../../bin/etcd ./etcd
+	cd tools/cluster && $(GO) build -o ../../bin/kube-apiserver \
+		-ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$$($(GO) list -m -f '{{.Version}}' k8s.io/kubernetes)" k8s.io/kubernetes/cmd/kube-apiserver
+	cd tools/helm && $(GO) build -ldflags '-s -w' -o ../../bin/helm helm.sh/helm/v3/cmd/helm
+	cd tools/helm && $(GO) test -tags cluster -count=1 -v -timeout 20m -run TestCluster . -args -bin $(CURDIR)/bin
 
 .PHONY: clean
 clean: ## remove what was built

@@ -24,5 +24,5 @@ func (l *logged) ExportSpans(ctx context.Context, spans []sdk.ReadOnlySpan) erro
 	case !failed && l.failed.CompareAndSwap(true, false):
 		l.log.Info().Msg("traces are sent again")
 	}
-	return nil
+	return nil //nolint:nilerr // it was told
 }
