@@ -1,0 +1,66 @@
+// Package helm pins Helm, apart from the service's own modules, and tests the chart with Helm's own code.
+package helm
+
+import (
+	"fmt"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+	"testing"
+
+	"helm.sh/helm/v3/pkg/chart"
+	"helm.sh/helm/v3/pkg/chart/loader"
+	"helm.sh/helm/v3/pkg/chartutil"
+	"helm.sh/helm/v3/pkg/engine"
+	"sigs.k8s.io/yaml"
+)
+
+const chartDir = "../../deploy/helm"
+
+// object is a Kubernetes object as it was rendered.
+type object = map[string]any
+
+// load reads the chart without its dependency, the NATS chart: it comes from a registry that not every machine reaches.
+func load(t *testing.T) *chart.Chart {
+	t.Helper()
+	c, err := loader.LoadDir(chartDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// render is what helm template does: values against the schema, then the templates.
+func render(c *chart.Chart, values string) (map[string]string, error) {
+	var v map[string]any
+	if err := yaml.Unmarshal([]byte(values), &v); err != nil {
+		return nil, err
+	}
+	release := chartutil.ReleaseOptions{Name: "guestflow", Namespace: "guestflow", Revision: 1, IsInstall: true}
+	all, err := chartutil.ToRenderValues(c, v, release, nil)
+	if err != nil {
+		return nil, err
+	}
+	return engine.Render(c, all)
+}
+
+// objects are what a rendering makes, without its notes.
+func objects(files map[string]string) ([]object, error) {
+	var all []object
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		if path.Ext(name) != ".yaml" {
+			continue
+		}
+		for _, doc := range strings.Split("\n"+files[name], "\n---") {
+			var o object
+			if err := yaml.UnmarshalStrict([]byte(doc), &o); err != nil {
+				return nil, fmt.Errorf("%s: %w\n%s", name, err, doc)
+			}
+			if o != nil {
+				all = append(all, o)
+			}
+		}
+	}
+	return all, nil
+}
