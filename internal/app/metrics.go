@@ -159,6 +159,10 @@ func (m *metrics) of(vcenter string) meter {
 		m.runTime.WithLabelValues(vcenter, string(outcome))
 	}
 	m.finished.WithLabelValues(vcenter, string(events.StatusSucceeded), "")
+	for _, code := range []events.Code{events.Internal, events.Orphaned} {
+		m.finished.WithLabelValues(vcenter, string(events.StatusFailed), string(code))
+	}
+	m.refused.WithLabelValues(vcenter, string(events.InvalidRequest))
 	for _, result := range []string{"ok", "error"} {
 		m.logins.WithLabelValues(vcenter, result)
 	}

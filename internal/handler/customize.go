@@ -158,6 +158,9 @@ func (r *run) customized(ctx context.Context) error {
 		return err
 	}
 	decided := "task"
+	if task.CompleteTime != nil {
+		r.endedAfter(task.CompleteTime.Sub(task.QueueTime))
+	}
 	g, err := r.guestAfter(ctx)
 	if err != nil {
 		return err
@@ -235,6 +238,7 @@ func (r *run) guestAfter(ctx context.Context) (vcapi.GuestCustomization, error) 
 	case guestEnded(g.Status):
 		return g, nil
 	}
+	r.endedAt = time.Time{} // the guest ends later than its Task, and its clock is another
 	err := r.watch(ctx, r.current(), "", func(w vcapi.WatchState) (bool, error) {
 		if r.ofThisRun(w.VM.Customization) {
 			g = *w.VM.Customization

@@ -146,7 +146,9 @@ func (r *run) append(ctx context.Context, id string, k events.Kind) (uint64, err
 		return 0, err
 	}
 	r.Meter.Stored(ctx, k, &r.state, time.Since(began))
-	if !r.endedAt.IsZero() {
+	switch {
+	case k != events.CustomizeCompleted && k != events.NetworkCompleted && k != events.ProcessExited:
+	case !r.endedAt.IsZero():
 		r.Meter.EndStored(ctx, r.stage.name, max(0, time.Since(r.endedAt)))
 		r.endedAt = time.Time{}
 	}
