@@ -146,9 +146,7 @@ func (r *run) append(ctx context.Context, id string, k events.Kind) (uint64, err
 		return 0, err
 	}
 	r.Meter.Stored(ctx, k, &r.state, time.Since(began))
-	switch {
-	case k != events.CustomizeCompleted && k != events.NetworkCompleted && k != events.ProcessExited:
-	case !r.endedAt.IsZero():
+	if ends := k == events.CustomizeCompleted || k == events.NetworkCompleted || k == events.ProcessExited; ends && !r.endedAt.IsZero() {
 		r.Meter.EndStored(ctx, r.stage.name, max(0, time.Since(r.endedAt)))
 		r.endedAt = time.Time{}
 	}
