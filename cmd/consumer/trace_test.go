@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -152,8 +153,11 @@ func TestTraceAcrossATakeover(t *testing.T) {
 	if end.kind != "run.succeeded" || end.run.Owner.Takeovers != 1 {
 		t.Fatalf("ended with %s after %d takeovers", end.kind, end.run.Owner.Takeovers)
 	}
-	if _, body := second.getOpenMetrics(); !strings.Contains(body, `trace_id="`+traceID+`"`) {
-		t.Errorf("no exemplar names the trace:\n%s", body)
+	_, body := second.getOpenMetrics()
+	for _, of := range []string{"guestflow_step_seconds_bucket", "guestflow_run_seconds_bucket", "guestflow_vcenter_call_seconds_bucket", "guestflow_runs_finished_total"} {
+		if !regexp.MustCompile(`(?m)^` + of + `\{.*# \{trace_id="` + traceID + `"\}`).MatchString(body) {
+			t.Errorf("no exemplar of %s names the trace:\n%s", of, body)
+		}
 	}
 	if err := second.stop(); err != nil { // which sends what is left
 		t.Errorf("after SIGTERM: %v", err)

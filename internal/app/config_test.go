@@ -82,7 +82,7 @@ func TestLoadConfigNamesEveryFault(t *testing.T) {
 		"VCENTER_LAB_SEND_WINDOW": "0s", "NATS_URL": "http://nats", "NATS_CREDS_FILE": "/nowhere/creds", "NATS_USER": "me", "NATS_CA_FILE": notPEM,
 		"NATS_CERT_FILE": notPEM, "GUESTFLOW_ACK_WAIT": "soon", "GUESTFLOW_STREAM_REPLICAS": "0", "GUESTFLOW_EVENT_MODE": "avro", "HTTP_ADDR": "8080",
 		"LOG_LEVEL": "loud", "LOG_FORMAT": "xml", "GUESTFLOW_PROVISION": "perhaps", "GUESTFLOW_QUEUE_PER_VM": "-1",
-		"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4317", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_TRACES_EXPORTER": "jaeger",
+		"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4317", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_TRACES_EXPORTER": "jaeger", "OTEL_EXPORTER_OTLP_HEADERS": "Bearer secret-canary",
 	}
 	_, err := app.LoadConfig(settings(t, change))
 	if err == nil {

@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -18,7 +19,7 @@ type depth struct {
 }
 
 // depthTime bounds the questions of one scrape: below Prometheus's usual time-out of 10 s.
-const depthTime = 3 * time.Second
+const depthTime = 2 * time.Second
 
 var (
 	queueRequests  = prometheus.NewDesc("guestflow_queue_requests", "Requests that are not finished: pending, not taken by any replica, or taken.", []string{"vcenter", "state"}, nil)
@@ -35,40 +36,47 @@ func (d *depth) Describe(descs chan<- *prometheus.Desc) {
 	}
 }
 
-// Collect implements prometheus.Collector.
+// Collect implements prometheus.Collector. Each question is asked beside the others: one stream without a leader hides no other.
 func (d *depth) Collect(out chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), depthTime)
 	defer cancel()
 	gauge := func(desc *prometheus.Desc, v float64, labels ...string) {
 		out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, v, labels...)
 	}
-	stream := func(name string) (events.StreamState, bool) {
-		s, err := d.conn.StreamState(ctx, name)
-		if err != nil {
-			d.log.Debug().Err(err).Msg("not in the metrics")
-			return s, false
-		}
-		gauge(streamMessages, float64(s.Messages), name)
-		gauge(streamBytes, float64(s.Bytes), name)
-		gauge(streamMaxBytes, float64(s.MaxBytes), name)
-		return s, true
+	var asked sync.WaitGroup
+	stream := func(name string, more func(events.StreamState)) {
+		asked.Go(func() {
+			s, err := d.conn.StreamState(ctx, name)
+			if err != nil {
+				d.log.Debug().Err(err).Msg("not in the metrics")
+				return
+			}
+			gauge(streamMessages, float64(s.Messages), name)
+			gauge(streamBytes, float64(s.Bytes), name)
+			gauge(streamMaxBytes, float64(s.MaxBytes), name)
+			more(s)
+		})
 	}
-	stream(events.EventsStream)
-	stream(events.DeadlettersStream)
+	nothingMore := func(events.StreamState) {}
+	stream(events.EventsStream, nothingMore)
+	stream(events.DeadlettersStream, nothingMore)
 	for _, v := range d.vcenters {
-		if s, ok := stream(events.RequestsStream(v)); ok {
+		stream(events.RequestsStream(v), func(s events.StreamState) {
 			age := 0.0
 			if !s.Oldest.IsZero() {
 				age = max(0, time.Since(s.Oldest).Seconds())
 			}
 			gauge(queueOldest, age, v)
-		}
-		b, err := d.conn.Backlog(ctx, v)
-		if err != nil {
-			d.log.Debug().Err(err).Msg("not in the metrics")
-			continue
-		}
-		gauge(queueRequests, float64(b.Pending), v, "pending")
-		gauge(queueRequests, float64(b.Taken), v, "taken")
+		})
+		asked.Go(func() {
+			b, err := d.conn.Backlog(ctx, v)
+			if err != nil {
+				d.log.Debug().Err(err).Msg("not in the metrics")
+				return
+			}
+			gauge(queueRequests, float64(b.Pending), v, "pending")
+			gauge(queueRequests, float64(b.Taken), v, "taken")
+		})
 	}
+	asked.Wait()
 }

@@ -31,9 +31,10 @@ func TestLogLevel(t *testing.T) {
 	}{
 		{"10.0.0.7:4711", "debug", http.StatusForbidden, zerolog.WarnLevel},
 		{"not an address", "debug", http.StatusForbidden, zerolog.WarnLevel},
+		{"127.0.0.6:4711", "debug", http.StatusForbidden, zerolog.WarnLevel},
 		{"127.0.0.1:4711", "loud", http.StatusBadRequest, zerolog.WarnLevel},
 		{"127.0.0.1:4711", strings.Repeat("debug", 10), http.StatusBadRequest, zerolog.WarnLevel},
-		{"127.0.0.1:4711", "debug\n", http.StatusOK, zerolog.DebugLevel},
+		{"127.0.0.1:4711", "Debug\n", http.StatusOK, zerolog.DebugLevel},
 		{"[::1]:4711", "info", http.StatusOK, zerolog.InfoLevel},
 	} {
 		if status := put(test.from, test.body); status != test.status || level.level() != test.is {

@@ -73,8 +73,11 @@ func newMetrics(version, commit string) *metrics {
 	return m
 }
 
+// scrapesAtOnce bounds them: each asks NATS for the state of the streams.
+const scrapesAtOnce = 4
+
 func (m *metrics) handler() http.Handler {
-	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{EnableOpenMetrics: true})
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{EnableOpenMetrics: true, MaxRequestsInFlight: scrapesAtOnce})
 }
 
 // watch shows whether a vCenter answers, and how old its long poll's last answer is.
@@ -237,6 +240,7 @@ func (m meter) Uncertain(act string) { m.uncertain.WithLabelValues(m.vcenter, ac
 
 // observe adds a duration, with the trace that it is of as its exemplar.
 func observe(ctx context.Context, h prometheus.Observer, took time.Duration) {
+	took = max(0, took) // its begin may be by another clock
 	if with, ok := h.(prometheus.ExemplarObserver); ok {
 		if e := exemplar(ctx); e != nil {
 			with.ObserveWithExemplar(took.Seconds(), e)

@@ -140,11 +140,12 @@ func (h *Handler) givenBack(ctx context.Context, err error) error {
 // turn waits until no older request for the VM is in the stream: requests for one VM run one after another, in the order of the stream. A second
 // copy of a request is a later one.
 func (h *Handler) turn(ctx context.Context, req *events.Request) error {
-	defer h.Meter.Behind()()
 	wake, stop := h.line.Wake(req.VCenter, req.VM)
 	defer stop()
 	pause, gone := newBackoff(turnPause), 0
-	for {
+	here := func() {}
+	defer func() { here() }()
+	for first := true; ; first = false {
 		head, err := h.line.Head(ctx, req.VCenter, req.VM)
 		switch {
 		case err != nil:
@@ -156,6 +157,9 @@ func (h *Handler) turn(ctx context.Context, req *events.Request) error {
 			if gone++; gone >= turnGoneReads {
 				return fmt.Errorf("request %d for vm %s has left the stream: %w", req.Seq, req.VM, events.ErrFenced)
 			}
+		}
+		if first {
+			here = h.Meter.Behind()
 		}
 		// The acknowledgement follows the last event that wakes us, some milliseconds later: hence the reads in quick succession, then rarely.
 		select {
@@ -188,7 +192,7 @@ func (h *Handler) begin(ctx context.Context, req *events.Request, last *events.E
 	r.point = checkpoint{Version: checkpointVersion, Seq: req.Seq, Digest: req.Digest, Past: before.Past}
 	r.state = events.Run{Run: req.Run, VCenter: req.VCenter, VM: req.VM, Request: &req.Ref, Status: events.StatusRunning,
 		Owner: &events.Owner{Instance: h.Instance}}
-	r.queued()
+	turn := time.Now()
 	if by, err := r.canceledBy(r.ctx); err != nil {
 		return h.givenBack(ctx, err)
 	} else if by != nil {
@@ -204,6 +208,7 @@ func (h *Handler) begin(ctx context.Context, req *events.Request, last *events.E
 	if err != nil {
 		return h.givenBack(ctx, err)
 	}
+	r.began(turn)
 	return r.walk()
 }
 
@@ -227,7 +232,8 @@ func (h *Handler) resume(ctx context.Context, req *events.Request, last *events.
 // closeOrphan ends a run that nobody will be handed again, so that the VM is free: as an owner who takes over, looks what the run's last
 // call did, and does nothing new.
 func (h *Handler) closeOrphan(ctx context.Context, last *events.Entry, point checkpoint) error {
-	ctx, _ = h.Tracer.Start(tracing.From(ctx, last.Attrs.TraceParent, last.Attrs.TraceState), "orphan")
+	ctx, span := h.Tracer.Start(tracing.From(ctx, last.Attrs.TraceParent, last.Attrs.TraceState), "orphan", h.about(last.Run.Run, last.Run.VM))
+	defer span.End()
 	r := h.newRun(ctx, last.Run.VM, last.Attrs)
 	defer r.done()
 	data, err := h.journal.Requested(ctx, h.VCenter, last.Run.VM, last.Run.Run)

@@ -63,19 +63,24 @@ type stage struct {
 // inTrace makes ctx part of the run's span in the trace of its request. Every owner of the run has the same span.
 func (h *Handler) inTrace(ctx context.Context, req *events.Request) context.Context {
 	ctx, _ = h.Tracer.Named(tracing.From(ctx, req.Attrs.TraceParent, req.Attrs.TraceState), req.Run, "run", req.At, trace.WithSpanKind(trace.SpanKindConsumer),
-		trace.WithAttributes(attribute.String("guestflow.run", req.Run), attribute.String("guestflow.vcenter", req.VCenter), attribute.String("guestflow.vm", req.VM)))
+		h.about(req.Run, req.VM))
 	return ctx
 }
 
-// queued tells that the run's turn has come.
-func (r *run) queued() {
-	_, span := r.Tracer.Start(r.ctx, "queue", trace.WithTimestamp(r.req.At))
-	span.End()
-	r.Meter.Began(r.ctx, time.Since(r.req.At))
+func (h *Handler) about(run, vm string) trace.SpanStartEventOption {
+	return trace.WithAttributes(attribute.String("guestflow.run", run), attribute.String("guestflow.vcenter", h.VCenter), attribute.String("guestflow.vm", vm))
 }
 
-// enter makes s the step that the run stands in. leave is called when the run leaves it, or lets go of it: a step that has failed ends with the run.
-func (r *run) enter(s *step) (leave func()) {
+// began tells that the run has begun, which it could do at turn.
+func (r *run) began(turn time.Time) {
+	_, span := r.Tracer.Start(r.ctx, "queue", trace.WithTimestamp(r.req.At))
+	span.End(trace.WithTimestamp(turn))
+	r.Meter.Began(r.ctx, turn.Sub(r.req.At))
+}
+
+// enter makes s the step that the run stands in. leave is called with what became of it: its end is told here where it is stored, the end of a step that failed
+// with that of the run.
+func (r *run) enter(s *step) (leave func(error)) {
 	since := time.Now()
 	if r.point.StepSince != nil && r.point.Step == s.name+"/"+s.process {
 		since = *r.point.StepSince
@@ -89,9 +94,9 @@ func (r *run) enter(s *step) (leave func()) {
 	r.stage = &stage{name: s.name, ctx: within, span: span, since: since}
 	r.acted, r.endedAt = time.Time{}, time.Time{}
 	left := r.Meter.At(s.name)
-	return func() {
+	return func(err error) {
 		left()
-		if *s.state == events.Succeeded || *s.state == events.Unavailable {
+		if err == nil {
 			r.leave(*s.state, "")
 		}
 		r.ctx, r.life = ctx, life
@@ -106,8 +111,10 @@ func (r *run) leave(outcome events.State, code events.Code) {
 	if code != "" {
 		tracing.Failed(r.stage.span, string(code))
 	}
+	if outcome != events.Skipped {
+		r.Meter.Stepped(r.stage.ctx, r.stage.name, outcome, time.Since(r.stage.since))
+	}
 	r.stage.span.End()
-	r.Meter.Stepped(r.stage.ctx, r.stage.name, outcome, time.Since(r.stage.since))
 	r.stage = nil
 }
 

@@ -248,6 +248,7 @@ func (r *run) interrupted(ctx context.Context) error {
 
 // end writes the run's last event, or gives the run back. No last event is written while a call may be outstanding.
 func (r *run) end(why error) error {
+	defer r.Meter.At("run")()
 	var canceled *canceledError
 	var failed *stepError
 	switch {

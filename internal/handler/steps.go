@@ -135,15 +135,16 @@ func (r *run) closeSteps(last events.State) {
 }
 
 // step takes one step to its end.
-func (r *run) step(s *step) error {
+func (r *run) step(s *step) (err error) {
+	if s.state.Ended() && *s.state != events.Failed {
+		return nil
+	}
+	leave := r.enter(s)
+	defer func() { leave(err) }()
 	if *s.state == events.Failed {
 		return &stepError{stored: r.state.Error}
 	}
-	if s.state.Ended() {
-		return nil
-	}
 	r.state.Process = s.process
-	defer r.enter(s)()
 	if s.timeout == 0 { // it does not speak to the guest
 		return s.ask(r.ctx)
 	}
@@ -154,7 +155,7 @@ func (r *run) step(s *step) error {
 	}
 	ctx, cancel := r.stepTime(s)
 	defer cancel()
-	err := r.doAndAsk(ctx, s)
+	err = r.doAndAsk(ctx, s)
 	if errors.Is(err, errStepTime) {
 		return r.timeError(events.StepTimeout, s, fmt.Sprintf("the step's time is over (timeout %s)", s.timeout))
 	}
@@ -272,6 +273,7 @@ func (r *run) do(ctx context.Context, s *step) error {
 			return err
 		}
 		r.state.Waiting = told // once per change: the same answer again is no news
+		r.acted = time.Time{}
 		err = s.act.call(r.life, r.gate(from))
 		var v *vcapi.Error
 		switch {

@@ -9,11 +9,11 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"net/url"
-	"strconv"
 	"time"
 
+	"github.com/go-logr/logr"
 	"github.com/rs/zerolog"
+	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
@@ -25,48 +25,6 @@ import (
 	"go.opentelemetry.io/otel/trace/noop"
 )
 
-// Lookuper reads the environment.
-type Lookuper interface {
-	Lookup(key string) (value string, ok bool)
-}
-
-// Check tells what is wrong with the OTEL_… settings that guestflow depends on; the others are read by OpenTelemetry itself.
-//
-// Source: OpenTelemetry, Environment Variable Specification; OTLP Exporter Configuration.
-func Check(env Lookuper) []error {
-	var wrong []error
-	for _, key := range []string{"OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"} {
-		v, _ := env.Lookup(key)
-		if u, err := url.Parse(v); v != "" && (err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https") {
-			wrong = append(wrong, fmt.Errorf("%s: not http://host:port or https://host:port", key))
-		}
-	}
-	for _, key := range []string{"OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"} {
-		if v, _ := env.Lookup(key); v != "" && v != "http/protobuf" {
-			wrong = append(wrong, fmt.Errorf("%s: %q is not http/protobuf, the only one that guestflow speaks (port 4318 of a collector)", key, v))
-		}
-	}
-	if v, _ := env.Lookup("OTEL_TRACES_EXPORTER"); v != "" && v != "otlp" && v != "none" {
-		wrong = append(wrong, fmt.Errorf("OTEL_TRACES_EXPORTER: %q is neither otlp nor none", v))
-	}
-	return wrong
-}
-
-// Wanted tells whether the environment asks for traces: an endpoint for them is set.
-func Wanted(env Lookuper) bool {
-	if v, _ := env.Lookup("OTEL_TRACES_EXPORTER"); v == "none" {
-		return false
-	}
-	if v, _ := env.Lookup("OTEL_SDK_DISABLED"); v != "" {
-		if off, err := strconv.ParseBool(v); err == nil && off {
-			return false
-		}
-	}
-	v, _ := env.Lookup("OTEL_EXPORTER_OTLP_ENDPOINT")
-	traces, _ := env.Lookup("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-	return v != "" || traces != ""
-}
-
 // Tracer makes spans. The zero value makes none.
 type Tracer struct {
 	tracer   trace.Tracer
@@ -75,6 +33,9 @@ type Tracer struct {
 
 // New is the Tracer that the process's environment describes. It dials nothing: what cannot be sent is dropped, and the log says so.
 func New(ctx context.Context, version, instance string, log zerolog.Logger) (Tracer, error) {
+	// OpenTelemetry has one logger and one place for errors per process, and both print to standard error, past the log.
+	otel.SetLogger(logr.Discard())
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { log.Warn().Err(err).Msg("OpenTelemetry reports an error") }))
 	exporter, err := otlptracehttp.New(ctx)
 	if err != nil {
 		return Tracer{}, fmt.Errorf("traces: %w", err)

@@ -3,6 +3,10 @@ package tracing
 import (
 	"context"
 	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -25,22 +29,52 @@ func (e env) Lookup(key string) (string, bool) {
 
 func TestCheck(t *testing.T) {
 	t.Parallel()
-	for _, test := range []struct{ key, value, says string }{
-		{"OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318", "http://host:port"},
-		{"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "https://", "http://host:port"},
-		{"OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", "http/protobuf"},
-		{"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/json", "http/protobuf"},
-		{"OTEL_TRACES_EXPORTER", "zipkin", "otlp nor none"},
-		{"OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector:4318", ""},
-		{"OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf", ""},
-		{"OTEL_TRACES_EXPORTER", "none", ""},
+	notPEM := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(notPEM, []byte("not a certificate"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		key, value, says string
+		more             env
+	}{
+		{key: "OTEL_EXPORTER_OTLP_ENDPOINT", value: "collector:4318", says: "http://host:port"},
+		{key: "OTEL_EXPORTER_OTLP_ENDPOINT", value: "http://me:s3cr3t@collector:4318", says: "holds a user"},
+		{key: "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", value: "https://", says: "http://host:port"},
+		{key: "OTEL_EXPORTER_OTLP_PROTOCOL", value: "grpc", says: "http/protobuf"},
+		{key: "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", value: "http/json", says: "http/protobuf"},
+		{key: "OTEL_TRACES_EXPORTER", value: "zipkin", says: "otlp nor none"},
+		{key: "OTEL_EXPORTER_OTLP_HEADERS", value: "Bearer s3cr3t", says: "name=value"},
+		{key: "OTEL_EXPORTER_OTLP_HEADERS", value: "authorization: Bearer s3cr3t==", says: "name=value"},
+		{key: "OTEL_EXPORTER_OTLP_TRACES_HEADERS", value: "authorization=Bearer s3cr3t%zz", says: "name=value"},
+		{key: "OTEL_RESOURCE_ATTRIBUTES", value: "nonsense", says: "name=value"},
+		{key: "OTEL_TRACES_SAMPLER", value: "sometimes", says: "parentbased_traceidratio"},
+		{key: "OTEL_TRACES_SAMPLER_ARG", value: "1%", says: "0 to 1", more: env{"OTEL_TRACES_SAMPLER": "traceidratio"}},
+		{key: "OTEL_EXPORTER_OTLP_TIMEOUT", value: "5s", says: "milliseconds"},
+		{key: "OTEL_BSP_SCHEDULE_DELAY", value: "0", says: "above 0"},
+		{key: "OTEL_EXPORTER_OTLP_CERTIFICATE", value: "/nowhere/ca.pem", says: "no such file"},
+		{key: "OTEL_EXPORTER_OTLP_CERTIFICATE", value: notPEM, says: "no PEM certificate"},
+		{key: "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", value: notPEM, says: "both or none"},
+		{key: "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", value: notPEM, says: "no certificate with its key", more: env{"OTEL_EXPORTER_OTLP_CLIENT_KEY": notPEM}},
+
+		{key: "OTEL_EXPORTER_OTLP_ENDPOINT", value: "https://collector:4318"},
+		{key: "OTEL_EXPORTER_OTLP_PROTOCOL", value: "http/protobuf"},
+		{key: "OTEL_EXPORTER_OTLP_PROTOCOL", value: "grpc", more: env{"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf"}},
+		{key: "OTEL_EXPORTER_OTLP_PROTOCOL", value: "grpc", more: env{"OTEL_SDK_DISABLED": "true"}},
+		{key: "OTEL_EXPORTER_OTLP_HEADERS", value: "authorization=Bearer%20s3cr3t, x-scope=a"},
+		{key: "OTEL_TRACES_SAMPLER_ARG", value: "0.1", more: env{"OTEL_TRACES_SAMPLER": "parentbased_traceidratio"}},
 	} {
-		wrong := Check(env{test.key: test.value})
+		settings := env{"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}
+		maps.Copy(settings, test.more)
+		settings[test.key] = test.value
+		wrong := Check(settings)
 		switch {
 		case test.says == "" && len(wrong) > 0:
 			t.Errorf("%s=%s is refused: %v", test.key, test.value, wrong)
-		case test.says != "" && (len(wrong) != 1 || !strings.HasPrefix(wrong[0].Error(), test.key+": ") || !strings.Contains(wrong[0].Error(), test.says)):
+		case test.says != "" && (len(wrong) != 1 || !strings.HasPrefix(wrong[0].Error(), test.key) || !strings.Contains(wrong[0].Error(), test.says)):
 			t.Errorf("%s=%s: %v, want %q", test.key, test.value, wrong, test.says)
+		}
+		if strings.Contains(fmt.Sprint(wrong), "s3cr3t") {
+			t.Errorf("a secret in %v", wrong)
 		}
 	}
 }

@@ -296,7 +296,10 @@ func (c *Client) calling(ctx context.Context, cl *call) func(error) {
 		if errors.As(err, &e) {
 			name := cmp.Or(e.Name, http.StatusText(e.Status), "no answer")
 			span.SetStatus(codes.Error, name)
-			span.SetAttributes(attribute.String("error.type", name), attribute.Int("http.response.status_code", e.Status))
+			span.SetAttributes(attribute.String("error.type", name))
+			if e.Status != 0 {
+				span.SetAttributes(attribute.Int("http.response.status_code", e.Status))
+			}
 		}
 		span.End()
 	}
