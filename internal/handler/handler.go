@@ -4,7 +4,6 @@ package handler
 
 import (
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -254,7 +253,7 @@ func (h *Handler) closeOrphan(ctx context.Context, last *events.Entry, point che
 
 // newRun makes the state of an owner: ctx ends when the process is to stop.
 func (h *Handler) newRun(ctx context.Context, vm string, attrs events.Attributes) *run {
-	r := &run{Handler: h, vm: vm, attrs: attrs, token: rand.Text()[:10]}
+	r := &run{Handler: h, vm: vm, attrs: attrs, token: newToken()}
 	r.wake, r.unwake = h.line.Wake(h.VCenter, vm)
 	// What is in hand when the process is to stop, an append or a call, has the drain time to come to its end.
 	life, kill := context.WithCancel(context.WithoutCancel(ctx))

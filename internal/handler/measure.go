@@ -71,8 +71,11 @@ func (h *Handler) about(run, vm string) trace.SpanStartEventOption {
 	return trace.WithAttributes(attribute.String("guestflow.run", run), attribute.String("guestflow.vcenter", h.VCenter), attribute.String("guestflow.vm", vm))
 }
 
-// began tells that the run has begun, which it could do at turn.
+// began tells that the run has begun, which it could do at turn. The stream's clock may be ahead of ours.
 func (r *run) began(turn time.Time) {
+	if turn.Before(r.req.At) {
+		turn = r.req.At
+	}
 	_, span := r.Tracer.Start(r.ctx, "queue", trace.WithTimestamp(r.req.At))
 	span.End(trace.WithTimestamp(turn))
 	r.Meter.Began(r.ctx, turn.Sub(r.req.At))

@@ -2,6 +2,7 @@ package handler
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -90,6 +91,8 @@ func (e *stepError) Error() string {
 
 func (e *stepError) Unwrap() error { return e.err }
 
+func newToken() string { return rand.Text()[:10] }
+
 // done lets go of the run's goroutines.
 func (r *run) done() {
 	r.moves(r.waits)
@@ -135,7 +138,9 @@ func (r *run) store(k events.Kind, ctx context.Context) error {
 	r.state.N++
 	id := fmt.Sprintf("%s.%d.%s", r.state.Run, r.state.N, r.token)
 	seq, err := r.append(ctx, id, k)
-	if err != nil {
+	if err != nil { // its number is free again, its ID is not: nobody may take another event for this one
+		r.state.N--
+		r.token = newToken()
 		return fmt.Errorf("vm %s: run %s: append %s: %w", r.vm, r.state.Run, k, err)
 	}
 	r.under, r.on = r.on, events.Mark{Seq: seq, MsgID: id}

@@ -45,11 +45,12 @@ func New(ctx context.Context, version, instance string, log zerolog.Logger) (Tra
 	if err != nil && !errors.Is(err, resource.ErrPartialResource) {
 		return Tracer{}, fmt.Errorf("traces: OTEL_RESOURCE_ATTRIBUTES: %w", err)
 	}
-	return newTracer(about, &logged{SpanExporter: exporter, log: log}), nil
+	return To(sdk.NewBatchSpanProcessor(&logged{SpanExporter: exporter, log: log}), about), nil
 }
 
-func newTracer(about *resource.Resource, exporter sdk.SpanExporter) Tracer {
-	provider := sdk.NewTracerProvider(sdk.WithResource(about), sdk.WithIDGenerator(ids{}), sdk.WithBatcher(exporter))
+// To is a Tracer whose spans go to a processor, with what is said about the process.
+func To(processor sdk.SpanProcessor, about *resource.Resource) Tracer {
+	provider := sdk.NewTracerProvider(sdk.WithResource(about), sdk.WithIDGenerator(ids{}), sdk.WithSpanProcessor(processor))
 	return Tracer{tracer: provider.Tracer("github.com/guestflow/guestflow"), provider: provider}
 }
 

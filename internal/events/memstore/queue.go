@@ -32,6 +32,7 @@ type queued struct {
 	subject   string
 	header    nats.Header
 	data      []byte
+	at        time.Time // when it was stored
 	delivered uint64
 	held      *Client   // whose handler has it in hand
 	due       time.Time // not delivered before
@@ -64,7 +65,7 @@ func (q *Queue) Publish(kind events.Kind, vm string, ref events.RequestRef, data
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.last++
-	q.msgs = append(q.msgs, &queued{seq: q.last, subject: subject, header: h, data: b})
+	q.msgs = append(q.msgs, &queued{seq: q.last, subject: subject, header: h, data: b, at: time.Now()})
 	if kind == events.KindCancelRequested {
 		q.wake(vm)
 	}
@@ -172,7 +173,7 @@ func (q *Queue) Deliver(seq uint64) (*events.Request, error) {
 func (q *Queue) deliver(m *queued) (*events.Request, error) {
 	m.delivered++
 	r, err := events.DecodeRequest(q.vcenter, m.subject, m.header, m.data)
-	r.Seq, r.Delivered = m.seq, m.delivered
+	r.Seq, r.Delivered, r.At = m.seq, m.delivered, m.at
 	return r, err
 }
 
