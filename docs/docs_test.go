@@ -21,10 +21,21 @@ import (
 	"github.com/guestflow/guestflow/sandbox"
 )
 
+// bin is where programs builds.
+var bin string
+
 var update = flag.Bool("update", false, "write the examples and outputs that a run produced into the pages")
 
 func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("github.com/nats-io/nats-server/v2/server.(*Server).Shutdown"))
+	dir, err := os.MkdirTemp("", "guestflow-docs-")
+	if err != nil {
+		panic(err)
+	}
+	bin = dir
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		_ = os.RemoveAll(dir)
+		os.Exit(code)
+	}), goleak.IgnoreTopFunction("github.com/nats-io/nats-server/v2/server.(*Server).Shutdown"))
 }
 
 // patience bounds every wait for a thing: long, so that only what never happens fails.

@@ -258,7 +258,6 @@ var changing = []struct {
 	{regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f-]{27}`), "UUID"},
 	{regexp.MustCompile(`"progress":\d+`), `"progress":0`},
 	{regexp.MustCompile(`"n":\d+`), `"n":0`},
-	{saysVM, `VM`},
 	{regexp.MustCompile(`\b[a-z2-7]{26}\b`), `RUN`}, // it is made of the VM's ID too
 	{regexp.MustCompile(`("id":"RUN|"id":"rejected)\.\d+`), `$1.0`},
 	{regexp.MustCompile(`,"guest":\{"status":"RUNNING","startTime":"TIME"\}`), ``}, // the guest's status and the Task's progress come side by side

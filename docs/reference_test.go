@@ -2,7 +2,6 @@ package docs_test
 
 import (
 	"encoding/json"
-	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -205,14 +204,29 @@ func references(t *testing.T, root, node any) {
 	}
 }
 
-// Every link of these pages leads to a file that is there.
+// Every link of the pages within this repository leads to a file that is there, and to a heading in it.
 func TestLinks(t *testing.T) {
 	t.Parallel()
-	for _, page := range []string{"integrator.md", "events.md", "errors.md"} {
-		for _, link := range regexp.MustCompile(`\]\(([^)#:]+)(#[^)]*)?\)`).FindAllStringSubmatch(read(t, page), -1) {
-			if _, err := os.Stat(filepath.FromSlash(link[1])); err != nil {
-				t.Error(fmt.Errorf("%s: %w", page, err))
+	for _, page := range pages(t) {
+		for _, link := range regexp.MustCompile(`\]\(([^)#:]*)(?:#([^)]*))?\)`).FindAllStringSubmatch(read(t, page), -1) {
+			file := page
+			if link[1] != "" {
+				file = filepath.Join(filepath.Dir(page), filepath.FromSlash(link[1]))
+			}
+			if _, err := os.Stat(file); err != nil {
+				t.Errorf("%s: %v", page, err)
+			} else if link[2] != "" && !slices.Contains(anchors(read(t, file)), link[2]) {
+				t.Errorf("%s: %s has no heading #%s", page, file, link[2])
 			}
 		}
 	}
+}
+
+// anchors are the headings of a page as links name them: in lower case, "-" for a space, other signs left out.
+func anchors(page string) (all []string) {
+	for _, heading := range regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(page, -1) {
+		words := regexp.MustCompile(`[^\p{L}\p{N}\- _]`).ReplaceAllString(strings.ToLower(heading[1]), "")
+		all = append(all, strings.ReplaceAll(words, " ", "-"))
+	}
+	return all
 }

@@ -1,6 +1,8 @@
 package docs_test
 
 import (
+	"bytes"
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -8,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -16,13 +19,16 @@ import (
 	"github.com/guestflow/guestflow/sandbox"
 )
 
-// block is a fenced block of a page. What its first line says behind the language is for these tests:
+// block is a fenced block of a page. What its first line says behind the language is for these tests, and TestEveryBlock wants one of these:
 //
 //	```sh run                   runs with sh -e, in the page's own folder, against the page's own sandbox; exit=N: that is its exit code
 //	```sh run needs=node        only where that program has what the example needs
-//	```text output              what the block before it printed: go test ./docs -run TestSnippets -update writes it
+//	```sh run fresh             against a second NATS and vCenter without a service, where nothing has happened yet
+//	```sh run interrupt         until it has printed the last line that the page shows; then Ctrl-C. with=--x,--y adds to its command
+//	```text output              what the block before it printed: go test ./docs -run TestSnippets -update writes it; a line with … stands for any number of them
 //	```json file=request.json   a file in that folder
 //	```go from=FILE             cut out of that file
+//	```sh held=WORD             is not run; the table held says why, and what holds it true
 type block struct {
 	lang, text string
 	run        bool
@@ -32,38 +38,57 @@ type block struct {
 	from, to   int // of text in the page
 }
 
-var fence = regexp.MustCompile("(?sm)^```([^\n]+)\n(.*?)^```$")
-
+// blocks are all of a page.
 func blocks(page string) (all []block) {
-	for _, at := range fence.FindAllStringSubmatchIndex(page, -1) {
-		words := strings.Fields(page[at[2]:at[3]])
-		b := block{lang: words[0], text: page[at[4]:at[5]], from: at[4], to: at[5], line: 1 + strings.Count(page[:at[0]], "\n"), args: map[string]string{}}
-		for _, w := range words[1:] {
-			key, value, _ := strings.Cut(w, "=")
-			b.args[key] = value
+	var open *block
+	at, n := 0, 0
+	for line := range strings.Lines(page) {
+		n++
+		info, fence := strings.CutPrefix(strings.TrimSpace(line), "```")
+		switch {
+		case fence && open == nil:
+			open = &block{from: at + len(line), line: n, args: map[string]string{}}
+			for i, w := range strings.Fields(info) {
+				key, value, _ := strings.Cut(w, "=")
+				if i == 0 {
+					open.lang = w
+				} else {
+					open.args[key] = value
+				}
+			}
+			_, open.run = open.args["run"]
+			_, open.output = open.args["output"]
+		case fence:
+			open.text, open.to = page[open.from:at], at
+			all = append(all, *open)
+			open = nil
 		}
-		_, b.run = b.args["run"]
-		_, b.output = b.args["output"]
-		all = append(all, b)
+		at += len(line)
 	}
 	return all
 }
 
-// programs builds the commands that pages use, into a folder for the PATH.
+// programs is a folder for the PATH, with the commands that pages use. They are built once.
 func programs(t *testing.T) string {
 	t.Helper()
-	bin := t.TempDir()
+	said, err := buildPrograms()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, said)
+	}
+	return bin
+}
+
+var buildPrograms = sync.OnceValues(func() (string, error) {
 	for _, args := range [][]string{ // with the flags of the other tests that build them: what they compiled is used
 		{"build", "-race", "-o", bin, "../cmd/guestflow"},
 		{"build", "-C", "../tools/nats", "-o", filepath.Join(bin, "nats"), "github.com/nats-io/natscli/nats"},
 	} {
-		cmd := exec.CommandContext(patient(t), "go", args...)
-		if said, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("go %s: %v\n%s", strings.Join(args, " "), err, said)
+		if said, err := exec.CommandContext(context.Background(), "go", args...).CombinedOutput(); err != nil {
+			return string(said), fmt.Errorf("go %s: %w", strings.Join(args, " "), err)
 		}
 	}
-	return bin
-}
+	return "", nil
+})
 
 // needs tells whether a program and the packages of its example are here.
 func needs(t *testing.T, program, folder string) bool {
@@ -71,6 +96,8 @@ func needs(t *testing.T, program, folder string) bool {
 	try := map[string][]string{
 		"python3": {"-c", "import nats, cloudevents.core"},
 		"node":    {"--input-type=module", "-e", "import '@nats-io/transport-node'; import '@nats-io/jetstream'; import 'cloudevents'"},
+
+		"terraform": {"version"}, "ansible-playbook": {"--version"},
 	}[program]
 	if try == nil {
 		t.Fatalf("needs=%s is not known", program)
@@ -83,23 +110,16 @@ func needs(t *testing.T, program, folder string) bool {
 // Every snippet that a page marks is run, and prints what the page says.
 func TestSnippets(t *testing.T) {
 	t.Parallel()
-	pages, err := filepath.Glob("*.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	bin, ran := "", 0
-	for _, page := range append(pages, "../README.md") {
+	ran := 0
+	for _, page := range pages(t) {
 		all := blocks(read(t, page))
 		if !slices.ContainsFunc(all, func(b block) bool { return b.run }) {
 			continue
 		}
-		if bin == "" {
-			bin = programs(t)
-		}
 		ran++
 		t.Run(filepath.Base(page), func(t *testing.T) {
 			t.Parallel()
-			play(t, page, all, bin)
+			play(t, page, all)
 		})
 	}
 	if ran == 0 {
@@ -108,8 +128,9 @@ func TestSnippets(t *testing.T) {
 }
 
 // play runs a page's snippets one after the other.
-func play(t *testing.T, page string, all []block, bin string) {
+func play(t *testing.T, page string, all []block) {
 	t.Helper()
+	bin := programs(t)
 	box, dir := start(t, sandbox.Options{}), t.TempDir()
 	for _, f := range []string{"go.mod", "go.sum"} { // the examples, and nothing else of this module: they need nothing else
 		if err := os.WriteFile(filepath.Join(dir, f), []byte(read(t, filepath.Join("..", f))), 0o600); err != nil {
@@ -128,61 +149,110 @@ func play(t *testing.T, page string, all []block, bin string) {
 		}
 		env = append(env, key+"="+strings.TrimSpace(string(value)))
 	}
+	if err := os.Symlink(bin, filepath.Join(dir, "bin")); err != nil {
+		t.Fatal(err)
+	}
+	kept := filepath.Join(dir, "kept")
 	text := read(t, page)
-	fresh := text
+	renewed := text
 	for i, b := range all {
 		if name := b.args["file"]; name != "" {
-			if err := os.WriteFile(filepath.Join(dir, name), []byte(here(b.text, box)), 0o600); err != nil {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(b.text), 0o600); err != nil {
 				t.Fatal(err)
 			}
 		}
 		if program := b.args["needs"]; !b.run || program != "" && !needs(t, program, dir) {
 			continue
 		}
-		cmd := exec.CommandContext(patient(t), "sh", "-ec", here(b.text, box))
-		cmd.Dir, cmd.Env = dir, env
-		said, err := cmd.CombinedOutput()
+		var next block
+		if i+1 < len(all) && all[i+1].output {
+			next = all[i+1]
+		}
+		shown := next.text
+		with := env
+		if _, other := b.args["fresh"]; other {
+			with = append(slices.Clone(env), start(t, sandbox.Options{NoService: true}).Env()...)
+		}
+		said, code := perform(t, b, strings.NewReplacer("nats://127.0.0.1:4222", box.NATSURL(), "/tmp/guestflow", kept).Replace(b.text), dir, with, shown)
 		want := "0"
 		if b.args["exit"] != "" {
 			want = b.args["exit"]
 		}
-		if code := fmt.Sprint(cmd.ProcessState.ExitCode()); code != want {
-			t.Fatalf("%s:%d: exit code %s, want %s (%v)\n%s\n%s", page, b.line, code, want, err, b.text, said)
+		if code != want {
+			t.Fatalf("%s:%d: exit code %s, want %s\n%s\n%s", page, b.line, code, want, b.text, said)
 		}
-		if i+1 == len(all) || !all[i+1].output {
+		if !next.output {
 			continue
 		}
-		got, shown := strings.ReplaceAll(string(said), dir, "~"), all[i+1].text
-		if settled(got) == settled(shown) {
+		got := strings.NewReplacer(kept, "/tmp/guestflow", dir, "~").Replace(said)
+		if same(shown, got) {
 			continue
 		}
-		if *update {
-			fresh = strings.Replace(fresh, text[b.from:all[i+1].to], text[b.from:all[i+1].from]+got, 1)
+		if *update && !strings.Contains(shown, "…\n") {
+			renewed = strings.Replace(renewed, text[b.from:next.to], text[b.from:next.from]+got, 1)
 			continue
 		}
-		t.Errorf("%s:%d prints something else than the page says (go test ./docs -run TestSnippets -update writes it): -page +run\n%s", page, b.line,
+		t.Errorf("%s:%d prints something else than the page says (go test ./docs -run TestSnippets -update writes it, but where lines are left out): -page +run\n%s", page, b.line,
 			cmp.Diff(settled(shown), settled(got)))
 	}
-	if *update && fresh != text {
-		if err := os.WriteFile(page, []byte(fresh), 0o600); err != nil {
+	if *update && renewed != text {
+		if err := os.WriteFile(page, []byte(renewed), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
 }
 
-// named are the sandbox's VMs as the pages call them, in its order. Their IDs may differ by one from start to start.
-var named = strings.Fields("vm-30 vm-32 vm-34 vm-36 vm-38 vm-40 vm-42 vm-44 vm-46 vm-48 vm-50 vm-52 vm-54 vm-56 vm-58 vm-60 vm-61")
+// perform runs a snippet: until its end, or until it has printed the last line that is shown.
+func perform(t *testing.T, b block, script, dir string, env []string, shown string) (said, code string) {
+	t.Helper()
+	_, interrupt := b.args["interrupt"]
+	if interrupt {
+		script = "exec " + strings.TrimSpace(script) + " " + strings.ReplaceAll(b.args["with"], ",", " ")
+	}
+	cmd := exec.CommandContext(patient(t), "sh", "-ec", script)
+	cmd.Dir, cmd.Env = dir, env
+	out := &output{}
+	cmd.Stdout, cmd.Stderr = out, out
+	if interrupt {
+		lines := strings.Split(strings.TrimSpace(shown), "\n")
+		out.last, out.then = lines[len(lines)-1], func() { _ = cmd.Process.Signal(os.Interrupt) } // it may have ended: its exit code tells
+	}
+	if err := cmd.Run(); cmd.ProcessState == nil {
+		t.Fatalf("%s: %v", script, err)
+	}
+	return out.all.String(), fmt.Sprint(cmd.ProcessState.ExitCode())
+}
 
-var saysVM = regexp.MustCompile(`\bvm-\d+\b`)
+// output is what a snippet prints; then is called once its last line is there.
+type output struct {
+	mu   sync.Mutex
+	all  bytes.Buffer
+	last string
+	then func()
+}
 
-// here is a snippet with the IDs that this sandbox's VMs have.
-func here(text string, box *sandbox.Sandbox) string {
-	return saysVM.ReplaceAllStringFunc(text, func(vm string) string {
-		if i := slices.Index(named, vm); i >= 0 {
-			return box.VMs()[i].ID
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	n, err := o.all.Write(p)
+	if o.then != nil && bytes.Contains(o.all.Bytes(), []byte(o.last)) {
+		o.then()
+		o.then = nil
+	}
+	return n, err
+}
+
+// same tells whether a page shows what was printed.
+func same(shown, got string) bool {
+	parts := strings.Split(settled(shown), "\n")
+	for i, line := range parts {
+		if strings.HasPrefix(line, "…") {
+			parts[i] = `(?:.*\n)*?.*`
+		} else {
+			parts[i] = regexp.QuoteMeta(line)
 		}
-		return vm
-	})
+	}
+	return regexp.MustCompile(`^` + strings.Join(parts, `\n`) + `$`).MatchString(settled(got))
 }
 
 // unsettled is what a command prints otherwise each time, and what stands for it.
@@ -195,12 +265,15 @@ var unsettled = []struct {
 	{regexp.MustCompile(`\d\d:\d\d:\d\d(\.\d+)?`), `TIME`},
 	{regexp.MustCompile(`TIME +\d+ +`), `TIME N `},
 	{regexp.MustCompile(`task-\d+`), `TASK`},
-	{regexp.MustCompile(`\b\d+(\.\d+)?(ms|s)\b`), `DURATION`},
-	{saysVM, `VM`},
-	{regexp.MustCompile(`\b[a-z2-7]{26}\b`), `RUN`}, // it is made of the VM's ID too
+	{regexp.MustCompile(`\b(\d+m)?\d+(\.\d+)?(µs|ms|s)\b`), `DURATION`},
+	{regexp.MustCompile(`\b[a-z2-7]{26}\b`), `RUN`}, // where no id was said
 	{regexp.MustCompile(`(RUN|rejected)\.\d+`), `$1.N`},
 	{regexp.MustCompile(`([Ss]equence"?): ?\d+`), `$1 N`},
 	{regexp.MustCompile(`127\.0\.0\.1:\d+`), `ADDRESS`},
+	{regexp.MustCompile(`DURATION (ahead of|behind) ours`), `OFFSET`},
+	{regexp.MustCompile(`version \d+\.\d+\.\d+`), `VERSION`},
+	{regexp.MustCompile(`open pulls: \d+`), `PULLS`},
+	{regexp.MustCompile(` {2,}`), `  `}, // a column is as wide as what is in it
 }
 
 func settled(text string) string {

@@ -140,6 +140,7 @@ func ends(t *testing.T, js jetstream.JetStream, told *nats.Subscription, vm sand
 	if err := submit(t, js, "guestflow.requests."+sandbox.VCenter+"."+vm.ID, id, "requested", vm.Request); err != nil {
 		return "", err
 	}
+	unreachable := !strings.Contains(vm.Shows, "process.unreachable")
 	for {
 		m, err := told.NextMsgWithContext(patience(t))
 		if err != nil {
@@ -167,12 +168,43 @@ func ends(t *testing.T, js jetstream.JetStream, told *nats.Subscription, vm sand
 				map[string]any{"vm": vm.ID, "request": map[string]any{"source": "/test", "id": id}}); err != nil {
 				return "", err
 			}
+		case "process.unreachable":
+			unreachable = true
 		case "run.failed":
 			return kind + " " + e.Data.Error.Code, nil
 		case "run.succeeded", "run.canceled":
+			if !unreachable {
+				return kind, errors.New("there was no process.unreachable")
+			}
 			return kind, nil
 		}
 	}
+}
+
+// Who writes about a VM, or a test for it, finds it under the same ID at each start.
+func TestIDsStay(t *testing.T) {
+	t.Parallel()
+	var all sync.WaitGroup
+	for range 2 { // side by side: what hangs on the scheduler shows
+		all.Go(func() {
+			for range 3 {
+				s, err := sandbox.Start(patience(t), sandbox.Options{NoService: true})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				for i, vm := range s.VMs() {
+					if want := fmt.Sprintf("vm-%d", 29+2*i); vm.ID != want {
+						t.Errorf("VM %d is %s, want %s", i+1, vm.ID, want)
+					}
+				}
+				if err := s.Close(); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	all.Wait()
 }
 
 // Its parts alone: a NATS of somebody else's, addresses that are given, and a folder that stays.

@@ -3,6 +3,7 @@ package sandbox
 import (
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"time"
 
 	"github.com/vmware/govmomi/vim25/types"
@@ -32,6 +33,7 @@ type behaviour struct {
 	rules       []vcsim.Rule                    // how vCenter answers about it
 	vm          func(*vcsim.VM)                 // once
 	each        func(*vcsim.VCenter, *vcsim.VM) // when a run begins with its check, so that every try shows the same
+	started     func(*vcsim.VM)                 // when its process has started
 	request     func(request map[string]any)    // where the usual request does not show it
 }
 
@@ -42,10 +44,7 @@ var behaviours = []behaviour{
 		guest: func(g *vcsim.Guest) { g.Lies.KeepsHostName = true }},
 	{shows: "a NIC is left disconnected (cure: network.connectNics)", ends: "run.failed VerifyMismatch",
 		each: func(_ *vcsim.VCenter, m *vcsim.VM) { m.SetNICs(false) }},
-	{shows: "VMware Tools are away, and come back after 8 s", ends: "run.succeeded", each: func(_ *vcsim.VCenter, m *vcsim.VM) {
-		m.LoseTools()
-		time.AfterFunc(8*time.Second, m.FindTools)
-	}},
+	{shows: "VMware Tools are away, and come back after 8 s", ends: "run.succeeded", each: func(_ *vcsim.VCenter, m *vcsim.VM) { awayFor(8*time.Second, m) }},
 	{shows: "the guest refuses the login", ends: "run.failed GuestLoginRefused", guest: func(g *vcsim.Guest) { g.Password = "another one" }},
 	{shows: "the process in the guest exits with 3", ends: "run.failed ExitCode",
 		guest: func(g *vcsim.Guest) { g.Programs[program] = vcsim.Program{For: time.Second, ExitCode: 3} }},
@@ -77,12 +76,21 @@ var behaviours = []behaviour{
 			r["processes"].([]any)[0].(map[string]any)["timeout"] = "1h"
 			r["timeout"] = "2h"
 		}},
+	{shows: "VMware Tools go away while the process runs: process.unreachable, and on when they are back after 5 s", ends: "run.succeeded",
+		guest:   func(g *vcsim.Guest) { g.Programs[program] = vcsim.Program{For: 8 * time.Second} },
+		started: func(m *vcsim.VM) { awayFor(5*time.Second, m) }},
+}
+
+// awayFor lets VMware Tools not answer for a while.
+func awayFor(d time.Duration, m *vcsim.VM) {
+	m.LoseTools()
+	time.AfterFunc(d, m.FindTools)
 }
 
 // prepare gives the VMs of a simulated vCenter their behaviours.
 func prepare(v *vcsim.VCenter) []VM {
 	var all []VM
-	each := map[string]func(){}
+	each, started := map[string]func(){}, map[string]func(){}
 	for i, id := range v.VMs() {
 		b, m := behaviours[i], v.VM(id)
 		m.Configure(func(g *vcsim.Guest) {
@@ -103,11 +111,17 @@ func prepare(v *vcsim.VCenter) []VM {
 		if b.each != nil {
 			each[id] = func() { b.each(v, m) }
 		}
+		if b.started != nil {
+			started[id] = func() { b.started(m) }
+		}
 		all = append(all, VM{ID: id, Name: m.Name(), Shows: b.shows, Ends: b.ends, Request: requestFor(id, i, b)})
 	}
 	v.OnCall(func(c vcsim.Call, phase vcsim.Phase) vcsim.Action {
 		if begin := each[c.VM]; begin != nil && phase == vcsim.Before && c.Op == "guest/customization check" {
 			begin()
+		}
+		if has := started[c.VM]; has != nil && phase == vcsim.After && c.Op == "guest/processes create" && c.Status == http.StatusCreated {
+			has()
 		}
 		return vcsim.Proceed
 	})

@@ -439,12 +439,17 @@ func durable(ctx context.Context, _ *nats.Conn, js jetstream.JetStream) error {
 	if err != nil {
 		return err
 	}
+	return fetchOne(ctx, consumer, func(m jetstream.Msg) error { return m.DoubleAck(ctx) })
+}
+
+// fetchOne reads a message of a consumer.
+func fetchOne(ctx context.Context, consumer jetstream.Consumer, do func(jetstream.Msg) error) error {
 	batch, err := consumer.Fetch(1, jetstream.FetchContext(ctx))
 	if err != nil {
 		return err
 	}
 	for m := range batch.Messages() {
-		return m.DoubleAck(ctx)
+		return do(m)
 	}
 	return errors.Join(errors.New("no message"), batch.Error())
 }
@@ -500,6 +505,13 @@ func (s *site) deeds(role, vm string, dead, asked uint64) []deed {
 		deed{"$JS.API.CONSUMER.CREATE.GUESTFLOW_EVENTS.>", func(ctx context.Context, _ *nats.Conn, js jetstream.JetStream) error {
 			_, err := js.CreateConsumer(ctx, "GUESTFLOW_EVENTS", jetstream.ConsumerConfig{Durable: "new-" + vm, FilterSubject: "guestflow.events.lab.>"})
 			return err
+		}},
+		deed{"$JS.API.CONSUMER.MSG.NEXT.GUESTFLOW_EVENTS.*", func(ctx context.Context, _ *nats.Conn, js jetstream.JetStream) error { // guestflow watch
+			journal, err := js.OrderedConsumer(ctx, "GUESTFLOW_EVENTS", jetstream.OrderedConsumerConfig{FilterSubjects: []string{"guestflow.events.lab.>"}})
+			if err != nil {
+				return err
+			}
+			return fetchOne(ctx, journal, func(jetstream.Msg) error { return nil })
 		}},
 		deed{"$JS.API.CONSUMER.DELETE.GUESTFLOW_EVENTS.*", func(ctx context.Context, _ *nats.Conn, js jetstream.JetStream) error {
 			if _, err := s.js.CreateConsumer(ctx, "GUESTFLOW_EVENTS", jetstream.ConsumerConfig{Durable: "old-" + vm}); err != nil {

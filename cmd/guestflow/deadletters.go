@@ -124,7 +124,7 @@ func (c *cli) listDeadletters(cmd *cobra.Command, conn *client.Client, args []st
 	case len(all) == 0:
 		c.say("there is no dead letter")
 	default:
-		c.table(rows, func(_, column int) colour {
+		c.table(rows, true, func(_, column int) colour {
 			if column == 4 {
 				return red
 			}
@@ -183,9 +183,9 @@ func (c *cli) showDeadletter(cmd *cobra.Command, conn *client.Client, args []str
 		if err != nil {
 			return err
 		}
-		c.say("%s", clean(string(b)))
+		c.raw(clean(string(b)))
 	case utf8.Valid(d.Data):
-		c.say("%s", clean(string(d.Data)))
+		c.raw(clean(string(d.Data)))
 	default:
 		row("data", fmt.Sprintf("%d bytes that are no text; --json shows them in base64", len(d.Data)))
 	}

@@ -162,12 +162,15 @@ func about(wrong []string, prefix string) bool {
 func (d *doctor) nats(ctx context.Context) *client.Client {
 	ctx, cancel := context.WithTimeout(ctx, doctorTime)
 	defer cancel()
-	n := d.cfg.NATS
-	cfg := events.NATSConfig{URL: n.URL, CredsFile: n.CredsFile, NKeyFile: n.NKeyFile, User: n.User, PasswordFile: n.PasswordFile, CAFile: n.CAFile,
-		CertFile: n.CertFile, KeyFile: n.KeyFile, JSDomain: n.JSDomain, JSAPIPrefix: n.JSAPIPrefix, InboxPrefix: n.InboxPrefix, Name: "guestflow doctor"}
+	cfg := reach(d.cfg.NATS, "guestflow doctor")
 	conn, err := client.Dial(cfg, client.Options{Patience: time.Second})
 	if err != nil {
-		d.find(broken, "see the end of the line; the server's log has its own view", "%v", err)
+		cure := "see the settings of NATS"
+		var away *client.ConnectError
+		if errors.As(err, &away) {
+			cure, err = away.Cure+"; the server's log has its own view", away.Cause
+		}
+		d.find(broken, cure, "cannot connect to NATS: %v", err)
 		return nil
 	}
 	s, err := conn.Server()
@@ -210,8 +213,8 @@ func (d *doctor) permissions(ctx context.Context, conn *client.Client) {
 	}
 	switch {
 	case len(untried) > 0:
-		d.find(skipped, "allow publishing on $SYS.REQ.USER.INFO, where the server tells what a user may do", "permissions to publish on %s: only a message that others hear "+
-			"would show them", strings.Join(untried, ", "))
+		d.find(skipped, "allow this user to publish on $SYS.REQ.USER.INFO, and the doctor sees these permissions, too; the service does not need it",
+			"permissions to publish on %s: the server does not tell this user what it may do, and only a message that others hear would show it", strings.Join(untried, ", "))
 	case len(lacking) == 0:
 		d.find(fine, "", "permissions: all that the service needs")
 	}
@@ -248,19 +251,29 @@ func (d *doctor) streams(ctx context.Context, conn *client.Client, cfg events.NA
 	case !errors.As(err, &differ):
 		d.find(broken, "see whether JetStream answers (nats account info), and whether all servers of the cluster are up", "streams: %v", err)
 	default:
-		for _, text := range differ.Differences {
-			switch absent := strings.Contains(text, "is missing"); {
-			case absent && s.Provision:
-				d.find(odd, "start the service: it makes it", "%s", text)
-			case absent:
-				d.find(broken, "make it, or let the service do so with GUESTFLOW_PROVISION=true", "%s", text)
-			case strings.HasPrefix(text, "the server"):
-				d.find(broken, "update nats-server", "%s", text)
-			default:
-				d.find(broken, "the service raises the limits of what it made itself when it starts; what an administrator made is changed with nats stream edit, "+
-					"nats consumer edit, or made anew", "%s", text)
-			}
+		d.differences(differ.Differences)
+	}
+}
+
+// differences are what keeps the streams and consumers from fitting. What the service makes when it starts is one finding.
+func (d *doctor) differences(all []string) {
+	var toMake []string
+	for _, text := range all {
+		what, _, absent := strings.Cut(text, ": is missing")
+		switch {
+		case absent && d.cfg.Service.Provision:
+			toMake = append(toMake, what)
+		case absent:
+			d.find(broken, "make it, or let the service do so with GUESTFLOW_PROVISION=true", "%s", text)
+		case strings.HasPrefix(text, "the server"):
+			d.find(broken, "update nats-server", "%s", text)
+		default:
+			d.find(broken, "the service raises the limits of what it made itself when it starts; what an administrator made is changed with nats stream edit, "+
+				"nats consumer edit, or made anew", "%s", text)
 		}
+	}
+	if len(toMake) > 0 {
+		d.find(odd, "start the service: it makes them", "not there yet: %s", strings.Join(toMake, ", "))
 	}
 }
 
@@ -280,7 +293,7 @@ func (d *doctor) clock(whose string, offset, giveOrTake time.Duration, cure stri
 	} else {
 		cure = ""
 	}
-	d.find(v, cure, "clock: %s is %s of ours (± %s)", whose, ahead(offset), giveOrTake.Round(time.Millisecond))
+	d.find(v, cure, "clock: %s is %s ours (± %s)", whose, ahead(offset), giveOrTake.Round(time.Millisecond))
 }
 
 func ahead(offset time.Duration) string {
@@ -288,17 +301,21 @@ func ahead(offset time.Duration) string {
 	if offset < 0 {
 		return (-offset).String() + " behind"
 	}
-	return offset.String() + " ahead"
+	return offset.String() + " ahead of"
 }
 
 func (d *doctor) takers(ctx context.Context, conn *client.Client, vcenter string) {
-	pulls, untaken, err := conn.Takers(ctx, vcenter)
+	t, err := conn.Takers(ctx, vcenter)
+	count := fmt.Sprintf("not taken yet: %d, in hand: %d", t.Untaken, t.InHand)
 	switch {
 	case err != nil: // missing or refused: said above
-	case pulls == 0:
-		d.find(odd, "start the service; where it runs, see its log", "nobody takes requests for %s; %d wait in the stream", vcenter, untaken)
+	case t.Pulls == 0:
+		if t.InHand > 0 {
+			count += " (of a service that is gone: another one takes it over)"
+		}
+		d.find(odd, "start the service; where it runs, see its log", "nobody takes requests for %s; %s", vcenter, count)
 	default:
-		d.find(fine, "", "requests for %s are being taken; open pulls: %d, not taken yet: %d", vcenter, pulls, untaken)
+		d.find(fine, "", "requests for %s are being taken; open pulls: %d, %s", vcenter, t.Pulls, count)
 	}
 }
 

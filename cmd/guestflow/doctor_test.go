@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"maps"
 	"os"
@@ -9,6 +10,10 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rs/zerolog"
 
 	"github.com/guestflow/guestflow/internal/client"
 	"github.com/guestflow/guestflow/internal/events"
@@ -25,8 +30,8 @@ func (s *site) taken() {
 	defer conn.Close()
 	tick, late := time.NewTicker(10*time.Millisecond), time.After(patience)
 	defer tick.Stop()
-	for pulls := 0; pulls == 0; {
-		if pulls, _, err = conn.Takers(s.t.Context(), "lab"); err != nil {
+	for open := (client.Takers{}); open.Pulls == 0; {
+		if open, err = conn.Takers(s.t.Context(), "lab"); err != nil {
 			s.t.Fatal(err)
 		}
 		select {
@@ -64,7 +69,7 @@ func TestDoctorFinds(t *testing.T) {
 		maps.Copy(env, set)
 		return &site{t, s.url, s.vc, env}
 	}
-	s.read("doctor").want(t, 0, "warning  stream GUESTFLOW_EVENTS: is missing", "start the service", "it has no customization check")
+	s.read("doctor").want(t, 0, "warning  not there yet: stream GUESTFLOW_EVENTS, ", "start the service", "it has no customization check")
 	with(map[string]string{"GUESTFLOW_PROVISION": "false"}).read("doctor").want(t, 1, "broken   stream GUESTFLOW_EVENTS: is missing", "GUESTFLOW_PROVISION=true")
 	with(map[string]string{"NATS_URL": "nats://127.0.0.1:1"}).read("doctor").want(t, 1, "cannot connect to NATS", "logged in at")
 	with(map[string]string{"NATS_URL": "http://x", "VCENTER_LAB_URL": ""}).read("doctor").want(t, 1, "VCENTER_LAB_URL: required", "NATS_URL:", "not looked at")
@@ -85,6 +90,46 @@ func TestDoctorFinds(t *testing.T) {
 			t.Errorf("the doctor made %d %s", n, op)
 		}
 	}
+}
+
+// Requests that a service took before it was gone are told from those that nobody took.
+func TestDoctorCountsRequests(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, vcsim.Options{})
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	service, err := events.Connect(ctx, events.NATSConfig{URL: s.url}, zerolog.Nop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer service.Close()
+	if err := service.Provision(ctx, events.Streams{Provision: true, Replicas: 1, EventsMaxAge: 720 * time.Hour, DeadlettersMaxAge: 168 * time.Hour, QueuePerVM: 2,
+		AckWait: 30 * time.Second, MaxInFlight: map[string]int{"lab": 64}}); err != nil {
+		t.Fatal(err)
+	}
+	for _, vm := range s.vc.VMs()[:3] {
+		s.publish(events.RequestSubject("lab", vm), "application/json", "{}")
+	}
+	nc, err := nats.Connect(s.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	js, err := jetstream.New(nc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	consumer, err := js.Consumer(ctx, events.RequestsStream("lab"), events.RequestsConsumer("lab"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	batch, err := consumer.Fetch(1, jetstream.FetchContext(ctx))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range batch.Messages() { // taken, and never acknowledged
+	}
+	s.read("doctor").want(t, 0, "warning  nobody takes requests for lab; not taken yet: 2, in hand: 1 (of a service that is gone")
 }
 
 // The doctor's privileges are those that the roles are made of.

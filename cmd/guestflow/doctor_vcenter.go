@@ -2,11 +2,9 @@ package main
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"strings"
 	"time"
 
@@ -14,6 +12,9 @@ import (
 	"github.com/guestflow/guestflow/internal/client"
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
+
+// callTime bounds one call to vCenter: somebody waits for the answer.
+const callTime = 10 * time.Second
 
 // privilege is one that the service's role holds; docs/vcenter-role.md has the sources.
 type privilege struct {
@@ -37,31 +38,12 @@ var (
 	}
 )
 
-// clientOf is a client of the vCenter as the service makes it.
-func clientOf(v app.VCenter) (*vcapi.Client, error) {
-	cfg := vcapi.Config{Name: v.Name, URL: v.URL, Username: v.Username, Thumbprint: v.Thumbprint, CallTimeout: 10 * time.Second}
-	cfg.Password = func() (string, error) {
-		if v.PasswordFile == "" {
-			return v.Password, nil
-		}
-		b, err := os.ReadFile(v.PasswordFile)
-		return strings.TrimSuffix(strings.TrimSuffix(string(b), "\n"), "\r"), err
-	}
-	if v.CAFile != "" {
-		pem, err := os.ReadFile(v.CAFile)
-		if err != nil {
-			return nil, err
-		}
-		cfg.RootCAs = x509.NewCertPool()
-		cfg.RootCAs.AppendCertsFromPEM(pem)
-	}
-	return vcapi.New(cfg)
-}
-
 // lookAt looks at one vCenter; conn (may be nil) tells which VMs it has.
 func (d *doctor) lookAt(ctx context.Context, v app.VCenter, conn *client.Client) {
 	setting := "VCENTER_" + strings.ToUpper(strings.ReplaceAll(v.Name, "-", "_")) + "_"
-	vc, err := clientOf(v)
+	cfg := v.Client()
+	cfg.CallTimeout = callTime
+	vc, err := vcapi.New(cfg)
 	if err != nil {
 		d.find(broken, "", "%v", err)
 		return

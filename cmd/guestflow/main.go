@@ -24,7 +24,8 @@ func main() {
 // terminal is the console that this process has.
 func terminal() console {
 	out := int(os.Stdout.Fd())
-	c := console{in: os.Stdin, out: os.Stdout, err: os.Stderr, env: envconfig.OsLookuper(), tty: term.IsTerminal(out)}
+	c := console{in: os.Stdin, out: os.Stdout, err: os.Stderr, env: envconfig.OsLookuper(), tty: term.IsTerminal(out),
+		errTTY: term.IsTerminal(int(os.Stderr.Fd()))}
 	c.width = func() int {
 		if w, _, err := term.GetSize(out); err == nil && w > 0 {
 			return w

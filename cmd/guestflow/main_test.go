@@ -243,7 +243,7 @@ var changing = []struct {
 	{regexp.MustCompile(`[\d.]+(m\d+)?(µ|m)?s( (ago|ahead|behind|more|of)|$|,|\))`), "TIME$3"},
 	{regexp.MustCompile(`± [\d.]+(µ|m)?s?`), "± TIME"},
 	{regexp.MustCompile(`(in|for|trip) [\d.]+(µ|m)?s`), "$1 TIME"},
-	{regexp.MustCompile(`is TIME (ahead|behind)`), "is TIME ahead"},
+	{regexp.MustCompile(`is TIME (ahead of|behind)`), "is TIME ahead of"},
 	{regexp.MustCompile(`version \d+\.\d+\.\d+`), "version N"},
 	{regexp.MustCompile(`open pulls: \d+`), "open pulls: N"},
 }

@@ -32,6 +32,7 @@ type console struct {
 	out, err io.Writer
 	env      envconfig.Lookuper
 	tty      bool       // out is a terminal
+	errTTY   bool       // err is one
 	width    func() int // of the terminal
 }
 
@@ -61,6 +62,7 @@ type cli struct {
 // run is the command from its arguments to its exit code.
 func run(ctx context.Context, args []string, con console) int {
 	c := &cli{console: con, screen: &screen{out: con.out, err: con.err}}
+	c.look()
 	root := c.root()
 	root.SetArgs(args)
 	root.SetIn(con.in)
@@ -74,9 +76,18 @@ func run(ctx context.Context, args []string, con console) int {
 	var e *exit
 	if errors.As(err, &e) {
 		code, err = e.code, e.err
+	} else if what, _, found := strings.Cut(err.Error(), " for "); found && strings.HasPrefix(what, "unknown command ") { // cobra's, which has no type
+		err = fmt.Errorf("%s: see %s --help", what, cmd.CommandPath())
+		if near := cmd.SuggestionsFor(strings.Trim(strings.TrimPrefix(what, "unknown command "), `"`)); len(near) > 0 {
+			err = fmt.Errorf("%s: is it %s? See %s --help", what, strings.Join(near, " or "), cmd.CommandPath())
+		}
 	}
 	if err != nil {
-		c.note(c.paint(red, "error") + ": " + cmd.CommandPath() + ": " + clean(err.Error()))
+		word := "error"
+		if c.errColour {
+			word = c.painted(red, word)
+		}
+		c.note(word + ": " + cmd.CommandPath() + ": " + clean(err.Error()))
 	}
 	return code
 }
@@ -95,6 +106,7 @@ Exit codes: 0 done (where a run was waited for: succeeded), 1 failed, 2 rejected
 		SilenceUsage: true, SilenceErrors: true, Version: version,
 		PersistentPreRunE: func(*cobra.Command, []string) error { return c.prepare() },
 	}
+	root.SetHelpFunc(c.help)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w: see %s --help", err, cmd.CommandPath())
 	})
@@ -112,12 +124,39 @@ Exit codes: 0 done (where a run was waited for: succeeded), 1 failed, 2 rejected
 	return root
 }
 
+// look sees what the command writes on.
+func (c *cli) look() {
+	able := c.get("TERM") != "dumb"
+	c.live, c.errLive = c.tty && able, c.errTTY && able
+	c.colour, c.errColour = c.live && c.get("NO_COLOR") == "", c.errLive && c.get("NO_COLOR") == ""
+	c.many = strings.Contains(c.get("TERM"), "256color") || c.get("COLORTERM") != ""
+	c.columns = c.width
+}
+
+// help writes the help of a command; on a terminal its paragraphs fill the lines, up to a width that is still read with ease.
+func (c *cli) help(cmd *cobra.Command, _ []string) {
+	about, usage := cmd.Long, strings.TrimSpace(cmd.UsageString())
+	if about == "" {
+		about = cmd.Short
+	}
+	if c.live {
+		about = wrap(reflow(about), min(c.columns(), 110))
+		before, rest, _ := strings.Cut(usage, "\nExamples:\n") // commands are for copying: they stay as they are
+		examples, after, _ := strings.Cut(rest, "\n\n")
+		if rest != "" {
+			examples = "\nExamples:\n" + examples + "\n\n"
+		}
+		usage = wrap(before, c.columns()) + examples + wrap(after, c.columns())
+	}
+	c.raw(strings.TrimSpace(about) + "\n\n" + usage)
+}
+
 // prepare decides how the command writes.
 func (c *cli) prepare() error {
-	c.live = c.tty && !c.asJSON && c.get("TERM") != "dumb"
-	c.colour = c.live && c.get("NO_COLOR") == ""
+	if c.asJSON {
+		c.live, c.colour = false, false
+	}
 	c.json = c.asJSON || !c.tty && !c.asText
-	c.columns = c.width
 	if c.vcenter != "" && !events.ValidVCenter(c.vcenter) {
 		return fmt.Errorf("--vcenter %q is no name of a vCenter: 1 to 32 of a-z, 0-9 and '-', as in the service's GUESTFLOW_VCENTERS", c.vcenter)
 	}
@@ -172,8 +211,13 @@ func (c *cli) nats(ctx context.Context) (events.NATSConfig, error) {
 	if n.JSDomain != "" && n.JSAPIPrefix != "" {
 		return events.NATSConfig{}, errors.New("NATS_JS_DOMAIN and NATS_JS_API_PREFIX: set one of them")
 	}
+	return reach(n, "guestflow command"), nil
+}
+
+// reach says how to reach NATS; name is what the server's monitoring calls the connection.
+func reach(n app.NATS, name string) events.NATSConfig {
 	return events.NATSConfig{URL: n.URL, CredsFile: n.CredsFile, NKeyFile: n.NKeyFile, User: n.User, PasswordFile: n.PasswordFile, CAFile: n.CAFile,
-		CertFile: n.CertFile, KeyFile: n.KeyFile, JSDomain: n.JSDomain, JSAPIPrefix: n.JSAPIPrefix, InboxPrefix: n.InboxPrefix, Name: "guestflow command"}, nil
+		CertFile: n.CertFile, KeyFile: n.KeyFile, JSDomain: n.JSDomain, JSAPIPrefix: n.JSAPIPrefix, InboxPrefix: n.InboxPrefix, Name: name}
 }
 
 // dial connects to NATS. patience is how long it may be away later on; 0: for ever.

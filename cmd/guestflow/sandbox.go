@@ -85,7 +85,7 @@ func (c *cli) introduce(s *sandbox.Sandbox, o sandbox.Options) error {
 		c.say("service   %s", s.URL())
 	}
 	c.say("")
-	c.table(rows, func(row, column int) colour {
+	c.table(rows, true, func(row, column int) colour {
 		switch {
 		case column != 1:
 			return plain
@@ -100,15 +100,15 @@ func (c *cli) introduce(s *sandbox.Sandbox, o sandbox.Options) error {
 	if o.NoService {
 		c.say("A service of yours works on it with these settings:")
 		for _, setting := range s.Env() {
-			c.say("  export %s", setting)
+			c.raw("  export " + setting)
 		}
 		return nil
 	}
 	first := s.VMs()[0]
 	c.say("Try one, in another terminal (each VM has its request beside this one):")
-	c.say("  export NATS_URL=%s GUESTFLOW_VCENTERS=%s", s.NATSURL(), sandbox.VCenter)
-	c.say("  guestflow submit %s --wait", s.RequestFile(first))
-	c.say("  guestflow watch")
+	c.raw("  export NATS_URL=" + s.NATSURL() + " GUESTFLOW_VCENTERS=" + sandbox.VCenter)
+	c.raw("  guestflow submit " + s.RequestFile(first) + " --wait")
+	c.raw("  guestflow watch")
 	c.say("Ctrl-C ends it.")
 	return nil
 }

@@ -22,13 +22,19 @@ const (
 	cyan   colour = "36"
 )
 
+// onAny are colours that can be read on black and on white, where a terminal has 256; green, yellow and cyan of the first eight cannot on white.
+var onAny = map[colour]colour{red: "38;5;160", green: "38;5;28", yellow: "38;5;130", cyan: "38;5;31"}
+
 // screen is what a command writes on: lines, and on a terminal one line below them that changes in place.
 type screen struct {
-	out, err io.Writer
-	json     bool // JSON lines
-	live     bool // a terminal on which lines can be written again
-	colour   bool
-	columns  func() int
+	out, err  io.Writer
+	json      bool // JSON lines
+	live      bool // a terminal on which lines can be written again
+	colour    bool
+	columns   func() int
+	many      bool // 256 colours
+	errLive   bool // err is a terminal, too
+	errColour bool
 
 	mu     sync.Mutex
 	bottom string
@@ -37,17 +43,29 @@ type screen struct {
 
 // paint puts text in a colour, where there are colours.
 func (s *screen) paint(c colour, text string) string {
-	if !s.colour || c == plain || text == "" {
+	if !s.colour {
 		return text
+	}
+	return s.painted(c, text)
+}
+
+func (s *screen) painted(c colour, text string) string {
+	if c == plain || text == "" {
+		return text
+	}
+	if other, ok := onAny[c]; ok && s.many {
+		c = other
 	}
 	return "\x1b[" + string(c) + "m" + text + "\x1b[0m"
 }
 
-// say writes a line.
+// say writes a line; on a terminal it is broken between words.
 func (s *screen) say(format string, args ...any) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.above(s.out, fmt.Sprintf(format, args...))
+	text := fmt.Sprintf(format, args...)
+	if s.live {
+		text = wrap(text, s.columns())
+	}
+	s.raw(text)
 }
 
 // object writes a line of JSON.
@@ -56,30 +74,33 @@ func (s *screen) object(v any) error {
 	if err != nil {
 		return err
 	}
-	s.raw(b)
+	s.raw(string(b))
 	return nil
 }
 
-// raw writes a line as it is.
-func (s *screen) raw(line []byte) {
+// raw writes a line as it is: what somebody copies is not broken.
+func (s *screen) raw(line string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.above(s.out, string(line))
+	if s.bottom != "" { // one write: a screen that is drawn in between would flicker
+		line = "\r\x1b[K" + line
+	}
+	s.write(s.out, line+"\n"+s.bottom)
 }
 
 // note writes a line that is no result: on the error output.
 func (s *screen) note(text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.above(s.err, text)
-}
-
-// above writes a line above the one at the bottom.
-func (s *screen) above(w io.Writer, text string) {
-	if s.bottom != "" {
-		s.write(s.out, "\r\x1b[K")
+	if s.errLive {
+		text = wrap(text, s.columns())
 	}
-	s.write(w, text+"\n")
+	if s.bottom == "" {
+		s.write(s.err, text+"\n")
+		return
+	}
+	s.write(s.out, "\r\x1b[K")
+	s.write(s.err, text+"\n")
 	s.write(s.out, s.bottom)
 }
 
@@ -90,7 +111,7 @@ func (s *screen) status(text string) {
 	if !s.live || text == s.bottom {
 		return
 	}
-	s.write(s.out, "\r\x1b[K"+text)
+	s.write(s.out, "\r"+text+"\x1b[K") // what is the same is not taken away first: it would flicker
 	s.bottom = text
 }
 
@@ -131,8 +152,8 @@ func fit(s string, width int) string {
 	return string([]rune(s)[:width-1]) + "…"
 }
 
-// table writes rows in columns; the first one is the head.
-func (s *screen) table(rows [][]string, paint func(row, column int) colour) {
+// table writes rows in columns; the first one is the head. On a terminal a row is one line: its last cell is cut, or goes on below where it is prose.
+func (s *screen) table(rows [][]string, prose bool, paint func(row, column int) colour) {
 	var widths []int
 	for _, row := range rows {
 		for i, cell := range row {
@@ -145,14 +166,16 @@ func (s *screen) table(rows [][]string, paint func(row, column int) colour) {
 	room := 0
 	if s.live {
 		room = s.columns()
+		narrow(widths, room)
 	}
 	for r, row := range rows {
 		var b strings.Builder
 		left := room
 		for i, cell := range row {
-			if last := i == len(row)-1; last && room > 0 {
-				cell = fit(cell, max(left, 10))
+			if last := i == len(row)-1; last && room > 0 && !prose {
+				cell = fit(cell, max(left, 1))
 			} else if !last {
+				cell = fit(cell, widths[i])
 				cell += strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell)+2)
 			}
 			left -= utf8.RuneCountInString(cell)
@@ -163,6 +186,31 @@ func (s *screen) table(rows [][]string, paint func(row, column int) colour) {
 			b.WriteString(s.paint(c, cell))
 		}
 		s.say("%s", strings.TrimRight(b.String(), " "))
+	}
+}
+
+// narrow takes from the widest columns until the last one has some room.
+func narrow(widths []int, room int) {
+	const least, some = 8, 24 // of a column, and of the last one
+	if len(widths) == 0 {
+		return
+	}
+	last := len(widths) - 1
+	want := min(widths[last], some)
+	for _, w := range widths[:last] {
+		want += w + 2
+	}
+	for ; want > room; want-- {
+		widest := 0
+		for i, w := range widths[:last] {
+			if w > widths[widest] {
+				widest = i
+			}
+		}
+		if widths[widest] <= least {
+			return
+		}
+		widths[widest]--
 	}
 }
 

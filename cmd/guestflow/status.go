@@ -285,40 +285,56 @@ func (c *cli) fleet(all []standing, now time.Time) {
 		c.say("no VM has a request or a run")
 		return
 	}
-	rows := [][]string{{"VCENTER", "VM", "NAME", "STATUS", "STEP", "SINCE", "QUEUE", "WHAT"}}
+	rows := [][]string{{"VCENTER", "VM", "NAME", "STATUS", "SINCE", "QUEUE", "WHAT"}}
 	for _, v := range all {
-		row := []string{v.VCenter, v.VM, "-", v.Status, "-", "-", "-", ""}
+		row := []string{v.VCenter, v.VM, "-", v.Status, "-", "-", flat(v.Problem)}
 		if v.Unfinished != nil {
-			row[6] = fmt.Sprintf("%d/%d", *v.Unfinished, *v.Limit)
+			row[5] = fmt.Sprintf("%d/%d", *v.Unfinished, *v.Limit)
 		}
-		row[7] = flat(v.Problem)
 		if r := v.Run; r != nil {
 			row[2] = or(flat(r.VMName), "-")
-			row[4] = or(v.Step, "-")
-			if c := r.Customize; v.Step == "customize" && c != nil && c.Progress != nil {
-				row[4] += fmt.Sprintf(" %d %%", *c.Progress)
-			}
 			switch {
 			case r.FinishedAt != nil:
-				row[5] = short(now.Sub(*r.FinishedAt))
+				row[4] = short(now.Sub(*r.FinishedAt))
 			case r.AcceptedAt != nil:
-				row[5] = short(now.Sub(*r.AcceptedAt))
+				row[4] = short(now.Sub(*r.AcceptedAt))
 			}
-			switch {
-			case r.Waiting != "":
-				row[7] = "waits: " + string(r.Waiting)
-			case r.Error != nil && v.Status != "queued":
-				row[7] = flat(string(r.Error.Code) + ": " + r.Error.Message)
-			}
+			row[6] = inShort(v)
 		}
 		rows = append(rows, row)
 	}
-	c.table(rows, func(row, column int) colour {
-		if column == 3 {
+	column := 3 // the status
+	if vcenters := len(slices.CompactFunc(slices.Clone(all), func(a, b standing) bool { return a.VCenter == b.VCenter })); vcenters == 1 {
+		for i := range rows { // the words need the room more
+			rows[i] = rows[i][1:]
+		}
+		column--
+	}
+	c.table(rows, false, func(row, at int) colour {
+		if at == column {
 			return statusColour(events.Status(all[row-1].Status))
 		}
 		return plain
 	})
+}
+
+// inShort is what a run does, or why it ended.
+func inShort(v standing) string {
+	r := v.Run
+	switch {
+	case r.FinishedAt == nil:
+		step := v.Step
+		if c := r.Customize; v.Step == "customize" && c != nil && c.Progress != nil {
+			step += fmt.Sprintf(" %d %%", *c.Progress)
+		}
+		if r.Waiting != "" {
+			step = list(step, "waits: "+string(r.Waiting))
+		}
+		return step
+	case r.Error != nil && v.Status != "queued":
+		return flat(string(r.Error.Code) + ": " + r.Error.Message)
+	}
+	return ""
 }
 
 func or(s, other string) string {

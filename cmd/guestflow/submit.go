@@ -44,7 +44,8 @@ With --wait its events are shown until it has ended; the exit code says how: 0 s
 that was sent before (the same --source and --id, and the same data) is not run again: --wait then tells how its run goes on, or went.`,
 		Example: `  guestflow submit request.json --wait
   guestflow submit --vm vm-42 --check-only --wait
-  guestflow submit --vm vm-42 --secret linux-root --spec spec.json --network --run 'join-domain=/usr/sbin/realm join example.test' --wait`,
+  guestflow submit --vm vm-42 --secret linux-root --spec spec.json --network \
+    --run 'join-domain=/usr/sbin/realm join example.test' --wait`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return c.submit(cmd, f, args) },
 	}
@@ -296,8 +297,10 @@ func (c *cli) send(ctx context.Context, conn *client.Client, m *client.Message, 
 	p := c.startProgress("waits for its turn")
 	defer p.stop()
 	end, err := wait.Until(ctx, seq, func(e *client.Event) {
-		if p.see(e); e.Last() || e.Kind == events.KindRejected {
+		if e.Last() || e.Kind == events.KindRejected {
 			p.stop()
+		} else {
+			p.see(e)
 		}
 		c.event(e, "")
 	})

@@ -93,12 +93,15 @@ func TestRuns(t *testing.T) {
 		vm := vms[3]
 		s.vc.VM(vm).Configure(func(g *vcsim.Guest) { g.CustomizeFor = 1500 * time.Millisecond })
 		w := s.begin(true, s.whole(vm, "--wait")...)
-		w.out.await(t, "\r\x1b[K⠙")
+		w.out.await(t, "\r⠙")
 		r := w.end().want(t, 0, "\x1b[32mrun.succeeded", "customize ████", "%")
 		if last := r.out[strings.LastIndex(r.out, "\r\x1b[K"):]; strings.ContainsAny(last, "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏") {
 			t.Errorf("the line at the bottom stays: %q", last)
 		}
-		s.begin(true, "status").end().want(t, 0, "\x1b[1mVCENTER", vm)
+		if _, accepted, _ := strings.Cut(r.out, "run.accepted"); strings.Contains(accepted, "waits for its turn") {
+			t.Errorf("it waits for its turn again: %q", r.out)
+		}
+		s.begin(true, "status").end().want(t, 0, "\x1b[1mVM", vm)
 		quiet := &site{t, s.url, s.vc, map[string]string{"NATS_URL": s.url, "NO_COLOR": "1"}}
 		if r := quiet.begin(true, "status", "--vcenter", "lab").end().want(t, 0, vm); strings.Contains(r.out, "\x1b[3") {
 			t.Errorf("colours with NO_COLOR: %q", r.out)

@@ -12,23 +12,33 @@ import (
 // event writes an event: the CloudEvent as it is, or a line for people.
 func (s *screen) event(e *client.Event, who string) {
 	if s.json {
-		s.raw(e.Line)
+		s.raw(string(e.Line))
 		return
 	}
 	if s.live && e.Kind == events.CustomizeProgressed {
 		return // the line at the bottom shows it
 	}
-	n := ""
-	if e.Run.N > 0 {
-		n = fmt.Sprint(e.Run.N)
+	at, n := "15:04:05.000", fmt.Sprintf("%3s  ", number(e.Run.N))
+	if s.live && s.columns() < narrowScreen {
+		at, n = "15:04:05", ""
 	}
-	s.say("%s", strings.TrimRight(fmt.Sprintf("  %s  %s%3s  %s  %s", s.paint(dim, e.Time().Local().Format("15:04:05.000")), who, n,
+	s.say("%s", strings.TrimRight(fmt.Sprintf("  %s  %s%s%s  %s", s.paint(dim, e.Time().Local().Format(at)), who, n,
 		s.paint(kindColour(e.Kind), fmt.Sprintf("%-21s", e.Kind)), detail(e)), " "))
 	if e.Kind == events.CheckCompleted {
 		for _, line := range s.remarks(e.Run.Check) {
-			s.say("%s%s", strings.Repeat(" ", 18+len(who)), line)
+			s.say("%s%s", strings.Repeat(" ", 4+len(at)+len(who)+len(n)-2), line)
 		}
 	}
+}
+
+// narrowScreen is where an event's line leaves out its number and the fractions of a second: the words need the room.
+const narrowScreen = 100
+
+func number(n int) string {
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprint(n)
 }
 
 func kindColour(k events.Kind) colour {
@@ -99,9 +109,14 @@ func detail(e *client.Event) string {
 		}
 	case events.ProcessStarting, events.ProcessStarted, events.ProcessExited, events.ProcessUnreachable:
 		for i := range r.Processes {
-			if p := &r.Processes[i]; p.Name == r.Process {
-				return flat(processWords(p))
+			p := r.Processes[i]
+			if p.Name != r.Process {
+				continue
 			}
+			if e.Kind != events.ProcessStarting {
+				p.Command = "" // that event has told
+			}
+			return flat(processWords(&p))
 		}
 		return flat(r.Process)
 	case events.RunSucceeded:
@@ -246,7 +261,8 @@ func nicWords(nics []events.NIC) string {
 }
 
 func processWords(p *events.Process) string {
-	what := list(p.Command, p.Reason)
+	command, _, _ := strings.Cut(p.Command, " # gf:") // what guestflow finds its process by; the JSON has it
+	what := list(command, p.Reason)
 	switch {
 	case p.ExitCode != nil:
 		what = fmt.Sprintf("exit code %d", *p.ExitCode)
