@@ -432,8 +432,8 @@ func sameLines(a, b string) bool {
 func logLine(t *testing.T, where string, b block) {
 	t.Helper()
 	var line struct {
-		Level, Instance, VCenter, VM, Run, Time, Message string
-		N                                                int
+		Level, Instance, VCenter, VM, Run, Step, Time, Message string
+		N                                                      int
 	}
 	d := json.NewDecoder(strings.NewReader(b.text))
 	d.DisallowUnknownFields()

@@ -50,7 +50,7 @@ func (c *cli) doctorCommand() *cobra.Command {
 streams and consumers, permissions, who takes requests), each vCenter (certificate, login, API version, guest customization manager, privileges), and
 the clocks. Run it where the service runs, as who it runs. Exit code 1 where something is broken.`,
 		Example: `  guestflow doctor
-  kubectl exec deploy/guestflow -- guestflow doctor --json`,
+  guestflow doctor --vm vm-42 --json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return c.doctor(cmd.Context(), vm) },
 	}

@@ -134,7 +134,7 @@ func TestValidate(t *testing.T) {
 
 func TestVersionCompletionMan(t *testing.T) {
 	t.Parallel()
-	begin(t, nil, false, "", "version", "--text").end().want(t, 0, "guestflow dev (go1.")
+	begin(t, nil, false, "", "version", "--text").end().want(t, 0, "guestflow dev (commit unknown, go1.")
 	begin(t, nil, false, "", "version").end().want(t, 0, `"version":"dev"`)
 	begin(t, nil, false, "", "completion", "bash").end().want(t, 0, "__start_guestflow")
 	begin(t, map[string]string{"GUESTFLOW_VCENTERS": "lab,prod"}, false, "", "__complete", "status", "--vcenter", "").end().want(t, 0, "lab\nprod\n")

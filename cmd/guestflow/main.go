@@ -11,8 +11,11 @@ import (
 	"golang.org/x/term"
 )
 
-// version is stamped in by the build.
-var version = "dev"
+// version and commit are stamped in by the build.
+var (
+	version = "dev"
+	commit  = "unknown"
+)
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
