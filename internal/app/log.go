@@ -17,11 +17,11 @@ func NewLogger(cfg Config, out io.Writer) zerolog.Logger {
 	if cfg.Service.LogFormat == "console" {
 		out = zerolog.ConsoleWriter{Out: out, TimeFormat: time.TimeOnly}
 	}
-	log := zerolog.New(out)
-	if cfg.logLevel != nil {
-		log = log.Hook(cfg.logLevel)
+	level := cfg.logLevel
+	if level == nil {
+		level = newLogLevel(cfg.Service.LogLevel)
 	}
-	return log.With().Timestamp().Str("instance", cfg.Service.Instance).Logger()
+	return zerolog.New(out).Hook(level).With().Timestamp().Str("instance", cfg.Service.Instance).Logger()
 }
 
 // logLevel is the least level of a line that is written. It can be changed while the service runs.

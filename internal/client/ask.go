@@ -175,7 +175,7 @@ func (c *Client) queue(ctx context.Context, vcenter, vm string) (all []events.Qu
 
 // streamInfo tells how a stream is set up, and the server's clock; subjects (may be empty) is a filter over the subjects that are counted.
 func (c *Client) streamInfo(ctx context.Context, stream, subjects string) (*jetstream.StreamInfo, error) {
-	info, err := try(ctx, c, func(ctx context.Context) (*jetstream.StreamInfo, error) {
+	info, err := patiently(ctx, c, func(ctx context.Context) (*jetstream.StreamInfo, error) {
 		s, err := c.js.Stream(ctx, stream)
 		if err != nil {
 			return nil, err
@@ -208,7 +208,7 @@ func missing(stream string, err error) error {
 // lastOn is the newest message under a filter; nil where there is none. Any replica answers the direct API, and publishers may use no other; where that is
 // not to be had the stream's leader is asked.
 func (c *Client) lastOn(ctx context.Context, stream, filter string) (*events.Stored, error) {
-	s, err := try(ctx, c, func(ctx context.Context) (*events.Stored, error) {
+	s, err := patiently(ctx, c, func(ctx context.Context) (*events.Stored, error) {
 		m, err := c.nc.RequestWithContext(ctx, c.apiPrefix+"DIRECT.GET."+stream+"."+filter, nil)
 		if err != nil {
 			return nil, err
@@ -265,7 +265,7 @@ func (c *Client) get(ctx context.Context, stream string, query map[string]any) (
 	if err != nil {
 		return nil, err
 	}
-	m, err := try(ctx, c, func(ctx context.Context) (*nats.Msg, error) {
+	m, err := patiently(ctx, c, func(ctx context.Context) (*nats.Msg, error) {
 		return c.nc.RequestWithContext(ctx, c.apiPrefix+"STREAM.MSG.GET."+stream, ask)
 	})
 	if err != nil {

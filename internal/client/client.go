@@ -22,6 +22,7 @@ const (
 	dialTimeout   = 5 * time.Second
 	answerTimeout = 5 * time.Second // of one round trip to JetStream
 	reconnectWait = 500 * time.Millisecond
+	electionTime  = 15 * time.Second // a stream's next leader was there after 6 to 8 s
 )
 
 // Options of a connection.
@@ -225,6 +226,16 @@ func try[T any](ctx context.Context, c *Client, f func(context.Context) (T, erro
 		return v, fmt.Errorf("%w after %s", errNoAnswer, answerTimeout)
 	}
 	return v, err
+}
+
+// patiently is try for what may be asked again: a stream whose leader has gone answers nobody for some seconds.
+func patiently[T any](ctx context.Context, c *Client, f func(context.Context) (T, error)) (T, error) {
+	for began := time.Now(); ; {
+		v, err := try(ctx, c, f)
+		if !errors.Is(err, errNoAnswer) || time.Since(began) > electionTime {
+			return v, err
+		}
+	}
 }
 
 var errNoAnswer = errors.New("NATS gave no answer")

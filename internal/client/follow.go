@@ -56,7 +56,7 @@ func (c *Client) Follow(ctx context.Context, filters []string, from Start) (*Fee
 	case from.Seq == 0: // not "new": what comes while the consumer is made anew would be lost
 		cfg.OptStartSeq = info.State.LastSeq + 1
 	}
-	cons, err := try(ctx, c, func(ctx context.Context) (jetstream.Consumer, error) {
+	cons, err := patiently(ctx, c, func(ctx context.Context) (jetstream.Consumer, error) {
 		return c.js.OrderedConsumer(ctx, events.EventsStream, cfg)
 	})
 	if err != nil {

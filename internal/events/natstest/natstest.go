@@ -3,6 +3,7 @@
 package natstest
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net"
@@ -146,11 +147,11 @@ func RunCluster(dir string, n int) (*Cluster, error) {
 	for _, p := range ports {
 		routes = append(routes, &url.URL{Scheme: "nats-route", Host: fmt.Sprintf("127.0.0.1:%d", p)})
 	}
-	c := &Cluster{}
+	cluster, c := clusterName(), &Cluster{}
 	for i, p := range ports {
 		name := fmt.Sprintf("guestflow-%d", i+1)
 		opts := options(name, filepath.Join(dir, name))
-		opts.Cluster = server.ClusterOpts{Name: "guestflow", Host: "127.0.0.1", Port: p}
+		opts.Cluster = server.ClusterOpts{Name: cluster, Host: "127.0.0.1", Port: p}
 		opts.Routes = routes
 		s := &Server{opts: opts}
 		if err := s.launch(); err != nil {
@@ -222,6 +223,9 @@ func (c *Cluster) allCurrent() bool {
 	}
 	return true
 }
+
+// clusterName is each cluster's own: a server of another test, whose ports these were a moment ago, would else join, and be missed when it goes.
+func clusterName() string { return "guestflow-" + rand.Text() }
 
 func freePorts(n int) (ports []int, err error) {
 	var open []net.Listener

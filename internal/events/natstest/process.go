@@ -35,9 +35,10 @@ type Process struct {
 }
 
 type processSettings struct {
-	Name, Dir     string
-	Port, Cluster int
-	Routes        []int
+	Name, Dir string
+	Cluster   string
+	Port, Hub int // for clients, and for the other servers
+	Routes    []int
 }
 
 // Main is a server, and never returns, in a process that StartProcesses started; in every other it does nothing.
@@ -60,7 +61,7 @@ func serve(text string) error {
 	}
 	opts := options(p.Name, p.Dir)
 	opts.Port = p.Port
-	opts.Cluster = server.ClusterOpts{Name: "guestflow", Host: opts.Host, Port: p.Cluster}
+	opts.Cluster = server.ClusterOpts{Name: p.Cluster, Host: opts.Host, Port: p.Hub}
 	for _, port := range p.Routes {
 		opts.Routes = append(opts.Routes, &url.URL{Scheme: "nats-route", Host: fmt.Sprintf("%s:%d", opts.Host, port)})
 	}
@@ -80,7 +81,7 @@ func StartProcesses(t T, n int) *Processes {
 	if err != nil {
 		t.Fatalf("start nats-server processes: %v", err)
 	}
-	dir, c := t.TempDir(), &Processes{}
+	dir, cluster, c := t.TempDir(), clusterName(), &Processes{}
 	t.Cleanup(func() {
 		for _, p := range c.Servers {
 			p.Kill()
@@ -88,7 +89,7 @@ func StartProcesses(t T, n int) *Processes {
 	})
 	for i := range n {
 		name := fmt.Sprintf("guestflow-%d", i+1)
-		p := &Process{settings: processSettings{Name: name, Dir: filepath.Join(dir, name), Port: ports[i], Cluster: ports[n+i], Routes: ports[n:]}}
+		p := &Process{settings: processSettings{Name: name, Dir: filepath.Join(dir, name), Cluster: cluster, Port: ports[i], Hub: ports[n+i], Routes: ports[n:]}}
 		c.Servers = append(c.Servers, p)
 		if err := p.Start(); err != nil {
 			t.Fatalf("start nats-server processes: %v", err)
