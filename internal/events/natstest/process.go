@@ -61,7 +61,7 @@ func serve(text string) error {
 	}
 	opts := options(p.Name, p.Dir)
 	opts.Port = p.Port
-	opts.Cluster = server.ClusterOpts{Name: p.Cluster, Host: opts.Host, Port: p.Hub}
+	opts.Cluster = server.ClusterOpts{Name: p.Cluster, Host: opts.Host, Port: p.Hub, PoolSize: oneRoute}
 	for _, port := range p.Routes {
 		opts.Routes = append(opts.Routes, &url.URL{Scheme: "nats-route", Host: fmt.Sprintf("%s:%d", opts.Host, port)})
 	}
