@@ -52,11 +52,11 @@ $(LINT): tools/lint/go.mod tools/lint/go.sum
 .PHONY: unit
 unit: service packages ## the tests alone
 
-# These wait more than they compute: eight of them at once, and `make test` lints, builds and tests the rest beside them. The service that they start has the race
+# These wait more than they compute: five of them at once, and `make test` lints, builds and tests the rest beside them. The service that they start has the race
 # detector in it; NATS and the simulated vCenter in the tests' own process have not, which halves their cost and uses what vet compiled.
 .PHONY: service
 service:
-	$(GO) test -vet=off -shuffle=on -parallel 8 -timeout 12m ./cmd/consumer
+	$(GO) test -vet=off -shuffle=on -parallel 5 -timeout 12m ./cmd/consumer
 
 # Those that take longest first.
 .PHONY: packages
