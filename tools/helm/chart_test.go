@@ -45,6 +45,19 @@ func render(c *chart.Chart, values string) (map[string]string, error) {
 	return engine.Render(c, all)
 }
 
+// manifests are the objects that these values make, and the files that hold them.
+func manifests(t *testing.T, values string) (all []object, files map[string]string) {
+	t.Helper()
+	files, err := render(load(t), values)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if all, err = objects(files); err != nil {
+		t.Fatal(err)
+	}
+	return all, files
+}
+
 // objects are what a rendering makes, without its notes.
 func objects(files map[string]string) ([]object, error) {
 	var all []object

@@ -38,6 +38,7 @@ const adminToken = "admin"
 type cluster struct {
 	t    *testing.T
 	url  string
+	ca   string // file, PEM
 	http *http.Client
 }
 
@@ -148,9 +149,17 @@ func startCluster(t *testing.T) *cluster {
 		"--cert-dir", dir+"/certs", "--token-auth-file", tokens, "--authorization-mode", "RBAC", "--disable-admission-plugins", "ServiceAccount",
 		"--service-account-issuer", "https://kubernetes", "--service-account-key-file", key, "--service-account-signing-key-file", key,
 		"--service-cluster-ip-range", "10.96.0.0/16", "-v", "0"))
-	c := &cluster{t: t, url: fmt.Sprintf("https://127.0.0.1:%d", port)}
-	c.http = &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}} // a certificate of its own, on loopback
-	until(t, func() bool { return c.get("/readyz") == http.StatusOK })
+	c := &cluster{t: t, url: fmt.Sprintf("https://127.0.0.1:%d", port), ca: filepath.Join(dir, "certs", "apiserver.crt")}
+	// The server makes a certificate at its start, and the CA that signed it stands behind it in the file: nothing else is trusted.
+	until(t, func() bool {
+		made, err := os.ReadFile(c.ca)
+		roots := x509.NewCertPool()
+		if err != nil || !roots.AppendCertsFromPEM(made) {
+			return false
+		}
+		c.http = &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}}}
+		return c.get("/readyz") == http.StatusOK
+	})
 	return c
 }
 
@@ -233,7 +242,7 @@ func (c *cluster) do(method, path string, body, into any) {
 }
 
 func (c *cluster) helm(args ...string) (string, error) {
-	args = append(args, "--namespace", "guestflow", "--kube-apiserver", c.url, "--kube-token", adminToken, "--kube-insecure-skip-tls-verify")
+	args = append(args, "--namespace", "guestflow", "--kube-apiserver", c.url, "--kube-token", adminToken, "--kube-ca-file", c.ca)
 	cmd := exec.Command(filepath.Join(*bin, "helm"), args...)
 	cmd.Env = append(os.Environ(), "HOME="+c.t.TempDir(), "KUBECONFIG=")
 	out, err := cmd.CombinedOutput()

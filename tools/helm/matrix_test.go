@@ -39,14 +39,7 @@ func TestMatrix(t *testing.T) {
 	}
 	for name, values := range combinations(t) {
 		t.Run(name, func(t *testing.T) {
-			files, err := render(load(t), values)
-			if err != nil {
-				t.Fatal(err)
-			}
-			rendered, err := objects(files)
-			if err != nil {
-				t.Fatal(err)
-			}
+			rendered, files := manifests(t, values)
 			seen := map[string]bool{}
 			for _, o := range rendered {
 				meta := o["metadata"].(object)

@@ -26,15 +26,8 @@ func TestNACK(t *testing.T) {
 	for _, o := range service.Consumers {
 		want["Consumer "+o["durableName"].(string)] = durations(t, o)
 	}
-	files, err := render(load(t), combinations(t)["nack"])
-	if err != nil {
-		t.Fatal(err)
-	}
-	rendered, err := objects(files)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, o := range rendered {
+	all, _ := manifests(t, combinations(t)["nack"])
+	for _, o := range all {
 		if o["apiVersion"] != "jetstream.nats.io/v1beta2" {
 			continue
 		}

@@ -58,16 +58,9 @@ func settings(t *testing.T) map[string]string {
 // environment is what a rendering gives the service, by the settings' names.
 func environment(t *testing.T, values string) map[string]string {
 	t.Helper()
-	files, err := render(load(t), values)
-	if err != nil {
-		t.Fatal(err)
-	}
-	rendered, err := objects(files)
-	if err != nil {
-		t.Fatal(err)
-	}
 	env := map[string]string{}
-	for _, o := range rendered {
+	all, _ := manifests(t, values)
+	for _, o := range all {
 		if o["kind"] != "Deployment" {
 			continue
 		}
