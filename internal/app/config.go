@@ -301,7 +301,7 @@ func (s Service) check() []error {
 	if _, _, err := net.SplitHostPort(s.HTTPAddr); err != nil {
 		bad("HTTP_ADDR", "%q is not host:port or :port", s.HTTPAddr)
 	}
-	if _, ok := levels[strings.ToLower(s.LogLevel)]; !ok {
+	if _, ok := levelOf(s.LogLevel); !ok {
 		bad("LOG_LEVEL", "%q is none of %s", s.LogLevel, levelNames)
 	}
 	if !slices.Contains([]string{"json", "console"}, s.LogFormat) {

@@ -29,8 +29,8 @@ type logLevel struct{ least atomic.Int32 }
 
 func newLogLevel(name string) *logLevel {
 	l := &logLevel{}
-	level, err := zerolog.ParseLevel(name)
-	if err != nil { // told by the settings' check
+	level, ok := levelOf(name)
+	if !ok { // told by the settings' check
 		level = zerolog.InfoLevel
 	}
 	l.least.Store(int32(level))
@@ -60,7 +60,7 @@ func (l *logLevel) set(log zerolog.Logger) http.HandlerFunc {
 		}
 		const longest = 16 // of a level's name
 		body, err := io.ReadAll(http.MaxBytesReader(w, req.Body, longest))
-		level, ok := levels[strings.ToLower(strings.TrimSpace(string(body)))]
+		level, ok := levelOf(strings.TrimSpace(string(body)))
 		if err != nil || !ok {
 			http.Error(w, "the body is none of "+levelNames, http.StatusBadRequest)
 			return
@@ -69,6 +69,12 @@ func (l *logLevel) set(log zerolog.Logger) http.HandlerFunc {
 		log.WithLevel(zerolog.NoLevel).Stringer("from", before).Stringer("to", level).Msg("log level changed")
 		_, _ = fmt.Fprintln(w, level)
 	}
+}
+
+// levelOf is the level of a name, in whatever case.
+func levelOf(name string) (zerolog.Level, bool) {
+	level, ok := levels[strings.ToLower(name)]
+	return level, ok
 }
 
 const levelNames = "trace, debug, info, warn, error"
