@@ -283,7 +283,7 @@ func TestHandleCancel(t *testing.T) {
 			a := w.request("a", brief)
 			o := w.deliver(a, crash("stored check.completed")...)
 			<-o.stopped
-			last := w.rewrite(`"checkpoint":{"version":1`, `"checkpoint":{"version":99`)
+			last := w.rewrite(ours, unknown)
 			var retry *events.RetryError
 			if err := w.hold(w.canceled(a, "c")).answer(w); !errors.As(err, &retry) {
 				w.t.Errorf("answer %v", err)

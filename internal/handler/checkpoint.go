@@ -9,8 +9,13 @@ import (
 	"github.com/guestflow/guestflow/internal/events"
 )
 
-// checkpointVersion is the shape of checkpoint that this build writes and knows. An owner that meets another one hands the run back untouched.
-const checkpointVersion = 1
+// checkpointVersion is the shape of checkpoint that this build writes; oldestCheckpoint is the oldest one that it reads. An owner that meets another
+// one hands the run back untouched. Version 2 only adds members: one of version 1 has no evidence from before its calls but the Tasks and the start
+// of the guest's own status, and what is absent proves nothing.
+const (
+	checkpointVersion = 2
+	oldestCheckpoint  = 1
+)
 
 // remembered is how many of a VM's last runs its journal can still name.
 const remembered = 32
@@ -71,15 +76,16 @@ type release struct {
 	Delivered uint64 `json:"delivered"`
 }
 
-// readCheckpoint decodes the checkpoint of a VM's last event.
+// readCheckpoint decodes the checkpoint of a VM's last event. What it gives is of this build's version, for that is what it is written as.
 func readCheckpoint(e *events.Entry) (checkpoint, error) {
 	var c checkpoint
 	if err := json.Unmarshal(e.Run.Checkpoint, &c); err != nil {
 		return c, fmt.Errorf("event %s.%d: checkpoint: %w", e.Run.Run, e.Run.N, err)
 	}
-	if c.Version != checkpointVersion {
-		return c, fmt.Errorf("event %s.%d: checkpoint version %d, this build knows %d", e.Run.Run, e.Run.N, c.Version, checkpointVersion)
+	if c.Version < oldestCheckpoint || c.Version > checkpointVersion {
+		return c, fmt.Errorf("event %s.%d: checkpoint version %d, this build knows %d to %d", e.Run.Run, e.Run.N, c.Version, oldestCheckpoint, checkpointVersion)
 	}
+	c.Version = checkpointVersion
 	return c, nil
 }
 

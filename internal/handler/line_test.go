@@ -1,7 +1,6 @@
 package handler
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -183,31 +182,51 @@ func TestOrphan(t *testing.T) {
 	}
 }
 
-// Another version of guestflow wrote the journal: the request is handed back, and nothing is done.
-func TestUnknownCheckpoint(t *testing.T) {
+// How this build's checkpoints begin, and those of a build that nobody here knows.
+const (
+	ours    = `"checkpoint":{"version":2`
+	unknown = `"checkpoint":{"version":99`
+)
+
+// Another version of guestflow wrote the journal, of the run itself or of the one before it: what this build does not know is handed back untouched,
+// what it knows goes on, and is written as its own version from then on.
+func TestCheckpointVersions(t *testing.T) {
 	t.Parallel()
-	inBriefWorld(t, secretsDir(t), func(w *world) {
-		req := w.request("a", brief)
-		first := w.deliver(req, crash("stored check.completed")...)
-		<-first.stopped
-		last := w.newest(">")
-		write := func(data string) {
-			w.store.DropLast(1)
-			if _, err := w.journal.Publish(context.Background(), events.Message{Subject: last.Subject, Header: last.Header, Data: []byte(data)}); err != nil {
-				w.t.Fatal(err)
-			}
+	secrets := secretsDir(t)
+	for version, known := range map[string]bool{"0": false, "1": true, "2": true, "3": false, "99": false} {
+		for _, of := range []string{"this run", "the run before"} {
+			t.Run(version+" "+of, func(t *testing.T) {
+				t.Parallel()
+				inBriefWorld(t, secrets, func(w *world) {
+					req := w.request("a", brief)
+					if of == "this run" {
+						first := w.deliver(req, crash("stored check.completed")...)
+						<-first.stopped
+					} else {
+						w.drive(req)
+						req = w.request("b", only(networkOnly))
+					}
+					last, before := w.rewrite(ours, `"checkpoint":{"version":`+version), len(w.kinds())
+					if !known {
+						o := w.deliver(req)
+						w.await(o)
+						var retry *events.RetryError
+						if !errors.As(o.err, &retry) || len(w.kinds()) != before {
+							w.t.Errorf("answer %v, events %v", o.err, w.kinds()[before:])
+						}
+						w.restore(last)
+					}
+					w.drive(req)
+					mustSucceed(w)
+					for _, e := range w.events()[before:] {
+						if !strings.Contains(string(e.data), ours) {
+							w.t.Errorf("%s has checkpoint %s", e.kind, e.run.Checkpoint)
+						}
+					}
+				})
+			})
 		}
-		write(strings.Replace(string(last.Data), `"checkpoint":{"version":1`, `"checkpoint":{"version":99`, 1))
-		o := w.deliver(req)
-		w.await(o)
-		var retry *events.RetryError
-		if !errors.As(o.err, &retry) {
-			w.t.Errorf("answer %v", o.err)
-		}
-		write(string(last.Data))
-		w.drive(req)
-		mustSucceed(w)
-	})
+	}
 }
 
 func TestCancelQueued(t *testing.T) {
