@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/url"
 	"os"
@@ -20,6 +21,7 @@ import (
 	"github.com/nats-io/nkeys"
 	"github.com/sethvargo/go-envconfig"
 
+	"github.com/guestflow/guestflow/internal/secretfile"
 	"github.com/guestflow/guestflow/internal/tracing"
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
@@ -107,11 +109,11 @@ func (v VCenter) password() (string, error) {
 	if v.PasswordFile == "" {
 		return v.Password, nil
 	}
-	b, err := os.ReadFile(v.PasswordFile)
+	password, err := secretfile.ReadFile(v.PasswordFile)
 	if err != nil {
 		return "", fmt.Errorf("password of vCenter %s: %w", v.Name, err)
 	}
-	return strings.TrimSuffix(strings.TrimSuffix(string(b), "\n"), "\r"), nil
+	return password, nil
 }
 
 // Client says how a client reaches this vCenter: whom it trusts, and as who it logs in. LoadConfig has read it.
@@ -218,9 +220,10 @@ func (n NATS) check() []error {
 		}
 	}
 	for _, f := range [][2]string{{"NATS_CREDS_FILE", n.CredsFile}, {"NATS_NKEY_FILE", n.NKeyFile}, {"NATS_PASSWORD_FILE", n.PasswordFile},
-		{"NATS_CERT_FILE", n.CertFile}, {"NATS_KEY_FILE", n.KeyFile}} {
-		wrong = append(wrong, readable(f[0], f[1])...)
+		{"NATS_KEY_FILE", n.KeyFile}} {
+		wrong = append(wrong, secretReadable(f[0], f[1])...)
 	}
+	wrong = append(wrong, readable("NATS_CERT_FILE", n.CertFile)...)
 	wrong = append(wrong, userKey("NATS_CREDS_FILE", n.CredsFile, true)...)
 	wrong = append(wrong, userKey("NATS_NKEY_FILE", n.NKeyFile, false)...)
 	if _, err := caPool("NATS_CA_FILE", n.CAFile); err != nil {
@@ -229,7 +232,7 @@ func (n NATS) check() []error {
 	switch {
 	case (n.CertFile == "") != (n.KeyFile == ""):
 		wrong = append(wrong, errors.New("NATS_CERT_FILE and NATS_KEY_FILE: set both or none"))
-	case n.CertFile != "" && len(readable("", n.CertFile)) == 0 && len(readable("", n.KeyFile)) == 0:
+	case n.CertFile != "" && len(readable("", n.CertFile)) == 0 && len(secretReadable("", n.KeyFile)) == 0:
 		if _, err := tls.LoadX509KeyPair(n.CertFile, n.KeyFile); err != nil {
 			wrong = append(wrong, fmt.Errorf("NATS_CERT_FILE: %s and %s are no certificate with its key in PEM: %w", n.CertFile, n.KeyFile, err))
 		}
@@ -245,14 +248,11 @@ func (n NATS) check() []error {
 
 // userKey checks that a file, where it can be read, holds the seed of a NATS user's key, and its JWT where it needs one.
 func userKey(key, file string, jwt bool) []error {
-	content, err := os.ReadFile(file)
+	text, err := secretfile.ReadFile(file)
 	if file == "" || err != nil {
 		return nil // absent, or named as unreadable already
 	}
-	const most = 64 << 10 // of such files
-	if len(content) > most {
-		return []error{fmt.Errorf("%s: %s has %d bytes: it is no file with a user's key", key, file, len(content))}
-	}
+	content := []byte(text)
 	if token, err := nkeys.ParseDecoratedJWT(content); jwt && (err != nil || strings.Count(token, ".") != 2) {
 		return []error{fmt.Errorf("%s: %s holds no user JWT: it is the file that nsc writes for a user", key, file)}
 	}
@@ -360,7 +360,7 @@ func (v *VCenter) check(prefix string) []error {
 	case v.Password == "" && v.PasswordFile == "":
 		bad("PASSWORD_FILE", "required, and not set (or %sPASSWORD)", prefix)
 	}
-	wrong = append(wrong, readable(prefix+"PASSWORD_FILE", v.PasswordFile)...)
+	wrong = append(wrong, secretReadable(prefix+"PASSWORD_FILE", v.PasswordFile)...)
 	if password, err := v.password(); err == nil && password == "" && v.PasswordFile != "" {
 		bad("PASSWORD_FILE", "%s is empty", v.PasswordFile)
 	}
@@ -396,6 +396,26 @@ func readable(key, file string) []error {
 		return []error{fmt.Errorf("%s: %w", key, err)}
 	}
 	return nil
+}
+
+// secretReadable checks that a file with a secret, named by a setting, can be read.
+func secretReadable(key, file string) []error {
+	if file == "" {
+		return nil
+	}
+	if _, err := secretfile.ReadFile(file); err != nil {
+		return []error{fmt.Errorf("%s: %w", key, pathTo(file, err))}
+	}
+	return nil
+}
+
+// pathTo names the file in an error that does not.
+func pathTo(file string, err error) error {
+	var named *fs.PathError
+	if errors.As(err, &named) {
+		return err
+	}
+	return fmt.Errorf("%s: %w", file, err)
 }
 
 // caPool reads a file of CA certificates; nil where there is none: the system's roots.

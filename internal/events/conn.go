@@ -14,6 +14,8 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
+
+	"github.com/guestflow/guestflow/internal/secretfile"
 )
 
 // NATSConfig says how to reach NATS. Files that hold secrets are read again at each connection, so that a rotated one works.
@@ -206,11 +208,11 @@ func userInfo(user, passwordFile string, unreadable func(error)) (nats.Option, e
 		return nil, errors.New("NATS: a user and a password file go together: set both NATS_USER and NATS_PASSWORD_FILE, or none")
 	}
 	read := func() (string, error) {
-		b, err := os.ReadFile(passwordFile)
+		password, err := secretfile.ReadFile(passwordFile)
 		if err != nil {
 			return "", fmt.Errorf("NATS password (NATS_PASSWORD_FILE): %w", err)
 		}
-		return strings.TrimSuffix(strings.TrimSuffix(string(b), "\n"), "\r"), nil
+		return password, nil
 	}
 	if _, err := read(); err != nil {
 		return nil, err

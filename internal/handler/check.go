@@ -25,7 +25,9 @@ func (r *run) check(ctx context.Context) error {
 			why = f
 		}
 	}
-	r.checkSecrets(block)
+	if err := r.checkSecrets(ctx, block); err != nil {
+		return err
+	}
 	if err := r.readSpec(ctx, s); err != nil {
 		var f *stepError
 		if !errors.As(err, &f) || f.code != events.NotFound && f.code != events.Unauthorized {
@@ -78,30 +80,31 @@ func (r *run) check(ctx context.Context) error {
 	return nil
 }
 
-// checkSecrets reads every secret that the request names, so that a missing one is known before anything is changed.
-func (r *run) checkSecrets(block func(*stepError, string)) {
-	credentials := func(c *events.AskedCredentials, field string) {
+// checkSecrets reads every secret that the request names, so that a missing one is known before anything is changed. It fails where ctx ends.
+func (r *run) checkSecrets(ctx context.Context, block func(*stepError, string)) error {
+	found := func(err error, field string) {
 		var f *stepError
-		if c == nil {
-			return
-		}
-		if _, err := r.authOf(c, "check", field); errors.As(err, &f) {
+		if errors.As(err, &f) {
 			block(f, field)
 		}
 	}
-	found := func(err error, field string) {
-		if err != nil {
-			block(r.noSecret("check", field, err), field)
+	credentials := func(c *events.AskedCredentials, field string) {
+		if c != nil {
+			_, err := r.authOf(ctx, c, "check", field)
+			found(err, field)
+		}
+	}
+	tree := func(t json.RawMessage, field string) {
+		if _, _, err := r.secrets.fill(ctx, t); err != nil {
+			found(r.noSecret(ctx, "check", field, err), field)
 		}
 	}
 	if r.asked.Guest != nil {
 		credentials(r.asked.Guest.Credentials, "guest.credentials")
 	}
 	if c := r.asked.Customize; c != nil {
-		_, _, err := r.secrets.fill(c.Spec)
-		found(err, "customize.spec")
-		_, _, err = r.secrets.fill(c.ConfigParams)
-		found(err, "customize.configParams")
+		tree(c.Spec, "customize.spec")
+		tree(c.ConfigParams, "customize.configParams")
 	}
 	for i, p := range r.asked.Processes {
 		credentials(p.Credentials, fmt.Sprintf("processes[%d].credentials", i))
@@ -109,10 +112,16 @@ func (r *run) checkSecrets(block func(*stepError, string)) {
 			continue
 		}
 		for _, name := range slices.Sorted(maps.Keys(p.Run.Environment)) {
-			_, err := r.secrets.text(p.Run.Environment[name])
-			found(err, fmt.Sprintf("processes[%d].run.environment.%s", i, name))
+			field := fmt.Sprintf("processes[%d].run.environment.%s", i, name)
+			if _, err := r.secrets.text(ctx, p.Run.Environment[name]); err != nil {
+				found(r.noSecret(ctx, "check", field, err), field)
+			}
 		}
 	}
+	if ctx.Err() != nil {
+		return r.interrupted(ctx)
+	}
+	return nil
 }
 
 // checkPrivileges looks whether the service's login may do on the VM what is asked for. A vCenter that does not tell is believed that it may.

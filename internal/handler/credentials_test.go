@@ -1,8 +1,11 @@
 package handler
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
+	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -39,7 +42,7 @@ func TestGuestAuth(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
-			got, err := s.guestAuth(&events.AskedCredentials{SecretRef: row.secret, Type: row.kind}, row.interactive)
+			got, err := s.guestAuth(t.Context(), &events.AskedCredentials{SecretRef: row.secret, Type: row.kind}, row.interactive)
 			if row.missing {
 				if !missing(err) {
 					t.Errorf("got %v, %v", got, err)
@@ -61,8 +64,35 @@ func TestRotatedSecret(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(string(s), "root", "password"), []byte(password), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if auth, err := s.guestAuth(&events.AskedCredentials{SecretRef: "root"}, false); err != nil || auth.Password != password {
+		if auth, err := s.guestAuth(t.Context(), &events.AskedCredentials{SecretRef: "root"}, false); err != nil || auth.Password != password {
 			t.Errorf("%s was not read: %v", password, err)
 		}
+	}
+}
+
+// A secret that is no file with a secret in it ends the run before anything is done, with the reason and without the folder's path; nobody waits for it.
+func TestSecretIsNoFile(t *testing.T) {
+	t.Parallel()
+	secrets := secretsDir(t)
+	at := func(name string) string { return filepath.Join(string(secrets), "linux-root", name) }
+	for name, make := range map[string]func() error{
+		"a named pipe":            func() error { return syscall.Mkfifo(at("password"), 0o600) },
+		"a folder":                func() error { return os.Mkdir(at("password"), 0o700) },
+		"larger than 64 KiB":      func() error { return os.WriteFile(at("password"), bytes.Repeat([]byte("x"), 64<<10+1), 0o600) },
+		"no such file":            func() error { return nil },
+		"too many levels of symb": func() error { return os.Symlink("password", at("password")) },
+	} {
+		if err := os.RemoveAll(at("password")); err != nil {
+			t.Fatal(err)
+		}
+		if err := make(); err != nil {
+			t.Fatal(err)
+		}
+		inWorld(t, secrets, func(w *world) {
+			e := w.run(only(processOnly)).Error
+			if e == nil || e.Code != events.UnknownSecret || e.Step != "check" || !strings.Contains(e.Message, name) || strings.Contains(e.Message, string(secrets)) {
+				w.t.Errorf("%s: %+v", name, e)
+			}
+		})
 	}
 }

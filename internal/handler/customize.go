@@ -39,7 +39,7 @@ func (r *run) taskAct(name, method string, task *string, startedAt **time.Time,
 			return nil
 		},
 		call: func(ctx context.Context, gate vcapi.Gate) error {
-			auth, err := r.guestAuth(name)
+			auth, err := r.guestAuth(ctx, name)
 			if err != nil {
 				return err
 			}
@@ -56,13 +56,13 @@ func (r *run) taskAct(name, method string, task *string, startedAt **time.Time,
 func (r *run) customize() *act {
 	c := r.state.Customize
 	a := r.taskAct("customize", "CustomizeGuest_Task", &c.Task, &c.StartedAt, func(ctx context.Context, gate vcapi.Gate, auth vcapi.GuestAuth) (string, error) {
-		spec, specSecrets, err := r.secrets.fill(r.spec)
+		spec, specSecrets, err := r.secrets.fill(ctx, r.spec)
 		if err != nil {
-			return "", r.noSecret("customize", "customize.spec", err)
+			return "", r.noSecret(ctx, "customize", "customize.spec", err)
 		}
-		params, paramSecrets, err := r.secrets.fill(r.asked.Customize.ConfigParams)
+		params, paramSecrets, err := r.secrets.fill(ctx, r.asked.Customize.ConfigParams)
 		if err != nil {
-			return "", r.noSecret("customize", "customize.configParams", err)
+			return "", r.noSecret(ctx, "customize", "customize.configParams", err)
 		}
 		auth.Redact = slices.Concat(specSecrets, paramSecrets)
 		return r.vc.CustomizeGuest(ctx, gate, r.vm, auth, spec, params)
@@ -294,7 +294,7 @@ func (r *run) abort(ctx context.Context, s *step) error {
 		},
 		intend: func(context.Context) error { return nil },
 		call: func(ctx context.Context, gate vcapi.Gate) error {
-			auth, err := r.guestAuth("customize")
+			auth, err := r.guestAuth(ctx, "customize")
 			if err != nil {
 				return err
 			}

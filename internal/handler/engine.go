@@ -62,17 +62,17 @@ func (r *run) readEngineLog() []string {
 	if r.asked == nil || len(r.point.Tasks) == 0 {
 		return nil
 	}
-	auth, err := r.guestAuth("customize")
+	ctx, cancel := context.WithTimeout(r.life, observeTime)
+	defer cancel()
+	auth, err := r.guestAuth(ctx, "customize")
 	if err != nil {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(r.life, observeTime)
-	defer cancel()
 	end, err := r.vc.GuestFile(ctx, r.vm, auth, engineLog, logBytes)
 	if err != nil {
 		return nil // the run's own error is the one to tell
 	}
-	secrets, err := r.named()
+	secrets, err := r.named(ctx)
 	if err != nil {
 		return nil // what cannot be read cannot be hidden
 	}

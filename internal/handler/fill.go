@@ -2,6 +2,7 @@ package handler
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -11,14 +12,14 @@ import (
 
 // fill puts the values of secrets into a tree of JSON: each {"secretRef":…,"key":…} becomes the string that it names. All else stays word for
 // word: what guestflow does not know of a spec is vCenter's to read. secrets are the values, to be kept out of errors.
-func (s Secrets) fill(tree json.RawMessage) (filled json.RawMessage, secrets []string, err error) {
+func (s Secrets) fill(ctx context.Context, tree json.RawMessage) (filled json.RawMessage, secrets []string, err error) {
 	refs, err := secretRefs(tree)
 	if err != nil {
 		return nil, nil, err
 	}
 	filled = slices.Clone(tree)
 	for _, ref := range slices.Backward(refs) { // from behind, so that the places before it stay where they are
-		value, err := s.read(ref.name, ref.key)
+		value, err := s.read(ctx, ref.name, ref.key)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -101,9 +102,9 @@ func secretRefs(tree json.RawMessage) ([]secretRef, error) {
 }
 
 // text is the string that a request gives or names.
-func (s Secrets) text(t events.AskedText) (string, error) {
+func (s Secrets) text(ctx context.Context, t events.AskedText) (string, error) {
 	if t.SecretRef == "" {
 		return t.Text, nil
 	}
-	return s.read(t.SecretRef, t.Key)
+	return s.read(ctx, t.SecretRef, t.Key)
 }

@@ -38,16 +38,16 @@ func TestFillSecrets(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			got, _, err := s.fill(json.RawMessage(test.tree))
+			got, _, err := s.fill(t.Context(), json.RawMessage(test.tree))
 			if err != nil || string(got) != test.want {
 				t.Errorf("got %s, %v; want %s", got, err, test.want)
 			}
 		})
 	}
-	if _, _, err := s.fill(json.RawMessage(`{"a":{"secretRef":"ad","key":"none"}}`)); err == nil || !missing(err) || strings.Contains(err.Error(), string(s)) {
+	if _, _, err := s.fill(t.Context(), json.RawMessage(`{"a":{"secretRef":"ad","key":"none"}}`)); err == nil || !missing(err) || strings.Contains(err.Error(), string(s)) {
 		t.Errorf("a secret that is not there: %v", err)
 	}
-	if _, err := s.read("..", "join"); err == nil {
+	if _, err := s.read(t.Context(), "..", "join"); err == nil {
 		t.Error("a name that leads out of the folder was read")
 	}
 }
@@ -69,7 +69,7 @@ func FuzzFill(f *testing.F) {
 		if !json.Valid(tree) {
 			return
 		}
-		filled, secrets, err := Secrets(dir).fill(tree)
+		filled, secrets, err := Secrets(dir).fill(t.Context(), tree)
 		if err != nil {
 			return
 		}

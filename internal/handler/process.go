@@ -43,15 +43,15 @@ func (r *run) startProcess(asked *events.AskedProcess, p *events.Process) *act {
 			return nil
 		},
 		call: func(ctx context.Context, gate vcapi.Gate) error {
-			auth, err := r.processAuth(asked)
+			auth, err := r.processAuth(ctx, asked)
 			if err != nil {
 				return err
 			}
 			environment := make(map[string]string, len(asked.Run.Environment))
 			for name, t := range asked.Run.Environment {
-				value, err := r.secrets.text(t)
+				value, err := r.secrets.text(ctx, t)
 				if err != nil {
-					return r.noSecret("process", "environment."+name, err)
+					return r.noSecret(ctx, "process", "environment."+name, err)
 				}
 				if environment[name] = value; t.SecretRef != "" {
 					auth.Redact = append(auth.Redact, value)
@@ -90,18 +90,18 @@ func noteProcess(p *events.Process, shown vcapi.Process) {
 }
 
 // processAuth reads the credentials for a process: its own, or the run's.
-func (r *run) processAuth(asked *events.AskedProcess) (vcapi.GuestAuth, error) {
+func (r *run) processAuth(ctx context.Context, asked *events.AskedProcess) (vcapi.GuestAuth, error) {
 	if asked.Credentials != nil {
-		return r.authOf(asked.Credentials, "process", "processes["+asked.Name+"].credentials")
+		return r.authOf(ctx, asked.Credentials, "process", "processes["+asked.Name+"].credentials")
 	}
-	return r.guestAuth("process")
+	return r.guestAuth(ctx, "process")
 }
 
 // watchProcess begins to watch a process that was started elsewhere: it must be there, and be the one that the request names.
 func (r *run) watchProcess(ctx context.Context, asked *events.AskedProcess, p *events.Process) error {
 	s := r.current()
 	shown, err := ask(ctx, r, s, func(ctx context.Context) (vcapi.Process, error) {
-		auth, err := r.processAuth(asked)
+		auth, err := r.processAuth(ctx, asked)
 		if err != nil {
 			return vcapi.Process{}, err
 		}
@@ -122,7 +122,7 @@ func (r *run) watchProcess(ctx context.Context, asked *events.AskedProcess, p *e
 
 // lookForProcess looks in the guest for a process with the run's marker.
 func (r *run) lookForProcess(ctx context.Context, asked *events.AskedProcess, p *events.Process, mark string) (sighting, error) {
-	auth, err := r.processAuth(asked)
+	auth, err := r.processAuth(ctx, asked)
 	if err != nil {
 		return sighting{}, err
 	}
@@ -176,7 +176,7 @@ func (r *run) exited(ctx context.Context, asked *events.AskedProcess, p *events.
 			return r.interrupted(ctx)
 		}
 		poll.cur = min(poll.cur, longestPoll)
-		auth, err := r.processAuth(asked)
+		auth, err := r.processAuth(ctx, asked)
 		if err != nil {
 			return err
 		}

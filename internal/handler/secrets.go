@@ -1,17 +1,17 @@
 package handler
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strings"
 
 	"github.com/guestflow/guestflow/internal/events"
+	"github.com/guestflow/guestflow/internal/secretfile"
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
 
@@ -22,12 +22,12 @@ type Secrets string
 // secretName is what names and keys may be: nothing that could lead out of the folder.
 var secretName = regexp.MustCompile(`^[A-Za-z0-9]([-A-Za-z0-9._]*[A-Za-z0-9])?$`)
 
-// read gives a secret's value, one trailing line end dropped.
-func (s Secrets) read(name, key string) (string, error) {
+// read gives a secret's value, one trailing line end dropped. It gives up when ctx ends.
+func (s Secrets) read(ctx context.Context, name, key string) (string, error) {
 	if !secretName.MatchString(name) || !secretName.MatchString(key) {
 		return "", fmt.Errorf("secret %q, key %q: names are letters, digits, '-', '.' and '_', and begin and end with a letter or digit", name, key)
 	}
-	b, err := os.ReadFile(filepath.Join(string(s), name, key))
+	value, err := secretfile.Read(ctx, filepath.Join(string(s), name, key))
 	if err != nil {
 		var p *fs.PathError
 		if errors.As(err, &p) {
@@ -35,8 +35,7 @@ func (s Secrets) read(name, key string) (string, error) {
 		}
 		return "", fmt.Errorf("secret %q, key %q: %w", name, key, err)
 	}
-	v := strings.TrimSuffix(string(b), "\n")
-	return strings.TrimSuffix(v, "\r"), nil
+	return value, nil
 }
 
 // missing tells whether err says that the secret is not there.
@@ -48,12 +47,12 @@ const (
 )
 
 // guestAuth reads the credentials that a request names.
-func (s Secrets) guestAuth(c *events.AskedCredentials, interactive bool) (vcapi.GuestAuth, error) {
+func (s Secrets) guestAuth(ctx context.Context, c *events.AskedCredentials, interactive bool) (vcapi.GuestAuth, error) {
 	kind := c.Type
 	if kind == "" {
 		kind = userPassword
-		if _, err := s.read(c.SecretRef, "saml-token"); err == nil {
-			if _, err := s.read(c.SecretRef, "password"); missing(err) {
+		if _, err := s.read(ctx, c.SecretRef, "saml-token"); err == nil {
+			if _, err := s.read(ctx, c.SecretRef, "password"); missing(err) {
 				kind = samlToken
 			}
 		}
@@ -61,49 +60,52 @@ func (s Secrets) guestAuth(c *events.AskedCredentials, interactive bool) (vcapi.
 	auth := vcapi.GuestAuth{Interactive: interactive && kind == userPassword}
 	var err error
 	if kind == samlToken {
-		if auth.SAMLToken, err = s.read(c.SecretRef, "saml-token"); err != nil {
+		if auth.SAMLToken, err = s.read(ctx, c.SecretRef, "saml-token"); err != nil {
 			return auth, err
 		}
-		auth.Username, err = s.read(c.SecretRef, "username")
+		auth.Username, err = s.read(ctx, c.SecretRef, "username")
 		if missing(err) { // the guest maps the token to a user itself
 			err = nil
 		}
 		return auth, err
 	}
-	if auth.Username, err = s.read(c.SecretRef, "username"); err != nil {
+	if auth.Username, err = s.read(ctx, c.SecretRef, "username"); err != nil {
 		return auth, err
 	}
-	auth.Password, err = s.read(c.SecretRef, "password")
+	auth.Password, err = s.read(ctx, c.SecretRef, "password")
 	return auth, err
 }
 
 // guestAuth reads the run's guest credentials, at each use.
-func (r *run) guestAuth(step string) (vcapi.GuestAuth, error) {
-	return r.authOf(r.asked.Guest.Credentials, step, "guest.credentials")
+func (r *run) guestAuth(ctx context.Context, step string) (vcapi.GuestAuth, error) {
+	return r.authOf(ctx, r.asked.Guest.Credentials, step, "guest.credentials")
 }
 
-func (r *run) authOf(c *events.AskedCredentials, step, field string) (vcapi.GuestAuth, error) {
-	auth, err := r.secrets.guestAuth(c, r.asked.Guest != nil && r.asked.Guest.InteractiveSession)
+func (r *run) authOf(ctx context.Context, c *events.AskedCredentials, step, field string) (vcapi.GuestAuth, error) {
+	auth, err := r.secrets.guestAuth(ctx, c, r.asked.Guest != nil && r.asked.Guest.InteractiveSession)
 	if err != nil {
-		return auth, r.noSecret(step, field, err)
+		return auth, r.noSecret(ctx, step, field, err)
 	}
 	return auth, nil
 }
 
-// noSecret is the end of a run that names a secret which cannot be read.
-func (r *run) noSecret(step, field string, err error) *stepError {
+// noSecret is the end of a run that names a secret which cannot be read, or why ctx has ended before it was.
+func (r *run) noSecret(ctx context.Context, step, field string, err error) error {
+	if ctx.Err() != nil {
+		return r.interrupted(ctx)
+	}
 	return &stepError{step: step, code: events.UnknownSecret, err: err,
 		message: fmt.Sprintf("%s: %v: put the secret into the service's secrets folder for vCenter %s", field, err, r.VCenter)}
 }
 
 // named are the secrets that the request names. What can be read of them comes also where err says that some cannot.
-func (r *run) named() (all []string, err error) {
+func (r *run) named(ctx context.Context) (all []string, err error) {
 	add := func(values []string, unread error) {
 		all, err = append(all, values...), errors.Join(err, unread)
 	}
 	of := func(c *events.AskedCredentials) {
 		if c != nil {
-			auth, unread := r.secrets.guestAuth(c, false)
+			auth, unread := r.secrets.guestAuth(ctx, c, false)
 			add([]string{auth.Password, auth.SAMLToken}, unread)
 		}
 	}
@@ -112,7 +114,7 @@ func (r *run) named() (all []string, err error) {
 	}
 	if c := r.asked.Customize; c != nil {
 		for _, tree := range []json.RawMessage{c.Spec, c.ConfigParams} {
-			_, values, unread := r.secrets.fill(tree)
+			_, values, unread := r.secrets.fill(ctx, tree)
 			add(values, unread)
 		}
 	}
@@ -123,7 +125,7 @@ func (r *run) named() (all []string, err error) {
 		}
 		for _, t := range p.Run.Environment {
 			if t.SecretRef != "" {
-				value, unread := r.secrets.text(t)
+				value, unread := r.secrets.text(ctx, t)
 				add([]string{value}, unread)
 			}
 		}
@@ -133,6 +135,6 @@ func (r *run) named() (all []string, err error) {
 
 // hide keeps what the request names out of all that vCenter and the guest say, whoever has sent it there: an owner before this one, say.
 func (r *run) hide() {
-	all, _ := r.named() // what cannot be read now, the step that needs it will say
+	all, _ := r.named(r.ctx) // what cannot be read now, the step that needs it will say
 	r.vc.Hide(all...)
 }

@@ -75,7 +75,7 @@ func (r *run) stopProcess(ctx context.Context, s *step) error {
 			p.Reason = "it was started elsewhere, and goes on"
 			return nil
 		}
-		auth, err := r.processAuth(&r.asked.Processes[i])
+		auth, err := r.processAuth(ctx, &r.asked.Processes[i])
 		if err == nil {
 			err = r.insist(ctx, func(gate vcapi.Gate) error { return r.vc.DeleteProcess(ctx, gate, r.vm, auth, p.PID) })
 		}
