@@ -60,7 +60,7 @@ func (c *Client) sendOnce(ctx context.Context, gate Gate, cl *call) (ans *answer
 		e := c.unanswered(cl, err)
 		e.Sent = NotSent
 		if ctx.Err() == nil {
-			c.seen(e)
+			c.presence.called(e)
 		}
 		done(e)
 		return nil, e
@@ -89,7 +89,7 @@ func (c *Client) sendOnce(ctx context.Context, gate Gate, cl *call) (ans *answer
 		return nil, c.lost(ctx, cl, fmt.Errorf("the request was sent, its answer did not come: %w", err))
 	}
 	defer func() { _ = resp.Body.Close() }()
-	c.seen(nil)
+	c.presence.called(nil)
 	if ans, err = c.answered(cl, resp); err == nil {
 		_ = tcp.SetLinger(-1) // all is said: a farewell in order
 	}
@@ -148,7 +148,7 @@ func (c *Client) lost(ctx context.Context, cl *call, err error) *Error {
 	}
 	e := (&Error{Class: Transient, Sent: Unknown, Message: c.hide(cl, err.Error()), Err: c.clean(cl, err)}).fill(cl.op, cl.endpoint(), c.host)
 	if !ended {
-		c.seen(e)
+		c.presence.called(e)
 	}
 	return e
 }

@@ -58,7 +58,7 @@ type Client struct {
 	lacks     names         // properties that this vCenter does not have
 
 	watch      *watch
-	up         atomic.Int32  // downNow or upNow; zero: not known yet
+	presence   presence
 	answerWait time.Duration // how long the answer to an act is awaited
 }
 
@@ -92,7 +92,7 @@ func New(cfg Config) (*Client, error) {
 	}
 	c.reads, c.polls, c.files = c.httpClient(), c.httpClient(), c.fileClient()
 	c.vimLogin, c.restLogin = newLogin(c, c.loginVIM), newLogin(c, c.loginREST)
-	c.watch = newWatch(c)
+	c.watch, c.presence.tell = newWatch(c), cfg.OnAnswer
 	return c, nil
 }
 
@@ -163,28 +163,6 @@ func (c *Client) Close(ctx context.Context) {
 	c.logout(ctx)
 	c.reads.CloseIdleConnections()
 	c.polls.CloseIdleConnections()
-}
-
-// Up tells whether vCenter answered the last call, or the last long poll, and takes this client's login. Another error is an answer too.
-func (c *Client) Up() bool {
-	return c.up.Load() == upNow && !c.vimLogin.turnedAway() && !c.restLogin.turnedAway()
-}
-
-// Whether vCenter answers.
-const (
-	downNow = 1
-	upNow   = 2
-)
-
-// seen notes whether vCenter did, and tells where that is news. why is why it did not, nil where it did.
-func (c *Client) seen(why error) {
-	now := int32(upNow)
-	if why != nil {
-		now = downNow
-	}
-	if before := c.up.Swap(now); before != now && c.cfg.OnAnswer != nil {
-		c.cfg.OnAnswer(why)
-	}
 }
 
 // call is one request.
@@ -261,12 +239,12 @@ func (c *Client) exchange(ctx context.Context, hc *http.Client, cl *call) (ans *
 	if err != nil {
 		failed := c.unanswered(cl, err)
 		if ctx.Err() == nil {
-			c.seen(failed)
+			c.presence.called(failed)
 		}
 		return nil, failed
 	}
 	defer func() { _ = resp.Body.Close() }()
-	c.seen(nil)
+	c.presence.called(nil)
 	if ans, err = c.answered(cl, resp); err == nil && cl.inside != nil {
 		if e := cl.inside(ans.body, c.secretsOf(cl)); e != nil {
 			e.Status = ans.status
@@ -344,9 +322,11 @@ func (c *Client) unanswered(cl *call, err error) *Error {
 	return e.fill(cl.op, cl.endpoint(), c.host)
 }
 
-// notUnderstood is the error of a success whose body is not what it should be.
+// ErrNotUnderstood lies beneath the error of a success whose body is not what it should be.
+var ErrNotUnderstood = errors.New("the answer is not understood")
+
 func (c *Client) notUnderstood(cl *call, ans *answer, why error) *Error {
-	e := &Error{Status: ans.status, Class: Permanent, Message: "the answer is not understood: " + c.hide(cl, why.Error())}
+	e := &Error{Status: ans.status, Class: Permanent, Message: ErrNotUnderstood.Error() + ": " + c.hide(cl, why.Error()), Err: ErrNotUnderstood}
 	return e.fill(cl.op, cl.endpoint(), c.host)
 }
 

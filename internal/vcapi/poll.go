@@ -10,18 +10,24 @@ import (
 
 // Run keeps the long poll of this vCenter going until ctx ends, over lost connections, expired sessions and restarts of vCenter; it returns ctx's cause.
 func (c *Client) Run(ctx context.Context) error {
-	failures := 0
+	failures, wary := 0, false
 	for ctx.Err() == nil {
-		answered, err := c.watch.generation(ctx)
+		began := time.Now()
+		answered, err := c.watch.generation(ctx, wary)
 		if errors.Is(err, errAnew) {
 			continue
 		}
-		if answered {
+		if ctx.Err() != nil {
+			break
+		}
+		odd := errors.Is(err, ErrNotUnderstood)
+		if answered && (!odd || time.Since(began) > backoffMost) { // else it may be answered, and not understood, for ever
 			failures = 0
 		}
 		if failures++; failures > 1 || errors.Is(err, errSilent) {
-			c.watch.setDown(true) // a single cut, or an expired session, is not worth telling: the next generation stands within a second
+			c.watch.setDown(err) // a single cut, or an expired session, is not worth telling: the next generation stands within a second
 		}
+		wary = odd && failures > 1
 		pause := min(backoffFirst<<min(failures-1, 10), backoffMost)
 		pause = pause/2 + rand.N(pause/2)
 		select {
@@ -37,8 +43,9 @@ var (
 	errSilent = errors.New("the long poll was not answered in time")
 )
 
-// generation makes collector, view and filter, and polls until something goes wrong. answered tells whether the poll was answered at all.
-func (p *watch) generation(ctx context.Context) (answered bool, err error) {
+// generation makes collector, view and filter, and polls until something goes wrong. answered tells whether the poll was answered at all. wary: the first
+// answer of the generations before was understood, a later one was not, so the first is no proof that the poll stands.
+func (p *watch) generation(ctx context.Context, wary bool) (answered bool, err error) {
 	s, err := p.c.vimLogin.get(ctx)
 	if err != nil {
 		return false, err
@@ -48,7 +55,7 @@ func (p *watch) generation(ctx context.Context) (answered bool, err error) {
 			p.c.forget(s, true)
 		}
 	}()
-	g := &generation{p: p, s: s, inView: make(map[moRef]bool), removed: make(map[moRef]time.Time)}
+	g := &generation{p: p, s: s, wary: wary, inView: make(map[moRef]bool), removed: make(map[moRef]time.Time)}
 	defer g.end(ctx)
 	if err := g.begin(ctx); err != nil {
 		return false, err
@@ -75,6 +82,7 @@ func (p *watch) generation(ctx context.Context) (answered bool, err error) {
 type generation struct {
 	p         *watch
 	s         *session
+	wary      bool
 	collector moRef
 	own       bool // the collector was made by us, else it is the session's
 	view      moRef
@@ -172,7 +180,10 @@ func (g *generation) poll(ctx context.Context) (answered bool, err error) {
 		if set.Version == "" && len(set.FilterSet) > 0 {
 			return answered, c.notUnderstood(cl, ans, errors.New("updates without a version"))
 		}
-		g.p.apply(set, !answered)
+		stands := answered || !g.wary
+		if g.p.apply(set, !answered, stands); stands {
+			c.presence.polled(nil)
+		}
 		answered = true
 		if set.Version == "" {
 			continue

@@ -111,11 +111,11 @@ func (l *login) locked(password string) error {
 	return nil
 }
 
-// turnedAway tells whether vCenter refused the last login.
-func (l *login) turnedAway() bool {
+// turnedAway is the error with which vCenter refused the last login, nil where it took it.
+func (l *login) turnedAway() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.refused != nil
+	return l.refused
 }
 
 func (l *login) keep(ctx context.Context, s *session, err error, password string) {

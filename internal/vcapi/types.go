@@ -36,7 +36,8 @@ type Config struct {
 	OnCall func(ctx context.Context, endpoint string, took time.Duration, err error)
 	// Tracer, where set, makes a span of every call that is part of a trace already. The words of vCenter and of the guest are not in it.
 	Tracer trace.Tracer
-	// OnAnswer, where set, is told when vCenter no longer answers, and why, and with nil when it answers again, or for the first time.
+	// OnAnswer, where set, is told when vCenter no longer answers a call or the long poll, and why, when that changes, and with nil when it answers again,
+	// or for the first time. It may not call the Client.
 	OnAnswer func(why error)
 	// OnLogin, where set, is told of every login, with nil when it succeeded.
 	OnLogin func(err error)
@@ -191,5 +192,6 @@ type WatchState struct {
 	Task     *Task // nil where none is watched or none was shown yet
 	VMGone   bool  // vCenter says that there is no such VM (any more); VM is the last known
 	TaskGone bool  // vCenter forgot the task; Task is the last known
-	Down     bool  // the long poll is unanswered; VM and Task are the last known
+	Down     bool  // the long poll is unanswered, or its answers are not understood; VM and Task are the last known
+	Err      error // where Down: why, an *Error with vCenter's words, the transport's, or what of an answer was not understood
 }

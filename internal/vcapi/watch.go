@@ -3,6 +3,7 @@ package vcapi
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"reflect"
 	"sync"
 	"time"
@@ -20,7 +21,7 @@ type watch struct {
 
 	mu       sync.Mutex
 	objects  map[moRef]*watched
-	down     bool
+	down     error // why the poll is; nil while it stands
 	answered time.Time
 	blind    bool          // this server was seen not to show what was added
 	ready    time.Time     // the first answer of the present generation; zero before it
@@ -155,10 +156,10 @@ func (p *watch) remove(w *watcher) {
 func (p *watch) state(w *watcher) (state WatchState, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	state.Down, ok = p.down, true
+	state.Down, state.Err, ok = p.down != nil, p.down, true
 	for _, ref := range w.refs() {
 		o := p.objects[ref]
-		if !o.known && !o.gone && !p.down {
+		if !o.known && !o.gone && p.down == nil {
 			ok = false
 		}
 		if ref == w.vm {
@@ -182,14 +183,18 @@ func (o *watched) tell() {
 	}
 }
 
-// setDown says whether the poll is answered.
-func (p *watch) setDown(down bool) {
+// setDown says why the poll is not answered, or not understood.
+func (p *watch) setDown(why error) {
+	if e := (*Error)(nil); errors.As(why, &e) {
+		why = e // without what was joined to it
+	}
+	p.c.presence.polled(why)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.down == down {
+	if sameReason(p.down, why) {
 		return
 	}
-	p.down = down
+	p.down = why
 	for _, o := range p.objects {
 		o.tell()
 	}
@@ -212,8 +217,8 @@ type updateSet struct {
 	} `json:"filterSet"`
 }
 
-// apply takes an update in. The first of a generation (fresh) also ends Down, together with what it brings.
-func (p *watch) apply(set updateSet, fresh bool) {
+// apply takes an update in. The first of a generation is fresh; the one that shows that the poll stands also ends Down, together with what it brings.
+func (p *watch) apply(set updateSet, fresh, stands bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.answered = time.Now()
@@ -221,8 +226,8 @@ func (p *watch) apply(set updateSet, fresh bool) {
 		p.ready = p.answered
 		wake(p.changed)
 	}
-	if fresh && p.down {
-		p.down = false
+	if stands && p.down != nil {
+		p.down = nil
 		for _, o := range p.objects {
 			o.tell()
 		}

@@ -435,6 +435,75 @@ func TestPollBegunAnew(t *testing.T) {
 	}
 }
 
+// TestPollNotUnderstood: a long poll whose answers have the wrong types, at once or after its first answer, is down, and says which field it was: to the
+// watches, once to OnAnswer, and in Why; it is up again when its answers are right.
+func TestPollNotUnderstood(t *testing.T) {
+	t.Parallel()
+	good := updateOf("1", "enter", "VirtualMachine", "vm-42", change("name", `"forty-two"`))
+	tests := []struct {
+		name, first, later, want string
+	}{
+		{"version", `{"version":7,"filterSet":[]}`, "", "version"},
+		{"filterSet", `{"version":"1","filterSet":{"objectSet":[]}}`, "", "filterSet"},
+		{"no JSON", `<html><title>Portal</title>`, "", "invalid character"},
+		{"an array", `[]`, "", "array"},
+		{"no version", `{"filterSet":[{}]}`, "", "updates without a version"},
+		{"after a good answer", good, `{"version":"2","filterSet":"none"}`, "filterSet"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			p := newPoller(t)
+			p.handle("WaitForUpdatesEx", func(w http.ResponseWriter, r *http.Request) {
+				all := p.of("WaitForUpdatesEx")
+				if strings.Contains(all[len(all)-1].body, `"version"`) {
+					writeJSON(w, 200, tt.later)
+					return
+				}
+				writeJSON(w, 200, tt.first)
+			})
+			told := make(chan error, 100)
+			cfg := p.config()
+			cfg.OnAnswer = func(why error) { told <- why }
+			c := newClient(t, cfg)
+			run(t, c)
+			s := until(t, c, "vm-42", "", func(s WatchState) bool { return s.Down })
+			if e := asError(t, s.Err); !errors.Is(s.Err, ErrNotUnderstood) || !strings.Contains(e.Message, tt.want) || e.Op != "WaitForUpdatesEx" {
+				t.Errorf("told %v, want %q in it", s.Err, tt.want)
+			}
+			if c.Up() || !errors.Is(c.Why(), ErrNotUnderstood) {
+				t.Errorf("up %t, why %v", c.Up(), c.Why())
+			}
+			if _, err := c.Session(t.Context()); err != nil { // a call that is answered does not make it up
+				t.Error(err)
+			}
+			p.handle("WaitForUpdatesEx", func(w http.ResponseWriter, r *http.Request) {
+				all := p.of("WaitForUpdatesEx")
+				if body := all[len(all)-1].body; strings.Contains(body, `"version":"2"`) {
+					<-r.Context().Done()
+				} else if strings.Contains(body, `"version":"1"`) {
+					writeJSON(w, 200, updateOf("2", "modify", "VirtualMachine", "vm-42", change("guest.hostName", `"h"`)))
+				} else {
+					writeJSON(w, 200, good)
+				}
+			})
+			until(t, c, "vm-42", "", func(s WatchState) bool { return !s.Down && s.Err == nil && s.VM.HostName == "h" })
+			if !c.Up() || c.Why() != nil {
+				t.Errorf("up %t, why %v", c.Up(), c.Why())
+			}
+			c.Close(context.Background())
+			close(told)
+			var all []string
+			for why := range told {
+				all = append(all, fmt.Sprint(errors.Is(why, ErrNotUnderstood)))
+			}
+			if got := strings.Join(all, " "); got != "false true false" {
+				t.Errorf("OnAnswer: not understood %s", got)
+			}
+		})
+	}
+}
+
 // TestWatchEnds: by fn, by ctx's cause; and with the poll away it says so instead of keeping silent.
 func TestWatchEnds(t *testing.T) {
 	t.Parallel()
@@ -577,7 +646,7 @@ func FuzzUpdateSet(f *testing.F) {
 		p := newWatch(&Client{})
 		w := &watcher{vm: moRef{Type: virtualMachine, Value: "vm-1"}, task: moRef{Type: "Task", Value: "task-1"}, signal: make(chan struct{}, 1)}
 		p.add(w)
-		p.apply(set, true)
+		p.apply(set, true, true)
 		if state, ok := p.state(w); ok && state.Task == nil && !p.objects[w.task].known {
 			t.Errorf("told %+v before it was known", state)
 		}
