@@ -53,7 +53,7 @@ func (r *run) check(ctx context.Context) error {
 			block(&stepError{step: "check", code: events.PowerState,
 				message: fmt.Sprintf("vm %s is %s: only a running guest can be customized, power it on", r.vm, vm.PowerState)}, "vm")
 		}
-		c.Warnings = append(warningsOf(r.spec), warningsOfVM(vm)...)
+		c.Warnings = slices.Concat(warningsOf(r.spec), warningsOfVM(vm), r.warningsOfProcesses())
 		if err := r.checkPrivileges(ctx, s, block); err != nil {
 			return err
 		}
@@ -268,6 +268,19 @@ func warningsOf(tree json.RawMessage) []events.Remark {
 			w = append(w, events.Remark{Code: "IgnoredByGuest", Field: "customize.spec.identity." + dropped[0],
 				Message: "the engine that customizes running guests is known to drop it: " + dropped[1]})
 		}
+	}
+	return w
+}
+
+// warningsOfProcesses names the programs that a crash would leave in doubt.
+func (r *run) warningsOfProcesses() (w []events.Remark) {
+	for i := range r.asked.Processes {
+		asked := &r.asked.Processes[i]
+		if asked.Run == nil || r.markOf(asked) != "" {
+			continue
+		}
+		w = append(w, events.Remark{Code: "NoMarker", Field: fmt.Sprintf("processes[%d].run", i), Message: "no shell of a Windows guest takes a marker away from the program, so " +
+			"it is started without one: where a crash or a lost answer hides whether it was started, the run ends as Uncertain"})
 	}
 	return w
 }

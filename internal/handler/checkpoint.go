@@ -46,6 +46,7 @@ type checkpoint struct {
 	Doubt     []string   `json:"doubt,omitempty"`    // in the last event: the acts that may or may not have taken effect
 	Aborted   bool       `json:"aborted,omitempty"`  // the customization was aborted and begun again once
 	Abort     bool       `json:"abort,omitempty"`    // the customization must be aborted before the next attempt
+	Unmarked  []string   `json:"unmarked,omitempty"` // the processes that were started without our marker, by name
 	Aborting  string     `json:"aborting,omitempty"` // the Task of an abort that is not known to have ended
 }
 
@@ -68,6 +69,7 @@ type intent struct {
 	Newest  string    `json:"newest,omitempty"`  // the newest Task on the VM that vCenter showed at that time
 	Session string    `json:"session,omitempty"` // key (public, not its secret ID) of a vCenter session that was alive then: while it lives, vCenter was not restarted
 	Guest   string    `json:"guest,omitempty"`   // in a process act: who vmtoolsd and pid 1 were
+	Alike   []string  `json:"alike,omitempty"`   // in a process act without a marker: the processes of the same program that were there, by pid and start time
 }
 
 // release marks the one delivery that may trust that no call is outstanding: number Delivered + 1 of the request Seq.

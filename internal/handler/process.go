@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -24,21 +26,55 @@ const (
 // marker makes a process findable again: a comment at the end of its command line, which tools keep verbatim. The guest's shell ignores it.
 func marker(run, process string) string { return "# gf:" + run + "." + process }
 
-// marked is the argument string with the marker. On a line of its own where the arguments have several: it must not end up in a here-document.
+// marked is the argument string with the marker. On a line of its own where the arguments have several: it must not end up in a here-document. A
+// backslash at the end would take the blank, or the line end, away from it: the shell reads two as the one that was sent.
 func marked(arguments, mark string) string {
+	if trailing := len(arguments) - len(strings.TrimRight(arguments, `\`)); trailing%2 == 1 {
+		arguments += `\`
+	}
 	if strings.Contains(arguments, "\n") {
 		return arguments + "\n" + mark
 	}
 	return arguments + " " + mark
 }
 
+// bears reports whether a command line ends in the marker.
+func bears(command, mark string) bool {
+	return strings.HasSuffix(strings.TrimRight(command, " '\""), mark)
+}
+
+// markOf is the marker that the program is started with; "" on Windows, where no shell would take it away from the program: a process is known by
+// its pid and start time alone there. Where the guest does not say what it is, the path does.
+func (r *run) markOf(asked *events.AskedProcess) string {
+	windows := r.guestFamily == "windowsGuest"
+	if r.guestFamily == "" {
+		windows = !strings.HasPrefix(asked.Run.Path, "/")
+	}
+	if windows {
+		return ""
+	}
+	return marker(r.state.Run, asked.Name)
+}
+
+// sentMark is the marker that the process was started with, "" for none.
+func (r *run) sentMark(asked *events.AskedProcess) string {
+	if asked.Run == nil || slices.Contains(r.point.Unmarked, asked.Name) {
+		return ""
+	}
+	return marker(r.state.Run, asked.Name)
+}
+
 // startProcess is the act of starting a program in the guest: guest/processes create.
 func (r *run) startProcess(asked *events.AskedProcess, p *events.Process) *act {
-	mark := marker(r.state.Run, p.Name)
 	return &act{
 		name: "process", starting: events.ProcessStarting, started: events.ProcessStarted,
-		look: func(ctx context.Context) (sighting, error) { return r.lookForProcess(ctx, asked, p, mark) },
+		look: func(ctx context.Context) (sighting, error) { return r.lookForProcess(ctx, asked, p) },
 		intend: func(context.Context) error {
+			mark := r.markOf(asked)
+			r.point.Unmarked = slices.DeleteFunc(r.point.Unmarked, func(name string) bool { return name == asked.Name })
+			if mark == "" {
+				r.point.Unmarked = append(r.point.Unmarked, asked.Name)
+			}
 			p.Command = commandLine(asked.Run, mark)
 			return nil
 		},
@@ -57,15 +93,15 @@ func (r *run) startProcess(asked *events.AskedProcess, p *events.Process) *act {
 					auth.Redact = append(auth.Redact, value)
 				}
 			}
-			p.PID, err = r.vc.StartProcess(ctx, gate, r.vm, auth, vcapi.ProcessSpec{Path: asked.Run.Path, Arguments: marked(asked.Run.Arguments, mark),
-				WorkingDirectory: asked.Run.WorkingDirectory, Environment: environment})
+			p.PID, err = r.vc.StartProcess(ctx, gate, r.vm, auth, vcapi.ProcessSpec{Path: asked.Run.Path,
+				Arguments: argumentsOf(asked.Run, r.sentMark(asked)), WorkingDirectory: asked.Run.WorkingDirectory, Environment: environment})
 			if err != nil {
 				return err
 			}
 			// Its start time makes its identity whole. It is worth one read, not a retry: the marker finds it too.
 			ctx, cancel := context.WithTimeout(ctx, identityTime)
 			defer cancel()
-			if shown, err := r.vc.Process(ctx, r.vm, auth, p.PID); err == nil {
+			if shown, err := r.vc.Process(ctx, r.vm, auth, p.PID); err == nil && r.isProcess(asked, p, shown) {
 				noteProcess(p, shown)
 			}
 			return nil
@@ -73,17 +109,43 @@ func (r *run) startProcess(asked *events.AskedProcess, p *events.Process) *act {
 	}
 }
 
-// commandLine is what the guest will show of a program. (guest/processes: "path" arguments, run by the guest's shell.)
-func commandLine(e *events.AskedExec, mark string) string {
-	return fmt.Sprintf("%q %s", e.Path, marked(e.Arguments, mark))
+func argumentsOf(e *events.AskedExec, mark string) string {
+	if mark == "" {
+		return e.Arguments
+	}
+	return marked(e.Arguments, mark)
 }
+
+// commandLine is what the guest will show of a program. (guest/processes: "path" arguments.)
+func commandLine(e *events.AskedExec, mark string) string {
+	return strings.TrimRight(`"`+e.Path+`" `+argumentsOf(e, mark), " ")
+}
+
+// isProcess reports whether what the guest shows under the pid of p is that process, and not another one that got its pid later: by our marker, else by
+// the start time that was read at its beginning. Where that could not be read, the command line must be the one that was sent; of a process that was
+// started elsewhere nothing else is known.
+func (r *run) isProcess(asked *events.AskedProcess, p *events.Process, shown vcapi.Process) bool {
+	mark := r.sentMark(asked)
+	switch {
+	case mark != "" && bears(shown.Command, mark):
+		return true
+	case p.StartedAt != nil && !shown.Started.IsZero():
+		return sameStart(*p.StartedAt, shown.Started)
+	case asked.Run == nil:
+		return true
+	}
+	return mark == "" && strings.TrimRight(shown.Command, " ") == commandLine(asked.Run, "")
+}
+
+// sameStart compares start times of the guest's clock in the precision of the coarsest source, seconds, whether cut or rounded to it.
+func sameStart(a, b time.Time) bool { return a.Sub(b).Abs() < time.Second }
 
 func noteProcess(p *events.Process, shown vcapi.Process) {
 	p.ProcessName, p.Owner = shown.Name, shown.Owner
 	if shown.Command != "" {
 		p.Command = shown.Command
 	}
-	if !shown.Started.IsZero() {
+	if p.StartedAt == nil && !shown.Started.IsZero() { // the first one read stays its identity
 		started := shown.Started
 		p.StartedAt = &started
 	}
@@ -110,7 +172,7 @@ func (r *run) watchProcess(ctx context.Context, asked *events.AskedProcess, p *e
 	if err != nil {
 		return err
 	}
-	if at := asked.Watch.StartedAt; at != nil && !shown.Started.Equal(*at) {
+	if at := asked.Watch.StartedAt; at != nil && !sameStart(shown.Started, *at) {
 		return &stepError{step: s.name, process: p.Name, code: events.NotFound, message: fmt.Sprintf(
 			"pid %d was started at %s, the request names one of %s: another process has the pid now", asked.Watch.PID,
 			shown.Started.UTC().Format(time.RFC3339), at.UTC().Format(time.RFC3339))}
@@ -120,8 +182,9 @@ func (r *run) watchProcess(ctx context.Context, asked *events.AskedProcess, p *e
 	return r.record(events.ProcessStarted)
 }
 
-// lookForProcess looks in the guest for a process with the run's marker.
-func (r *run) lookForProcess(ctx context.Context, asked *events.AskedProcess, p *events.Process, mark string) (sighting, error) {
+// lookForProcess looks in the guest for the process of the run: by its marker. One that is started without a marker cannot be told from another one
+// of the same program, so it is never adopted: either none of that program has appeared since the intent, or it cannot be known.
+func (r *run) lookForProcess(ctx context.Context, asked *events.AskedProcess, p *events.Process) (sighting, error) {
 	auth, err := r.processAuth(ctx, asked)
 	if err != nil {
 		return sighting{}, err
@@ -136,20 +199,78 @@ func (r *run) lookForProcess(ctx context.Context, asked *events.AskedProcess, p 
 	}
 	guest := guestIdentity(list)
 	s := sighting{sure: true, now: intent{At: now, Guest: guest}}
-	for _, shown := range list {
-		if strings.HasSuffix(strings.TrimRight(shown.Command, " '\""), mark) {
-			s.adopt = func() {
-				p.PID = shown.PID
-				noteProcess(p, shown)
-			}
-			return s, nil
-		}
-	}
 	if open := r.point.Intent; r.open && open != nil {
 		age := now.Sub(open.At)
 		s.sure = age >= 0 && age < processReach && guest == open.Guest
 	}
+	mark := r.markOf(asked)
+	if r.open {
+		mark = r.sentMark(asked)
+	}
+	if mark == "" {
+		s.now.Alike = alike(list, asked.Run)
+		s.sure = s.sure && !r.mayBeAmong(s.now.Alike, list, asked)
+		return s, nil
+	}
+	if found := withMarker(list, mark, commandLine(asked.Run, mark)); found != nil {
+		s.adopt = func() {
+			p.PID = found.PID
+			noteProcess(p, *found)
+		}
+		s.sure = true
+	}
 	return s, nil
+}
+
+// withMarker finds the process that was started with a marker. Where a shell runs it, the shell's own children may show the same command line for a
+// moment: it is the one that tools keep verbatim, else the first that was started.
+func withMarker(list []vcapi.Process, mark, command string) (found *vcapi.Process) {
+	for i, shown := range list {
+		switch {
+		case !bears(shown.Command, mark):
+		case shown.Command == command:
+			return &list[i]
+		case found == nil || shown.Started.Before(found.Started) || shown.Started.Equal(found.Started) && shown.PID < found.PID:
+			found = &list[i]
+		}
+	}
+	return found
+}
+
+// alike are the processes of a list that run the same program, by pid and start time.
+func alike(list []vcapi.Process, e *events.AskedExec) (same []string) {
+	program := programName(e.Path)
+	for _, shown := range list {
+		if programName(shown.Name) == program || strings.TrimRight(shown.Command, " ") == commandLine(e, "") {
+			same = append(same, identity(shown))
+		}
+	}
+	return same
+}
+
+// programName is a program's file name as Windows compares it: without folder, case and extension.
+func programName(path string) string {
+	name := strings.ToLower(path[strings.LastIndexAny(path, `\/`)+1:])
+	return strings.TrimSuffix(name, ".exe")
+}
+
+func identity(p vcapi.Process) string {
+	return fmt.Sprintf("%d %s", p.PID, p.Started.UTC().Format(time.RFC3339))
+}
+
+// mayBeAmong reports whether a process without a marker may have been started already: one of its program has appeared since the intent; or, where no
+// intent is known and an owner before us may have had one, one runs with the very command line and is none that this run knows of.
+func (r *run) mayBeAmong(now []string, list []vcapi.Process, asked *events.AskedProcess) bool {
+	if open := r.point.Intent; r.open && open != nil {
+		return slices.ContainsFunc(now, func(id string) bool { return !slices.Contains(open.Alike, id) })
+	}
+	if !r.tookOver && !r.open {
+		return false
+	}
+	return slices.ContainsFunc(list, func(shown vcapi.Process) bool {
+		return strings.TrimRight(shown.Command, " ") == commandLine(asked.Run, "") &&
+			!slices.ContainsFunc(r.state.Processes, func(p events.Process) bool { return p.PID == shown.PID })
+	})
 }
 
 // guestIdentity names the vmtoolsd and the pid 1 of a process list: when they are others than before, tools or the guest were restarted, and
@@ -186,8 +307,8 @@ func (r *run) exited(ctx context.Context, asked *events.AskedProcess, p *events.
 		case err == nil:
 			away, r.state.Waiting = false, ""
 			r.moves(r.waits)
-			if p.StartedAt != nil && !shown.Started.IsZero() && !shown.Started.Equal(*p.StartedAt) {
-				return r.exitLost(s, p, "its pid belongs to another process now", nil)
+			if !r.isProcess(asked, p, shown) {
+				return r.exitLost(s, p, "its pid belongs to another process now, as far as the guest shows", nil)
 			}
 			noteProcess(p, shown)
 			if shown.Finished == nil && shown.ExitCode == nil {
@@ -236,11 +357,26 @@ func (r *run) exitedWith(s *step, asked *events.AskedProcess, p *events.Process,
 	if len(good) == 0 {
 		good = []int64{0}
 	}
-	if slices.Contains(good, *shown.ExitCode) {
+	if slices.ContainsFunc(good, func(code int64) bool { return sameExitCode(code, *shown.ExitCode) }) {
 		return r.complete(events.ProcessExited, &p.State, nil)
 	}
 	return r.complete(events.ProcessExited, &p.State, &stepError{step: s.name, process: p.Name, code: events.ExitCode,
-		message: fmt.Sprintf("process %s (pid %d) ended with exit code %d: see its own output in the guest", p.Name, p.PID, *shown.ExitCode)})
+		message: fmt.Sprintf("process %s (pid %d) ended with exit code %s: see its own output in the guest", p.Name, p.PID, exitCodeText(*shown.ExitCode))})
+}
+
+// sameExitCode compares the 32 bits of an exit code: Windows' own, such as 3221225477, come with and without a sign.
+func sameExitCode(a, b int64) bool {
+	return a == b || isExitCode(a) && isExitCode(b) && uint32(a) == uint32(b)
+}
+
+func isExitCode(code int64) bool { return code >= math.MinInt32 && code <= math.MaxUint32 }
+
+// exitCodeText shows an exit code, and as the field writes it where it is one of Windows' own errors.
+func exitCodeText(code int64) string {
+	if isExitCode(code) && uint32(code) > math.MaxInt32 {
+		return fmt.Sprintf("%d (0x%08X)", code, uint32(code))
+	}
+	return strconv.FormatInt(code, 10)
 }
 
 func (r *run) exitLost(s *step, p *events.Process, why string, err error) error {

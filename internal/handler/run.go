@@ -39,16 +39,17 @@ type run struct {
 	on    events.Mark // the event that the next one stands on
 	under events.Mark // the event that on stands on
 
-	tookOver bool            // another owner may have called before us
-	actFrom  time.Time       // no act and no conclusive look before: until then a call that is not ours, or without an answer, may still take effect
-	open     bool            // the point's intent is open: its call may have been made, and nobody knows
-	doubt    error           // why the open intent's call has no answer
-	spec     json.RawMessage // what the guest is customized with, once it was read
-	newest   string          // the newest Task on the VM that vCenter showed us
-	lastErr  error           // what the run waited for last
-	logged   bool            // the run's error
-	asking   bool            // vCenter was asked at all
-	stopping bool            // the run is canceled, and what it has under way is being stopped
+	tookOver    bool            // another owner may have called before us
+	actFrom     time.Time       // no act and no conclusive look before: until then a call that is not ours, or without an answer, may still take effect
+	open        bool            // the point's intent is open: its call may have been made, and nobody knows
+	doubt       error           // why the open intent's call has no answer
+	spec        json.RawMessage // what the guest is customized with, once it was read
+	guestFamily string          // as vCenter shows it, "" where it does not
+	newest      string          // the newest Task on the VM that vCenter showed us
+	lastErr     error           // what the run waited for last
+	logged      bool            // the run's error
+	asking      bool            // vCenter was asked at all
+	stopping    bool            // the run is canceled, and what it has under way is being stopped
 
 	measured // what metrics and traces show of it
 }
@@ -429,6 +430,11 @@ func (r *run) noteVM(vm vcapi.VM) {
 	}
 	if vm.InstanceUUID != "" {
 		r.state.InstanceUUID = vm.InstanceUUID
+	}
+	if vm.GuestFamily != "" {
+		r.guestFamily = vm.GuestFamily
+	} else if r.guestFamily == "" && strings.HasPrefix(strings.ToLower(vm.GuestID), "win") {
+		r.guestFamily = "windowsGuest"
 	}
 }
 

@@ -75,8 +75,15 @@ func (r *run) stopProcess(ctx context.Context, s *step) error {
 			p.Reason = "it was started elsewhere, and goes on"
 			return nil
 		}
-		auth, err := r.processAuth(ctx, &r.asked.Processes[i])
+		asked := &r.asked.Processes[i]
+		auth, err := r.processAuth(ctx, asked)
 		if err == nil {
+			// Its pid may be another's by now, which is not ours to end.
+			if shown, unread := r.vc.Process(ctx, r.vm, auth, p.PID); unread == nil && !r.isProcess(asked, p, shown) {
+				p.Reason = "its pid belongs to another process now, as far as the guest shows: nothing was stopped"
+				p.State = events.Canceled
+				return nil
+			}
 			err = r.insist(ctx, func(gate vcapi.Gate) error { return r.vc.DeleteProcess(ctx, gate, r.vm, auth, p.PID) })
 		}
 		var v *vcapi.Error

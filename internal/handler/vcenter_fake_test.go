@@ -89,6 +89,7 @@ type fakeVM struct {
 	procs      []*fakeProc
 	toolsPID   int64
 	toolsSince time.Time
+	windows    bool // it is a Windows guest: no shell, and no pid 1
 }
 
 type program struct {
@@ -107,6 +108,7 @@ type fakeTask struct {
 
 type fakeProc struct {
 	pid     int64
+	name    string
 	command string
 	started time.Time
 	program program
@@ -309,6 +311,9 @@ func (c *client) VM(ctx context.Context, vm string) (vcapi.VM, error) {
 
 func (m *fakeVM) view() vcapi.VM {
 	v := vcapi.VM{Name: "web-1", InstanceUUID: "5012", PowerState: m.power, ToolsRunningStatus: "guestToolsNotRunning", GuestFamily: "linuxGuest"}
+	if m.windows {
+		v.GuestFamily = "windowsGuest"
+	}
 	ready := m.tools && m.power == "poweredOn"
 	v.GuestOperationsReady = &ready
 	if ready {
@@ -478,7 +483,7 @@ func (p *fakeProc) end() time.Time { return p.started.Add(p.program.takes) }
 func (p *fakeProc) known() bool { return !p.killed && time.Since(p.end()) < exitKept }
 
 func (c *client) process(p *fakeProc) vcapi.Process {
-	return vcapi.Process{PID: p.pid, Name: "bash", Owner: "root", Command: p.command, Started: p.started.Add(c.guestOffset)}
+	return vcapi.Process{PID: p.pid, Name: cmp.Or(p.name, "bash"), Owner: "root", Command: p.command, Started: p.started.Add(c.guestOffset)}
 }
 
 func (c *client) Processes(ctx context.Context, vm string, auth vcapi.GuestAuth) ([]vcapi.Process, error) {
@@ -492,6 +497,9 @@ func (c *client) Processes(ctx context.Context, vm string, auth vcapi.GuestAuth)
 		return nil, err
 	}
 	list := []vcapi.Process{{PID: 1, Name: "systemd", Started: m.toolsSince}, {PID: m.toolsPID, Name: "vmtoolsd", Started: m.toolsSince}}
+	if m.windows {
+		list = []vcapi.Process{{PID: 4, Name: "System", Started: m.toolsSince}, {PID: m.toolsPID, Name: "vmtoolsd.exe", Started: m.toolsSince}}
+	}
 	for _, p := range m.procs {
 		if p.known() && time.Since(p.started) >= c.lag {
 			list = append(list, c.process(p))
@@ -770,9 +778,14 @@ func (c *client) StartProcess(ctx context.Context, gate vcapi.Gate, vm string, a
 			e.Data = json.RawMessage(`{"reason":"FILE_NOT_FOUND"}`)
 			return 0, e
 		}
-		c.effect(vm, "process "+p.Arguments[strings.LastIndex(p.Arguments, ".")+1:])
 		c.lastID++
-		made := &fakeProc{pid: int64(c.lastID), command: fmt.Sprintf("%q %s", p.Path, p.Arguments), started: time.Now(), program: what}
+		made := &fakeProc{pid: int64(c.lastID), command: `"` + p.Path + `" ` + p.Arguments, started: time.Now(), program: what}
+		name := p.Arguments[strings.LastIndex(p.Arguments, ".")+1:]
+		if m.windows {
+			name = p.Path[strings.LastIndex(p.Path, `\`)+1:]
+			made.name = name
+		}
+		c.effect(vm, "process "+name)
 		c.changeLocked(func() { m.procs = append(m.procs, made) })
 		return made.pid, nil
 	})
