@@ -112,7 +112,7 @@ func TestReplayIsTheOriginal(t *testing.T) {
 	s.read("status", "vm-7").want(t, 4, "nats stream rmm GUESTFLOW_EVENTS ")
 	// It waits for a service: the fleet shows it.
 	s.read("status").want(t, 0, "queued", "1/2")
-	s.read("status", "vm-42").want(t, 0, "queued", "1 from /a b")
+	s.read("status", "vm-42").want(t, 0, "queued", "1 from /a%20b")
 }
 
 func TestValidate(t *testing.T) {

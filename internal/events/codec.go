@@ -10,6 +10,7 @@ import (
 	"maps"
 	"mime"
 	"net/url"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -47,7 +48,7 @@ func decodeEnvelope(h nats.Header, data []byte) (*envelope, error) {
 		return e, err
 	}
 	if !utf8.Valid(data) {
-		return e, errors.New("the message is not UTF-8")
+		return e, notUTF8(data)
 	}
 	declared, _, _ := mime.ParseMediaType(headers[strings.ToLower(contentType)])
 	switch _, binary := headers[attributePrefix+"specversion"]; {
@@ -73,7 +74,7 @@ func lowerHeaders(h nats.Header) (map[string]string, error) {
 		name = strings.ToLower(name)
 		for _, v := range values {
 			if old, twice := lower[name]; twice && old != v && strings.HasPrefix(name, attributePrefix) {
-				return nil, fmt.Errorf("header %s is there with two values", name)
+				return nil, fmt.Errorf("header %s is there with two values: send one", name)
 			}
 			lower[name] = v
 		}
@@ -90,53 +91,121 @@ func (e *envelope) readStructured(data []byte) error {
 	if !ok {
 		return errors.New("the message is no CloudEvent: it is not a JSON object")
 	}
+	if !slices.ContainsFunc(slices.Collect(maps.Keys(members)), func(name string) bool { return attributeName(name) == "specversion" }) {
+		return errors.New("the message is no CloudEvent: it has no specversion. Data alone is not enough: " +
+			`send {"specversion":"1.0","id":…,"source":…,"type":…,"data":…}, or the data with ce- headers`)
+	}
 	var raw map[string]json.RawMessage
 	if err := json.Unmarshal(data, &raw); err != nil {
 		return fmt.Errorf("the message is no CloudEvent: %w", err)
 	}
+	var wrong []string // all that is wrong with its members, so that it is put right at once
 	for _, name := range slices.Sorted(maps.Keys(members)) {
-		switch v := members[name].(type) {
-		case nil: // absent
-		case string:
-			if name == "data_base64" {
-				if e.data, err = base64.StdEncoding.DecodeString(v); err != nil {
-					return errors.New("data_base64 is no base64")
-				}
-				continue
-			}
-			if name != "data" {
-				e.attrs[name] = v
-			}
-		case bool, json.Number:
-			if name != "data" {
-				e.attrs[name] = fmt.Sprint(v)
-			}
-		default:
-			if name != "data" {
-				return fmt.Errorf("attribute %.40q is not a string, number or boolean", name)
-			}
+		if err := e.readMember(name, members[name], raw[name]); err != nil {
+			wrong = append(wrong, err.Error())
 		}
 	}
-	if d, ok := raw["data"]; ok && members["data"] != nil {
-		if e.data != nil {
-			return errors.New("data and data_base64 are both there")
-		}
-		e.data = d
+	if members["data"] != nil && members["data_base64"] != nil {
+		wrong = append(wrong, "data and data_base64 are both there: send one of them")
+	}
+	if len(wrong) > 0 {
+		return errors.New(strings.Join(wrong, "; "))
 	}
 	return nil
 }
 
+// readMember reads one member of a structured CloudEvent; null is read as absent. Extensions may be what CloudEvents' JSON format gives integers and
+// booleans as; the core attributes are all strings there.
+func (e *envelope) readMember(name string, v any, raw json.RawMessage) error {
+	switch {
+	case v == nil:
+		return nil
+	case name == "data":
+		e.data = raw
+		return nil
+	case name == "data_base64":
+		text, ok := v.(string)
+		data, err := base64.StdEncoding.DecodeString(text)
+		if !ok || err != nil {
+			return errors.New("data_base64 is no base64: encode the data's bytes as RFC 4648, section 4, has it, or send data")
+		}
+		if e.data == nil {
+			e.data = data
+		}
+		return nil
+	case !attributePattern.MatchString(name):
+		return misnamed("attribute", name)
+	}
+	switch v := v.(type) {
+	case string:
+		e.attrs[name] = v
+		return nil
+	case bool, json.Number:
+		if slices.Contains(coreAttributes, name) {
+			return fmt.Errorf("attribute %s is %.40s, and CloudEvents has a string there: write \"%[2]v\" with its quotes", name, fmt.Sprint(v))
+		}
+		e.attrs[name] = fmt.Sprint(v)
+		return nil
+	}
+	if slices.Contains(coreAttributes, name) {
+		return fmt.Errorf("attribute %s is not a string", name)
+	}
+	return fmt.Errorf("attribute %.40q is not a string, number or boolean: what belongs to the request goes into data", name)
+}
+
+// coreAttributes are those of CloudEvents 1.0 itself, all of them strings in JSON.
+var coreAttributes = []string{"specversion", "id", "source", "type", "subject", "time", "dataschema", "datacontenttype"}
+
+// attributePattern is what names of attributes consist of (CloudEvents 1.0, 3.1).
+var attributePattern = regexp.MustCompile(`^[a-z0-9]+$`)
+
+// attributeName is how CloudEvents writes an attribute's name that somebody wrote in another way: expiryTime, expiry-time, data-base64.
+func attributeName(name string) string {
+	name = strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {
+			return r
+		}
+		return -1
+	}, strings.ToLower(name))
+	if name == "database64" {
+		return "data_base64"
+	}
+	return name
+}
+
+func misnamed(what, name string) error {
+	const rule = "the names of CloudEvents attributes are lower-case letters and digits"
+	if right := attributeName(name); right != "" {
+		return fmt.Errorf("%s %.40q must be written %.40q: %s", what, name, right, rule)
+	}
+	return fmt.Errorf("%s %.40q is not allowed: %s", what, name, rule)
+}
+
+// readBinary reads the ce- headers. The specification has their values percent-encoded (NATS protocol binding, 3.1.3.2); the Go SDK's bindings write
+// them as they are. A value that no encoder of the specification writes shows which kind of publisher this is, and all values of that message are
+// then read as they were sent: with a broken escape, or with a source that decoded is no URI reference. Where nothing shows it, the specification holds.
 func (e *envelope) readBinary(headers map[string]string, data []byte) error {
-	for name, v := range headers {
-		name, ok := strings.CutPrefix(name, attributePrefix)
+	sent, decoded := map[string]string{}, map[string]string{}
+	asSent := false
+	var wrong []string
+	for _, name := range slices.Sorted(maps.Keys(headers)) {
+		attribute, ok := strings.CutPrefix(name, attributePrefix)
 		if !ok {
 			continue
 		}
-		text, err := url.PathUnescape(v)
-		if err != nil {
-			return fmt.Errorf("header %s%.40s is not percent-encoded as it should be", attributePrefix, name)
+		if !attributePattern.MatchString(attribute) {
+			wrong = append(wrong, misnamed("the header of attribute", attribute).Error())
+			continue
 		}
-		e.attrs[name] = text
+		v := headers[name]
+		text, err := url.PathUnescape(v)
+		if err != nil || !utf8.ValidString(text) || attribute == "source" && text != v && !isURIReference(text) {
+			asSent = true
+		}
+		sent[attribute], decoded[attribute] = v, text
+	}
+	if e.attrs = decoded; asSent {
+		e.attrs = sent
 	}
 	if _, ok := e.attrs["datacontenttype"]; !ok {
 		if v := headers[strings.ToLower(contentType)]; v != "" {
@@ -146,22 +215,37 @@ func (e *envelope) readBinary(headers map[string]string, data []byte) error {
 	if len(data) > 0 {
 		e.data = data
 	}
+	if len(wrong) > 0 {
+		return errors.New(strings.Join(wrong, "; "))
+	}
 	return nil
 }
+
+// isURIReference reports whether s is one by RFC 3986: net/url takes more.
+func isURIReference(s string) bool {
+	if !uriCharacters.MatchString(s) {
+		return false
+	}
+	_, err := url.Parse(s)
+	return err == nil
+}
+
+// uriCharacters are unreserved, reserved, and percent-encoded ones (RFC 3986, 2).
+var uriCharacters = regexp.MustCompile(`^([-A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=]|%[0-9A-Fa-f]{2})*$`)
 
 // validate holds the attributes against CloudEvents 1.0, with the SDK's rules, and against what guestflow can carry.
 func (e *envelope) validate() error {
 	if v := e.attrs["specversion"]; v != event.CloudEventsVersionV1 {
-		return fmt.Errorf("specversion is %.40q: only %s is known", v, event.CloudEventsVersionV1)
+		return fmt.Errorf("specversion is %.40q: send %q, the only one that is known", v, event.CloudEventsVersionV1)
 	}
 	c := event.New(event.CloudEventsVersionV1)
 	for _, name := range slices.Sorted(maps.Keys(e.attrs)) {
 		v := e.attrs[name]
 		if len(v) > maxAttribute {
-			return fmt.Errorf("attribute %.40s is longer than %d bytes", name, maxAttribute)
+			return fmt.Errorf("attribute %.40s is longer than %d bytes: shorten it", name, maxAttribute)
 		}
 		if !utf8.ValidString(v) || strings.ContainsFunc(v, unicode.IsControl) {
-			return fmt.Errorf("attribute %.40s holds control characters, which CloudEvents does not allow", name)
+			return fmt.Errorf("attribute %.40s holds control characters, which CloudEvents does not allow: leave them out", name)
 		}
 		switch name {
 		case "specversion":
@@ -178,8 +262,8 @@ func (e *envelope) validate() error {
 		case "datacontenttype":
 			c.SetDataContentType(v)
 		case "time":
-			if _, err := time.Parse(time.RFC3339, v); err != nil {
-				return errors.New("attribute time is no RFC 3339 time")
+			if _, err := parseTimestamp(v); err != nil {
+				return fmt.Errorf("attribute time %w", err)
 			}
 		default:
 			c.SetExtension(name, v)
@@ -190,7 +274,7 @@ func (e *envelope) validate() error {
 	}
 	if v, ok := e.attrs["datacontenttype"]; ok {
 		if t, _, _ := mime.ParseMediaType(v); t != "application/json" && t != "text/json" && !strings.HasSuffix(t, "+json") {
-			return fmt.Errorf("datacontenttype is %.80q: data must be JSON", v)
+			return fmt.Errorf("datacontenttype is %.80q: data must be JSON: send application/json, or leave it out", v)
 		}
 	}
 	return nil
@@ -294,7 +378,7 @@ func (e *envelope) attributes() Attributes {
 // from the first, another takes from the last.
 func strictJSON(b []byte) (any, error) {
 	if !json.Valid(b) { // also bounds how deep it is nested
-		return nil, errors.New("it is not valid JSON")
+		return nil, notJSON(b)
 	}
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.UseNumber()
@@ -330,7 +414,7 @@ func strictValue(d *json.Decoder) (any, error) {
 				return nil, io.ErrUnexpectedEOF
 			}
 			if _, twice := object[name]; twice {
-				return nil, fmt.Errorf("member %.40q is there twice", name)
+				return nil, fmt.Errorf("member %.40q is there twice: leave one out", name)
 			}
 			if object[name], err = strictValue(d); err != nil {
 				return nil, err
@@ -340,6 +424,32 @@ func strictValue(d *json.Decoder) (any, error) {
 		return object, err
 	}
 	return token, nil
+}
+
+// notUTF8 is why a message is refused whose bytes are no UTF-8.
+func notUTF8(b []byte) error {
+	if bytes.HasPrefix(b, []byte("\xff\xfe")) || bytes.HasPrefix(b, []byte("\xfe\xff")) {
+		return errors.New("the message is UTF-16, not UTF-8: encode it as UTF-8 (PowerShell: -Encoding utf8NoBOM)")
+	}
+	return errors.New("the message is not UTF-8: encode it so")
+}
+
+// notJSON is why a text is no JSON, and where.
+func notJSON(b []byte) error {
+	if bytes.HasPrefix(b, []byte("\ufeff")) {
+		return errors.New("it is not valid JSON: it begins with a byte order mark; encode it as UTF-8 without one (PowerShell: -Encoding utf8NoBOM)")
+	}
+	if len(bytes.TrimSpace(b)) == 0 {
+		return errors.New("it is not valid JSON: it is empty")
+	}
+	var v any
+	err := json.Unmarshal(b, &v)
+	var syntax *json.SyntaxError
+	if !errors.As(err, &syntax) {
+		return errors.New("it is not valid JSON")
+	}
+	before := b[:min(int(syntax.Offset), len(b))]
+	return fmt.Errorf("it is not valid JSON: line %d: %w", 1+bytes.Count(before, []byte("\n")), err)
 }
 
 // marshal is json.Marshal without the escapes for HTML.

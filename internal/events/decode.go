@@ -11,7 +11,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/nats-io/nats.go"
 
@@ -98,9 +97,9 @@ func (r *Request) read(env *envelope) error {
 		return err
 	}
 	if v, ok := env.attrs["expirytime"]; ok {
-		t, err := time.Parse(time.RFC3339, v)
+		t, err := parseTimestamp(v)
 		if err != nil {
-			return invalid("", "expirytime %.40q is no RFC 3339 time", v)
+			return invalid("", "attribute expirytime %v", err)
 		}
 		r.Expires = t
 	}
