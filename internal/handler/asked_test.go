@@ -136,7 +136,7 @@ func (c *client) ConnectNICs(ctx context.Context, gate vcapi.Gate, vm string, ni
 		}
 		c.effect(vm, "connect")
 		c.changeLocked(m.connect)
-		return c.makeTask(vm, "ReconfigVM_Task", time.Second, r), nil
+		return c.makeTask(vm, "ReconfigVM_Task", c.connects, r), nil
 	})
 }
 

@@ -21,6 +21,7 @@ const (
 // taskAct is an act whose effect is a Task: method makes it, and task and startedAt are where the run's state keeps it.
 func (r *run) taskAct(name, method string, task *string, startedAt **time.Time,
 	call func(ctx context.Context, gate vcapi.Gate, auth vcapi.GuestAuth) (string, error)) *act {
+	var auth vcapi.GuestAuth
 	made := func(id string) {
 		*task = id
 		r.point.Tasks = append(r.point.Tasks, id)
@@ -31,18 +32,16 @@ func (r *run) taskAct(name, method string, task *string, startedAt **time.Time,
 		look: func(ctx context.Context) (sighting, error) {
 			return r.lookForTask(ctx, name, method, func(t vcapi.Task) { made(t.ID) })
 		},
-		intend: func(context.Context) error {
-			if *startedAt == nil {
-				now := stamp(time.Now())
-				*startedAt = &now
-			}
-			return nil
+		prepare: func(ctx context.Context) (intend func(), err error) {
+			auth, err = r.guestAuth(ctx, name)
+			return func() {
+				if *startedAt == nil {
+					now := stamp(time.Now())
+					*startedAt = &now
+				}
+			}, err
 		},
 		call: func(ctx context.Context, gate vcapi.Gate) error {
-			auth, err := r.guestAuth(ctx, name)
-			if err != nil {
-				return err
-			}
 			id, err := call(ctx, gate, auth)
 			if err == nil {
 				made(id)
@@ -55,26 +54,36 @@ func (r *run) taskAct(name, method string, task *string, startedAt **time.Time,
 // customize is the act of customizing the running guest: CustomizeGuest_Task.
 func (r *run) customize() *act {
 	c := r.state.Customize
+	var spec, params json.RawMessage
+	var redact []string
 	a := r.taskAct("customize", "CustomizeGuest_Task", &c.Task, &c.StartedAt, func(ctx context.Context, gate vcapi.Gate, auth vcapi.GuestAuth) (string, error) {
-		spec, specSecrets, err := r.secrets.fill(ctx, r.spec)
-		if err != nil {
-			return "", r.noSecret(ctx, "customize", "customize.spec", err)
-		}
-		params, paramSecrets, err := r.secrets.fill(ctx, r.asked.Customize.ConfigParams)
-		if err != nil {
-			return "", r.noSecret(ctx, "customize", "customize.configParams", err)
-		}
-		auth.Redact = slices.Concat(specSecrets, paramSecrets)
+		auth.Redact = redact
 		return r.vc.CustomizeGuest(ctx, gate, r.vm, auth, spec, params)
 	})
 	a.starting, a.started = events.CustomizeStarting, events.CustomizeStarted
-	begin := a.intend
-	a.intend = func(ctx context.Context) error {
-		r.guestBefore(ctx)
+	login := a.prepare
+	a.prepare = func(ctx context.Context) (func(), error) {
 		if err := r.readSpec(ctx, r.current()); err != nil {
-			return err
+			return nil, err
 		}
-		return begin(ctx)
+		var specSecrets, paramSecrets []string
+		var err error
+		if spec, specSecrets, err = r.secrets.fill(ctx, r.spec); err != nil {
+			return nil, r.noSecret(ctx, "customize", "customize.spec", err)
+		}
+		if params, paramSecrets, err = r.secrets.fill(ctx, r.asked.Customize.ConfigParams); err != nil {
+			return nil, r.noSecret(ctx, "customize", "customize.configParams", err)
+		}
+		redact = slices.Concat(specSecrets, paramSecrets)
+		begin, err := login(ctx)
+		if err != nil {
+			return nil, err
+		}
+		read, start := r.guestBefore(ctx)
+		return func() {
+			begin()
+			r.point.GuestRead, r.point.GuestStart = read, start
+		}, nil
 	}
 	return a
 }
@@ -96,9 +105,9 @@ func (r *run) readSpec(ctx context.Context, s *step) error {
 
 // guestBefore reads what the guest says of its last customization, so that an old success is not taken for this run's. Its failure costs only
 // this channel: the Task still tells.
-func (r *run) guestBefore(ctx context.Context) {
+func (r *run) guestBefore(ctx context.Context) (read bool, start *time.Time) {
 	before, err := r.guestStatus(ctx)
-	r.point.GuestRead, r.point.GuestStart = err == nil, before.StartTime
+	return err == nil, before.StartTime
 }
 
 // guestStatus reads the guest's own word: by the call that is made for it, or, where that fails, as the VM's properties show it.
@@ -285,6 +294,7 @@ func orNone(s string) string {
 // engine in the guest and frees its lock. (Recovering from Guest Network Customization Errors, Web Services SDK Programming Guide.) Once more is
 // harmless, so a crash in it is followed by another one.
 func (r *run) abort(ctx context.Context, s *step) error {
+	var auth vcapi.GuestAuth
 	aborting := events.Starting
 	err := r.do(ctx, &step{name: s.name, state: &aborting, timeout: s.timeout, act: &act{
 		name: "abort", starting: events.CustomizeStarting, started: events.CustomizeProgressed,
@@ -292,12 +302,11 @@ func (r *run) abort(ctx context.Context, s *step) error {
 			now, err := r.vc.Now(ctx)
 			return sighting{sure: true, now: intent{At: now, Newest: r.newest}}, err
 		},
-		intend: func(context.Context) error { return nil },
+		prepare: func(ctx context.Context) (intend func(), err error) {
+			auth, err = r.guestAuth(ctx, "customize")
+			return func() {}, err
+		},
 		call: func(ctx context.Context, gate vcapi.Gate) error {
-			auth, err := r.guestAuth(ctx, "customize")
-			if err != nil {
-				return err
-			}
 			task, err := r.vc.AbortCustomization(ctx, gate, r.vm, auth)
 			if err == nil {
 				r.point.Aborting, r.newest = task, task

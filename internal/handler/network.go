@@ -17,14 +17,14 @@ func (r *run) startNetwork() *act {
 		return r.vc.StartGuestNetwork(ctx, gate, r.vm, auth)
 	})
 	a.starting, a.started = events.NetworkStarting, events.NetworkStarted
-	begin := a.intend
-	a.intend = func(ctx context.Context) error {
+	login := a.prepare
+	a.prepare = func(ctx context.Context) (func(), error) {
 		if r.asked.Network.ConnectNICs {
 			if err := r.connectNICs(ctx); err != nil {
-				return err
+				return nil, err
 			}
 		}
-		return begin(ctx)
+		return login(ctx)
 	}
 	return a
 }

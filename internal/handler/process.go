@@ -66,33 +66,36 @@ func (r *run) sentMark(asked *events.AskedProcess) string {
 
 // startProcess is the act of starting a program in the guest: guest/processes create.
 func (r *run) startProcess(asked *events.AskedProcess, p *events.Process) *act {
+	var auth vcapi.GuestAuth
+	var environment map[string]string
 	return &act{
 		name: "process", starting: events.ProcessStarting, started: events.ProcessStarted,
 		look: func(ctx context.Context) (sighting, error) { return r.lookForProcess(ctx, asked, p) },
-		intend: func(context.Context) error {
-			mark := r.markOf(asked)
-			r.point.Unmarked = slices.DeleteFunc(r.point.Unmarked, func(name string) bool { return name == asked.Name })
-			if mark == "" {
-				r.point.Unmarked = append(r.point.Unmarked, asked.Name)
+		prepare: func(ctx context.Context) (intend func(), err error) {
+			if auth, err = r.processAuth(ctx, asked); err != nil {
+				return nil, err
 			}
-			p.Command = commandLine(asked.Run, mark)
-			return nil
-		},
-		call: func(ctx context.Context, gate vcapi.Gate) error {
-			auth, err := r.processAuth(ctx, asked)
-			if err != nil {
-				return err
-			}
-			environment := make(map[string]string, len(asked.Run.Environment))
+			environment = make(map[string]string, len(asked.Run.Environment))
 			for name, t := range asked.Run.Environment {
 				value, err := r.secrets.text(ctx, t)
 				if err != nil {
-					return r.noSecret(ctx, "process", "environment."+name, err)
+					return nil, r.noSecret(ctx, "process", "environment."+name, err)
 				}
 				if environment[name] = value; t.SecretRef != "" {
 					auth.Redact = append(auth.Redact, value)
 				}
 			}
+			return func() {
+				mark := r.markOf(asked)
+				r.point.Unmarked = slices.DeleteFunc(r.point.Unmarked, func(name string) bool { return name == asked.Name })
+				if mark == "" {
+					r.point.Unmarked = append(r.point.Unmarked, asked.Name)
+				}
+				p.Command = commandLine(asked.Run, mark)
+			}, nil
+		},
+		call: func(ctx context.Context, gate vcapi.Gate) error {
+			var err error
 			p.PID, err = r.vc.StartProcess(ctx, gate, r.vm, auth, vcapi.ProcessSpec{Path: asked.Run.Path,
 				Arguments: argumentsOf(asked.Run, r.sentMark(asked)), WorkingDirectory: asked.Run.WorkingDirectory, Environment: environment})
 			if err != nil {

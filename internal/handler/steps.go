@@ -28,9 +28,10 @@ type act struct {
 	starting, started events.Kind
 	// look tells whether the call has taken effect already.
 	look func(ctx context.Context) (sighting, error)
-	// intend fills in what the event of the intent shows.
-	intend func(ctx context.Context) error
-	// call makes the call and notes its fact in the run's state.
+	// prepare does all that takes time before the call: what vCenter, the guest and the secrets must be asked for. It changes nothing of the run's
+	// state: intend, which it gives, puts in what the event of the intent shows. Its calls live in ctx: once that has ended it has no result.
+	prepare func(ctx context.Context) (intend func(), err error)
+	// call makes the call that was prepared, and notes its fact in the run's state.
 	call func(ctx context.Context, gate vcapi.Gate) error
 }
 
@@ -211,7 +212,7 @@ func (r *run) stepTime(s *step) (context.Context, context.CancelFunc) {
 	return context.WithDeadlineCause(r.ctx, r.point.StepSince.Add(s.timeout), errStepTime)
 }
 
-// do is the only way to change a guest: look, intend, read back, call, record. There is no shortcut through it.
+// do is the only way to change a guest: look, prepare, intend, read back, call, record. There is no shortcut through it.
 func (r *run) do(ctx context.Context, s *step) error {
 	pause, logins := newBackoff(askPause), 0
 	var told events.Waiting // why the call before was turned away, as an event has said
@@ -240,30 +241,20 @@ func (r *run) do(ctx context.Context, s *step) error {
 			return r.failure(s, r.doubt)
 		}
 		r.open, r.doubt = false, nil
-		if !r.stopping {
-			by, err := r.canceledBy(r.ctx)
-			switch {
-			case err != nil && ctx.Err() == nil:
-				return err
-			case err != nil:
-				return r.interrupted(ctx)
-			case by != nil:
-				return &canceledError{by: *by}
-			}
-		}
-		if ctx.Err() != nil {
-			return r.interrupted(ctx)
-		}
 		if r.point.Abort && s.act.name == "customize" {
 			if err := r.abort(ctx, s); err != nil {
 				return err
 			}
 			continue
 		}
-
-		if err := s.act.intend(ctx); err != nil {
+		intend, err := s.act.prepare(ctx)
+		if err != nil {
 			return err
 		}
+		if err := r.mayAct(ctx); err != nil {
+			return err
+		}
+		intend()
 		// T counts from before the intent is first sent: a proof of ownership that took long to get is old when it comes.
 		from := time.Now()
 		seen.now.Act, seen.now.Process = s.act.name, s.process
@@ -307,6 +298,24 @@ func (r *run) do(ctx context.Context, s *step) error {
 		}
 		told = r.state.Waiting
 	}
+}
+
+// mayAct looks whether the run may still act: nobody has canceled it, it has time left, and the process goes on. It is the last look before an
+// intent: what takes time has been prepared before, so that it is not old when the act comes. That the run is still ours the intent's own append proves.
+func (r *run) mayAct(ctx context.Context) error {
+	if !r.stopping {
+		by, err := r.canceledBy(r.ctx)
+		switch {
+		case err != nil && ctx.Err() == nil:
+			return err
+		case by != nil:
+			return &canceledError{by: *by}
+		}
+	}
+	if ctx.Err() != nil {
+		return r.interrupted(ctx)
+	}
+	return nil
 }
 
 // fact stores that the step's call has taken effect.

@@ -27,6 +27,7 @@ type fakeVC struct {
 	lacks       []string      // privileges that the service does not have
 	history     bool          // the task history can be read
 	forever     []string      // Tasks of other VMs that the history reaches back to
+	connects    time.Duration // what the connection of NICs takes
 
 	mu       sync.Mutex
 	vms      map[string]*fakeVM
@@ -116,7 +117,7 @@ type fakeProc struct {
 }
 
 func newFakeVC() *fakeVC {
-	return &fakeVC{apiVersion: "9.0.0.0", history: true, forever: []string{"task-1"}, vms: map[string]*fakeVM{}, sessions: map[string]bool{},
+	return &fakeVC{apiVersion: "9.0.0.0", history: true, connects: time.Second, forever: []string{"task-1"}, vms: map[string]*fakeVM{}, sessions: map[string]bool{},
 		lastID: 100, changed: make(chan struct{}), onEffect: func(effect) {}}
 }
 

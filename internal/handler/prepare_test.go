@@ -1,0 +1,83 @@
+package handler
+
+import (
+	"testing"
+	"time"
+
+	"github.com/guestflow/guestflow/internal/events"
+	"github.com/guestflow/guestflow/internal/vcapi"
+)
+
+// preparations are what an act asks for before its intent, each held up for some seconds.
+var preparations = map[string]struct {
+	request string
+	act     string
+	slow    func(w *world)
+}{
+	"the guest's own status": {only(customizeOnly), "customize", func(w *world) {
+		w.vc.on(rule{op: "CustomizationStatus", times: 1, hang: true})
+	}},
+	"the NICs that are off": {only(`"network":{"connectNics":true}`), "network", func(w *world) {
+		w.vm.nics = []vcapi.NIC{{MAC: "00:50:56:00:00:01"}}
+		w.vc.on(rule{op: "DisconnectedNICs", times: 1, hang: true})
+	}},
+	"the connection of the NICs": {only(`"network":{"connectNics":true}`), "network", func(w *world) {
+		w.vm.nics = []vcapi.NIC{{MAC: "00:50:56:00:00:01"}}
+		w.vc.connects = 10 * time.Second
+	}},
+}
+
+// The run is canceled, its time ends, or its process is told to stop while an act is prepared: nothing is done to the guest that was not begun, and what
+// was not read to its end is not taken for the guest's word.
+func TestInterruptedPreparation(t *testing.T) {
+	t.Parallel()
+	secrets := secretsDir(t)
+	for name, p := range preparations {
+		t.Run(name+"/canceled", func(t *testing.T) {
+			t.Parallel()
+			for _, deaf := range []bool{false, true} { // a cancel that is not heard is looked for
+				inWorld(t, secrets, func(w *world) {
+					w.deaf = deaf
+					p.slow(w)
+					req := w.request("order-1", p.request)
+					w.later(3*time.Second, func() { w.cancel(req) })
+					w.drive(req)
+					w.wantEnds("run.canceled")
+					w.wantEffects(p.act, 0)
+				})
+			}
+		})
+		t.Run(name+"/out of time", func(t *testing.T) {
+			t.Parallel()
+			inWorld(t, secrets, func(w *world) {
+				p.slow(w)
+				run := w.run(`{"timeout":"3s",` + p.request[1:])
+				if run.Error == nil || run.Error.Code != events.DeadlineExceeded {
+					w.t.Errorf("error %+v", run.Error)
+				}
+				w.wantEffects(p.act, 0)
+			})
+		})
+		t.Run(name+"/told to stop", func(t *testing.T) {
+			t.Parallel()
+			inWorld(t, secrets, func(w *world) {
+				w.vm.lies = "FAILED"
+				p.slow(w)
+				req := w.request("order-1", p.request)
+				w.later(3*time.Second, func() { w.owners[0].term() })
+				w.drive(req)
+				if w.newest("run.released") == nil {
+					w.t.Error("not released")
+				}
+				w.wantEffects(p.act, 1)
+				if p.act != "customize" {
+					mustSucceed(w)
+					return
+				}
+				if run := w.last(); run.Error == nil || run.Customize.DecidedBy != "guest-status" {
+					w.t.Errorf("the guest says that it failed, and the run ended as %s, decided by %q", run.Status, run.Customize.DecidedBy)
+				}
+			})
+		})
+	}
+}
