@@ -20,6 +20,7 @@ type Request struct {
 	Seq       uint64    // in the requests stream: the VM's line is in this order
 	Delivered uint64    // how often the stream delivered it, this time included
 	At        time.Time // when the stream stored it
+	Stream    time.Time // when the stream was made: one that is made anew begins its sequences again; zero: not known
 	VCenter   string
 	VM        string // managed object ID
 	Run       string // RunID(VCenter, VM, Ref)
@@ -152,7 +153,9 @@ type Queued struct {
 
 // Cancel is a decoded cancel.requested event.
 type Cancel struct {
-	Seq       uint64 // in the requests stream
+	Seq       uint64    // in the requests stream
+	Stream    time.Time // when that was made, as a Request's
+	At        time.Time // when the stream stored it
 	Delivered uint64
 	VCenter   string
 	VM        string
