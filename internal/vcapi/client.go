@@ -54,6 +54,7 @@ type Client struct {
 	restLogin *login        // REST; the same session as VI JSON's where vCenter takes it for both
 	split     atomic.Bool   // vCenter refused VI JSON's session on REST, although it is new enough
 	known     memory        // secrets that were in use
+	keeper    *keeper       // of all that is made on vCenter
 	histories chan struct{} // a place for each collector of task histories
 	lacks     names         // properties that this vCenter does not have
 
@@ -91,6 +92,7 @@ func New(cfg Config) (*Client, error) {
 		return nil, err
 	}
 	c.reads, c.polls, c.files = c.httpClient(), c.httpClient(), c.fileClient()
+	c.keeper = newKeeper(c)
 	c.vimLogin, c.restLogin = newLogin(c, c.loginVIM), newLogin(c, c.loginREST)
 	c.watch, c.presence.tell = newWatch(c), cfg.OnAnswer
 	return c, nil
@@ -160,6 +162,7 @@ func (c *Client) fileClient() *http.Client {
 func (c *Client) Close(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
+	defer c.keeper.end()
 	c.logout(ctx)
 	c.reads.CloseIdleConnections()
 	c.polls.CloseIdleConnections()

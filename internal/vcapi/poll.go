@@ -56,7 +56,7 @@ func (p *watch) generation(ctx context.Context, wary bool) (answered bool, err e
 		}
 	}()
 	g := &generation{p: p, s: s, wary: wary, inView: make(map[moRef]bool), removed: make(map[moRef]time.Time)}
-	defer g.end(ctx)
+	defer func() { g.end(ctx, classOf(err) == SessionLost) }()
 	if err := g.begin(ctx); err != nil {
 		return false, err
 	}
@@ -83,10 +83,9 @@ type generation struct {
 	p         *watch
 	s         *session
 	wary      bool
+	made      []*made // the collector, where it is not the session's, else the filter; the view
 	collector moRef
-	own       bool // the collector was made by us, else it is the session's
 	view      moRef
-	filter    moRef
 	inView    map[moRef]bool
 	removed   map[moRef]time.Time // from the view, lately
 }
@@ -96,11 +95,11 @@ func (g *generation) call(ctx context.Context, ref *moRef, kind, method string, 
 }
 
 func (g *generation) begin(ctx context.Context) error {
-	c := g.p.c
 	// A collector of our own, because a poll whose connection was cut may still be waiting on the old one, and would take the updates away.
-	err := c.vimIn(ctx, g.s, propertyCollector, "PropertyCollector", "CreatePropertyCollector", none, &g.collector)
-	g.own = err == nil && g.collector.Value != ""
-	if !g.own {
+	collector, err := g.make(ctx, propertyCollector, "PropertyCollector", "CreatePropertyCollector", none)
+	if err == nil {
+		g.collector = collector.ref
+	} else {
 		var e *Error
 		if errors.As(err, &e) && (e.Status == 0 || e.Class != Permanent) {
 			return err
@@ -109,44 +108,47 @@ func (g *generation) begin(ctx context.Context) error {
 			g.collector = *ref
 		}
 	}
-	if err := c.vimIn(ctx, g.s, viewManager, "ViewManager", "CreateListView", none, &g.view); err != nil {
+	view, err := g.make(ctx, viewManager, "ViewManager", "CreateListView", none)
+	if err != nil {
 		return err
 	}
+	g.view = view.ref
 	g.p.newGeneration()
 	if err := g.syncView(ctx); err != nil {
 		return err
 	}
 	skip := true
-	return c.avoiding(watchedVM, func(paths []string) error {
-		return g.call(ctx, &g.collector, "PropertyCollector", "CreateFilter", map[string]any{
+	return g.p.c.avoiding(watchedVM, func(paths []string) error {
+		_, err := g.make(ctx, at(g.collector.Type, g.collector.Value), "PropertyCollector", "CreateFilter", map[string]any{
 			"partialUpdates": false,
 			"spec": filterSpec{TypeName: "PropertyFilterSpec",
 				PropSet: []propertySpec{propertiesOf(virtualMachine, paths), propertiesOf("Task", []string{"info"})},
 				ObjectSet: []objectSpec{{TypeName: "ObjectSpec", Obj: refTo("ListView", g.view.Value), Skip: &skip,
 					SelectSet: []traversalSpec{{TypeName: "TraversalSpec", Type: "ListView", Path: "view"}}}},
-			}}, &g.filter)
+			}})
+		return err
 	})
 }
 
-// end takes down what was made, as well as it can: all of it dies with the session anyway.
-func (g *generation) end(ctx context.Context) {
+// make makes a part of the generation.
+func (g *generation) make(ctx context.Context, obj object, kind, method string, in any) (*made, error) {
+	m, err := g.p.c.keeper.create(ctx, g.s, obj, kind, method, in, nil)
+	if err == nil {
+		g.made = append(g.made, m)
+	}
+	return m, err
+}
+
+// end takes down what was made: what is not reached now, later. A filter goes with a collector of our own.
+func (g *generation) end(ctx context.Context, lost bool) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
-	for _, made := range []struct {
-		ref          *moRef
-		kind, method string
-		whether      bool
-	}{
-		{&g.filter, "PropertyFilter", "DestroyPropertyFilter", !g.own},
-		{&g.collector, "PropertyCollector", "DestroyPropertyCollector", g.own},
-		{&g.view, "ListView", "DestroyView", true},
-	} {
-		if made.ref.Value == "" || !made.whether {
-			continue
-		}
-		var e *Error
-		if err := g.call(ctx, made.ref, made.kind, made.method, none, nil); errors.As(err, &e) && (e.Status == 0 || e.Class == SessionLost) {
-			return // nobody there, or nothing left: the other calls would only wait
+	for _, m := range g.made {
+		switch {
+		case lost || m.ref.Type == "PropertyFilter" && g.made[0].ref.Type == "PropertyCollector":
+			m.removed()
+		case !g.p.c.keeper.takeDown(ctx, m):
+			cancel() // nobody there: the other calls would only wait
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -18,12 +19,27 @@ const (
 	refusedPauseMost = 5 * time.Minute
 )
 
+// A login whose answer was lost may have left a session that nobody can name: the next is tried after lostPause, then after twice as long, up to
+// lostPauseMost. vCenter has some 2,000 places for sessions, and keeps an idle one for half an hour or longer: at most 60 of these stay at a time.
+const (
+	lostPause     = time.Second
+	lostPauseMost = 30 * time.Second
+)
+
+const (
+	opLogin     = "Login"
+	opRESTLogin = "POST session"
+)
+
 // session is one login, and what vCenter said of itself just before it.
 type session struct {
 	token   string // travels in vmware-api-session-id
 	name    Session
 	service *service
 	end     *call // what logs it out
+
+	lost      atomic.Int32 // things that may be there under names that nobody heard, see keeper
+	histories atomic.Int32 // collectors of task histories that were made in it
 }
 
 // login keeps the one session of a protocol for all goroutines. Whoever finds it dead says so; the first who then needs it opens the next one,
@@ -35,11 +51,13 @@ type login struct {
 
 	mu      sync.Mutex
 	current *session
-	left    []*session // not used any more, perhaps alive
 	closed  bool
 
 	failed   error // of the last try, for those who waited for it
 	failedAt time.Time
+
+	lostPause time.Duration // after a login whose answer was lost …
+	lostUntil time.Time     // … none is tried before then
 
 	refused         error // vCenter refused refusedPassword …
 	refusedPassword string
@@ -61,10 +79,34 @@ func (l *login) get(ctx context.Context) (*session, error) {
 	arrived := time.Now()
 	select {
 	case l.turn <- struct{}{}:
-		defer func() { <-l.turn }()
 	case <-ctx.Done():
 		return nil, l.c.noSession(context.Cause(ctx), Transient)
 	}
+	type result struct {
+		s   *session
+		err error
+	}
+	done := make(chan result)
+	go func() {
+		defer func() { <-l.turn }()
+		own, release := apart(ctx, l.c.keeper.over)
+		defer release()
+		s, err := l.logIn(own, arrived)
+		select {
+		case done <- result{s, err}:
+		case <-ctx.Done(): // the next one finds it
+		}
+	}()
+	select {
+	case r := <-done:
+		return r.s, r.err
+	case <-ctx.Done():
+		return nil, l.c.noSession(context.Cause(ctx), Transient)
+	}
+}
+
+// logIn opens a session, in the turn of one who arrived.
+func (l *login) logIn(ctx context.Context, arrived time.Time) (*session, error) {
 	if s, err := l.have(arrived); s != nil || err != nil {
 		return s, err
 	}
@@ -77,8 +119,7 @@ func (l *login) get(ctx context.Context) (*session, error) {
 		return nil, err
 	}
 	s, err := l.open(ctx, password)
-	l.keep(ctx, s, err, password)
-	return s, err
+	return s, l.keep(s, err, password)
 }
 
 // noSession is the error where the login was not even tried.
@@ -105,8 +146,11 @@ func (l *login) have(arrived time.Time) (*session, error) {
 func (l *login) locked(password string) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.refused != nil && password == l.refusedPassword && time.Now().Before(l.refusedUntil) {
+	switch now := time.Now(); {
+	case l.refused != nil && password == l.refusedPassword && now.Before(l.refusedUntil):
 		return l.refused
+	case now.Before(l.lostUntil):
+		return l.failed
 	}
 	return nil
 }
@@ -118,38 +162,47 @@ func (l *login) turnedAway() error {
 	return l.refused
 }
 
-func (l *login) keep(ctx context.Context, s *session, err error, password string) {
+// keep takes in what a login came to.
+func (l *login) keep(s *session, err error, password string) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if err == nil {
-		l.current, l.failed, l.refused, l.refusedPause = s, nil, nil, 0
-		return
+	if err == nil && l.closed {
+		err = l.c.noSession(errClosed, Permanent)
+		l.c.keeper.ended(s)
 	}
-	if ctx.Err() != nil {
-		return // this caller gave up; the next one tries
+	if err == nil {
+		l.current, l.failed, l.refused, l.refusedPause, l.lostPause = s, nil, nil, 0, 0
+		return nil
 	}
 	l.failed, l.failedAt = err, time.Now()
 	var e *Error
-	if !errors.As(err, &e) || e.Class != SessionLost || e.Status == 0 {
-		return
+	if !errors.As(err, &e) {
+		return err
+	}
+	if (e.Op == opLogin || e.Op == opRESTLogin) && nameless(e) { // there may be a session that nobody can end, until it has been idle for long enough
+		l.lostPause = min(max(2*l.lostPause, lostPause), lostPauseMost)
+		l.lostUntil = time.Now().Add(l.lostPause)
+	}
+	if e.Class != SessionLost || e.Status == 0 {
+		return err
 	}
 	if l.refusedPause = min(2*l.refusedPause, refusedPauseMost); l.refusedPause == 0 || password != l.refusedPassword {
 		l.refusedPause = refusedPause
 	}
 	l.refused, l.refusedPassword, l.refusedUntil = err, password, time.Now().Add(l.refusedPause)
+	return err
 }
 
-// forget drops s, if it is still the current one. dead says that vCenter does not know it any more.
+// forget drops s, if it is still the current one. dead says that vCenter does not know it any more; else it is ended.
 func (l *login) forget(s *session, dead bool) {
-	const most = 8
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.current != s {
 		return
 	}
 	l.current = nil
-	if !dead && s.end != nil && len(l.left) < most {
-		l.left = append(l.left, s)
+	if !dead {
+		l.c.keeper.ended(s)
 	}
 }
 
@@ -161,7 +214,7 @@ func (c *Client) forget(s *session, dead bool) {
 
 // logout ends all sessions and keeps new ones from being opened.
 func (c *Client) logout(ctx context.Context) {
-	ended := make(map[*session]bool)
+	var left []*session
 	for _, l := range []*login{c.restLogin, c.vimLogin} {
 		select {
 		case l.turn <- struct{}{}: // a login on its way is waited for
@@ -170,19 +223,19 @@ func (c *Client) logout(ctx context.Context) {
 		}
 		l.mu.Lock()
 		l.closed = true
-		open := l.left
 		if l.current != nil {
-			open = append(open, l.current)
+			left = append(left, l.current)
 		}
-		l.current, l.left = nil, nil
+		l.current = nil
 		l.mu.Unlock()
-		for _, s := range open {
-			if ended[s] || s.end == nil {
-				continue
-			}
-			ended[s] = true
-			_, _ = c.exchange(ctx, c.reads, s.end) // best effort: what is not reached expires by itself
+	}
+	ended := make(map[*session]bool)
+	for _, s := range append(left, c.keeper.shut(ctx)...) {
+		if ended[s] || s.end == nil {
+			continue
 		}
+		ended[s] = true
+		_, _ = c.exchange(ctx, c.reads, s.end) // best effort: what is not reached expires by itself
 	}
 }
 
@@ -211,19 +264,21 @@ func (c *Client) loginVIM(ctx context.Context, password string) (s *session, err
 		Key      string `json:"key"`
 		UserName string `json:"userName"`
 	}
-	if err := c.decode(cl, ans, &user); err != nil {
-		return nil, err
-	}
 	token := ans.header.Get(sessionHeader)
 	if token == "" {
 		return nil, c.notUnderstood(cl, ans, errors.New("the login was taken, but came without the header "+sessionHeader))
 	}
 	c.known.add(token)
-	s = &session{token: token, name: Session{Key: user.Key, UserName: firstOf(user.UserName, c.cfg.Username)}, service: v}
+	s = &session{token: token, service: v}
 	if s.end, err = c.vimCall(v, sessionManager, "SessionManager", "Logout", none); err != nil {
 		return nil, err
 	}
 	s.end.token = token
+	if err := c.decode(cl, ans, &user); err != nil {
+		c.keeper.ended(s) // it is there all the same
+		return nil, err
+	}
+	s.name = Session{Key: user.Key, UserName: firstOf(user.UserName, c.cfg.Username)}
 	return s, nil
 }
 
@@ -255,7 +310,7 @@ func (c *Client) loginREST(ctx context.Context, password string) (s *session, er
 		c.vimLogin.forget(v, false) // it has expired, or is not taken here: the next tells which
 	}
 	defer func() { c.loggedIn(err) }()
-	cl := &call{op: "POST session", method: http.MethodPost, path: "/api/session", once: true, header: http.Header{}}
+	cl := &call{op: opRESTLogin, method: http.MethodPost, path: "/api/session", once: true, header: http.Header{}}
 	cl.header.Set("Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(c.cfg.Username+":"+password)))
 	ans, err := c.exchange(ctx, c.reads, cl)
 	if notOffered(err) {

@@ -150,6 +150,8 @@ func (c *Client) taskHistory(ctx context.Context, filter any, most int) (tasks [
 			if renewed {
 				return nil, false, err
 			}
+		case e.Name == "InvalidState" && !renewed && s.histories.Load() > 0: // no place for more collectors: some of ours are left, which end with the session
+			c.forget(s, false)
 		case e.Name == "" || e.Status == http.StatusTooManyRequests:
 			if e.Class == Transient { // a proxy's answer, not vCenter's word on the history
 				return nil, false, err
@@ -168,20 +170,15 @@ const collectors = 16
 func (c *Client) collect(ctx context.Context, s *session, filter any, most int) ([]Task, error) {
 	select {
 	case c.histories <- struct{}{}:
-		defer func() { <-c.histories }()
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	var collector moRef
-	if err := c.vimIn(ctx, s, taskManager, "TaskManager", "CreateCollectorForTasks", map[string]any{"filter": filter}, &collector); err != nil {
+	collector, err := c.keeper.create(ctx, s, taskManager, "TaskManager", historyCollector, map[string]any{"filter": filter}, func() { <-c.histories })
+	if err != nil {
 		return nil, err
 	}
-	here := func(*service) *moRef { return &collector }
-	defer func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.cfg.CallTimeout)
-		defer cancel()
-		_ = c.vimIn(ctx, s, here, "TaskHistoryCollector", "DestroyCollector", none, nil) // best effort: it dies with its session
-	}()
+	here := at(collector.ref.Type, collector.ref.Value)
+	defer c.keeper.takeDown(ctx, collector)
 	page := 100
 	if most > 0 {
 		page = most
