@@ -407,7 +407,7 @@ func TestConsumeThroughRestart(t *testing.T) {
 	s.publish(t, events.KindRequested, "vm-1", "before", map[string]any{"vm": "vm-1"})
 	receive(t, begun)
 	s.server.Stop()
-	until(t, "the connection is lost", func() bool { return !s.conn.Connected() })
+	until(t, "the connections are lost", func() bool { return !s.conn.Connected() && !s.IsConnected() })
 	if err := s.conn.Ready(testContext(t)); err == nil {
 		t.Error("ready without a server")
 	}

@@ -10,6 +10,9 @@ import (
 // owner stays silent from then on: no acknowledgement, no nak, no heartbeat; the stream hands the request to whoever is next.
 var ErrFenced = errors.New("fenced: the VM's journal went on without this owner")
 
+// ErrUnstorable is an append that the server refuses for good: no repetition of it can be stored.
+var ErrUnstorable = errors.New("this event can never be stored")
+
 // ErrReleased is what a handler returns after run.released, or before it began anything: the request is given back at once.
 var ErrReleased = errors.New("released: the request is given back")
 

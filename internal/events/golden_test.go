@@ -84,7 +84,7 @@ func TestGolden(t *testing.T) {
 		}
 	}
 	refused := Refused{
-		VCenter: "lab", VM: "vm-42", Ref: RequestRef{Source: "/p", ID: "1"}, Attrs: Attributes{CorrelationID: "1", CausationID: "1"}, Seq: 99,
+		VCenter: "lab", VM: "vm-42", Ref: RequestRef{Source: "/p", ID: "1"}, Attrs: Attributes{CorrelationID: "1", CausationID: "1"}, Seq: 99, At: at,
 		Subject: RequestSubject("lab", "vm-42"), Data: []byte(`{"secret":"x"}`),
 		Header: nats.Header{"Nats-Msg-Id": {"1"}, "nats-x": {"2"}, "Guestflow-Code": {"Old"}, "ce-id": {"1"}, "X-Many": {"a", "b"}},
 	}
@@ -93,7 +93,7 @@ func TestGolden(t *testing.T) {
 	rejected := func(m Refused, mode string) func() (*nats.Msg, error) {
 		return func() (*nats.Msg, error) { return rejection(m, why, mode, at) }
 	}
-	nameless := Refused{VCenter: "lab", Seq: 100, Subject: "guestflow.requests.lab.*"}
+	nameless := Refused{VCenter: "lab", Seq: 100, At: at, Subject: "guestflow.requests.lab.*"}
 	tests := []struct {
 		name string
 		make func() (*nats.Msg, error)

@@ -112,6 +112,9 @@ func (j *Journal) Append(ctx context.Context, after uint64, msgID string, k Kind
 		switch {
 		case err == nil: // a duplicate of an older event: the ID was used before
 		case errors.As(err, &refused) && refused.proves():
+		case unstorable(err):
+			return fail(fmt.Errorf("%w: it has %d bytes, and NATS refuses it for good (%w): raise the server's max_payload to its default of 1 MB, or the stream's max_msg_size",
+				ErrUnstorable, len(m.Data), err))
 		case permanent(err):
 			return fail(err)
 		default:

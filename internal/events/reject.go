@@ -25,10 +25,16 @@ type Refused struct {
 	VM      string     // empty where the subject names none
 	Ref     RequestRef // the message's own source and id, zero where they could not be read
 	Attrs   Attributes
-	Seq     uint64 // in the requests stream
+	Seq     uint64    // in the requests stream
+	At      time.Time // when that stream stored it
 	Subject string
 	Header  nats.Header
 	Data    []byte
+}
+
+// msgID is under what ID something of this message is stored once. Its sequence alone would be another message's too, once the stream was made anew.
+func (m Refused) msgID(what string) string {
+	return fmt.Sprintf("%s.%s.%d.%d", what, m.VCenter, m.Seq, m.At.UnixNano())
 }
 
 // Reject keeps a refused message as a dead letter, then tells its publisher by a rejected event, both under IDs by which a redelivery does not
@@ -74,10 +80,11 @@ const (
 	maxDropped     = 8 // names of headers that found no room
 )
 
-// deadLetter is the message as it came, with why it was refused. Headers that mean something to the server, and those of a dead letter that
-// was published again, keep their values under another name. What was refused for a secret is kept without its data.
+// deadLetter is the message as it came, with why it was refused. Headers that mean something to the server, or to its clients (they
+// take a message without data and with a Status for a word of the server), and those of a dead letter that was published again, keep their values under another name. What was refused for a secret is kept without its data.
 func deadLetter(m Refused, why *RejectError) *nats.Msg {
 	h, room := nats.Header{}, maxHeaders
+	bare := why.Withhold || len(m.Data) == 0
 	size := func(name string) int {
 		n := 0
 		for _, v := range m.Header[name] {
@@ -95,7 +102,8 @@ func deadLetter(m Refused, why *RejectError) *nats.Msg {
 			continue
 		}
 		kept := name
-		if lower := strings.ToLower(name); strings.HasPrefix(lower, natsPrefix) || strings.HasPrefix(lower, ownPrefix) {
+		lower := strings.ToLower(name)
+		if strings.HasPrefix(lower, natsPrefix) || strings.HasPrefix(lower, ownPrefix) || bare && name == "Status" {
 			kept = originalPrefix + name
 		}
 		h[kept] = append(h[kept], m.Header[name]...)
@@ -104,7 +112,7 @@ func deadLetter(m Refused, why *RejectError) *nats.Msg {
 	h.Set("Guestflow-Reason", oneLine(why.text()))
 	h.Set("Guestflow-Subject", m.Subject)
 	h.Set("Guestflow-Sequence", strconv.FormatUint(m.Seq, 10))
-	h.Set(jetstream.MsgIDHeader, fmt.Sprintf("deadletter.%s.%d", m.VCenter, m.Seq))
+	h.Set(jetstream.MsgIDHeader, m.msgID("deadletter"))
 	data := m.Data
 	if why.Withhold {
 		sum := sha256.Sum256(data)
@@ -137,7 +145,7 @@ func rejection(m Refused, why *RejectError, mode string, at time.Time) (*nats.Ms
 	if err != nil {
 		return nil, err
 	}
-	h.Set(jetstream.MsgIDHeader, fmt.Sprintf("rejected.%s.%d", m.VCenter, m.Seq))
+	h.Set(jetstream.MsgIDHeader, m.msgID("rejected"))
 	return &nats.Msg{Subject: RejectionSubject(m.VCenter, vmToken(m.VM)), Header: h, Data: data}, nil
 }
 

@@ -93,10 +93,13 @@ func sleep(ctx context.Context, d time.Duration) error {
 }
 
 // permanent tells whether sending the same message again cannot help.
-func permanent(err error) bool {
+func permanent(err error) bool { return unstorable(err) || errors.Is(err, nats.ErrConnectionClosed) }
+
+// unstorable tells whether the server refuses this very message, today as tomorrow.
+func unstorable(err error) bool {
 	var refused *StoreError
 	if errors.As(err, &refused) {
 		return refused.Code == CodeMessageTooLarge || refused.Code == CodeHeadersTooLarge || refused.Code == CodeWrongStream
 	}
-	return errors.Is(err, nats.ErrMaxPayload) || errors.Is(err, nats.ErrConnectionClosed)
+	return errors.Is(err, nats.ErrMaxPayload)
 }

@@ -326,6 +326,8 @@ func (c *Conn) ensureConsumer(ctx context.Context, stream string, need jetstream
 		if provision && have.Metadata[ownedKey] != "" && (have.MaxAckPending != need.MaxAckPending || have.AckWait != need.AckWait) {
 			follow := have
 			follow.MaxAckPending, follow.AckWait = need.MaxAckPending, need.AckWait
+			step := shorter(have.AckWait, need.AckWait, cons.CachedInfo().NumAckPending)
+			follow.AckWait = step
 			cons, err := c.js.UpdateConsumer(ctx, stream, follow)
 			if refusal := refusal(err); refusal != "" {
 				return append(consumerDifferences(need, have), "cannot be changed: "+refusal), nil
@@ -333,10 +335,28 @@ func (c *Conn) ensureConsumer(ctx context.Context, stream string, need jetstream
 			if err != nil {
 				return nil, err
 			}
+			if step != need.AckWait {
+				if err := sleep(ctx, have.AckWait/3+noticeTime); err != nil {
+					return nil, err
+				}
+				continue
+			}
 			have = cons.CachedInfo().Config
 		}
 		return consumerDifferences(need, have), nil
 	}
+}
+
+// noticeTime is what a replica may be late with a heartbeat.
+const noticeTime = 500 * time.Millisecond
+
+// shorter is the next ack wait on the way from have to need, where messages are in hand. Their owners beat every third of the ack wait and look at it as
+// often: a step to less than half could pass before the next beat, and a live run be handed to another.
+func shorter(have, need time.Duration, inHand int) time.Duration {
+	if inHand == 0 {
+		return need
+	}
+	return max(need, have/2)
 }
 
 // consumerDifferences are all things in which a consumer does not do what guestflow leans on. Its ack wait, and to hand out fewer requests at once

@@ -1,0 +1,308 @@
+package events_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/guestflow/guestflow/internal/events"
+	"github.com/guestflow/guestflow/internal/events/natstest"
+)
+
+// Messages that look like the server's own words to a client (no body, a header Status) are refused as any other, requests and cancels, and hold no place.
+func TestConsumeMessagesThatLookLikeTheServers(t *testing.T) {
+	t.Parallel()
+	const places = 2
+	s := newStation(t, func(st *events.Streams) { st.MaxInFlight["lab"] = places })
+	ctx, cancel := context.WithCancel(testContext(t))
+	var consuming sync.WaitGroup
+	t.Cleanup(func() { cancel(); consuming.Wait() })
+	canceled, began := make(chan string, 1), make(chan string, 1)
+	consuming.Go(func() {
+		_ = s.conn.ConsumeCancels(ctx, "lab", func(_ context.Context, c *events.Cancel) error { canceled <- c.VM; return nil })
+	})
+	s.consume(t, func(_ context.Context, r *events.Request) error { began <- r.VM; return nil })
+
+	statuses := []string{"100", "404", "408", "409", "423", "503", "400", "9"}
+	for i, status := range statuses {
+		for _, subject := range []string{"guestflow.requests.lab.vm-", "guestflow.cancels.lab.vm-"} {
+			// 409 of a consumer that is deleted would end a consumer; pending counts would be believed.
+			s.send(t, &nats.Msg{Subject: subject + strconv.Itoa(i), Header: header("Status", status, "Description", "Consumer Deleted", "Nats-Pending-Messages", "9", "Nats-Pin-Id", "x")})
+		}
+	}
+	s.publish(t, events.KindRequested, "vm-good", "r1", map[string]any{"vm": "vm-good"})
+	s.publish(t, events.KindCancelRequested, "vm-good", "c1", map[string]any{"vm": "vm-good", "request": map[string]any{"source": "/test", "id": "r1"}})
+	if vm := receive(t, began); vm != "vm-good" {
+		t.Errorf("began %s", vm)
+	}
+	if vm := receive(t, canceled); vm != "vm-good" {
+		t.Errorf("canceled %s", vm)
+	}
+	s.gone(t, 0)
+	var rejected int
+	for _, m := range all(testContext(t), t, s.js, events.EventsStream) {
+		if strings.HasPrefix(m.Subject, "guestflow.rejections.lab.") {
+			rejected++
+		}
+	}
+	if want := 2 * len(statuses); rejected != want {
+		t.Errorf("%d rejections, want %d", rejected, want)
+	}
+	// Whoever reads the dead letters with a consumer of the usual kind gets each of them.
+	cons, err := s.js.CreateConsumer(testContext(t), events.DeadlettersStream, jetstream.ConsumerConfig{AckPolicy: jetstream.AckExplicitPolicy})
+	if err != nil {
+		t.Fatal(err)
+	}
+	letters, err := cons.Messages()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer letters.Stop()
+	var seen []string
+	for range 2 * len(statuses) {
+		m, err := letters.Next(jetstream.NextContext(testContext(t)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen = append(seen, m.Headers().Get("Guestflow-Original-Status"))
+	}
+	slices.Sort(seen)
+	if seen = slices.Compact(seen); len(seen) != len(statuses) {
+		t.Errorf("dead letters of the statuses %v", seen)
+	}
+}
+
+// The stream is removed while requests are in hand and made anew: its sequences begin again. What was in hand is let go, silently; what comes under a
+// sequence that was in hand is started, and no answer for the old one takes it away.
+func TestConsumeStreamMadeAnew(t *testing.T) {
+	t.Parallel()
+	const requests = 3
+	s := newStation(t, func(st *events.Streams) { st.AckWait = 2 * time.Second })
+	started, finish, ended := make(chan *events.Request, 16), make(chan struct{}), make(chan error, 16)
+	s.consume(t, func(_ context.Context, r *events.Request) (err error) {
+		started <- r
+		if strings.HasPrefix(r.Ref.ID, "old") {
+			<-finish
+			err = map[string]error{"old-0": nil, "old-1": events.ErrReleased, "old-2": &events.RetryError{After: time.Hour}}[r.Ref.ID]
+			ended <- err
+			return err
+		}
+		ended <- nil
+		return nil
+	})
+	publish := func(kind string) (first *events.Request) {
+		for i := range requests {
+			vm := fmt.Sprintf("vm-%s-%d", kind, i)
+			s.publish(t, events.KindRequested, vm, fmt.Sprintf("%s-%d", kind, i), map[string]any{"vm": vm})
+			first = receive(t, started)
+			if !strings.HasPrefix(first.Ref.ID, kind) {
+				t.Fatalf("started %s", first.Ref.ID)
+			}
+		}
+		return first
+	}
+	before := publish("old")
+	if err := s.js.DeleteStream(testContext(t), events.RequestsStream("lab")); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "stream and consumer are there again", func() bool {
+		_, err := s.js.Consumer(testContext(t), events.RequestsStream("lab"), events.RequestsConsumer("lab"))
+		return err == nil
+	})
+	after := publish("new")
+	if !after.Stream.After(before.Stream) || before.Stream.IsZero() {
+		t.Errorf("the stream was made at %s, then at %s", before.Stream, after.Stream)
+	}
+	for range requests { // the new ones, which need none of the old ones' answers
+		receive(t, ended)
+	}
+	s.gone(t, 0)
+	block := s.publish(t, events.KindRequested, "vm-9", "old-0", map[string]any{"vm": "vm-9"}) // in hand beyond the old ones' end
+	receive(t, started)
+	close(finish)
+	for range requests + 1 {
+		receive(t, ended)
+	}
+	s.gone(t, 0)
+	if block != requests+1 {
+		t.Errorf("sequence %d", block)
+	}
+}
+
+// A request of the new stream lies under a sequence whose old message is still in hand and is answered afterwards: the answer does not reach it.
+func TestConsumeAnswersNoStranger(t *testing.T) {
+	t.Parallel()
+	s := newStation(t, nil)
+	started, finish := make(chan string, 16), make(chan struct{})
+	hold := make(chan struct{})
+	s.consume(t, func(_ context.Context, r *events.Request) error {
+		started <- r.Ref.ID
+		if r.Ref.ID == "old" {
+			<-finish
+			return nil // acknowledged, if it still were its message
+		}
+		<-hold
+		return nil
+	})
+	s.publish(t, events.KindRequested, "vm-1", "old", map[string]any{"vm": "vm-1"})
+	receive(t, started)
+	if err := s.js.DeleteStream(testContext(t), events.RequestsStream("lab")); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the stream is there again", func() bool {
+		_, err := s.js.Stream(testContext(t), events.RequestsStream("lab"))
+		return err == nil
+	})
+	if seq := s.publish(t, events.KindRequested, "vm-2", "new", map[string]any{"vm": "vm-2"}); seq != 1 {
+		t.Fatalf("sequence %d", seq)
+	}
+	if id := receive(t, started); id != "new" {
+		t.Fatalf("started %s", id)
+	}
+	answers := make(chan *nats.Msg, 64)
+	sub, err := s.ChanSubscribe("$JS.ACK.>", answers)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = sub.Unsubscribe() }()
+	if err := s.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	close(finish)
+	close(hold)
+	s.gone(t, 0)
+	acks := 0
+	for len(answers) > 0 {
+		if m := <-answers; string(m.Data) == "+ACK" {
+			acks++
+		}
+	}
+	if acks != 1 {
+		t.Errorf("%d acknowledgements, want the new request's only", acks)
+	}
+}
+
+// A dead letter and a rejection of a message whose sequence an older stream had used are no repeats of that one's.
+func TestRejectAfterStreamMadeAnew(t *testing.T) {
+	t.Parallel()
+	s := newStation(t, nil)
+	s.consume(t, func(context.Context, *events.Request) error { return nil })
+	for range 2 {
+		s.send(t, &nats.Msg{Subject: "guestflow.requests.lab.vm-1", Data: []byte("junk")})
+		s.gone(t, 0)
+		if err := s.js.DeleteStream(testContext(t), events.RequestsStream("lab")); err != nil {
+			t.Fatal(err)
+		}
+		until(t, "the stream is there again", func() bool {
+			_, err := s.js.Stream(testContext(t), events.RequestsStream("lab"))
+			return err == nil
+		})
+	}
+	for _, stream := range []string{events.DeadlettersStream, events.EventsStream} {
+		if n := len(all(testContext(t), t, s.js, stream)); n != 2 {
+			t.Errorf("stream %s holds %d", stream, n)
+		}
+	}
+}
+
+// The ack wait is made shorter, by another replica that starts with a new setting or by hand, while a request is in hand: its owner keeps it.
+func TestConsumeAckWaitChanges(t *testing.T) {
+	t.Parallel()
+	s := newStation(t, func(st *events.Streams) { st.AckWait = 6 * time.Second })
+	var deliveries atomic.Int64
+	begun, release := make(chan struct{}, 16), make(chan struct{})
+	handle := func(context.Context, *events.Request) error {
+		deliveries.Add(1)
+		begun <- struct{}{}
+		<-release
+		return nil
+	}
+	s.consume(t, handle)
+	s.publish(t, events.KindRequested, "vm-1", "r", map[string]any{"vm": "vm-1"})
+	receive(t, begun)
+	other := connect(t, s.server.URL())
+	st := settings(1)
+	st.AckWait = 1500 * time.Millisecond
+	if err := other.Provision(testContext(t), st); err != nil {
+		t.Fatal(err)
+	}
+	if wait := s.consumer(t).Config.AckWait; wait != st.AckWait {
+		t.Errorf("the ack wait is %s", wait)
+	}
+	consumeOn(t, other, handle)
+	answers := make(chan *nats.Msg, 64)
+	sub, err := s.ChanSubscribe("$JS.ACK.>", answers)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = sub.Unsubscribe() }()
+	for range 10 { // heartbeats, by the new ack wait
+		receive(t, answers)
+	}
+	if info := s.consumer(t); info.NumRedelivered != 0 || deliveries.Load() != 1 {
+		t.Errorf("delivered %d times, %d again: a healthy owner lost its request", deliveries.Load(), info.NumRedelivered)
+	}
+	close(release)
+	s.gone(t, 0)
+}
+
+// A request that makes its handler panic again and again is refused, and told.
+func TestConsumeRefusesWhatPanics(t *testing.T) {
+	t.Parallel()
+	s := newStation(t, func(st *events.Streams) { st.AckWait = 200 * time.Millisecond })
+	var calls atomic.Int64
+	s.consume(t, func(context.Context, *events.Request) error {
+		calls.Add(1)
+		panic("broken")
+	})
+	s.publish(t, events.KindRequested, "vm-1", "r1", map[string]any{"vm": "vm-1"})
+	s.gone(t, 0)
+	rejected := all(testContext(t), t, s.js, events.EventsStream)
+	if len(rejected) != 1 || calls.Load() != 3 {
+		t.Fatalf("%d events after %d calls", len(rejected), calls.Load())
+	}
+	if _, run := checkEvent(t, rejected[0].Header, rejected[0].Data); run.Error.Code != events.Internal || !strings.Contains(run.Error.Message, "broken") {
+		t.Errorf("rejection: %+v", run.Error)
+	}
+}
+
+// A request whose event the server can never store is refused, and told, instead of coming round for ever.
+func TestConsumeRefusesWhatCannotBeStored(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	file := filepath.Join(dir, "nats.conf")
+	if err := os.WriteFile(file, []byte(fmt.Sprintf("jetstream { store_dir: %q }\nport: -1\nmax_payload: 16384\n", dir+"/js")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	srv := natstest.StartConfig(t, file, nil)
+	s := &station{client: dial(t, srv.URL()), server: srv, conn: connect(t, srv.URL())}
+	provision(t, s.conn, srv.URL(), settings(1))
+	journal := events.NewJournal(s.conn, events.Structured)
+	s.consume(t, func(ctx context.Context, r *events.Request) error {
+		accepted := run("vm-1", 1)
+		accepted.Requested = r.Data
+		_, err := journal.Append(ctx, 0, "id", events.RunAccepted, testAttrs, accepted)
+		return err
+	})
+	s.publish(t, events.KindRequested, "vm-1", "big", map[string]any{"vm": "vm-1", "guest": map[string]any{"credentials": map[string]any{"secretRef": "x"}},
+		"customize": map[string]any{"spec": map[string]any{"_typeName": "CustomizationSpec", "identity": map[string]any{}, "pad": strings.Repeat("x", 15800)}}})
+	s.gone(t, 0)
+	rejected := all(testContext(t), t, s.js, events.EventsStream)
+	if len(rejected) != 1 {
+		t.Fatalf("%d events", len(rejected))
+	}
+	if _, run := checkEvent(t, rejected[0].Header, rejected[0].Data); !strings.Contains(run.Error.Message, "max_payload") {
+		t.Errorf("rejection: %+v", run.Error)
+	}
+}
