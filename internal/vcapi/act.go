@@ -52,7 +52,7 @@ func (c *Client) sendOnce(ctx context.Context, gate Gate, cl *call) (ans *answer
 	req.GetBody, req.Close = nil, true
 	var wire bytes.Buffer
 	if err := req.Write(&wire); err != nil {
-		return nil, (&Error{Class: Permanent, Sent: NotSent, Message: err.Error(), Err: err}).fill(cl.op, cl.endpoint(), c.host)
+		return nil, c.of(cl, &Error{Class: Permanent, Sent: NotSent, Message: err.Error(), Err: err})
 	}
 	done := c.calling(ctx, cl)
 	conn, tcp, err := c.dialAct(ctx)
@@ -137,7 +137,7 @@ func readResponse(r *bufio.Reader, req *http.Request) (*http.Response, error) {
 // held is the error of an act that its gate, or the end of ctx, kept from being sent.
 func (c *Client) held(cl *call, err error) *Error {
 	e := &Error{Class: Transient, Sent: NotSent, Message: c.hide(cl, err.Error()), Err: c.clean(cl, err)}
-	return e.fill(cl.op, cl.endpoint(), c.host)
+	return c.of(cl, e)
 }
 
 // lost is the error of an act whose answer did not come.
@@ -146,8 +146,8 @@ func (c *Client) lost(ctx context.Context, cl *call, err error) *Error {
 	if ended {
 		err = errors.Join(context.Cause(ctx), err)
 	}
-	e := (&Error{Class: Transient, Sent: Unknown, Message: c.hide(cl, err.Error()), Err: c.clean(cl, err)}).fill(cl.op, cl.endpoint(), c.host)
-	if !ended {
+	e := c.of(cl, &Error{Class: Transient, Sent: Unknown, Message: c.hide(cl, err.Error()), Err: c.clean(cl, err)})
+	if !ended && cl.guest == "" {
 		c.presence.called(e)
 	}
 	return e

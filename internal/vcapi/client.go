@@ -35,6 +35,7 @@ const (
 	userAgent     = "guestflow"
 	sessionHeader = "vmware-api-session-id"
 	dialTimeout   = 10 * time.Second
+	connections   = 64      // at once, for asks
 	maxBody       = 4 << 20 // bytes of one answer; vCenter's own are far below it (pages of 100)
 )
 
@@ -47,6 +48,7 @@ type Client struct {
 	tls  *tls.Config
 
 	reads *http.Client // keep-alive
+	calls *http.Client // of calls that go to guests, see guests
 	polls *http.Client // the long poll's own connection
 	files *http.Client // guests' files, each on a connection of its own, from vCenter or from an ESXi host
 
@@ -58,6 +60,7 @@ type Client struct {
 	histories chan struct{} // a place for each collector of task histories
 	lacks     names         // properties that this vCenter does not have
 
+	guests     *guests
 	watch      *watch
 	presence   presence
 	answerWait time.Duration // how long the answer to an act is awaited
@@ -91,8 +94,8 @@ func New(cfg Config) (*Client, error) {
 	if c.tls, err = tlsConfig(cfg, u.Hostname()); err != nil {
 		return nil, err
 	}
-	c.reads, c.polls, c.files = c.httpClient(), c.httpClient(), c.fileClient()
-	c.keeper = newKeeper(c)
+	c.reads, c.calls, c.polls, c.files = c.httpClient(connections), c.httpClient(promptGuests+lateGuests), c.httpClient(connections), c.fileClient()
+	c.keeper, c.guests = newKeeper(c), newGuests()
 	c.vimLogin, c.restLogin = newLogin(c, c.loginVIM), newLogin(c, c.loginREST)
 	c.watch, c.presence.tell = newWatch(c), cfg.OnAnswer
 	return c, nil
@@ -129,14 +132,14 @@ func tlsConfig(cfg Config, host string) (*tls.Config, error) {
 }
 
 // httpClient is for asks: HTTP/1.1, no proxy, no redirect.
-func (c *Client) httpClient() *http.Client {
+func (c *Client) httpClient(connections int) *http.Client {
 	return &http.Client{
 		Transport: &http.Transport{
 			DialContext:         (&net.Dialer{Timeout: dialTimeout}).DialContext,
 			TLSClientConfig:     c.tls.Clone(),
 			TLSHandshakeTimeout: dialTimeout,
-			MaxConnsPerHost:     64, // more asks at once wait here: vCenter has its limits
-			MaxIdleConnsPerHost: 16,
+			MaxConnsPerHost:     connections,      // more asks at once wait here: vCenter has its limits
+			MaxIdleConnsPerHost: connections,      // fewer, and calls close and dial again
 			IdleConnTimeout:     30 * time.Second, // below what load balancers close idle connections after
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
@@ -147,7 +150,7 @@ func (c *Client) httpClient() *http.Client {
 func (c *Client) fileClient() *http.Client {
 	t := c.tls.Clone()
 	t.ServerName = ""
-	hc := c.httpClient()
+	hc := c.httpClient(connections)
 	hc.Transport = &http.Transport{
 		DialContext:         (&net.Dialer{Timeout: dialTimeout}).DialContext,
 		TLSClientConfig:     t,
@@ -165,6 +168,7 @@ func (c *Client) Close(ctx context.Context) {
 	defer c.keeper.end()
 	c.logout(ctx)
 	c.reads.CloseIdleConnections()
+	c.calls.CloseIdleConnections()
 	c.polls.CloseIdleConnections()
 }
 
@@ -179,6 +183,7 @@ type call struct {
 	secrets secrets // that travel in it
 	once    bool    // the transport may not repeat it on another connection
 	timeout time.Duration
+	guest   string // the VM, of a call that vCenter passes on to its guest: how long that takes says nothing about vCenter
 	trust   string // what lets its server's certificate be trusted, where that is not vCenter's
 
 	// inside, where set, finds an error in the body of a success.
@@ -241,7 +246,7 @@ func (c *Client) exchange(ctx context.Context, hc *http.Client, cl *call) (ans *
 	resp, err := hc.Do(req)
 	if err != nil {
 		failed := c.unanswered(cl, err)
-		if ctx.Err() == nil {
+		if ctx.Err() == nil && (cl.guest == "" || failed.Sent == NotSent) {
 			c.presence.called(failed)
 		}
 		return nil, failed
@@ -251,7 +256,7 @@ func (c *Client) exchange(ctx context.Context, hc *http.Client, cl *call) (ans *
 	if ans, err = c.answered(cl, resp); err == nil && cl.inside != nil {
 		if e := cl.inside(ans.body, c.secretsOf(cl)); e != nil {
 			e.Status = ans.status
-			return nil, e.fill(cl.op, cl.endpoint(), c.host)
+			return nil, c.of(cl, e)
 		}
 	}
 	return ans, err
@@ -292,18 +297,24 @@ func (c *Client) answered(cl *call, resp *http.Response) (*answer, error) {
 	switch {
 	case err != nil:
 		e := &Error{Status: resp.StatusCode, Class: Transient, Message: "the answer broke off: " + c.hide(cl, err.Error()), Err: c.clean(cl, err)}
-		return nil, e.fill(cl.op, cl.endpoint(), c.host)
+		return nil, c.of(cl, e)
 	case len(body) > maxBody:
 		e := &Error{Status: resp.StatusCode, Class: byStatus(resp.StatusCode), Message: fmt.Sprintf("the answer is larger than %d MiB", maxBody>>20)}
-		return nil, e.fill(cl.op, cl.endpoint(), c.host)
+		return nil, c.of(cl, e)
 	case resp.StatusCode >= 300 && resp.StatusCode < 400:
-		e := &Error{Status: resp.StatusCode, Class: Permanent,
+		e := &Error{Status: resp.StatusCode, Class: Transient, // vCenter does not redirect: something before it does, now
 			Message: c.hide(cl, fmt.Sprintf("redirected to %q, which is not followed: set the URL of vCenter itself", resp.Header.Get("Location")))}
-		return nil, e.fill(cl.op, cl.endpoint(), c.host)
+		return nil, c.of(cl, e)
 	case resp.StatusCode < 200 || resp.StatusCode >= 300:
-		return nil, decodeError(resp.StatusCode, body, c.secretsOf(cl)).fill(cl.op, cl.endpoint(), c.host)
+		return nil, c.of(cl, decodeError(resp.StatusCode, body, c.secretsOf(cl)))
 	}
 	return &answer{status: resp.StatusCode, header: resp.Header, body: bytes.TrimSpace(body)}, nil
+}
+
+// of completes an error of cl.
+func (c *Client) of(cl *call, e *Error) *Error {
+	e.Guest = cl.guest != ""
+	return e.fill(cl.op, cl.endpoint(), c.host)
 }
 
 // unanswered makes an Error of what the transport said.
@@ -322,15 +333,16 @@ func (c *Client) unanswered(cl *call, err error) *Error {
 		e.Sent = NotSent
 		e.Message += ": " + cmp.Or(cl.trust, "set the CA file or the thumbprint of this vCenter")
 	}
-	return e.fill(cl.op, cl.endpoint(), c.host)
+	return c.of(cl, e)
 }
 
-// ErrNotUnderstood lies beneath the error of a success whose body is not what it should be.
+// ErrNotUnderstood lies beneath the error of a success whose body is not what it should be: something on the way answers in vCenter's place, or part of
+// vCenter does, while it starts.
 var ErrNotUnderstood = errors.New("the answer is not understood")
 
 func (c *Client) notUnderstood(cl *call, ans *answer, why error) *Error {
-	e := &Error{Status: ans.status, Class: Permanent, Message: ErrNotUnderstood.Error() + ": " + c.hide(cl, why.Error()), Err: ErrNotUnderstood}
-	return e.fill(cl.op, cl.endpoint(), c.host)
+	e := &Error{Status: ans.status, Class: Transient, Message: ErrNotUnderstood.Error() + ": " + c.hide(cl, why.Error()), Err: ErrNotUnderstood}
+	return c.of(cl, e)
 }
 
 // ask sends a call in a session of l and decodes its answer into out. A session that turns out to be dead is renewed, once.
@@ -345,7 +357,7 @@ func (c *Client) ask(ctx context.Context, l *login, build func(*session) (*call,
 			return err
 		}
 		cl.token = s.token
-		ans, err := c.exchange(ctx, c.reads, cl)
+		ans, err := c.asked(ctx, cl)
 		if err == nil {
 			return c.decode(cl, ans, out)
 		}
@@ -354,6 +366,17 @@ func (c *Client) ask(ctx context.Context, l *login, build func(*session) (*call,
 			return err
 		}
 	}
+}
+
+// asked sends an ask over the connections that are for its kind.
+func (c *Client) asked(ctx context.Context, cl *call) (ans *answer, err error) {
+	if cl.guest == "" {
+		return c.exchange(ctx, c.reads, cl)
+	}
+	if none := c.guests.do(ctx, cl.guest, c.cfg.CallTimeout, func(ctx context.Context) { ans, err = c.exchange(ctx, c.calls, cl) }); none != nil {
+		return nil, c.held(cl, none)
+	}
+	return ans, err
 }
 
 // settle finds out what a 401 to a guest call was about (the guest's login, or our session), and forgets a session that is lost.

@@ -76,6 +76,9 @@ type Error struct {
 	Data             json.RawMessage   // REST data; of a fault its body without the members that all faults have
 	Challenge        string            // REST challenge
 
+	// Guest: the call went through vCenter to a guest (processes, files). That it was not answered says nothing about vCenter.
+	Guest bool
+
 	Class Class
 	Sent  Sent
 	Err   error // beneath: the transport's error, or the gate's

@@ -299,7 +299,7 @@ func TestErrorsOverTheWire(t *testing.T) {
 		{"rate limit", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTooManyRequests) }, outcome{"", Transient, Unknown}},
 		{"redirect", func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, "https://elsewhere.test/", http.StatusTemporaryRedirect)
-		}, outcome{"", Permanent, Unknown}},
+		}, outcome{"", Transient, Unknown}},
 		{"reset", func(w http.ResponseWriter, _ *http.Request) { cut(w) }, outcome{"", Transient, Unknown}},
 		{"huge success", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, 200, huge) }, outcome{"", Permanent, Unknown}},
 		{"huge failure", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, 500, huge) }, outcome{"", Transient, Unknown}},

@@ -41,7 +41,7 @@ func (c *Client) GuestFile(ctx context.Context, vm string, auth GuestAuth, path 
 			Path string `json:"guestFilePath"`
 		}{refTo(virtualMachine, vm), auth.vim(), path})
 		if err == nil {
-			cl.secrets = auth.secrets()
+			cl.guest, cl.secrets = vm, auth.secrets()
 		}
 		last = cl
 		return cl, err
@@ -51,23 +51,25 @@ func (c *Client) GuestFile(ctx context.Context, vm string, auth GuestAuth, path 
 	}
 	u, err := url.Parse(transfer.URL)
 	if err != nil || u.Scheme != "https" || u.Hostname() == "" { // the URL is a secret: it is not quoted
-		return nil, c.notUnderstood(last, &answer{status: http.StatusOK}, errors.New("the URL that it names for the file is not https://host/…"))
+		e := c.notUnderstood(last, &answer{status: http.StatusOK}, errors.New("the URL that it names for the file is not https://host/…"))
+		e.Class = Permanent // vCenter's own word
+		return nil, e
 	}
 	if u.Hostname() == "*" { // "replaces the asterisk with the server name on which it invoked the call"; with its port, which may be forwarded
 		u.Host = strings.TrimPrefix(c.base, "https://")
 	}
 	u.User = nil
-	return c.download(ctx, u, transfer.Size, most)
+	return c.download(ctx, vm, u, transfer.Size, most)
 }
 
 // download reads a guest's file from the URL that vCenter made for it, which carries a token of its own: no session goes there.
-func (c *Client) download(ctx context.Context, u *url.URL, size int64, most int) (end []byte, err error) {
-	cl := &call{op: "GET guest file", method: http.MethodGet, path: "https://" + u.Host, secrets: secretsOfURL(u)}
+func (c *Client) download(ctx context.Context, vm string, u *url.URL, size int64, most int) (end []byte, err error) {
+	cl := &call{op: "GET guest file", method: http.MethodGet, path: "https://" + u.Host, guest: vm, secrets: secretsOfURL(u)}
 	if cl.path != c.base {
 		cl.trust = "the file comes from host " + u.Host + ": let the CA file hold the CA of the ESXi hosts"
 	}
 	failed := func(status int, class Class, message string, cause error) *Error {
-		return (&Error{Status: status, Class: class, Message: c.hide(cl, message), Err: cause}).fill(cl.op, cl.endpoint(), c.host)
+		return c.of(cl, &Error{Status: status, Class: class, Message: c.hide(cl, message), Err: cause})
 	}
 	if size > maxGuestFile {
 		return nil, failed(http.StatusOK, Permanent, tooLarge(size), nil)
@@ -92,7 +94,7 @@ func (c *Client) download(ctx context.Context, u *url.URL, size int64, most int)
 	case resp.StatusCode != http.StatusOK:
 		const enough = 64 << 10
 		body, _ := io.ReadAll(io.LimitReader(resp.Body, enough)) // half of it is worth more than nothing
-		e := decodeError(resp.StatusCode, body, c.secretsOf(cl)).fill(cl.op, cl.endpoint(), c.host)
+		e := c.of(cl, decodeError(resp.StatusCode, body, c.secretsOf(cl)))
 		if resp.StatusCode < 500 {
 			e.Class = Transient // the URL has expired, or was used: the next one is another. It is neither the session's nor the guest's login
 		}

@@ -79,7 +79,7 @@ func processCall(f form, vm string, auth GuestAuth, pid int64, action string, sp
 	if f == restForm {
 		cl.path = "/rest" + strings.TrimPrefix(cl.path, "/api")
 	}
-	cl.secrets = auth.secrets()
+	cl.guest, cl.secrets = vm, auth.secrets()
 	return cl, nil
 }
 
