@@ -35,10 +35,9 @@ type checkpoint struct {
 	Tasks  []string  `json:"tasks,omitempty"`
 	Past   []pastRun `json:"past,omitempty"` // oldest first
 	Intent *intent   `json:"intent,omitempty"`
-	// GuestRead says that the guest's word on its last customization was read before this run's call, GuestStart when that one started (the guest's
-	// clock; absent: there was none). Only a newer one is this run's.
-	GuestRead  bool       `json:"guestRead,omitempty"`
-	GuestStart *time.Time `json:"guestStart,omitempty"`
+	before           // what there was of the guest before the last call
+	// Failed is why the customization failed that was aborted, and is to be repeated: it is told where no repeat comes to its end.
+	Failed *events.Error `json:"failed,omitempty"`
 	// Step and StepSince are the step that the run is in and since when (our clock): its time goes on across takeovers.
 	Step      string     `json:"step,omitempty"`
 	StepSince *time.Time `json:"stepSince,omitempty"`

@@ -3,9 +3,9 @@ package handler
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/guestflow/guestflow/internal/events"
@@ -79,11 +79,21 @@ func (r *run) customize() *act {
 		if err != nil {
 			return nil, err
 		}
-		read, start := r.guestBefore(ctx)
+		e := expect(r.spec)
+		was, err := r.lookBefore(ctx, func(vm vcapi.VM) bool { return r.shownOther(e, vm) })
+		if err != nil {
+			return nil, err
+		}
 		return func() {
 			begin()
-			r.point.GuestRead, r.point.GuestStart = read, start
+			r.noteBefore(was)
 		}, nil
+	}
+	a.refused = func(s *step, v *vcapi.Error) error {
+		if r.kindOf(s, v) == engineBroken {
+			return r.repeatAborted(r.failure(s, v))
+		}
+		return nil
 	}
 	return a
 }
@@ -103,13 +113,6 @@ func (r *run) readSpec(ctx context.Context, s *step) error {
 	return err
 }
 
-// guestBefore reads what the guest says of its last customization, so that an old success is not taken for this run's. Its failure costs only
-// this channel: the Task still tells.
-func (r *run) guestBefore(ctx context.Context) (read bool, start *time.Time) {
-	before, err := r.guestStatus(ctx)
-	return err == nil, before.StartTime
-}
-
 // guestStatus reads the guest's own word: by the call that is made for it, or, where that fails, as the VM's properties show it.
 func (r *run) guestStatus(ctx context.Context) (vcapi.GuestCustomization, error) {
 	once, cancel := context.WithTimeout(ctx, baselineTime)
@@ -126,20 +129,70 @@ func (r *run) guestStatus(ctx context.Context) (vcapi.GuestCustomization, error)
 	return g, err
 }
 
-// ofThisRun tells whether the guest's status speaks of this run: of a customization that started after the one read before the call.
-func (r *run) ofThisRun(g *vcapi.GuestCustomization) bool {
-	return r.point.GuestRead && g != nil && g.StartTime != nil && (r.point.GuestStart == nil || g.StartTime.After(*r.point.GuestStart))
-}
-
-// customized waits for the end of the customization and decides how it ended: by the guest's own word where it speaks of this run, else by
-// the Task's.
+// customized waits for the end of the customization and decides how it ended: by the guest's own word where it speaks of this run, else by the Task's;
+// where that failed, by what the guest shows, if it has changed to what is asked for.
 func (r *run) customized(ctx context.Context) error {
 	s, c := r.current(), r.state.Customize
+	task, err := r.followTask(ctx, s, c.Task, r.tellProgress())
+	var failure *stepError
+	kind := unknownEnd
+	switch {
+	case errors.As(err, &failure) && failure.code == events.Uncertain: // vCenter has forgotten it. The guest may still tell.
+	case err != nil:
+		return err
+	default:
+		failure, kind = r.taskFailure(s, task)
+	}
+	if kind == passes {
+		return &againError{err: failure.err}
+	}
+	if task.CompleteTime != nil {
+		r.endedAfter(task.CompleteTime.Sub(task.QueueTime))
+	}
+	g, shown, err := r.afterwards(ctx, s, failure != nil, failure != nil && kind.mayHaveRun())
+	inTime := !errors.Is(err, errStepTime) && !errors.Is(err, errDeadline)
+	if err != nil && (inTime || failure == nil) { // a failure that is known is not dropped for want of time to look further
+		return err
+	}
+	decided := "task"
+	switch {
+	case g.Status == "FAILED":
+		decided, failure = "guest-status", r.guestFailure(s, &g, failure)
+	case g.Status == "SUCCEEDED":
+		decided, failure = "guest-status", nil
+	case failure == nil:
+	case shown:
+		decided, failure = "verify", nil
+	case inTime && (kind == engineBroken || kind == toolsLost):
+		if again := r.repeatAborted(failure); again != nil {
+			return again
+		}
+	}
+	if g.Status != "" {
+		c.Guest = guestOf(&g)
+	}
+	return r.decide(decided, failure)
+}
+
+// decide ends the customization.
+func (r *run) decide(by string, failure *stepError) error {
+	c, now := r.state.Customize, stamp(time.Now())
+	c.DecidedBy, c.FinishedAt, r.point.Failed = by, &now, nil
+	if failure == nil {
+		done := 100
+		c.Progress = &done
+	}
+	return r.complete(events.CustomizeCompleted, &c.State, failure)
+}
+
+// tellProgress tells a Task's progress at its pace, and the guest's status where it speaks of this run.
+func (r *run) tellProgress() func(vcapi.WatchState) error {
+	c := r.state.Customize
 	var toldAt time.Time
 	told := -progressStep
-	task, err := r.followTask(ctx, s, c.Task, func(w vcapi.WatchState) error {
+	return func(w vcapi.WatchState) error {
 		guest := false
-		if r.ofThisRun(w.VM.Customization) {
+		if r.point.began(w.VM.Customization) {
 			g := guestOf(w.VM.Customization)
 			guest = c.Guest == nil || c.Guest.Status != g.Status
 			c.Guest = g
@@ -154,126 +207,96 @@ func (r *run) customized(ctx context.Context) error {
 		}
 		told, toldAt = p, time.Now()
 		return r.record(events.CustomizeProgressed)
-	})
-	if err != nil {
-		return err
 	}
-	failure, err := r.taskFailure(s, task)
-	lost := r.lostTools(s, task)
-	switch {
-	case lost: // how far the guest came nobody knows: it is not simply done again
-		failure = r.failure(s, fmt.Errorf("%s: %w", task.ID, task.Err))
-	case err != nil:
-		return err
-	}
-	decided := "task"
-	if task.CompleteTime != nil {
-		r.endedAfter(task.CompleteTime.Sub(task.QueueTime))
-	}
-	g, err := r.guestAfter(ctx)
-	if err != nil {
-		return err
-	}
-	if failure != nil && !guestEnded(g.Status) && (lost || r.mayHaveBegun(s, task)) {
-		shown, err := r.inPlace(ctx, s)
-		switch {
-		case err != nil:
-			return err
-		case shown:
-			decided, failure = "verify", nil
-		case (lost || general(task)) && !r.point.Aborted: // once, as the vendor has it
-			r.point.Aborted, r.point.Abort = true, true
-			return &againError{err: failure, atOnce: true}
-		}
-	}
-	if r.ofThisRun(&g) {
-		c.Guest = guestOf(&g)
-		switch g.Status {
-		case "FAILED":
-			decided = "guest-status"
-			failure = &stepError{step: s.name, code: events.CustomizationFailed, err: failureBeneath(failure),
-				message: fmt.Sprintf("the guest says that its customization failed: %s", orNone(g.Error))}
-			if words, retryable := engineWords(g.Error); words != "" {
-				failure.message, failure.retryable = failure.message+": "+words, retryable
-			}
-		case "SUCCEEDED":
-			decided, failure = "guest-status", nil
-		}
-	}
-	now := stamp(time.Now())
-	c.DecidedBy, c.FinishedAt = decided, &now
-	if failure == nil {
-		done := 100
-		c.Progress = &done
-	}
-	return r.complete(events.CustomizeCompleted, &c.State, failure)
 }
 
-// general tells whether a Task ended with the fault that the engine gives for anything, such as a lock left by a crash: the one that the vendor's
-// procedure, abort and repeat, is for.
-func general(t vcapi.Task) bool {
-	return t.Err != nil && (t.Err.Name == "CustomizationFault" || t.Err.Name == "UnexpectedCustomizationFault") &&
-		!strings.Contains(t.Err.Message, noEngine)
-}
-
-// lostTools tells whether a Task ended because VMware Tools could not be reached.
-func (r *run) lostTools(s *step, t vcapi.Task) bool {
-	return t.Err != nil && r.outcome(s, t.Err).waiting == events.WaitingTools
-}
-
-// mayHaveBegun tells whether the guest may have been changed although its Task ended in an error.
-func (r *run) mayHaveBegun(s *step, t vcapi.Task) bool {
-	if t.Err == nil || general(t) {
-		return true
+// afterwards looks at the guest once the Task has ended. g is the guest's own status where it speaks of this run: one that has not ended is waited for. shown tells,
+// where it is asked for, whether the guest has changed to what is asked for: its NICs do not count, they come with the network. Both have verify.timeout;
+// after a failed Task at most half of what is left of the step, so that an abort and a repeat fit into the rest.
+func (r *run) afterwards(ctx context.Context, s *step, failed, look bool) (g vcapi.GuestCustomization, shown bool, err error) {
+	g, _ = r.guestStatus(ctx) // nothing, where it cannot be read
+	if ctx.Err() != nil {
+		return g, false, r.interrupted(ctx)
 	}
-	switch r.outcome(s, t.Err).code {
-	case events.CodeUnavailable, events.CodeCanceled, events.Internal:
-		return true
-	case events.CustomizationFailed:
-		return !strings.Contains(t.Err.Message, noEngine)
+	if !r.point.began(&g) {
+		g = vcapi.GuestCustomization{} // this channel is silent, the others tell
 	}
-	return false
-}
-
-// guestAfter reads the guest's word once the Task has ended; empty where it does not speak of this run. A guest that still runs has the rest of
-// the step's time to come to its own end.
-func (r *run) guestAfter(ctx context.Context) (vcapi.GuestCustomization, error) {
-	g, _ := r.guestStatus(ctx) // nothing, where it cannot be read
-	switch {
-	case ctx.Err() != nil:
-		return g, r.interrupted(ctx)
-	case !r.ofThisRun(&g):
-		return vcapi.GuestCustomization{}, nil // this channel is silent, the others tell
-	case guestEnded(g.Status):
-		return g, nil
+	if err := r.readSpec(ctx, s); err != nil {
+		return g, false, err
+	}
+	e := expect(r.spec)
+	look = look && r.point.Other && r.state.Verify != nil
+	if guestEnded(g.Status) || g.Status == "" && !look {
+		return g, false, nil
 	}
 	r.endedAt = time.Time{} // the guest ends later than its Task, and its clock is another
-	err := r.watch(ctx, r.current(), "", func(w vcapi.WatchState) (bool, error) {
-		if r.ofThisRun(w.VM.Customization) {
-			g = *w.VM.Customization
+	see := func(vm vcapi.VM) bool {
+		if r.point.began(vm.Customization) {
+			g = *vm.Customization
 		}
-		return guestEnded(g.Status), nil
-	})
-	return g, err
+		shown = look && r.shownAll(e, vm)
+		return guestEnded(g.Status) || shown && g.Status == ""
+	}
+	limit := r.verifyTimeout()
+	if due, ok := ctx.Deadline(); ok && failed {
+		limit = min(limit, time.Until(due)/2)
+	}
+	within, cancel := context.WithTimeoutCause(ctx, limit, errLooked)
+	defer cancel()
+	err = r.watch(within, s, "", func(w vcapi.WatchState) (bool, error) { return see(w.VM), nil })
+	if errors.Is(err, errLooked) { // what was seen last may be older than that
+		var vm vcapi.VM
+		if vm, err = ask(ctx, r, s, r.readVM); err == nil {
+			see(vm)
+		}
+	}
+	return g, shown, err
 }
 
 func guestEnded(status string) bool { return status == "SUCCEEDED" || status == "FAILED" }
 
-// taskFailure is why a Task that has ended did not succeed; nil where it did. A Task that was turned away for a while, such as by a busy VM, has
-// changed nothing: an againError.
-func (r *run) taskFailure(s *step, t vcapi.Task) (*stepError, error) {
-	if t.State == "success" {
-		return nil, nil
+// guestFailure is the failure of which the guest itself tells; beneath it is the Task's, where that failed too.
+func (r *run) guestFailure(s *step, g *vcapi.GuestCustomization, task *stepError) *stepError {
+	f := &stepError{step: s.name, code: events.CustomizationFailed, err: failureBeneath(task),
+		message: fmt.Sprintf("the guest says that its customization failed: %s", orNone(g.Error))}
+	if words, retryable := engineWords(g.Error); words != "" {
+		f.message, f.retryable = f.message+": "+words, retryable
 	}
-	if t.Err == nil {
-		return &stepError{step: s.name, code: unnamed[s.name], message: fmt.Sprintf("%s %s ended in state %s without a fault", t.Name, t.ID, t.State)}, nil
+	return f
+}
+
+// repeatAborted begins the vendor's procedure, once: abort, then again. nil: that was done already.
+func (r *run) repeatAborted(failure *stepError) error {
+	if r.point.Aborted {
+		return nil
 	}
-	err := fmt.Errorf("%s: %w", t.ID, t.Err) // which names its method
-	switch r.outcome(s, t.Err).waiting {
-	case events.WaitingResourceBusy, events.WaitingTools, events.WaitingGuestLogin:
-		return nil, &againError{err: err}
+	r.point.Aborted, r.point.Abort, r.point.Failed = true, true, r.errorOf(failure)
+	return &againError{err: failure, atOnce: true}
+}
+
+// outOfTime keeps the failure of a customization that was to be repeated, where the step's or the run's time is over before the repeat has ended.
+func (r *run) outOfTime(s *step, err error) error {
+	known := r.point.Failed
+	if known == nil || s.name != "customize" || !errors.Is(err, errStepTime) && !errors.Is(err, errDeadline) {
+		return err
 	}
-	return r.failure(s, err), nil
+	f := &stepError{stored: changedError(known, "; there was no time left to abort and repeat it")}
+	if *s.state != events.Running { // no repeat is under way
+		return r.decide("task", f)
+	}
+	f.stored = changedError(known, "; it was aborted and repeated, and the repeat did not end in time")
+	f.stored.Code, f.stored.Retryable = events.StepTimeout, true
+	if errors.Is(err, errDeadline) {
+		f.stored.Code = events.DeadlineExceeded
+	}
+	return f
+}
+
+// changedError is e with more to say.
+func changedError(e *events.Error, more string) *events.Error {
+	other := *e
+	other.Message += more
+	return &other
 }
 
 func failureBeneath(f *stepError) error {
@@ -322,11 +345,9 @@ func (r *run) abort(ctx context.Context, s *step) error {
 		return err
 	}
 	r.point.Aborting = ""
-	if f, err := r.taskFailure(s, end); err != nil {
+	if err := r.harmless(s, end); err != nil {
 		return err
-	} else if f != nil {
-		return f
 	}
-	r.point.Abort = false
+	r.point.Abort, r.lookOn = false, false // what was not answered before has come to its end
 	return nil
 }

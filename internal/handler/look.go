@@ -50,7 +50,7 @@ func (r *run) baseline(ctx context.Context) (struct{}, error) {
 }
 
 // lookForTask looks for the Task that a call of method may have made: one that is not known. Who asks for the first time, with no other
-// owner before and no call of its own in doubt, has nothing to look for and only notes what a later look needs.
+// owner before and no call of its own that was not answered, has nothing to look for and only notes what a later look needs.
 func (r *run) lookForTask(ctx context.Context, act, method string, adopt func(vcapi.Task)) (sighting, error) {
 	now, err := r.vc.Now(ctx)
 	if err != nil {
@@ -62,7 +62,7 @@ func (r *run) lookForTask(ctx context.Context, act, method string, adopt func(vc
 		return s, err
 	}
 	s.now.Session = vs.Key
-	if !r.tookOver && !r.open {
+	if !r.tookOver && !r.open && !r.lookOn {
 		return s, nil
 	}
 	since := r.point.BaselineAt.Add(-historyReach)

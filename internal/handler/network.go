@@ -44,15 +44,10 @@ func (r *run) connectNICs(ctx context.Context) error {
 			if end, err = r.followTask(ctx, s, task, func(vcapi.WatchState) error { return nil }); err != nil {
 				return err
 			}
-			var failure *stepError
-			if failure, err = r.taskFailure(s, end); failure != nil {
-				return failure
-			}
+			err = r.harmless(s, end)
 		}
-		if err == nil {
-			return nil
-		}
-		if errors.Is(err, events.ErrFenced) {
+		var failure *stepError
+		if again := new(againError); err == nil || errors.Is(err, events.ErrFenced) || errors.As(err, &failure) && !errors.As(err, &again) {
 			return err
 		}
 		var v *vcapi.Error
@@ -76,9 +71,9 @@ func (r *run) networkStarted(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	failure, err := r.taskFailure(s, task)
-	if err != nil {
-		return err
+	failure, kind := r.taskFailure(s, task)
+	if kind == passes || kind == toolsLost {
+		return &againError{err: failure.err}
 	}
 	if task.CompleteTime != nil {
 		r.endedAfter(task.CompleteTime.Sub(task.QueueTime))

@@ -50,6 +50,7 @@ type run struct {
 	logged      bool            // the run's error
 	asking      bool            // vCenter was asked at all
 	stopping    bool            // the run is canceled, and what it has under way is being stopped
+	lookOn      bool            // a call of this act was not answered: each further round of it looks what has come of that
 
 	measured // what metrics and traces show of it
 }
@@ -177,6 +178,7 @@ func (r *run) takeOver(last *events.Entry, point checkpoint) error {
 	r.state.Owner, r.state.Process = &owner, ""
 	// An abort in doubt is no question: it is made again.
 	r.tookOver, r.open, r.asking = true, point.Intent != nil && point.Intent.Act != "abort", true
+	r.lookOn = r.open
 	if err := r.record(events.RunResumed); err != nil {
 		return err
 	}

@@ -33,6 +33,8 @@ type act struct {
 	prepare func(ctx context.Context) (intend func(), err error)
 	// call makes the call that was prepared, and notes its fact in the run's state.
 	call func(ctx context.Context, gate vcapi.Gate) error
+	// refused, where set, may have a way of its own to go on after vCenter's refusal of the call; nil: the usual one.
+	refused func(s *step, v *vcapi.Error) error
 }
 
 // sighting is the answer to a look.
@@ -190,14 +192,14 @@ func (r *run) doAndAsk(ctx context.Context, s *step) error {
 		}
 		var again *againError
 		if !errors.As(err, &again) {
-			return err
+			return r.outOfTime(s, err)
 		}
 		*s.state = events.Starting
 		if again.atOnce {
 			continue
 		}
 		if err := r.pause(ctx, s, again.err, pause); err != nil {
-			return err
+			return r.outOfTime(s, err)
 		}
 	}
 }
@@ -283,7 +285,7 @@ func (r *run) do(ctx context.Context, s *step) error {
 		case !errors.As(err, &v) && !r.open: // the call was not begun
 			return err
 		case v == nil, v.Sent == vcapi.Unknown:
-			r.doubt, r.actFrom = err, time.Now().Add(r.TravelTime+r.VisibilityLag)
+			r.doubt, r.lookOn, r.actFrom = err, true, time.Now().Add(r.TravelTime+r.VisibilityLag)
 			r.logger().Warn().Err(err).Str("step", s.name).Msg("no answer that tells whether the call took effect: looking once it must show")
 			continue
 		}
@@ -292,6 +294,11 @@ func (r *run) do(ctx context.Context, s *step) error {
 		if v.Class == vcapi.SessionLost && logins == 0 {
 			logins++ // log in again, once, with an intent of its own
 			continue
+		}
+		if s.act.refused != nil {
+			if err := s.act.refused(s, v); err != nil {
+				return err
+			}
 		}
 		if err := r.pause(ctx, s, err, pause); err != nil {
 			return err
@@ -320,7 +327,7 @@ func (r *run) mayAct(ctx context.Context) error {
 
 // fact stores that the step's call has taken effect.
 func (r *run) fact(s *step) error {
-	r.open, r.doubt, r.point.Intent = false, nil, nil
+	r.open, r.doubt, r.lookOn, r.point.Intent = false, nil, false, nil
 	*s.state = events.Running
 	return r.record(s.act.started)
 }

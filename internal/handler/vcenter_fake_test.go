@@ -28,6 +28,9 @@ type fakeVC struct {
 	history     bool          // the task history can be read
 	forever     []string      // Tasks of other VMs that the history reaches back to
 	connects    time.Duration // what the connection of NICs takes
+	watchLag    time.Duration // how long the long poll does not show a new Task
+	// rest and push are the precisions in which the guest's times come, by REST and by the long poll.
+	rest, push func(time.Time) time.Time
 
 	mu       sync.Mutex
 	vms      map[string]*fakeVM
@@ -63,8 +66,8 @@ type rule struct {
 	fn    func()        // runs when the call lands
 }
 
-// changes tells whether the Task does something to the guest: what was turned away for a while does not.
-func (r rule) changes() bool { return !r.idle && (r.task == nil || r.task.Class != vcapi.Transient) }
+// changes tells whether the Task does something to the guest, however it ends: only one that was turned away by another Task surely does not.
+func (r rule) changes() bool { return !r.idle && (r.task == nil || r.task.Name != "TaskInProgress") }
 
 type fakeVM struct {
 	id         string
@@ -117,13 +120,32 @@ type fakeProc struct {
 }
 
 func newFakeVC() *fakeVC {
-	return &fakeVC{apiVersion: "9.0.0.0", history: true, connects: time.Second, forever: []string{"task-1"}, vms: map[string]*fakeVM{}, sessions: map[string]bool{},
+	return &fakeVC{apiVersion: "9.0.0.0", history: true, connects: time.Second, rest: cut(time.Millisecond), push: cut(time.Microsecond), forever: []string{"task-1"}, vms: map[string]*fakeVM{}, sessions: map[string]bool{},
 		lastID: 100, changed: make(chan struct{}), onEffect: func(effect) {}}
+}
+
+func cut(d time.Duration) func(time.Time) time.Time {
+	return func(t time.Time) time.Time { return t.Truncate(d) }
+}
+
+func rounded(d time.Duration) func(time.Time) time.Time {
+	return func(t time.Time) time.Time { return t.Round(d) }
+}
+
+// told is a guest's word with its times as a channel writes them.
+func told(g vcapi.GuestCustomization, as func(time.Time) time.Time) vcapi.GuestCustomization {
+	for _, t := range []**time.Time{&g.StartTime, &g.EndTime} {
+		if *t != nil {
+			at := as(**t)
+			*t = &at
+		}
+	}
+	return g
 }
 
 func (v *fakeVC) addVM(id string) *fakeVM {
 	yes := true
-	vm := &fakeVM{id: id, power: "poweredOn", tools: true, password: "guest-secret", moves: true,
+	vm := &fakeVM{id: id, power: "poweredOn", tools: true, password: "guest-secret", moves: true, hostName: "template",
 		check:     vcapi.Check{Status: "SUPPORTED", SupportedGuestOS: &yes, SupportedPowerState: &yes},
 		customize: time.Minute, network: 10 * time.Second, toolsPID: 700, toolsSince: time.Now().Add(-time.Hour),
 		programs: map[string]program{"/usr/bin/first": {takes: 3 * time.Second}, "/usr/bin/second": {takes: 4 * time.Second}}}
@@ -307,25 +329,25 @@ func (c *client) VM(ctx context.Context, vm string) (vcapi.VM, error) {
 	if err != nil {
 		return vcapi.VM{}, err
 	}
-	return m.view(), nil
+	return c.view(m), nil
 }
 
-func (m *fakeVM) view() vcapi.VM {
-	v := vcapi.VM{Name: "web-1", InstanceUUID: "5012", PowerState: m.power, ToolsRunningStatus: "guestToolsNotRunning", GuestFamily: "linuxGuest"}
+func (v *fakeVC) view(m *fakeVM) vcapi.VM {
+	vm := vcapi.VM{Name: "web-1", InstanceUUID: "5012", PowerState: m.power, ToolsRunningStatus: "guestToolsNotRunning", GuestFamily: "linuxGuest"}
 	if m.windows {
-		v.GuestFamily = "windowsGuest"
+		vm.GuestFamily = "windowsGuest"
 	}
 	ready := m.tools && m.power == "poweredOn"
-	v.GuestOperationsReady = &ready
+	vm.GuestOperationsReady = &ready
 	if ready {
-		v.ToolsRunningStatus = "guestToolsRunning"
+		vm.ToolsRunningStatus = "guestToolsRunning"
 	}
 	if m.guest != nil {
-		g := *m.guest
-		v.Customization = &g
+		g := told(*m.guest, v.push)
+		vm.Customization = &g
 	}
-	v.HostName, v.NICs = m.hostName, slices.Clone(m.nics)
-	return v
+	vm.HostName, vm.NICs = m.hostName, slices.Clone(m.nics)
+	return vm
 }
 
 func (c *client) MissingPrivileges(ctx context.Context, vm string, wanted []string) ([]string, error) {
@@ -364,7 +386,7 @@ func (c *client) CustomizationStatus(ctx context.Context, vm string) (vcapi.Gues
 	if m.guest == nil {
 		return vcapi.GuestCustomization{Status: "IDLE"}, nil
 	}
-	return *m.guest, nil
+	return told(*m.guest, c.rest), nil
 }
 
 // end is when a Task ends, by our clock.
@@ -546,19 +568,24 @@ func (c *client) Watch(ctx context.Context, vm, task string, fn func(vcapi.Watch
 		if m, err := c.seen(vm); err != nil {
 			w.VMGone = true
 		} else {
-			w.VM = m.view()
+			w.VM = c.view(m)
 		}
 		if task != "" {
 			w.TaskGone = true
 		}
 		for _, t := range c.tasks {
-			if t.id == task && c.recent(t) {
+			if t.id == task && c.recent(t) && time.Since(t.queued) >= c.watchLag {
 				i := c.info(t)
 				w.Task, w.TaskGone = &i, false
 				if i.CompleteTime == nil {
 					quarter := max(t.takes/4, 1)
 					next = quarter - time.Since(t.queued)%quarter
 				}
+			}
+		}
+		for _, t := range c.tasks {
+			if left := c.watchLag - time.Since(t.queued); t.id == task && left > 0 {
+				next = left
 			}
 		}
 		c.fakeVC.mu.Unlock()

@@ -205,26 +205,5 @@ func nicsOf(vm vcapi.VM) (nics []events.NIC) {
 	return nics
 }
 
-// inPlace tells, after a Task that ended in an error, whether the guest shows the spec's host name and addresses all the same: vCenter is known
-// to give up on a guest that goes on and succeeds. Its NICs do not count, they come with the network.
-func (r *run) inPlace(ctx context.Context, s *step) (bool, error) {
-	if err := r.readSpec(ctx, s); err != nil {
-		return false, err
-	}
-	e := expect(r.spec)
-	if !e.names() || r.state.Verify == nil {
-		return false, nil
-	}
-	within, cancel := context.WithTimeoutCause(ctx, r.verifyTimeout(), errLooked)
-	defer cancel()
-	err := r.watch(within, s, "", func(w vcapi.WatchState) (bool, error) {
-		return e.hostNameMismatch(w.VM, r.state.VMName) == "" && len(e.addressMismatches(w.VM)) == 0, nil
-	})
-	if errors.Is(err, errLooked) {
-		return false, nil
-	}
-	return err == nil, err
-}
-
 // errLooked ends a look at the guest that found nothing.
 var errLooked = errors.New("looked long enough")

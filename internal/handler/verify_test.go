@@ -270,7 +270,7 @@ func TestInterruptedWaitForTheGuest(t *testing.T) {
 	t.Run("told to stop", func(t *testing.T) {
 		t.Parallel()
 		inWorld(t, secrets, func(w *world) {
-			w.vm.outlasts = 5 * time.Minute
+			w.vm.outlasts = 150 * time.Second
 			req := w.request("order-1", request)
 			o := w.deliver(req)
 			<-time.After(3 * time.Minute)
@@ -289,7 +289,7 @@ func TestInterruptedWaitForTheGuest(t *testing.T) {
 	t.Run("dies", func(t *testing.T) {
 		t.Parallel()
 		inWorld(t, secrets, func(w *world) {
-			w.vm.outlasts = 5 * time.Minute
+			w.vm.outlasts = 150 * time.Second
 			w.run(request, crash("Watch #2"))
 			mustSucceed(w)
 			if c := w.last().Customize; c.DecidedBy != "guest-status" {
@@ -300,7 +300,7 @@ func TestInterruptedWaitForTheGuest(t *testing.T) {
 	t.Run("canceled", func(t *testing.T) {
 		t.Parallel()
 		inWorld(t, secrets, func(w *world) {
-			w.vm.outlasts = 5 * time.Minute
+			w.vm.outlasts = 150 * time.Second
 			req := w.request("order-1", request)
 			w.later(3*time.Minute, func() { w.cancel(req) })
 			w.drive(req)

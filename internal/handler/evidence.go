@@ -1,0 +1,99 @@
+package handler
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/guestflow/guestflow/internal/vcapi"
+)
+
+// What decides about an act is seen after its call: a Task, the guest's own status, what the guest shows, a process. One rule for all of it: it speaks
+// for the call only as far as it differs from what was there before. What was there is noted in the checkpoint, with the intent at the latest, so that
+// every owner judges alike; what could not be read then, and what is not shown now, proves nothing.
+//
+//	a Task              is none of those that vCenter showed before, and none that an earlier run made: checkpoint.known
+//	the guest's status  of a customization that began later than the one read before the call: before.began
+//	what it shows       all that is asked for, where it was seen to show something else before: before.other
+//	a process           bears the run's marker, or has a pid and start time that were not there before: isProcess, mayBeAmong
+
+// before is what there was of the guest before a call.
+type before struct {
+	// GuestRead says that the guest's word on its last customization was read, GuestStart when that one started (the guest's clock; absent: there
+	// was none).
+	GuestRead  bool       `json:"guestRead,omitempty"`
+	GuestStart *time.Time `json:"guestStart,omitempty"`
+	// Other says that the guest was seen to show something else than what is asked for.
+	Other bool `json:"other,omitempty"`
+}
+
+// precision is that of the coarsest source of a guest's times, seconds. The same moment comes in milliseconds by REST and in microseconds by the long
+// poll, cut or rounded: moments that are closer to each other are one.
+const precision = time.Second
+
+func sameTime(a, b time.Time) bool { return a.Sub(b).Abs() < precision }
+
+// began tells whether the guest's status speaks of a customization that began after the one read before the call.
+func (b before) began(g *vcapi.GuestCustomization) bool {
+	return b.GuestRead && g != nil && g.StartTime != nil && (b.GuestStart == nil || g.StartTime.After(*b.GuestStart) && !sameTime(*g.StartTime, *b.GuestStart))
+}
+
+// lookBefore reads what there is of the guest before a call. other tells whether a VM shows something else than what the act is to bring about. Where
+// something cannot be read, it costs only this evidence: the Task still tells.
+func (r *run) lookBefore(ctx context.Context, other func(vcapi.VM) bool) (before, error) {
+	vm, unseen := r.seenBefore(ctx)
+	status, unread := r.guestStatus(ctx)
+	if ctx.Err() != nil { // what was not read to its end is not what was there
+		return before{}, r.interrupted(ctx)
+	}
+	return before{GuestRead: unread == nil, GuestStart: status.StartTime, Other: unseen == nil && other(vm)}, nil
+}
+
+// noteBefore puts it into the checkpoint, with the intent. Where a call of this act was not answered, what was there before that one stays: the guest may
+// be what it is now by its effect.
+func (r *run) noteBefore(b before) {
+	if !r.lookOn {
+		r.point.before = b
+	}
+}
+
+// seenBefore reads the VM. VMware Tools that began to run a moment ago have not reported the guest's name yet: for that they have some seconds.
+func (r *run) seenBefore(ctx context.Context) (vm vcapi.VM, err error) {
+	within, cancel := context.WithTimeout(ctx, baselineTime)
+	defer cancel()
+	for {
+		if vm, err = r.readVM(within); err != nil || vm.HostName != "" || within.Err() != nil {
+			return vm, err
+		}
+		if sleepFor(within, time.Second) != nil {
+			return vm, nil
+		}
+	}
+}
+
+// shownOther tells whether a guest shows something else than a spec's host name and addresses. That it shows no address at all does not count where
+// the name is right: it may not have told them yet.
+func (r *run) shownOther(e expected, vm vcapi.VM) bool {
+	if e.hostNameMismatch(vm, r.state.VMName) != "" {
+		return true
+	}
+	named := e.hostName != "" || e.ofVM
+	return len(e.addressMismatches(vm)) > 0 && (!named || slices.ContainsFunc(vm.NICs, hasAddress))
+}
+
+// shownAll tells whether a guest shows a spec's host name and addresses.
+func (r *run) shownAll(e expected, vm vcapi.VM) bool {
+	return e.names() && e.hostNameMismatch(vm, r.state.VMName) == "" && len(e.addressMismatches(vm)) == 0
+}
+
+// hasAddress tells whether a NIC has an address that others can reach.
+func hasAddress(n vcapi.NIC) bool {
+	return slices.ContainsFunc(n.Addresses, func(a string) bool {
+		if p, err := netip.ParsePrefix(a); err == nil {
+			return p.Addr().IsGlobalUnicast()
+		}
+		ip, err := netip.ParseAddr(a)
+		return err == nil && ip.IsGlobalUnicast()
+	})
+}

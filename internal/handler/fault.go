@@ -1,0 +1,93 @@
+package handler
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/guestflow/guestflow/internal/events"
+	"github.com/guestflow/guestflow/internal/vcapi"
+)
+
+// faultKind is what a fault of the guest customization manager means. It means the same as the answer of the call and as the end of its Task; but an
+// answer proves that the call did nothing, while a Task may have come to any point.
+type faultKind int
+
+const (
+	final        faultKind = iota // it will not change, and the guest was not touched
+	passes                        // nothing was done, and it will pass: busy, say
+	toolsLost                     // VMware Tools cannot be reached: how far a Task came nobody knows
+	engineBroken                  // the fault that the engine gives for anything, such as a lock left by a crash: the vendor's abort and repeat is for it
+	engineFailed                  // the engine's own word of what it could not do
+	unknownEnd                    // whether the guest was changed cannot be told by it
+)
+
+// mayHaveRun tells whether the guest may have been changed all the same, as is asked for: vCenter is known to give up on guests that go on and succeed.
+func (k faultKind) mayHaveRun() bool { return k == toolsLost || k == engineBroken || k == unknownEnd }
+
+// kindOf is the one table of faults for both channels.
+func (r *run) kindOf(s *step, v *vcapi.Error) faultKind {
+	o := r.outcome(s, v)
+	switch {
+	case strings.Contains(v.Message, noEngine):
+		return final
+	case engineSays(v):
+		return engineFailed
+	case v.Name == "CustomizationFault", v.Name == "UnexpectedCustomizationFault":
+		return engineBroken
+	}
+	switch o.waiting {
+	case events.WaitingTools:
+		return toolsLost
+	case events.WaitingResourceBusy, events.WaitingGuestLogin:
+		return passes
+	}
+	switch o.code {
+	case events.CodeUnavailable, events.CodeCanceled, events.Internal, events.CustomizationFailed:
+		return unknownEnd
+	}
+	return final
+}
+
+// engineSays tells whether a fault holds a code with which the engine says what it could not do: 248 and above. The lower ones say that it could not begin,
+// or not end, its work.
+func engineSays(v *vcapi.Error) bool {
+	found := engineCode.FindStringSubmatch(wordsOf(v))
+	if found == nil {
+		return false
+	}
+	code, _ := strconv.Atoi(found[1])
+	return code >= 248 && code <= 255
+}
+
+// wordsOf is all text of a fault.
+func wordsOf(v *vcapi.Error) string {
+	words := []string{v.Message, v.LocalizedMessage, string(v.Data)}
+	for _, m := range v.Messages {
+		words = append(words, string(m))
+	}
+	return strings.Join(words, "\n")
+}
+
+// taskFailure is why a Task that has ended did not succeed, nil where it did, and what that means.
+func (r *run) taskFailure(s *step, t vcapi.Task) (*stepError, faultKind) {
+	if t.State == "success" {
+		return nil, final
+	}
+	if t.Err == nil {
+		return &stepError{step: s.name, code: unnamed[s.name], message: fmt.Sprintf("%s %s ended in state %s without a fault", t.Name, t.ID, t.State)}, unknownEnd
+	}
+	return r.failure(s, fmt.Errorf("%s: %w", t.ID, t.Err)), r.kindOf(s, t.Err) // which names its method
+}
+
+// harmless is the error of a Task that may be made again at any time: an againError where its fault will pass.
+func (r *run) harmless(s *step, t vcapi.Task) error {
+	switch f, kind := r.taskFailure(s, t); {
+	case f == nil:
+		return nil
+	case kind == passes, kind == toolsLost:
+		return &againError{err: f.err}
+	default:
+		return f
+	}
+}
