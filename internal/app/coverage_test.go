@@ -283,11 +283,14 @@ func fields(t *testing.T, schema string) []string {
 	}
 	defs, _ := whole["$defs"].(map[string]any)
 	found := map[string]bool{}
+	inside := map[string]bool{} // the definitions that the walk is in: one that holds itself is walked once
 	var walk func(node any, at string)
 	walk = func(node any, at string) {
 		object, _ := node.(map[string]any)
-		if ref, ok := object["$ref"].(string); ok {
+		if ref, ok := object["$ref"].(string); ok && !inside[ref] {
+			inside[ref] = true
 			walk(defs[strings.TrimPrefix(ref, "#/$defs/")], at)
+			delete(inside, ref)
 		}
 		members, _ := object["properties"].(map[string]any)
 		for name, member := range members {
