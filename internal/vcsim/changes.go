@@ -12,10 +12,12 @@ type changes struct {
 	gen  uint64
 	last map[types.ManagedObjectReference]uint64
 	wake chan struct{}
+	kept map[types.ManagedObjectReference]bool // whose updates are held back
 }
 
 func newChanges() *changes {
-	return &changes{last: make(map[types.ManagedObjectReference]uint64), wake: make(chan struct{})}
+	return &changes{last: make(map[types.ManagedObjectReference]uint64), wake: make(chan struct{}),
+		kept: make(map[types.ManagedObjectReference]bool)}
 }
 
 // touch notes a change of an object, its making and its end included.
@@ -40,4 +42,25 @@ func (c *changes) since(ref types.ManagedObjectReference, gen uint64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.last[ref] > gen
+}
+
+// hold holds an object's updates back, or ends that.
+func (c *changes) hold(ref types.ManagedObjectReference, back bool) {
+	c.mu.Lock()
+	was := c.kept[ref]
+	if back {
+		c.kept[ref] = true
+	} else {
+		delete(c.kept, ref)
+	}
+	c.mu.Unlock()
+	if was && !back {
+		c.touch(ref)
+	}
+}
+
+func (c *changes) holds(ref types.ManagedObjectReference) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.kept[ref]
 }

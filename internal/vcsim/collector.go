@@ -329,7 +329,8 @@ func objectUpdate(ref types.ManagedObjectReference, was, is *objectState) (types
 func (f *propertyFilter) read(ctx *simulator.Context, pc *propertyCollector, gen uint64) (
 	map[types.ManagedObjectReference]*objectState, []types.ManagedObjectReference,
 ) {
-	changed := pc.owner(ctx).changes.since
+	v := pc.owner(ctx)
+	changed := v.changes.since
 	f.mu.Lock()
 	defer f.mu.Unlock()
 
@@ -339,8 +340,12 @@ func (f *propertyFilter) read(ctx *simulator.Context, pc *propertyCollector, gen
 	next := make(map[types.ManagedObjectReference]*objectState, len(f.refs))
 	var again []types.ObjectSpec
 	for _, ref := range f.refs {
-		if s := f.current[ref]; s != nil && !changed(ref, s.gen) {
+		s := f.current[ref]
+		if s != nil && (!changed(ref, s.gen) || v.held(ref)) {
 			next[ref] = s
+			continue
+		}
+		if s == nil && ref.Type == "Task" && v.held(ref) { // a new one is not shown yet
 			continue
 		}
 		again = append(again, types.ObjectSpec{Obj: ref})

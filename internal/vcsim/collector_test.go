@@ -196,3 +196,30 @@ func TestTaskIsPushed(t *testing.T) {
 		t.Errorf("forgotten: %q", got)
 	}
 }
+
+// A vCenter that is busy shows nothing for a while, then all of it; a read by itself shows it at once.
+func TestUpdatesHeldBack(t *testing.T) {
+	t.Parallel()
+	v := start(t, vcsim.Options{})
+	c := newREST(t, v)
+	c.login()
+	vm := first(v)
+	id, modify := c.listView(vm.ID())
+	p := c.poll(viewFilter(id))
+	p.next()
+	vm.HoldUpdates()
+	vm.SetHostName("unseen")
+	task := c.act("CustomizeGuest_Task", customizeBody(vm, "web01", "10.0.0.7"))
+	c.do("POST", modify, `{"add":[`+refs(task)+`]}`)
+	if info := c.info(task); info.Key != task {
+		t.Errorf("read by itself: %+v", info)
+	}
+	if res := c.do("POST", p.path+"WaitForUpdatesEx", p.body("0")); res.status != http.StatusNoContent {
+		t.Errorf("while held back: %d %s", res.status, res.body)
+	}
+	vm.ReleaseUpdates()
+	seen := ""
+	for !strings.Contains(seen, "unseen") || !strings.Contains(seen, `"state":"success"`) {
+		seen += strings.Join(changes(p.next()), " ")
+	}
+}

@@ -302,6 +302,9 @@ func (vm *VM) work(r *run, p plan) {
 	tasks.update(r.task, changes...)
 }
 
+// linkLocal is the address that a NIC gives itself where nobody gives it one.
+const linkLocal = "169.254.7.7"
+
 // identityOf is what a spec asks of this VM's guest. Faults: InvalidArgument, NicSettingMismatch. vm.mu is held.
 func (vm *VM) identityOf(spec types.CustomizationSpec) (identity, types.BaseMethodFault) {
 	id := identity{addresses: make(map[string][]string)}
@@ -345,7 +348,11 @@ func (vm *VM) identityOf(spec types.CustomizationSpec) (identity, types.BaseMeth
 		case nil:
 			return id, &types.InvalidArgument{InvalidProperty: fmt.Sprintf("spec.nicSettingMap[%d].adapter.ip", i)}
 		default:
-			id.addresses[mac] = append(id.addresses[mac], vm.leased(mac))
+			address := vm.leased(mac)
+			if vm.guest.Lies.NoLease {
+				address = linkLocal
+			}
+			id.addresses[mac] = append(id.addresses[mac], address)
 		}
 		if v6 := s.Adapter.IpV6Spec; v6 != nil {
 			for _, ip := range v6.Ip {

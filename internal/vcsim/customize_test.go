@@ -281,3 +281,34 @@ func TestNICsByBusOrder(t *testing.T) {
 }
 
 var nicSettings = regexp.MustCompile(`(?s)"nicSettingMap":\[.*?\}\}\]\}`)
+
+// What a guest may show, and how a Task may be told, that took guestflow in once.
+func TestMoreLies(t *testing.T) {
+	t.Parallel()
+	v := start(t, vcsim.Options{NICs: 2})
+	c := newREST(t, v)
+	c.login()
+	vm := first(v)
+	vm.ShowBefore("web01", map[int]string{1: "10.0.0.9"})
+	if got := vm.Addresses(); vm.HostName() != "web01" || len(got) != 2 || got[1] != "10.0.0.9" {
+		t.Errorf("shown beforehand: %s %q", vm.HostName(), got)
+	}
+	vm.Configure(func(g *vcsim.Guest) {
+		g.TaskError, g.Lies.Message, g.Lies.TaskLag = new(types.CustomizationFault), "ERR,252,DNS", time.Hour
+		g.Lies.StatusPrecision, g.MovesStatus = time.Microsecond, true
+	})
+	task := c.act("CustomizeGuest_Task", customizeBody(vm, "web01", "10.0.0.7"))
+	if info := c.end(task); info.Error == nil || info.Error.LocalizedMessage != "ERR,252,DNS" {
+		t.Errorf("task: %+v", info)
+	}
+	if recent := c.do("GET", "/sdk/vim25/8.0.1.0/VirtualMachine/"+vm.ID()+"/recentTask", "").body; strings.Contains(recent, task) {
+		t.Errorf("a Task that is shown in an hour: %s", recent)
+	}
+	vm.Configure(func(g *vcsim.Guest) {
+		g.TaskError, g.Lies, g.AppliesAtOnce = nil, vcsim.Lies{SwapsAddresses: true}, true
+	})
+	c.end(c.act("CustomizeGuest_Task", customizeBody(vm, "web01", "10.0.0.7")))
+	if got := vm.Addresses(); len(got) != 1 || got[0] != "10.0.0.7" || vm.Truth().Addresses[0] != "10.0.0.7" {
+		t.Errorf("swapped: %q", got)
+	}
+}

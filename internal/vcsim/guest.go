@@ -307,7 +307,11 @@ const statusPrefix = "TOOLSDEPLOYPKG_"
 
 // setInfo moves guest.customizationInfo: to its beginning, or to its end. vm.mu is held.
 func (vm *VM) setInfo(status, message string, begins bool) {
-	now := vm.v.GuestNow().Truncate(time.Second)
+	precision := time.Second
+	if p := vm.guest.Lies.StatusPrecision; p > 0 {
+		precision = p
+	}
+	now := vm.v.GuestNow().Truncate(precision)
 	next := types.GuestInfoCustomizationInfo{CustomizationStatus: status, ErrorMsg: message, StartTime: vm.info.StartTime, EndTime: &now}
 	if begins {
 		next.StartTime, next.EndTime = &now, nil

@@ -17,6 +17,16 @@ type Lies struct {
 	// Says is the status that the next customizations end with where MovesStatus is set, without the prefix: "SUCCEEDED", "FAILED", or "RUNNING" for a
 	// status that never ends. Empty: as it went.
 	Says string
+	// Message is the localized text of TaskError, such as "ERR,252,DNS could not be set"; empty: vCenter's own words.
+	Message string
+	// NoLease makes NICs that are to get their address by DHCP stay with a link-local one.
+	NoLease bool
+	// SwapsAddresses gives the addresses of the first two NICs to each other.
+	SwapsAddresses bool
+	// StatusPrecision is how finely guest.customizationInfo is pushed; the REST call tells milliseconds. Zero: a second.
+	StatusPrecision time.Duration
+	// TaskLag is how long a new Task on this VM stays out of recentTask and of the history, beside Options.VisibilityLag.
+	TaskLag time.Duration
 	// WorksOn is how long the guest goes on after the end of CustomizeGuest_Task: only then its work is done, and its status ends.
 	WorksOn time.Duration
 }
@@ -29,6 +39,12 @@ func (vm *VM) bend(name string, p *plan) {
 	}
 	if p.lies.KeepsAddresses {
 		p.then.addresses = nil
+	}
+	if macs := vm.macs(); p.lies.SwapsAddresses && len(macs) > 1 {
+		p.then.addresses[macs[0]], p.then.addresses[macs[1]] = p.then.addresses[macs[1]], p.then.addresses[macs[0]]
+	}
+	if p.fault != nil && p.message == "" {
+		p.message = p.lies.Message
 	}
 	if name == startGuestNetwork && p.lies.IdleNetwork {
 		p.applies = false
@@ -70,6 +86,44 @@ func (vm *VM) finish(name string, p plan, fault types.BaseMethodFault, killed bo
 			end()
 		}
 	})
+}
+
+// ShowBefore makes the guest what a customization that was asked for earlier left, and lets VMware Tools report it at once: a host name, where it is not
+// empty, and addresses by their NIC's number.
+func (vm *VM) ShowBefore(hostName string, addresses map[int]string) {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	vm.set = vm.set.clone()
+	if hostName != "" {
+		vm.set.hostName = hostName
+	}
+	macs := vm.macs()
+	for n, address := range addresses {
+		vm.set.addresses[macs[n]] = []string{address}
+	}
+	vm.shown = vm.set.clone()
+	vm.report()
+}
+
+// HoldUpdates keeps what happens to the VM, and to Tasks on it, out of the property collectors' updates, as a vCenter does that is busy; a read of a property shows
+// it all the same. ReleaseUpdates ends it.
+func (vm *VM) HoldUpdates() { vm.v.changes.hold(vm.ref, true) }
+
+// ReleaseUpdates ends what HoldUpdates began: the updates come.
+func (vm *VM) ReleaseUpdates() { vm.v.changes.hold(vm.ref, false) }
+
+// held reports whether updates of an object are held back.
+func (v *VCenter) held(ref types.ManagedObjectReference) bool {
+	if ref.Type == "Task" {
+		v.tasks.mu.Lock()
+		info, ok := v.tasks.infos[ref.Value]
+		v.tasks.mu.Unlock()
+		if !ok || info.Entity == nil {
+			return false
+		}
+		ref = *info.Entity
+	}
+	return v.changes.holds(ref)
 }
 
 // LoseTools makes VMware Tools fall silent, as in a guest that is very busy: guest calls are refused, but what runs in the guest goes on, a customization
@@ -167,6 +221,7 @@ func (vm *VM) Renew() {
 		vm.removed = nil
 	}
 	vm.mu.Unlock()
+	vm.ReleaseUpdates()
 	vm.SetNICs(true)
 	vm.update(powerChanges(types.VirtualMachinePowerStatePoweredOn)...)
 	vm.mu.Lock()

@@ -54,6 +54,7 @@ func (v *VCenter) installTaskManager() {
 type guestTask struct {
 	simulator.Task
 	cancel func() bool // false where it cannot be canceled
+	lag    time.Duration
 }
 
 // CancelTask asks the guest to stop. Faults: NotSupported where the guest's work cannot be canceled, InvalidState where it has ended.
@@ -70,9 +71,9 @@ func (t *guestTask) CancelTask(*simulator.Context, *types.CancelTask) soap.HasFa
 	return body
 }
 
-// newGuestTask makes a queued Task on a VM. The caller holds the VM's lock in ctx.
+// newGuestTask makes a queued Task on a VM. The caller holds the VM's lock in ctx, and vm.mu.
 func (m *taskManager) newGuestTask(ctx *simulator.Context, vm *VM, name, descriptionID, user string, cancelable bool, cancel func() bool) *guestTask {
-	t := &guestTask{cancel: cancel}
+	t := &guestTask{cancel: cancel, lag: vm.guest.Lies.TaskLag}
 	t.Self.Type = "Task"
 	entity := vm.ref
 	t.Info = types.TaskInfo{
@@ -99,6 +100,7 @@ func (m *taskManager) update(t *guestTask, changes ...types.PropertyChange) {
 func (m *taskManager) PutObject(ctx *simulator.Context, obj mo.Reference) {
 	defer m.v.changes.touch(obj.Reference())
 	var info *types.TaskInfo
+	lag := m.v.opts.VisibilityLag
 	switch t := obj.(type) {
 	case *simulator.Task:
 		t.Info.QueueTime = m.v.Now()
@@ -107,7 +109,7 @@ func (m *taskManager) PutObject(ctx *simulator.Context, obj mo.Reference) {
 		m.vcsims[t.Self.Value] = true
 		m.mu.Unlock()
 	case *guestTask:
-		info = &t.Info
+		info, lag = &t.Info, max(lag, t.lag)
 	default:
 		return
 	}
@@ -117,7 +119,6 @@ func (m *taskManager) PutObject(ctx *simulator.Context, obj mo.Reference) {
 	m.infos[ref.Value] = *info
 	m.mu.Unlock()
 
-	lag := m.v.opts.VisibilityLag
 	if lag <= 0 {
 		m.publish(ctx, ref, *info.Entity) // the maker of a task holds its entity's lock
 		return
