@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -427,8 +428,8 @@ func TestLine(t *testing.T) {
 	t.Parallel()
 	s := newStation(t, func(st *events.Streams) { st.QueuePerVM = 3 })
 	ctx, line := testContext(t), s.conn.Line()
-	if head, err := line.Head(ctx, "lab", "vm-1"); err != nil || head != 0 {
-		t.Errorf("head of nothing: %d, %v", head, err)
+	if head, err := line.Head(ctx, "lab", "vm-1"); err != nil || head != nil {
+		t.Errorf("head of nothing: %+v, %v", head, err)
 	}
 	first := s.publish(t, events.KindRequested, "vm-1", "r1", map[string]any{"vm": "vm-1"})
 	s.publish(t, events.KindRequested, "vm-11", "other", map[string]any{"vm": "vm-11"})
@@ -436,10 +437,10 @@ func TestLine(t *testing.T) {
 	third := s.publish(t, events.KindRequested, "vm-1", "r3", map[string]any{"vm": "vm-1"})
 	cancel := s.publish(t, events.KindCancelRequested, "vm-1", "c1", map[string]any{"vm": "vm-1", "request": map[string]any{"source": "/test", "id": "r3"}, "reason": "why"})
 	s.publish(t, events.KindCancelRequested, "vm-1", "c2", map[string]any{"vm": "vm-1"}) // cannot be read
-	if head, err := line.Head(ctx, "lab", "vm-1"); err != nil || head != first {
-		t.Errorf("head: %d, %v; want %d", head, err, first)
+	if head, err := line.Head(ctx, "lab", "vm-1"); err != nil || head == nil || head.Seq != first || head.Ref.ID != "r1" {
+		t.Errorf("head: %+v, %v; want %d", head, err, first)
 	}
-	requests, err := line.Requests(ctx, "lab", "vm-1")
+	in, err := line.Waiting(ctx, "lab", "vm-1")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -447,8 +448,14 @@ func TestLine(t *testing.T) {
 	want := []events.Queued{
 		{Seq: first, Ref: ref("r1"), Run: events.RunID("lab", "vm-1", ref("r1"))}, {Seq: broken}, {Seq: third, Ref: ref("r3"), Run: events.RunID("lab", "vm-1", ref("r3"))},
 	}
-	if diff := cmp.Diff(want, requests); diff != "" {
+	if diff := cmp.Diff(want, in.Requests, cmpopts.IgnoreFields(events.Queued{}, "At")); diff != "" {
 		t.Errorf("requests -want +got\n%s", diff)
+	}
+	if len(in.Cancels) != 2 || in.Cancels[0].Seq != cancel {
+		t.Errorf("places of cancels: %+v", in.Cancels)
+	}
+	if !in.Holds("anybody's, for one of them cannot be read") {
+		t.Error("a message that cannot be read may be anybody's")
 	}
 	cancels, err := line.Cancels(ctx, "lab", "vm-1")
 	if err != nil {

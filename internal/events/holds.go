@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 )
@@ -46,17 +47,34 @@ func (j *Journal) Holds(ctx context.Context, vcenter, vm string, mine, before Ma
 
 func markOf(s *Stored) Mark { return Mark{Seq: s.Seq, MsgID: s.Header.Get(jetstream.MsgIDHeader)} }
 
-// Requested is the data of the request of a run, as its run.accepted holds it; nil where that event is gone.
-func (j *Journal) Requested(ctx context.Context, vcenter, vm, run string) (json.RawMessage, error) {
-	stored, err := ask(ctx, j.log, vcenter, vm, "read the run's acceptance", func(ctx context.Context) (*Stored, error) {
-		return j.store.LastBySubject(ctx, EventSubject(vcenter, vm, RunAccepted))
-	})
-	if err != nil || stored == nil {
-		return nil, err
+// Requested is the data of the request of a run, as its run.accepted holds it, the event accepted of the stream (0: not known, the VM's last one); nil
+// where that event is gone. A read that has not come as far as that event is made again.
+func (j *Journal) Requested(ctx context.Context, vcenter, vm, run string, accepted uint64) (json.RawMessage, error) {
+	patience, cancel := context.WithTimeout(ctx, requestedTime)
+	defer cancel()
+	for {
+		stored, err := ask(ctx, j.log, vcenter, vm, "read the run's acceptance", func(ctx context.Context) (*Stored, error) {
+			if accepted == 0 {
+				return j.store.LastBySubject(ctx, EventSubject(vcenter, vm, RunAccepted))
+			}
+			return j.store.NextBySubject(ctx, History(vcenter, vm), accepted)
+		})
+		switch {
+		case err != nil:
+			return nil, err
+		case stored != nil && (accepted == 0 || stored.Seq == accepted):
+			e, err := readEntry(stored)
+			if err != nil || e.Run.Run != run {
+				return nil, err
+			}
+			return e.Run.Requested, nil
+		case stored != nil, accepted == 0: // it shows what followed: the event itself is gone
+			return nil, nil
+		}
+		if sleep(patience, jitter(firstRetry)) != nil { // the stream has lost even what followed
+			return nil, ctx.Err()
+		}
 	}
-	e, err := readEntry(stored)
-	if err != nil || e.Run.Run != run {
-		return nil, err
-	}
-	return e.Run.Requested, nil
 }
+
+const requestedTime = 30 * time.Second

@@ -22,27 +22,61 @@ func newLine(c *Conn) *Line {
 	return &Line{conn: c, heard: map[string]bool{}, waiting: map[[2]string]map[chan struct{}]struct{}{}}
 }
 
-// Head is the stream sequence of the oldest request for this VM, 0 for none. Right after an acknowledgement, also the stream's leader may
-// still show the request that is gone: whoever waits reads again.
-func (l *Line) Head(ctx context.Context, vcenter, vm string) (uint64, error) {
+// Head is the oldest request for this VM, nil for none. What is not there has left the stream only where Gone says so: a read may be older than the
+// truth.
+func (l *Line) Head(ctx context.Context, vcenter, vm string) (*Queued, error) {
 	s, err := l.next(ctx, vcenter, vm, RequestSubject(vcenter, vm), 1)
 	if err != nil || s == nil {
-		return 0, err
+		return nil, err
 	}
-	return s.Seq, nil
+	return queued(vcenter, s), nil
 }
 
-// Requests are the requests for this VM in the stream, oldest first: those in hand, and those that wait.
-func (l *Line) Requests(ctx context.Context, vcenter, vm string) ([]Queued, error) {
-	var all []Queued
-	err := l.each(ctx, vcenter, vm, RequestSubject(vcenter, vm), func(s *Stored) {
-		q := Queued{Seq: s.Seq}
-		if r, err := DecodeRequest(vcenter, s.Subject, s.Header, s.Data); err == nil {
-			q.Ref, q.Run = r.Ref, r.Run
+func queued(vcenter string, s *Stored) *Queued {
+	q := &Queued{Seq: s.Seq, At: s.At}
+	if r, err := DecodeRequest(vcenter, s.Subject, s.Header, s.Data); err == nil {
+		q.Ref, q.Run = r.Ref, r.Run
+	}
+	return q
+}
+
+// Waiting is what the stream holds for this VM: the requests in hand, those that wait, and the cancels.
+func (l *Line) Waiting(ctx context.Context, vcenter, vm string) (InLine, error) {
+	var all InLine
+	err := l.each(ctx, vcenter, vm, waitingSubject(vcenter, vm), func(s *Stored) {
+		if s.Subject == CancelSubject(vcenter, vm) {
+			all.Cancels = append(all.Cancels, Place{Seq: s.Seq, At: s.At})
+		} else {
+			all.Requests = append(all.Requests, *queued(vcenter, s))
 		}
-		all = append(all, q)
 	})
 	return all, err
+}
+
+// Gone tells whether the message at a place of the vCenter's requests stream has left it, as one answer proves that has seen it. False says nothing: it
+// may be there, or the server that answered has not caught up. The list of what was removed is asked for only where the answer leaves it open: it
+// is as long as the stretch between the oldest message and the newest.
+func (l *Line) Gone(ctx context.Context, vcenter, vm string, p Place) (bool, error) {
+	return ask(ctx, l.conn.log, vcenter, vm, "look whether a request has left its stream", func(ctx context.Context) (bool, error) {
+		s, err := l.conn.js.Stream(ctx, RequestsStream(vcenter))
+		if err != nil {
+			return false, err
+		}
+		verdict := viewOf(s.CachedInfo(), false).Of(p)
+		if verdict == Unclear {
+			info, err := s.Info(ctx, jetstream.WithDeletedDetails(true))
+			if err != nil {
+				return false, err
+			}
+			verdict = viewOf(info, true).Of(p)
+		}
+		return verdict == Gone, nil
+	})
+}
+
+func viewOf(info *jetstream.StreamInfo, detailed bool) StreamView {
+	s := info.State
+	return StreamView{Made: info.Created, First: s.FirstSeq, Last: s.LastSeq, LastAt: s.LastTime, Messages: s.Msgs, Removed: s.Deleted, Detailed: detailed}
 }
 
 // Cancels are the cancels that wait for this VM, oldest first. One that cannot be read cancels nothing and is left out.
@@ -50,7 +84,7 @@ func (l *Line) Cancels(ctx context.Context, vcenter, vm string) ([]Cancel, error
 	var all []Cancel
 	err := l.each(ctx, vcenter, vm, CancelSubject(vcenter, vm), func(s *Stored) {
 		if c, err := DecodeCancel(vcenter, s.Subject, s.Header, s.Data); err == nil {
-			c.Seq = s.Seq
+			c.Seq, c.At = s.Seq, s.At
 			all = append(all, *c)
 		}
 	})

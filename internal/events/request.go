@@ -147,6 +147,7 @@ type Mark struct {
 // Queued is a request that is still in the requests stream.
 type Queued struct {
 	Seq uint64
+	At  time.Time  // when the stream stored it
 	Ref RequestRef // zero where the message cannot be read
 	Run string     // its run's ID, "" where the message cannot be read
 }

@@ -39,6 +39,9 @@ func RequestSubject(vcenter, vm string) string { return "guestflow.requests." + 
 // CancelSubject is where cancels for vm are published: "guestflow.cancels.lab.vm-42".
 func CancelSubject(vcenter, vm string) string { return "guestflow.cancels." + vcenter + "." + vm }
 
+// waitingSubject is the filter over the requests and the cancels for vm, in its vCenter's requests stream.
+func waitingSubject(vcenter, vm string) string { return "guestflow.*." + vcenter + "." + vm }
+
 // EventSubject is where an event of kind k is published: "guestflow.events.lab.vm-42.run.accepted".
 func EventSubject(vcenter, vm string, k Kind) string {
 	return "guestflow.events." + vcenter + "." + vm + "." + string(k)

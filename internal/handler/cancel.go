@@ -4,7 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
+	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -16,10 +17,10 @@ import (
 func (h *Handler) HandleCancel(ctx context.Context, c *events.Cancel) error {
 	wake, stop := h.line.Wake(c.VCenter, c.VM)
 	defer stop()
-	held, gone := false, 0
+	held := false
 	for pause := newBackoff(turnPause); ; {
 		// The queue first: a run that ends between the two reads is then in the journal.
-		queued, err := h.line.Requests(ctx, c.VCenter, c.VM)
+		queue, err := h.line.Waiting(ctx, c.VCenter, c.VM)
 		if err != nil {
 			return h.givenBack(ctx, err)
 		}
@@ -27,34 +28,16 @@ func (h *Handler) HandleCancel(ctx context.Context, c *events.Cancel) error {
 		if err != nil {
 			return h.givenBack(ctx, err)
 		}
-		inQueue := slices.ContainsFunc(queued, func(q events.Queued) bool { return q.Run == c.Run })
 		where, err := standing(last, c)
-		switch {
-		case err != nil:
+		if err != nil {
 			return &events.RetryError{After: unknownVersionDelay, Err: err}
-		case where == byThis, where == ended && held:
-			return nil // its own last event has told how the run ended
-		case where == unheardOf && !inQueue && held && gone < turnGoneReads:
-			gone++ // refused when its turn came, or purged, if that is no stale read
-		case where == ended, where == unheardOf && !inQueue:
-			return &events.RejectError{Code: events.NothingToCancel, Message: fmt.Sprintf(
-				"no run of vm %s for source %q, id %q is queued or running: it has ended, or the request was never taken", c.VM, c.Request.Source, c.Request.ID)}
-		case where == running && !inQueue:
-			// An orphan, if that is no stale read: nobody else may come and close it.
-			if gone++; gone >= turnGoneReads {
-				point, err := readCheckpoint(last)
-				if err == nil {
-					err = h.closeOrphan(ctx, last, point)
-				}
-				if err != nil {
-					return h.givenBack(ctx, err)
-				}
-				continue
-			}
-		default:
-			gone = 0
 		}
+		inQueue := queue.Holds(c.Run)
 		held = held || inQueue || where == running
+		answered, err := h.answerCancel(ctx, c, queue, last, where, held && where == ended)
+		if answered || err != nil {
+			return err
+		}
 		select {
 		case <-wake:
 			pause.reset()
@@ -63,6 +46,56 @@ func (h *Handler) HandleCancel(ctx context.Context, c *events.Cancel) error {
 			return events.ErrReleased
 		}
 	}
+}
+
+// answerCancel tells whether a cancel is done with, and how; where it is not, its run goes on, or what was read is older than the truth. over: its run
+// has ended while it was held, and its own last event has told how.
+func (h *Handler) answerCancel(ctx context.Context, c *events.Cancel, queue events.InLine, last *events.Entry, where standingAt, over bool) (bool, error) {
+	switch {
+	case where == byThis, over:
+		return true, nil
+	case where == ended:
+		return true, nothingToCancel(c, nil)
+	case queue.Holds(c.Run):
+		return false, nil
+	case !queue.Reaches(c.Place()):
+		// The answers have not come as far as this cancel: its request may be in the stream. Unless it is this cancel that is gone: somebody answered it.
+		gone, err := h.line.Gone(ctx, c.VCenter, c.VM, c.Place())
+		if err == nil && gone {
+			err = fmt.Errorf("cancel %d for vm %s has left the stream: %w", c.Seq, c.VM, events.ErrFenced)
+		}
+		return false, h.givenBack(ctx, err)
+	case where == unheardOf:
+		return true, nothingToCancel(c, standsAt(last))
+	}
+	// An orphan, if its request has left the stream: nobody else may come and close it.
+	point, err := readCheckpoint(last)
+	if err != nil {
+		return false, err
+	}
+	gone, err := h.line.Gone(ctx, c.VCenter, c.VM, point.place(last))
+	if err == nil && gone {
+		if err = h.closeOrphan(ctx, last, point); errors.Is(err, events.ErrFenced) { // the read was older than the run's end
+			err = nil
+		}
+	}
+	return false, h.givenBack(ctx, err)
+}
+
+// nothingToCancel refuses a cancel whose run is not under way. Where that is what the journal does not show, as it stands at an event, the refusal leans on
+// it: if it has gone on since, the refusal is not stored, and the cancel is looked at again.
+func nothingToCancel(c *events.Cancel, standing *uint64) error {
+	return &events.RejectError{Code: events.NothingToCancel, Standing: standing, Message: fmt.Sprintf(
+		"no run of vm %s for source %q, id %q is queued or running: it has ended, or the request was never taken", c.VM, c.Request.Source, c.Request.ID)}
+}
+
+// standsAt is the sequence of the VM's last event, on which a refusal leans; 0 where it has none.
+func standsAt(last *events.Entry) *uint64 {
+	var seq uint64
+	if last != nil {
+		seq = last.Seq
+	}
+	return &seq
 }
 
 // Where a run stands that a cancel names.
@@ -98,46 +131,74 @@ func standing(last *events.Entry, c *events.Cancel) (standingAt, error) {
 	return ended, nil
 }
 
-// Sweep closes the runs whose requests have left the stream before they ended: nobody will be handed them again. vms are those that may have one.
+// Sweep closes the runs whose requests have left the stream before they ended: nobody will be handed them again. vms are those that may have one. Where it
+// cannot be told yet whether a request has left, it is looked at again, more and more rarely, until ctx ends.
 func (h *Handler) Sweep(ctx context.Context, vms []string) error {
-	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(sweepAtOnce) // each waits until the calls of the run's last owner must show
-	for _, vm := range vms {
-		group.Go(func() error { return h.sweep(ctx, vm) })
+	for pause := newBackoff(sweepPause); len(vms) > 0; {
+		open, err := h.sweepOnce(ctx, vms)
+		if err != nil {
+			return err
+		}
+		if vms = open; len(vms) == 0 {
+			return nil
+		}
+		select {
+		case <-pause.next():
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	}
-	return group.Wait()
+	return nil
 }
 
-const sweepAtOnce = 32
+const (
+	sweepAtOnce = 32
+	sweepPause  = 100 * time.Millisecond
+)
 
-func (h *Handler) sweep(ctx context.Context, vm string) error {
-	for gone := 0; ; {
-		queued, err := h.line.Requests(ctx, h.VCenter, vm)
-		if err != nil {
-			return err
-		}
-		last, err := h.journal.Last(ctx, h.VCenter, vm)
-		if err != nil {
-			return err
-		}
-		if last == nil || last.Kind.Last() || slices.ContainsFunc(queued, func(q events.Queued) bool { return q.Run == last.Run.Run }) {
-			return nil
-		}
-		point, err := readCheckpoint(last)
-		if err != nil {
-			h.log.Error().Err(err).Str("vm", vm).Msg("an unfinished run was written by another version of guestflow: left as it is")
-			return nil
-		}
-		// Believed when it repeats itself: the run may be ending at this moment, its request already acknowledged.
-		if gone++; gone < turnGoneReads {
-			if err := sleepFor(ctx, turnPause); err != nil {
-				return err
+// sweepOnce looks at each VM once, and returns those of which nothing could be told.
+func (h *Handler) sweepOnce(ctx context.Context, vms []string) (open []string, err error) {
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(sweepAtOnce) // each waits until the calls of the run's last owner must show
+	var mu sync.Mutex
+	for _, vm := range vms {
+		group.Go(func() error {
+			told, err := h.sweep(ctx, vm)
+			if err == nil && !told {
+				mu.Lock()
+				defer mu.Unlock()
+				open = append(open, vm)
 			}
-			continue
-		}
-		if err := h.closeOrphan(ctx, last, point); err != nil && !errors.Is(err, events.ErrFenced) {
 			return err
-		}
-		return nil
+		})
 	}
+	return open, group.Wait()
+}
+
+// sweep closes a VM's run, if it is an orphan, and tells whether it could be told.
+func (h *Handler) sweep(ctx context.Context, vm string) (told bool, err error) {
+	queue, err := h.line.Waiting(ctx, h.VCenter, vm)
+	if err != nil {
+		return false, err
+	}
+	last, err := h.journal.Last(ctx, h.VCenter, vm)
+	if err != nil {
+		return false, err
+	}
+	if last == nil || last.Kind.Last() || queue.Holds(last.Run.Run) {
+		return true, nil
+	}
+	point, err := readCheckpoint(last)
+	if err != nil {
+		h.log.Error().Err(err).Str("vm", vm).Msg("an unfinished run was written by another version of guestflow: left as it is")
+		return true, nil
+	}
+	gone, err := h.line.Gone(ctx, h.VCenter, vm, point.place(last))
+	if err != nil || !gone {
+		return false, err
+	}
+	if err := h.closeOrphan(ctx, last, point); err != nil && !errors.Is(err, events.ErrFenced) {
+		return false, err
+	}
+	return true, nil
 }

@@ -40,17 +40,11 @@ func (w *world) canceled(req *events.Request, id string) *events.Cancel {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	all, err := w.line.Cancels(context.Background(), vcenter, vmID)
+	c, err := w.line.DeliverCancel(seq)
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	for _, c := range all {
-		if c.Seq == seq {
-			return &c
-		}
-	}
-	w.t.Fatalf("cancel %d cannot be read", seq)
-	return nil
+	return c
 }
 
 // hold hands a cancel to a handler of its own, and acknowledges it where the answer says so.
@@ -64,7 +58,7 @@ func (w *world) hold(c *events.Cancel, plan ...fate) *hold {
 		held.at = time.Now()
 		stop()
 		var reject *events.RejectError
-		if o.alive() && (held.err == nil || errors.As(held.err, &reject)) {
+		if o.alive() && (held.err == nil || errors.As(held.err, &reject) && w.stands(reject)) {
 			w.line.Remove(c.Seq)
 		}
 	}()

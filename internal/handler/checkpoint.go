@@ -23,9 +23,14 @@ const remembered = 32
 // checkpoint is what a run must know after a takeover beyond what its subscribers read. It travels in every event, so the VM's last event
 // alone is enough to go on.
 type checkpoint struct {
-	Version int    `json:"version"`
-	Seq     uint64 `json:"seq"`    // of the request in its stream
-	Digest  string `json:"digest"` // of the request's data
+	Version int `json:"version"`
+	// Seq, Stream and At are the request's place in the requests stream: a sequence alone may be used again. Version 1 has no more than that.
+	Seq    uint64     `json:"seq"`
+	Stream *time.Time `json:"stream,omitempty"` // when that stream was made
+	At     *time.Time `json:"at,omitempty"`     // when it stored the request
+	Digest string     `json:"digest"`           // of the request's data
+	// Accepted is the sequence of the run's run.accepted in the events stream, in the events behind it.
+	Accepted uint64 `json:"accepted,omitempty"`
 	// Baseline are the Tasks on this VM that vCenter showed before the run made any: a Task among them is not this run's.
 	Baseline   []string   `json:"baseline,omitempty"`
 	BaselineAt *time.Time `json:"baselineAt,omitempty"` // vCenter's clock; absent: vCenter was silent, there is no baseline yet
@@ -71,10 +76,51 @@ type intent struct {
 	Alike   []string  `json:"alike,omitempty"`   // in a process act without a marker: the processes of the same program that were there, by pid and start time
 }
 
-// release marks the one delivery that may trust that no call is outstanding: number Delivered + 1 of the request Seq.
+// release marks the one delivery that may trust that no call is outstanding: number Delivered + 1 of the request at that place.
 type release struct {
-	Seq       uint64 `json:"seq"`
-	Delivered uint64 `json:"delivered"`
+	Seq       uint64     `json:"seq"`
+	At        *time.Time `json:"at,omitempty"`
+	Delivered uint64     `json:"delivered"`
+}
+
+// followedBy tells whether a delivery is the very next one of the same request.
+func (r *release) followedBy(req *events.Request) bool {
+	return r != nil && r.Seq == req.Seq && (r.At == nil || r.At.Equal(req.At)) && r.Delivered+1 == req.Delivered
+}
+
+// stands notes where the run's request is.
+func (c *checkpoint) stands(p events.Place) {
+	c.Seq, c.Stream, c.At = p.Seq, moment(p.Stream), moment(p.At)
+}
+
+func moment(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	t = t.UTC()
+	return &t
+}
+
+// place is where the request of the run stood whose event last is. A checkpoint of version 1 has its sequence only: it was stored before that event.
+func (c *checkpoint) place(last *events.Entry) events.Place {
+	p := events.Place{Seq: c.Seq, At: last.At}
+	if c.Stream != nil {
+		p.Stream = *c.Stream
+	}
+	if c.At != nil {
+		p.At = *c.At
+	}
+	return p
+}
+
+// isOf tells whether the run stands on this very message.
+func (c *checkpoint) isOf(req *events.Request) bool {
+	return c.Seq == req.Seq && (c.At == nil || c.At.Equal(req.At))
+}
+
+// follows tells whether the run surely began behind a request: then that request had left the stream, for runs begin in its order.
+func (c *checkpoint) follows(p events.Place) bool {
+	return c.At != nil && p.Before(events.Place{Seq: c.Seq, At: *c.At})
 }
 
 // readCheckpoint decodes the checkpoint of a VM's last event. What it gives is of this build's version, for that is what it is written as.

@@ -24,16 +24,19 @@ type Journal interface {
 	Append(ctx context.Context, after uint64, msgID string, k events.Kind, attrs events.Attributes, run *events.Run) (uint64, error)
 	// Holds proves that the VM's last event is mine and stands on the event before (zero: on none), or fails with events.ErrFenced.
 	Holds(ctx context.Context, vcenter, vm string, mine, before events.Mark) error
-	// Requested is the data of the run's request as run.accepted holds it, nil where that event is gone.
-	Requested(ctx context.Context, vcenter, vm, run string) (json.RawMessage, error)
+	// Requested is the data of the run's request as run.accepted, the event accepted of the stream, holds it; nil where that event is gone.
+	Requested(ctx context.Context, vcenter, vm, run string, accepted uint64) (json.RawMessage, error)
 }
 
-// Line is what the requests stream holds for a VM; events.Line is the real one.
+// Line is what the requests stream holds for a VM; events.Line is the real one. What it shows may be older than the truth: of what is not there, Gone
+// alone tells that it has left.
 type Line interface {
-	// Head is the stream sequence of the oldest request for this VM, 0 for none.
-	Head(ctx context.Context, vcenter, vm string) (uint64, error)
-	// Requests are the requests for this VM in the stream, oldest first.
-	Requests(ctx context.Context, vcenter, vm string) ([]events.Queued, error)
+	// Head is the oldest request for this VM, nil for none.
+	Head(ctx context.Context, vcenter, vm string) (*events.Queued, error)
+	// Waiting is what the stream holds for this VM.
+	Waiting(ctx context.Context, vcenter, vm string) (events.InLine, error)
+	// Gone tells whether one answer proves that what stood at a place has left the stream: it has seen it, and does not hold it.
+	Gone(ctx context.Context, vcenter, vm string, p events.Place) (bool, error)
 	// Cancels are the cancels that wait for this VM.
 	Cancels(ctx context.Context, vcenter, vm string) ([]events.Cancel, error)
 	// Wake signals when a run. event of this VM, or a cancel for it, was published.
@@ -75,10 +78,10 @@ func New(s Settings, vc VCenter, journal Journal, line Line, secrets Secrets, lo
 // be silent · events.ErrReleased: give it back at once · *events.RetryError: later · *events.RejectError: refuse it · else: be silent, the
 // stream delivers it again.
 func (h *Handler) Handle(ctx context.Context, req *events.Request) error {
-	if err := h.turn(ctx, req); err != nil {
-		return err
-	}
-	for {
+	for pause := newBackoff(turnPause); ; {
+		if err := h.turn(ctx, req); err != nil {
+			return err
+		}
 		last, err := h.journal.Last(ctx, req.VCenter, req.VM)
 		if err != nil {
 			return h.givenBack(ctx, err)
@@ -91,28 +94,49 @@ func (h *Handler) Handle(ctx context.Context, req *events.Request) error {
 			h.log.Error().Err(err).Str("vm", req.VM).Msg("request given back: its VM's journal was written by another version of guestflow")
 			return &events.RetryError{After: unknownVersionDelay, Err: err}
 		}
+		ended := last.Kind.Last()
+		if ended {
+			point.Past = point.ended(&last.Run)
+		}
+		past, isPast := point.past(req.Run)
 		ours := last.Run.Run == req.Run
 		switch {
-		case last.Kind.Last() && ours:
-			return repeated(req, point.Digest)
-		case last.Kind.Last():
-			point.Past = point.ended(&last.Run)
-			if past, ok := point.past(req.Run); ok {
-				return repeated(req, past.Digest)
-			}
+		case isPast: // also while a later run is under way: its acknowledgement was lost
+			return repeated(req, past.Digest)
+		case point.follows(req.Place()):
+			// A run that began behind it says that this request had left the stream: its own has ended, longer ago than the VM's journal remembers.
+			h.log.Warn().Str("vm", req.VM).Str("run", req.Run).Uint64("seq", req.Seq).Msg("request acknowledged: it came back after a later one had begun, so its run has ended")
+			return nil
+		case ended:
 			return h.begin(ctx, req, last, point)
-		case ours && (point.Seq == req.Seq || point.Digest == req.Digest):
+		case ours && (point.isOf(req) || point.Digest == req.Digest):
 			return h.resume(ctx, req, last, point)
-		default:
-			// The request of that run has left the stream, or it would stand before this one: the journal lost its end, or somebody purged it.
-			err := h.closeOrphan(ctx, last, point)
-			if errors.Is(err, events.ErrFenced) { // it was not one: the read was older than the run's end
-				err = sleepFor(ctx, turnPause)
-			}
-			if err != nil {
-				return h.givenBack(ctx, err)
-			}
 		}
+		if err := h.displace(ctx, req, last, point, pause); err != nil {
+			return h.givenBack(ctx, err)
+		}
+	}
+}
+
+// displace ends the run that stands where a request's own is to begin, if that run's request has left the stream: the journal lost its end, or somebody
+// purged it. As long as that is not proved, the run is its owner's.
+func (h *Handler) displace(ctx context.Context, req *events.Request, last *events.Entry, point checkpoint, pause *backoff) error {
+	was := point.place(last)
+	gone, err := h.line.Gone(ctx, h.VCenter, last.Run.VM, was)
+	if err != nil {
+		return err
+	}
+	if gone || req.Place().Replaces(was) {
+		err := h.closeOrphan(ctx, last, point)
+		if !errors.Is(err, events.ErrFenced) { // fenced: the read was older than the run's end
+			return err
+		}
+	}
+	select {
+	case <-pause.next():
+		return nil
+	case <-ctx.Done():
+		return events.ErrReleased
 	}
 }
 
@@ -141,19 +165,21 @@ func (h *Handler) givenBack(ctx context.Context, err error) error {
 func (h *Handler) turn(ctx context.Context, req *events.Request) error {
 	wake, stop := h.line.Wake(req.VCenter, req.VM)
 	defer stop()
-	pause, gone := newBackoff(turnPause), 0
-	here := func() {}
+	pause, here := newBackoff(turnPause), func() {}
 	defer func() { here() }()
 	for first := true; ; first = false {
 		head, err := h.line.Head(ctx, req.VCenter, req.VM)
 		switch {
 		case err != nil:
 			return h.givenBack(ctx, err)
-		case head == req.Seq:
-			return nil
-		case head == 0 || head > req.Seq:
-			// A read may be older than the truth, so it is believed when it repeats itself.
-			if gone++; gone >= turnGoneReads {
+		case head != nil && head.Place().Is(req.Place()):
+			return nil // who shows it has seen all that stood before it, and holds none of that
+		case head == nil || !head.Place().Before(req.Place()):
+			gone, err := h.line.Gone(ctx, req.VCenter, req.VM, req.Place())
+			if err != nil {
+				return h.givenBack(ctx, err)
+			}
+			if gone {
 				return fmt.Errorf("request %d for vm %s has left the stream: %w", req.Seq, req.VM, events.ErrFenced)
 			}
 		}
@@ -171,15 +197,12 @@ func (h *Handler) turn(ctx context.Context, req *events.Request) error {
 	}
 }
 
-const (
-	turnPause     = 10 * time.Millisecond
-	turnGoneReads = 5
-)
+const turnPause = 10 * time.Millisecond
 
 // begin starts a run on top of a finished one, or of none.
 func (h *Handler) begin(ctx context.Context, req *events.Request, last *events.Entry, before checkpoint) error {
 	if !req.Expires.IsZero() && time.Now().After(req.Expires) {
-		return &events.RejectError{Code: events.Expired, Message: fmt.Sprintf("expirytime %s had passed when the request's turn came",
+		return &events.RejectError{Code: events.Expired, Standing: standsAt(last), Message: fmt.Sprintf("expirytime %s had passed when the request's turn came",
 			req.Expires.UTC().Format(time.RFC3339))}
 	}
 	r := h.newRun(h.inTrace(ctx, req), req.VM, req.Attrs)
@@ -188,7 +211,8 @@ func (h *Handler) begin(ctx context.Context, req *events.Request, last *events.E
 		r.on = events.Mark{Seq: last.Seq, MsgID: last.MsgID}
 	}
 	r.req, r.asked = req, &req.Asked
-	r.point = checkpoint{Version: checkpointVersion, Seq: req.Seq, Digest: req.Digest, Past: before.Past}
+	r.point = checkpoint{Version: checkpointVersion, Digest: req.Digest, Past: before.Past}
+	r.point.stands(req.Place())
 	r.state = events.Run{Run: req.Run, VCenter: req.VCenter, VM: req.VM, Request: &req.Ref, Status: events.StatusRunning,
 		Owner: &events.Owner{Instance: h.Instance}}
 	turn := time.Now()
@@ -216,9 +240,8 @@ func (h *Handler) resume(ctx context.Context, req *events.Request, last *events.
 	r := h.newRun(h.inTrace(ctx, req), req.VM, req.Attrs)
 	defer r.done()
 	r.req, r.asked = req, &req.Asked
-	trusted := last.Kind == events.RunReleased && point.Released != nil &&
-		*point.Released == release{Seq: req.Seq, Delivered: req.Delivered - 1}
-	point.Seq = req.Seq
+	trusted := last.Kind == events.RunReleased && point.Released.followedBy(req)
+	point.stands(req.Place())
 	if err := r.takeOver(last, point); err != nil {
 		return h.givenBack(ctx, err)
 	}
@@ -235,7 +258,7 @@ func (h *Handler) closeOrphan(ctx context.Context, last *events.Entry, point che
 	defer span.End()
 	r := h.newRun(ctx, last.Run.VM, last.Attrs)
 	defer r.done()
-	data, err := h.journal.Requested(ctx, h.VCenter, last.Run.VM, last.Run.Run)
+	data, err := h.requested(ctx, last, point)
 	if err != nil {
 		return err
 	}
@@ -249,6 +272,14 @@ func (h *Handler) closeOrphan(ctx context.Context, last *events.Entry, point che
 	return r.end(&stepError{code: events.Orphaned, retryable: true, message: fmt.Sprintf(
 		"the request of this run (source %q, id %q) has left the requests stream before the run ended: see in the events what was done, and send it again under a new id",
 		last.Run.Request.Source, last.Run.Request.ID)})
+}
+
+// requested is what the run of an event asked for, nil where nothing tells any more.
+func (h *Handler) requested(ctx context.Context, last *events.Entry, point checkpoint) (json.RawMessage, error) {
+	if last.Kind == events.RunAccepted {
+		return last.Run.Requested, nil
+	}
+	return h.journal.Requested(ctx, h.VCenter, last.Run.VM, last.Run.Run, point.Accepted)
 }
 
 // newRun makes the state of an owner: ctx ends when the process is to stop.

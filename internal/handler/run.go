@@ -146,6 +146,9 @@ func (r *run) store(k events.Kind, ctx context.Context) error {
 		return fmt.Errorf("vm %s: run %s: append %s: %w", r.vm, r.state.Run, k, err)
 	}
 	r.under, r.on = r.on, events.Mark{Seq: seq, MsgID: id}
+	if k == events.RunAccepted {
+		r.point.Accepted = seq
+	}
 	l := r.logger().Info()
 	if r.stage != nil && r.state.Error == nil {
 		l = l.Str("step", r.stage.name)
@@ -170,6 +173,9 @@ func (r *run) store(k events.Kind, ctx context.Context) error {
 // takeOver makes this owner the run's: its append fences the one before.
 func (r *run) takeOver(last *events.Entry, point checkpoint) error {
 	r.state, r.point = last.Run, point
+	if last.Kind == events.RunAccepted {
+		r.point.Accepted = last.Seq
+	}
 	r.on = events.Mark{Seq: last.Seq, MsgID: last.MsgID}
 	owner := events.Owner{Instance: r.Instance, Takeovers: 1}
 	if last.Run.Owner != nil {
@@ -334,7 +340,7 @@ func (r *run) release() error {
 	if r.open || time.Now().Before(r.actFrom) {
 		return events.ErrReleased
 	}
-	r.point.Released = &release{Seq: r.req.Seq, Delivered: r.req.Delivered}
+	r.point.Released = &release{Seq: r.req.Seq, At: moment(r.req.At), Delivered: r.req.Delivered}
 	r.state.Process, r.point.Intent = "", nil
 	if err := r.record(events.RunReleased); err != nil {
 		return r.endOn(err)

@@ -167,21 +167,11 @@ func (w *world) cancel(req *events.Request) {
 }
 
 // waiting tells whether req is still in the stream.
-func (w *world) waiting(req *events.Request) bool {
-	all, err := w.line.Requests(context.Background(), vcenter, vmID)
-	if err != nil {
-		w.t.Error(err)
-	}
-	return slices.ContainsFunc(all, func(q events.Queued) bool { return q.Seq == req.Seq })
-}
+func (w *world) waiting(req *events.Request) bool { return w.line.Has(req.Seq) }
 
 // newest is the newest message under a subject, or a filter, of the VM's journal; nil where there is none.
 func (w *world) newest(what string) *events.Stored {
-	m, err := w.journal.LastBySubject(context.Background(), strings.TrimSuffix(events.History(vcenter, vmID), ">")+what)
-	if err != nil {
-		w.t.Error(err)
-	}
-	return m
+	return w.store.Newest(strings.TrimSuffix(events.History(vcenter, vmID), ">") + what)
 }
 
 // later runs fn after d.
@@ -219,16 +209,29 @@ func (w *world) deliver(req *events.Request, plan ...fate) *owner {
 		o.err = err
 		var reject *events.RejectError
 		if o.alive() {
-			if errors.As(err, &reject) {
+			if errors.As(err, &reject) && w.stands(reject) {
 				w.rejected = append(w.rejected, reject)
+				w.line.Remove(req.Seq)
 			}
-			if err == nil || reject != nil {
+			if err == nil {
 				w.line.Remove(req.Seq)
 			}
 		}
 		o.result <- err
 	}()
 	return o
+}
+
+// stands tells whether a refusal can be stored: the journal is where it leans on it.
+func (w *world) stands(reject *events.RejectError) bool {
+	if reject.Standing == nil {
+		return true
+	}
+	var at uint64
+	if last := w.newest(">"); last != nil {
+		at = last.Seq
+	}
+	return at == *reject.Standing
 }
 
 // await waits for the owner's answer.
@@ -612,18 +615,25 @@ func (l *ownerLine) reach(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
-func (l *ownerLine) Head(ctx context.Context, vcenter, vm string) (uint64, error) {
+func (l *ownerLine) Head(ctx context.Context, vcenter, vm string) (*events.Queued, error) {
 	if err := l.reach(ctx); err != nil {
-		return 0, err
+		return nil, err
 	}
 	return l.Queue.Head(ctx, vcenter, vm)
 }
 
-func (l *ownerLine) Requests(ctx context.Context, vcenter, vm string) ([]events.Queued, error) {
+func (l *ownerLine) Waiting(ctx context.Context, vcenter, vm string) (events.InLine, error) {
 	if err := l.reach(ctx); err != nil {
-		return nil, err
+		return events.InLine{}, err
 	}
-	return l.Queue.Requests(ctx, vcenter, vm)
+	return l.Queue.Waiting(ctx, vcenter, vm)
+}
+
+func (l *ownerLine) Gone(ctx context.Context, vcenter, vm string, p events.Place) (bool, error) {
+	if err := l.reach(ctx); err != nil {
+		return false, err
+	}
+	return l.Queue.Gone(ctx, vcenter, vm, p)
 }
 
 func (l *ownerLine) Cancels(ctx context.Context, vcenter, vm string) ([]events.Cancel, error) {

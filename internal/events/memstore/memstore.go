@@ -34,9 +34,11 @@ var ErrNoAnswer = errors.New("no answer")
 
 // Store is a stream in memory. It is safe for concurrent use; owners use it through clients of their own.
 type Store struct {
-	opts Options
+	opts  Options
+	reads lag
 
 	mu    sync.Mutex
+	made  time.Time
 	msgs  []events.Stored // by sequence
 	last  uint64
 	ids   map[string]stamp
@@ -56,7 +58,7 @@ func New(o Options) *Store {
 	if o.Window == 0 {
 		o.Window = 2 * time.Minute
 	}
-	return &Store{opts: o, ids: map[string]stamp{}}
+	return &Store{opts: o, made: time.Now(), ids: map[string]stamp{}}
 }
 
 // All are the messages in the stream, oldest first.
@@ -65,6 +67,9 @@ func (s *Store) All() []events.Stored {
 	defer s.mu.Unlock()
 	return slices.Clone(s.msgs)
 }
+
+// Newest is the newest message under a filter; nil where there is none.
+func (s *Store) Newest(filter string) *events.Stored { return newest(s.All(), filter) }
 
 // DropLast takes the last k messages away as a loss of power does: their sequences are used again, their IDs are forgotten.
 func (s *Store) DropLast(k int) {
@@ -76,6 +81,24 @@ func (s *Store) DropLast(k int) {
 		s.last = gone.Seq - 1
 		delete(s.ids, gone.Header.Get(jetstream.MsgIDHeader))
 	}
+}
+
+// Lag lets reads be answered by a replica that is behind: behind tells, for the n-th read from 1, how old its view is. Nil: none is. Appends go to the
+// leader.
+func (s *Store) Lag(behind func(n int) time.Duration) { s.reads.set(behind) }
+
+// Anew removes the stream and makes it again: every event is gone, and its sequences begin at 1.
+func (s *Store) Anew() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.made, s.msgs, s.last, s.ids = time.Now(), nil, 0, map[string]stamp{}
+}
+
+// Age takes the oldest k messages away, as the stream's max age does.
+func (s *Store) Age(k int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.msgs = slices.Clone(s.msgs[min(k, len(s.msgs)):])
 }
 
 // onStore calls fn with the subject of every message that is stored from now on. fn must not call the store.
@@ -284,6 +307,10 @@ func (c *Client) read(ctx context.Context) ([]events.Stored, error) {
 		return nil, fmt.Errorf("%w: %w", ErrNoAnswer, context.Cause(ctx))
 	}
 	msgs := c.store.All()
+	if behind := c.store.reads.next(); behind > 0 {
+		at := time.Now().Add(-behind)
+		msgs = slices.DeleteFunc(msgs, func(m events.Stored) bool { return m.At.After(at) })
+	}
 	if stale && len(msgs) > 0 {
 		msgs = msgs[:len(msgs)-1]
 	}

@@ -207,11 +207,12 @@ func TestQueue(t *testing.T) {
 			t.Fatal(err)
 		}
 		<-ch
-		if head, err := q.Head(t.Context(), "lab", "vm-1"); err != nil || head != first {
-			t.Errorf("head %d, %v", head, err)
+		if head, err := q.Head(t.Context(), "lab", "vm-1"); err != nil || head.Seq != first {
+			t.Errorf("head %+v, %v", head, err)
 		}
-		if requests, err := q.Requests(t.Context(), "lab", "vm-1"); err != nil || len(requests) != 2 || requests[1].Seq != second || requests[1].Ref.ID != "2" {
-			t.Errorf("requests %+v, %v", requests, err)
+		in, err := q.Waiting(t.Context(), "lab", "vm-1")
+		if r := in.Requests; err != nil || len(r) != 2 || r[1].Seq != second || r[1].Ref.ID != "2" || len(in.Cancels) != 1 {
+			t.Errorf("waiting %+v, %v", in, err)
 		}
 		if cancels, err := q.Cancels(t.Context(), "lab", "vm-1"); err != nil || len(cancels) != 1 || cancels[0].Request.ID != "2" {
 			t.Errorf("cancels %+v, %v", cancels, err)
@@ -267,6 +268,57 @@ func TestQueue(t *testing.T) {
 		}
 		cancel()
 		<-ended
+	})
+}
+
+// A replica that is behind shows the stream as it was, a moment ago or long ago; what it does not show it calls gone only where it has seen it.
+func TestQueueLags(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		q := memstore.New(memstore.Options{}).Queue("lab", 30*time.Second)
+		publish := func(id string) *events.Request {
+			t.Helper()
+			seq, err := q.Publish(events.KindRequested, "vm-1", events.RequestRef{Source: "/test", ID: id}, map[string]any{"vm": "vm-1"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			r, err := q.Deliver(seq)
+			if err != nil {
+				t.Fatal(err)
+			}
+			<-time.After(time.Minute)
+			return r
+		}
+		want := func(what string, r *events.Request, head uint64, gone bool) {
+			t.Helper()
+			h, err := q.Head(t.Context(), "lab", "vm-1")
+			if err != nil || (h == nil) != (head == 0) || h != nil && h.Seq != head {
+				t.Errorf("%s: head %+v, %v; want %d", what, h, err, head)
+			}
+			if got, err := q.Gone(t.Context(), "lab", "vm-1", r.Place()); err != nil || got != gone {
+				t.Errorf("%s: gone %v, %v", what, got, err)
+			}
+		}
+		a, b := publish("a"), publish("b")
+		q.Remove(a.Seq)
+		<-time.After(time.Minute)
+		want("a, now", a, b.Seq, true)
+		want("b, now", b, b.Seq, false)
+		behind := 90 * time.Second // b is there, a not yet removed
+		q.Lag(func(int) time.Duration { return behind })
+		want("a, before it was removed", a, a.Seq, false)
+		behind = 150 * time.Second // b is not there yet
+		want("b, before it was stored", b, a.Seq, false)
+		behind = time.Hour
+		want("a, before there was anything", a, 0, false)
+		q.Lag(nil)
+		q.Restore(a.Seq)
+		want("a, back", a, a.Seq, false)
+		q.Anew()
+		want("a, of a stream that is no more", a, 0, true)
+		c := publish("c")
+		want("c, where a was", c, c.Seq, false)
+		want("a, whose place is another's", a, c.Seq, true)
 	})
 }
 

@@ -1,6 +1,7 @@
 package memstore
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -19,10 +20,13 @@ import (
 type Queue struct {
 	vcenter string
 	ackWait time.Duration
+	reads   lag
 
 	mu      sync.Mutex
+	made    time.Time
 	last    uint64
 	msgs    []*queued // by sequence
+	removed []*queued // what was there, for those who look at the past
 	waiting map[string]map[chan struct{}]struct{}
 	changed chan struct{} // closed and made anew whenever a message may have become due
 }
@@ -33,6 +37,7 @@ type queued struct {
 	header    nats.Header
 	data      []byte
 	at        time.Time // when it was stored
+	gone      time.Time // when it was removed
 	delivered uint64
 	held      *Client   // whose handler has it in hand
 	due       time.Time // not delivered before
@@ -40,7 +45,7 @@ type queued struct {
 
 // Queue returns an empty queue of a vCenter, whose Wake hears what is stored in s.
 func (s *Store) Queue(vcenter string, ackWait time.Duration) *Queue {
-	q := &Queue{vcenter: vcenter, ackWait: ackWait, waiting: map[string]map[chan struct{}]struct{}{}, changed: make(chan struct{})}
+	q := &Queue{vcenter: vcenter, ackWait: ackWait, made: time.Now(), waiting: map[string]map[chan struct{}]struct{}{}, changed: make(chan struct{})}
 	s.onStore(func(subject string) {
 		t := strings.Split(subject, ".") // guestflow.events.<vcenter>.<vm>.run.<verb>
 		if len(t) == 6 && t[1] == "events" && t[2] == vcenter && t[4] == "run" {
@@ -77,9 +82,55 @@ func (q *Queue) Publish(kind events.Kind, vm string, ref events.RequestRef, data
 func (q *Queue) Remove(seq uint64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.msgs = slices.DeleteFunc(q.msgs, func(m *queued) bool { return m.seq == seq })
+	q.msgs = slices.DeleteFunc(q.msgs, func(m *queued) bool {
+		if m.seq != seq {
+			return false
+		}
+		m.gone = time.Now()
+		q.removed = append(q.removed, m)
+		return true
+	})
 	q.touch()
 }
+
+// Restore brings back a message that was removed, as a server does that lost the acknowledgement.
+func (q *Queue) Restore(seq uint64) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.removed = slices.DeleteFunc(q.removed, func(m *queued) bool {
+		if m.seq != seq {
+			return false
+		}
+		m.held, m.gone, m.due = nil, time.Time{}, time.Time{}
+		q.msgs = append(q.msgs, m)
+		return true
+	})
+	slices.SortFunc(q.msgs, func(a, b *queued) int { return cmp.Compare(a.seq, b.seq) })
+	q.touch()
+}
+
+// Anew removes the stream and makes it again: everything in it is gone, and its sequences begin at 1.
+func (q *Queue) Anew() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.made, q.last, q.msgs, q.removed = time.Now(), 0, nil, nil
+	q.touch()
+}
+
+// DropLast takes the newest k messages away as a loss of power does: their sequences are used again.
+func (q *Queue) DropLast(k int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for ; k > 0 && len(q.msgs) > 0; k-- {
+		q.last = q.msgs[len(q.msgs)-1].seq - 1
+		q.msgs = q.msgs[:len(q.msgs)-1]
+	}
+	q.touch()
+}
+
+// Lag lets reads be answered by a replica that is behind: behind tells, for the n-th read from 1, how old its view is. Nil: none is. What is delivered,
+// stored and acknowledged is not read: it comes from the leader.
+func (q *Queue) Lag(behind func(n int) time.Duration) { q.reads.set(behind) }
 
 // Len is how many requests and cancels are in the stream.
 func (q *Queue) Len() int {
@@ -88,37 +139,124 @@ func (q *Queue) Len() int {
 	return len(q.msgs)
 }
 
-// Head is events.Line's.
-func (q *Queue) Head(_ context.Context, _, vm string) (uint64, error) {
-	for _, m := range q.under(events.RequestSubject(q.vcenter, vm)) {
-		return m.seq, nil
-	}
-	return 0, nil
+// Has tells whether the message is in the stream.
+func (q *Queue) Has(seq uint64) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return slices.ContainsFunc(q.msgs, func(m *queued) bool { return m.seq == seq })
 }
 
-// Requests is events.Line's.
-func (q *Queue) Requests(_ context.Context, _, vm string) ([]events.Queued, error) {
-	var all []events.Queued
-	for _, m := range q.under(events.RequestSubject(q.vcenter, vm)) {
-		e := events.Queued{Seq: m.seq}
-		if r, err := events.DecodeRequest(q.vcenter, m.subject, m.header, m.data); err == nil {
-			e.Ref, e.Run = r.Ref, r.Run
+// DeliverCancel returns the cancel as its delivery would.
+func (q *Queue) DeliverCancel(seq uint64) (*events.Cancel, error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, m := range q.msgs {
+		if m.seq == seq {
+			m.delivered++
+			c, err := events.DecodeCancel(q.vcenter, m.subject, m.header, m.data)
+			c.Seq, c.Delivered, c.At, c.Stream = m.seq, m.delivered, m.at, q.made
+			return c, err
 		}
-		all = append(all, e)
 	}
-	return all, nil
+	return nil, fmt.Errorf("message %d is not in the stream", seq)
+}
+
+// view is the stream as one read shows it: everything that was there at one moment, and the state that goes with it.
+func (q *Queue) view() ([]queued, events.StreamView) {
+	at := time.Now().Add(-q.reads.next())
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	v := events.StreamView{Made: q.made, Detailed: true}
+	var all []queued
+	for _, m := range slices.Concat(q.msgs, q.removed) {
+		switch {
+		case m.at.After(at):
+			continue
+		case m.gone.IsZero() || m.gone.After(at):
+			all = append(all, *m)
+		default:
+			v.Removed = append(v.Removed, m.seq)
+		}
+		if m.seq > v.Last {
+			v.Last, v.LastAt = m.seq, m.at
+		}
+	}
+	slices.SortFunc(all, func(a, b queued) int { return cmp.Compare(a.seq, b.seq) })
+	slices.Sort(v.Removed)
+	v.First, v.Messages = v.Last+1, uint64(len(all))
+	if len(all) > 0 {
+		v.First = all[0].seq
+	}
+	return all, v
+}
+
+// Head is events.Line's.
+func (q *Queue) Head(_ context.Context, _, vm string) (*events.Queued, error) {
+	all, _ := q.view()
+	for _, m := range all {
+		if m.subject == events.RequestSubject(q.vcenter, vm) {
+			return q.standing(m), nil
+		}
+	}
+	return nil, nil
+}
+
+func (q *Queue) standing(m queued) *events.Queued {
+	e := &events.Queued{Seq: m.seq, At: m.at}
+	if r, err := events.DecodeRequest(q.vcenter, m.subject, m.header, m.data); err == nil {
+		e.Ref, e.Run = r.Ref, r.Run
+	}
+	return e
+}
+
+// Waiting is events.Line's: each of its answers may be of another replica.
+func (q *Queue) Waiting(_ context.Context, _, vm string) (events.InLine, error) {
+	var in events.InLine
+	for from := uint64(1); ; {
+		m := q.next(from, events.RequestSubject(q.vcenter, vm), events.CancelSubject(q.vcenter, vm))
+		if m == nil {
+			return in, nil
+		}
+		if m.subject == events.CancelSubject(q.vcenter, vm) {
+			in.Cancels = append(in.Cancels, events.Place{Seq: m.seq, At: m.at})
+		} else {
+			in.Requests = append(in.Requests, *q.standing(*m))
+		}
+		from = m.seq + 1
+	}
+}
+
+// next is one read of the first message under one of the subjects, at or behind from.
+func (q *Queue) next(from uint64, subjects ...string) *queued {
+	all, _ := q.view()
+	for _, m := range all {
+		if m.seq >= from && slices.Contains(subjects, m.subject) {
+			return &m
+		}
+	}
+	return nil
 }
 
 // Cancels is events.Line's.
 func (q *Queue) Cancels(_ context.Context, _, vm string) ([]events.Cancel, error) {
 	var all []events.Cancel
-	for _, m := range q.under(events.CancelSubject(q.vcenter, vm)) {
+	for from := uint64(1); ; {
+		m := q.next(from, events.CancelSubject(q.vcenter, vm))
+		if m == nil {
+			return all, nil
+		}
 		if c, err := events.DecodeCancel(q.vcenter, m.subject, m.header, m.data); err == nil {
-			c.Seq = m.seq
+			c.Seq, c.At = m.seq, m.at
 			all = append(all, *c)
 		}
+		from = m.seq + 1
 	}
-	return all, nil
+}
+
+// Gone is events.Line's.
+func (q *Queue) Gone(_ context.Context, _, _ string, p events.Place) (bool, error) {
+	_, v := q.view()
+	return v.Of(p) == events.Gone, nil
 }
 
 // Wake is events.Line's.
@@ -146,18 +284,6 @@ func (q *Queue) wake(vm string) {
 	}
 }
 
-func (q *Queue) under(subject string) []queued {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	var all []queued
-	for _, m := range q.msgs {
-		if m.subject == subject {
-			all = append(all, *m)
-		}
-	}
-	return all
-}
-
 // Deliver returns the request as its next delivery would, whoever has it in hand, for a test that drives a handler by itself.
 func (q *Queue) Deliver(seq uint64) (*events.Request, error) {
 	q.mu.Lock()
@@ -173,7 +299,7 @@ func (q *Queue) Deliver(seq uint64) (*events.Request, error) {
 func (q *Queue) deliver(m *queued) (*events.Request, error) {
 	m.delivered++
 	r, err := events.DecodeRequest(q.vcenter, m.subject, m.header, m.data)
-	r.Seq, r.Delivered, r.At = m.seq, m.delivered, m.at
+	r.Seq, r.Delivered, r.At, r.Stream = m.seq, m.delivered, m.at, q.made
 	return r, err
 }
 

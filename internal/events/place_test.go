@@ -1,0 +1,127 @@
+package events_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/guestflow/guestflow/internal/events"
+	"github.com/guestflow/guestflow/internal/events/natstest"
+)
+
+// What one view of a stream tells of a message: only a view that has seen it, of the same stream or of a later one, tells that it has left.
+func TestStreamViewOf(t *testing.T) {
+	t.Parallel()
+	made := time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
+	later := made.Add(time.Hour)
+	p := events.Place{Stream: made, Seq: 7, At: made.Add(10 * time.Minute)}
+	view := func(change func(*events.StreamView)) events.StreamView {
+		v := events.StreamView{Made: made, First: 3, Last: 9, LastAt: made.Add(11 * time.Minute), Messages: 6, Removed: []uint64{5}, Detailed: true}
+		change(&v)
+		return v
+	}
+	for name, row := range map[string]struct {
+		view events.StreamView
+		want events.Verdict
+	}{
+		"held":                       {view(func(*events.StreamView) {}), events.Held},
+		"held, nothing was removed":  {view(func(v *events.StreamView) { v.First, v.Messages, v.Detailed, v.Removed = 3, 7, false, nil }), events.Held},
+		"removed":                    {view(func(v *events.StreamView) { v.Messages, v.Removed = 5, []uint64{5, 7} }), events.Gone},
+		"before the first":           {view(func(v *events.StreamView) { v.First, v.Messages, v.Removed = 8, 2, nil }), events.Gone},
+		"empty, and has seen it":     {view(func(v *events.StreamView) { v.First, v.Last, v.Messages, v.Removed = 8, 7, 0, nil }), events.Gone},
+		"details were not asked for": {view(func(v *events.StreamView) { v.Detailed, v.Removed = false, nil }), events.Unclear},
+		"one message behind": {view(func(v *events.StreamView) {
+			v.Last, v.LastAt, v.Messages = 6, made.Add(9*time.Minute), 3
+		}), events.NotSeen},
+		"empty, and one message behind": {view(func(v *events.StreamView) {
+			v.First, v.Last, v.LastAt, v.Messages, v.Removed = 7, 6, made.Add(9*time.Minute), 0, nil
+		}), events.NotSeen},
+		"a new stream":                         {view(func(v *events.StreamView) { v.Made, v.First, v.Last, v.Messages = later, 0, 0, 0 }), events.Gone},
+		"a new stream, as far":                 {view(func(v *events.StreamView) { v.Made, v.LastAt = later, later }), events.Gone},
+		"the stream that was before":           {view(func(v *events.StreamView) { v.Made, v.Messages, v.Removed = made.Add(-time.Hour), 5, []uint64{5, 7} }), events.NotSeen},
+		"the stream lost its end, and goes on": {view(func(v *events.StreamView) { v.Last, v.LastAt, v.Messages = 6, made.Add(15*time.Minute), 3 }), events.Gone},
+		"clocks that differ a little":          {view(func(v *events.StreamView) { v.Last, v.LastAt, v.Messages = 6, p.At.Add(2*time.Second), 3 }), events.NotSeen},
+	} {
+		if got := row.view.Of(p); got != row.want {
+			t.Errorf("%s: verdict %d, want %d", name, got, row.want)
+		}
+	}
+	// A place of a checkpoint of version 1, which does not say of which stream it is.
+	p.Stream = time.Time{}
+	if got := view(func(v *events.StreamView) { v.Made = later }).Of(p); got != events.Gone {
+		t.Errorf("a stream made after an unknown one's message: verdict %d", got)
+	}
+	if got := view(func(*events.StreamView) {}).Of(p); got != events.Held {
+		t.Errorf("a stream made before it: verdict %d", got)
+	}
+}
+
+// What real servers answer of a request that is there, that is not there yet, that has left, and whose stream was made anew.
+func TestLineGone(t *testing.T) {
+	t.Parallel()
+	for _, servers := range []int{1, 3} {
+		name, url := "one server", func() string { return natstest.StartServer(t).URL() }
+		if servers == 3 {
+			name, url = "three servers", func() string { return natstest.StartCluster(t, 3).URL() }
+		}
+		t.Run(name, func(t *testing.T) {
+			url := url()
+			conn := connect(t, url)
+			provision(t, conn, url, settings(servers))
+			c, ctx, line := dial(t, url), testContext(t), conn.Line()
+			place := func(vm, id string) events.Place {
+				t.Helper()
+				c.publish(t, events.KindRequested, vm, id, map[string]any{"vm": vm})
+				in, err := line.Waiting(ctx, "lab", vm)
+				if err != nil || len(in.Requests) == 0 {
+					t.Fatalf("waiting %+v, %v", in, err)
+				}
+				s, err := c.js.Stream(ctx, events.RequestsStream("lab"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				p := in.Requests[len(in.Requests)-1].Place()
+				p.Stream = s.CachedInfo().Created
+				return p
+			}
+			want := func(what string, p events.Place, want bool) {
+				t.Helper()
+				until(t, what, func() bool {
+					got, err := line.Gone(ctx, "lab", "vm-1", p)
+					return err == nil && got == want
+				})
+			}
+			first, middle, last := place("vm-1", "a"), place("vm-1", "b"), place("vm-2", "c")
+			notYet := last
+			notYet.Seq++
+			for _, p := range []events.Place{first, middle, last, notYet} {
+				want("it is there, or will be", p, false)
+			}
+			s, err := c.js.Stream(ctx, events.RequestsStream("lab"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			remove := func(p events.Place) {
+				t.Helper()
+				if err := s.DeleteMsg(ctx, p.Seq); err != nil {
+					t.Fatal(err)
+				}
+			}
+			remove(middle)
+			want("it was between two others", middle, true)
+			remove(last)
+			want("it was the newest", last, true)
+			want("the oldest is still there", first, false)
+			remove(first)
+			want("the stream is empty", first, true)
+			want("and nobody knows of a later one", notYet, false)
+			if err := c.js.DeleteStream(ctx, events.RequestsStream("lab")); err != nil {
+				t.Fatal(err)
+			}
+			provision(t, conn, url, settings(servers))
+			want("its stream is gone, and made anew", notYet, true)
+			again := place("vm-1", "a")
+			want("who has its sequence now is there", again, false)
+			want("it is another one", first, true)
+		})
+	}
+}
