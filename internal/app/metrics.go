@@ -85,7 +85,7 @@ func (m *metrics) watch(vcenter string, client *vcapi.Client) {
 	labels := prometheus.Labels{"vcenter": vcenter}
 	m.registry.MustRegister(
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "guestflow_vcenter_up", ConstLabels: labels,
-			Help: "1 where the vCenter answers calls and the long poll, else 0."}, func() float64 { return number(client.Up()) }),
+			Help: "1 where the vCenter answered the last call, else 0."}, func() float64 { return number(client.Up()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "guestflow_vcenter_poll_age_seconds", ConstLabels: labels,
 			Help: "Since the long poll of this vCenter was last answered."}, func() float64 { return client.PollAge().Seconds() }))
 }

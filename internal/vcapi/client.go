@@ -246,7 +246,7 @@ func (c *Client) exchange(ctx context.Context, hc *http.Client, cl *call) (ans *
 	resp, err := hc.Do(req)
 	if err != nil {
 		failed := c.unanswered(cl, err)
-		if ctx.Err() == nil && (cl.guest == "" || failed.Sent == NotSent) {
+		if ctx.Err() == nil && hc != c.polls && (cl.guest == "" || failed.Sent == NotSent) { // the poll is a witness of its own
 			c.presence.called(failed)
 		}
 		return nil, failed

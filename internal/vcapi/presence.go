@@ -73,10 +73,10 @@ func reasonOf(err error) (r reason) {
 	return r
 }
 
-// Up tells whether vCenter answers calls and the long poll, and takes this client's login. An error of vCenter's own is an answer too.
+// Up tells whether vCenter answers calls, and takes this client's login. An error of vCenter's own is an answer too. How the long poll is, PollAge tells.
 func (c *Client) Up() bool {
 	c.presence.mu.Lock()
-	up := c.presence.known && c.presence.why() == nil
+	up := c.presence.known && c.presence.call == nil
 	c.presence.mu.Unlock()
 	return up && c.refusal() == nil
 }

@@ -471,10 +471,10 @@ func TestPollNotUnderstood(t *testing.T) {
 			if e := asError(t, s.Err); !errors.Is(s.Err, ErrNotUnderstood) || !strings.Contains(e.Message, tt.want) || e.Op != "WaitForUpdatesEx" {
 				t.Errorf("told %v, want %q in it", s.Err, tt.want)
 			}
-			if c.Up() || !errors.Is(c.Why(), ErrNotUnderstood) {
+			if !c.Up() || !errors.Is(c.Why(), ErrNotUnderstood) { // calls are answered
 				t.Errorf("up %t, why %v", c.Up(), c.Why())
 			}
-			if _, err := c.Session(t.Context()); err != nil { // a call that is answered does not make it up
+			if _, err := c.Session(t.Context()); err != nil { // a call that is answered does not make it well
 				t.Error(err)
 			}
 			p.handle("WaitForUpdatesEx", func(w http.ResponseWriter, r *http.Request) {
