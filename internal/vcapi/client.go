@@ -58,7 +58,8 @@ type Client struct {
 	known     memory        // secrets that were in use
 	keeper    *keeper       // of all that is made on vCenter
 	histories chan struct{} // a place for each collector of task histories
-	lacks     names         // properties that this vCenter does not have
+	product   string        // which vCenter it was at the last login
+	lacks     names         // properties that this vCenter does not have, as far as was seen since the last login
 
 	guests     *guests
 	watch      *watch
@@ -299,7 +300,7 @@ func (c *Client) answered(cl *call, resp *http.Response) (*answer, error) {
 		e := &Error{Status: resp.StatusCode, Class: Transient, Message: "the answer broke off: " + c.hide(cl, err.Error()), Err: c.clean(cl, err)}
 		return nil, c.of(cl, e)
 	case len(body) > maxBody:
-		e := &Error{Status: resp.StatusCode, Class: byStatus(resp.StatusCode), Message: fmt.Sprintf("the answer is larger than %d MiB", maxBody>>20)}
+		e := &Error{Status: resp.StatusCode, Class: byStatus(resp.StatusCode), Message: ErrTooLarge.Error(), Err: ErrTooLarge}
 		return nil, c.of(cl, e)
 	case resp.StatusCode >= 300 && resp.StatusCode < 400:
 		e := &Error{Status: resp.StatusCode, Class: Transient, // vCenter does not redirect: something before it does, now
@@ -335,6 +336,9 @@ func (c *Client) unanswered(cl *call, err error) *Error {
 	}
 	return c.of(cl, e)
 }
+
+// ErrTooLarge lies beneath the error of an answer of which more came than is read.
+var ErrTooLarge = fmt.Errorf("the answer is larger than %d MiB", maxBody>>20)
 
 // ErrNotUnderstood lies beneath the error of a success whose body is not what it should be: something on the way answers in vCenter's place, or part of
 // vCenter does, while it starts.
@@ -458,7 +462,7 @@ func (c *Client) clean(cl *call, err error) error {
 	return err
 }
 
-// names is a set of strings that only grows.
+// names is a set of strings that grows until it is cleared.
 type names struct {
 	mu  sync.Mutex
 	all map[string]bool
@@ -471,6 +475,12 @@ func (n *names) add(name string) {
 		n.all = make(map[string]bool)
 	}
 	n.all[name] = true
+}
+
+func (n *names) clear() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	clear(n.all)
 }
 
 // without gives list without what is in the set.

@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"time"
 )
 
@@ -14,7 +16,7 @@ func (c *Client) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		began := time.Now()
 		answered, err := c.watch.generation(ctx, wary)
-		if errors.Is(err, errAnew) {
+		if errors.Is(err, errAnew) || errors.Is(err, errSmaller) {
 			continue
 		}
 		if ctx.Err() != nil {
@@ -39,8 +41,9 @@ func (c *Client) Run(ctx context.Context) error {
 }
 
 var (
-	errAnew   = errors.New("the poll does not show an object that was added") // the next generation begins at once
-	errSilent = errors.New("the long poll was not answered in time")
+	errAnew    = errors.New("the poll does not show an object that was added") // the next generation begins at once
+	errSmaller = errors.New("the poll's answer is too large")                  // the next generation asks for smaller ones
+	errSilent  = errors.New("the long poll was not answered in time")
 )
 
 // generation makes collector, view and filter, and polls until something goes wrong. answered tells whether the poll was answered at all. wary: the first
@@ -55,6 +58,11 @@ func (p *watch) generation(ctx context.Context, wary bool) (answered bool, err e
 			p.c.forget(s, true)
 		}
 	}()
+	if p.session != s { // perhaps another server than before, or another release of it
+		p.mu.Lock()
+		p.session, p.blind, p.page, p.big, p.took = s, false, pageMost, nil, 0
+		p.mu.Unlock()
+	}
 	g := &generation{p: p, s: s, wary: wary, inView: make(map[moRef]bool), removed: make(map[moRef]time.Time)}
 	defer func() { g.end(ctx, classOf(err) == SessionLost) }()
 	if err := g.begin(ctx); err != nil {
@@ -157,7 +165,8 @@ func (g *generation) end(ctx context.Context, lost bool) {
 func (g *generation) poll(ctx context.Context) (answered bool, err error) {
 	c := g.p.c
 	version := ""
-	options := map[string]any{"_typeName": "WaitOptions", "maxWaitSeconds": max(int(c.cfg.PollWait/time.Second), 1), "maxObjectUpdates": 100}
+	options := map[string]any{"_typeName": "WaitOptions", "maxWaitSeconds": max(int(c.cfg.PollWait/time.Second), 1), "maxObjectUpdates": g.p.pageSize()}
+	began := time.Now()
 	for {
 		params := map[string]any{"options": options}
 		if version != "" {
@@ -170,8 +179,11 @@ func (g *generation) poll(ctx context.Context) (answered bool, err error) {
 		cl.token, cl.once, cl.timeout = g.s.token, true, c.cfg.PollWait+c.cfg.PollGrace
 		ans, err := c.exchange(ctx, c.polls, cl)
 		if err != nil {
-			if errors.Is(err, context.DeadlineExceeded) {
+			switch {
+			case errors.Is(err, context.DeadlineExceeded):
 				err = errors.Join(errSilent, err)
+			case errors.Is(err, ErrTooLarge):
+				err = g.tooLarge(ctx, err)
 			}
 			return answered, err
 		}
@@ -191,8 +203,12 @@ func (g *generation) poll(ctx context.Context) (answered bool, err error) {
 			continue
 		}
 		version = set.Version
-		if set.Truncated != nil && *set.Truncated {
+		if set.more() {
 			continue
+		}
+		if !began.IsZero() { // all is shown
+			g.p.shownWithin(time.Since(began))
+			began = time.Time{}
 		}
 		select {
 		case <-ctx.Done():
@@ -200,6 +216,85 @@ func (g *generation) poll(ctx context.Context) (answered bool, err error) {
 		case <-time.After(gather):
 		}
 	}
+}
+
+func (p *watch) pageSize() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.page
+}
+
+// shownWithin notes how long this server takes to show all that there is.
+func (p *watch) shownWithin(took time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.took = took
+}
+
+// slack is how long the poll may take to show an object that was added: a slow server is not taken for one that leaves things out. The caller holds mu.
+func (p *watch) slack() time.Duration { return max(p.patience, min(2*p.took, backoffMost)) }
+
+// tooLarge makes the next answers smaller, down to one object. Where even one is too large it finds out which, by reads, and keeps it apart: it is read by
+// itself from then on, so that it does not take the poll of all others down.
+func (g *generation) tooLarge(ctx context.Context, err error) error {
+	p := g.p
+	p.mu.Lock()
+	page := p.page
+	p.page = max(1, page/4)
+	byKind := make(map[string][]string)
+	for ref, o := range p.objects {
+		if len(o.watchers) > 0 && !p.big[ref] {
+			byKind[ref.Type] = append(byKind[ref.Type], ref.Value)
+		}
+	}
+	p.mu.Unlock()
+	if page > 1 {
+		return errSmaller
+	}
+	big := make(map[moRef]bool)
+	for kind, ids := range byKind {
+		for some := range slices.Chunk(ids, pageMost) {
+			if err := p.c.findLarge(ctx, kind, watchedOf(kind), some, big); err != nil {
+				return err
+			}
+		}
+	}
+	if len(big) == 0 {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.big == nil {
+		p.big = big
+	}
+	maps.Copy(p.big, big)
+	p.page = pageMost
+	return errSmaller
+}
+
+// findLarge notes in large which of the objects are too large by themselves.
+func (c *Client) findLarge(ctx context.Context, kind string, paths, ids []string, large map[moRef]bool) error {
+	switch _, err := c.retrieveWhole(ctx, kind, paths, ids); {
+	case err == nil, isGone(err) && len(ids) == 1:
+		return nil
+	case !errors.Is(err, ErrTooLarge) && !isGone(err):
+		return err
+	case len(ids) == 1:
+		large[moRef{Type: kind, Value: ids[0]}] = true
+		return nil
+	}
+	if err := c.findLarge(ctx, kind, paths, ids[:len(ids)/2], large); err != nil {
+		return err
+	}
+	return c.findLarge(ctx, kind, paths, ids[len(ids)/2:], large)
+}
+
+// watchedOf are the properties of a kind of object that the poll shows.
+func watchedOf(kind string) []string {
+	if kind == virtualMachine {
+		return watchedVM
+	}
+	return []string{"info"}
 }
 
 // keepView follows the set of what is watched, and looks after what the poll does not show.
@@ -297,15 +392,14 @@ func unresolved(err error, refs []moRef) (lost *moRef, rest []moRef) {
 func (p *watch) newGeneration() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.ready = time.Time{}
+	p.ready = time.Now()
 	for ref, o := range p.objects {
 		o.seen, o.again, o.doubt, o.patient = false, false, false, time.Time{}
 		if len(o.watchers) == 0 {
 			delete(p.objects, ref)
+		} else if !p.big[ref] {
+			p.ready = time.Time{} // where there is nothing to show, the first answer may take the whole wait
 		}
-	}
-	if len(p.objects) == 0 {
-		p.ready = time.Now() // nothing to show: the first answer may take the whole wait
 	}
 }
 
@@ -320,12 +414,17 @@ func (p *watch) difference(inView map[moRef]bool, removed map[moRef]time.Time) (
 		case idle && inView[ref] && now.Sub(o.left) < p.linger:
 		case idle:
 			delete(p.objects, ref)
-			if inView[ref] {
+			if inView[ref] && p.big[ref] {
+				delete(inView, ref) // it never was
+			} else if inView[ref] {
 				remove = append(remove, ref)
 			}
+		case !inView[ref] && p.big[ref]:
+			inView[ref] = true // as far as the view goes
+			o.seen, o.again, o.doubt, o.patient = false, false, true, time.Time{}
 		case !inView[ref]:
 			add = append(add, ref)
-			o.seen, o.again, o.patient = false, false, now.Add(p.patience)
+			o.seen, o.again, o.patient = false, false, now.Add(p.slack())
 			if _, lately := removed[ref]; lately && !p.blind {
 				o.again, o.doubt, o.patient = true, true, now.Add(min(p.patience, 4*gather))
 			}
@@ -357,11 +456,7 @@ func (g *generation) lookAfter(ctx context.Context) (next time.Time, err error) 
 		return next, errAnew
 	}
 	for ref, news := range read {
-		paths := watchedVM
-		if ref.Type != virtualMachine {
-			paths = []string{"info"}
-		}
-		all, err := g.p.c.retrieve(ctx, ref.Type, paths, ref.Value)
+		all, err := g.p.c.retrieve(ctx, ref.Type, watchedOf(ref.Type), ref.Value)
 		if ctx.Err() != nil {
 			return next, context.Cause(ctx)
 		}
@@ -372,6 +467,8 @@ func (g *generation) lookAfter(ctx context.Context) (next time.Time, err error) 
 			g.p.found(ref, news, all[ref.Value])
 		case classOf(err) == SessionLost:
 			return next, err
+		default:
+			g.p.unreadable(ref, news, err)
 		}
 	}
 	return next, nil
@@ -392,7 +489,7 @@ func (p *watch) overdue(now time.Time) (read map[moRef]int, anew bool, next time
 		case o.seen, o.gone, p.ready.IsZero():
 			continue
 		default: // a slow first answer is not taken for one that leaves things out
-			due = later(due, p.ready.Add(p.patience))
+			due = later(due, p.ready.Add(p.slack()))
 		}
 		if due.After(now) {
 			next = sooner(next, due)
@@ -405,6 +502,9 @@ func (p *watch) overdue(now time.Time) (read map[moRef]int, anew bool, next time
 		}
 		o.nudges++
 		o.patient = now.Add(min(p.patience<<min(o.nudges, 5), backoffMost))
+		if p.big[ref] { // a read is all that shows it
+			o.patient = now.Add(min(p.patience<<min(o.nudges, 5), bigPause))
+		}
 		next = sooner(next, o.patient)
 	}
 	return read, anew, next
@@ -433,11 +533,23 @@ func (p *watch) found(ref moRef, news int, props properties) {
 	switch {
 	case o == nil, o.news != news:
 	case props == nil:
-		o.gone, o.doubt = true, false
+		o.gone, o.doubt, o.err = true, false, nil
 		o.tell()
 	default:
-		o.props, o.known, o.gone, o.doubt = props, true, false, false
+		o.props, o.known, o.gone, o.doubt, o.err = props, true, false, false, nil
 		o.seen = o.seen || o.again
 		o.tell()
 	}
+}
+
+// unreadable notes why one object cannot be read: its own watchers are told. No answer at all is a matter of the whole poll.
+func (p *watch) unreadable(ref moRef, news int, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	o, e := p.objects[ref], (*Error)(nil)
+	if o == nil || o.news != news || !errors.As(err, &e) || e.Status == 0 && e.Name == "" || sameReason(o.err, e) {
+		return
+	}
+	o.err = e
+	o.tell()
 }

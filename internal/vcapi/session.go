@@ -278,6 +278,13 @@ func (c *Client) loginVIM(ctx context.Context, password string) (s *session, err
 		c.keeper.ended(s) // it is there all the same
 		return nil, err
 	}
+	// What was found out about the one before may be otherwise in the one that answers now: it was updated, restored, or restarted with more of itself.
+	c.lacks.clear()
+	about := v.content.About
+	if product := about.InstanceUUID + " " + about.APIVersion + " " + about.Build; product != c.product {
+		c.product = product
+		c.split.Store(false)
+	}
 	s.name = Session{Key: user.Key, UserName: firstOf(user.UserName, c.cfg.Username)}
 	return s, nil
 }

@@ -131,6 +131,7 @@ type VM struct {
 	PendingCustomization string              // config.tools.pendingCustomization
 	CloudInit            bool                // config.extraConfig has guestinfo.userdata or guestinfo.metadata
 	RecentTasks          []string            // VM.recentTask: managed object IDs
+	Unread               []string            // properties that are too large to be read (guest.net): what they hold is not known
 }
 
 // NIC is one network adapter as VMware Tools report it (guest.net, GuestNicInfo).
@@ -192,6 +193,6 @@ type WatchState struct {
 	Task     *Task // nil where none is watched or none was shown yet
 	VMGone   bool  // vCenter says that there is no such VM (any more); VM is the last known
 	TaskGone bool  // vCenter forgot the task; Task is the last known
-	Down     bool  // the long poll is unanswered, or its answers are not understood; VM and Task are the last known
+	Down     bool  // the long poll is unanswered or not understood, or this VM or Task cannot be read; VM and Task are the last known
 	Err      error // where Down: why, an *Error with vCenter's words, the transport's, or what of an answer was not understood
 }

@@ -43,6 +43,7 @@ type serviceContent struct {
 		Name         string `json:"name"`
 		APIVersion   string `json:"apiVersion"`
 		InstanceUUID string `json:"instanceUuid"`
+		Build        string `json:"build"`
 	} `json:"about"`
 	SessionManager            *moRef `json:"sessionManager"`
 	PropertyCollector         *moRef `json:"propertyCollector"`
@@ -241,7 +242,8 @@ func (c *Client) About(ctx context.Context) (About, error) {
 	if err != nil {
 		return About{}, err
 	}
-	return About(s.service.content.About), nil
+	about := s.service.content.About
+	return About{Name: about.Name, APIVersion: about.APIVersion, InstanceUUID: about.InstanceUUID}, nil
 }
 
 // Now is vCenter's clock.

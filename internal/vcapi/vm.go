@@ -2,9 +2,12 @@ package vcapi
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
+	"net/http"
 	"slices"
 	"strings"
 )
@@ -69,20 +72,109 @@ func propertiesOf(kind string, paths []string) propertySpec {
 }
 
 // retrieve reads properties of objects of one kind. Properties that this vCenter does not have are left out; so are objects that are not shown, of several.
+// Where the answer is too large, fewer objects are asked for at a time, and of one that is too large by itself its properties one by one.
 func (c *Client) retrieve(ctx context.Context, kind string, paths []string, ids ...string) (map[string]properties, error) {
+	all, err := c.retrieveWhole(ctx, kind, paths, ids)
+	switch {
+	case !errors.Is(err, ErrTooLarge):
+		return all, err
+	case len(ids) == 1:
+		props, parts := c.retrieveParts(ctx, kind, paths, ids[0])
+		if props == nil {
+			return nil, cmp.Or(parts, err)
+		}
+		return map[string]properties{ids[0]: props}, nil
+	}
+	all = make(map[string]properties, len(ids))
+	for _, some := range [][]string{ids[:len(ids)/2], ids[len(ids)/2:]} {
+		half, err := c.retrieve(ctx, kind, paths, some...)
+		if err != nil {
+			return nil, err
+		}
+		maps.Copy(all, half)
+	}
+	return all, nil
+}
+
+// unread is, among the properties of an object, the list of those that were too large to be read.
+const unread = "…unread"
+
+// taskParts are what a Task's info is read by where it is too large as a whole.
+var taskParts = []string{"info.key", "info.task", "info.name", "info.descriptionId", "info.entity", "info.state", "info.reason", "info.progress", "info.cancelable",
+	"info.queueTime", "info.startTime", "info.completeTime", "info.error"}
+
+// retrieveParts reads the properties of one object that is too large, each by itself. nil: not one of them could be read.
+func (c *Client) retrieveParts(ctx context.Context, kind string, paths []string, id string) (properties, error) {
+	if kind == "Task" {
+		paths = taskParts
+	}
+	var props properties
+	var large []string
+	for _, path := range paths {
+		one, err := c.retrieveWhole(ctx, kind, []string{path}, []string{id})
+		switch {
+		case errors.Is(err, ErrTooLarge):
+			large = append(large, path)
+			continue
+		case err != nil:
+			if e := (*Error)(nil); errors.As(err, &e) && e.Name == "InvalidProperty" {
+				continue // vCenter does not have it
+			}
+			return nil, err
+		}
+		if props == nil {
+			props = make(properties)
+		}
+		maps.Copy(props, one[id])
+	}
+	if props != nil && len(large) > 0 {
+		list, err := json.Marshal(large)
+		if err != nil {
+			return nil, err
+		}
+		props[unread] = list
+	}
+	return props, nil
+}
+
+// objectContent is what a RetrievePropertiesEx tells of one object.
+type objectContent struct {
+	Obj     moRef `json:"obj"`
+	PropSet []struct {
+		Name string          `json:"name"`
+		Val  json.RawMessage `json:"val"`
+	} `json:"propSet"`
+	missingSet
+	odd error // why it is not understood
+}
+
+// UnmarshalJSON takes what is odd in one object for that object's own, so that it does not make the others unreadable.
+func (o *objectContent) UnmarshalJSON(raw []byte) error {
+	type plain objectContent
+	if err := json.Unmarshal(raw, (*plain)(o)); err != nil {
+		*o = objectContent{Obj: whose(raw), odd: err}
+	}
+	return nil
+}
+
+// whose finds what an element that is not understood as a whole is about.
+func whose(raw []byte) moRef {
+	var element struct {
+		Obj json.RawMessage `json:"obj"`
+	}
+	var ref moRef
+	_ = json.Unmarshal(raw, &element) // what cannot be read names nothing
+	_ = json.Unmarshal(element.Obj, &ref)
+	return ref
+}
+
+func (c *Client) retrieveWhole(ctx context.Context, kind string, paths, ids []string) (map[string]properties, error) {
 	spec := filterSpec{TypeName: "PropertyFilterSpec"}
 	for _, id := range ids {
 		spec.ObjectSet = append(spec.ObjectSet, objectSpec{TypeName: "ObjectSpec", Obj: refTo(kind, id)})
 	}
 	var result struct {
-		Objects []struct {
-			Obj     moRef `json:"obj"`
-			PropSet []struct {
-				Name string          `json:"name"`
-				Val  json.RawMessage `json:"val"`
-			} `json:"propSet"`
-			missingSet
-		} `json:"objects"`
+		Objects []objectContent `json:"objects"`
 	}
 	err := c.avoiding(paths, func(paths []string) error {
 		spec.PropSet = []propertySpec{propertiesOf(kind, paths)}
@@ -96,6 +188,12 @@ func (c *Client) retrieve(ctx context.Context, kind string, paths []string, ids 
 	for _, object := range result.Objects {
 		if denied := object.denied(c.known.list()); len(ids) == 1 && len(object.PropSet) == 0 && denied != nil {
 			return nil, denied.fill("RetrievePropertiesEx", "", c.host)
+		}
+		if object.odd != nil {
+			if len(ids) == 1 {
+				return nil, c.notUnderstood(&call{op: "RetrievePropertiesEx"}, &answer{status: http.StatusOK}, object.odd)
+			}
+			continue
 		}
 		props := make(properties, len(object.PropSet))
 		for _, p := range object.PropSet {
@@ -189,6 +287,7 @@ func decodeVM(p properties, s secrets) VM {
 	if vm.Customization != nil {
 		vm.Customization.Error = s.text(vm.Customization.Error)
 	}
+	_ = json.Unmarshal(p[unread], &vm.Unread) // our own
 	each(p["guest.net"], func(raw json.RawMessage) { vm.NICs = append(vm.NICs, decodeNIC(raw)) })
 	each(p["config.extraConfig"], func(raw json.RawMessage) {
 		var option struct {

@@ -23,9 +23,13 @@ type watch struct {
 	objects  map[moRef]*watched
 	down     error // why the poll is; nil while it stands
 	answered time.Time
-	blind    bool          // this server was seen not to show what was added
-	ready    time.Time     // the first answer of the present generation; zero before it
-	changed  chan struct{} // the set of objects changed; holds one
+	blind    bool           // this server was seen not to show what was added
+	ready    time.Time      // when the present generation had shown all there was; zero before that, and while more is announced
+	took     time.Duration  // how long it took to show all, in this generation or the one before
+	page     int            // objects in one answer at most
+	big      map[moRef]bool // objects too large for an answer: they are read by themselves
+	session  *session       // of the present generation: another may be of another server
+	changed  chan struct{}  // the set of objects changed; holds one
 }
 
 // watched is a VM or a task that is watched, or lately was.
@@ -44,6 +48,7 @@ type watched struct {
 	patient time.Time // when to do something about it where it was not shown
 	nudges  int       // how often something was done
 	news    int       // how often the poll brought something: what was read before is old then
+	err     error     // why it cannot be read, by itself
 }
 
 // watcher is one Watch.
@@ -52,15 +57,19 @@ type watcher struct {
 	signal   chan struct{} // holds one: something may have changed
 }
 
+// pageMost is how many objects are in one answer of the poll, where they are of the usual size.
+const pageMost = 100
+
 const (
 	backoffFirst = 250 * time.Millisecond
 	backoffMost  = 30 * time.Second
+	bigPause     = 10 * time.Second      // between two reads of an object that is too large for the poll
 	gather       = 50 * time.Millisecond // between an update and the next poll, so that changes that come together cost one call
 )
 
 func newWatch(c *Client) *watch {
 	return &watch{
-		c: c, patience: 2 * time.Second, linger: 5 * time.Second,
+		c: c, patience: 2 * time.Second, linger: 5 * time.Second, page: pageMost,
 		objects: make(map[moRef]*watched), answered: time.Now(), changed: make(chan struct{}, 1),
 	}
 }
@@ -159,7 +168,10 @@ func (p *watch) state(w *watcher) (state WatchState, ok bool) {
 	state.Down, state.Err, ok = p.down != nil, p.down, true
 	for _, ref := range w.refs() {
 		o := p.objects[ref]
-		if !o.known && !o.gone && p.down == nil {
+		if o.err != nil && p.down == nil {
+			state.Down, state.Err = true, o.err
+		}
+		if !o.known && !o.gone && o.err == nil && p.down == nil {
 			ok = false
 		}
 		if ref == w.vm {
@@ -203,18 +215,38 @@ func (p *watch) setDown(why error) {
 // updateSet is what is needed of vmodl.query.PropertyCollector.UpdateSet: what else is in it cannot make it unreadable.
 type updateSet struct {
 	Version   string `json:"version"`
-	Truncated *bool  `json:"truncated"` // there is more, to be had at once
+	Truncated *bool  `json:"truncated"`
 	FilterSet []struct {
-		ObjectSet []struct {
-			Kind      string `json:"kind"` // enter, modify, leave
-			Obj       moRef  `json:"obj"`
-			ChangeSet []struct {
-				Name string          `json:"name"`
-				Op   string          `json:"op"` // assign, add, remove, indirectRemove
-				Val  json.RawMessage `json:"val"`
-			} `json:"changeSet"`
-		} `json:"objectSet"`
+		ObjectSet []objectUpdate `json:"objectSet"`
 	} `json:"filterSet"`
+}
+
+// more tells whether there is more, to be had at once.
+func (set *updateSet) more() bool { return set.Truncated != nil && *set.Truncated }
+
+type objectUpdate struct {
+	Kind      string `json:"kind"` // enter, modify, leave
+	Obj       moRef  `json:"obj"`
+	ChangeSet []struct {
+		Name string          `json:"name"`
+		Op   string          `json:"op"` // assign, add, remove, indirectRemove
+		Val  json.RawMessage `json:"val"`
+	} `json:"changeSet"`
+	odd bool // it is not understood
+}
+
+// UnmarshalJSON takes what is odd in one object for that object's own: it is read by itself then, and the others are not held up. Where it cannot be
+// told whose it is, the whole is not understood.
+func (u *objectUpdate) UnmarshalJSON(raw []byte) error {
+	type plain objectUpdate
+	err := json.Unmarshal(raw, (*plain)(u))
+	if err == nil {
+		return nil
+	}
+	if *u = (objectUpdate{Obj: whose(raw), odd: true}); u.Obj.Value != "" {
+		return nil
+	}
+	return err
 }
 
 // apply takes an update in. The first of a generation is fresh; the one that shows that the poll stands also ends Down, together with what it brings.
@@ -222,7 +254,11 @@ func (p *watch) apply(set updateSet, fresh, stands bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.answered = time.Now()
-	if fresh {
+	stood := !p.ready.IsZero() && !fresh
+	switch { // what is on a later page is not overdue
+	case set.more():
+		p.ready = time.Time{}
+	case !stood:
 		p.ready = p.answered
 		wake(p.changed)
 	}
@@ -238,12 +274,15 @@ func (p *watch) apply(set updateSet, fresh, stands bool) {
 			if o == nil || len(o.watchers) == 0 && update.Kind == "leave" {
 				continue // not watched any more
 			}
+			if stood && update.Kind == "enter" && !o.seen && !o.again {
+				p.blind = false // it does show what is added
+			}
 			if update.Kind == "leave" { // deleted, or taken out of the view and already added again
 				o.seen, o.doubt, o.patient = false, true, time.Time{}
 				wake(p.changed)
 				continue
 			}
-			if update.Kind != "enter" && !o.known { // a part of what is not known: the whole is read
+			if update.odd || update.Kind != "enter" && !o.known { // a part of what is not known: the whole is read
 				o.seen, o.doubt, o.patient = true, true, time.Time{}
 				o.news++
 				wake(p.changed)
@@ -277,7 +316,7 @@ func (p properties) set(name string, value json.RawMessage) {
 
 // shown takes in what vCenter shows of o. The caller holds mu.
 func (o *watched) shown(props properties) {
-	o.props, o.known, o.gone, o.seen, o.doubt = props, true, false, true, false
+	o.props, o.known, o.gone, o.seen, o.doubt, o.err = props, true, false, true, false, nil
 	o.news++
 	o.tell()
 }
