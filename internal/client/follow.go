@@ -257,7 +257,7 @@ func (w *Wait) Until(ctx context.Context, seq uint64, show func(*Event)) (*Event
 		case e.Run.Run != w.m.Run:
 			continue
 		case e.Kind == events.RunAccepted && !w.m.Cancel:
-			w.other = !sameJSON(e.Run.Requested, w.m.Asked)
+			w.other = !sameJSON(events.WithoutNulls(e.Run.Requested), events.WithoutNulls(w.m.Asked))
 		}
 		if w.other || e.Last() && w.heard && !w.stored(ctx, e) {
 			continue

@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/nats-io/nats.go"
 
@@ -154,6 +155,9 @@ func dataTree(data []byte) (map[string]any, error) {
 	if len(bytes.TrimSpace(data)) == 0 {
 		return nil, invalid("", "the event has no data")
 	}
+	if !utf8.Valid(data) { // of data_base64: run.accepted could not be read
+		return nil, invalid("", "data is not UTF-8: encode it so")
+	}
 	v, err := strictJSON(data)
 	if err != nil {
 		return nil, invalid("", "data: %v", err)
@@ -161,6 +165,9 @@ func dataTree(data []byte) (map[string]any, error) {
 	tree, ok := v.(map[string]any)
 	if !ok {
 		return nil, invalid("", "data is not a JSON object")
+	}
+	if depth(v) > maxDepth {
+		return nil, invalid("", "data is nested deeper than %d levels: no request is", maxDepth)
 	}
 	return tree, nil
 }
@@ -194,6 +201,9 @@ func checkRequest(tree map[string]any) error {
 		at := fmt.Sprintf("processes[%d].", i)
 		add(at+"timeout", checkDuration(p["timeout"], false))
 		name, named := p["name"].(string)
+		if Clean(name) != name { // it is in the run's events, word for word
+			add(at+"name", "holds control characters: leave them out")
+		}
 		if k, twice := first[name]; named && twice {
 			add(at+"name", fmt.Sprintf("is the name of processes[%d] as well", k))
 		} else if named {

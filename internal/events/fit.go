@@ -1,6 +1,9 @@
 package events
 
-import "encoding/json"
+import (
+	"encoding/json"
+	"time"
+)
 
 // limits are how much of other people's words an event holds.
 type limits struct{ command, message, list int }
@@ -20,62 +23,82 @@ func fitted(k Kind, run *Run) (data []byte, err error) {
 	return data, err
 }
 
-// cutter cuts what is too long, and remembers that it did.
+// cutter cleans what others wrote, cuts what is too long, and remembers that it did.
 type cutter struct {
 	limits
 	cut bool
 }
 
-// run is a copy of r with its command lines, messages and lists cut short.
+// run is a copy of r with everything in it that others wrote cleaned, and cut short. What names a request stays as it is: it is an identity.
 func (c *cutter) run(from *Run) *Run {
 	r := *from
+	r.VMName, r.InstanceUUID = c.name(r.VMName), c.name(r.InstanceUUID)
+	r.Requested = WithoutNulls(r.Requested)
 	r.Processes = append([]Process(nil), r.Processes...)
 	for i := range r.Processes {
 		p := &r.Processes[i]
 		p.Command, p.Reason = c.text(p.Command, c.command), c.words(p.Reason)
-		p.ProcessName, p.Owner = c.text(p.ProcessName, maxName), c.text(p.Owner, maxName)
+		p.ProcessName, p.Owner = c.name(p.ProcessName), c.name(p.Owner)
+		p.StartedAt, p.FinishedAt = writable(p.StartedAt), writable(p.FinishedAt)
 	}
 	r.CanceledBy = changed(r.CanceledBy, func(by *CanceledBy) { by.Reason = c.words(by.Reason) })
 	r.Check = changed(r.Check, func(check *Check) {
+		check.Status = c.name(check.Status)
 		check.Blockers, check.Warnings = c.remarks(check.Blockers), c.remarks(check.Warnings)
 	})
-	r.Customize = changed(r.Customize, func(s *Customize) { s.Reason, s.Guest = c.words(s.Reason), c.guest(s.Guest) })
-	r.Network = changed(r.Network, func(s *Network) { s.Reason = c.words(s.Reason) })
+	r.Customize = changed(r.Customize, func(s *Customize) {
+		s.Task, s.Reason, s.Guest = c.name(s.Task), c.words(s.Reason), c.guest(s.Guest)
+	})
+	r.Network = changed(r.Network, func(s *Network) { s.Task, s.Reason = c.name(s.Task), c.words(s.Reason) })
 	r.Verify = changed(r.Verify, func(v *Verify) {
-		v.HostName, v.Mismatches, v.NICs = c.text(v.HostName, maxName), c.all(v.Mismatches), c.nics(v.NICs)
+		v.HostName, v.Mismatches, v.NICs = c.name(v.HostName), c.all(v.Mismatches), c.nics(v.NICs)
 	})
 	r.Observed = changed(r.Observed, func(o *Observed) {
-		o.HostName, o.GuestLog, o.NICs, o.Guest = c.text(o.HostName, maxName), c.all(o.GuestLog), c.nics(o.NICs), c.guest(o.Guest)
+		o.PowerState, o.ToolsRunningStatus, o.ToolsVersion = c.name(o.PowerState), c.name(o.ToolsRunningStatus), c.name(o.ToolsVersion)
+		o.HostName, o.GuestLog, o.NICs, o.Guest = c.name(o.HostName), c.all(o.GuestLog), c.nics(o.NICs), c.guest(o.Guest)
 	})
 	r.Error = changed(r.Error, func(e *Error) {
-		e.Message = c.words(e.Message)
-		e.VSphere = changed(e.VSphere, c.vsphere)
+		e.Message, e.Field = c.words(e.Message), c.text(e.Field, maxPath)
+		e.VSphere = c.vsphere(e.VSphere, maxCauses)
 	})
 	r.Truncated = r.Truncated || c.cut
 	return &r
 }
 
-// vsphere leaves long JSON out: it has no half.
-func (c *cutter) vsphere(v *VSphere) {
-	v.LocalizedMessage, v.Challenge = c.words(v.LocalizedMessage), c.words(v.Challenge)
-	var messages []json.RawMessage
-	for _, m := range v.Messages {
-		if len(m) > c.message {
-			c.cut = true
-			continue
+// maxCauses is how many causes of a fault, each the cause of the one before, are told.
+const maxCauses = 4
+
+func (c *cutter) vsphere(v *VSphere, causes int) *VSphere {
+	return changed(v, func(v *VSphere) {
+		v.Name, v.LocalizedMessage, v.Challenge = c.name(v.Name), c.words(v.LocalizedMessage), c.words(v.Challenge)
+		v.Data = c.json(v.Data)
+		var messages []json.RawMessage
+		for _, m := range short(c, v.Messages) {
+			if m = c.json(m); m != nil {
+				messages = append(messages, m)
+			}
 		}
-		messages = append(messages, m)
-	}
-	v.Messages = short(c, messages)
-	if len(v.Data) > c.message {
-		v.Data, c.cut = nil, true
-	}
+		v.Messages = messages
+		if v.Cause != nil && causes == 0 {
+			v.Cause, c.cut = nil, true
+		}
+		v.Cause = c.vsphere(v.Cause, causes-1)
+	})
+}
+
+func (c *cutter) json(raw json.RawMessage) json.RawMessage {
+	b, wasCut := shortJSON(raw, c.message)
+	c.cut = c.cut || wasCut
+	return b
 }
 
 func (c *cutter) text(s string, n int) string {
+	s = Clean(s)
 	c.cut = c.cut || len(s) > n
 	return cut(s, n)
 }
+
+func (c *cutter) name(s string) string { return c.text(s, maxName) }
 
 func (c *cutter) words(s string) string { return c.text(s, c.message) }
 
@@ -90,7 +113,7 @@ func (c *cutter) all(list []string) []string {
 func (c *cutter) remarks(list []Remark) []Remark {
 	list = short(c, list)
 	for i := range list {
-		list[i].Message, list[i].Field = c.words(list[i].Message), c.text(list[i].Field, maxName)
+		list[i].Code, list[i].Message, list[i].Field = c.name(list[i].Code), c.words(list[i].Message), c.text(list[i].Field, maxName)
 	}
 	return list
 }
@@ -99,16 +122,27 @@ func (c *cutter) remarks(list []Remark) []Remark {
 func (c *cutter) nics(list []NIC) []NIC {
 	list = short(c, list)
 	for i := range list {
-		list[i].MAC, list[i].Addresses = c.text(list[i].MAC, maxName), short(c, list[i].Addresses)
+		list[i].MAC, list[i].Addresses = c.name(list[i].MAC), short(c, list[i].Addresses)
 		for k := range list[i].Addresses {
-			list[i].Addresses[k] = c.text(list[i].Addresses[k], maxName)
+			list[i].Addresses[k] = c.name(list[i].Addresses[k])
 		}
 	}
 	return list
 }
 
 func (c *cutter) guest(g *Guest) *Guest {
-	return changed(g, func(g *Guest) { g.Error = c.words(g.Error) })
+	return changed(g, func(g *Guest) {
+		g.Status, g.Error = c.name(g.Status), c.words(g.Error)
+		g.StartTime, g.EndTime = writable(g.StartTime), writable(g.EndTime)
+	})
+}
+
+// writable is a guest's time where JSON can have it: RFC 3339 ends with the year 9999, which another zone's clock may have left.
+func writable(t *time.Time) *time.Time {
+	if t == nil || t.Year() < 0 || t.Year() > 9999 {
+		return nil
+	}
+	return t
 }
 
 // changed is a changed copy of v; nil where there is none.

@@ -56,7 +56,7 @@ func wholeRun() *Run {
 			Step: "process", Process: "join-domain", Code: ExitCode, Message: "exit code 1", Field: "processes[0]", Retryable: true,
 			VSphere: &VSphere{
 				Name: "InvalidGuestLogin", HTTPStatus: 500, Messages: []json.RawMessage{json.RawMessage(`{"id":"m"}`)}, LocalizedMessage: "m",
-				Data: json.RawMessage(`{"a":1}`), Challenge: "c",
+				Data: json.RawMessage(`{"a":1}`), Challenge: "c", Cause: &VSphere{Name: "GuestOperationsFault", LocalizedMessage: "c"},
 			},
 		},
 		Requested: json.RawMessage(`{"vm":"vm-42"}`), Checkpoint: json.RawMessage(`{"version":1}`), Truncated: true,
@@ -240,8 +240,11 @@ func TestLargeEventsAreCut(t *testing.T) {
 	if n := len(got.Error.Message); n > maxMessage || n < maxMessage-4 {
 		t.Errorf("message of %d bytes", n)
 	}
-	if len(got.Error.VSphere.Messages) != 1 || got.Error.VSphere.Data != nil {
-		t.Errorf("vSphere's own: %+v", got.Error.VSphere)
+	for i, raw := range []json.RawMessage{got.Error.VSphere.Messages[1], got.Error.VSphere.Data} {
+		var text string
+		if err := json.Unmarshal(raw, &text); err != nil || len(raw) > maxMessage || len(raw) < maxMessage/2 || !strings.HasPrefix(long, strings.TrimSuffix(text, "…")) {
+			t.Errorf("vSphere's own %d: %.40s of %d bytes, %v", i, raw, len(raw), err)
+		}
 	}
 	if diff := cmp.Diff(big(), given); diff != "" {
 		t.Errorf("the caller's run was changed: %s", diff)

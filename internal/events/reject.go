@@ -134,7 +134,7 @@ func rejection(m Refused, why *RejectError, mode string, at time.Time) (*nats.Ms
 	if m.Ref != (RequestRef{}) {
 		run.Request = &m.Ref
 	}
-	data, err := marshal(run)
+	data, err := marshal((&cutter{limits: limitsOf[0]}).run(&run))
 	if err != nil {
 		return nil, err
 	}
@@ -163,4 +163,4 @@ func tooLarge(err error) bool {
 }
 
 // oneLine makes text fit for a header.
-func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
+func oneLine(s string) string { return strings.Join(strings.Fields(Clean(s)), " ") }

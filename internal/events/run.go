@@ -271,4 +271,5 @@ type VSphere struct {
 	LocalizedMessage string            `json:"localizedMessage,omitempty"`
 	Data             json.RawMessage   `json:"data,omitempty"`
 	Challenge        string            `json:"challenge,omitempty"`
+	Cause            *VSphere          `json:"cause,omitempty"` // the fault's faultCause
 }
