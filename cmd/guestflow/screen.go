@@ -4,10 +4,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
-	"unicode"
 	"unicode/utf8"
+
+	"github.com/guestflow/guestflow/internal/events"
 )
 
 type colour string
@@ -24,6 +27,9 @@ const (
 
 // onAny are colours that can be read on black and on white, where a terminal has 256; green, yellow and cyan of the first eight cannot on white.
 var onAny = map[colour]colour{red: "38;5;160", green: "38;5;28", yellow: "38;5;130", cyan: "38;5;31"}
+
+// paints are all that paint writes; "0" ends a colour.
+var paints = append(slices.Collect(maps.Values(onAny)), "0", bold, dim, red, green, yellow, cyan)
 
 // screen is what a command writes on: lines, and on a terminal one line below them that changes in place.
 type screen struct {
@@ -61,7 +67,7 @@ func (s *screen) painted(c colour, text string) string {
 
 // say writes a line; on a terminal it is broken between words.
 func (s *screen) say(format string, args ...any) {
-	text := fmt.Sprintf(format, args...)
+	text := shown(fmt.Sprintf(format, args...), s.colour)
 	if s.live {
 		text = wrap(text, s.columns())
 	}
@@ -92,6 +98,7 @@ func (s *screen) raw(line string) {
 func (s *screen) note(text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	text = shown(text, s.errColour)
 	if s.errLive {
 		text = wrap(text, s.columns())
 	}
@@ -108,7 +115,7 @@ func (s *screen) note(text string) {
 func (s *screen) status(text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.live || text == s.bottom {
+	if text = shown(text, s.colour); !s.live || text == s.bottom {
 		return
 	}
 	s.write(s.out, "\r"+text+"\x1b[K") // what is the same is not taken away first: it would flicker
@@ -128,17 +135,25 @@ func (s *screen) failed() error {
 	return s.broken
 }
 
-// clean makes other people's text fit for a terminal: a guest's words must not move its cursor.
-func clean(s string) string {
-	return strings.Map(func(r rune) rune {
-		switch {
-		case r == '\n':
-			return r
-		case unicode.IsControl(r), r == utf8.RuneError:
-			return ' '
+// clean makes other people's text fit for a terminal: their words must not move its cursor, nor turn its writing.
+func clean(s string) string { return events.CleanLines(s) }
+
+// shown is a text as it goes to the screen: whatever is in it, nothing but the colours of paint means something there.
+func shown(text string, coloured bool) string {
+	if !coloured {
+		return clean(text)
+	}
+	var b strings.Builder
+	last := 0
+	for _, at := range colours.FindAllStringIndex(text, -1) {
+		code := text[at[0]+len("\x1b[") : at[1]-len("m")]
+		if !slices.Contains(paints, colour(code)) {
+			continue
 		}
-		return r
-	}, s)
+		b.WriteString(clean(text[last:at[0]]) + text[at[0]:at[1]])
+		last = at[1]
+	}
+	return b.String() + clean(text[last:])
 }
 
 // flat is clean text in one line.
