@@ -75,6 +75,7 @@ type Error struct {
 	LocalizedMessage string            // localizedMessage of TaskInfo.error, or faultstring
 	Data             json.RawMessage   // REST data; of a fault its body without the members that all faults have
 	Challenge        string            // REST challenge
+	Cause            *Error            // faultCause: what vCenter names as the reason of the fault
 
 	// Guest: the call went through vCenter to a guest (processes, files). That it was not answered says nothing about vCenter.
 	Guest bool

@@ -125,6 +125,7 @@ type faultMembers struct {
 	TypeName         string          `json:"_typeName"`
 	Fault            json.RawMessage `json:"fault"`
 	FaultMessage     json.RawMessage `json:"faultMessage"`
+	FaultCause       json.RawMessage `json:"faultCause"`
 	FaultString      string          `json:"faultstring"`
 	LocalizedMessage string          `json:"localizedMessage"`
 
@@ -145,7 +146,7 @@ func decodeError(status int, body []byte, s secrets) *Error {
 	members, ok := membersOf(body)
 	switch {
 	case ok && (members.TypeName != "" || len(members.Fault) > 0 || members.FaultString != "" || len(members.FaultMessage) > 0):
-		e.vim(body, members)
+		e.vim(body, members, maxCauses)
 	case ok && strings.HasPrefix(members.Type, "com.vmware.vapi.std.errors."):
 		// The envelope of /rest: {"type":"com.vmware.vapi.std.errors.not_found","value":{"messages":[…]}}
 		inner, _ := membersOf(members.Value)
@@ -175,6 +176,7 @@ func membersOf(body []byte) (m faultMembers, ok bool) {
 		*into = textOf(raw[key])
 	}
 	m.Fault, m.FaultMessage, m.Value = present(raw["fault"]), present(raw["faultMessage"]), present(raw["value"])
+	m.FaultCause = present(raw["faultCause"])
 	m.Messages, m.Data, m.Challenge = present(raw["messages"]), present(raw["data"]), present(raw["challenge"])
 	return m, true
 }
@@ -213,12 +215,15 @@ func (e *Error) rest(m faultMembers) {
 			ID             string `json:"id"`
 			DefaultMessage string `json:"default_message"`
 			Localized      string `json:"localized"`
+			Args           []any  `json:"args"`
 		}
 		if json.Unmarshal(raw, &message) == nil {
-			texts = append(texts, firstOf(message.Localized, message.DefaultMessage, message.ID))
+			texts = append(texts, firstOf(message.Localized, message.DefaultMessage, withArguments(message.ID, message.Args)))
 		}
 	}
-	e.Message = joined(texts)
+	if e.Message = joined(texts); e.Message == "" {
+		e.Message = memberWords(e.Data)
+	}
 	switch kind, ok := restKinds[e.Name]; {
 	case ok:
 		e.Class = kind.class
@@ -233,7 +238,21 @@ func (e *Error) rest(m faultMembers) {
 	}
 }
 
-func (e *Error) vim(body []byte, m faultMembers) {
+// maxCauses bounds the chain of causes that is followed.
+const maxCauses = 5
+
+// causeOf reads a faultCause, in the form of a LocalizedMethodFault or as the bare fault: VI JSON's page has the one, govmomi's types have the other.
+func causeOf(raw json.RawMessage, causes int) *Error {
+	m, ok := membersOf(raw)
+	if !ok || causes == 0 || m.TypeName == "" && len(m.Fault) == 0 {
+		return nil
+	}
+	e := &Error{}
+	e.vim(raw, m, causes-1)
+	return e
+}
+
+func (e *Error) vim(body []byte, m faultMembers, causes int) {
 	e.LocalizedMessage = firstOf(m.LocalizedMessage, m.FaultString)
 	if len(m.Fault) > 0 { // LocalizedMethodFault, as TaskInfo.error is
 		if inner, ok := membersOf(m.Fault); ok {
@@ -250,13 +269,26 @@ func (e *Error) vim(body []byte, m faultMembers) {
 		var message struct {
 			Key     string `json:"key"`
 			Message string `json:"message"`
+			Arg     []struct {
+				Value any `json:"value"`
+			} `json:"arg"`
 		}
 		if json.Unmarshal(raw, &message) == nil {
-			texts = append(texts, firstOf(message.Message, message.Key))
+			var args []any
+			for _, a := range message.Arg {
+				args = append(args, a.Value)
+			}
+			texts = append(texts, firstOf(message.Message, withArguments(message.Key, args)))
 		}
 	}
-	e.Message = joined(texts)
 	e.Data = own(body)
+	e.Message = joined(texts)
+	if vimKinds[e.Name].class != SessionLost { // whose privilegeId is not what is missing
+		e.Message = faultWords(e.Message, e.Data)
+	}
+	if e.Cause = causeOf(m.FaultCause, causes); e.Cause != nil {
+		e.Message = joined([]string{e.Message, "caused by " + strings.TrimSuffix(e.Cause.Name+": "+e.Cause.Message, ": ")})
+	}
 	kind, ok := vimKind(e.Name)
 	if e.Name != "" {
 		e.Class = kind.class

@@ -216,7 +216,7 @@ func TestOtherErrors(t *testing.T) {
 		{"rest 429", 429, `{"error_type":"UNAUTHORIZED","messages":[]}`, outcome{"UNAUTHORIZED", Transient, Refused}, ""},
 		{"challenge that is no string", 401, `{"error_type":"UNAUTHENTICATED","challenge":{"a":1}}`, outcome{"UNAUTHENTICATED", SessionLost, Refused}, ""},
 		{"fault with 401", 401, `{"_typeName":"NotAuthenticated","privilegeId":"System.View"}`, outcome{"NotAuthenticated", SessionLost, Refused}, ""},
-		{"a type that is no fault", 500, `{"_typeName":"TaskInfo","key":"x"}`, outcome{"TaskInfo", Permanent, Unknown}, ""},
+		{"a type that is no fault", 500, `{"_typeName":"TaskInfo","key":"x"}`, outcome{"TaskInfo", Permanent, Unknown}, "key x"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -491,4 +491,95 @@ func FuzzDecodeProcess(f *testing.F) {
 			t.Error("an exit code from nowhere")
 		}
 	})
+}
+
+// A fault without a text says in the error's message what its members say: what helps is nowhere else.
+func TestFaultsWithoutText(t *testing.T) {
+	t.Parallel()
+	const ref = `{"_typeName":"ManagedObjectReference","type":"%s","value":"%s"}`
+	tests := []struct {
+		name   string
+		status int
+		body   string
+		want   string
+	}{
+		{"InvalidArgument", 500, `{"_typeName":"InvalidArgument","faultMessage":[],"invalidProperty":"spec.identity.hostName"}`, "invalidProperty spec.identity.hostName"},
+		{"InvalidArgument with half a text", 500, `{"_typeName":"InvalidArgument","faultstring":"A specified parameter was not correct.","invalidProperty":"spec.identity"}`,
+			"A specified parameter was not correct (invalidProperty spec.identity)"},
+		{"InvalidArgument with its text", 500, `{"_typeName":"InvalidArgument","faultstring":"A specified parameter was not correct: spec.identity","invalidProperty":"spec.identity"}`,
+			"A specified parameter was not correct: spec.identity"},
+		{"NicSettingMismatch", 500, `{"_typeName":"NicSettingMismatch","numberOfNicsInSpec":2,"numberOfNicsInVM":1}`, "adapters: 2 in the spec, 1 on the VM"},
+		{"TaskInProgress", 500, `{"_typeName":"TaskInProgress","task":` + fmt.Sprintf(ref, "Task", "task-7") + `}`, "task task-7"},
+		{"InvalidPowerState", 500, `{"_typeName":"InvalidPowerState","requestedState":"poweredOn","existingState":"poweredOff"}`, "existingState poweredOff, requestedState poweredOn"},
+		{"InvalidPowerState with types", 500, `{"_typeName":"InvalidPowerState","existingState":{"_typeName":"VirtualMachinePowerState","_value":"suspended"}}`, "existingState suspended"},
+		{"NoPermission", 500, `{"_typeName":"NoPermission","object":` + fmt.Sprintf(ref, "VirtualMachine", "vm-42") + `,"privilegeId":"VirtualMachine.Provisioning.Customize"}`,
+			"object vm-42, privilegeId VirtualMachine.Provisioning.Customize"},
+		{"ManagedObjectNotFound", 500, `{"_typeName":"ManagedObjectNotFound","obj":` + fmt.Sprintf(ref, "VirtualMachine", "vm-9") + `}`, "obj vm-9"},
+		{"UncustomizableGuest", 500, `{"_typeName":"UncustomizableGuest","uncustomizableGuestOS":"darwin19_64Guest"}`, "uncustomizableGuestOS darwin19_64Guest"},
+		{"GuestProcessNotFound", 500, `{"_typeName":"GuestProcessNotFound","pid":4711}`, "pid 4711"},
+		{"SystemError", 500, `{"_typeName":"SystemError","reason":"out of memory"}`, "reason out of memory"},
+		{"MissingParameters", 500, `{"_typeName":"InvalidVmConfig","property":"x","list":{"_typeName":"ArrayOfString","_value":["a","b"]}}`, "list a b, property x"},
+		{"as a Task's error", 0, `{"_typeName":"LocalizedMethodFault","fault":{"_typeName":"NicSettingMismatch","numberOfNicsInSpec":2,"numberOfNicsInVM":1},"localizedMessage":""}`,
+			"adapters: 2 in the spec, 1 on the VM"},
+		{"a key alone", 500, `{"_typeName":"X","faultMessage":[{"key":"com.vmware.x","arg":[{"key":"1","value":{"_typeName":"string","_value":"disk-1"}},{"key":"2","value":7}]}]}`,
+			"com.vmware.x: disk-1 7"},
+		{"no session ID", 500, `{"_typeName":"GuestAuthenticationChallenge","serverChallenge":{"_typeName":"SSPIAuthentication","sspiToken":"x"},"sessionID":77}`, ""},
+		{"no session", 500, `{"_typeName":"NotAuthenticated","privilegeId":"System.View"}`, ""},
+		{"REST: a file", 404, `{"error_type":"NOT_FOUND","messages":[],"data":{"reason":"FILE_NOT_FOUND","file_path":"/usr/bin/x"}}`, "file_path /usr/bin/x, reason FILE_NOT_FOUND"},
+		{"REST: a pid", 404, `{"error_type":"NOT_FOUND","messages":[],"data":{"pid":4711}}`, "pid 4711"},
+		{"REST: an id and its arguments", 500, `{"error_type":"ERROR","messages":[{"id":"com.vmware.vapi.x","args":["vm-42"]}]}`, "com.vmware.vapi.x: vm-42"},
+		{"a text of no end", 500, `{"_typeName":"SystemError","reason":"` + strings.Repeat("x", 5000) + `"}`, "reason " + strings.Repeat("x", 200) + "…"},
+		{"a number that is large", 500, `{"_typeName":"X","size":12345678901}`, "size 12345678901"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			if e := decodeError(tt.status, []byte(tt.body), nil); e.Message != tt.want || !strings.Contains(e.Error(), tt.want) {
+				t.Errorf("%v\nmessage %q, want %q", e, e.Message, tt.want)
+			}
+		})
+	}
+}
+
+// A fault's cause is told, in both forms that are documented for it, with the cause's own cause; no secret is in it either.
+func TestCauses(t *testing.T) {
+	t.Parallel()
+	const tools = `{"_typeName":"GuestComponentsOutOfDate","faultstring":"Tools are too old for hunter2.","x":1,"faultCause":{"_typeName":"HostCommunication"}}`
+	for name, cause := range map[string]string{
+		"bare":                tools,
+		"localized":           `{"_typeName":"LocalizedMethodFault","fault":` + tools + `,"localizedMessage":"Tools are too old for hunter2."}`,
+		"localized, untyped":  `{"fault":` + tools + `,"localizedMessage":"Tools are too old for hunter2."}`,
+		"localized, all text": `{"fault":` + tools + `}`,
+	} {
+		for form, body := range map[string]string{
+			"answer": `{"_typeName":"CustomizationFault","faultMessage":[],"faultCause":` + cause + `}`,
+			"task":   `{"_typeName":"LocalizedMethodFault","fault":{"_typeName":"CustomizationFault","faultCause":` + cause + `}}`,
+		} {
+			e := decodeError(500, []byte(body), secrets{"hunter2"})
+			c := e.Cause
+			if e.Name != "CustomizationFault" || c == nil || c.Name != "GuestComponentsOutOfDate" || c.LocalizedMessage != "Tools are too old for ***." || string(c.Data) != `{"x":1}` ||
+				c.Cause == nil || c.Cause.Name != "HostCommunication" || c.Cause.Cause != nil {
+				t.Errorf("%s as %s: %+v", name, form, c)
+			}
+			if want := "caused by GuestComponentsOutOfDate: Tools are too old for ***.; caused by HostCommunication"; e.Message != want {
+				t.Errorf("%s as %s: message %q, want %q", name, form, e.Message, want)
+			}
+		}
+	}
+	endless := `{"_typeName":"A"}`
+	for range 100 {
+		endless = `{"_typeName":"A","faultCause":` + endless + `}`
+	}
+	n := 0
+	for c := decodeError(500, []byte(endless), nil).Cause; c != nil; c = c.Cause {
+		n++
+	}
+	if n != maxCauses {
+		t.Errorf("%d causes are followed", n)
+	}
+	for _, odd := range []string{`null`, `7`, `{}`, `"x"`, `[]`} {
+		if c := decodeError(500, []byte(`{"_typeName":"A","faultCause":`+odd+`}`), nil).Cause; c != nil {
+			t.Errorf("%s is taken for %+v", odd, c)
+		}
+	}
 }
