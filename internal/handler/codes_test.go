@@ -31,7 +31,7 @@ func TestOutcomeOfEachError(t *testing.T) {
 	badRequest[3] = outcome{code: events.ProcessNotStarted} // a bad path or folder
 	noTools := everywhere(events.CodeUnavailable, away)
 	noTools[3] = outcome{events.ToolsNotRunning, tools}
-	engine := [4]outcome{{}, {code: events.CustomizationFailed}, {code: events.NetworkFailed}, {code: events.ProcessNotStarted}}
+	engine := [4]outcome{{code: events.Internal}, {code: events.CustomizationFailed}, {code: events.NetworkFailed}, {code: events.ProcessNotStarted}}
 	steps := []string{"check", "customize", "network", "process"}
 	for _, row := range []struct {
 		name  string
@@ -84,6 +84,13 @@ func TestOutcomeOfEachError(t *testing.T) {
 				}
 			}
 		})
+	}
+	// What is answered to a question about a process that runs says nothing about its start.
+	for _, name := range []string{"ALREADY_EXISTS", "ALREADY_IN_DESIRED_STATE", "FEATURE_IN_USE", "UNABLE_TO_ALLOCATE_RESOURCE", "NEVER_HEARD_OF"} {
+		state := events.Running
+		if got := new(run).outcome(&step{name: "process", state: &state}, vcError(name, 500, vcapi.Permanent)); got.code != events.Internal {
+			t.Errorf("%s of a running process: %+v", name, got)
+		}
 	}
 	// The 401 of a guest operation is the guest's, not that of the service's own login.
 	if got := new(run).outcome(&step{name: "process"}, vcError("UNAUTHENTICATED", 401, vcapi.GuestCredentials)); got.code != events.GuestLoginRefused {

@@ -1,6 +1,7 @@
 package handler
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -168,7 +169,7 @@ func (r *run) outcome(s *step, v *vcapi.Error) outcome {
 		(o.code == events.InvalidRequest || o.code == events.NotFound && len(v.Data) > 0):
 		o = outcome{code: events.ProcessNotStarted} // a bad path, or a program that does not exist
 	case v.Name == "CustomizationFault", v.Name == "UnexpectedCustomizationFault":
-		o = outcome{code: unnamed[s.name]}
+		o = outcome{code: cmp.Or(unnamed[s.name], events.Internal)}
 	case named:
 	case v.InvalidState():
 		o = outcome{code: events.InvalidState}
@@ -179,7 +180,7 @@ func (r *run) outcome(s *step, v *vcapi.Error) outcome {
 		o = outcome{events.CodeUnavailable, events.WaitingVCenterUnavailable}
 	default:
 		o = outcome{code: unnamed[s.name]}
-		if o.code == "" {
+		if o.code == "" || s.name == "process" && *s.state == events.Running { // it was started: this is about the question
 			o.code = events.Internal
 		}
 	}
@@ -215,17 +216,19 @@ func (r *run) failure(s *step, err error) *stepError {
 	if errors.As(err, &v) {
 		o := r.outcome(s, v)
 		f.code, f.retryable = o.code, o.waiting != "" || v.Class == vcapi.Transient
+		cure := cureOf(s.name, f.code, v)
 		if lacks := missingPrivilege(v); lacks != "" {
-			f.message = strings.TrimSuffix(f.message, ".") + ": give the service's vCenter role the privilege " + lacks
-		} else if cure := cures[f.code]; cure != "" {
-			f.message = strings.TrimSuffix(f.message, ".") + ": " + cure
+			cure = "give the service's vCenter role the privilege " + lacks
 		}
 		if strings.Contains(v.Message, noEngine) {
 			f.retryable = false
-			f.message = strings.TrimSuffix(f.message, ".") + ": the guest customization engine is not installed in the guest; install it in the template that the VM was made from"
+			cure = "the guest customization engine is not installed in the guest; install it in the template that the VM was made from"
 		}
 		if words, retryable := engineWords(strings.Join([]string{v.Message, v.LocalizedMessage, string(v.Data)}, "\n")); words != "" {
-			f.message, f.retryable = strings.TrimSuffix(f.message, ".")+": "+words, retryable
+			cure, f.retryable = words, retryable
+		}
+		if cure != "" {
+			f.message = strings.TrimSuffix(f.message, ".") + ": " + cure
 		}
 	}
 	return f
@@ -254,16 +257,6 @@ func missingPrivilege(v *vcapi.Error) string {
 
 // noEngine is how VMware Tools say that the guest customization engine is missing.
 const noEngine = "does not support Guest Customization"
-
-// cures say what a person can do about a code.
-var cures = map[events.Code]string{
-	events.GuestLoginRefused:     "see the user name and the password in the secret that the request names",
-	events.GuestPermissionDenied: "the guest user must be able to act as root",
-	events.Unauthenticated:       "see the user name and the password with which the service logs in at this vCenter",
-	events.Unauthorized:          "the service's vCenter role lacks a privilege: see docs/vcenter-role.md",
-	events.PowerState:            "power the VM on",
-	events.Unsupported:           "update VMware Tools in the guest, or vCenter",
-}
 
 // timeError is the end of a run whose time, or whose step's time, is over. Where it was waiting for something that did not pass, that is the reason.
 func (r *run) timeError(code events.Code, s *step, message string) *stepError {
@@ -302,6 +295,9 @@ func vsphereOf(v *vcapi.Error) *events.VSphere {
 	o := &events.VSphere{Name: v.Name, HTTPStatus: v.Status, LocalizedMessage: v.LocalizedMessage, Challenge: v.Challenge, Messages: v.Messages}
 	if json.Valid(v.Data) {
 		o.Data = v.Data
+	}
+	if v.Cause != nil {
+		o.Cause = vsphereOf(v.Cause)
 	}
 	if o.Name == "" && o.HTTPStatus == 0 && len(o.Messages) == 0 && o.LocalizedMessage == "" {
 		return nil // vCenter said nothing
