@@ -157,7 +157,7 @@ func (s *stage) journal() jetstream.MessagesContext {
 func (s *stage) play() {
 	s.t.Helper()
 	s.want = map[string]string{"run.released": "order-2", "run.resumed": "order-2", "run.canceled": "order-2", "run.failed": "order-3", "run.waiting": "order-4",
-		"process.unreachable": "order-5", "rejected": "order-6"}
+		"process.unreachable": "order-5", "rejected": "order-6", "customize.aborting": "order-7", "customize.aborted": "order-7"}
 	vms := map[string]sandbox.VM{}
 	for _, vm := range s.box.VMs() {
 		if _, twice := vms[vm.Ends]; !twice {
@@ -165,6 +165,9 @@ func (s *stage) play() {
 		}
 		if strings.Contains(vm.Shows, "busy") {
 			vms["busy"] = vm
+		}
+		if strings.Contains(vm.Shows, "aborted") {
+			vms["aborted"] = vm
 		}
 	}
 	request := func(id string, vm sandbox.VM) json.RawMessage {
@@ -188,6 +191,9 @@ func (s *stage) play() {
 
 	request("order-3", vms["run.failed ExitCode"])
 	request("order-4", vms["busy"])
+	aborted := vms["aborted"].ID
+	s.publish("guestflow.requests.lab."+aborted, "requested", "order-7", aborted, fmt.Sprintf(`{"vm":%q,"guest":{"credentials":{"secretRef":"linux-root"}},`+
+		`"customize":{"spec":{"identity":{"_typeName":"CustomizationLinuxPrep","hostName":{"_typeName":"CustomizationFixedName","name":"web-7"},"domain":"example.com"}}},"verify":false}`, aborted))
 	guest := s.prod.VM(s.prod.VMs()[0])
 	guest.Configure(func(g *vcsim.Guest) { g.Programs["/usr/bin/join-domain"] = vcsim.Program{For: time.Hour} })
 	s.publish("guestflow.requests.prod."+guest.ID(), "requested", "order-5", guest.ID(), processes(guest.ID()))
@@ -202,7 +208,7 @@ func (s *stage) play() {
 	s.until(journal, "order-6", "rejected")
 	s.seen["requested"] = request("order-1", well)
 	s.until(journal, "order-1", "run.succeeded")
-	for id, kind := range map[string]string{"order-3": "run.failed", "order-4": "run.waiting"} {
+	for id, kind := range map[string]string{"order-3": "run.failed", "order-4": "run.waiting", "order-7": "customize.aborted"} {
 		if s.seen[kind] == nil {
 			s.until(journal, id, kind)
 		}

@@ -47,7 +47,7 @@ func kindColour(k events.Kind) colour {
 		return green
 	case events.RunFailed, events.KindRejected:
 		return red
-	case events.RunCanceled, events.RunWaiting, events.RunResumed, events.RunReleased, events.ProcessUnreachable:
+	case events.RunCanceled, events.RunWaiting, events.RunResumed, events.RunReleased, events.ProcessUnreachable, events.CustomizeAborting, events.CustomizeAborted:
 		return yellow
 	}
 	return plain
@@ -94,6 +94,10 @@ func detail(e *client.Event) string {
 	case events.CheckCompleted:
 		if r.Check != nil {
 			return flat(checkWords(r.Check))
+		}
+	case events.CustomizeAborting:
+		if r.Customize != nil {
+			return flat(r.Customize.Task)
 		}
 	case events.CustomizeStarting, events.CustomizeStarted, events.CustomizeProgressed, events.CustomizeCompleted:
 		if r.Customize != nil {

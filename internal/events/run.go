@@ -20,6 +20,8 @@ const (
 	RunResumed          Kind = "run.resumed"
 	RunWaiting          Kind = "run.waiting"
 	CheckCompleted      Kind = "check.completed"
+	CustomizeAborting   Kind = "customize.aborting"
+	CustomizeAborted    Kind = "customize.aborted"
 	CustomizeStarting   Kind = "customize.starting"
 	CustomizeStarted    Kind = "customize.started"
 	CustomizeProgressed Kind = "customize.progressed"
@@ -150,6 +152,12 @@ type Run struct {
 	Requested    json.RawMessage `json:"requested,omitempty"`  // only in run.accepted: the request's data as taken
 	Checkpoint   json.RawMessage `json:"checkpoint,omitempty"` // guestflow's own, see the handler
 	Truncated    bool            `json:"truncated,omitempty"`  // a command line or a message was cut
+}
+
+// Carried is the run as a later event stands on it: without what belongs to one event alone.
+func (r Run) Carried() Run { //nolint:gocritic // a copy is what is wanted
+	r.Process, r.Waiting, r.Observed, r.Requested, r.Checkpoint = "", "", nil, nil, nil
+	return r
 }
 
 // Owner is the process that works on the run.

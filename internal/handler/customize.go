@@ -315,15 +315,20 @@ func orNone(s string) string {
 
 // abort ends a customization whose state nobody knows, as the vendor's procedure has it before a second attempt: AbortCustomization_Task kills the
 // engine in the guest and frees its lock. (Recovering from Guest Network Customization Errors, Web Services SDK Programming Guide.) Once more is
-// harmless, so a crash in it is followed by another one.
+// harmless, so a crash in it is followed by another one, unless its Task is found.
 func (r *run) abort(ctx context.Context, s *step) error {
 	var auth vcapi.GuestAuth
-	aborting := events.Starting
+	made := func(task string) {
+		r.point.Aborting, r.newest = task, task
+		r.point.Tasks = append(r.point.Tasks, task)
+	}
+	aborting, since := events.Starting, time.Now()
 	err := r.do(ctx, &step{name: s.name, state: &aborting, timeout: s.timeout, act: &act{
-		name: "abort", starting: events.CustomizeStarting, started: events.CustomizeProgressed,
+		name: "abort", starting: events.CustomizeAborting, // customize.aborted tells its end, and there is no event in between
 		look: func(ctx context.Context) (sighting, error) {
-			now, err := r.vc.Now(ctx)
-			return sighting{sure: true, now: intent{At: now, Newest: r.newest}}, err
+			seen, err := r.lookForTask(ctx, "abort", abortMethod, func(t vcapi.Task) { made(t.ID) })
+			seen.sure = true
+			return seen, err
 		},
 		prepare: func(ctx context.Context) (intend func(), err error) {
 			auth, err = r.guestAuth(ctx, "customize")
@@ -332,13 +337,19 @@ func (r *run) abort(ctx context.Context, s *step) error {
 		call: func(ctx context.Context, gate vcapi.Gate) error {
 			task, err := r.vc.AbortCustomization(ctx, gate, r.vm, auth)
 			if err == nil {
-				r.point.Aborting, r.newest = task, task
+				made(task)
 			}
 			return err
 		},
+		refused: func(s *step, v *vcapi.Error) error {
+			if r.stopping && (r.kindOf(s, v) != passes || time.Since(since) > insistTime) {
+				return r.failure(s, v)
+			}
+			return nil
+		},
 	}})
 	if err != nil {
-		return err
+		return r.notAborted(err)
 	}
 	end, err := r.followTask(ctx, s, r.point.Aborting, func(vcapi.WatchState) error { return nil })
 	if err != nil {
@@ -346,8 +357,19 @@ func (r *run) abort(ctx context.Context, s *step) error {
 	}
 	r.point.Aborting = ""
 	if err := r.harmless(s, end); err != nil {
-		return err
+		return r.notAborted(err)
 	}
-	r.point.Abort, r.lookOn = false, false // what was not answered before has come to its end
-	return nil
+	r.point.Abort, r.abortOpen, r.lookOn = false, false, false // what was not answered before has come to its end
+	return r.record(events.CustomizeAborted)
+}
+
+const abortMethod = "AbortCustomization_Task"
+
+// notAborted tells, of an abort that did not come about, also what it was for.
+func (r *run) notAborted(err error) error {
+	var f *stepError
+	if known := r.point.Failed; known != nil && errors.As(err, &f) && f.stored == nil {
+		f.message += fmt.Sprintf("; the customization, which had failed (%s), was to be aborted and repeated", known.Message)
+	}
+	return err
 }

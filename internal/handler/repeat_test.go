@@ -96,7 +96,7 @@ func TestAbortAndRepeatCrashPairs(t *testing.T) {
 func TestAbortInDoubt(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	for _, point := range []string{"stored customize.starting #2", "AbortCustomization sent", "AbortCustomization landed", "stored customize.progressed"} {
+	for _, point := range []string{"stored customize.aborting", "AbortCustomization sent", "AbortCustomization landed", "stored customize.aborted"} {
 		t.Run(point, func(t *testing.T) {
 			t.Parallel()
 			inFaultyWorld(t, secrets, func(w *world) {

@@ -50,6 +50,7 @@ type run struct {
 	logged      bool            // the run's error
 	asking      bool            // vCenter was asked at all
 	stopping    bool            // the run is canceled, and what it has under way is being stopped
+	abortOpen   bool            // an owner before us may have made an abort, of which the journal tells only the intent
 	lookOn      bool            // a call of this act was not answered: each further round of it looks what has come of that
 
 	measured // what metrics and traces show of it
@@ -60,6 +61,7 @@ var (
 	errDrain    = errors.New("the process is to stop")
 	errDeadline = errors.New("the run's time is over")
 	errStepTime = errors.New("the step's time is over")
+	errStopTime = errors.New("no answer in time")
 )
 
 // canceledError interrupts a run that somebody canceled.
@@ -172,7 +174,7 @@ func (r *run) store(k events.Kind, ctx context.Context) error {
 
 // takeOver makes this owner the run's: its append fences the one before.
 func (r *run) takeOver(last *events.Entry, point checkpoint) error {
-	r.state, r.point = last.Run, point
+	r.state, r.point = last.Run.Carried(), point
 	if last.Kind == events.RunAccepted {
 		r.point.Accepted = last.Seq
 	}
@@ -181,10 +183,10 @@ func (r *run) takeOver(last *events.Entry, point checkpoint) error {
 	if last.Run.Owner != nil {
 		owner.Takeovers += last.Run.Owner.Takeovers
 	}
-	r.state.Owner, r.state.Process = &owner, ""
+	r.state.Owner = &owner
 	// An abort in doubt is no question: it is made again.
 	r.tookOver, r.open, r.asking = true, point.Intent != nil && point.Intent.Act != "abort", true
-	r.lookOn = r.open
+	r.lookOn, r.abortOpen = r.open, point.Intent != nil && point.Intent.Act == "abort"
 	if err := r.record(events.RunResumed); err != nil {
 		return err
 	}
@@ -254,7 +256,7 @@ func (r *run) interrupted(ctx context.Context) error {
 	cause := context.Cause(ctx)
 	var canceled *canceledError
 	if errors.As(cause, &canceled) || errors.Is(cause, errDeadline) || errors.Is(cause, errStepTime) ||
-		errors.Is(cause, errLooked) {
+		errors.Is(cause, errLooked) || errors.Is(cause, errStopTime) {
 		return cause
 	}
 	return errDrain

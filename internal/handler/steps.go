@@ -24,8 +24,8 @@ type step struct {
 
 // act is a call that changes the guest.
 type act struct {
-	name              string // in the intent
-	starting, started events.Kind
+	name              string      // in the intent
+	starting, started events.Kind // started may be empty: its end is the next event
 	// look tells whether the call has taken effect already.
 	look func(ctx context.Context) (sighting, error)
 	// prepare does all that takes time before the call: what vCenter, the guest and the secrets must be asked for. It changes nothing of the run's
@@ -329,6 +329,9 @@ func (r *run) mayAct(ctx context.Context) error {
 func (r *run) fact(s *step) error {
 	r.open, r.doubt, r.lookOn, r.point.Intent = false, nil, false, nil
 	*s.state = events.Running
+	if s.act.started == "" {
+		return nil
+	}
 	return r.record(s.act.started)
 }
 

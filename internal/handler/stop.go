@@ -10,31 +10,42 @@ import (
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
 
-// stopTime is how long a canceled run waits for what it stopped to stop.
-const stopTime = 30 * time.Second
+const (
+	// stopTime is how long a canceled run waits for an answer to what stops it, and then for what it stopped to stop.
+	stopTime = 30 * time.Second
+	// insistTime is after how long an answer that may change is no longer asked for: with the pause before it that makes three seconds at most.
+	insistTime = time.Second
+)
 
-// stop stops, in vCenter, what a canceled run has under way. What cannot be stopped keeps its state and says why.
+// stop stops, in vCenter, what a canceled run has under way. What cannot be stopped keeps its state and says why, in vCenter's words.
 func (r *run) stop() error {
 	s := r.current()
 	if s.state == nil || *s.state != events.Running {
 		return nil
 	}
 	r.stopping = true
-	ctx, cancel := context.WithTimeout(r.life, stopTime+r.TravelTime+r.VisibilityLag)
-	defer cancel()
 	switch s.name {
 	case "customize":
 		c := r.state.Customize
-		return r.stopTask(ctx, s, c.Task, &c.Reason, func() error { return r.abort(ctx, s) })
+		return r.stopTask(s, c.Task, &c.Reason, func(ctx context.Context) error { return r.abort(ctx, s) })
 	case "network":
-		return r.stopTask(ctx, s, r.state.Network.Task, &r.state.Network.Reason, nil)
+		return r.stopTask(s, r.state.Network.Task, &r.state.Network.Reason, nil)
 	default:
+		ctx, cancel := r.toStop()
+		defer cancel()
 		return r.stopProcess(ctx, s)
 	}
 }
 
+// toStop is the time of one call that stops something: each has its own, so that what the first one used up is not missing for the next.
+func (r *run) toStop() (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(r.life, stopTime+r.TravelTime+r.VisibilityLag, errStopTime)
+}
+
 // stopTask cancels a Task, or where vCenter does not let it be canceled uses the other way; then it waits for the Task's end.
-func (r *run) stopTask(ctx context.Context, s *step, id string, reason *string, other func() error) error {
+func (r *run) stopTask(s *step, id string, reason *string, other func(context.Context) error) error {
+	ctx, cancel := r.toStop()
+	defer cancel()
 	err := r.insist(ctx, func(gate vcapi.Gate) error { return r.vc.CancelTask(ctx, gate, id) })
 	if err != nil && !errors.Is(err, events.ErrFenced) {
 		// It may have ended already: by a CancelTask without an answer, or by itself, which of a customization says nothing about the guest.
@@ -43,15 +54,19 @@ func (r *run) stopTask(ctx context.Context, s *step, id string, reason *string, 
 			err = nil
 		}
 	}
-	aborted := err != nil && other != nil
+	aborted := err != nil && other != nil && !errors.Is(err, events.ErrFenced)
 	if aborted {
-		err = other()
+		own, done := r.toStop()
+		err = other(own)
+		done()
 	}
 	if err != nil {
-		*reason = fmt.Sprintf("it could not be stopped: %v", err)
+		*reason = "it could not be stopped: " + r.why(err)
 		return onlyFenced(err)
 	}
-	end, err := r.followTask(ctx, s, id, func(vcapi.WatchState) error { return nil })
+	stopped, done := context.WithTimeoutCause(r.life, stopTime, errStopTime)
+	defer done()
+	end, err := r.followTask(stopped, s, id, func(vcapi.WatchState) error { return nil })
 	switch {
 	case err != nil:
 		*reason = fmt.Sprintf("it was told to stop and has not ended within %s", stopTime)
@@ -62,6 +77,18 @@ func (r *run) stopTask(ctx context.Context, s *step, id string, reason *string, 
 		*s.state = events.Canceled
 	}
 	return nil
+}
+
+// why is an error in vCenter's words, also where the time for a better answer ended.
+func (r *run) why(err error) string {
+	var f *stepError
+	switch {
+	case errors.As(err, &f):
+		return f.message
+	case errors.Is(err, errStopTime) && r.lastErr != nil:
+		return fmt.Sprintf("%v: %v", err, r.lastErr)
+	}
+	return err.Error()
 }
 
 // stopProcess deletes the guest process that the run waits for.
@@ -97,12 +124,12 @@ func (r *run) stopProcess(ctx context.Context, s *step) error {
 }
 
 // insist repeats a call that does no harm where it comes late or twice, since it names the very Task or process that it ends, until its answer is
-// one that will not change.
+// one that will not change: InvalidState does not, what has ended does not run again.
 func (r *run) insist(ctx context.Context, call func(vcapi.Gate) error) error {
 	for pause := newBackoff(askPause); ; {
 		err := call(r.owned())
 		var v *vcapi.Error
-		if !errors.As(err, &v) || permanent(err) || errors.Is(err, events.ErrFenced) {
+		if !errors.As(err, &v) || permanent(err) || v.Sent == vcapi.Refused && v.InvalidState() || errors.Is(err, events.ErrFenced) {
 			return err
 		}
 		if lands := time.Now().Add(r.TravelTime); v.Sent == vcapi.Unknown && lands.After(r.actFrom) {
@@ -124,12 +151,22 @@ func (r *run) owned() vcapi.Gate {
 
 // awaitAbort lets an abort come to its end, so that it does not reach into the VM's next run.
 func (r *run) awaitAbort() error {
-	if r.point.Aborting == "" {
+	if r.point.Aborting == "" && !r.abortOpen {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(r.life, stopTime)
+	ctx, cancel := context.WithTimeoutCause(r.life, stopTime, errStopTime)
 	defer cancel()
-	_, err := r.followTask(ctx, r.current(), r.point.Aborting, func(vcapi.WatchState) error { return nil })
+	s := r.current()
+	if r.point.Aborting == "" { // of an owner before us
+		seen, err := ask(ctx, r, s, func(ctx context.Context) (sighting, error) {
+			return r.lookForTask(ctx, "abort", abortMethod, func(t vcapi.Task) { r.point.Aborting = t.ID })
+		})
+		if err != nil || seen.adopt == nil {
+			return onlyFenced(err)
+		}
+		seen.adopt()
+	}
+	_, err := r.followTask(ctx, s, r.point.Aborting, func(vcapi.WatchState) error { return nil })
 	return onlyFenced(err)
 }
 

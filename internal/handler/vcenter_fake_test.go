@@ -862,7 +862,7 @@ func (c *client) CancelTask(ctx context.Context, gate vcapi.Gate, task string) e
 				return struct{}{}, nil
 			}
 		}
-		return struct{}{}, vcError("InvalidState", 500, vcapi.Permanent)
+		return struct{}{}, vcError("InvalidState", 500, vcapi.Transient)
 	})
 	return err
 }

@@ -398,6 +398,9 @@ func (w *world) problems() []string {
 		if e.kind.Last() {
 			ended[run] = e
 		}
+		if (len(e.run.Requested) > 0) != (e.kind == events.RunAccepted) {
+			say("%s %s holds the request: %v", e.kind, e.id, len(e.run.Requested) > 0)
+		}
 		if bytes.Contains(e.data, []byte("guest-secret")) {
 			say("%s %s holds the guest's password", e.kind, e.id)
 		}
