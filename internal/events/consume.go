@@ -477,7 +477,7 @@ func (c *Conn) tooLong(r *Request) error {
 	keepFor := c.keepFor
 	c.mu.Unlock()
 	if timeout := r.Asked.Timeout.Or(DefaultTimeout); keepFor > 0 && timeout >= keepFor {
-		return invalid("timeout", "is %s, but events are kept for %s only", timeout, keepFor)
+		return invalid("timeout", "is %s, but events are kept for %s only: make it shorter, or raise the service's GUESTFLOW_EVENTS_MAX_AGE", timeout, keepFor)
 	}
 	return nil
 }

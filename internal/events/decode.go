@@ -59,13 +59,14 @@ func identify(subject string, env *envelope) (vm string, ref RequestRef, attrs A
 // addressed checks that a message is of the kind that belongs on its subject, and about the VM that its subject names.
 func addressed(env *envelope, k Kind, vm string) error {
 	if vm == "" {
-		return invalid("", "the last token of the subject is not a managed object ID")
+		return invalid("", "the last token of the subject is not a managed object ID: publish on the subject that ends in the VM's, such as vm-42, which the vSphere Client shows in the address of "+
+			"the VM's page")
 	}
 	if want := Type(k); env.attrs["type"] != want {
-		return invalid("", "type is %.80q, not %s", env.attrs["type"], want)
+		return invalid("", "type is %.80q, not %s: what is published on this subject must be of that type", env.attrs["type"], want)
 	}
 	if s, ok := env.attrs["subject"]; ok && s != vm {
-		return invalid("", "the CloudEvent's subject is %.80q, but the message's subject names %s", s, vm)
+		return invalid("", "the CloudEvent's subject is %.80q, but the message's subject names %s: they must be one, or leave the CloudEvent's out", s, vm)
 	}
 	return nil
 }
@@ -121,6 +122,7 @@ func (r *Request) read(env *envelope) error {
 	if err := checkRequest(tree); err != nil {
 		return err
 	}
+	plainTimes(tree)
 	canonical, err := marshal(tree)
 	if err != nil {
 		return invalid("", "%v", err)
@@ -153,7 +155,7 @@ func invalid(field, format string, args ...any) *RejectError {
 // dataTree reads an event's data: a JSON object.
 func dataTree(data []byte) (map[string]any, error) {
 	if len(bytes.TrimSpace(data)) == 0 {
-		return nil, invalid("", "the event has no data")
+		return nil, invalid("", "the event has no data: the request goes there, such as {\"vm\": \"vm-42\"}")
 	}
 	if !utf8.Valid(data) { // of data_base64: run.accepted could not be read
 		return nil, invalid("", "data is not UTF-8: encode it so")
@@ -164,7 +166,10 @@ func dataTree(data []byte) (map[string]any, error) {
 	}
 	tree, ok := v.(map[string]any)
 	if !ok {
-		return nil, invalid("", "data is not a JSON object")
+		if _, text := v.(string); text {
+			return nil, invalid("", "data is not a JSON object, but a text: send the object itself, not its JSON as a string")
+		}
+		return nil, invalid("", "data is not a JSON object: the request goes there, such as {\"vm\": \"vm-42\"}")
 	}
 	if depth(v) > maxDepth {
 		return nil, invalid("", "data is nested deeper than %d levels: no request is", maxDepth)
@@ -205,7 +210,7 @@ func checkRequest(tree map[string]any) error {
 			add(at+"name", "holds control characters: leave them out")
 		}
 		if k, twice := first[name]; named && twice {
-			add(at+"name", fmt.Sprintf("is the name of processes[%d] as well", k))
+			add(at+"name", fmt.Sprintf("is the name of processes[%d] as well: give each process its own", k))
 		} else if named {
 			first[name] = i
 		}
@@ -264,7 +269,7 @@ func checkDuration(v any, zeroAllowed bool) string {
 	}
 	switch d, err := ParseDuration(s); {
 	case err != nil:
-		return "is too long for a duration"
+		return "is too long for a duration: the longest is 2562047h"
 	case d.Or(1) == 0 && !zeroAllowed:
 		return "must be more than 0s"
 	}
@@ -471,7 +476,7 @@ func (c *Cancel) read(env *envelope) error {
 		return invalid("", "%v", err)
 	}
 	if asked.VM != c.VM {
-		return invalid("vm", "is %s, but the message's subject names %.80q", asked.VM, c.VM)
+		return invalid("vm", "is %s, but the message's subject names %.80q: they must be one", asked.VM, c.VM)
 	}
 	c.Request, c.Reason = asked.Request, asked.Reason
 	return nil

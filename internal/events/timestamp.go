@@ -35,3 +35,19 @@ func parseTimestamp(s string) (time.Time, error) {
 	}
 	return next, nil
 }
+
+// plainTimes writes the times in a request's data as Go reads them, where it does not read what RFC 3339 allows.
+func plainTimes(tree map[string]any) {
+	list, _ := tree["processes"].([]any)
+	for _, item := range list {
+		p, _ := item.(map[string]any)
+		watch, _ := p["watch"].(map[string]any)
+		s, _ := watch["startedAt"].(string)
+		if _, err := time.Parse(time.RFC3339, s); err == nil {
+			continue
+		}
+		if t, err := parseTimestamp(s); err == nil {
+			watch["startedAt"] = t.Format(time.RFC3339Nano)
+		}
+	}
+}

@@ -224,11 +224,11 @@ func (r *run) customizable(ctx context.Context, s *step, vm vcapi.VM, block func
 	system := answer.SupportedGuestOS != nil && !*answer.SupportedGuestOS
 	if system {
 		block(&stepError{step: "check", code: events.NotCustomizable, message: fmt.Sprintf(
-			"vCenter says that the guest OS of vm %s cannot be customized", r.vm)}, "vm")
+			"vCenter says that the guest OS of vm %s cannot be customized: see the guest OS that is set on the VM; a running guest is a Linux that VMware's guest OS customization supports", r.vm)}, "vm")
 	}
 	if power && vm.PowerState == poweredOn { // else that is said already
 		block(&stepError{step: "check", code: events.PowerState, message: fmt.Sprintf(
-			"vCenter says that vm %s cannot be customized in its power state", r.vm)}, "vm")
+			"vCenter says that vm %s cannot be customized in its power state: see it in vCenter, and send the request again", r.vm)}, "vm")
 	}
 	if !power && !system {
 		block(&stepError{step: "check", code: events.NotCustomizable, retryable: true, message: fmt.Sprintf(

@@ -1,6 +1,7 @@
 package handler
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -258,10 +259,10 @@ func guestEnded(status string) bool { return status == "SUCCEEDED" || status == 
 // guestFailure is the failure of which the guest itself tells; beneath it is the Task's, where that failed too.
 func (r *run) guestFailure(s *step, g *vcapi.GuestCustomization, task *stepError) *stepError {
 	f := &stepError{step: s.name, code: events.CustomizationFailed, err: failureBeneath(task),
-		message: fmt.Sprintf("the guest says that its customization failed: %s", orNone(g.Error))}
-	if words, retryable := engineWords(g.Error); words != "" {
-		f.message, f.retryable = f.message+": "+words, retryable
-	}
+		message: "the guest says that its customization failed: " + orNone(g.Error)}
+	words, retryable := engineWords(g.Error)
+	f.retryable = retryable
+	f.message += ": " + cmp.Or(words, cures[f.code])
 	return f
 }
 

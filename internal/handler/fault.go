@@ -75,7 +75,7 @@ func (r *run) taskFailure(s *step, t vcapi.Task) (*stepError, faultKind) {
 		return nil, final
 	}
 	if t.Err == nil {
-		return &stepError{step: s.name, code: unnamed[s.name], message: fmt.Sprintf("%s %s ended in state %s without a fault", t.Name, t.ID, t.State)}, unknownEnd
+		return &stepError{step: s.name, code: unnamed[s.name], message: fmt.Sprintf("%s %s ended in state %s without a fault: see it in vCenter's recent tasks", t.Name, t.ID, t.State)}, unknownEnd
 	}
 	return r.failure(s, fmt.Errorf("%s: %w", t.ID, t.Err)), r.kindOf(s, t.Err) // which names its method
 }

@@ -202,7 +202,7 @@ const turnPause = 10 * time.Millisecond
 // begin starts a run on top of a finished one, or of none.
 func (h *Handler) begin(ctx context.Context, req *events.Request, last *events.Entry, before checkpoint) error {
 	if !req.Expires.IsZero() && time.Now().After(req.Expires) {
-		return &events.RejectError{Code: events.Expired, Standing: standsAt(last), Message: fmt.Sprintf("expirytime %s had passed when the request's turn came",
+		return &events.RejectError{Code: events.Expired, Standing: standsAt(last), Message: fmt.Sprintf("expirytime %s had passed when the request's turn came: send it again with a later one, under a new id",
 			req.Expires.UTC().Format(time.RFC3339))}
 	}
 	r := h.newRun(h.inTrace(ctx, req), req.VM, req.Attrs)

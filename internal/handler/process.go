@@ -177,7 +177,7 @@ func (r *run) watchProcess(ctx context.Context, asked *events.AskedProcess, p *e
 	}
 	if at := asked.Watch.StartedAt; at != nil && !sameStart(shown.Started, *at) {
 		return &stepError{step: s.name, process: p.Name, code: events.NotFound, message: fmt.Sprintf(
-			"pid %d was started at %s, the request names one of %s: another process has the pid now", asked.Watch.PID,
+			"pid %d was started at %s, the request names one of %s: another process has the pid now; correct startedAt, or leave it out to wait for that one", asked.Watch.PID,
 			shown.Started.UTC().Format(time.RFC3339), at.UTC().Format(time.RFC3339))}
 	}
 	p.PID, p.State = asked.Watch.PID, events.Running
@@ -384,5 +384,5 @@ func exitCodeText(code int64) string {
 
 func (r *run) exitLost(s *step, p *events.Process, why string, err error) error {
 	return r.complete(events.ProcessExited, &p.State, &stepError{step: s.name, process: p.Name, code: events.ExitCodeUnknown, err: err,
-		message: fmt.Sprintf("process %s (pid %d) has ended and its exit code is lost: %s", p.Name, p.PID, why)})
+		message: fmt.Sprintf("process %s (pid %d) has ended and its exit code is lost: %s; see in the guest what it did", p.Name, p.PID, why)})
 }

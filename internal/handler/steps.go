@@ -22,6 +22,14 @@ type step struct {
 	ask     func(ctx context.Context) error
 }
 
+// timeoutField is where the request says how long the step may take.
+func (s *step) timeoutField() string {
+	if s.process != "" {
+		return fmt.Sprintf("timeout of process %s", s.process)
+	}
+	return s.name + ".timeout"
+}
+
 // act is a call that changes the guest.
 type act struct {
 	name              string      // in the intent
@@ -160,7 +168,7 @@ func (r *run) step(s *step) (err error) {
 	defer cancel()
 	err = r.doAndAsk(ctx, s)
 	if errors.Is(err, errStepTime) {
-		return r.timeError(events.StepTimeout, s, fmt.Sprintf("the step's time is over (timeout %s)", s.timeout))
+		return r.timeError(events.StepTimeout, s, fmt.Sprintf("the step's time is over (%s %s)", s.timeoutField(), s.timeout))
 	}
 	return err
 }
