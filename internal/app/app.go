@@ -39,7 +39,7 @@ func Run(ctx context.Context, cfg Config, log zerolog.Logger) error {
 	conn, err := events.Connect(ctx, events.NATSConfig{URL: cfg.NATS.URL, CredsFile: cfg.NATS.CredsFile, NKeyFile: cfg.NATS.NKeyFile, User: cfg.NATS.User,
 		PasswordFile: cfg.NATS.PasswordFile, CAFile: cfg.NATS.CAFile, CertFile: cfg.NATS.CertFile, KeyFile: cfg.NATS.KeyFile, JSDomain: cfg.NATS.JSDomain,
 		JSAPIPrefix: cfg.NATS.JSAPIPrefix, InboxPrefix: cfg.NATS.InboxPrefix, EventMode: cfg.Service.EventMode,
-		OnRefused: m.messageRefused, Name: "guestflow " + cfg.Service.Instance}, log)
+		On: m.told(), Name: "guestflow " + cfg.Service.Instance}, log)
 	if err != nil {
 		return err
 	}
@@ -54,7 +54,7 @@ func Run(ctx context.Context, cfg Config, log zerolog.Logger) error {
 	defer web()
 
 	streams := events.Streams{Replicas: cfg.Service.StreamReplicas, EventsMaxAge: cfg.Service.EventsMaxAge, EventsMaxBytes: cfg.Service.EventsMaxBytes,
-		DeadlettersMaxAge: cfg.Service.DeadlettersMaxAge, QueuePerVM: cfg.Service.QueuePerVM, AckWait: cfg.Service.AckWait,
+		DeadlettersMaxAge: cfg.Service.DeadlettersMaxAge, DeadlettersMaxBytes: cfg.Service.DeadlettersMaxBytes, QueuePerVM: cfg.Service.QueuePerVM, AckWait: cfg.Service.AckWait,
 		MaxInFlight: map[string]int{}, Provision: cfg.Service.Provision}
 	for _, v := range cfg.VCenters {
 		streams.MaxInFlight[v.Name] = v.MaxInFlight
@@ -69,6 +69,7 @@ func Run(ctx context.Context, cfg Config, log zerolog.Logger) error {
 	m.registry.MustRegister(&depth{conn: conn, vcenters: cfg.names(), log: log})
 	journal := events.NewJournal(conn, cfg.Service.EventMode)
 	var loops sync.WaitGroup
+	loops.Go(func() { conn.Watch(ctx) })
 	for _, v := range cfg.VCenters {
 		speak := v.Client()
 		speak.TravelTime, speak.Tracer = v.TravelTime, tracer.Tracer()

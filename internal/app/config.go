@@ -71,14 +71,16 @@ type Service struct {
 	EventsMaxAge      time.Duration `env:"GUESTFLOW_EVENTS_MAX_AGE, default=720h"`
 	EventsMaxBytes    int64         `env:"GUESTFLOW_EVENTS_MAX_BYTES"` // 0: no limit
 	DeadlettersMaxAge time.Duration `env:"GUESTFLOW_DEADLETTERS_MAX_AGE, default=168h"`
-	QueuePerVM        int           `env:"GUESTFLOW_QUEUE_PER_VM, default=2"`
-	Provision         bool          `env:"GUESTFLOW_PROVISION, default=true"`
-	EventMode         string        `env:"GUESTFLOW_EVENT_MODE, default=structured"` // or binary
-	AckWait           time.Duration `env:"GUESTFLOW_ACK_WAIT, default=30s"`          // how soon another replica takes over a dead one's run
-	DrainTimeout      time.Duration `env:"GUESTFLOW_DRAIN_TIMEOUT, default=25s"`
-	HTTPAddr          string        `env:"HTTP_ADDR, default=:8080"`
-	LogLevel          string        `env:"LOG_LEVEL, default=info"`
-	LogFormat         string        `env:"LOG_FORMAT, default=json"` // or console
+	// DeadlettersMaxBytes is what refused messages may take of the disk; the oldest go first.
+	DeadlettersMaxBytes int64         `env:"GUESTFLOW_DEADLETTERS_MAX_BYTES, default=268435456"`
+	QueuePerVM          int           `env:"GUESTFLOW_QUEUE_PER_VM, default=2"`
+	Provision           bool          `env:"GUESTFLOW_PROVISION, default=true"`
+	EventMode           string        `env:"GUESTFLOW_EVENT_MODE, default=structured"` // or binary
+	AckWait             time.Duration `env:"GUESTFLOW_ACK_WAIT, default=30s"`          // how soon another replica takes over a dead one's run
+	DrainTimeout        time.Duration `env:"GUESTFLOW_DRAIN_TIMEOUT, default=25s"`
+	HTTPAddr            string        `env:"HTTP_ADDR, default=:8080"`
+	LogLevel            string        `env:"LOG_LEVEL, default=info"`
+	LogFormat           string        `env:"LOG_FORMAT, default=json"` // or console
 }
 
 // VCenter is one vCenter: VCENTER_<NAME>_…, its name in capitals with "_" for "-".
@@ -272,6 +274,9 @@ func redact(u string) string {
 	return u
 }
 
+// leastDeadletters is the smallest GUESTFLOW_DEADLETTERS_MAX_BYTES.
+const leastDeadletters = 1 << 20
+
 func (s Service) check() []error {
 	var wrong []error
 	bad := func(key, format string, args ...any) { wrong = append(wrong, fmt.Errorf(key+": "+format, args...)) }
@@ -283,6 +288,9 @@ func (s Service) check() []error {
 	}
 	if s.EventsMaxBytes < 0 {
 		bad("GUESTFLOW_EVENTS_MAX_BYTES", "%d is negative", s.EventsMaxBytes)
+	}
+	if s.DeadlettersMaxBytes < leastDeadletters {
+		bad("GUESTFLOW_DEADLETTERS_MAX_BYTES", "%d is less than %d, which a few of the largest messages need", s.DeadlettersMaxBytes, leastDeadletters)
 	}
 	for _, d := range []struct {
 		key     string

@@ -40,7 +40,7 @@ func TestLoadConfigDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := app.Service{SecretsDir: "/var/run/secrets/guestflow", Instance: "pod-a", StreamReplicas: 1, EventsMaxAge: 720 * time.Hour,
-		DeadlettersMaxAge: 168 * time.Hour, QueuePerVM: 2, Provision: true, EventMode: "structured", AckWait: 30 * time.Second,
+		DeadlettersMaxAge: 168 * time.Hour, DeadlettersMaxBytes: 256 << 20, QueuePerVM: 2, Provision: true, EventMode: "structured", AckWait: 30 * time.Second,
 		DrainTimeout: 25 * time.Second, HTTPAddr: ":8080", LogLevel: "info", LogFormat: "json"}
 	if diff := cmp.Diff(want, cfg.Service); diff != "" {
 		t.Errorf("service settings (-want +got):\n%s", diff)

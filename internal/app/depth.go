@@ -23,6 +23,10 @@ const depthTime = 2 * time.Second
 
 var (
 	queueRequests  = prometheus.NewDesc("guestflow_queue_requests", "Requests that are not finished: pending, not taken by any replica, or taken.", []string{"vcenter", "state"}, nil)
+	queueCancels   = prometheus.NewDesc("guestflow_queue_cancels", "Cancels whose run has not ended: pending, not taken by any replica, or taken.", []string{"vcenter", "state"}, nil)
+	inHand         = prometheus.NewDesc("guestflow_messages_in_hand", "Messages that this process holds: requests, cancels.", []string{"vcenter", "kind"}, nil)
+	oneSource      = prometheus.NewDesc("guestflow_requests_in_hand_of_one_source", "Of the requests that this process holds, those from the source that has most of them.", []string{"vcenter"}, nil)
+	trouble        = prometheus.NewDesc("guestflow_nats_trouble", "1 where something on the side of NATS keeps requests or runs from going on, or will: by what it is about.", []string{"vcenter", "reason"}, nil)
 	queueOldest    = prometheus.NewDesc("guestflow_queue_oldest_seconds", "Age of the oldest unfinished request or cancel; 0 where there is none.", []string{"vcenter"}, nil)
 	streamMessages = prometheus.NewDesc("guestflow_stream_messages", "Messages in a stream.", []string{"stream"}, nil)
 	streamBytes    = prometheus.NewDesc("guestflow_stream_bytes", "Bytes in a stream.", []string{"stream"}, nil)
@@ -31,7 +35,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (d *depth) Describe(descs chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{queueRequests, queueOldest, streamMessages, streamBytes, streamMaxBytes} {
+	for _, desc := range []*prometheus.Desc{queueRequests, queueCancels, inHand, oneSource, trouble, queueOldest, streamMessages, streamBytes, streamMaxBytes} {
 		descs <- desc
 	}
 }
@@ -68,15 +72,41 @@ func (d *depth) Collect(out chan<- prometheus.Metric) {
 			}
 			gauge(queueOldest, age, v)
 		})
-		asked.Go(func() {
-			b, err := d.conn.Backlog(ctx, v)
-			if err != nil {
-				d.log.Debug().Err(err).Msg("not in the metrics")
-				return
-			}
-			gauge(queueRequests, float64(b.Pending), v, "pending")
-			gauge(queueRequests, float64(b.Taken), v, "taken")
-		})
+		for durable, desc := range map[string]*prometheus.Desc{events.RequestsConsumer(v): queueRequests, events.CancelsConsumer(v): queueCancels} {
+			asked.Go(func() {
+				b, err := d.conn.Backlog(ctx, v, durable)
+				if err != nil {
+					d.log.Debug().Err(err).Msg("not in the metrics")
+					return
+				}
+				gauge(desc, float64(b.Pending), v, "pending")
+				gauge(desc, float64(b.Taken), v, "taken")
+			})
+		}
 	}
+	d.own(gauge)
 	asked.Wait()
+}
+
+// own shows what this process holds, and what it knows to be wrong.
+func (d *depth) own(gauge func(desc *prometheus.Desc, v float64, labels ...string)) {
+	for _, h := range d.conn.InHand() {
+		kind := "requests"
+		if h.Durable == events.CancelsConsumer(h.VCenter) {
+			kind = "cancels"
+		} else {
+			gauge(oneSource, float64(h.OneSource), h.VCenter)
+		}
+		gauge(inHand, float64(h.Messages), h.VCenter, kind)
+	}
+	is := map[[2]string]float64{}
+	for _, reason := range events.Reasons {
+		is[[2]string{"", string(reason)}] = 0
+	}
+	for _, t := range d.conn.Seen() {
+		is[[2]string{t.VCenter, string(t.Reason)}] = 1
+	}
+	for at, n := range is {
+		gauge(trouble, n, at[0], at[1])
+	}
 }

@@ -26,7 +26,7 @@ func (h *health) ready(w http.ResponseWriter, req *http.Request) {
 	ctx, cancel := context.WithTimeout(req.Context(), readyTime)
 	defer cancel()
 	if !h.started.Load() {
-		http.Error(w, "not ready: the streams and consumers are not there yet, or the service stops", http.StatusServiceUnavailable)
+		http.Error(w, "not ready: the streams and consumers are not there yet, or the service stops"+h.why(), http.StatusServiceUnavailable)
 		return
 	}
 	if err := h.conn.Ready(ctx); err != nil {
@@ -34,4 +34,13 @@ func (h *health) ready(w http.ResponseWriter, req *http.Request) {
 		return
 	}
 	_, _ = fmt.Fprintln(w, "ok")
+}
+
+// why says what the service waits for at its start, where that takes longer than it should.
+func (h *health) why() string {
+	text := ""
+	for _, t := range h.conn.Waits() {
+		text += "\n" + t.String()
+	}
+	return text
 }

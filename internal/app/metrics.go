@@ -21,6 +21,7 @@ type metrics struct {
 
 	inHand, behind, inFlight, waiting                       *prometheus.GaugeVec
 	started, finished, refused, stored, fenced              *prometheus.CounterVec
+	unkept, failed                                          *prometheus.CounterVec
 	takeovers, adopted, uncertain, calls, logins            *prometheus.CounterVec
 	queueTime, runTime, stepTime, late, storeTime, callTime *prometheus.HistogramVec
 }
@@ -55,6 +56,8 @@ func newMetrics(version, commit string) *metrics {
 	m.started = counter("guestflow_runs_started_total", "Runs that began.", "vcenter")
 	m.finished = counter("guestflow_runs_finished_total", "Runs that ended, by outcome and error code.", "vcenter", "outcome", "code")
 	m.refused = counter("guestflow_requests_refused_total", "Messages that were refused, by error code: requests and cancels.", "vcenter", "code")
+	m.unkept = counter("guestflow_deadletters_lost_total", "Messages that were refused and could not be kept as dead letters.", "vcenter")
+	m.failed = counter("guestflow_deliveries_failed_total", "Messages that were left alone or given back for a while: they are delivered again.", "vcenter")
 	m.stored = counter("guestflow_events_stored_total", "Events that this process stored, by kind.", "vcenter", "kind")
 	m.fenced = counter("guestflow_events_refused_total", "Appends that were refused because another owner goes on with the run.", "vcenter")
 	m.takeovers = counter("guestflow_takeovers_total", "Runs taken over from another owner.", "vcenter")
@@ -103,8 +106,13 @@ func number(yes bool) float64 {
 	return 0
 }
 
-func (m *metrics) messageRefused(vcenter string, code events.Code) {
-	m.refused.WithLabelValues(vcenter, string(code)).Inc()
+// told counts what happens to messages.
+func (m *metrics) told() events.Told {
+	return events.Told{
+		Refused: func(vcenter string, code events.Code) { m.refused.WithLabelValues(vcenter, string(code)).Inc() },
+		Unkept:  func(vcenter string) { m.unkept.WithLabelValues(vcenter).Inc() },
+		Failed:  func(vcenter string) { m.failed.WithLabelValues(vcenter).Inc() },
+	}
 }
 
 func (m *metrics) call(vcenter string) func(ctx context.Context, endpoint string, took time.Duration, err error) {
@@ -151,7 +159,7 @@ type meter struct {
 func (m *metrics) of(vcenter string) meter {
 	m.inHand.WithLabelValues(vcenter)
 	m.behind.WithLabelValues(vcenter)
-	for _, c := range []*prometheus.CounterVec{m.started, m.fenced, m.takeovers} {
+	for _, c := range []*prometheus.CounterVec{m.started, m.fenced, m.takeovers, m.unkept, m.failed} {
 		c.WithLabelValues(vcenter)
 	}
 	for _, act := range []string{"customize", "network", "process"} {

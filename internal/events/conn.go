@@ -34,7 +34,14 @@ type NATSConfig struct {
 	Name         string // of the connection, as the server's monitoring shows it
 	EventMode    string // form of rejections: Structured (default) or Binary
 
-	OnRefused func(vcenter string, code Code) // told of every message that was refused; may be nil
+	On Told
+}
+
+// Told are who is told of what happens to messages; each may be nil.
+type Told struct {
+	Refused func(vcenter string, code Code) // a message was refused
+	Unkept  func(vcenter string)            // and not kept as a dead letter, which could not be stored
+	Failed  func(vcenter string)            // a message was left alone, or given back for a while: it is delivered again
 }
 
 const (
@@ -49,15 +56,18 @@ type Conn struct {
 	js        jetstream.JetStream
 	apiPrefix string // of the JetStream API, "$JS.API." by default
 	mode      string
-	log       zerolog.Logger
-	onRefused func(vcenter string, code Code)
+	log       teller
+	waits     *waits
+	on        Told
 
 	line *Line
 
-	mu        sync.Mutex
-	consumers map[string]string // durable to stream, of each vCenter that is consumed or provisioned: what Ready asks for
-	streams   *Streams          // as Provision was asked for; nil before
-	keepFor   time.Duration     // how long events are kept, 0 as long as not known: a run's timeout is shorter
+	mu          sync.Mutex
+	streams     *Streams  // as Provision was asked for; nil before
+	troubles    []Trouble // as Watch saw them last
+	intakes     []*intake
+	unkeptSince time.Time     // since when no dead letter could be stored; zero: the last one could
+	keepFor     time.Duration // how long events are kept, 0 as long as not known: a run's timeout is shorter
 }
 
 // Connect makes the connection. Where NATS cannot be reached it is tried again for ever: the error is about the configuration alone (a file
@@ -67,7 +77,8 @@ func Connect(_ context.Context, cfg NATSConfig, log zerolog.Logger) (*Conn, erro
 	if err != nil {
 		return nil, err
 	}
-	c := &Conn{log: log, mode: cfg.EventMode, onRefused: cfg.OnRefused, apiPrefix: jetstream.DefaultAPIPrefix, consumers: map[string]string{}}
+	w := &waits{open: map[*waiter]wait{}}
+	c := &Conn{log: teller{log, w}, waits: w, mode: cfg.EventMode, on: cfg.On, apiPrefix: jetstream.DefaultAPIPrefix}
 	c.line = newLine(c)
 	nc, err := nats.Connect(cfg.URL, append(opts, stateLog(log, c.line.wakeAll)...)...)
 	if err != nil {
@@ -102,36 +113,6 @@ func (c *Conn) Line() *Line { return c.line }
 
 // Store is the events stream, for a journal.
 func (c *Conn) Store() Store { return &jetStore{conn: c, stream: EventsStream} }
-
-// Ready makes a round trip to each consumer that Provision or Consume knows of. It returns an error that says which one does not answer.
-func (c *Conn) Ready(ctx context.Context) error {
-	if !c.nc.IsConnected() {
-		return fmt.Errorf("NATS is not connected: %s", c.nc.Status())
-	}
-	c.mu.Lock()
-	consumers := make(map[string]string, len(c.consumers))
-	for durable, stream := range c.consumers {
-		consumers[durable] = stream
-	}
-	c.mu.Unlock()
-	if len(consumers) == 0 {
-		return errors.New("streams and consumers are not there yet")
-	}
-	for durable, stream := range consumers {
-		// A request that is on its way when the connection breaks is never answered: each has a time of its own.
-		_, err := try(ctx, func(ctx context.Context) (jetstream.Consumer, error) { return c.js.Consumer(ctx, stream, durable) })
-		if err != nil {
-			return fmt.Errorf("consumer %s of stream %s: %w", durable, stream, err)
-		}
-	}
-	return nil
-}
-
-func (c *Conn) knows(vcenter, durable string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.consumers[durable] = RequestsStream(vcenter)
-}
 
 func (cfg NATSConfig) options(log zerolog.Logger) ([]nats.Option, error) {
 	login, err := cfg.Login(func(err error) { log.Error().Err(err).Msg("cannot log in to NATS") })

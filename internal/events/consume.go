@@ -64,11 +64,13 @@ type work struct {
 }
 
 func (c *Conn) consume(ctx context.Context, vcenter, durable string, read func(d delivery) (work, error)) error {
-	c.knows(vcenter, durable)
 	i := &intake{
 		conn: c, vcenter: vcenter, durable: durable, read: read, stopping: ctx, held: map[uint64]*held{}, panics: map[identity]int{},
 		period: make(chan time.Duration, 1), quiet: make(chan struct{}), log: c.log.With().Str("vcenter", vcenter).Logger(),
 	}
+	c.mu.Lock()
+	c.intakes = append(c.intakes, i)
+	c.mu.Unlock()
 	quit := make(chan struct{})
 	var beats sync.WaitGroup
 	beats.Go(func() { i.heartbeats(quit) })
@@ -77,6 +79,9 @@ func (c *Conn) consume(ctx context.Context, vcenter, durable string, read func(d
 	i.handles.Wait()
 	close(quit)
 	beats.Wait()
+	c.mu.Lock()
+	c.intakes = slices.DeleteFunc(c.intakes, func(other *intake) bool { return other == i })
+	c.mu.Unlock()
 	return err
 }
 
@@ -109,21 +114,22 @@ type identity struct {
 // held is a message in hand. Its latest delivery is the one to answer. Guarded by intake.mu.
 type held struct {
 	identity
-	msg  delivery
-	gone bool // with its stream: another message may have its sequence now, so this one is not answered any more
+	msg    delivery
+	source string // its publisher's, once it was read
+	gone   bool   // with its stream: another message may have its sequence now, so this one is not answered any more
 }
 
 // run pulls until ctx ends. It binds to the durable anew where that was lost.
 func (i *intake) run(ctx context.Context) error {
 	what := "take messages of " + i.durable
-	w := newWaiter(i.log, i.vcenter, "", what)
+	w := newWaiter(i.conn.log, i.vcenter, "", what)
 	changed := i.conn.nc.StatusChanged(nats.CONNECTED)
 	defer i.conn.nc.RemoveStatusListener(changed)
 	for ctx.Err() == nil {
 		err := i.bind(ctx, changed)
 		if err == nil {
 			w.done()
-			w = newWaiter(i.log, i.vcenter, "", what)
+			w = newWaiter(i.conn.log, i.vcenter, "", what)
 			err = i.pull(ctx, changed)
 		}
 		if err == nil {
@@ -291,6 +297,9 @@ func (i *intake) take(m *nats.Msg) {
 func (i *intake) work(h *held) {
 	msg := i.latest(h)
 	r, err := i.read(msg)
+	i.mu.Lock()
+	h.source = r.ref.Source
+	i.mu.Unlock()
 	if err == nil {
 		err = i.refusal(h, i.call(r))
 	}
@@ -302,8 +311,8 @@ func (i *intake) work(h *held) {
 			VCenter: i.vcenter, VM: r.vm, Ref: r.ref, Attrs: r.attrs, Seq: h.seq, At: msg.meta.Timestamp, Subject: msg.Subject, Header: msg.Header, Data: msg.Data,
 		}, reject)
 		switch {
-		case err == nil && i.conn.onRefused != nil:
-			i.conn.onRefused(i.vcenter, reject.Code)
+		case err == nil && i.conn.on.Refused != nil:
+			i.conn.on.Refused(i.vcenter, reject.Code)
 		case err != nil && i.stopping.Err() != nil:
 			err = ErrReleased
 		}
@@ -321,13 +330,21 @@ func (i *intake) work(h *held) {
 	case !ok:
 		log.Warn().Err(err).Msg("let go of a message whose stream was made anew")
 	case errors.As(err, &retry):
+		i.failed()
 		i.answer("nak", func() error { return last.nakIn(retry.After) })
 	case errors.Is(err, ErrReleased):
 		i.giveBack(last)
 	case errors.Is(err, ErrFenced):
 		log.Info().Err(err).Msg("another owner goes on with this request")
 	default:
+		i.failed()
 		log.Error().Err(err).Msg("request left alone; the stream delivers it again")
+	}
+}
+
+func (i *intake) failed() {
+	if i.conn.on.Failed != nil {
+		i.conn.on.Failed(i.vcenter)
 	}
 }
 

@@ -35,7 +35,7 @@ const (
 type Journal struct {
 	store Store
 	mode  string
-	log   zerolog.Logger
+	log   teller
 }
 
 // Entry is one event of a VM's journal.
@@ -50,12 +50,12 @@ type Entry struct {
 
 // NewJournal is the journal in conn's events stream; mode is Structured or Binary.
 func NewJournal(conn *Conn, mode string) *Journal {
-	return NewStoreJournal(conn.Store(), mode, conn.log)
+	return &Journal{store: conn.Store(), mode: mode, log: conn.log}
 }
 
 // NewStoreJournal is a journal in any store.
 func NewStoreJournal(store Store, mode string, log zerolog.Logger) *Journal {
-	return &Journal{store: store, mode: mode, log: log}
+	return &Journal{store: store, mode: mode, log: teller{Logger: log}}
 }
 
 // Last is the newest event of the VM, nil where it has none. It is read from the stream's leader; even so a read is not linearizable, only

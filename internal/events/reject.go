@@ -37,38 +37,85 @@ func (m Refused) msgID(what string) string {
 	return fmt.Sprintf("%s.%s.%d.%d", what, m.VCenter, m.Seq, m.At.UnixNano())
 }
 
+// keepTime is how long refused messages wait for their dead letters' stream alone, before they are refused without.
+const keepTime = 30 * time.Second
+
 // Reject keeps a refused message as a dead letter, then tells its publisher by a rejected event, both under IDs by which a redelivery does not
 // store them twice. It tries until ctx ends. The caller acknowledges the message afterwards.
+//
+// Until then the message holds one of the places of its vCenter. Where nothing can be stored, no run could go on either: it waits, and nothing is lost.
+// Where only dead letters cannot, and events can, a message is refused without one after a while, and its rejection says so: junk must not keep good
+// requests from their runs, and its publisher has it.
 func (c *Conn) Reject(ctx context.Context, m Refused, why *RejectError) error {
 	why = why.short()
-	if why.Code != NothingToCancel { // a cancel that came too late is nothing to look into
-		err := c.publish(ctx, m, "keep a dead letter", deadLetter(m, why))
-		if tooLarge(err) { // for a server that took it, but not with a few headers more
-			without := *why
-			without.Withhold = true
-			without.Message += "; it is too large to be kept with its data"
-			err = c.publish(ctx, m, "keep a dead letter", deadLetter(m, &without))
+	w := newWaiter(c.log, m.VCenter, m.VM, "keep a dead letter")
+	defer w.done()
+	for why.Code != NothingToCancel { // a cancel that came too late is nothing to look into
+		err := c.keep(ctx, m, why)
+		late := c.unkept(err != nil)
+		if err == nil {
+			break
 		}
-		if err != nil {
-			return err
+		if late > keepTime {
+			without := *why
+			without.Message += "; it could not be kept as a dead letter"
+			if event, eventErr := rejection(m, &without, c.mode, time.Now()); eventErr == nil && c.publishOnce(ctx, event) == nil {
+				c.log.Error().Err(err).Str("vcenter", m.VCenter).Str("vm", m.VM).Uint64("seq", m.Seq).Msg("a refused message is not kept: dead letters cannot be stored, and events can")
+				if c.on.Unkept != nil {
+					c.on.Unkept(m.VCenter)
+				}
+				return nil
+			}
+		}
+		if err := w.wait(ctx, err); err != nil {
+			return fmt.Errorf("vm %s: keep a dead letter: %w", m.VM, err)
 		}
 	}
 	event, err := rejection(m, why, c.mode, time.Now())
 	if err != nil {
 		return err
 	}
-	return c.publish(ctx, m, "publish a rejection", event)
+	_, err = ask(ctx, c.log, m.VCenter, m.VM, "publish a rejection", func(ctx context.Context) (struct{}, error) { return struct{}{}, c.store(ctx, event) })
+	return err
 }
 
-func (c *Conn) publish(ctx context.Context, m Refused, what string, msg *nats.Msg) error {
-	_, err := ask(ctx, c.log, m.VCenter, m.VM, what, func(ctx context.Context) (*jetstream.PubAck, error) {
-		ack, err := c.js.PublishMsg(ctx, msg, jetstream.WithRetryAttempts(0))
-		if err != nil {
-			return nil, storeError(err)
-		}
-		return ack, nil
-	})
+// unkept notes whether a dead letter could be stored, and tells for how long none could.
+func (c *Conn) unkept(failed bool) time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !failed {
+		c.unkeptSince = time.Time{}
+		return 0
+	}
+	if c.unkeptSince.IsZero() {
+		c.unkeptSince = time.Now()
+	}
+	return time.Since(c.unkeptSince)
+}
+
+// keep tries once to store the dead letter.
+func (c *Conn) keep(ctx context.Context, m Refused, why *RejectError) error {
+	err := c.publishOnce(ctx, deadLetter(m, why))
+	if tooLarge(err) { // for a server that took it, but not with a few headers more
+		without := *why
+		without.Withhold = true
+		without.Message += "; it is too large to be kept with its data"
+		err = c.publishOnce(ctx, deadLetter(m, &without))
+	}
 	return err
+}
+
+func (c *Conn) publishOnce(ctx context.Context, msg *nats.Msg) error {
+	_, err := try(ctx, func(ctx context.Context) (struct{}, error) { return struct{}{}, c.store(ctx, msg) })
+	return err
+}
+
+func (c *Conn) store(ctx context.Context, msg *nats.Msg) error {
+	_, err := c.js.PublishMsg(ctx, msg, jetstream.WithRetryAttempts(0))
+	if errors.Is(err, jetstream.ErrNoStreamResponse) {
+		return fmt.Errorf("no stream listens on %s: %w", msg.Subject, err)
+	}
+	return storeError(err)
 }
 
 const (

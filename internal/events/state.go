@@ -3,6 +3,7 @@ package events
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -29,20 +30,48 @@ func (c *Conn) StreamState(ctx context.Context, stream string) (StreamState, err
 	return state, nil
 }
 
-// Backlog is what a vCenter's requests consumer has to do, for all replicas together.
+// Backlog is what a durable has to do, for all replicas together.
 type Backlog struct {
 	Pending uint64 // not taken by anybody yet
 	Taken   int    // taken, not finished
 }
 
-// Backlog asks for a vCenter's.
-func (c *Conn) Backlog(ctx context.Context, vcenter string) (Backlog, error) {
+// Backlog asks for that of one of a vCenter's durables.
+func (c *Conn) Backlog(ctx context.Context, vcenter, durable string) (Backlog, error) {
 	cons, err := try(ctx, func(ctx context.Context) (jetstream.Consumer, error) {
-		return c.js.Consumer(ctx, RequestsStream(vcenter), RequestsConsumer(vcenter))
+		return c.js.Consumer(ctx, RequestsStream(vcenter), durable)
 	})
 	if err != nil {
-		return Backlog{}, fmt.Errorf("state of consumer %s: %w", RequestsConsumer(vcenter), err)
+		return Backlog{}, fmt.Errorf("state of consumer %s: %w", durable, err)
 	}
 	info := cons.CachedInfo()
 	return Backlog{Pending: info.NumPending, Taken: info.NumAckPending}, nil
+}
+
+// InHand is what this process holds of one durable's messages.
+type InHand struct {
+	VCenter, Durable string
+	Messages         int
+	OneSource        int // of those, from the source that has most of them
+}
+
+// InHand is what this process holds.
+func (c *Conn) InHand() []InHand {
+	c.mu.Lock()
+	intakes := slices.Clone(c.intakes)
+	c.mu.Unlock()
+	var all []InHand
+	for _, i := range intakes {
+		h := InHand{VCenter: i.vcenter, Durable: i.durable}
+		of := map[string]int{}
+		i.mu.Lock()
+		h.Messages = len(i.held)
+		for _, m := range i.held {
+			of[m.source]++
+			h.OneSource = max(h.OneSource, of[m.source])
+		}
+		i.mu.Unlock()
+		all = append(all, h)
+	}
+	return all
 }

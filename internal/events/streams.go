@@ -30,10 +30,13 @@ type Streams struct {
 	EventsMaxAge      time.Duration // at least
 	EventsMaxBytes    int64         // at least; 0: no limit
 	DeadlettersMaxAge time.Duration // at least
-	QueuePerVM        int           // unfinished requests of one VM, at least
-	AckWait           time.Duration
-	MaxInFlight       map[string]int // by vCenter: requests taken at once, all replicas together
-	Provision         bool           // create what is missing, raise the limits of what is guestflow's own
+	// DeadlettersMaxBytes is what the dead letters may take of the disk, the oldest go first; 0: no limit. JetStream reserves it: where the store has less
+	// to give, it is a quarter of what there is.
+	DeadlettersMaxBytes int64
+	QueuePerVM          int // unfinished requests of one VM, at least
+	AckWait             time.Duration
+	MaxInFlight         map[string]int // by vCenter: requests taken at once, all replicas together
+	Provision           bool           // create what is missing, raise the limits of what is guestflow's own
 }
 
 // MismatchError says everything that has to be changed on the server before guestflow can work on it.
@@ -109,8 +112,6 @@ func (c *Conn) provision(ctx context.Context, s Streams) error {
 				differ = append(differ, fmt.Sprintf("consumer %s: %s", need.Durable, text))
 			}
 		}
-		c.knows(vcenter, RequestsConsumer(vcenter))
-		c.knows(vcenter, CancelsConsumer(vcenter))
 	}
 	if len(differ) > 0 {
 		return &MismatchError{Differences: differ}
@@ -140,6 +141,9 @@ func (s Streams) streams(vcenters []string) []streamNeed {
 	}
 	dead.Name, dead.Description = DeadlettersStream, "guestflow: refused messages"
 	dead.Subjects, dead.MaxAge = []string{"guestflow.deadletters.>"}, s.DeadlettersMaxAge
+	if s.DeadlettersMaxBytes > 0 {
+		dead.MaxBytes, dead.Discard = s.DeadlettersMaxBytes, jetstream.DiscardOld
+	}
 	needs := []streamNeed{{StreamConfig: journal, keepsAll: true}, {StreamConfig: dead}}
 	for _, vcenter := range vcenters {
 		needs[0].covers = append(needs[0].covers, "guestflow.events."+vcenter+".>", RejectionSubject(vcenter, "*"))
@@ -173,7 +177,7 @@ func (c *Conn) ensureStream(ctx context.Context, need streamNeed, provision bool
 			if !provision {
 				return nil, []string{"is missing"}, nil
 			}
-			st, err = c.js.CreateStream(ctx, need.StreamConfig)
+			st, err = c.withRoom(ctx, need, need.StreamConfig, c.js.CreateStream)
 			if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // another replica was faster, with other settings
 				continue
 			}
@@ -187,7 +191,7 @@ func (c *Conn) ensureStream(ctx context.Context, need streamNeed, provision bool
 		have := st.CachedInfo().Config
 		if provision && have.Metadata[ownedKey] != "" {
 			if raised, changed := need.raise(have); changed {
-				st, err := c.js.UpdateStream(ctx, raised)
+				st, err := c.withRoom(ctx, need, raised, c.js.UpdateStream)
 				if refusal := refusal(err); refusal != "" {
 					return &have, append(need.differences(have), "cannot be changed: "+refusal), nil
 				}
@@ -213,6 +217,64 @@ func refusal(err error) string {
 	return fmt.Sprintf("%s (%d)", api.Description, api.ErrorCode)
 }
 
+// leastStore is what is worth to be reserved for the dead letters: a few of the usual size.
+const leastStore = 64 << 10
+
+// withRoom makes or changes a stream. One that need not keep all takes less where the store has less to give: a quarter of that, so that the journal and
+// the requests have the rest. How much there is nobody tells but by a refusal.
+func (c *Conn) withRoom(ctx context.Context, need streamNeed, cfg jetstream.StreamConfig,
+	apply func(context.Context, jetstream.StreamConfig) (jetstream.Stream, error),
+) (jetstream.Stream, error) {
+	st, err := apply(ctx, cfg)
+	if !noRoom(err) || need.keepsAll || cfg.MaxBytes <= 0 {
+		return st, err
+	}
+	fits := int64(0)
+	for try := cfg.MaxBytes / 2; try >= leastStore && fits == 0; try /= 2 {
+		smaller := cfg
+		smaller.MaxBytes = try
+		if st, err = apply(ctx, smaller); err == nil {
+			fits = try
+		} else if !noRoom(err) {
+			return nil, err
+		}
+	}
+	if fits == 0 {
+		c.log.Warn().Str("stream", cfg.Name).Msg("JetStream has no room to reserve for the dead letters: they have no limit of their own")
+		cfg.MaxBytes = -1
+		return apply(ctx, cfg)
+	}
+	tooMuch := 2 * fits
+	for range 4 {
+		middle := cfg
+		middle.MaxBytes = (fits + tooMuch) / 2
+		if _, err = c.js.UpdateStream(ctx, middle); err == nil {
+			fits = middle.MaxBytes
+		} else if tooMuch = middle.MaxBytes; !noRoom(err) {
+			return nil, err
+		}
+	}
+	asked := cfg.MaxBytes
+	cfg.MaxBytes = max(fits/4, leastStore)
+	if st, err = c.js.UpdateStream(ctx, cfg); err == nil {
+		c.log.Warn().Str("stream", cfg.Name).Int64("asked", asked).Int64("has", fits).Int64("taken", cfg.MaxBytes).
+			Msg("JetStream has less to give than GUESTFLOW_DEADLETTERS_MAX_BYTES: the dead letters may hold a quarter of what it has")
+	}
+	return st, err
+}
+
+// noRoom tells whether a stream was refused for the bytes that it was to reserve. In a cluster those are among what its servers are looked through for.
+func noRoom(err error) bool {
+	var api *jetstream.APIError
+	if !errors.As(err, &api) {
+		return false
+	}
+	return reasonOf(err) == NoStorage || api.ErrorCode == codeMaxStreamBytes || api.ErrorCode == codeNoPeers && strings.Contains(api.Description, "insufficient storage")
+}
+
+// codeMaxStreamBytes is "stream max bytes exceeds account limit max stream bytes".
+const codeMaxStreamBytes = 10122
+
 // whoHas names the stream that holds one of the subjects already.
 func (c *Conn) whoHas(ctx context.Context, subjects []string) string {
 	for _, s := range subjects {
@@ -232,7 +294,12 @@ func (n streamNeed) raise(have jetstream.StreamConfig) (raised jetstream.StreamC
 		}
 	}
 	changed = raiseLimit(&raised.MaxMsgsPerSubject, n.MaxMsgsPerSubject) || changed
-	changed = raiseLimit(&raised.MaxBytes, n.MaxBytes) || changed
+	switch {
+	case n.keepsAll:
+		changed = raiseLimit(&raised.MaxBytes, n.MaxBytes) || changed
+	case n.MaxBytes > 0 && n.MaxBytes != raised.MaxBytes: // follows the setting, also downwards: only what is refused is in it
+		raised.MaxBytes, changed = n.MaxBytes, true
+	}
 	changed = raiseLimit(&raised.MaxMsgSize, n.MaxMsgSize) || changed
 	changed = raiseLimit(&raised.MaxAge, n.MaxAge) || changed
 	if n.Replicas > raised.Replicas {

@@ -22,6 +22,8 @@
   value: {{ int64 .eventsMaxBytes | quote }}
 - name: GUESTFLOW_DEADLETTERS_MAX_AGE
   value: {{ .deadlettersMaxAge | quote }}
+- name: GUESTFLOW_DEADLETTERS_MAX_BYTES
+  value: {{ int64 .deadlettersMaxBytes | quote }}
 - name: GUESTFLOW_QUEUE_PER_VM
   value: {{ int64 .queuePerVm | quote }}
 {{- end }}
