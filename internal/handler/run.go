@@ -33,6 +33,7 @@ type run struct {
 	undrain   func() bool
 	wake      <-chan struct{}
 	unwake    func()
+	forget    func() // the secrets that are hidden for this run
 
 	state events.Run
 	point checkpoint
@@ -104,6 +105,9 @@ func (r *run) done() {
 	r.undrain()
 	r.interrupt(nil)
 	r.kill()
+	if r.forget != nil {
+		r.forget()
+	}
 }
 
 // logger names the run in every line.

@@ -136,5 +136,8 @@ func (r *run) named(ctx context.Context) (all []string, err error) {
 // hide keeps what the request names out of all that vCenter and the guest say, whoever has sent it there: an owner before this one, say.
 func (r *run) hide() {
 	all, _ := r.named(r.ctx) // what cannot be read now, the step that needs it will say
-	r.vc.Hide(all...)
+	before := r.forget
+	if r.forget = r.vc.Hide(all...); before != nil {
+		before()
+	}
 }

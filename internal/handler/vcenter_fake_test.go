@@ -308,7 +308,11 @@ func (c *client) seen(vm string) (*fakeVM, error) {
 	return m, nil
 }
 
-func (c *client) Hide(...string) {}
+// Hide counts what the owner hides and has not let go of.
+func (c *client) Hide(secrets ...string) (forget func()) {
+	c.o.hides.Add(int32(len(secrets)))
+	return sync.OnceFunc(func() { c.o.hides.Add(-int32(len(secrets))) })
+}
 
 func (c *client) About(ctx context.Context) (vcapi.About, error) {
 	return vcapi.About{Name: "fake", APIVersion: c.apiVersion}, c.reach(ctx, "About")

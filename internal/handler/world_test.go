@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -381,6 +382,15 @@ func (w *world) last() *events.Run {
 func (w *world) problems() []string {
 	var all []string
 	say := func(format string, args ...any) { all = append(all, fmt.Sprintf(format, args...)) }
+	for _, o := range w.owners {
+		select {
+		case <-o.finished:
+			if hides := o.hides.Load(); hides != 0 {
+				say("owner %s has ended, and %d secrets of its run are still remembered", o, hides)
+			}
+		default:
+		}
+	}
 	ended := map[string]event{}
 	n := map[string]int{}
 	for _, e := range w.events() {
@@ -522,6 +532,7 @@ type owner struct {
 	finished chan struct{}
 	err      error // set before finished is closed
 	stopped  chan struct{}
+	hides    atomic.Int32 // secrets
 
 	mu    sync.Mutex
 	plan  []fate

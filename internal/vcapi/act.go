@@ -23,7 +23,7 @@ func (c *Client) act(ctx context.Context, gate Gate, l *login, build func(*sessi
 		return nil, nil, unsent(err)
 	}
 	cl.token = s.token
-	c.known.add(cl.secrets...) // the task's own error, much later, may still tell them
+	c.known.lately(cl.secrets...) // the task's own error, much later, may still tell them
 	ans, err := c.sendOnce(ctx, gate, cl)
 	if err != nil {
 		c.settle(ctx, cl, s, err)

@@ -20,7 +20,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -188,7 +187,7 @@ type call struct {
 	trust   string // what lets its server's certificate be trusted, where that is not vCenter's
 
 	// inside, where set, finds an error in the body of a success.
-	inside func(body []byte, s secrets) *Error
+	inside func(body []byte, s veil) *Error
 }
 
 func (cl *call) endpoint() string {
@@ -255,7 +254,7 @@ func (c *Client) exchange(ctx context.Context, hc *http.Client, cl *call) (ans *
 	defer func() { _ = resp.Body.Close() }()
 	c.presence.called(nil)
 	if ans, err = c.answered(cl, resp); err == nil && cl.inside != nil {
-		if e := cl.inside(ans.body, c.secretsOf(cl)); e != nil {
+		if e := cl.inside(ans.body, c.veilOf(cl)); e != nil {
 			e.Status = ans.status
 			return nil, c.of(cl, e)
 		}
@@ -307,7 +306,7 @@ func (c *Client) answered(cl *call, resp *http.Response) (*answer, error) {
 			Message: c.hide(cl, fmt.Sprintf("redirected to %q, which is not followed: set the URL of vCenter itself", resp.Header.Get("Location")))}
 		return nil, c.of(cl, e)
 	case resp.StatusCode < 200 || resp.StatusCode >= 300:
-		return nil, c.of(cl, decodeError(resp.StatusCode, body, c.secretsOf(cl)))
+		return nil, c.of(cl, decodeError(resp.StatusCode, body, c.veilOf(cl)))
 	}
 	return &answer{status: resp.StatusCode, header: resp.Header, body: bytes.TrimSpace(body)}, nil
 }
@@ -421,38 +420,13 @@ func (c *Client) decode(cl *call, ans *answer, out any) error {
 	return nil
 }
 
-// memory keeps the secrets that are, or lately were, in use, so that they can be hidden in errors.
-type memory struct {
-	mu  sync.Mutex
-	all secrets
-}
+// Hide keeps secrets out of everything that vCenter or a guest says, whoever has sent them (the owner of a run before this one, say), until forget is
+// called. Several may hide the same.
+func (c *Client) Hide(values ...string) (forget func()) { return c.known.hold(values...) }
 
-func (m *memory) add(values ...string) {
-	const most = 4096 // more than all runs in hand name
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for _, value := range values {
-		if value != "" && !slices.Contains(m.all, value) {
-			m.all = append(m.all, value)
-		}
-	}
-	if len(m.all) > most {
-		m.all = slices.Clone(m.all[len(m.all)-most:])
-	}
-}
+func (c *Client) veilOf(cl *call) veil { return c.known.veil(cl.secrets...) }
 
-func (m *memory) list() secrets {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return slices.Clone(m.all)
-}
-
-// Hide keeps secrets out of everything that vCenter or a guest says from now on, whoever has sent them: the owner of a run before this one, say.
-func (c *Client) Hide(values ...string) { c.known.add(values...) }
-
-func (c *Client) secretsOf(cl *call) secrets { return append(c.known.list(), cl.secrets...) }
-
-func (c *Client) hide(cl *call, text string) string { return c.secretsOf(cl).text(text) }
+func (c *Client) hide(cl *call, text string) string { return c.veilOf(cl).text(text) }
 
 // clean gives err as it is, or, where a secret is in its text (net/http quotes what it cannot read), only its text without that.
 func (c *Client) clean(cl *call, err error) error {

@@ -55,7 +55,7 @@ func (c *Client) CustomizationStatus(ctx context.Context, vm string) (GuestCusto
 	err := c.rest(ctx, &wire, func(*session) (*call, error) {
 		return restCall("GET guest/customization", http.MethodGet, vm, "/guest/customization", nil)
 	})
-	return GuestCustomization{Status: wire.Status, Error: c.known.list().text(wire.Error), StartTime: wire.StartTime.at, EndTime: wire.EndTime.at}, err
+	return GuestCustomization{Status: wire.Status, Error: c.known.veil().text(wire.Error), StartTime: wire.StartTime.at, EndTime: wire.EndTime.at}, err
 }
 
 // CustomizeGuest starts CustomizeGuest_Task on a running VM and returns the task; it does not wait for it. An act: see Client.

@@ -140,7 +140,7 @@ type faultMembers struct {
 
 // decodeError turns the body of an answer that is no success into an Error: every form that vCenter, or a proxy before it, is known to send, and
 // whatever else comes. It never fails: what cannot be understood is an Error without a name.
-func decodeError(status int, body []byte, s secrets) *Error {
+func decodeError(status int, body []byte, s veil) *Error {
 	e := &Error{Status: status, Class: byStatus(status)}
 	body = s.json(bytes.TrimSpace(body))
 	members, ok := membersOf(body)

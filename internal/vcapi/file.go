@@ -94,7 +94,7 @@ func (c *Client) download(ctx context.Context, vm string, u *url.URL, size int64
 	case resp.StatusCode != http.StatusOK:
 		const enough = 64 << 10
 		body, _ := io.ReadAll(io.LimitReader(resp.Body, enough)) // half of it is worth more than nothing
-		e := c.of(cl, decodeError(resp.StatusCode, body, c.secretsOf(cl)))
+		e := c.of(cl, decodeError(resp.StatusCode, body, c.veilOf(cl)))
 		if resp.StatusCode < 500 {
 			e.Class = Transient // the URL has expired, or was used: the next one is another. It is neither the session's nor the guest's login
 		}

@@ -168,7 +168,7 @@ func nameless(e *Error) bool {
 // givenUp is the error of a caller whose time ended before the answer came.
 func (c *Client) givenUp(ctx context.Context, op string) *Error {
 	why := context.Cause(ctx)
-	return (&Error{Class: Transient, Message: c.known.list().text(why.Error()), Err: why}).fill(op, "", c.host)
+	return (&Error{Class: Transient, Message: c.known.veil().text(why.Error()), Err: why}).fill(op, "", c.host)
 }
 
 // takeDown removes m now, if it can within ctx, and tells whether it could; else it is removed later.

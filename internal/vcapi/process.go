@@ -186,9 +186,9 @@ func (c *Client) Processes(ctx context.Context, vm string, auth GuestAuth) ([]Pr
 	if _, err := c.askProcesses(ctx, vm, auth, 0, "list", &list); err != nil {
 		return nil, err
 	}
-	processes, said := make([]Process, 0, len(list)), append(c.known.list(), auth.secrets()...).replacer()
+	processes, said := make([]Process, 0, len(list)), c.known.veil(auth.secrets()...)
 	for _, p := range list {
-		p.Command = said.Replace(p.Command)
+		p.Command = said.text(p.Command)
 		processes = append(processes, p.process())
 	}
 	return processes, nil
@@ -203,7 +203,7 @@ func (c *Client) Process(ctx context.Context, vm string, auth GuestAuth, pid int
 	if _, err := c.askProcesses(ctx, vm, auth, pid, "get", &wire); err != nil {
 		return Process{}, err
 	}
-	wire.PID, wire.Command = pid, append(c.known.list(), auth.secrets()...).text(wire.Command)
+	wire.PID, wire.Command = pid, c.known.veil(auth.secrets()...).text(wire.Command)
 	return wire.process(), nil
 }
 

@@ -114,7 +114,7 @@ func (l *login) logIn(ctx context.Context, arrived time.Time) (*session, error) 
 	if err != nil {
 		return nil, l.c.noSession(fmt.Errorf("read the password: %w", err), SessionLost)
 	}
-	l.c.known.add(password, base64.StdEncoding.EncodeToString([]byte(l.c.cfg.Username+":"+password)))
+	l.c.known.keep(password, base64.StdEncoding.EncodeToString([]byte(l.c.cfg.Username+":"+password)))
 	if err := l.locked(password); err != nil {
 		return nil, err
 	}
@@ -124,7 +124,7 @@ func (l *login) logIn(ctx context.Context, arrived time.Time) (*session, error) 
 
 // noSession is the error where the login was not even tried.
 func (c *Client) noSession(why error, class Class) *Error {
-	e := &Error{Class: class, Sent: NotSent, Message: c.known.list().text(why.Error()), Err: why}
+	e := &Error{Class: class, Sent: NotSent, Message: c.known.veil().text(why.Error()), Err: why}
 	return e.fill("Login", "", c.host)
 }
 
@@ -268,7 +268,7 @@ func (c *Client) loginVIM(ctx context.Context, password string) (s *session, err
 	if token == "" {
 		return nil, c.notUnderstood(cl, ans, errors.New("the login was taken, but came without the header "+sessionHeader))
 	}
-	c.known.add(token)
+	c.known.token(token)
 	s = &session{token: token, service: v}
 	if s.end, err = c.vimCall(v, sessionManager, "SessionManager", "Logout", none); err != nil {
 		return nil, err
@@ -331,7 +331,7 @@ func (c *Client) loginREST(ctx context.Context, password string) (s *session, er
 	if err := json.Unmarshal(unwrap(ans.body), &token); err != nil || token == "" {
 		return nil, c.notUnderstood(cl, ans, errors.New("the login was taken, but its answer is no session id"))
 	}
-	c.known.add(token)
+	c.known.token(token)
 	c.split.Store(atLeast(v.service.content.About.APIVersion, oneSession))
 	return &session{token: token, name: v.name, service: v.service,
 		end: &call{op: "DELETE session", method: http.MethodDelete, path: cl.path, token: token}}, nil

@@ -20,7 +20,7 @@ func (c *Client) Task(ctx context.Context, id string) (Task, error) {
 	if err := c.vim(ctx, at("Task", id), "", "info", nil, &raw); err != nil {
 		return Task{}, err
 	}
-	task, ok := decodeTask(properties{"info": raw}, c.known.list())
+	task, ok := decodeTask(properties{"info": raw}, c.known.veil())
 	if !ok {
 		e := &Error{Status: http.StatusOK, Class: Permanent, Message: "the answer is no TaskInfo: " + words(raw)}
 		return Task{}, e.fill("GET Task/info", "GET Task/"+id+"/info", c.host)
@@ -95,7 +95,7 @@ func (c *Client) recentTasks(ctx context.Context, vm string) ([]Task, error) {
 	if !ok {
 		return nil, missing(virtualMachine, vm).fill("RetrievePropertiesEx", "", c.host)
 	}
-	ids := decodeVM(props, nil).RecentTasks
+	ids := decodeVM(props, veil{}).RecentTasks
 	if len(ids) == 0 {
 		return nil, nil
 	}
@@ -116,7 +116,7 @@ func (c *Client) recentTasks(ctx context.Context, vm string) ([]Task, error) {
 	}
 	var tasks []Task
 	for id, props := range infos {
-		if task, ok := decodeTask(props, c.known.list()); ok {
+		if task, ok := decodeTask(props, c.known.veil()); ok {
 			task.ID = firstOf(task.ID, id)
 			tasks = append(tasks, task)
 		}
@@ -192,7 +192,7 @@ func (c *Client) collect(ctx context.Context, s *session, filter any, most int) 
 		}
 		fresh := 0
 		each(raw, func(info json.RawMessage) {
-			if task, ok := decodeTask(properties{"info": info}, c.known.list()); ok && !seen[task.ID] {
+			if task, ok := decodeTask(properties{"info": info}, c.known.veil()); ok && !seen[task.ID] {
 				seen[task.ID] = true
 				tasks = append(tasks, task)
 				fresh++
@@ -205,7 +205,7 @@ func (c *Client) collect(ctx context.Context, s *session, filter any, most int) 
 }
 
 // decodeTask reads a TaskInfo: the property info, over which the parts of it that a server may push alone (info.state) are laid.
-func decodeTask(p properties, s secrets) (Task, bool) {
+func decodeTask(p properties, s veil) (Task, bool) {
 	var info map[string]json.RawMessage
 	if json.Unmarshal(anyValue(p["info"]), &info) != nil || info == nil {
 		info = make(map[string]json.RawMessage)

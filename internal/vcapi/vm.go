@@ -36,7 +36,7 @@ func (c *Client) VM(ctx context.Context, vm string) (VM, error) {
 	if !ok {
 		return VM{}, missing(virtualMachine, vm).fill("RetrievePropertiesEx", "", c.host)
 	}
-	return decodeVM(props, c.known.list()), nil
+	return decodeVM(props, c.known.veil()), nil
 }
 
 // properties are an object's, by path, as they came.
@@ -186,7 +186,7 @@ func (c *Client) retrieveWhole(ctx context.Context, kind string, paths, ids []st
 	}
 	all := make(map[string]properties, len(result.Objects))
 	for _, object := range result.Objects {
-		if denied := object.denied(c.known.list()); len(ids) == 1 && len(object.PropSet) == 0 && denied != nil {
+		if denied := object.denied(c.known.veil()); len(ids) == 1 && len(object.PropSet) == 0 && denied != nil {
 			return nil, denied.fill("RetrievePropertiesEx", "", c.host)
 		}
 		if object.odd != nil {
@@ -212,7 +212,7 @@ type missingSet struct {
 }
 
 // denied is the want of a privilege for which properties could not be read; nil where that was not the reason.
-func (m missingSet) denied(s secrets) *Error {
+func (m missingSet) denied(s veil) *Error {
 	for _, property := range m.MissingSet {
 		if e := decodeError(0, property.Fault, s); e.Name == "NoPermission" {
 			e.Sent = Refused
@@ -224,7 +224,7 @@ func (m missingSet) denied(s secrets) *Error {
 
 // lostInside finds NotAuthenticated among the reasons for missing properties: that is how a property collector may tell that the session is gone,
 // with a success of its own.
-func lostInside(body []byte, s secrets) *Error {
+func lostInside(body []byte, s veil) *Error {
 	const lost = "NotAuthenticated"
 	if !bytes.Contains(body, []byte(lost)) {
 		return nil
@@ -270,7 +270,7 @@ func (c *Client) avoiding(paths []string, fn func(paths []string) error) error {
 }
 
 // decodeVM makes a VM of what is known of it, without the secrets that its guest may repeat. What is missing, or odd, stays empty.
-func decodeVM(p properties, s secrets) VM {
+func decodeVM(p properties, s veil) VM {
 	vm := VM{
 		Name:                 anyString(p["name"]),
 		InstanceUUID:         anyString(p["config.instanceUuid"]),

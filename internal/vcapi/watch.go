@@ -176,11 +176,11 @@ func (p *watch) state(w *watcher) (state WatchState, ok bool) {
 		}
 		if ref == w.vm {
 			state.VMGone = o.gone
-			state.VM = decodeVM(o.props, p.c.known.list())
+			state.VM = decodeVM(o.props, p.c.known.veil())
 			continue
 		}
 		state.TaskGone = o.gone
-		if task, shown := decodeTask(o.props, p.c.known.list()); shown {
+		if task, shown := decodeTask(o.props, p.c.known.veil()); shown {
 			task.ID = firstOf(task.ID, ref.Value)
 			state.Task = &task
 		}

@@ -642,7 +642,7 @@ func FuzzUpdateSet(f *testing.F) {
 		if json.Unmarshal(body, &set) != nil {
 			return
 		}
-		_ = lostInside(body, nil)
+		_ = lostInside(body, veil{})
 		p := newWatch(&Client{})
 		w := &watcher{vm: moRef{Type: virtualMachine, Value: "vm-1"}, task: moRef{Type: "Task", Value: "task-1"}, signal: make(chan struct{}, 1)}
 		p.add(w)
@@ -670,14 +670,14 @@ func FuzzProperties(f *testing.F) {
 		if json.Unmarshal(body, &p) != nil {
 			return
 		}
-		task, ok := decodeTask(p, secrets{"canary"})
+		task, ok := decodeTask(p, secrets{"canary"}.veil())
 		if ok && task.State == "" || task.State == "error" && task.Err == nil {
 			t.Errorf("task %+v", task)
 		}
 		if task.Err != nil && task.Err.Error() == "" {
 			t.Error("an error without words")
 		}
-		for _, n := range decodeVM(p, nil).NICs {
+		for _, n := range decodeVM(p, veil{}).NICs {
 			if slices.Contains(n.Addresses, "") {
 				t.Errorf("NIC %+v", n)
 			}
