@@ -140,7 +140,7 @@ func (c *cli) describe(v standing, now time.Time) {
 			row("request", flat(r.Request.ID+" from "+r.Request.Source))
 		}
 		row("owner", flat(strings.TrimPrefix(by(r.Owner), "by ")))
-		row("waits", c.paint(yellow, waitingWords(r.Waiting)))
+		row("waits", c.paint(yellow, waitingWords(r)))
 		c.steps(r)
 		if by := r.CanceledBy; by != nil {
 			row("canceled", flat(list("by "+by.ID+" from "+by.Source, by.Reason)))

@@ -90,7 +90,7 @@ func detail(e *client.Event) string {
 	case events.RunAccepted, events.RunReleased, events.RunResumed:
 		return flat(list(r.VMName, by(r.Owner)))
 	case events.RunWaiting:
-		return waitingWords(r.Waiting)
+		return waitingWords(r)
 	case events.CheckCompleted:
 		if r.Check != nil {
 			return flat(checkWords(r.Check))
@@ -176,20 +176,25 @@ func endWord(s events.State) string {
 	return ""
 }
 
-func waitingWords(w events.Waiting) string {
-	switch w {
-	case "":
-		return ""
+// waitingWords is what a run waits for, and why in the words of who said so.
+func waitingWords(r *events.Run) string {
+	words := string(r.Waiting)
+	switch r.Waiting {
 	case events.WaitingTools:
-		return "tools: VMware Tools do not answer in the guest"
+		words += ": VMware Tools do not answer in the guest"
 	case events.WaitingResourceBusy:
-		return "resource-busy: vCenter says that the VM is busy with another task"
+		words += ": vCenter says that the VM is busy with another task"
 	case events.WaitingGuestLogin:
-		return "guest-login: the guest refuses the login, as it does right after a customization"
+		words += ": the guest refuses the login, as it does right after a customization"
 	case events.WaitingVCenterUnavailable:
-		return "vcenter-unavailable: vCenter does not answer"
+		words += ": vCenter does not answer"
+	case events.WaitingCallsInFlight:
+		words += ": a call made before may still take effect"
 	}
-	return string(w)
+	if r.WaitingFor != nil {
+		words += ": " + flat(r.WaitingFor.Message)
+	}
+	return words
 }
 
 func checkWords(c *events.Check) string {

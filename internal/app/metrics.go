@@ -177,7 +177,8 @@ func (m *metrics) of(vcenter string) meter {
 	for _, result := range []string{"ok", "error"} {
 		m.logins.WithLabelValues(vcenter, result)
 	}
-	for _, why := range []events.Waiting{events.WaitingResourceBusy, events.WaitingTools, events.WaitingGuestLogin, events.WaitingVCenterUnavailable} {
+	for _, why := range []events.Waiting{events.WaitingResourceBusy, events.WaitingTools, events.WaitingGuestLogin, events.WaitingVCenterUnavailable,
+		events.WaitingCallsInFlight} {
 		m.waiting.WithLabelValues(vcenter, string(why))
 	}
 	return meter{metrics: m, vcenter: vcenter}

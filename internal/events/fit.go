@@ -46,8 +46,10 @@ func (c *cutter) run(from *Run) *Run {
 		check.Status = c.name(check.Status)
 		check.Blockers, check.Warnings = c.remarks(check.Blockers), c.remarks(check.Warnings)
 	})
+	r.WaitingFor = changed(r.WaitingFor, c.reason)
 	r.Customize = changed(r.Customize, func(s *Customize) {
 		s.Task, s.Reason, s.Guest = c.name(s.Task), c.words(s.Reason), c.guest(s.Guest)
+		s.NotRead = changed(s.NotRead, c.reason)
 	})
 	r.Network = changed(r.Network, func(s *Network) { s.Task, s.Reason = c.name(s.Task), c.words(s.Reason) })
 	r.Verify = changed(r.Verify, func(v *Verify) {
@@ -63,6 +65,10 @@ func (c *cutter) run(from *Run) *Run {
 	})
 	r.Truncated = r.Truncated || c.cut
 	return &r
+}
+
+func (c *cutter) reason(r *Reason) {
+	r.Message, r.VSphere = c.words(r.Message), c.vsphere(r.VSphere, maxCauses)
 }
 
 // maxCauses is how many causes of a fault, each the cause of the one before, are told.

@@ -81,6 +81,7 @@ const (
 	WaitingTools              Waiting = "tools"
 	WaitingGuestLogin         Waiting = "guest-login"
 	WaitingVCenterUnavailable Waiting = "vcenter-unavailable"
+	WaitingCallsInFlight      Waiting = "calls-in-flight" // a call without an answer, or a former owner's, may still take effect
 )
 
 // Code is guestflow's own word for what went wrong: a closed list.
@@ -141,6 +142,7 @@ type Run struct {
 	Deadline     *time.Time      `json:"deadline,omitempty"`
 	FinishedAt   *time.Time      `json:"finishedAt,omitempty"`
 	Waiting      Waiting         `json:"waiting,omitempty"`
+	WaitingFor   *Reason         `json:"waitingFor,omitempty"`
 	CanceledBy   *CanceledBy     `json:"canceledBy,omitempty"`
 	Check        *Check          `json:"check,omitempty"`
 	Customize    *Customize      `json:"customize,omitempty"`
@@ -173,6 +175,12 @@ type CanceledBy struct {
 	Reason string `json:"reason,omitempty"`
 }
 
+// Reason is why something waits, or was not done, in words and as vCenter said it.
+type Reason struct {
+	Message string   `json:"message"`
+	VSphere *VSphere `json:"vsphere,omitempty"`
+}
+
 // Remark is a blocker or a warning of the check.
 type Remark struct {
 	Code    string `json:"code"`
@@ -188,6 +196,9 @@ type Check struct {
 	SupportedPowerState *bool    `json:"supportedPowerState,omitempty"`
 	Blockers            []Remark `json:"blockers,omitempty"`
 	Warnings            []Remark `json:"warnings,omitempty"`
+
+	StartedAt  *time.Time `json:"startedAt,omitempty"`
+	FinishedAt *time.Time `json:"finishedAt,omitempty"`
 }
 
 // Customize is the customization of the guest.
@@ -199,7 +210,8 @@ type Customize struct {
 	StartedAt  *time.Time `json:"startedAt,omitempty"`
 	FinishedAt *time.Time `json:"finishedAt,omitempty"`
 	Guest      *Guest     `json:"guest,omitempty"`
-	Reason     string     `json:"reason,omitempty"` // why a step that could not be stopped keeps running
+	Reason     string     `json:"reason,omitempty"`  // why a step that could not be stopped keeps running
+	NotRead    *Reason    `json:"notRead,omitempty"` // why the guest's own status could not be read where it was asked for
 }
 
 // Guest is the customization status that the guest itself reports; its times are the guest's clock.
@@ -225,6 +237,9 @@ type Verify struct {
 	HostName   string   `json:"hostName,omitempty"`
 	NICs       []NIC    `json:"nics,omitempty"`
 	Mismatches []string `json:"mismatches,omitempty"`
+
+	StartedAt  *time.Time `json:"startedAt,omitempty"`
+	FinishedAt *time.Time `json:"finishedAt,omitempty"`
 }
 
 // NIC is a virtual network adapter as the guest reports it.
@@ -266,8 +281,9 @@ type Error struct {
 	Process   string   `json:"process,omitempty"`
 	Code      Code     `json:"code"`
 	Message   string   `json:"message"`
-	Field     string   `json:"field,omitempty"` // of the request, as a path: customize.spec
-	Retryable bool     `json:"retryable"`       // a new request may succeed with nothing changed
+	Field     string   `json:"field,omitempty"`   // of the request, as a path: customize.spec
+	Retryable bool     `json:"retryable"`         // a new request may succeed with nothing changed
+	Waiting   Waiting  `json:"waiting,omitempty"` // of a time that ran out: what was waited for last
 	VSphere   *VSphere `json:"vsphere,omitempty"`
 }
 

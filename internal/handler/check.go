@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/guestflow/guestflow/internal/events"
 	"github.com/guestflow/guestflow/internal/vcapi"
@@ -17,7 +18,11 @@ import (
 func (r *run) check(ctx context.Context) error {
 	s := &step{name: "check", state: &r.state.Check.State}
 	c := r.state.Check
-	*c = events.Check{State: events.Pending}
+	if c.StartedAt == nil {
+		now := stamp(time.Now())
+		c.StartedAt = &now
+	}
+	*c = events.Check{State: events.Pending, StartedAt: c.StartedAt}
 	var why *stepError // of the first blocker
 	block := func(f *stepError, field string) {
 		c.Blockers = append(c.Blockers, events.Remark{Code: string(f.code), Message: f.message, Field: field})
@@ -71,6 +76,8 @@ func (r *run) check(ctx context.Context) error {
 	case c.State == events.Pending:
 		c.State = events.Succeeded
 	}
+	now := stamp(time.Now())
+	c.FinishedAt = &now
 	if err := r.record(events.CheckCompleted); err != nil {
 		return err
 	}

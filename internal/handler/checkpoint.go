@@ -46,12 +46,18 @@ type checkpoint struct {
 	// Step and StepSince are the step that the run is in and since when (our clock): its time goes on across takeovers.
 	Step      string     `json:"step,omitempty"`
 	StepSince *time.Time `json:"stepSince,omitempty"`
-	Released  *release   `json:"released,omitempty"`
-	Doubt     []string   `json:"doubt,omitempty"`    // in the last event: the acts that may or may not have taken effect
-	Aborted   bool       `json:"aborted,omitempty"`  // the customization was aborted and begun again once
-	Abort     bool       `json:"abort,omitempty"`    // the customization must be aborted before the next attempt
-	Unmarked  []string   `json:"unmarked,omitempty"` // the processes that were started without our marker, by name
-	Aborting  string     `json:"aborting,omitempty"` // the Task of an abort that is not known to have ended
+	// Of the steps' clock, which stands still while vCenter is away: how long it had stood still when that step, or the wait for VMware Tools before
+	// it, began; how long up to this event; and since when it stands still now, if it does.
+	StepStood time.Duration `json:"stepStood,omitempty"`
+	Ready     *phase        `json:"ready,omitempty"`
+	Stood     time.Duration `json:"stood,omitempty"`
+	Still     *time.Time    `json:"still,omitempty"`
+	Released  *release      `json:"released,omitempty"`
+	Doubt     []string      `json:"doubt,omitempty"`    // in the last event: the acts that may or may not have taken effect
+	Aborted   bool          `json:"aborted,omitempty"`  // the customization was aborted and begun again once
+	Abort     bool          `json:"abort,omitempty"`    // the customization must be aborted before the next attempt
+	Unmarked  []string      `json:"unmarked,omitempty"` // the processes that were started without our marker, by name
+	Aborting  string        `json:"aborting,omitempty"` // the Task of an abort that is not known to have ended
 }
 
 // pastRun is an ended run of the same VM.
@@ -74,6 +80,13 @@ type intent struct {
 	Session string    `json:"session,omitempty"` // key (public, not its secret ID) of a vCenter session that was alive then: while it lives, vCenter was not restarted
 	Guest   string    `json:"guest,omitempty"`   // in a process act: who vmtoolsd and pid 1 were
 	Alike   []string  `json:"alike,omitempty"`   // in a process act without a marker: the processes of the same program that were there, by pid and start time
+}
+
+// phase is the wait for VMware Tools before a step.
+type phase struct {
+	Step  string        `json:"step"`
+	Since time.Time     `json:"since"`
+	Stood time.Duration `json:"stood,omitempty"`
 }
 
 // release marks the one delivery that may trust that no call is outstanding: number Delivered + 1 of the request at that place.

@@ -122,6 +122,7 @@ func (r *run) guestStatus(ctx context.Context) (vcapi.GuestCustomization, error)
 	if err == nil {
 		return g, nil
 	}
+	r.notRead(ctx, err)
 	other, cancel := context.WithTimeout(ctx, baselineTime)
 	defer cancel()
 	if vm, unread := r.vc.VM(other, r.vm); unread == nil && vm.Customization != nil {
@@ -215,7 +216,7 @@ func (r *run) tellProgress() func(vcapi.WatchState) error {
 // where it is asked for, whether the guest has changed to what is asked for: its NICs do not count, they come with the network. Both have verify.timeout;
 // after a failed Task at most half of what is left of the step, so that an abort and a repeat fit into the rest.
 func (r *run) afterwards(ctx context.Context, s *step, failed, look bool) (g vcapi.GuestCustomization, shown bool, err error) {
-	g, _ = r.guestStatus(ctx) // nothing, where it cannot be read
+	g, _ = askLate(ctx, r, s, r.guestStatus) // nothing, where it cannot be read although vCenter is there
 	if ctx.Err() != nil {
 		return g, false, r.interrupted(ctx)
 	}
@@ -242,15 +243,9 @@ func (r *run) afterwards(ctx context.Context, s *step, failed, look bool) (g vca
 	if due, ok := ctx.Deadline(); ok && failed {
 		limit = min(limit, time.Until(due)/2)
 	}
-	within, cancel := context.WithTimeoutCause(ctx, limit, errLooked)
+	within, cancel := r.clock.within(ctx, limit, errLooked)
 	defer cancel()
-	err = r.watch(within, s, "", func(w vcapi.WatchState) (bool, error) { return see(w.VM), nil })
-	if errors.Is(err, errLooked) { // what was seen last may be older than that
-		var vm vcapi.VM
-		if vm, err = ask(ctx, r, s, r.readVM); err == nil {
-			see(vm)
-		}
-	}
+	_, err = r.shown(ctx, within, s, func(vm vcapi.VM) (bool, error) { return see(vm), nil })
 	return g, shown, err
 }
 

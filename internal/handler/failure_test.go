@@ -139,12 +139,12 @@ func TestFailures(t *testing.T) {
 		{name: "vCenter silent for good", request: `{"timeout":"20m",` + whole[1:], step: "check", code: events.DeadlineExceeded, retry: true,
 			kinds: "run.accepted run.waiting run.failed", world: func(w *world) { w.vc.silent = true }},
 		{name: "vCenter away after a lost answer", request: only(networkOnly), step: "network", code: events.Uncertain, effects: 1,
-			kinds: "network.starting run.waiting run.failed", world: func(w *world) {
+			kinds: "run.waiting run.waiting run.failed", world: func(w *world) {
 				w.vc.on(rule{op: "StartGuestNetwork sent", times: 1, lost: "answer"})
 				w.later(10*time.Second, func() { w.vc.change(func() { w.vc.refusing = true }) })
 			}},
 		{name: "a permanent error after a lost answer", request: only(networkOnly), step: "network", code: events.NetworkFailed, vsphere: "SystemError",
-			kinds: "check.completed network.starting run.failed", world: func(w *world) {
+			kinds: "network.starting run.waiting run.failed", world: func(w *world) {
 				e := vcError("SystemError", 500, vcapi.Permanent)
 				e.Sent = vcapi.Unknown
 				w.vc.on(rule{op: "StartGuestNetwork sent", err: e})

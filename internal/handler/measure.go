@@ -163,15 +163,6 @@ func (r *run) append(ctx context.Context, id string, k events.Kind) (uint64, err
 	return seq, nil
 }
 
-// landed waits until no call made before can take effect unseen.
-func (r *run) landed(ctx context.Context) error {
-	if time.Now().Before(r.actFrom) {
-		_, span := r.Tracer.Start(ctx, "until earlier calls must show")
-		defer span.End()
-	}
-	return sleepUntil(ctx, r.actFrom)
-}
-
 // waitsFor counts the run as one that cannot move.
 func (r *run) waitsFor(why events.Waiting) {
 	if why == r.waits {

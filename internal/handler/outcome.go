@@ -48,55 +48,6 @@ func sleepUntil(ctx context.Context, t time.Time) error {
 	}
 }
 
-// ask repeats a read of vCenter until it is answered, the answer is one that will not pass, or ctx ends.
-func ask[T any](ctx context.Context, r *run, s *step, read func(context.Context) (T, error)) (T, error) {
-	for pause := newBackoff(askPause); ; {
-		r.asking = true
-		v, err := read(ctx)
-		if err == nil {
-			return v, nil
-		}
-		if err := r.pause(ctx, s, err, pause); err != nil {
-			return v, err
-		}
-	}
-}
-
-// pause waits after an error that will pass, telling why; it fails with what an error that will not pass means, and when ctx ends.
-func (r *run) pause(ctx context.Context, s *step, err error, b *backoff) error {
-	if ctx.Err() != nil {
-		return r.interrupted(ctx)
-	}
-	var v *vcapi.Error
-	if !errors.As(err, &v) {
-		return err // not vCenter's: an ended run, a fenced owner, an unreadable secret
-	}
-	o := r.outcome(s, v)
-	if o.waiting == "" {
-		return r.failure(s, err)
-	}
-	if err := r.wait(o.waiting, err); err != nil {
-		return err
-	}
-	select {
-	case <-b.next():
-		return nil
-	case <-ctx.Done():
-		return r.interrupted(ctx)
-	}
-}
-
-// wait tells, once per change, that the run cannot move, and why.
-func (r *run) wait(why events.Waiting, err error) error {
-	r.lastErr = err
-	r.waitsFor(why)
-	if r.state.Waiting == why || r.on.Seq == 0 || r.state.N == 0 {
-		return nil // told already, or there is no run yet to tell it of
-	}
-	r.state.Waiting = why
-	return r.record(events.RunWaiting)
-}
-
 // outcome is what an answer of vCenter means for the run.
 type outcome struct {
 	code    events.Code
@@ -264,8 +215,10 @@ func (r *run) timeError(code events.Code, s *step, message string) *stepError {
 	if r.state.Waiting == "" {
 		return f
 	}
+	f.waiting = r.state.Waiting
 	f.message += fmt.Sprintf(", waiting for %s", r.state.Waiting)
-	if v := new(vcapi.Error); code == events.StepTimeout && *s.state != events.Running && errors.As(r.lastErr, &v) && v.Class != vcapi.SessionLost {
+	if v := new(vcapi.Error); code == events.StepTimeout && *s.state != events.Running && f.waiting != events.WaitingCallsInFlight &&
+		errors.As(r.lastErr, &v) && v.Class != vcapi.SessionLost {
 		f.code = r.outcome(s, v).code // it was turned away all the time; a session that is lost is renewed, and tells nothing
 	}
 	if loginRefused(r.lastErr) {
@@ -275,6 +228,9 @@ func (r *run) timeError(code events.Code, s *step, message string) *stepError {
 		f.message += ": " + r.lastErr.Error()
 		f.err = r.lastErr
 	}
+	if f.waiting == events.WaitingTools {
+		f.message += ": see that VMware Tools run in the guest"
+	}
 	return f
 }
 
@@ -283,7 +239,7 @@ func (r *run) errorOf(f *stepError) *events.Error {
 	if f.stored != nil {
 		return f.stored
 	}
-	e := &events.Error{Step: f.step, Process: f.process, Code: f.code, Message: f.message, Retryable: f.retryable}
+	e := &events.Error{Step: f.step, Process: f.process, Code: f.code, Message: f.message, Retryable: f.retryable, Waiting: f.waiting}
 	var v *vcapi.Error
 	if errors.As(f.err, &v) {
 		e.VSphere = vsphereOf(v)

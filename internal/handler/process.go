@@ -304,12 +304,19 @@ func (r *run) exited(ctx context.Context, asked *events.AskedProcess, p *events.
 		if err != nil {
 			return err
 		}
+		r.calling()
 		shown, err := r.vc.Process(ctx, r.vm, auth, p.PID)
 		var v *vcapi.Error
+		why := events.Waiting("")
+		if errors.As(err, &v) && ctx.Err() == nil {
+			why = r.absence(ctx, s, v)
+		}
 		switch {
 		case err == nil:
-			away, r.state.Waiting = false, ""
+			away = false
+			r.heard()
 			r.moves(r.waits)
+			r.stillWaits(waitTold{})
 			if !r.isProcess(asked, p, shown) {
 				return r.exitLost(s, p, "its pid belongs to another process now, as far as the guest shows", nil)
 			}
@@ -330,15 +337,15 @@ func (r *run) exited(ctx context.Context, asked *events.AskedProcess, p *events.
 				return r.complete(events.ProcessExited, &p.State, nil) // its end is all that was asked for
 			}
 			return r.exitLost(s, p, "the guest no longer knows the process: VMware Tools keep an exit code for five minutes, and lose it when they are restarted", err)
-		case r.outcome(s, v).waiting == "":
+		case why == "":
 			return r.failure(s, err)
-		case r.outcome(s, v).waiting != events.WaitingTools: // it is vCenter that does not tell
-			if err := r.wait(r.outcome(s, v).waiting, err); err != nil {
+		case why != events.WaitingTools: // it is vCenter that does not tell
+			if err := r.wait(why, err); err != nil {
 				return err
 			}
 		case !away:
-			away, r.lastErr = true, err
-			if err := r.record(events.ProcessUnreachable); err != nil {
+			away = true
+			if err := r.unreachable(err); err != nil {
 				return err
 			}
 		}

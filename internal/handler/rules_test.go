@@ -23,6 +23,7 @@ func TestSequenceUsedAgain(t *testing.T) {
 			t.Parallel()
 			inBriefWorld(t, secrets, func(w *world) {
 				w.vm.network = time.Second
+				w.settings.SendWindow, w.settings.TravelTime, w.settings.VisibilityLag = 300*time.Millisecond, 300*time.Millisecond, 300*time.Millisecond // no wait worth an event
 				looking, ready, sent := make(chan struct{}), make(chan struct{}), make(chan struct{})
 				req := w.request("order-1", row.request)
 				first := w.deliver(req,
@@ -214,7 +215,7 @@ func TestSlowTakeover(t *testing.T) {
 			fate{point: "StartProcess sent", do: "late", after: 10 * time.Second})
 		<-looking
 		second := w.deliver(req, fate{point: "publish run.resumed", do: "call", fn: func() {
-			<-time.After(20 * time.Second)
+			<-time.After(8 * time.Second)
 			close(ready)
 			<-first.stopped
 			w.store.DropLast(1)

@@ -1,6 +1,7 @@
 package handler
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -54,6 +55,7 @@ type run struct {
 	abortOpen   bool            // an owner before us may have made an abort, of which the journal tells only the intent
 	lookOn      bool            // a call of this act was not answered: each further round of it looks what has come of that
 
+	patient
 	measured // what metrics and traces show of it
 }
 
@@ -85,6 +87,7 @@ type stepError struct {
 	err           error         // beneath: the vSphere fault
 	stored        *events.Error // as an earlier event of this run has it: nothing else is set
 	doubt         string        // the act that may or may not have taken effect
+	waiting       events.Waiting
 }
 
 func (e *stepError) Error() string {
@@ -126,10 +129,11 @@ func (r *run) record(k events.Kind) error {
 }
 
 func (r *run) store(k events.Kind, ctx context.Context) error {
-	if k != events.RunWaiting {
-		r.state.Waiting = ""
+	if r.endsWait(k) {
+		r.stillWaits(waitTold{})
 		r.moves(r.waits)
 	}
+	r.keepTime()
 	if k != events.RunReleased {
 		r.point.Released = nil
 	}
@@ -183,6 +187,7 @@ func (r *run) takeOver(last *events.Entry, point checkpoint) error {
 		r.point.Accepted = last.Seq
 	}
 	r.on = events.Mark{Seq: last.Seq, MsgID: last.MsgID}
+	r.goOnTiming(last)
 	owner := events.Owner{Instance: r.Instance, Takeovers: 1}
 	if last.Run.Owner != nil {
 		owner.Takeovers += last.Run.Owner.Takeovers
@@ -362,8 +367,8 @@ func (r *run) settle() error {
 	}
 	ctx, cancel := context.WithTimeout(r.life, max(0, time.Until(r.actFrom))+settleTime)
 	defer cancel()
-	if err := r.landed(ctx); err != nil {
-		return events.ErrReleased
+	if err := r.landed(ctx, time.Time{}); err != nil {
+		return cmp.Or(onlyFenced(err), events.ErrReleased)
 	}
 	s := r.current()
 	switch {

@@ -3,7 +3,6 @@ package handler
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/guestflow/guestflow/internal/events"
@@ -20,6 +19,7 @@ type step struct {
 	act     *act
 	begin   func(ctx context.Context) error // in the place of act, where nothing is changed
 	ask     func(ctx context.Context) error
+	over    func(ctx context.Context) (bool, error) // one read that tells whether what the step waits for has ended
 }
 
 // timeoutField is where the request says how long the step may take.
@@ -57,11 +57,13 @@ func (r *run) steps() []*step {
 	steps := []*step{{name: "check", state: &r.state.Check.State, ask: r.check}}
 	if r.asked.Customize != nil {
 		steps = append(steps, &step{name: "customize", state: &r.state.Customize.State, timeout: r.asked.Customize.Timeout.Or(20 * time.Minute),
-			act: r.customize(), ask: r.customized})
+			act: r.customize(), ask: r.customized,
+			over: func(ctx context.Context) (bool, error) { return r.taskOver(ctx, r.state.Customize.Task) }})
 	}
 	if r.asked.Network != nil {
 		steps = append(steps, &step{name: "network", state: &r.state.Network.State, timeout: r.asked.Network.Timeout.Or(5 * time.Minute),
-			act: r.startNetwork(), ask: r.networkStarted})
+			act: r.startNetwork(), ask: r.networkStarted,
+			over: func(ctx context.Context) (bool, error) { return r.taskOver(ctx, r.state.Network.Task) }})
 	}
 	if r.state.Verify != nil {
 		steps = append(steps, &step{name: "verify", state: &r.state.Verify.State, ask: r.verify})
@@ -69,7 +71,8 @@ func (r *run) steps() []*step {
 	for i := range r.state.Processes {
 		asked, p := &r.asked.Processes[i], &r.state.Processes[i]
 		s := &step{name: "process", process: p.Name, state: &p.State, timeout: asked.Timeout.Or(10 * time.Minute),
-			ask: func(ctx context.Context) error { return r.exited(ctx, asked, p) }}
+			ask:  func(ctx context.Context) error { return r.exited(ctx, asked, p) },
+			over: func(ctx context.Context) (bool, error) { return r.processOver(ctx, asked, p) }}
 		if asked.Watch != nil {
 			s.begin = func(ctx context.Context) error { return r.watchProcess(ctx, asked, p) }
 		} else {
@@ -164,13 +167,7 @@ func (r *run) step(s *step) (err error) {
 			return err
 		}
 	}
-	ctx, cancel := r.stepTime(s)
-	defer cancel()
-	err = r.doAndAsk(ctx, s)
-	if errors.Is(err, errStepTime) {
-		return r.timeError(events.StepTimeout, s, fmt.Sprintf("the step's time is over (%s %s)", s.timeoutField(), s.timeout))
-	}
-	return err
+	return r.inTime(s)
 }
 
 // againError says that an accepted call ended in an error that will pass, before it changed anything, or that is to be repeated at once: the act
@@ -200,37 +197,26 @@ func (r *run) doAndAsk(ctx context.Context, s *step) error {
 		}
 		var again *againError
 		if !errors.As(err, &again) {
-			return r.outOfTime(s, err)
+			return err
 		}
 		*s.state = events.Starting
 		if again.atOnce {
 			continue
 		}
 		if err := r.pause(ctx, s, again.err, pause); err != nil {
-			return r.outOfTime(s, err)
+			return err
 		}
 	}
-}
-
-// stepTime bounds a step, across takeovers too.
-func (r *run) stepTime(s *step) (context.Context, context.CancelFunc) {
-	key := s.name + "/" + s.process
-	if r.point.Step != key || r.point.StepSince == nil {
-		now := stamp(time.Now())
-		r.point.Step, r.point.StepSince = key, &now
-	}
-	return context.WithDeadlineCause(r.ctx, r.point.StepSince.Add(s.timeout), errStepTime)
 }
 
 // do is the only way to change a guest: look, prepare, intend, read back, call, record. There is no shortcut through it.
 func (r *run) do(ctx context.Context, s *step) error {
 	pause, logins := newBackoff(askPause), 0
-	var told events.Waiting // why the call before was turned away, as an event has said
-	decided := false        // that the act is repeated, although a call before it may have taken effect
+	decided := false // that the act is repeated, although a call before it may have taken effect
 	for {
 		// What an owner before us, or we ourselves, may have sent has landed and shows before we look.
-		if err := r.landed(ctx); err != nil {
-			return r.interrupted(ctx)
+		if err := r.landed(ctx, r.notBefore); err != nil {
+			return err
 		}
 		seen, err := ask(ctx, r, s, s.act.look)
 		if err != nil {
@@ -270,11 +256,13 @@ func (r *run) do(ctx context.Context, s *step) error {
 		seen.now.Act, seen.now.Process = s.act.name, s.process
 		r.point.Intent = &seen.now
 		*s.state = events.Starting
+		told := r.toldWait()
 		if err := r.record(s.act.starting); err != nil {
 			return err
 		}
-		r.state.Waiting = told // once per change: the same answer again is no news
+		r.stillWaits(told) // once per change: the same answer again is no news
 		r.acted = time.Time{}
+		r.calling()
 		err = s.act.call(r.life, r.gate(from))
 		var v *vcapi.Error
 		switch {
@@ -293,7 +281,7 @@ func (r *run) do(ctx context.Context, s *step) error {
 		case !errors.As(err, &v) && !r.open: // the call was not begun
 			return err
 		case v == nil, v.Sent == vcapi.Unknown:
-			r.doubt, r.lookOn, r.actFrom = err, true, time.Now().Add(r.TravelTime+r.VisibilityLag)
+			r.lostAnswer(s, err)
 			r.logger().Warn().Err(err).Str("step", s.name).Msg("no answer that tells whether the call took effect: looking once it must show")
 			continue
 		}
@@ -311,7 +299,6 @@ func (r *run) do(ctx context.Context, s *step) error {
 		if err := r.pause(ctx, s, err, pause); err != nil {
 			return err
 		}
-		told = r.state.Waiting
 	}
 }
 
@@ -336,6 +323,7 @@ func (r *run) mayAct(ctx context.Context) error {
 // fact stores that the step's call has taken effect.
 func (r *run) fact(s *step) error {
 	r.open, r.doubt, r.lookOn, r.point.Intent = false, nil, false, nil
+	r.lost, r.notBefore, r.unheard = 0, time.Time{}, time.Time{}
 	*s.state = events.Running
 	if s.act.started == "" {
 		return nil
@@ -394,70 +382,4 @@ func (r *run) uncertain(s *step) error {
 	r.logger().Warn().Str("step", s.name).Msg("uncertain whether the call took effect: repeated, as the request asks")
 	r.open, r.point.Abort = false, s.act.name == "customize"
 	return nil
-}
-
-// ready waits for VMware Tools before a step that speaks to the guest.
-func (r *run) ready(ctx context.Context, s *step) error {
-	vm, err := ask(ctx, r, s, r.readVM)
-	if err != nil {
-		return err
-	}
-	limit := r.asked.Guest.ReadyTimeout.Or(5 * time.Minute)
-	notReady := &stepError{step: s.name, process: s.process, code: events.ToolsNotRunning, retryable: true,
-		message: fmt.Sprintf("VMware Tools did not get ready within %s (guest.readyTimeout): see that they run in the guest", limit)}
-	switch {
-	case toolsReady(vm):
-		return nil
-	case limit == 0:
-		return notReady
-	}
-	if err := r.wait(events.WaitingTools, nil); err != nil {
-		return err
-	}
-	within, cancel := context.WithTimeoutCause(ctx, limit, errStepTime)
-	defer cancel()
-	err = r.watch(within, s, "", func(w vcapi.WatchState) (bool, error) { return toolsReady(w.VM), nil })
-	if errors.Is(err, errStepTime) {
-		return notReady
-	}
-	return err
-}
-
-func toolsReady(vm vcapi.VM) bool {
-	running := vm.ToolsRunningStatus == "guestToolsRunning" || vm.ToolsRunningStatus == "guestToolsExecutingScripts"
-	return running && (vm.GuestOperationsReady == nil || *vm.GuestOperationsReady)
-}
-
-func (r *run) readVM(ctx context.Context) (vcapi.VM, error) {
-	vm, err := r.vc.VM(ctx, r.vm)
-	if err == nil {
-		r.noteVM(vm)
-	}
-	return vm, err
-}
-
-// watch follows the VM, and a Task where one is named, on the vCenter's one long poll until fn is done or fails. It makes no call of its own.
-func (r *run) watch(ctx context.Context, s *step, task string, fn func(vcapi.WatchState) (done bool, err error)) error {
-	var failed error
-	err := r.vc.Watch(ctx, r.vm, task, func(w vcapi.WatchState) bool {
-		var done bool
-		switch {
-		case w.Down:
-			failed = r.wait(events.WaitingVCenterUnavailable, nil)
-		case w.VMGone:
-			failed = &stepError{step: s.name, process: s.process, code: events.NotFound,
-				message: fmt.Sprintf("vm %s is no longer in vCenter %s: it was removed, or moved to another vCenter", r.vm, r.VCenter)}
-		default:
-			r.moves(events.WaitingVCenterUnavailable)
-			done, failed = fn(w)
-		}
-		return done || failed != nil
-	})
-	switch {
-	case failed != nil:
-		return failed
-	case err != nil && ctx.Err() != nil:
-		return r.interrupted(ctx)
-	}
-	return err
 }

@@ -39,6 +39,11 @@ type fakeVC struct {
 	lastID   int
 	refusing bool // refuses connections
 	silent   bool // takes calls and answers none
+	page     bool // a proxy answers every call with a page of its own, 503
+	noReads  bool // the same for reads alone: the long poll and the calls to the guest go through
+	noPoll   bool // the long poll alone is not answered
+	refused  bool // the service's own login is refused
+	mute     bool // the long poll waits in silence, and nobody has noticed yet
 	restart  time.Time
 	rules    []*rule
 	effects  []effect
@@ -216,15 +221,46 @@ func generalFault() *vcapi.Error {
 	return &vcapi.Error{Name: "CustomizationFault", Message: "words of vCenter about CustomizationFault", Class: vcapi.Permanent, Sent: vcapi.Answered}
 }
 
+// opNames are vcapi's names of the calls that vCenter passes on to the guest.
+var opNames = map[string]string{"Process": "guest/processes get", "Processes": "guest/processes list", "StartProcess": "guest/processes create",
+	"DeleteProcess": "guest/processes delete", "GuestFile": "InitiateFileTransferFromGuest", "CustomizeGuest": "CustomizeGuest_Task",
+	"StartGuestNetwork": "StartGuestNetwork_Task", "AbortCustomization": "AbortCustomization_Task"}
+
+var actNames = map[string]bool{"StartProcess": true, "DeleteProcess": true, "CustomizeGuest": true, "StartGuestNetwork": true, "AbortCustomization": true,
+	"ConnectNICs": true, "CancelTask": true}
+
+// inProcess tells whether a call is one about a guest's processes or files.
+func inProcess(op string) bool { return strings.Contains(op, "Process") || op == "GuestFile" }
+
+// about names the call that an error of vCenter is about, as vcapi does.
+func about(op string, err error) error {
+	var v *vcapi.Error
+	if !errors.As(err, &v) || v.Op != "" {
+		return err
+	}
+	named := *v
+	named.Op, named.Guest = cmp.Or(opNames[op], op), inProcess(op)
+	return &named
+}
+
 var errNoAnswer = errors.New("connection reset by peer")
 
 // noAnswer is an act whose answer never came.
 func noAnswer(op string) *vcapi.Error {
-	return &vcapi.Error{Op: op, Host: "vc", Message: errNoAnswer.Error(), Class: vcapi.Transient, Sent: vcapi.Unknown, Err: errNoAnswer}
+	return &vcapi.Error{Op: cmp.Or(opNames[op], op), Guest: inProcess(op), Host: "vc", Message: errNoAnswer.Error(), Class: vcapi.Transient, Sent: vcapi.Unknown, Err: errNoAnswer}
+}
+
+// silence is a call that is taken and not answered. An act's own connection is not even made, so that nothing of it is under way.
+func silence(ctx context.Context, op string) *vcapi.Error {
+	e := notSent(op, cmp.Or(spend(ctx, 30*time.Second), errors.New("no answer within 30s")))
+	if _, act := actNames[op]; !act {
+		e.Sent = vcapi.Unknown
+	}
+	return e
 }
 
 func notSent(op string, err error) *vcapi.Error {
-	return &vcapi.Error{Op: op, Host: "vc", Message: err.Error(), Class: vcapi.Transient, Sent: vcapi.NotSent, Err: err}
+	return &vcapi.Error{Op: cmp.Or(opNames[op], op), Guest: inProcess(op), Host: "vc", Message: err.Error(), Class: vcapi.Transient, Sent: vcapi.NotSent, Err: err}
 }
 
 // client is vCenter as one owner sees it.
@@ -281,17 +317,27 @@ func (c *client) dial(ctx context.Context, op string) error {
 			r.fn()
 		}
 		if r.err != nil {
-			return r.err
+			return about(op, r.err)
 		}
 		if r.hang {
-			return notSent(op, cmp.Or(spend(ctx, 30*time.Second), errors.New("no answer within 30s")))
+			return silence(ctx, op)
 		}
 	}
 	c.fakeVC.mu.Lock()
-	refusing, silent := c.refusing, c.silent
+	refusing, silent, page, refused := c.refusing, c.silent, c.page || c.noReads && opNames[op] == "" && !actNames[op], c.refused
 	c.fakeVC.mu.Unlock()
+	if page {
+		e := &vcapi.Error{Op: cmp.Or(opNames[op], op), Guest: inProcess(op), Host: "vc", Status: 503, Class: vcapi.Transient, Message: "Service Unavailable", Foreign: true}
+		if actNames[op] { // it may be tried again: the proxy let nothing through
+			e.Sent = vcapi.NotSent
+		}
+		return e
+	}
+	if refused {
+		return &vcapi.Error{Op: "Login", Host: "vc", Status: 500, Name: "InvalidLogin", Class: vcapi.SessionLost, Sent: vcapi.NotSent, Message: "Cannot complete login"}
+	}
 	if silent {
-		return notSent(op, cmp.Or(spend(ctx, 30*time.Second), errors.New("no answer within 30s")))
+		return silence(ctx, op)
 	}
 	if refusing {
 		return notSent(op, errors.New("connection refused"))
@@ -521,7 +567,7 @@ func (c *client) Processes(ctx context.Context, vm string, auth vcapi.GuestAuth)
 	defer c.fakeVC.mu.Unlock()
 	m, err := c.guest(vm, auth)
 	if err != nil {
-		return nil, err
+		return nil, about("Processes", err)
 	}
 	list := []vcapi.Process{{PID: 1, Name: "systemd", Started: m.toolsSince}, {PID: m.toolsPID, Name: "vmtoolsd", Started: m.toolsSince}}
 	if m.windows {
@@ -543,7 +589,7 @@ func (c *client) Process(ctx context.Context, vm string, auth vcapi.GuestAuth, p
 	defer c.fakeVC.mu.Unlock()
 	m, err := c.guest(vm, auth)
 	if err != nil {
-		return vcapi.Process{}, err
+		return vcapi.Process{}, about("Process", err)
 	}
 	for _, p := range m.procs {
 		if p.pid != pid || !p.known() {
@@ -568,7 +614,16 @@ func (c *client) Watch(ctx context.Context, vm, task string, fn func(vcapi.Watch
 	for {
 		c.fakeVC.mu.Lock()
 		changed, next := c.changed, time.Hour
-		w := vcapi.WatchState{Down: c.refusing || c.silent}
+		w := vcapi.WatchState{Down: (c.refusing || c.silent || c.page || c.noPoll || c.refused) && !c.mute}
+		if c.mute { // nothing is heard
+			c.fakeVC.mu.Unlock()
+			select {
+			case <-changed:
+				continue
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
 		if m, err := c.seen(vm); err != nil {
 			w.VMGone = true
 		} else {
@@ -678,7 +733,7 @@ func call[T any](ctx context.Context, c *client, gate vcapi.Gate, op string, lan
 		if err := c.o.at(op + " landed"); err != nil {
 			return none, noAnswer(op)
 		}
-		return a.v, a.err
+		return a.v, about(op, a.err)
 	case <-ctx.Done():
 		return none, noAnswer(op)
 	}

@@ -174,26 +174,29 @@ func (r *run) verify(ctx context.Context) error {
 		return err
 	}
 	e := expect(r.spec)
-	within, cancel := context.WithTimeoutCause(ctx, r.verifyTimeout(), errStepTime)
+	within, cancel := r.verifyTime(ctx)
 	defer cancel()
-	err := r.watch(within, s, "", func(w vcapi.WatchState) (bool, error) {
-		v.HostName, v.NICs = w.VM.HostName, nicsOf(w.VM)
-		v.Mismatches = r.mismatches(e, w.VM)
+	good, err := r.shown(ctx, within, s, func(vm vcapi.VM) (bool, error) {
+		v.HostName, v.NICs = vm.HostName, nicsOf(vm)
+		v.Mismatches = r.mismatches(e, vm)
 		return len(v.Mismatches) == 0, nil
 	})
+	now := stamp(time.Now())
+	v.FinishedAt = &now
 	switch {
-	case err == nil:
+	case err == nil && good:
 		return r.complete(events.VerifyCompleted, &v.State, nil)
-	case !errors.Is(err, errStepTime):
+	case errors.Is(err, errStepTime): // not even then could it be read
+		return r.complete(events.VerifyCompleted, &v.State,
+			r.timeError(events.StepTimeout, s, fmt.Sprintf("what the guest shows could not be read when its time (verify.timeout %s) was over", r.verifyTimeout())))
+	case err != nil:
+		v.FinishedAt = nil
 		return err
 	}
 	failure := &stepError{step: s.name, code: events.VerifyMismatch, message: fmt.Sprintf(
 		"after %s the guest does not show what was asked for: %s", r.verifyTimeout(), strings.Join(v.Mismatches, "; "))}
 	if r.asked.Customize != nil {
 		failure.message += ": see the guest's own log, /var/log/vmware-gosc/instant_clone_customization.log"
-	}
-	if len(v.Mismatches) == 0 { // the long poll was down all the time
-		failure = r.timeError(events.StepTimeout, s, fmt.Sprintf("what the guest shows could not be seen within %s", r.verifyTimeout()))
 	}
 	return r.complete(events.VerifyCompleted, &v.State, failure)
 }

@@ -192,7 +192,7 @@ func TestOutcomeOfCustomize(t *testing.T) {
 		{name: "a NIC stays off", request: only(`"verify":{"timeout":"10s"},"customize":` + named), decided: "guest-status", code: events.VerifyMismatch, step: "verify",
 			mismatches: []string{"NIC 00:50:56:00:00:01 is not connected"}},
 		{name: "a NIC stays off, and need not be on", request: only(`"verify":{"nicsConnected":false},"customize":` + named), decided: "guest-status"},
-		{name: "vCenter is away all the time", request: asks(`"verify":{"timeout":"30s"},`), decided: "guest-status", code: events.StepTimeout, step: "verify",
+		{name: "vCenter is away all the time", request: asks(`"verify":{"timeout":"30s"},`), decided: "guest-status", code: events.DeadlineExceeded, step: "verify",
 			world: func(w *world) {
 				w.slow = onKind("network.completed", func() { w.vc.change(func() { w.vc.refusing = true }) })
 			}},

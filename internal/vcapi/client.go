@@ -296,17 +296,20 @@ func (c *Client) answered(cl *call, resp *http.Response) (*answer, error) {
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
 	switch {
 	case err != nil:
-		e := &Error{Status: resp.StatusCode, Class: Transient, Message: "the answer broke off: " + c.hide(cl, err.Error()), Err: c.clean(cl, err)}
+		e := &Error{Status: resp.StatusCode, Class: Transient, Foreign: true, Message: "the answer broke off: " + c.hide(cl, err.Error()), Err: c.clean(cl, err)}
 		return nil, c.of(cl, e)
 	case len(body) > maxBody:
 		e := &Error{Status: resp.StatusCode, Class: byStatus(resp.StatusCode), Message: ErrTooLarge.Error(), Err: ErrTooLarge}
 		return nil, c.of(cl, e)
 	case resp.StatusCode >= 300 && resp.StatusCode < 400:
-		e := &Error{Status: resp.StatusCode, Class: Transient, // vCenter does not redirect: something before it does, now
+		e := &Error{Status: resp.StatusCode, Class: Transient, Foreign: true, // vCenter does not redirect: something before it does, now
 			Message: c.hide(cl, fmt.Sprintf("redirected to %q, which is not followed: set the URL of vCenter itself", resp.Header.Get("Location")))}
 		return nil, c.of(cl, e)
 	case resp.StatusCode < 200 || resp.StatusCode >= 300:
-		return nil, c.of(cl, decodeError(resp.StatusCode, body, c.veilOf(cl)))
+		e := decodeError(resp.StatusCode, body, c.veilOf(cl))
+		// REST answers with a bare 404 what it does not offer; VI JSON has no error without a body of its own.
+		e.Foreign = e.Name == "" && e.LocalizedMessage == "" && len(e.Messages) == 0 && (e.Status >= 500 || strings.HasPrefix(cl.path, "/sdk/"))
+		return nil, c.of(cl, e)
 	}
 	return &answer{status: resp.StatusCode, header: resp.Header, body: bytes.TrimSpace(body)}, nil
 }
@@ -344,7 +347,8 @@ var ErrTooLarge = fmt.Errorf("the answer is larger than %d MiB", maxBody>>20)
 var ErrNotUnderstood = errors.New("the answer is not understood")
 
 func (c *Client) notUnderstood(cl *call, ans *answer, why error) *Error {
-	e := &Error{Status: ans.status, Class: Transient, Message: ErrNotUnderstood.Error() + ": " + c.hide(cl, why.Error()), Err: ErrNotUnderstood}
+	e := &Error{Status: ans.status, Class: Transient, Message: ErrNotUnderstood.Error() + ": " + c.hide(cl, why.Error()), Err: ErrNotUnderstood,
+		Foreign: len(ans.body) > 0 && !json.Valid(ans.body)}
 	return c.of(cl, e)
 }
 

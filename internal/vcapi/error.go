@@ -80,6 +80,8 @@ type Error struct {
 	// Guest: the call went through vCenter to a guest (processes, files). That it was not answered says nothing about vCenter.
 	Guest bool
 
+	Foreign bool // the answer is none of vCenter's own, as far as can be told: a page of a proxy, a redirection, half an answer
+
 	Class Class
 	Sent  Sent
 	Err   error // beneath: the transport's error, or the gate's
