@@ -67,7 +67,7 @@ func (c *cutter) run(from *Run) *Run {
 	return &r
 }
 
-func (c *cutter) reason(r *Reason) {
+func (c *cutter) reason(r *WaitReason) {
 	r.Message, r.VSphere = c.words(r.Message), c.vsphere(r.VSphere, maxCauses)
 }
 

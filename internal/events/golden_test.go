@@ -35,7 +35,7 @@ func wholeRun() *Run {
 		Run: RunID("lab", "vm-42", RequestRef{Source: "/provisioner", ID: "7f3c"}), N: 12, Process: "join-domain", VCenter: "lab", VM: "vm-42",
 		VMName: "web-1", InstanceUUID: "503a2f0e-3e1f-4c0a-9d1e-0c1d2e3f4a5b", Request: &RequestRef{Source: "/provisioner", ID: "7f3c"},
 		Status: StatusFailed, Owner: &Owner{Instance: "pod-a", Takeovers: 1}, AcceptedAt: at(0), Deadline: at(59), FinishedAt: at(9),
-		Waiting: WaitingTools, WaitingFor: &Reason{Message: "no tools", VSphere: &VSphere{Name: "SERVICE_UNAVAILABLE", HTTPStatus: 503}},
+		Waiting: WaitingTools, WaitingFor: &WaitReason{Message: "no tools", VSphere: &VSphere{Name: "SERVICE_UNAVAILABLE", HTTPStatus: 503}},
 		CanceledBy: &CanceledBy{Source: "/provisioner", ID: "7f3d", Reason: "no longer wanted"},
 		Check: &Check{
 			State: Succeeded, Status: "SUPPORTED", SupportedGuestOS: ptr(true), SupportedPowerState: ptr(false),
@@ -44,7 +44,7 @@ func wholeRun() *Run {
 			StartedAt: at(0), FinishedAt: at(1),
 		},
 		Customize: &Customize{State: Failed, Task: "task-7", Progress: ptr(0), DecidedBy: "task", StartedAt: at(1), FinishedAt: at(2), Guest: guest, Reason: "r",
-			NotRead: &Reason{Message: "m", VSphere: &VSphere{Name: "ERROR", HTTPStatus: 500}}},
+			NotRead: &WaitReason{Message: "m", VSphere: &VSphere{Name: "ERROR", HTTPStatus: 500}}},
 		Network: &Network{State: Skipped, Task: "task-8", StartedAt: at(3), FinishedAt: at(4), Reason: "r"},
 		Verify:  &Verify{State: Failed, HostName: "web-1", NICs: nics, Mismatches: []string{"hostName: web-2, not web-1"}, StartedAt: at(4), FinishedAt: at(5)},
 		Processes: []Process{{

@@ -142,7 +142,7 @@ type Run struct {
 	Deadline     *time.Time      `json:"deadline,omitempty"`
 	FinishedAt   *time.Time      `json:"finishedAt,omitempty"`
 	Waiting      Waiting         `json:"waiting,omitempty"`
-	WaitingFor   *Reason         `json:"waitingFor,omitempty"`
+	WaitingFor   *WaitReason     `json:"waitingFor,omitempty"`
 	CanceledBy   *CanceledBy     `json:"canceledBy,omitempty"`
 	Check        *Check          `json:"check,omitempty"`
 	Customize    *Customize      `json:"customize,omitempty"`
@@ -158,7 +158,7 @@ type Run struct {
 
 // Carried is the run as a later event stands on it: without what belongs to one event alone.
 func (r Run) Carried() Run { //nolint:gocritic // a copy is what is wanted
-	r.Process, r.Waiting, r.Observed, r.Requested, r.Checkpoint = "", "", nil, nil, nil
+	r.Process, r.Waiting, r.WaitingFor, r.Observed, r.Requested, r.Checkpoint = "", "", nil, nil, nil, nil
 	return r
 }
 
@@ -175,8 +175,8 @@ type CanceledBy struct {
 	Reason string `json:"reason,omitempty"`
 }
 
-// Reason is why something waits, or was not done, in words and as vCenter said it.
-type Reason struct {
+// WaitReason is why something waits, or was not done, in words and as vCenter said it.
+type WaitReason struct {
 	Message string   `json:"message"`
 	VSphere *VSphere `json:"vsphere,omitempty"`
 }
@@ -203,15 +203,15 @@ type Check struct {
 
 // Customize is the customization of the guest.
 type Customize struct {
-	State      State      `json:"state"`
-	Task       string     `json:"task,omitempty"`     // managed object ID of the Task
-	Progress   *int       `json:"progress,omitempty"` // per cent
-	DecidedBy  string     `json:"decidedBy,omitempty"`
-	StartedAt  *time.Time `json:"startedAt,omitempty"`
-	FinishedAt *time.Time `json:"finishedAt,omitempty"`
-	Guest      *Guest     `json:"guest,omitempty"`
-	Reason     string     `json:"reason,omitempty"`  // why a step that could not be stopped keeps running
-	NotRead    *Reason    `json:"notRead,omitempty"` // why the guest's own status could not be read where it was asked for
+	State      State       `json:"state"`
+	Task       string      `json:"task,omitempty"`     // managed object ID of the Task
+	Progress   *int        `json:"progress,omitempty"` // per cent
+	DecidedBy  string      `json:"decidedBy,omitempty"`
+	StartedAt  *time.Time  `json:"startedAt,omitempty"`
+	FinishedAt *time.Time  `json:"finishedAt,omitempty"`
+	Guest      *Guest      `json:"guest,omitempty"`
+	Reason     string      `json:"reason,omitempty"`  // why a step that could not be stopped keeps running
+	NotRead    *WaitReason `json:"notRead,omitempty"` // why the guest's own status could not be read where it was asked for
 }
 
 // Guest is the customization status that the guest itself reports; its times are the guest's clock.

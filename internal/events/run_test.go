@@ -10,7 +10,7 @@ import (
 // What a later event stands on does not hold what belongs to one event alone. Each member is of one kind or the other: a new one has to be told here.
 func TestCarried(t *testing.T) {
 	t.Parallel()
-	alone := strings.Fields("process waiting observed requested checkpoint")
+	alone := strings.Fields("process waiting waitingFor observed requested checkpoint")
 	carried := strings.Fields("run n vcenter vm vmName instanceUuid request status owner acceptedAt deadline finishedAt canceledBy check customize network " +
 		"verify processes error truncated")
 	var full Run

@@ -174,7 +174,7 @@ func inGuest(v *vcapi.Error) bool {
 // waitTold is what events have told of a wait.
 type waitTold struct {
 	why    events.Waiting
-	reason *events.Reason
+	reason *events.WaitReason
 	names  []string
 }
 
@@ -236,11 +236,11 @@ func (r *run) moved(why events.Waiting) {
 	}
 }
 
-func reasonOf(err error) *events.Reason {
+func reasonOf(err error) *events.WaitReason {
 	if err == nil {
 		return nil
 	}
-	reason := &events.Reason{Message: err.Error()}
+	reason := &events.WaitReason{Message: err.Error()}
 	var v *vcapi.Error
 	if errors.As(err, &v) {
 		reason.VSphere = vsphereOf(v)
@@ -418,7 +418,8 @@ func (r *run) goOnTiming(last *events.Entry) {
 		still = time.Time{}
 	}
 	r.clock.set(r.point.Stood, still)
-	if !still.IsZero() {
+	if !still.IsZero() { // it goes on, in the event of the takeover too
+		r.state.Waiting, r.state.WaitingFor = events.WaitingVCenterUnavailable, last.Run.WaitingFor
 		r.waitsFor(events.WaitingVCenterUnavailable)
 	}
 }
