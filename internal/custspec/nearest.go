@@ -1,0 +1,55 @@
+package custspec
+
+import (
+	"slices"
+	"strings"
+)
+
+// nearest says which of the names may have been meant.
+func nearest(name string, among []string) string {
+	if near := nearestOf(name, among); near != "" {
+		return " (did you mean " + near + "?)"
+	}
+	return ""
+}
+
+// nearestOf is the name that differs least, "" where none is near.
+func nearestOf(name string, among []string) string {
+	const longest = 80
+	best, least := "", max(2, len(name)/3)+1
+	for _, other := range slices.Sorted(slices.Values(among)) {
+		if len(name) > longest || len(other) > longest {
+			continue
+		}
+		if d := distance(plain(name), plain(other)); d < least {
+			best, least = other, d
+		}
+	}
+	return best
+}
+
+// plain is a name without what people write differently: letter case, '_' and '-'.
+func plain(name string) string {
+	return strings.NewReplacer("_", "", "-", "").Replace(strings.ToLower(name))
+}
+
+// distance is how many bytes must be put in, taken out or changed to make b of a.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for k := range row {
+		row[k] = k
+	}
+	for i := range len(a) {
+		before := row[0]
+		row[0] = i + 1
+		for k := range len(b) {
+			cost := before
+			if a[i] != b[k] {
+				cost++
+			}
+			before = row[k+1]
+			row[k+1] = min(cost, row[k]+1, before+1)
+		}
+	}
+	return row[len(b)]
+}
