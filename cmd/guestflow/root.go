@@ -232,7 +232,7 @@ func (c *cli) dial(ctx context.Context, patience time.Duration) (*client.Client,
 // validVM checks an argument that names a VM.
 func validVM(vm string) error {
 	if !events.ValidVM(vm) {
-		return fmt.Errorf("%q is no managed object ID, such as vm-42 (the vSphere Client shows it in the address of the VM's page; govc: govc ls -i vm/NAME)", vm)
+		return errors.New(events.NotVM(vm))
 	}
 	return nil
 }

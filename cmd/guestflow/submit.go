@@ -88,6 +88,9 @@ func (c *cli) submit(cmd *cobra.Command, f submitFlags, args []string) error {
 	if err != nil {
 		return &exit{exitRejected, fmt.Errorf("%s: %w. Nothing was sent", name, wrong(err))}
 	}
+	if !c.json {
+		c.warn(m.Warnings)
+	}
 	conn, err := c.dial(cmd.Context(), awayFor)
 	if err != nil {
 		return err
@@ -183,8 +186,8 @@ func (c *cli) fromFlags(f submitFlags) ([]byte, error) {
 		if err != nil {
 			return nil, fmt.Errorf("--spec: %w", err)
 		}
-		if !json.Valid(spec) {
-			return nil, fmt.Errorf("--spec: %s is not valid JSON", f.spec)
+		if spec, err = client.JSON(spec); err != nil {
+			return nil, fmt.Errorf("--spec %s: %w", called(f.spec), err)
 		}
 		data["customize"] = object{"spec": json.RawMessage(spec)}
 		steps++

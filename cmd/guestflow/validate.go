@@ -19,6 +19,8 @@ type valid struct {
 	Code  string `json:"code,omitempty"`
 	Field string `json:"field,omitempty"`
 	Error string `json:"error,omitempty"`
+
+	Warnings []events.Remark `json:"warnings,omitempty"`
 }
 
 func (c *cli) validateCommand() *cobra.Command {
@@ -26,7 +28,7 @@ func (c *cli) validateCommand() *cobra.Command {
 		Use:   "validate FILE...",
 		Short: "Check requests without sending them",
 		Long: `Checks files that hold a request, a cancel, or a request's data alone (- is standard input) with the service's own code, without NATS or vCenter. What is wrong is
-named with its field. Exit code 2 where a file is wrong, 4 where one cannot be read.`,
+named with its field, and so is, as a warning, what vCenter may refuse of a specification. Exit code 2 where a file is wrong, 4 where one cannot be read.`,
 		Example: `  guestflow validate requests/*.json`,
 		Args:    cobra.MinimumNArgs(1),
 		RunE:    func(_ *cobra.Command, args []string) error { return c.validate(args) },
@@ -52,7 +54,7 @@ func (c *cli) validate(files []string) error {
 			}
 			c.note(clean(fmt.Sprintf("%s: %v", called(file), wrong(err))))
 		} else {
-			v.VM = m.VM
+			v.VM, v.Warnings = m.VM, m.Warnings
 		}
 		switch {
 		case c.json:
@@ -61,12 +63,20 @@ func (c *cli) validate(files []string) error {
 			}
 		case err == nil:
 			c.say("%s: %s: %s", flat(called(file)), c.paint(green, "valid"), asks(m))
+			c.warn(m.Warnings)
 		}
 	}
 	if bad > 0 {
 		return &exit{code: exitRejected}
 	}
 	return c.failed()
+}
+
+// warn tells what vCenter may refuse or pass over.
+func (c *cli) warn(warnings []events.Remark) {
+	for _, w := range warnings {
+		c.say("  %s: %s", c.paint(yellow, "warning"), flat(strings.TrimPrefix(w.Field+": "+w.Message, ": ")))
+	}
 }
 
 // alone is an identity for a request's data that has none.

@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/guestflow/guestflow/internal/custspec"
 	"github.com/guestflow/guestflow/internal/events"
 )
 
@@ -33,6 +35,8 @@ type Message struct {
 	Run     string            // the run that it asks for, or is to end
 	Asked   json.RawMessage   // of a request: its data as taken
 	Cancel  bool
+	// Warnings are what the service would warn of in its check, of what the request alone shows.
+	Warnings []events.Remark
 }
 
 // Whole tells whether a document is a whole CloudEvent and not its data alone.
@@ -40,13 +44,33 @@ func Whole(doc []byte) bool {
 	var e struct {
 		SpecVersion *string `json:"specversion"`
 	}
-	return json.Unmarshal(doc, &e) == nil && e.SpecVersion != nil
+	return json.Unmarshal(custspec.WithoutBOM(doc), &e) == nil && e.SpecVersion != nil
+}
+
+// JSON is a document as it is read: UTF-8, without the byte order mark that programs on Windows begin it with. An error says what it is instead, and what
+// to do with it.
+func JSON(doc []byte) ([]byte, error) {
+	doc = custspec.WithoutBOM(doc)
+	if other := custspec.UTF16(doc); other != "" {
+		return nil, fmt.Errorf("it is %s: %s", other, custspec.SaveAsUTF8)
+	}
+	if json.Valid(doc) {
+		return doc, nil
+	}
+	if foreign := custspec.ForeignText(doc); foreign != "" {
+		return nil, errors.New(foreign)
+	}
+	return nil, fmt.Errorf("it is not valid JSON: %w", jsonError(doc))
 }
 
 // New makes a message of a document: a whole CloudEvent, whose bytes stay as they are where ref is empty, or a request's data alone, which gets the
 // identity ref. What is set in ref replaces the document's own. An error is what the service would refuse it for, a *events.RejectError where it says
 // a field.
 func New(vcenter string, doc []byte, ref events.RequestRef) (*Message, error) {
+	doc, err := JSON(doc)
+	if err != nil {
+		return nil, err
+	}
 	m := &Message{VCenter: vcenter, Header: nats.Header{"Content-Type": {structured}}, Data: doc}
 	if Whole(doc) {
 		if err := m.identify(ref); err != nil {
@@ -54,8 +78,8 @@ func New(vcenter string, doc []byte, ref events.RequestRef) (*Message, error) {
 		}
 		return m, m.check()
 	}
-	if !json.Valid(doc) {
-		return nil, fmt.Errorf("it is not valid JSON: %w", jsonError(doc))
+	if what := noRequest(doc); what != "" {
+		return nil, &events.RejectError{Code: events.InvalidRequest, Message: what}
 	}
 	data, err := envelope(events.KindRequested, ref, vmOf(doc), doc)
 	if err != nil {
@@ -63,6 +87,21 @@ func New(vcenter string, doc []byte, ref events.RequestRef) (*Message, error) {
 	}
 	m.Data = data
 	return m, m.check()
+}
+
+// noRequest says what a document is that is a specification alone; "" where it may be a request.
+func noRequest(doc []byte) string {
+	var tree map[string]any
+	if json.Unmarshal(doc, &tree) != nil || tree["vm"] != nil || tree["customize"] != nil {
+		return ""
+	}
+	if foreign := custspec.Foreign(tree); foreign != "" {
+		return "it is no request, but " + strings.TrimPrefix(foreign, "is ")
+	}
+	if tree["identity"] != nil {
+		return "it is a CustomizationSpec, and no request: put it into one, as customize.spec, or send it by guestflow submit --vm VM --secret NAME --spec FILE"
+	}
+	return ""
 }
 
 // NewCancel asks for the run of a request to be ended. ref is the cancel's own identity.
@@ -153,7 +192,7 @@ func (m *Message) check() error {
 	}
 	m.Subject = events.RequestSubject(m.VCenter, m.VM)
 	r, err := events.DecodeRequest(m.VCenter, m.Subject, m.Header, m.Data)
-	m.Ref, m.Run, m.Asked = r.Ref, r.Run, r.Data
+	m.Ref, m.Run, m.Asked, m.Warnings = r.Ref, r.Run, r.Data, r.Warnings
 	if err == nil && !r.Expires.IsZero() && !r.Expires.After(time.Now()) {
 		return &events.RejectError{Code: events.Expired, Message: "its expirytime " + r.Expires.Format(time.RFC3339) + " has passed: send a new one"}
 	}
@@ -164,9 +203,16 @@ func (m *Message) check() error {
 func (m *Message) plain(err error) error {
 	var reject *events.RejectError
 	if m.VM == "_" && errors.As(err, &reject) && reject.Field == "" {
-		return &events.RejectError{Code: reject.Code, Field: "vm", Message: "is required: the VM's managed object ID, such as vm-42"}
+		return &events.RejectError{Code: reject.Code, Field: "vm", Message: events.CheckVM(dataOf(m.Data)), Withhold: reject.Withhold}
 	}
 	return err
+}
+
+// dataOf is the data of a whole CloudEvent.
+func dataOf(doc []byte) map[string]any {
+	var e struct{ Data map[string]any }
+	_ = json.Unmarshal(doc, &e) // what cannot be read has no VM
+	return e.Data
 }
 
 // jsonError is why a document is no JSON, with the line.

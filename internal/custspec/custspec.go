@@ -281,13 +281,13 @@ func (r *reader) typeOf(m map[string]any, at, of string) (name string, walk bool
 	case v != nil && !is:
 		r.refuse(join(at, typeName), "must be a string, not %s", jsonKind(v))
 	case (!said || v == nil) && dataTypes[of].abstract():
-		r.refuse(at, "has no _typeName, which says what it is: %s%s", strings.Join(belongs, ", "), guess(m, belongs))
+		r.refuse(at, "has no _typeName, which says what it is: %s%s", oneOf(belongs), guess(m, belongs))
 	case !said || v == nil:
 		return of, true
 	case slices.Contains(belongs, name):
 		return name, true
 	case name == of:
-		r.warn(UnknownType, join(at, typeName), "%s stands for its kinds and says nothing itself: give one of %s", name, strings.Join(belongs, ", "))
+		r.warn(UnknownType, join(at, typeName), "%s stands for its kinds and says nothing itself: give %s", name, oneOf(belongs))
 	case known:
 		r.refuse(join(at, typeName), "is %s, which does not belong here: give %s", name, oneOf(belongs))
 	default:
@@ -297,6 +297,7 @@ func (r *reader) typeOf(m map[string]any, at, of string) (name string, walk bool
 }
 
 func oneOf(names []string) string {
+	names = slices.DeleteFunc(slices.Clone(names), func(name string) bool { return strings.HasPrefix(name, "CustomizationUnknown") }) // refused all the same
 	if len(names) == 1 {
 		return names[0]
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 
+	"github.com/guestflow/guestflow/internal/custspec"
 	"github.com/guestflow/guestflow/schemas"
 )
 
@@ -29,7 +30,7 @@ const (
 // read, so that its publisher can be told.
 func DecodeRequest(vcenter, subject string, h nats.Header, data []byte) (*Request, error) {
 	r := &Request{VCenter: vcenter}
-	env, err := decodeEnvelope(h, data)
+	env, err := decodeText(h, data)
 	r.VM, r.Ref, r.Attrs = identify(subject, env)
 	if err != nil {
 		err = &RejectError{Code: InvalidRequest, Message: err.Error()}
@@ -41,8 +42,18 @@ func DecodeRequest(vcenter, subject string, h nats.Header, data []byte) (*Reques
 		return r, nil
 	}
 	reject := asReject(err)
-	reject.Withhold = reject.Withhold || mayHoldPassword(data) || mayHoldPassword(env.data)
+	reject.Withhold = reject.Withhold || mayHoldSecret(data) || mayHoldSecret(env.data)
 	return r, reject
+}
+
+// decodeText is decodeEnvelope for a message as programs write it: the byte order mark that many on Windows begin a text with is passed over.
+func decodeText(h nats.Header, data []byte) (*envelope, error) {
+	env, err := decodeEnvelope(h, custspec.WithoutBOM(data))
+	env.data = custspec.WithoutBOM(env.data)
+	if other := custspec.UTF16(data); other != "" {
+		err = fmt.Errorf("the message is %s, not UTF-8: encode it as UTF-8 (PowerShell: -Encoding utf8NoBOM)", other)
+	}
+	return env, err
 }
 
 // identify reads who a message is about and from, as far as that can be read.
@@ -109,17 +120,11 @@ func (r *Request) read(env *envelope) error {
 	if err != nil {
 		return err
 	}
-	customize, _ := tree["customize"].(map[string]any)
-	at := findPassword(tree, "", false)
-	if at == "" {
-		at = findPassword(customize, "customize", true)
-	}
-	if at != "" {
-		return &RejectError{Code: InvalidRequest, Field: at, Withhold: true,
-			Message: "holds a literal password; secrets never travel: name one that guestflow holds. The data of this message is not kept"}
+	if found := literalSecrets(tree); len(found) > 0 {
+		return refuseLiterals(found)
 	}
 	dropNulls(tree, "customize.spec", "customize.configParams")
-	if err := checkRequest(tree); err != nil {
+	if r.Warnings, err = checkRequest(tree); err != nil {
 		return err
 	}
 	plainTimes(tree)
@@ -131,7 +136,7 @@ func (r *Request) read(env *envelope) error {
 		return invalid("", "%v", err)
 	}
 	if r.Asked.VM != r.VM {
-		return invalid("vm", "is %s, but the message's subject names %s", r.Asked.VM, r.VM)
+		return invalid("vm", "is %s, but the message's subject names %s: they must be one", r.Asked.VM, r.VM)
 	}
 	if c := r.Asked.Customize; c != nil { // word for word, where the canonical form sorts
 		var asWritten struct {
@@ -178,8 +183,8 @@ func dataTree(data []byte) (map[string]any, error) {
 }
 
 // checkRequest holds a request's data against its schema, and against the rules that a schema cannot say.
-func checkRequest(tree map[string]any) error {
-	problems := schemas.Check(schemas.Requested, tree)
+func checkRequest(tree map[string]any) (warnings []Remark, err error) {
+	problems := checkVM(tree, schemas.Check(schemas.Requested, tree))
 	if needs := needsCredentials(tree); needs != "" {
 		problems = slices.DeleteFunc(problems, func(p schemas.Problem) bool {
 			return p.Message == "is required" && (p.Field == "guest" || p.Field == "guest.credentials")
@@ -215,9 +220,15 @@ func checkRequest(tree map[string]any) error {
 			first[name] = i
 		}
 	}
-	if guest, _ := tree["guest"].(map[string]any); guest["interactiveSession"] == true {
-		if c, _ := guest["credentials"].(map[string]any); c["type"] == "SAML_BEARER_TOKEN" {
-			add("guest.interactiveSession", "needs user name and password")
+	guest, _ := tree["guest"].(map[string]any)
+	credentials := map[string]any{"guest.credentials": guest["credentials"]}
+	for i, item := range list {
+		p, _ := item.(map[string]any)
+		credentials[fmt.Sprintf("processes[%d].credentials", i)] = p["credentials"]
+	}
+	for _, at := range slices.Sorted(maps.Keys(credentials)) {
+		if c, _ := credentials[at].(map[string]any); guest["interactiveSession"] == true && c["type"] == "SAML_BEARER_TOKEN" {
+			add("guest.interactiveSession", "needs user name and password, and "+at+".type is SAML_BEARER_TOKEN: leave one of them out")
 		}
 	}
 	customize, _ := tree["customize"].(map[string]any)
@@ -226,11 +237,12 @@ func checkRequest(tree map[string]any) error {
 			add(at, `must be {"secretRef": "<name>", "key": "<key>"} and nothing more; names are letters, digits, '-', '.' and '_'`)
 		}
 	}
+	problems, warnings = checkSpec(customize, problems)
 	problems = exactlyOne(problems, "customize", "spec", "specName")
 	for i := range list {
 		problems = exactlyOne(problems, fmt.Sprintf("processes[%d]", i), "run", "watch")
 	}
-	return rejectProblems(problems)
+	return warnings, rejectProblems(problems)
 }
 
 // exactlyOne says in one problem what the schema says in two, or in its own words, of two members of which at has to have one.
@@ -312,51 +324,6 @@ func dropNulls(tree map[string]any, opaque ...string) {
 	walk(tree, "")
 }
 
-// findPassword returns where v holds a literal password; "" where it holds none. In a CustomizationPassword (VI JSON: value is the password, plainText
-// how it is written; one without its _typeName is one all the same), and where named is set in whatever is called a password, only the name of a
-// secret may stand.
-func findPassword(v any, at string, named bool) string {
-	switch v := v.(type) {
-	case map[string]any:
-		is := v["_typeName"] == "CustomizationPassword"
-		for name := range v {
-			is = is || strings.EqualFold(name, "plainText")
-		}
-		for _, name := range slices.Sorted(maps.Keys(v)) {
-			inner, child := strings.TrimPrefix(at+"."+name, "."), v[name]
-			if is && strings.EqualFold(name, "value") && child != nil && !isSecretRef(child) || named && namesPassword(name) && isLiteral(child) {
-				return inner
-			}
-			if found := findPassword(child, inner, named); found != "" {
-				return found
-			}
-		}
-	case []any:
-		for i, child := range v {
-			if found := findPassword(child, fmt.Sprintf("%s[%d]", at, i), named); found != "" {
-				return found
-			}
-		}
-	}
-	return ""
-}
-
-// namesPassword tells whether a member of this name holds a password.
-func namesPassword(name string) bool { return strings.HasSuffix(strings.ToLower(name), "password") }
-
-// isLiteral tells whether v is a value, and not an object that says more.
-func isLiteral(v any) bool {
-	switch v := v.(type) {
-	case nil, bool, map[string]any:
-		return false
-	case string:
-		return v != ""
-	case []any:
-		return slices.ContainsFunc(v, isLiteral)
-	}
-	return true
-}
-
 // isSecretRef tells whether v is the name of a secret, and nothing else.
 func isSecretRef(v any) bool {
 	m, ok := v.(map[string]any)
@@ -394,39 +361,6 @@ func badSecretRef(v any, at string) string {
 	return ""
 }
 
-// mayHoldPassword tells whether a message that is refused, whatever for, is to be kept without its data. Where the data cannot be read, the
-// word alone decides.
-func mayHoldPassword(data []byte) bool {
-	tree, err := strictJSON(data)
-	if err != nil {
-		lower := bytes.ToLower(data)
-		return bytes.Contains(lower, []byte("password")) || bytes.Contains(lower, []byte("token"))
-	}
-	return findPassword(tree, "", true) != "" || holdsSecret(tree)
-}
-
-// holdsSecret tells whether v has a literal where a secret belongs under another name than a password's: what somebody wrote who did not know that
-// secrets are named.
-func holdsSecret(v any) bool {
-	switch v := v.(type) {
-	case map[string]any:
-		for name, child := range v {
-			lower := strings.ToLower(name)
-			for _, word := range []string{"token", "secret", "credentials", "passwd", "passphrase"} {
-				if strings.HasSuffix(lower, word) && isLiteral(child) {
-					return true
-				}
-			}
-			if holdsSecret(child) {
-				return true
-			}
-		}
-	case []any:
-		return slices.ContainsFunc(v, holdsSecret)
-	}
-	return false
-}
-
 // cut shortens s to at most n bytes, at the end of a character.
 func cut(s string, n int) string {
 	if len(s) <= n {
@@ -439,7 +373,7 @@ func cut(s string, n int) string {
 // are the caller's to set. An error is a *RejectError; what could be read comes with it.
 func DecodeCancel(vcenter, subject string, h nats.Header, data []byte) (*Cancel, error) {
 	c := &Cancel{VCenter: vcenter}
-	env, err := decodeEnvelope(h, data)
+	env, err := decodeText(h, data)
 	c.VM, c.Ref, c.Attrs = identify(subject, env)
 	if err != nil {
 		return c, &RejectError{Code: InvalidRequest, Message: err.Error()}

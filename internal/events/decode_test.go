@@ -97,7 +97,7 @@ func TestDecodeRequestForms(t *testing.T) {
 
 func TestDecodeRequestData(t *testing.T) {
 	t.Parallel()
-	const spec = `{"_typeName":"CustomizationSpec", "identity":{"z":1.0, "a":null, "n":12345678901234567890, "h":"<&>"}}`
+	const spec = `{"_typeName":"CustomizationSpec", "identity":{"_typeName":"CustomizationNew","z":1.0, "a":null, "n":12345678901234567890, "h":"<&>"}}`
 	r, err := events.DecodeRequest("lab", subject, nil, structured(`{"vm":"vm-42","timeout":null,"check":{"mode":null},"onUncertain":"repeat",`+creds+`,
 		"customize":{"spec":`+spec+`,"timeout":"1h30m"},"network":{},"processes":[
 		{"name":"a","run":{"path":"/bin/a","environment":{"A":"1","B":null}},"successExitCodes":[0,3]},{"name":"b","run":{"path":"/bin/b"}}]}`,
@@ -135,16 +135,16 @@ func TestDigest(t *testing.T) {
 		}
 		return r.Digest
 	}
-	first := digest(`{"vm":"vm-42",` + creds + `,"network":{"timeout":"5m"},"customize":{"spec":{"identity":{"n":1.0}}}}`)
-	// printf '%s' '{"customize":{"spec":{"identity":{"n":1.0}}},"guest":{"credentials":{"secretRef":"root"}},"network":{"timeout":"5m"},"vm":"vm-42"}' | sha256sum
-	if want := "8b507103777eacb3c07c533871909ef3064efbc6d6ce273ac9c6a573e70fc341"; first != want {
+	first := digest(`{"vm":"vm-42",` + creds + `,"network":{"timeout":"5m"},"customize":{"spec":{"identity":{"_typeName":"New","n":1.0}}}}`)
+	// printf '%s' '{"customize":{"spec":{"identity":{"_typeName":"New","n":1.0}}},"guest":{"credentials":{"secretRef":"root"}},"network":{"timeout":"5m"},"vm":"vm-42"}' | sha256sum
+	if want := "a60fc70d2bd9f4577db6d2d083f7f54786be2af23a29b4bdfbe18d4f877b18b3"; first != want {
 		t.Errorf("digest %s, want %s", first, want)
 	}
-	same := digest(`{ "customize":{"spec":{"identity":{"n":1.0}}}, "network":{"timeout":"5m"}, ` + creds + `, "vm":"vm-42", "onUncertain":null }`)
+	same := digest(`{ "customize":{"spec":{"identity":{"_typeName":"New","n":1.0}}}, "network":{"timeout":"5m"}, ` + creds + `, "vm":"vm-42", "onUncertain":null }`)
 	if same != first {
 		t.Error("the order of fields, blanks and nulls must not change the digest")
 	}
-	if digest(`{"vm":"vm-42",`+creds+`,"network":{"timeout":"5m"},"customize":{"spec":{"identity":{"n":1}}}}`) == first {
+	if digest(`{"vm":"vm-42",`+creds+`,"network":{"timeout":"5m"},"customize":{"spec":{"identity":{"_typeName":"New","n":1}}}}`) == first {
 		t.Error("a number written otherwise must change the digest")
 	}
 }
@@ -189,7 +189,7 @@ func TestDecodeRequestRefuses(t *testing.T) {
 		{"unknown fields", "", nil, structured(`{"vm":"vm-42","verfy":{},"check":{"mod":1}}`, ""), "check.mod", "is not a known field; verfy: is not a known field"},
 		{"another letter case", "", nil, structured(`{"vm":"vm-42","Timeout":"5m"}`, ""), "Timeout", "not a known field"},
 		{"null for what is required", "", nil, structured(`{"vm":null}`, ""), "vm", "is required"},
-		{"no credentials", "", nil, structured(`{"vm":"vm-42","customize":{"spec":{"identity":{}}}}`, ""), "guest.credentials", "is required for customize"},
+		{"no credentials", "", nil, structured(`{"vm":"vm-42","customize":{"spec":{"identity":{"_typeName":"New"}}}}`, ""), "guest.credentials", "is required for customize"},
 		{"no credentials but a guest", "", nil, structured(`{"vm":"vm-42","guest":{"readyTimeout":"0s"},"network":{}}`, ""), "guest.credentials", "is required for network"},
 		{"a process's name twice", "", nil, structured(`{"vm":"vm-42",`+creds+`,"processes":[{"name":"a","run":{"path":"/a"}},{"name":"a","run":{"path":"/a"}}]}`, ""), "processes[1].name", "name of processes[0]"},
 		{"a duration that overflows", "", nil, structured(`{"vm":"vm-42","timeout":"9999999999h"}`, ""), "timeout", "too long"},
@@ -225,7 +225,7 @@ func TestBadSecretRefs(t *testing.T) {
 		"no text": `{"secretRef":1,"key":"c"}`} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			_, err := events.DecodeRequest("lab", subject, nil, structured(`{"vm":"vm-42",`+creds+`,"customize":{"spec":{"identity":{"a":[`+ref+`]}}}}`, ""))
+			_, err := events.DecodeRequest("lab", subject, nil, structured(`{"vm":"vm-42",`+creds+`,"customize":{"spec":{"identity":{"_typeName":"New","a":[`+ref+`]}}}}`, ""))
 			var reject *events.RejectError
 			if !errors.As(err, &reject) || reject.Field != "customize.spec.identity.a[0]" {
 				t.Errorf("error %v", err)
@@ -238,7 +238,7 @@ func TestLiteralPasswordIsWithheld(t *testing.T) {
 	t.Parallel()
 	const secret = "hunter2"
 	spec := func(password string) string {
-		return `{"vm":"vm-42",` + creds + `,"customize":{"spec":{"identity":{"_typeName":"CustomizationLinuxPrep","password":` + password + `}}}}`
+		return `{"vm":"vm-42",` + creds + `,"customize":{"spec":{"identity":{"_typeName":"CustomizationLinuxPrep","hostName":{"_typeName":"CustomizationVirtualMachineName"},"password":` + password + `}}}}`
 	}
 	const literal = `{"_typeName":"CustomizationPassword","value":"` + secret + `","plainText":true}`
 	tests := []struct {
@@ -264,7 +264,7 @@ func TestLiteralPasswordIsWithheld(t *testing.T) {
 		{"in an event of another type", []byte(strings.Replace(string(structured(spec(literal), "")), "requested", "other", 1)), nil, "", "type is"},
 		{"in binary form", []byte(spec(literal)), header("ce-specversion", "1.0", "ce-id", "7", "ce-source", "/a", "ce-type", requestedType), "customize.spec.identity.password.value", "literal password"},
 		{"in base64", []byte(`{"specversion":"1.0","id":"7","source":"/a","type":"other","data_base64":"` + base64.StdEncoding.EncodeToString([]byte(spec(literal))) + `"}`), nil, "", "type is"},
-		{"in a message that is cut off", structured(spec(literal), "")[:300], nil, "", "not valid JSON"},
+		{"in a message that is cut off", structured(spec(literal), "")[:360], nil, "", "not valid JSON"},
 		{"in a field that is there twice", structured(`{"vm":"vm-42","customize":{"spec":{"password":`+literal+`,"password":1}}}`, ""), nil, "", "twice"},
 	}
 	for _, tt := range tests {

@@ -11,7 +11,7 @@ import (
 // What a request has exactly one of is named, where both are there and where none is.
 func TestExactlyOneOf(t *testing.T) {
 	t.Parallel()
-	const spec, name, run, watch = `"spec":{"identity":{}}`, `"specName":"linux"`, `"run":{"path":"/a"}`, `"watch":{"pid":1}`
+	const spec, name, run, watch = `"spec":{"identity":{"_typeName":"New"}}`, `"specName":"linux"`, `"run":{"path":"/a"}`, `"watch":{"pid":1}`
 	for _, tt := range []struct{ name, data, field, text string }{
 		{"both specs", `"customize":{` + spec + `,` + name + `}`, "customize", "specName"},
 		{"neither spec", `"customize":{"timeout":"5m"}`, "customize", "specName"},

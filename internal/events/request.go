@@ -30,6 +30,7 @@ type Request struct {
 	Digest    string          // hex SHA-256 of the canonical JSON of Data
 	Data      json.RawMessage // the request's data as taken: it holds no secret
 	Asked     Asked           // Data, decoded
+	Warnings  []Remark        // what vCenter may refuse or pass over of the spec
 }
 
 // Asked is the data of a request, see schemas/requested.v1.json. A section that is absent is a step not done.
@@ -69,6 +70,7 @@ type AskedCustomize struct {
 	Spec         json.RawMessage `json:"spec"`         // VI JSON CustomizationSpec, sent word for word; or
 	SpecName     string          `json:"specName"`     // that of one stored in vCenter
 	ConfigParams json.RawMessage `json:"configParams"` // VI JSON array of OptionValue, sent word for word
+	AllowLiteral []string        `json:"allowLiteral"` // paths below this object that look like secrets and are none
 	Timeout      Duration        `json:"timeout"`      // default 20m
 }
 
@@ -105,6 +107,7 @@ type AskedProcess struct {
 	SuccessExitCodes []int64           `json:"successExitCodes"` // default [0]; with Watch: its end is enough
 	Timeout          Duration          `json:"timeout"`          // default 10m
 	Credentials      *AskedCredentials `json:"credentials"`      // default guest.credentials
+	AllowLiteral     []string          `json:"allowLiteral"`     // paths below this object that look like secrets and are none
 }
 
 // AskedWatch names a process that was started elsewhere.
