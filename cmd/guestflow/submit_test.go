@@ -199,7 +199,7 @@ func TestCheckedBeforeItIsSent(t *testing.T) {
 		{"two specs", "", []string{"submit", "--vm", "vm-42", "--secret", "s", "--spec", "x", "--spec-name", "y"}, 4, "exclude each other"},
 		{"file and flags", "", []string{"submit", "x.json", "--vm", "vm-42"}, 4, "leave out --vm"},
 		{"timeout", "", []string{"submit", "--vm", "vm-42", "--check-only", "--timeout", "soon"}, 2, "timeout: must be a duration"},
-		{"vm", "", []string{"submit", "--vm", "web*1", "--check-only"}, 4, "no managed object ID"},
+		{"vm", "", []string{"submit", "--vm", "web*1", "--check-only"}, 4, "not a managed object ID"},
 		{"vcenter", "", []string{"submit", "--vm", "vm-42", "--check-only", "--vcenter", "LAB"}, 4, "no name of a vCenter"},
 		{"flag", "", []string{"submit", "--nonsense"}, 4, "see guestflow submit --help"},
 		{"command", "", []string{"nonsense"}, 4, "unknown command"},

@@ -20,6 +20,8 @@ func (r *reader) rules(name string, m map[string]any, at string) {
 	case "CustomizationSpec":
 		r.adapters(m, at)
 		r.identity(m, at)
+	case "CustomizationGlobalIPSettings":
+		r.addresses(m["dnsServerList"], join(at, "dnsServerList"))
 	case "CustomizationLinuxPrep":
 		r.hostName(m["hostName"], join(at, "hostName"), false)
 		r.linuxTimeZone(m["timeZone"], join(at, "timeZone"))

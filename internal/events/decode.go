@@ -238,6 +238,9 @@ func checkRequest(tree map[string]any) (warnings []Remark, err error) {
 		}
 	}
 	problems, warnings = checkSpec(customize, problems)
+	if vm, _ := tree["vm"].(string); objectID(vm) != "" && ValidVM(vm) {
+		warnings = append(warnings, Remark{Code: custspec.DoubtfulValue, Field: "vm", Message: HintVM(vm)})
+	}
 	problems = exactlyOne(problems, "customize", "spec", "specName")
 	for i := range list {
 		problems = exactlyOne(problems, fmt.Sprintf("processes[%d]", i), "run", "watch")

@@ -296,7 +296,7 @@ func TestConsumeRefusesWhatCannotBeStored(t *testing.T) {
 		return err
 	})
 	s.publish(t, events.KindRequested, "vm-1", "big", map[string]any{"vm": "vm-1", "guest": map[string]any{"credentials": map[string]any{"secretRef": "x"}},
-		"customize": map[string]any{"spec": map[string]any{"_typeName": "CustomizationSpec", "identity": map[string]any{}, "pad": strings.Repeat("x", 15800)}}})
+		"customize": map[string]any{"spec": map[string]any{"_typeName": "CustomizationSpec", "identity": map[string]any{"_typeName": "New"}, "pad": strings.Repeat("x", 15800)}}})
 	s.gone(t, 0)
 	rejected := all(testContext(t), t, s.js, events.EventsStream)
 	if len(rejected) != 1 {

@@ -230,7 +230,7 @@ func mayHoldSecret(data []byte) bool {
 	tree, err := strictJSON(data)
 	if err != nil {
 		lower := bytes.ReplaceAll(bytes.ToLower(data), []byte("secretref"), nil)
-		for _, word := range []string{"password", "passwd", "passphrase", "token", "secret", "private key", "apikey", "api_key"} {
+		for _, word := range []string{"password", "passwd", "passphrase", "pwd", "token", "secret", "private key", "apikey", "api_key"} {
 			if bytes.Contains(lower, []byte(word)) {
 				return true
 			}

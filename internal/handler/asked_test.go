@@ -47,7 +47,7 @@ func TestMissingSecretsAreNamedAtOnce(t *testing.T) {
 	secrets := secretsDir(t)
 	inWorld(t, secrets, func(w *world) {
 		run := w.run(`{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},
-			"customize":{"spec":{"identity":{"password":{"value":{"secretRef":"gone","key":"a"},"plainText":true}}},
+			"customize":{"spec":{"identity":{"_typeName":"New","password":{"value":{"secretRef":"gone","key":"a"},"plainText":true}}},
 				"configParams":[{"key":"k","value":{"_typeName":"string","_value":{"secretRef":"gone","key":"b"}}}]},
 			"processes":[{"name":"p","credentials":{"secretRef":"nobody"},"run":{"path":"/bin/sh","environment":{"A":"x","TOKEN":{"secretRef":"gone","key":"c"}}}}]}`)
 		if run.Error == nil || run.Error.Code != events.UnknownSecret {

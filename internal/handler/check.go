@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/guestflow/guestflow/internal/custspec"
 	"github.com/guestflow/guestflow/internal/events"
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
@@ -41,11 +42,12 @@ func (r *run) check(ctx context.Context) error {
 		f.message = fmt.Sprintf("vCenter %s gives no customization specification %q: %s", r.VCenter, r.asked.Customize.SpecName, f.message)
 		block(f, "customize.specName")
 	}
+	warnings := r.checkSpec(block)
 	vm, err := ask(ctx, r, s, r.readVM)
 	var gone *stepError
 	switch {
 	case errors.As(err, &gone) && gone.code == events.NotFound, errors.As(err, &gone) && gone.code == events.Unauthorized:
-		block(&stepError{step: "check", code: gone.code, err: gone.err, message: fmt.Sprintf("vm %s in vCenter %s: %s", r.vm, r.VCenter, gone.message)}, "vm")
+		block(r.noVM(gone), "vm")
 	case err != nil:
 		return err
 	default:
@@ -58,7 +60,7 @@ func (r *run) check(ctx context.Context) error {
 			block(&stepError{step: "check", code: events.PowerState,
 				message: fmt.Sprintf("vm %s is %s: only a running guest can be customized, power it on", r.vm, vm.PowerState)}, "vm")
 		}
-		c.Warnings = slices.Concat(warningsOf(r.spec), warningsOfVM(vm), r.warningsOfProcesses())
+		c.Warnings = slices.Concat(warnings, warningsOfVM(vm), r.warningsOfProcesses())
 		if err := r.checkPrivileges(ctx, s, block); err != nil {
 			return err
 		}
@@ -96,9 +98,14 @@ func (r *run) checkSecrets(ctx context.Context, block func(*stepError, string)) 
 		}
 	}
 	credentials := func(c *events.AskedCredentials, field string) {
-		if c != nil {
-			_, err := r.authOf(ctx, c, "check", field)
-			found(err, field)
+		if c == nil {
+			return
+		}
+		auth, err := r.authOf(ctx, c, "check", field)
+		found(err, field)
+		if auth.SAMLToken != "" && r.asked.Guest != nil && r.asked.Guest.InteractiveSession {
+			block(&stepError{step: "check", code: events.InvalidRequest, message: fmt.Sprintf("guest.interactiveSession needs user name and password, "+
+				"and %s, secret %q, holds a token: leave out interactiveSession, or name a secret with a password", field, c.SecretRef)}, "guest.interactiveSession")
 		}
 	}
 	tree := func(t json.RawMessage, field string) {
@@ -207,8 +214,7 @@ func (r *run) customizable(ctx context.Context, s *step, vm vcapi.VM, block func
 			lacking()
 			return nil
 		case errors.As(err, &f) && (f.code == events.NotFound || f.code == events.Unauthorized):
-			f.message = fmt.Sprintf("vm %s in vCenter %s: %s", r.vm, r.VCenter, f.message)
-			block(f, "vm")
+			block(r.noVM(f), "vm")
 			return nil
 		case err != nil:
 			return err
@@ -254,29 +260,33 @@ func olderThan9(apiVersion string) bool {
 	return len(major) == 1 && major < "9"
 }
 
-// warningsOf names what CustomizeGuest_Task is known to drop or not to support. (Customizing Guest Network Settings for Running Virtual Machines,
-// vSphere Web Services SDK Programming Guide: Linux guests only.)
-func warningsOf(tree json.RawMessage) []events.Remark {
-	var spec struct {
-		Identity map[string]json.RawMessage `json:"identity"`
+// checkSpec holds the spec against VI JSON and vSphere's rules. What the request alone shows was refused before; a stored one is read here first, and
+// what vCenter would refuse of it is a blocker.
+func (r *run) checkSpec(block func(*stepError, string)) []events.Remark {
+	asked := r.asked.Customize
+	if asked == nil || asked.SpecName == "" || r.spec == nil {
+		return r.req.Warnings
 	}
-	if json.Unmarshal(tree, &spec) != nil {
-		return nil
+	const at = "customize.specName"
+	report := custspec.CheckJSON(r.spec, "")
+	for _, f := range report.Refused {
+		block(&stepError{step: "check", code: events.InvalidRequest,
+			message: fmt.Sprintf("customization specification %q of vCenter %s: %s: change it there, or give customize.spec", asked.SpecName, r.VCenter, f)}, at)
 	}
-	var kind string
-	_ = json.Unmarshal(spec.Identity["_typeName"], &kind)
-	var w []events.Remark
-	if kind != "" && kind != "CustomizationLinuxPrep" {
-		w = append(w, events.Remark{Code: "UnsupportedIdentity", Field: "customize.spec.identity",
-			Message: kind + ": the customization of a running guest supports Linux guests with CustomizationLinuxPrep; vCenter may refuse this one"})
+	var stored []events.Remark
+	for _, w := range events.Remarks(report.Warnings) {
+		stored = append(stored, events.Remark{Code: w.Code, Field: at, Message: strings.TrimPrefix(w.Field+": "+w.Message, ": ")})
 	}
-	for _, dropped := range [][2]string{{"password", "the guest's password stays as it is"}, {"scriptText", "the script is not run"}} {
-		if _, ok := spec.Identity[dropped[0]]; ok {
-			w = append(w, events.Remark{Code: "IgnoredByGuest", Field: "customize.spec.identity." + dropped[0],
-				Message: "the engine that customizes running guests is known to drop it: " + dropped[1]})
-		}
+	return slices.Concat(r.req.Warnings, stored)
+}
+
+// noVM is the end of a run whose VM vCenter does not show, with what may be wrong with its ID.
+func (r *run) noVM(why *stepError) *stepError {
+	f := &stepError{step: "check", code: why.code, err: why.err, message: fmt.Sprintf("vm %s in vCenter %s: %s", r.vm, r.VCenter, why.message)}
+	if hint := events.HintVM(r.vm); hint != "" && why.code == events.NotFound {
+		f.message += ": " + hint
 	}
-	return w
+	return f
 }
 
 // warningsOfProcesses names the programs that a crash would leave in doubt.

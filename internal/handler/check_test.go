@@ -1,7 +1,6 @@
 package handler
 
 import (
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -116,19 +115,6 @@ func TestWarnings(t *testing.T) {
 			list = append(list, r.Code+" "+r.Field)
 		}
 		return strings.Join(list, ", ")
-	}
-	for spec, want := range map[string]string{
-		`{"identity":{"_typeName":"CustomizationLinuxPrep","domain":"example.com"}}`:  "",
-		`{"identity":{"_typeName":"CustomizationLinuxPrep","password":{"value":{}}}}`: "IgnoredByGuest customize.spec.identity.password",
-		`{"identity":{"_typeName":"CustomizationLinuxPrep","scriptText":"x"}}`:        "IgnoredByGuest customize.spec.identity.scriptText",
-		`{"identity":{"_typeName":"CustomizationSysprep"}}`:                           "UnsupportedIdentity customize.spec.identity",
-		`{"identity":{"_typeName":"CustomizationCloudinitPrep"}}`:                     "UnsupportedIdentity customize.spec.identity",
-		`{"identity":{}}`: "",
-		`[]`:              "",
-	} {
-		if got := codes(warningsOf(json.RawMessage(spec))); got != want {
-			t.Errorf("%s: warnings %q, want %q", spec, got, want)
-		}
 	}
 	for want, vm := range map[string]vcapi.VM{
 		"":                                      {},

@@ -40,8 +40,8 @@ var settings = Settings{VCenter: vcenter, SendWindow: 5 * time.Second, TravelTim
 const whole = `{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},"customize":` + named + `,` +
 	`"network":{},"processes":[{"name":"first","run":{"path":"/usr/bin/first","arguments":"-a"}},{"name":"second","run":{"path":"/usr/bin/second"}}]}`
 
-// spec is a customization that asks for nothing.
-const spec = `{"spec":{"identity":{"_typeName":"CustomizationLinuxPrep"}}}`
+// spec is a customization that asks for nothing that can be compared: vCenter's own program makes the host name.
+const spec = `{"spec":{"identity":{"_typeName":"CustomizationLinuxPrep","hostName":{"_typeName":"CustomizationCustomName"}}}}`
 
 // named is a customization that gives the guest a host name and an address.
 const named = `{"spec":{"identity":{"_typeName":"CustomizationLinuxPrep","hostName":{"_typeName":"CustomizationFixedName","name":"web-7"}},` +

@@ -1,0 +1,62 @@
+package main
+
+import (
+	"encoding/json"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// What validate says of inputs out of public reports, and of others of their kind: what is wrong, where, and what to change.
+func TestValidateCases(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob("../../internal/events/testdata/cases/*.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, err := filepath.Glob("testdata/cases/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files = append(files, own...)
+	slices.SortFunc(files, func(a, b string) int { return strings.Compare(filepath.Base(a), filepath.Base(b)) })
+	if len(files) < 30 {
+		t.Fatalf("%d files", len(files))
+	}
+	var said []string
+	for _, file := range files {
+		p := begin(t, nil, false, "", "validate", "--text", file).end()
+		text := strings.ReplaceAll(p.out+p.err, file, filepath.Base(file))
+		if strings.Contains(text, "hunter2") {
+			t.Errorf("%s: a secret is printed: %s", file, text)
+		}
+		said = append(said, text)
+	}
+	golden(t, "validate-cases", strings.Join(said, ""))
+}
+
+// In a pipe the warnings are part of the object.
+func TestValidateWarnings(t *testing.T) {
+	t.Parallel()
+	p := begin(t, nil, false, "", "validate", "../../internal/events/testdata/cases/warnings.json").end().want(t, 0)
+	var got valid
+	if err := json.Unmarshal([]byte(p.out), &got); err != nil || !got.Valid || len(got.Warnings) != 3 || got.Warnings[0].Code != "UnknownType" {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// A file for --spec that is no CustomizationSpec in JSON is named with what it is.
+func TestSpecFiles(t *testing.T) {
+	t.Parallel()
+	submit := func(spec, in string) *running {
+		return begin(t, map[string]string{"NATS_URL": "nats://127.0.0.1:1", "GUESTFLOW_VCENTERS": "lab"}, false, in,
+			"submit", "--vm", "vm-29", "--secret", "linux-root", "--spec", spec)
+	}
+	submit("testdata/cases/24-spec.xml", "").end().want(t, 4, "--spec testdata/cases/24-spec.xml: it is XML, a specification exported from vCenter", "--spec-name")
+	submit("testdata/cases/24-spec.yaml", "").end().want(t, 4, "it is YAML, and JSON is wanted")
+	submit("-", "{\n\n]").end().want(t, 4, "--spec standard input: it is not valid JSON: line 3")
+	submit("-", `{"configuration_spec":{}}`).end().want(t, 2, "customize.spec: is the specification of the REST API")
+	submit("-", `{"vm":"vm-29"}`).end().want(t, 2, "customize.spec.identity: is required")
+	submit("-", "\ufeff"+spec).end().want(t, 4, "Set NATS_URL") // it is taken
+}
