@@ -25,7 +25,7 @@ const root = "../.."
 
 // places are the folders that docs/coverage.md calls by their last name. Others it calls by their path.
 var places = map[string]string{"app": "internal/app", "events": "internal/events", "handler": "internal/handler", "memstore": "internal/events/memstore",
-	"natstest": "internal/events/natstest", "tracing": "internal/tracing", "vcapi": "internal/vcapi", "vcsim": "internal/vcsim", "consumer": "cmd/consumer"}
+	"natstest": "internal/events/natstest", "tracing": "internal/tracing", "vcapi": "internal/vcapi", "vcsim": "internal/vcsim", "consumer": "cmd/consumer", "custspec": "internal/custspec"}
 
 func place(name string) string {
 	first, rest, _ := strings.Cut(name, "/")

@@ -52,15 +52,13 @@ func NotVM(vm string) string {
 	return fmt.Sprintf("%.90q is not a managed object ID, such as vm-42 (%s)", vm, FindVM)
 }
 
-// HintVM says what may be wrong with a managed object ID that vCenter does not know; "" where it looks like one.
+// HintVM says what may be wrong with a managed object ID that vCenter does not know; "" where nothing seems to be.
 func HintVM(vm string) string {
-	if id := objectID(vm); id != "" {
-		return fmt.Sprintf("the managed object ID may be %s, without its type", id)
-	}
-	if number, found := strings.CutPrefix(vm, "vm-"); found && strings.Trim(number, "0123456789") == "" {
+	id := objectID(vm)
+	if id == "" {
 		return ""
 	}
-	return "a managed object ID looks like vm-42; " + FindVM
+	return fmt.Sprintf("the managed object ID seems to be %s, without its type before it", id)
 }
 
 // objectID is the ID alone in how other programs write a reference: VirtualMachine:vm-42 (govc), VirtualMachine-vm-42 (PowerCLI), and with the vCenter's

@@ -241,7 +241,7 @@ func TestNotVM(t *testing.T) {
 			t.Errorf("%q: %q, want %q", vm, got, want)
 		}
 	}
-	for vm, want := range map[string]string{"vm-42": "", "VirtualMachine-vm-42": "may be vm-42", "guest-001": "looks like vm-42", "vm-web": "looks like vm-42"} {
+	for vm, want := range map[string]string{"vm-42": "", "VirtualMachine-vm-42": "seems to be vm-42", "guest-001": "", "VirtualMachine-": ""} {
 		if got := events.HintVM(vm); want == "" && got != "" || !strings.Contains(got, want) {
 			t.Errorf("%q: %q, want %q", vm, got, want)
 		}

@@ -13,10 +13,24 @@ import (
 
 const storedSpec = `{"_typeName":"CustomizationSpec","identity":{"_typeName":"CustomizationLinuxPrep","hostName":{"_typeName":"CustomizationFixedName","name":"web-1"}}}`
 
-// StoredSpec knows one spec: "linux".
+// wrongSpecs are stored ones that vCenter does not take.
+var wrongSpecs = map[string]string{
+	"asks for the name": `{"identity":{"_typeName":"CustomizationLinuxPrep","domain":"d","hostName":{"_typeName":"CustomizationUnknownName"}}}`,
+	"asks for the address": `{"identity":{"_typeName":"CustomizationLinuxPrep","domain":"d","hostName":{"_typeName":"CustomizationVirtualMachineName"}},` +
+		`"nicSettingMap":[{"adapter":{"ip":{"_typeName":"CustomizationUnknownIpGenerator"}}}]}`,
+	"underscore": strings.Replace(storedSpec, "web-1", "web_1", 1),
+	"prefix": `{"identity":{"_typeName":"CustomizationLinuxPrep","domain":"d","hostName":{"_typeName":"CustomizationVirtualMachineName"}},` +
+		`"nicSettingMap":[{"adapter":{"ip":{"_typeName":"CustomizationFixedIp","ipAddress":"10.0.0.11/24"}}}]}`,
+	"no type": `{"identity":{"_typeName":"CustomizationLinuxPrep","domain":"d","hostName":{"name":"web-1"}}}`,
+}
+
+// StoredSpec knows one spec, "linux", and some that are wrong.
 func (c *client) StoredSpec(ctx context.Context, name string) (json.RawMessage, error) {
 	if err := c.reach(ctx, "StoredSpec"); err != nil {
 		return nil, err
+	}
+	if wrong, known := wrongSpecs[name]; known {
+		return json.RawMessage(wrong), nil
 	}
 	if name != "linux" {
 		return nil, vcError("NotFound", 500, vcapi.Permanent)
