@@ -156,6 +156,12 @@ func permanent(err error) bool {
 	return errors.As(err, &v) && v.Class != vcapi.Transient && v.Class != vcapi.SessionLost
 }
 
+// isFinal reports whether an answer ends the step: it will not change when the call is repeated, and means nothing that passes.
+func (r *run) isFinal(s *step, err error) bool {
+	var v *vcapi.Error
+	return permanent(err) && errors.As(err, &v) && r.outcome(s, v).waiting == ""
+}
+
 // failure is the end of a run that err makes in step s.
 func (r *run) failure(s *step, err error) *stepError {
 	var known *stepError

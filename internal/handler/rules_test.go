@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/guestflow/guestflow/internal/events"
+	"github.com/guestflow/guestflow/internal/vcapi"
 )
 
 // An owner stands still before its intent, the next one takes over, and the journal loses that takeover: both intents find the sequence that they
@@ -226,4 +227,46 @@ func TestSlowTakeover(t *testing.T) {
 		mustSucceed(w)
 		w.wantEffects("process first", 1)
 	})
+}
+
+// A way to vCenter on which every proof of ownership grows too old: nothing is sent, and the run says what it waits for, once.
+func TestSlowWay(t *testing.T) {
+	t.Parallel()
+	secrets := secretsDir(t)
+	for _, times := range []int{4, 0} {
+		inWorld(t, secrets, func(w *world) {
+			w.vc.on(rule{op: "StartGuestNetwork", times: times, fn: func() { <-time.After(6 * time.Second) }})
+			run := w.run(only(`"network":{"timeout":"2m"}`))
+			waits := 0
+			for _, e := range w.events() {
+				if e.kind == events.RunWaiting {
+					waits++
+					if f := e.run.WaitingFor; f == nil || !strings.Contains(f.Message, "SEND_WINDOW (5s)") {
+						w.t.Errorf("waiting for %+v", f)
+					}
+				}
+			}
+			if waits != 1 {
+				w.t.Errorf("%d times run.waiting: %v", waits, w.kinds())
+			}
+			if times > 0 {
+				mustSucceed(w)
+			} else if e := run.Error; e == nil || e.Code != events.StepTimeout || !strings.Contains(e.Message, "SEND_WINDOW") || w.vc.count(vmID, "network") != 0 {
+				w.t.Errorf("error %+v, %d effects", e, w.vc.count(vmID, "network"))
+			}
+		})
+	}
+}
+
+// An answer that does not prove a refusal, and names something that passes, is no end: the call is made again once it is sure that none took effect.
+func TestUnprovenAnswerThatPasses(t *testing.T) {
+	t.Parallel()
+	secrets := secretsDir(t)
+	for op := range calls {
+		inBriefWorld(t, secrets, func(w *world) {
+			w.vc.on(rule{op: op + " sent", times: 2, err: &vcapi.Error{Name: "ToolsUnavailable", Message: "tools", Status: 500, Class: vcapi.Permanent, Sent: vcapi.Unknown}})
+			w.run(brief)
+			mustSucceed(w)
+		})
+	}
 }

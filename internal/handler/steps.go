@@ -212,7 +212,7 @@ func (r *run) doAndAsk(ctx context.Context, s *step) error {
 
 // do is the only way to change a guest: look, prepare, intend, read back, call, record. There is no shortcut through it.
 func (r *run) do(ctx context.Context, s *step) error {
-	pause, logins := newBackoff(askPause), 0
+	pause, logins, late := newBackoff(askPause), 0, 0
 	decided := false // that the act is repeated, although a call before it may have taken effect
 	for {
 		// What an owner before us, or we ourselves, may have sent has landed and shows before we look.
@@ -233,7 +233,7 @@ func (r *run) do(ctx context.Context, s *step) error {
 				return err
 			}
 			decided = true
-		case r.open && permanent(r.doubt):
+		case r.open && r.isFinal(s, r.doubt):
 			r.open, r.point.Intent = false, nil
 			return r.failure(s, r.doubt)
 		}
@@ -274,6 +274,11 @@ func (r *run) do(ctx context.Context, s *step) error {
 			return err
 		case errors.Is(err, errLate): // nothing was sent: prove anew
 			r.open = false
+			if late++; late > 1 { // once is a process that stood still for a moment
+				if err := r.wait(events.WaitingVCenterUnavailable, fmt.Errorf("%s was not sent: %w", s.act.name, &slowWayError{r.SendWindow})); err != nil {
+					return err
+				}
+			}
 			select {
 			case <-pause.next(): // a journal that is slow now is not helped by more appends
 			case <-ctx.Done():
@@ -348,6 +353,14 @@ func (r *run) complete(k events.Kind, state *events.State, failure *stepError) e
 
 // errLate is the gate's word for a proof of ownership that is too old to send a call on.
 var errLate = errors.New("the proof of ownership is older than the send window")
+
+// slowWayError is why one proof after the other is too old.
+type slowWayError struct{ window time.Duration }
+
+func (e *slowWayError) Error() string {
+	return fmt.Sprintf("a connection to vCenter and the proof that the run is still ours take longer than VCENTER_<NAME>_SEND_WINDOW (%s) together, time after time: "+
+		"see the way to vCenter and to NATS, or lengthen it", e.window)
+}
 
 // gate makes the last check before a call is sent: the VM's last event is our intent and stands on the event that we know, and from, before the
 // intent was first sent, is no longer ago than the send window.
