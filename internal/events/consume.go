@@ -300,12 +300,15 @@ func (i *intake) work(h *held) {
 	i.mu.Lock()
 	h.source = r.ref.Source
 	i.mu.Unlock()
+	var reject *RejectError
 	if err == nil {
 		err = i.refusal(h, i.call(r))
+	} else if errors.As(err, &reject) && i.durable == RequestsConsumer(i.vcenter) {
+		err = i.conn.mayRefuse(i.stopping, i.vcenter, r.vm, r.ref, reject)
 	}
 	log := i.log.With().Str("vm", r.vm).Str("run", r.run).Uint64("seq", h.seq).Logger()
-	var reject *RejectError
-	if errors.As(err, &reject) {
+	var retry *RetryError
+	if errors.As(err, &reject) && !errors.As(err, &retry) {
 		log.Info().Str("code", string(reject.Code)).Str("field", reject.Field).Str("reason", reject.Message).Msg("message refused")
 		err = i.conn.Reject(i.stopping, Refused{
 			VCenter: i.vcenter, VM: r.vm, Ref: r.ref, Attrs: r.attrs, Seq: h.seq, At: msg.meta.Timestamp, Subject: msg.Subject, Header: msg.Header, Data: msg.Data,
@@ -313,6 +316,8 @@ func (i *intake) work(h *held) {
 		switch {
 		case err == nil && i.conn.on.Refused != nil:
 			i.conn.on.Refused(i.vcenter, reject.Code)
+		case errors.Is(err, errMoved):
+			err = &RetryError{After: lastRetry, Err: err}
 		case err != nil && i.stopping.Err() != nil:
 			err = ErrReleased
 		}
@@ -324,12 +329,12 @@ func (i *intake) work(h *held) {
 		i.mu.Unlock()
 	}
 	last, ok := i.drop(h)
-	var retry *RetryError
 	switch {
 	case err == nil:
 	case !ok:
 		log.Warn().Err(err).Msg("let go of a message whose stream was made anew")
 	case errors.As(err, &retry):
+		log.Info().Err(err).Msg("given back for a while")
 		i.failed()
 		i.answer("nak", func() error { return last.nakIn(retry.After) })
 	case errors.Is(err, ErrReleased):

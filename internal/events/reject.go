@@ -37,11 +37,15 @@ func (m Refused) msgID(what string) string {
 	return fmt.Sprintf("%s.%s.%d.%d", what, m.VCenter, m.Seq, m.At.UnixNano())
 }
 
+// errMoved is a refusal that was not stored: the VM's journal has gone on from where it leans on it.
+var errMoved = errors.New("the VM's journal has gone on since it was read")
+
 // keepTime is how long refused messages wait for their dead letters' stream alone, before they are refused without.
 const keepTime = 30 * time.Second
 
 // Reject keeps a refused message as a dead letter, then tells its publisher by a rejected event, both under IDs by which a redelivery does not
-// store them twice. It tries until ctx ends. The caller acknowledges the message afterwards.
+// store them twice. It tries until ctx ends. The caller acknowledges the message afterwards. Where the refusal leans on the VM's journal, and that has gone on
+// from there, it is not told: errMoved.
 //
 // Until then the message holds one of the places of its vCenter. Where nothing can be stored, no run could go on either: it waits, and nothing is lost.
 // Where only dead letters cannot, and events can, a message is refused without one after a while, and its rejection says so: junk must not keep good
@@ -115,7 +119,37 @@ func (c *Conn) store(ctx context.Context, msg *nats.Msg) error {
 	if errors.Is(err, jetstream.ErrNoStreamResponse) {
 		return fmt.Errorf("no stream listens on %s: %w", msg.Subject, err)
 	}
-	return storeError(err)
+	var refused *StoreError
+	if err = storeError(err); errors.As(err, &refused) && refused.proves() && msg.Header.Get(jetstream.ExpectedLastSubjSeqHeader) != "" {
+		return fmt.Errorf("%w: %w", errMoved, err)
+	}
+	return err
+}
+
+// unreadVersion is how long a message that may be of a later version is left to the others.
+const unreadVersion = 30 * time.Second
+
+// mayRefuse tells whether a request that this build cannot read may be refused: an error that gives it back for a while where it may be that of the run
+// that is under way, which another version of guestflow began. A run may be its own by its identity, or where that cannot be read either. What was read
+// of the journal may be older than the truth, so the refusal leans on it.
+func (c *Conn) mayRefuse(ctx context.Context, vcenter, vm string, ref RequestRef, why *RejectError) error {
+	if vm == "" {
+		return why
+	}
+	last, err := NewJournal(c, c.mode).Last(ctx, vcenter, vm)
+	if err != nil {
+		return &RetryError{After: unreadVersion, Err: fmt.Errorf("%w; whether its run is under way cannot be read: %w", why, err)}
+	}
+	leaning := *why
+	leaning.Standing = new(uint64)
+	if last == nil {
+		return &leaning
+	}
+	*leaning.Standing = last.Seq
+	if !last.Kind.Last() && (ref == (RequestRef{}) || last.Run.Run == RunID(vcenter, vm, ref)) {
+		return &RetryError{After: unreadVersion, Err: fmt.Errorf("its run is under way, begun by another version of guestflow: %w", why)}
+	}
+	return &leaning
 }
 
 const (
@@ -191,6 +225,9 @@ func rejection(m Refused, why *RejectError, mode string, at time.Time) (*nats.Ms
 	}, mode)
 	if err != nil {
 		return nil, err
+	}
+	if why.Standing != nil { // the server compares, as it does for an append
+		h = appendHeader(h, "", *why.Standing, History(m.VCenter, m.VM))
 	}
 	h.Set(jetstream.MsgIDHeader, m.msgID("rejected"))
 	return &nats.Msg{Subject: RejectionSubject(m.VCenter, vmToken(m.VM)), Header: h, Data: data}, nil

@@ -99,7 +99,9 @@ func sleep(ctx context.Context, d time.Duration) error {
 }
 
 // permanent tells whether sending the same message again cannot help.
-func permanent(err error) bool { return unstorable(err) || errors.Is(err, nats.ErrConnectionClosed) }
+func permanent(err error) bool {
+	return unstorable(err) || errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, errMoved)
+}
 
 // unstorable tells whether the server refuses this very message, today as tomorrow.
 func unstorable(err error) bool {
