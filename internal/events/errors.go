@@ -10,6 +10,10 @@ import (
 // owner stays silent from then on: no acknowledgement, no nak, no heartbeat; the stream hands the request to whoever is next.
 var ErrFenced = errors.New("fenced: the VM's journal went on without this owner")
 
+// ErrForgotten is an ErrFenced append whose VM's journal no longer has the event that it was to follow: the events stream was made anew, or emptied. Its
+// owner may begin the VM's journal again, if nobody else does: that append is compared as any other.
+var ErrForgotten = fmt.Errorf("%w: its events are gone", ErrFenced)
+
 // ErrUnstorable is an append that the server refuses for good: no repetition of it can be stored.
 var ErrUnstorable = errors.New("this event can never be stored")
 

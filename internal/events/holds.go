@@ -45,6 +45,18 @@ func (j *Journal) Holds(ctx context.Context, vcenter, vm string, mine, before Ma
 	}
 }
 
+// Stands fails with ErrFenced where a read shows another event at the sequence of mine: the stream was made anew, or lost its end, and uses its sequences
+// again, so an append that is compared by its sequence alone would pass. Any other answer is left to the append.
+func (j *Journal) Stands(ctx context.Context, vcenter, vm string, mine Mark) error {
+	at, err := ask(ctx, j.log, vcenter, vm, "read the VM's journal", func(ctx context.Context) (*Stored, error) {
+		return j.store.NextBySubject(ctx, History(vcenter, vm), mine.Seq)
+	})
+	if err == nil && at != nil && at.Seq == mine.Seq && markOf(at) != mine {
+		err = fmt.Errorf("vm %s: %w: event %d is another owner's", vm, ErrFenced, mine.Seq)
+	}
+	return err
+}
+
 func markOf(s *Stored) Mark { return Mark{Seq: s.Seq, MsgID: s.Header.Get(jetstream.MsgIDHeader)} }
 
 // Requested is the data of the request of a run, as its run.accepted holds it, the event accepted of the stream (0: not known, the VM's last one); nil

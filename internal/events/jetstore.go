@@ -41,6 +41,21 @@ func (s *jetStore) NextBySubject(ctx context.Context, filter string, from uint64
 	return s.get(ctx, map[string]any{"seq": max(from, 1), "next_by_subj": filter})
 }
 
+// Since asks the stream's leader.
+func (s *jetStore) Since(ctx context.Context) (time.Time, error) {
+	stream, err := s.conn.js.Stream(ctx, s.stream)
+	if err != nil {
+		return time.Time{}, err
+	}
+	since := stream.CachedInfo().Created
+	if age := stream.CachedInfo().Config.MaxAge; age > 0 {
+		if oldest := time.Now().Add(-age); oldest.After(since) {
+			since = oldest
+		}
+	}
+	return since, nil
+}
+
 // get is $JS.API.STREAM.MSG.GET: nats.go does not offer it for a stream that allows direct gets. Source: NATS JetStream wire API reference,
 // io.nats.jetstream.api.v1.stream_msg_get_request and its response.
 func (s *jetStore) get(ctx context.Context, query map[string]any) (*Stored, error) {

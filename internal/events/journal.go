@@ -74,6 +74,11 @@ func (j *Journal) last(ctx context.Context, vcenter, vm string) (*Stored, error)
 	})
 }
 
+// Since is from when on the events stream has everything: it was made then, or its max age reaches back to there.
+func (j *Journal) Since(ctx context.Context) (time.Time, error) {
+	return ask(ctx, j.log, "", "", "look how far the journal reaches back", j.store.Since)
+}
+
 func readEntry(s *Stored) (*Entry, error) {
 	env, err := decodeEnvelope(s.Header, s.Data)
 	if err != nil {
@@ -91,8 +96,8 @@ func readEntry(s *Stored) (*Entry, error) {
 // compares sequences, so with an ID that two owners share both are told "stored".
 //
 // An append whose answer is lost, or that the stream cannot take at the moment, is sent again with the same ID until it is stored, refused, or
-// ctx ends; after that it is not known whether it was stored, or still will be. ErrFenced: another event stands there, or the one at after is
-// gone. That an append succeeded does not mean that no other followed: read back before an act.
+// ctx ends; after that it is not known whether it was stored, or still will be. ErrFenced: another event stands there; ErrForgotten, which is one too:
+// the one at after is gone. That an append succeeded does not mean that no other followed: read back before an act.
 func (j *Journal) Append(ctx context.Context, after uint64, msgID string, k Kind, attrs Attributes, run *Run) (seq uint64, err error) {
 	m, err := j.message(time.Now(), after, msgID, k, attrs, run)
 	if err != nil {
@@ -138,7 +143,7 @@ func (j *Journal) Append(ctx context.Context, after uint64, msgID string, k Kind
 			return fail(fmt.Errorf("%w: the ID of this append belongs to event %d", ErrFenced, ack.Sequence))
 		case refused.Code == CodeWrongLastSequence:
 			if empty++; empty == emptyReads {
-				return fail(fmt.Errorf("%w: the stream no longer has event %d: %w", ErrFenced, after, err))
+				return fail(fmt.Errorf("%w: the stream no longer has event %d: %w", ErrForgotten, after, err))
 			}
 		}
 		if err := sleep(ctx, jitter(firstRetry)); err != nil { // not known yet, but soon

@@ -31,6 +31,8 @@ type checkpoint struct {
 	Digest string     `json:"digest"`           // of the request's data
 	// Accepted is the sequence of the run's run.accepted in the events stream, in the events behind it.
 	Accepted uint64 `json:"accepted,omitempty"`
+	// Lost says that the run may have had events before its run.accepted, which are gone, until its first act knows better.
+	Lost *lost `json:"lost,omitempty"`
 	// Baseline are the Tasks on this VM that vCenter showed before the run made any: a Task among them is not this run's.
 	Baseline   []string   `json:"baseline,omitempty"`
 	BaselineAt *time.Time `json:"baselineAt,omitempty"` // vCenter's clock; absent: vCenter was silent, there is no baseline yet

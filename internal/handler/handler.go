@@ -24,8 +24,12 @@ type Journal interface {
 	Append(ctx context.Context, after uint64, msgID string, k events.Kind, attrs events.Attributes, run *events.Run) (uint64, error)
 	// Holds proves that the VM's last event is mine and stands on the event before (zero: on none), or fails with events.ErrFenced.
 	Holds(ctx context.Context, vcenter, vm string, mine, before events.Mark) error
+	// Stands fails with events.ErrFenced where the event at the sequence of mine is another one.
+	Stands(ctx context.Context, vcenter, vm string, mine events.Mark) error
 	// Requested is the data of the run's request as run.accepted, the event accepted of the stream, holds it; nil where that event is gone.
 	Requested(ctx context.Context, vcenter, vm, run string, accepted uint64) (json.RawMessage, error)
+	// Since is from when on the journal has everything that was stored.
+	Since(ctx context.Context) (time.Time, error)
 }
 
 // Line is what the requests stream holds for a VM; events.Line is the real one. What it shows may be older than the truth: of what is not there, Gone
@@ -216,6 +220,10 @@ func (h *Handler) begin(ctx context.Context, req *events.Request, last *events.E
 	r.state = events.Run{Run: req.Run, VCenter: req.VCenter, VM: req.VM, Request: &req.Ref, Status: events.StatusRunning,
 		Owner: &events.Owner{Instance: h.Instance}}
 	turn := time.Now()
+	var err error
+	if r.point.Lost, err = h.mayHaveBegun(ctx, req); err != nil {
+		return h.givenBack(ctx, err)
+	}
 	if by, err := r.canceledBy(r.ctx); err != nil {
 		return h.givenBack(ctx, err)
 	} else if by != nil {
@@ -226,7 +234,7 @@ func (h *Handler) begin(ctx context.Context, req *events.Request, last *events.E
 		return events.ErrReleased
 	}
 	r.state.Requested = req.Data
-	err := r.record(events.RunAccepted)
+	err = r.record(events.RunAccepted)
 	r.state.Requested = nil
 	if err != nil {
 		return h.givenBack(ctx, err)

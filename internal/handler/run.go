@@ -44,6 +44,8 @@ type run struct {
 	tookOver    bool            // another owner may have called before us
 	actFrom     time.Time       // no act and no conclusive look before: until then a call that is not ours, or without an answer, may still take effect
 	open        bool            // the point's intent is open: its call may have been made, and nobody knows
+	owns        bool            // this owner has stored an event
+	onAt        time.Time       // when it stored on
 	doubt       error           // why the open intent's call has no answer
 	spec        json.RawMessage // what the guest is customized with, once it was read
 	guestFamily string          // as vCenter shows it, "" where it does not
@@ -129,6 +131,21 @@ func (r *run) record(k events.Kind) error {
 }
 
 func (r *run) store(k events.Kind, ctx context.Context) error {
+	err := r.put(ctx, k)
+	if errors.Is(err, events.ErrForgotten) && r.owns {
+		if err := r.afresh(ctx, k); err != nil {
+			return err
+		}
+		err = r.put(ctx, k)
+	}
+	return err
+}
+
+// freshEvent is how old an event of ours may be for the next one to be compared with its sequence alone.
+const freshEvent = 5 * time.Second
+
+// put appends the run's state as its event k.
+func (r *run) put(ctx context.Context, k events.Kind) error {
 	if r.endsWait(k) {
 		r.stillWaits(waitTold{})
 		r.moves(r.waits)
@@ -136,6 +153,12 @@ func (r *run) store(k events.Kind, ctx context.Context) error {
 	r.keepTime()
 	if k != events.RunReleased {
 		r.point.Released = nil
+	}
+	// An event of ours that is old may have lost its place to another one of the same sequence, in a stream that was made anew.
+	if r.owns && r.on != (events.Mark{}) && time.Since(r.onAt) > freshEvent {
+		if err := r.journal.Stands(ctx, r.VCenter, r.vm, r.on); err != nil {
+			return err
+		}
 	}
 	point, err := json.Marshal(r.point)
 	if err != nil {
@@ -155,7 +178,7 @@ func (r *run) store(k events.Kind, ctx context.Context) error {
 		r.token = newToken()
 		return fmt.Errorf("vm %s: run %s: append %s: %w", r.vm, r.state.Run, k, err)
 	}
-	r.under, r.on = r.on, events.Mark{Seq: seq, MsgID: id}
+	r.under, r.on, r.onAt, r.owns = r.on, events.Mark{Seq: seq, MsgID: id}, time.Now(), true
 	if k == events.RunAccepted {
 		r.point.Accepted = seq
 	}

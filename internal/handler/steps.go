@@ -220,6 +220,9 @@ func (r *run) do(ctx context.Context, s *step) error {
 			return err
 		}
 		seen, err := ask(ctx, r, s, s.act.look)
+		if err == nil {
+			err = r.foundLost(ctx, s, &seen)
+		}
 		if err != nil {
 			return err
 		}
@@ -367,6 +370,9 @@ func (e *slowWayError) Error() string {
 func (r *run) gate(from time.Time) vcapi.Gate {
 	mine, before := r.on, r.under
 	return func(ctx context.Context) error {
+		if time.Now().Before(r.actFrom) { // the intent began the VM's journal anew: the wait of a takeover is due
+			return errLate
+		}
 		ctx, cancel := context.WithDeadlineCause(ctx, from.Add(r.SendWindow), errLate)
 		defer cancel()
 		if err := r.journal.Holds(ctx, r.VCenter, r.vm, mine, before); err != nil {

@@ -68,6 +68,7 @@ type world struct {
 	atOnce   bool                                         // what a dead owner held is delivered again at once, not after the ack wait
 	deaf     bool                                         // no signal of the line is heard
 	far      time.Duration                                // what a look for cancels takes
+	anew     bool                                         // the journal was made anew: its first event is not the first of its run
 	several  bool                                         // an act may take effect again, as the request asks
 	slow     func(n int, m events.Message) memstore.Fault // what befalls the appends, where they are not at a fate's point
 	strict   bool                                         // every event is checked against its schema
@@ -141,8 +142,11 @@ func newWorld(t *testing.T, secrets Secrets) *world {
 }
 
 // replicate begins with an empty journal of so many replicas.
-func (w *world) replicate(n int) {
-	w.store = memstore.New(memstore.Options{Replicas: n})
+func (w *world) replicate(n int) { w.begin(memstore.Options{Replicas: n}) }
+
+// begin begins with an empty journal.
+func (w *world) begin(o memstore.Options) {
+	w.store = memstore.New(o)
 	w.journal = w.store.Client()
 	w.line = w.store.Queue(vcenter, ackWait)
 }
@@ -399,6 +403,9 @@ func (w *world) problems() []string {
 			say("%s %s follows the last event of its run", e.kind, e.id)
 		}
 		n[run]++
+		if n[run] == 1 && w.anew {
+			n[run] = e.run.N
+		}
 		if e.id != fmt.Sprintf("%s.%d", run, n[run]) || e.run.N != n[run] {
 			say("event %d of run %s has id %s and n %d", n[run], run, e.id, e.run.N)
 		}

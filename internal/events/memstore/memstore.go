@@ -25,6 +25,8 @@ type Options struct {
 	// Replicas is 1 for the answers of a single server (sequence first, then message ID: a repeated append is refused with 10071), or 3 for
 	// those of a replicated stream (message ID first: a repeated append is a duplicate, also where others followed it). Default 1.
 	Replicas int
+	// MaxAge is how far back the stream says that it reaches; zero: to when it was made. A test takes the events away by itself, with Age.
+	MaxAge time.Duration
 	// Window is how long message IDs are remembered; default 2m.
 	Window time.Duration
 }
@@ -87,11 +89,11 @@ func (s *Store) DropLast(k int) {
 // leader.
 func (s *Store) Lag(behind func(n int) time.Duration) { s.reads.set(behind) }
 
-// Anew removes the stream and makes it again: every event is gone, and its sequences begin at 1.
-func (s *Store) Anew() {
+// Anew removes the stream and makes it again: every event is gone, and its sequences begin behind the one given, as if those were of other VMs.
+func (s *Store) Anew(behind uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.made, s.msgs, s.last, s.ids = time.Now(), nil, 0, map[string]stamp{}
+	s.made, s.msgs, s.last, s.ids = time.Now(), nil, behind, map[string]stamp{}
 }
 
 // Age takes the oldest k messages away, as the stream's max age does.
@@ -292,6 +294,19 @@ func (c *Client) NextBySubject(ctx context.Context, filter string, from uint64) 
 		}
 	}
 	return nil, nil
+}
+
+// Since implements events.Store.
+func (c *Client) Since(ctx context.Context) (time.Time, error) {
+	if err := c.alive(ctx); err != nil {
+		return time.Time{}, err
+	}
+	c.store.mu.Lock()
+	defer c.store.mu.Unlock()
+	if age := c.store.opts.MaxAge; age > 0 && time.Since(c.store.made) > age {
+		return time.Now().Add(-age), nil
+	}
+	return c.store.made, nil
 }
 
 func (c *Client) read(ctx context.Context) ([]events.Stored, error) {

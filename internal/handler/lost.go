@@ -1,0 +1,143 @@
+package handler
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/guestflow/guestflow/internal/events"
+)
+
+// lost is what a run begins with that may have had events before: they have aged out, or the events stream was made anew, or lost its end.
+type lost struct {
+	At time.Time `json:"at"` // when the request was stored: nothing was done for it before
+	// All says that the journal does not reach back to there, so that whatever was done has no event. Else its request was delivered before, and its events
+	// are there, unless the journal lost them to a power failure.
+	All bool `json:"all,omitempty"`
+}
+
+const (
+	// young is how old a request may be that comes for the first time without a look at how far the journal reaches back.
+	young = time.Minute
+	// clocksDiffer is how far NATS' clock and ours may differ; clocksApart how far they and vCenter's may have run apart while a request waited for so long
+	// that its events are gone.
+	clocksDiffer = time.Second
+	clocksApart  = 2 * time.Minute
+)
+
+// mayHaveBegun tells whether a request without any event may be one whose run began before; nil: surely not. It was delivered before, or the journal
+// does not reach back to when it was stored.
+func (h *Handler) mayHaveBegun(ctx context.Context, req *events.Request) (*lost, error) {
+	if req.Delivered <= 1 && time.Since(req.At) < young {
+		return nil, nil
+	}
+	since, err := h.journal.Since(ctx)
+	if err != nil {
+		return nil, err
+	}
+	all := req.At.Before(since)
+	if req.Delivered <= 1 && !all {
+		return nil, nil
+	}
+	return &lost{At: req.At.UTC(), All: all}, nil
+}
+
+// errForgotten is why a run whose events may be gone is in doubt.
+var errForgotten = errors.New("the events of this run from before are gone, and vCenter does not prove that nothing was done")
+
+// foundLost decides, before the first act of a run whose earlier events may be gone, whether it was made before: then what is seen is not sure.
+func (r *run) foundLost(ctx context.Context, s *step, seen *sighting) error {
+	if r.point.Lost == nil || seen.adopt != nil {
+		r.point.Lost = nil // what was found shows how far the run came
+		return nil
+	}
+	nothing, err := ask(ctx, r, s, func(ctx context.Context) (bool, error) { return r.nothingDone(ctx, s) })
+	if err != nil {
+		return err
+	}
+	if !nothing {
+		seen.sure, r.doubt = false, errForgotten
+	}
+	r.point.Lost = nil
+	return nil
+}
+
+// nothingDone tells whether vCenter shows no Task of ours on the VM that is newer than the request and that no run names; where the whole journal of the
+// run may be gone, whether it proves that there was none: its history reaches back behind the request. Of guest processes nothing can be proved: tools
+// forget them.
+func (r *run) nothingDone(ctx context.Context, s *step) (bool, error) {
+	now, err := r.vc.Now(ctx)
+	if err != nil {
+		return false, err
+	}
+	since := now.Add(-time.Since(r.point.Lost.At) - clocksDiffer) // by vCenter's clock
+	if r.point.Lost.All {
+		since = since.Add(-clocksApart)
+	}
+	tasks, history, err := r.vc.Tasks(ctx, r.vm, since)
+	if err != nil {
+		return false, err
+	}
+	older := false
+	for _, t := range tasks {
+		switch {
+		case t.QueueTime.Before(since):
+			older = true
+		case mayBeOurs(t.Name) && !r.point.named(t.ID):
+			return false, nil
+		}
+	}
+	switch {
+	case !r.point.Lost.All:
+		return true, nil
+	case s.process != "" || !history:
+		return false, nil
+	case older:
+		return true, nil
+	}
+	return proof(r.vc.AnyTaskBefore(ctx, since))
+}
+
+// mayBeOurs tells whether a Task is of a method that a run calls to change the guest. One without a name may be anything.
+func mayBeOurs(method string) bool {
+	switch method {
+	case "CustomizeGuest_Task", "StartGuestNetwork_Task", "AbortCustomization_Task", "":
+		return true
+	}
+	return false
+}
+
+// named tells whether a run of this VM names the Task.
+func (c *checkpoint) named(task string) bool {
+	other := *c
+	other.Baseline = nil
+	return other.known(task)
+}
+
+// afresh begins the VM's journal again, which is gone, with this run as it stands: the events stream was made anew, or emptied. Whoever else goes on
+// there was before us, which fences us, or is refused. Who owned the run there nobody can tell any more: hence the whole wait of a takeover, before the
+// next act and before a last event.
+func (r *run) afresh(ctx context.Context, k events.Kind) error {
+	r.logger().Warn().Str("event", string(k)).Msg("the VM's journal is gone: this run goes on in a new one")
+	r.on, r.under = events.Mark{}, events.Mark{}
+	state, point := r.state, r.point
+	r.state.Status, r.state.FinishedAt, r.state.Error, r.state.CanceledBy = events.StatusRunning, nil, nil, nil
+	r.point.Doubt = nil
+	err := r.put(ctx, events.RunResumed)
+	n := r.state.N
+	r.state, r.point = state, point
+	r.state.N = n
+	if err != nil {
+		return err
+	}
+	r.tookOver = true
+	r.actFrom = time.Now().Add(r.SendWindow + r.TravelTime + r.VisibilityLag)
+	if !k.Last() {
+		return nil
+	}
+	if err := sleepUntil(ctx, r.actFrom); err != nil {
+		return fmt.Errorf("wait until calls of another owner must have landed: %w", err)
+	}
+	return nil
+}
