@@ -231,3 +231,43 @@ func TestCapFollowsTheSetting(t *testing.T) {
 		s.once(vm, vm)
 	}
 }
+
+// A vCenter that is away for longer than a step may take fails no run, in whichever step it is: the steps' clocks stand still.
+func TestVCenterAwayLongerThanASteps(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, startNATS(t), vcsim.Options{})
+	brief(s.vc)
+	const limit, outage = "8s", 16 * time.Second
+	steps := []struct{ step, after string }{{"customize", "customize.started"}, {"network", "network.started"}, {"verify", "network.completed"}}
+	vms := s.vc.VMs()[:len(steps)]
+	s.vc.VM(vms[0]).Configure(func(g *vcsim.Guest) { g.CustomizeFor = outage - time.Second })
+	s.vc.VM(vms[1]).Configure(func(g *vcsim.Guest) { g.NetworkFor = outage - time.Second })
+	s.vc.VM(vms[2]).Configure(func(g *vcsim.Guest) { g.ReportAfter = outage - time.Second })
+	s.start()
+	for i, at := range steps {
+		request := whole("exit 0")
+		section, _ := request[at.step].(map[string]any)
+		if section == nil {
+			section = map[string]any{}
+		}
+		section["timeout"] = limit
+		request[at.step] = section
+		s.publish(vms[i], vms[i], request)
+	}
+	for i, at := range steps {
+		s.await(vms[i], at.after)
+	}
+	s.vc.Stop()
+	for i := range steps {
+		if e := s.await(vms[i], "run.waiting"); e.run.Waiting != "vcenter-unavailable" || e.run.WaitingFor.Message == "" {
+			t.Errorf("%s waits for %q: %q", vms[i], e.run.Waiting, e.run.WaitingFor.Message)
+		}
+	}
+	away := time.NewTimer(outage)
+	<-away.C
+	s.vc.Resume()
+	for _, vm := range vms {
+		s.settled(vm, vm)
+		s.once(vm, vm)
+	}
+}

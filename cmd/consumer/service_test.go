@@ -95,11 +95,14 @@ type event struct {
 
 // runData is what these tests read of an event's data.
 type runData struct {
-	Run     string
-	N       int
-	VM      string
-	Status  string
-	Waiting string
+	Run        string
+	N          int
+	VM         string
+	Status     string
+	Waiting    string
+	WaitingFor struct {
+		Message string `json:"message"`
+	} `json:"waitingFor"`
 	Request struct{ Source, ID string }
 	Owner   struct {
 		Instance  string

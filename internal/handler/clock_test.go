@@ -427,3 +427,66 @@ func TestGuestStatusNotRead(t *testing.T) {
 		}
 	})
 }
+
+// What the guest says is heard although vCenter goes away at the very moment in which it is asked, before the call or after the Task's end.
+func TestGuestsWordSurvivesAnOutage(t *testing.T) {
+	t.Parallel()
+	secrets := secretsDir(t)
+	for _, moment := range []string{"before the call", "after the Task"} {
+		for name, how := range aways {
+			if name == "poll alone" {
+				continue
+			}
+			t.Run(moment+", "+name, func(t *testing.T) {
+				t.Parallel()
+				inWorld(t, secrets, func(w *world) {
+					w.vm.lies, w.vm.quiet = "FAILED", true
+					away := func() {
+						w.vc.change(func() { how(w.vc, true) })
+						w.later(10*time.Minute, func() { w.vc.change(func() { how(w.vc, false) }) })
+					}
+					if moment == "after the Task" {
+						w.vc.on(rule{op: "CustomizationStatus", times: 1}) // that before the call
+					}
+					w.vc.on(rule{op: "CustomizationStatus", times: 1, fn: away})
+					run := w.run(only(customizeOnly))
+					if run.Error == nil || run.Error.Code != events.CustomizationFailed || run.Customize.DecidedBy != "guest-status" {
+						w.t.Errorf("decided by %s, error %+v", run.Customize.DecidedBy, run.Error)
+					}
+				})
+			})
+		}
+	}
+}
+
+// The guest's own status alone hangs: that is no vCenter that is away, and holds nothing up.
+func TestStatusAloneHangs(t *testing.T) {
+	t.Parallel()
+	inWorld(t, secretsDir(t), func(w *world) {
+		w.vm.moves = false
+		w.vc.on(rule{op: "CustomizationStatus", times: 0, hang: true})
+		run := w.run(only(customizeOnly))
+		mustSucceed(w)
+		if slices.Contains(w.kinds(), "run.waiting") || run.Customize.NotRead == nil {
+			w.t.Errorf("events %v, not read %+v", w.kinds(), run.Customize.NotRead)
+		}
+	})
+}
+
+// A long poll whose answers are not understood: the run says which, and goes on by reads.
+func TestPollIsNotUnderstood(t *testing.T) {
+	t.Parallel()
+	inWorld(t, secretsDir(t), func(w *world) {
+		w.vc.pollErr = &vcapi.Error{Op: "WaitForUpdatesEx", Host: "vc", Status: 200, Class: vcapi.Transient,
+			Message: "the answer is not understood: json: cannot unmarshal number into Go struct field updateSet.version of type string"}
+		run := w.run(whole)
+		mustSucceed(w)
+		first := slices.IndexFunc(w.events(), func(e event) bool { return e.kind == events.RunWaiting })
+		if first < 0 || !strings.Contains(w.events()[first].run.WaitingFor.Message, "updateSet.version") {
+			w.t.Errorf("events %v", w.kinds())
+		}
+		if took := run.FinishedAt.Sub(*run.AcceptedAt); took > 5*time.Minute {
+			w.t.Errorf("it took %s", took)
+		}
+	})
+}

@@ -42,8 +42,8 @@ func (b before) began(g *vcapi.GuestCustomization) bool {
 // lookBefore reads what there is of the guest before a call. other tells whether a VM shows something else than what the act is to bring about. Where
 // something cannot be read, it costs only this evidence: the Task still tells.
 func (r *run) lookBefore(ctx context.Context, other func(vcapi.VM) bool) (before, error) {
-	vm, unseen := r.seenBefore(ctx)
-	status, unread := r.guestStatus(ctx)
+	vm, unseen := askLate(ctx, r, r.current(), r.seenBefore) // a vCenter that is away is waited for, or its evidence would be missing later
+	status, unread := askLate(ctx, r, r.current(), r.guestStatus)
 	if ctx.Err() != nil { // what was not read to its end is not what was there
 		return before{}, r.interrupted(ctx)
 	}

@@ -37,13 +37,14 @@ type fakeVC struct {
 	tasks    []*fakeTask
 	sessions map[string]bool
 	lastID   int
-	refusing bool // refuses connections
-	silent   bool // takes calls and answers none
-	page     bool // a proxy answers every call with a page of its own, 503
-	noReads  bool // the same for reads alone: the long poll and the calls to the guest go through
-	noPoll   bool // the long poll alone is not answered
-	refused  bool // the service's own login is refused
-	mute     bool // the long poll waits in silence, and nobody has noticed yet
+	refusing bool  // refuses connections
+	silent   bool  // takes calls and answers none
+	page     bool  // a proxy answers every call with a page of its own, 503
+	noReads  bool  // the same for reads alone: the long poll and the calls to the guest go through
+	noPoll   bool  // the long poll alone is not answered
+	pollErr  error // why the long poll alone is down
+	refused  bool  // the service's own login is refused
+	mute     bool  // the long poll waits in silence, and nobody has noticed yet
 	restart  time.Time
 	rules    []*rule
 	effects  []effect
@@ -223,7 +224,7 @@ func generalFault() *vcapi.Error {
 
 // opNames are vcapi's names of the calls that vCenter passes on to the guest.
 var opNames = map[string]string{"Process": "guest/processes get", "Processes": "guest/processes list", "StartProcess": "guest/processes create",
-	"DeleteProcess": "guest/processes delete", "GuestFile": "InitiateFileTransferFromGuest", "CustomizeGuest": "CustomizeGuest_Task",
+	"DeleteProcess": "guest/processes delete", "CustomizationStatus": "GET guest/customization", "CheckCustomization": "guest/customization check", "GuestFile": "InitiateFileTransferFromGuest", "CustomizeGuest": "CustomizeGuest_Task",
 	"StartGuestNetwork": "StartGuestNetwork_Task", "AbortCustomization": "AbortCustomization_Task"}
 
 var actNames = map[string]bool{"StartProcess": true, "DeleteProcess": true, "CustomizeGuest": true, "StartGuestNetwork": true, "AbortCustomization": true,
@@ -324,7 +325,7 @@ func (c *client) dial(ctx context.Context, op string) error {
 		}
 	}
 	c.fakeVC.mu.Lock()
-	refusing, silent, page, refused := c.refusing, c.silent, c.page || c.noReads && opNames[op] == "" && !actNames[op], c.refused
+	refusing, silent, page, refused := c.refusing, c.silent, c.page || c.noReads && !inProcess(op) && !actNames[op], c.refused
 	c.fakeVC.mu.Unlock()
 	if page {
 		e := &vcapi.Error{Op: cmp.Or(opNames[op], op), Guest: inProcess(op), Host: "vc", Status: 503, Class: vcapi.Transient, Message: "Service Unavailable", Foreign: true}
@@ -614,7 +615,7 @@ func (c *client) Watch(ctx context.Context, vm, task string, fn func(vcapi.Watch
 	for {
 		c.fakeVC.mu.Lock()
 		changed, next := c.changed, time.Hour
-		w := vcapi.WatchState{Down: (c.refusing || c.silent || c.page || c.noPoll || c.refused) && !c.mute}
+		w := vcapi.WatchState{Err: c.pollErr, Down: (c.refusing || c.silent || c.page || c.noPoll || c.refused || c.pollErr != nil) && !c.mute}
 		if c.mute { // nothing is heard
 			c.fakeVC.mu.Unlock()
 			select {

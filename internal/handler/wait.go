@@ -162,10 +162,10 @@ func silent(v *vcapi.Error) bool {
 	return v.Foreign
 }
 
-// inGuest tells whether an error is about a call that vCenter passes on to the guest.
+// inGuest tells whether an error is about a call that vCenter passes on to the guest or its host.
 func inGuest(v *vcapi.Error) bool {
 	switch v.Op {
-	case "CustomizeGuest_Task", "StartGuestNetwork_Task", "AbortCustomization_Task":
+	case "guest/customization check", "GET guest/customization", "CustomizeGuest_Task", "StartGuestNetwork_Task", "AbortCustomization_Task":
 		return true
 	}
 	return v.Guest
