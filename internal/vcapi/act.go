@@ -7,6 +7,8 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
+	"math"
 	"net"
 	"net/http"
 	"time"
@@ -84,7 +86,12 @@ func (c *Client) sendOnce(ctx context.Context, gate Gate, cl *call) (ans *answer
 	if _, err := conn.Write(wire.Bytes()); err != nil {
 		return nil, c.lost(ctx, cl, fmt.Errorf("the request could not be sent whole: %w", err))
 	}
-	resp, err := readResponse(bufio.NewReader(conn), req)
+	head := &io.LimitedReader{R: conn, N: maxHead}
+	resp, err := readResponse(bufio.NewReader(head), req)
+	if err != nil && head.N <= 0 {
+		err = fmt.Errorf("its head is larger than %d KiB", maxHead>>10)
+	}
+	head.N = math.MaxInt64 // the body has a limit of its own
 	if err != nil {
 		return nil, c.lost(ctx, cl, fmt.Errorf("the request was sent, its answer did not come: %w", err))
 	}

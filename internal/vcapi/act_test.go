@@ -117,6 +117,51 @@ func TestActInterim(t *testing.T) {
 	}
 }
 
+// TestEndlessHead: an answer whose header lines, or interim answers, do not end is given up after some of them, to an act as to an ask; of the act it is not
+// known whether it took effect.
+func TestEndlessHead(t *testing.T) {
+	t.Parallel()
+	const enough = 64 << 20 // far more than all buffers on the way hold
+	for name, tt := range map[string]struct{ first, again string }{
+		"header lines":   {"HTTP/1.1 200 OK\r\n", "X-More: " + strings.Repeat("x", 1000) + "\r\n"},
+		"one line":       {"HTTP/1.1 200 OK\r\nX-More: ", strings.Repeat("x", 1000)},
+		"interim":        {"", "HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"},
+		"interim, large": {"", "HTTP/1.1 103 Early Hints\r\n" + strings.Repeat("X-More: "+strings.Repeat("x", 1000)+"\r\n", 100) + "\r\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newFake(t, "9.0.0.0")
+			c := f.client(t)
+			var written atomic.Int64
+			endless := func(w http.ResponseWriter, _ *http.Request) {
+				conn, _, err := http.NewResponseController(w).Hijack()
+				if err != nil {
+					return
+				}
+				defer func() { _ = conn.Close() }()
+				n, err := io.WriteString(conn, tt.first)
+				for err == nil && written.Load() < enough {
+					written.Add(int64(n))
+					n, err = io.WriteString(conn, tt.again)
+				}
+			}
+			for _, op := range []string{"StartGuestNetwork_Task", "CurrentTime", "WaitForUpdatesEx"} {
+				f.handle(op, endless)
+			}
+			if _, err := c.Now(context.Background()); asError(t, err).Class != Transient {
+				t.Errorf("an ask: %v", err)
+			}
+			_, err := c.StartGuestNetwork(context.Background(), nil, "vm-1", testAuth)
+			if e := asError(t, err); e.Sent != Unknown || e.Class != Transient || e.Status != 0 {
+				t.Errorf("an act: %s, %v", e.Sent, err)
+			}
+			if written.Load() >= enough {
+				t.Errorf("%d MiB were taken", written.Load()>>20)
+			}
+		})
+	}
+}
+
 // TestActSessionLost: an act whose session is gone is not sent again; the next one logs in first.
 func TestActSessionLost(t *testing.T) {
 	t.Parallel()

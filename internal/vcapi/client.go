@@ -34,8 +34,9 @@ const (
 	userAgent     = "guestflow"
 	sessionHeader = "vmware-api-session-id"
 	dialTimeout   = 10 * time.Second
-	connections   = 64      // at once, for asks
-	maxBody       = 4 << 20 // bytes of one answer; vCenter's own are far below it (pages of 100)
+	connections   = 64        // at once, for asks
+	maxHead       = 256 << 10 // bytes of status line and header lines, interim answers included
+	maxBody       = 4 << 20   // bytes of one answer; vCenter's own are far below it (pages of 100)
 )
 
 // Client speaks to one vCenter. It is safe for use by many goroutines, which share its sessions.
@@ -141,6 +142,8 @@ func (c *Client) httpClient(connections int) *http.Client {
 			MaxConnsPerHost:     connections,      // more asks at once wait here: vCenter has its limits
 			MaxIdleConnsPerHost: connections,      // fewer, and calls close and dial again
 			IdleConnTimeout:     30 * time.Second, // below what load balancers close idle connections after
+
+			MaxResponseHeaderBytes: maxHead,
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
@@ -157,6 +160,8 @@ func (c *Client) fileClient() *http.Client {
 		TLSHandshakeTimeout: dialTimeout,
 		DisableKeepAlives:   true, // the next file may be at another host
 		DisableCompression:  true, // what is counted is what comes
+
+		MaxResponseHeaderBytes: maxHead,
 	}
 	return hc
 }
