@@ -124,25 +124,25 @@ func TestWatchedProcess(t *testing.T) {
 	}
 }
 
-func (c *client) DisconnectedNICs(ctx context.Context, vm string) (off []json.RawMessage, err error) {
+func (c *client) DisconnectedNICs(ctx context.Context, vm string) (off vcapi.NICs, err error) {
 	if err := c.reach(ctx, "DisconnectedNICs"); err != nil {
-		return nil, err
+		return off, err
 	}
 	c.fakeVC.mu.Lock()
 	defer c.fakeVC.mu.Unlock()
 	m, err := c.seen(vm)
 	if err != nil {
-		return nil, err
+		return off, err
 	}
 	for _, n := range m.nics {
 		if !n.Connected {
-			off = append(off, json.RawMessage(`{"macAddress":"`+n.MAC+`"}`))
+			off.Devices = append(off.Devices, json.RawMessage(`{"macAddress":"`+n.MAC+`"}`))
 		}
 	}
 	return off, nil
 }
 
-func (c *client) ConnectNICs(ctx context.Context, gate vcapi.Gate, vm string, nics []json.RawMessage) (task string, err error) {
+func (c *client) ConnectNICs(ctx context.Context, gate vcapi.Gate, vm string, nics vcapi.NICs) (task string, err error) {
 	return call(ctx, c, gate, "ConnectNICs", func(r rule) (string, error) {
 		m, err := c.seen(vm)
 		if err != nil {
@@ -163,7 +163,10 @@ func TestConnectNICs(t *testing.T) {
 		vm.nics = []vcapi.NIC{{MAC: "00:50:56:00:00:01"}}
 		busy := vcError("TaskInProgress", 500, vcapi.Transient)
 		busy.Sent = vcapi.Refused
+		changed := vcError("ConcurrentAccess", 500, vcapi.Transient) // by an administrator, since the NICs were read
+		changed.Sent = vcapi.Refused
 		w.vc.on(rule{op: "ConnectNICs sent", times: 1, err: busy})
+		w.vc.on(rule{op: "ConnectNICs sent", times: 1, err: changed})
 		var before []bool
 		w.vc.onEffect = func(e effect) {
 			if e.act == "network" {

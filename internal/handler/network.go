@@ -2,7 +2,6 @@ package handler
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"time"
 
@@ -33,8 +32,8 @@ func (r *run) startNetwork() *act {
 func (r *run) connectNICs(ctx context.Context) error {
 	s := r.current()
 	for pause := newBackoff(askPause); ; {
-		nics, err := ask(ctx, r, s, func(ctx context.Context) ([]json.RawMessage, error) { return r.vc.DisconnectedNICs(ctx, r.vm) })
-		if err != nil || len(nics) == 0 {
+		nics, err := ask(ctx, r, s, func(ctx context.Context) (vcapi.NICs, error) { return r.vc.DisconnectedNICs(ctx, r.vm) })
+		if err != nil || len(nics.Devices) == 0 {
 			return err
 		}
 		task, err := r.vc.ConnectNICs(r.life, r.owned(), r.vm, nics)

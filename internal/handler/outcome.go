@@ -61,6 +61,7 @@ var byName = map[string]outcome{
 	"RESOURCE_BUSY":                 {events.Busy, events.WaitingResourceBusy},
 	"RESOURCE_IN_USE":               {events.Busy, events.WaitingResourceBusy},
 	"CONCURRENT_CHANGE":             {events.Busy, events.WaitingResourceBusy},
+	"ConcurrentAccess":              {events.Busy, events.WaitingResourceBusy},
 	"TooManyGuestLogons":            {events.Busy, events.WaitingResourceBusy},
 	"InvalidPowerState":             {events.PowerState, ""},
 	"NOT_ALLOWED_IN_CURRENT_STATE":  {events.PowerState, ""},

@@ -26,7 +26,7 @@ type VCenter interface {
 	SessionAlive(ctx context.Context, s vcapi.Session) (bool, error)
 	Processes(ctx context.Context, vm string, auth vcapi.GuestAuth) ([]vcapi.Process, error)
 	GuestFile(ctx context.Context, vm string, auth vcapi.GuestAuth, path string, most int) ([]byte, error)
-	DisconnectedNICs(ctx context.Context, vm string) ([]json.RawMessage, error)
+	DisconnectedNICs(ctx context.Context, vm string) (vcapi.NICs, error)
 	Process(ctx context.Context, vm string, auth vcapi.GuestAuth, pid int64) (vcapi.Process, error)
 	Watch(ctx context.Context, vm, task string, fn func(vcapi.WatchState) (done bool)) error
 
@@ -34,7 +34,7 @@ type VCenter interface {
 	StartGuestNetwork(ctx context.Context, gate vcapi.Gate, vm string, auth vcapi.GuestAuth) (task string, err error)
 	AbortCustomization(ctx context.Context, gate vcapi.Gate, vm string, auth vcapi.GuestAuth) (task string, err error)
 	StartProcess(ctx context.Context, gate vcapi.Gate, vm string, auth vcapi.GuestAuth, p vcapi.ProcessSpec) (pid int64, err error)
-	ConnectNICs(ctx context.Context, gate vcapi.Gate, vm string, nics []json.RawMessage) (task string, err error)
+	ConnectNICs(ctx context.Context, gate vcapi.Gate, vm string, nics vcapi.NICs) (task string, err error)
 	DeleteProcess(ctx context.Context, gate vcapi.Gate, vm string, auth vcapi.GuestAuth, pid int64) error
 	CancelTask(ctx context.Context, gate vcapi.Gate, task string) error
 }

@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/guestflow/guestflow/internal/vcsim"
 )
 
 // TestGate: the connection is up before the gate is asked, nothing is written before it lets through, and its error comes back whole.
@@ -330,5 +332,42 @@ func TestOnCall(t *testing.T) {
 	}
 	if len(told) > 0 {
 		t.Errorf("told of %q too", <-told)
+	}
+}
+
+// TestConnectNICsVersion: NICs are connected in the configuration that they were read of, and in no other: what an administrator changed meanwhile is not
+// undone. Where a vCenter does not tell its version, none is sent.
+func TestConnectNICsVersion(t *testing.T) {
+	t.Parallel()
+	v, c := start(t, vcsim.Options{APIVersion: "9.0.0.0", VMs: 1})
+	ctx, vm := patience(t), v.VMs()[0]
+	v.VM(vm).SetNICs(false)
+	stale, err := c.DisconnectedNICs(ctx, vm)
+	if err != nil || len(stale.Devices) != 1 {
+		t.Fatalf("%d NICs, %v", len(stale.Devices), err)
+	}
+	task, err := c.ConnectNICs(ctx, nil, vm, stale) // somebody's change
+	if err != nil {
+		t.Fatal(err)
+	}
+	until(t, c, vm, task, ended)
+	v.VM(vm).SetNICs(false)
+	_, err = c.ConnectNICs(ctx, nil, vm, stale)
+	outcome{"ConcurrentAccess", Transient, Refused}.check(t, asError(t, err))
+	fresh, err := c.DisconnectedNICs(ctx, vm)
+	if err != nil || fresh.ChangeVersion == "" || fresh.ChangeVersion == stale.ChangeVersion {
+		t.Errorf("version %q, then %q, %v", stale.ChangeVersion, fresh.ChangeVersion, err)
+	}
+	if task, err = c.ConnectNICs(ctx, nil, vm, fresh); err != nil {
+		t.Fatal(err)
+	}
+	if s := until(t, c, vm, task, ended); s.Task.State != "success" {
+		t.Errorf("task %+v", s.Task)
+	}
+
+	f := newFake(t, "9.0.0.0")
+	f.reply("ReconfigVM_Task", 200, `{"type":"Task","value":"task-1"}`)
+	if _, err := f.client(t).ConnectNICs(ctx, nil, "vm-1", NICs{Devices: fresh.Devices}); err != nil || strings.Contains(f.of("ReconfigVM_Task")[0].body, "changeVersion") {
+		t.Errorf("%v, sent %s", err, f.of("ReconfigVM_Task")[0].body)
 	}
 }

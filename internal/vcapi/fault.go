@@ -227,7 +227,7 @@ func (e *Error) rest(m faultMembers) {
 	switch kind, ok := restKinds[e.Name]; {
 	case ok:
 		e.Class = kind.class
-		if kind.refused {
+		if kind.refused && (e.Name != unavailable || e.ofOperation()) {
 			e.Sent = Refused
 		}
 	case e.Name == "" && e.Status >= 400 && e.Status < 500 && e.Status != http.StatusRequestTimeout:
@@ -250,6 +250,25 @@ func causeOf(raw json.RawMessage, causes int) *Error {
 	e := &Error{}
 	e.vim(raw, m, causes-1)
 	return e
+}
+
+// unavailable proves nothing by its name: the operation's own says that VMware Tools could not be reached, that of the vAPI endpoint before it (or of a proxy
+// before that) only that what stands behind did not answer, and the call may have gone there.
+//
+// Source: people's reports of 503 with com.vmware.vapi.endpoint.cis.ServiceUnavailable, and what had been asked for done all the same.
+const unavailable = "SERVICE_UNAVAILABLE"
+
+// ofOperation tells whether the messages are the operation's own, and not of the infrastructure that carries the call to it.
+func (e *Error) ofOperation() bool {
+	for _, raw := range e.Messages {
+		var message struct {
+			ID string `json:"id"`
+		}
+		if json.Unmarshal(raw, &message) != nil || message.ID == "" || strings.HasPrefix(message.ID, "com.vmware.vapi.") {
+			return false
+		}
+	}
+	return len(e.Messages) > 0
 }
 
 func (e *Error) vim(body []byte, m faultMembers, causes int) {

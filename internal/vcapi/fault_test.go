@@ -89,7 +89,7 @@ func TestRESTErrors(t *testing.T) {
 			for _, word := range strings.Split(snake, "_") {
 				camel += strings.ToUpper(word[:1]) + word[1:]
 			}
-			tt.want.check(t, decodeError(tt.status, []byte(`{"type":"com.vmware.vapi.std.errors.`+camel+`","value":{}}`), veil{}))
+			tt.want.check(t, decodeError(tt.status, []byte(`{"type":"com.vmware.vapi.std.errors.`+camel+`","value":{"messages":[{"id":"x"}]}}`), veil{}))
 		})
 	}
 }
@@ -209,7 +209,14 @@ func TestOtherErrors(t *testing.T) {
 		{"rest without error_type, 401", 401, `{"messages":[]}`, outcome{"UNAUTHENTICATED", SessionLost, Refused}, ""},
 		{"rest without error_type, 403", 403, `{"messages":[],"error_type":null}`, outcome{"UNAUTHORIZED", Permanent, Refused}, ""},
 		{"rest without error_type, 404", 404, `{"messages":[{"id":"gone"}]}`, outcome{"NOT_FOUND", Permanent, Refused}, "gone"},
-		{"rest without error_type, 503", 503, `{"messages":[]}`, outcome{"SERVICE_UNAVAILABLE", Transient, Refused}, ""},
+		{"rest without error_type, 503", 503, `{"messages":[]}`, outcome{"SERVICE_UNAVAILABLE", Transient, Unknown}, ""},
+		{"503 of the operation", 503, `{"error_type":"SERVICE_UNAVAILABLE","messages":[{"id":"com.vmware.api.vcenter.vm.guest.tools_not_running","default_message":"no"}]}`,
+			outcome{"SERVICE_UNAVAILABLE", Transient, Refused}, "no"},
+		{"503 of the endpoint", 503, `{"error_type":"SERVICE_UNAVAILABLE","messages":[{"id":"com.vmware.vapi.endpoint.cis.ServiceUnavailable","default_message":"no"}]}`,
+			outcome{"SERVICE_UNAVAILABLE", Transient, Unknown}, "no"},
+		{"503 of the endpoint, /rest", 503, `{"type":"com.vmware.vapi.std.errors.service_unavailable","value":{"messages":[{"args":[],` +
+			`"default_message":"no","id":"com.vmware.vapi.endpoint.cis.ServiceUnavailable"}]}}`, outcome{"SERVICE_UNAVAILABLE", Transient, Unknown}, "no"},
+		{"503 of nobody", 503, `{"error_type":"SERVICE_UNAVAILABLE","messages":[{"default_message":"no"}]}`, outcome{"SERVICE_UNAVAILABLE", Transient, Unknown}, "no"},
 		{"rest without error_type, 400", 400, `{"messages":[{"default_message":"no"}]}`, outcome{"", Permanent, Refused}, "no"},
 		{"rest without error_type, 500", 500, `{"messages":[{"default_message":"no"}]}`, outcome{"", Transient, Unknown}, "no"},
 		{"rest, a type of the future", 500, `{"error_type":"NOT_INVENTED","messages":[]}`, outcome{"NOT_INVENTED", Transient, Unknown}, ""},

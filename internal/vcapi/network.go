@@ -3,6 +3,7 @@ package vcapi
 import (
 	"context"
 	"encoding/json"
+	"errors"
 )
 
 // StartGuestNetwork starts StartGuestNetwork_Task on a running VM and returns the task; it does not wait for it. An act: see Client.
@@ -15,14 +16,19 @@ func (c *Client) StartGuestNetwork(ctx context.Context, gate Gate, vm string, au
 	return c.startTask(ctx, gate, func(s *session) (*call, error) { return c.guestCall(s, "StartGuestNetwork_Task", vm, auth) })
 }
 
-// DisconnectedNICs are the virtual network adapters of a VM that are not connected, as vCenter shows them (config.hardware.device): what ConnectNICs
-// is given.
-func (c *Client) DisconnectedNICs(ctx context.Context, vm string) ([]json.RawMessage, error) {
-	all, err := c.retrieve(ctx, virtualMachine, []string{"config.hardware.device"}, vm)
+// NICs are virtual network adapters of a VM, as vCenter wrote them (config.hardware.device), and the version of the configuration that they are of.
+type NICs struct {
+	ChangeVersion string
+	Devices       []json.RawMessage
+}
+
+// DisconnectedNICs are the virtual network adapters of a VM that are not connected: what ConnectNICs is given.
+func (c *Client) DisconnectedNICs(ctx context.Context, vm string) (off NICs, err error) {
+	all, err := c.retrieve(ctx, virtualMachine, []string{"config.changeVersion", "config.hardware.device"}, vm)
 	if err != nil {
-		return nil, err
+		return NICs{}, err
 	}
-	var off []json.RawMessage
+	off.ChangeVersion = anyString(all[vm]["config.changeVersion"])
 	each(all[vm]["config.hardware.device"], func(device json.RawMessage) {
 		var nic struct {
 			MAC         *string `json:"macAddress"` // VirtualEthernetCard and its kinds have one
@@ -31,35 +37,44 @@ func (c *Client) DisconnectedNICs(ctx context.Context, vm string) ([]json.RawMes
 			} `json:"connectable"`
 		}
 		if json.Unmarshal(device, &nic) == nil && nic.MAC != nil && nic.Connectable != nil && !nic.Connectable.Connected {
-			off = append(off, device)
+			off.Devices = append(off.Devices, device)
 		}
 	})
 	return off, nil
 }
 
 // ConnectNICs starts ReconfigVM_Task, which connects the given NICs now and at each power-on, and returns the task. It may be repeated: a NIC that is
-// connected stays so. An act: see Client. Faults: TaskInProgress, InvalidPowerState, InvalidState, NoPermission, ManagedObjectNotFound.
+// connected stays so. An act: see Client. Faults: TaskInProgress, InvalidPowerState, InvalidState, NoPermission, ManagedObjectNotFound; ConcurrentAccess
+// where the configuration is another than the one that the NICs were read of: a device goes out whole, so an administrator's change of it would be undone.
+// They are to be read again then.
 //
-// Source: VI JSON, VirtualMachine.ReconfigVM_Task. Privileges: VirtualMachine.Interact.DeviceConnection and
-// VirtualMachine.Config.EditDevice.
-func (c *Client) ConnectNICs(ctx context.Context, gate Gate, vm string, nics []json.RawMessage) (task string, err error) {
+// Source: VI JSON, VirtualMachine.ReconfigVM_Task, VirtualMachineConfigSpec.changeVersion ("the changes will only be applied if the current changeVersion
+// matches"). Privileges: VirtualMachine.Interact.DeviceConnection and VirtualMachine.Config.EditDevice.
+func (c *Client) ConnectNICs(ctx context.Context, gate Gate, vm string, nics NICs) (task string, err error) {
 	type change struct {
 		TypeName  string          `json:"_typeName"`
 		Operation string          `json:"operation"`
 		Device    json.RawMessage `json:"device"`
 	}
 	var changes []change
-	for _, nic := range nics {
+	for _, nic := range nics.Devices {
 		on, err := connected(nic)
 		if err != nil {
 			return "", unsent(err)
 		}
 		changes = append(changes, change{"VirtualDeviceConfigSpec", "edit", on})
 	}
-	in := map[string]any{"spec": map[string]any{"_typeName": "VirtualMachineConfigSpec", "deviceChange": changes}}
-	return c.startTask(ctx, gate, func(s *session) (*call, error) {
-		return c.vimCall(s.service, at(virtualMachine, vm), virtualMachine, "ReconfigVM_Task", in)
+	spec := map[string]any{"_typeName": "VirtualMachineConfigSpec", "deviceChange": changes}
+	if nics.ChangeVersion != "" {
+		spec["changeVersion"] = nics.ChangeVersion
+	}
+	task, err = c.startTask(ctx, gate, func(s *session) (*call, error) {
+		return c.vimCall(s.service, at(virtualMachine, vm), virtualMachine, "ReconfigVM_Task", map[string]any{"spec": spec})
 	})
+	if e := (*Error)(nil); errors.As(err, &e) && e.Name == "ConcurrentAccess" {
+		e.Sent = Refused // of this method it says that nothing was applied
+	}
+	return task, err
 }
 
 // connected is a device with its connection on, all else as vCenter wrote it.

@@ -228,7 +228,7 @@ func (v *VCenter) serveHTTP(w http.ResponseWriter, r *http.Request) {
 			serve = func() answer { return x.fault(rules[i].Fault) }
 		case rule.RESTError != "":
 			serve = func() answer {
-				return restError(rules[i].RESTError, "com.vmware.vapi.std.errors.scripted", "The operation failed as scripted.", nil)
+				return restError(rules[i].RESTError, "com.vmware.api.scripted", "The operation failed as scripted.", nil)
 			}
 		}
 		late, lose = late+rule.DelayAnswer, lose || rule.LoseAnswer

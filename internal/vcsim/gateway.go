@@ -109,6 +109,9 @@ func (v *VCenter) method(s *session, this types.ManagedObjectReference, name str
 		return jsonFault(new(types.InvalidRequest))
 	}
 
+	if ask, ok := req.(*types.ReconfigVM_Task); ok && v.changedSince(this, ask.Spec.ChangeVersion) {
+		return jsonFault(new(types.ConcurrentAccess))
+	}
 	reply := v.call(key, name, req)
 	if reply.fault != nil {
 		return jsonSOAPFault(reply.fault)
@@ -121,6 +124,16 @@ func (v *VCenter) method(s *session, this types.ManagedObjectReference, name str
 		v.sessions.drop(s.token)
 	}
 	return a
+}
+
+// changedSince tells whether a VM's configuration is no longer of a version, as VirtualMachineConfigSpec.changeVersion names it; vcsim does not look at that.
+func (v *VCenter) changedSince(vm types.ManagedObjectReference, version string) bool {
+	now := version
+	ctx := v.newContext()
+	if obj, ok := ctx.Map.Get(vm).(*simulator.VirtualMachine); ok && version != "" {
+		ctx.WithLock(obj, func() { now = obj.Config.ChangeVersion })
+	}
+	return now != version
 }
 
 func loginName(val any) string {
