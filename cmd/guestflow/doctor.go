@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/rs/zerolog"
 	"github.com/spf13/cobra"
 
 	"github.com/guestflow/guestflow/internal/app"
@@ -189,7 +188,9 @@ func (d *doctor) nats(ctx context.Context) *client.Client {
 		return conn
 	}
 	d.permissions(ctx, conn)
+	d.storage(ctx, conn)
 	d.streams(ctx, conn, cfg)
+	d.service(ctx)
 	d.clockOfNATS(ctx, conn)
 	for _, v := range d.cfg.VCenters {
 		d.takers(ctx, conn, v.Name)
@@ -220,63 +221,6 @@ func (d *doctor) permissions(ctx context.Context, conn *client.Client) {
 	}
 }
 
-// streams holds the streams and consumers against what the service needs.
-func (d *doctor) streams(ctx context.Context, conn *client.Client, cfg events.NATSConfig) {
-	if len(d.cfg.VCenters) == 0 {
-		return
-	}
-	if _, _, err := conn.Clock(ctx, events.EventsStream); errors.As(err, new(*client.PermissionError)) {
-		d.find(skipped, "", "streams: %v", err)
-		return
-	}
-	service, err := events.Connect(ctx, cfg, zerolog.Nop())
-	if err != nil {
-		d.find(broken, "", "streams: %v", err)
-		return
-	}
-	defer service.Close()
-	s := d.cfg.Service
-	want := events.Streams{Replicas: s.StreamReplicas, EventsMaxAge: s.EventsMaxAge, EventsMaxBytes: s.EventsMaxBytes, DeadlettersMaxAge: s.DeadlettersMaxAge,
-		QueuePerVM: s.QueuePerVM, AckWait: s.AckWait, MaxInFlight: map[string]int{}}
-	for _, v := range d.cfg.VCenters {
-		want.MaxInFlight[v.Name] = v.MaxInFlight
-	}
-	timed, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	err = service.Provision(timed, want)
-	var differ *events.MismatchError
-	switch {
-	case err == nil:
-		d.find(fine, "", "streams and consumers are there and fit")
-	case !errors.As(err, &differ):
-		d.find(broken, "see whether JetStream answers (nats account info), and whether all servers of the cluster are up", "streams: %v", err)
-	default:
-		d.differences(differ.Differences)
-	}
-}
-
-// differences are what keeps the streams and consumers from fitting. What the service makes when it starts is one finding.
-func (d *doctor) differences(all []string) {
-	var toMake []string
-	for _, text := range all {
-		what, _, absent := strings.Cut(text, ": is missing")
-		switch {
-		case absent && d.cfg.Service.Provision:
-			toMake = append(toMake, what)
-		case absent:
-			d.find(broken, "make it, or let the service do so with GUESTFLOW_PROVISION=true", "%s", text)
-		case strings.HasPrefix(text, "the server"):
-			d.find(broken, "update nats-server", "%s", text)
-		default:
-			d.find(broken, "the service raises the limits of what it made itself when it starts; what an administrator made is changed with nats stream edit, "+
-				"nats consumer edit, or made anew", "%s", text)
-		}
-	}
-	if len(toMake) > 0 {
-		d.find(odd, "start the service: it makes them", "not there yet: %s", strings.Join(toMake, ", "))
-	}
-}
-
 func (d *doctor) clockOfNATS(ctx context.Context, conn *client.Client) {
 	offset, giveOrTake, err := conn.Clock(ctx, events.EventsStream)
 	if err != nil { // the stream's own finding says why
@@ -302,21 +246,6 @@ func ahead(offset time.Duration) string {
 		return (-offset).String() + " behind"
 	}
 	return offset.String() + " ahead of"
-}
-
-func (d *doctor) takers(ctx context.Context, conn *client.Client, vcenter string) {
-	t, err := conn.Takers(ctx, vcenter)
-	count := fmt.Sprintf("not taken yet: %d, in hand: %d", t.Untaken, t.InHand)
-	switch {
-	case err != nil: // missing or refused: said above
-	case t.Pulls == 0:
-		if t.InHand > 0 {
-			count += " (of a service that is gone: another one takes it over)"
-		}
-		d.find(odd, "start the service; where it runs, see its log", "nobody takes requests for %s; %s", vcenter, count)
-	default:
-		d.find(fine, "", "requests for %s are being taken; open pulls: %d, %s", vcenter, t.Pulls, count)
-	}
 }
 
 // certificate tells whether an error is about a certificate.

@@ -44,12 +44,18 @@ type site struct {
 
 func newSite(t *testing.T, opts vcsim.Options) *site {
 	t.Helper()
+	return newSiteOn(t, natstest.StartServer(t).URL(), opts)
+}
+
+// newSiteOn is a site on a NATS server that is there.
+func newSiteOn(t *testing.T, url string, opts vcsim.Options) *site {
+	t.Helper()
 	vc, err := vcsim.Start(opts)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(vc.Close)
-	s := &site{t: t, url: natstest.StartServer(t).URL(), vc: vc}
+	s := &site{t: t, url: url, vc: vc}
 	dir := t.TempDir()
 	secret := filepath.Join(dir, "secrets", "lab", "linux-root")
 	if err := os.MkdirAll(secret, 0o700); err != nil {

@@ -1,10 +1,12 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -56,21 +58,113 @@ type Takers struct {
 	Pulls   int    // open at this moment; none: no service runs
 	Untaken uint64 // requests that nobody has taken yet
 	InHand  int    // taken, and not finished
+	Paused  bool   // nothing is handed out
 }
 
 // Takers asks what becomes of a vCenter's requests.
 func (c *Client) Takers(ctx context.Context, vcenter string) (Takers, error) {
-	info, err := try(ctx, c, func(ctx context.Context) (*jetstream.ConsumerInfo, error) {
-		cons, err := c.js.Consumer(ctx, events.RequestsStream(vcenter), events.RequestsConsumer(vcenter))
+	info, err := c.consumerInfo(ctx, vcenter, events.RequestsConsumer(vcenter))
+	if err != nil {
+		return Takers{}, err
+	}
+	return Takers{Pulls: info.NumWaiting, Untaken: info.NumPending, InHand: info.NumAckPending, Paused: info.Paused}, nil
+}
+
+func (c *Client) consumerInfo(ctx context.Context, vcenter, durable string) (*jetstream.ConsumerInfo, error) {
+	return try(ctx, c, func(ctx context.Context) (*jetstream.ConsumerInfo, error) {
+		cons, err := c.js.Consumer(ctx, events.RequestsStream(vcenter), durable)
 		if err != nil {
 			return nil, err
 		}
 		return cons.CachedInfo(), nil
 	})
-	if err != nil {
-		return Takers{}, err
+}
+
+// longestListen is what somebody may have to wait for Unheld. It is longer than a third of the default ack wait.
+const longestListen = 12 * time.Second
+
+// Unheld tells how many of the messages that a durable has handed out nobody says to be at work on: who holds one does so every third of the ack wait. A
+// *PermissionError: this user may not listen.
+func (c *Client) Unheld(ctx context.Context, vcenter, durable string) (int, error) {
+	before, err := c.consumerInfo(ctx, vcenter, durable)
+	if err != nil || before.NumAckPending == 0 {
+		return 0, err
 	}
-	return Takers{Pulls: info.NumWaiting, Untaken: info.NumPending, InHand: info.NumAckPending}, nil
+	subject := "$JS.ACK." + events.RequestsStream(vcenter) + "." + durable + ".>"
+	ctx, done := c.permitted(ctx, subject)
+	defer done()
+	said := make(chan *nats.Msg, 1024)
+	sub, err := c.nc.ChanSubscribe(subject, said)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = sub.Unsubscribe() }()
+	enough := time.NewTimer(min(before.Config.AckWait/3+time.Second, longestListen))
+	defer enough.Stop()
+	heard := map[string]bool{} // by stream sequence
+	for waiting := true; waiting && len(heard) < before.NumAckPending; {
+		select {
+		case m := <-said:
+			if tokens := strings.Split(m.Subject, "."); len(tokens) > 5 { // $JS.ACK.<stream>.<consumer>.<delivered>.<stream sequence>…
+				heard[tokens[5]] = true
+			}
+		case <-enough.C:
+			waiting = false
+		case <-ctx.Done():
+			return 0, context.Cause(ctx)
+		}
+	}
+	after, err := c.consumerInfo(ctx, vcenter, durable)
+	if err != nil {
+		return 0, err
+	}
+	return max(0, min(before.NumAckPending, after.NumAckPending)-len(heard)), nil
+}
+
+// SourceCount is how many requests a source has in a queue.
+type SourceCount struct {
+	Source   string
+	Requests int
+}
+
+// mostCounted bounds how many requests are read to see whose they are: the oldest.
+const mostCounted = 500
+
+// Sources tells who fills a vCenter's queue: its oldest requests by source, most first.
+func (c *Client) Sources(ctx context.Context, vcenter string) (all []SourceCount, total int, err error) {
+	count := map[string]int{}
+	for from := uint64(1); total < mostCounted; total++ {
+		s, err := c.get(ctx, events.RequestsStream(vcenter), map[string]any{"seq": from, "next_by_subj": events.RequestSubject(vcenter, "*")})
+		if err != nil {
+			return nil, 0, err
+		}
+		if s == nil {
+			break
+		}
+		source := "(cannot be read)"
+		if r, _ := events.DecodeRequest(vcenter, s.Subject, s.Header, s.Data); r != nil && r.Ref.Source != "" { // also of one that is refused
+			source = r.Ref.Source
+		}
+		count[source]++
+		from = s.Seq + 1
+	}
+	for source, n := range count {
+		all = append(all, SourceCount{source, n})
+	}
+	slices.SortFunc(all, func(a, b SourceCount) int { return cmp.Or(b.Requests-a.Requests, strings.Compare(a.Source, b.Source)) })
+	return all, total, nil
+}
+
+// Store is what this account uses of JetStream's file storage, and what it may use; most -1: it has no limit of its own.
+func (c *Client) Store(ctx context.Context) (used, most int64, err error) {
+	info, err := try(ctx, c, func(ctx context.Context) (*jetstream.AccountInfo, error) { return c.js.AccountInfo(ctx) })
+	if err != nil {
+		return 0, 0, err
+	}
+	if len(info.Tiers) > 0 { // limits by replicas: of the one that the streams are in nothing is known here
+		return 0, -1, nil
+	}
+	return int64(min(info.Store, 1<<62)), info.Limits.MaxStore, nil
 }
 
 // Needs are the permissions of a service.

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -25,7 +26,33 @@ func (c *Client) Publish(ctx context.Context, m *Message) (seq uint64, err error
 	if err != nil {
 		return 0, c.explain(ctx, m, err)
 	}
+	if ack.Duplicate {
+		if err := c.own(ctx, m, ack.Sequence); err != nil {
+			return 0, err
+		}
+	}
 	return ack.Sequence, nil
+}
+
+// own tells whether what the stream takes a message for the repeat of is this very message: the header Nats-Msg-Id, by which it does, is shared by all
+// publishers of a vCenter.
+func (c *Client) own(ctx context.Context, m *Message, seq uint64) error {
+	stream := events.RequestsStream(m.VCenter)
+	why := fmt.Sprintf("it is not stored: the stream %s takes it for a repeat of message %d, which had the same %s (%q) within two minutes", stream, seq,
+		jetstream.MsgIDHeader, m.Header.Get(jetstream.MsgIDHeader))
+	cure := fmt.Sprintf("send it without %s, or with one made of source, id and VM", jetstream.MsgIDHeader)
+	switch s, err := c.get(ctx, stream, map[string]any{"seq": seq}); {
+	case err != nil:
+		return fmt.Errorf("%s, and that one cannot be looked at (%w): %s", why, err, cure)
+	case s == nil:
+		if last, err := c.Last(ctx, m.VCenter, m.VM); err == nil && last != nil && last.Run.Run == m.Run {
+			return nil
+		}
+		return fmt.Errorf("%s and is finished: %s", why, cure)
+	case s.Subject != m.Subject || !bytes.Equal(s.Data, m.Data):
+		return fmt.Errorf("%s and is another one: %s", why, cure)
+	}
+	return nil
 }
 
 func (c *Client) publish(ctx context.Context, subject string, h nats.Header, data []byte) (*jetstream.PubAck, error) {
@@ -72,6 +99,9 @@ func (c *Client) explain(ctx context.Context, m *Message, err error) error {
 		return fmt.Errorf("the stream %s is full: raise its limits, or wait: %w", events.RequestsStream(m.VCenter), err)
 	case code == events.CodeMessageTooLarge, errors.Is(err, nats.ErrMaxPayload):
 		return fmt.Errorf("%d bytes are too large: a request may have %d, its headers included, and the server's max_payload must allow it", len(m.Data), maxMessage)
+	case events.NoRoom(err):
+		return fmt.Errorf("JetStream has no storage left, and the %s is not stored (%w): its administrator has to raise max_file_store in the server's configuration, "+
+			"or the account's limit, or remove what is not needed; then %s", m.what(), err, again)
 	case errors.Is(err, errNoAnswer):
 		return fmt.Errorf("%w to the publish on %s: it is not known whether it was stored; %s. Where that repeats itself, see guestflow doctor", err, m.Subject, again)
 	case errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
@@ -106,4 +136,12 @@ func (c *Client) VCenters(ctx context.Context) ([]string, error) {
 		}
 		return names, list.Err()
 	})
+}
+
+// what a message is, for an error.
+func (m *Message) what() string {
+	if m.Cancel {
+		return "cancel"
+	}
+	return "request"
 }

@@ -214,7 +214,11 @@ func refusal(err error) string {
 	if !errors.As(err, &api) || api.Code == 503 || api.ErrorCode == jetstream.JSErrCodeStreamNotFound || api.ErrorCode == codeNoPeers {
 		return ""
 	}
-	return fmt.Sprintf("%s (%d)", api.Description, api.ErrorCode)
+	text := fmt.Sprintf("%s (%d)", api.Description, api.ErrorCode)
+	if cure := cures[reasonOf(err)]; reasonOf(err) == NoStorage {
+		text += ": " + cure
+	}
+	return text
 }
 
 // leastStore is what is worth to be reserved for the dead letters: a few of the usual size.

@@ -54,7 +54,11 @@ type Trouble struct {
 	Stops   bool // something stands still
 }
 
-func (t Trouble) String() string { return t.What + ": " + t.Cure }
+// CureFollows stands between the two in a Trouble's text.
+const CureFollows = "; cure: "
+
+// String is what is wrong, and the cure, in one line.
+func (t Trouble) String() string { return strings.Join(strings.Fields(t.What+CureFollows+t.Cure), " ") }
 
 // Troubles asks for each stream and consumer that Provision was asked for, and tells what is wrong with them; what waits for NATS for longer than an
 // election takes; and what the server's settings will not let through. It is an error where NATS does not answer.
@@ -112,8 +116,12 @@ func (c *Conn) streamTroubles(ctx context.Context, need streamNeed, s *Streams) 
 	for _, text := range need.differences(have) {
 		all = append(all, Trouble{VCenter: vcenter, Reason: Unfit, What: fmt.Sprintf("stream %s: %s", need.Name, text), Cure: cures[Unfit], Stops: true})
 	}
-	if want := s.DeadlettersMaxBytes; need.Name == DeadlettersStream && have.Metadata[ownedKey] != "" && want > 0 && have.MaxBytes > 0 && have.MaxBytes < want {
-		all = append(all, Trouble{Reason: SmallStore, What: fmt.Sprintf("stream %s may hold %d bytes, not %d: JetStream has no more to give", need.Name, have.MaxBytes, want),
+	if want := s.DeadlettersMaxBytes; need.Name == DeadlettersStream && have.Metadata[ownedKey] != "" && want > 0 && have.MaxBytes < want {
+		what := fmt.Sprintf("stream %s may hold %d bytes, not %d: JetStream has no more to give", need.Name, have.MaxBytes, want)
+		if have.MaxBytes <= 0 {
+			what = fmt.Sprintf("stream %s has no limit of its own: JetStream has no room to reserve for it", need.Name)
+		}
+		all = append(all, Trouble{Reason: SmallStore, What: what,
 			Cure: "raise max_file_store, or the account's limit, and start the service again; or set GUESTFLOW_DEADLETTERS_MAX_BYTES to what there is"})
 	}
 	return all, nil
