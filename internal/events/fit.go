@@ -54,6 +54,12 @@ func (c *cutter) run(from *Run) *Run {
 	r.Network = changed(r.Network, func(s *Network) { s.Task, s.Reason = c.name(s.Task), c.words(s.Reason) })
 	r.Verify = changed(r.Verify, func(v *Verify) {
 		v.HostName, v.Mismatches, v.NICs = c.name(v.HostName), c.all(v.Mismatches), c.nics(v.NICs)
+		v.Gateways, v.DNS = c.all(v.Gateways), c.all(v.DNS)
+		v.NotCompared = short(c, v.NotCompared)
+		for i := range v.NotCompared {
+			n := &v.NotCompared[i]
+			n.Field, n.Reason = c.text(n.Field, maxPath), c.words(n.Reason)
+		}
 	})
 	r.Observed = changed(r.Observed, func(o *Observed) {
 		o.PowerState, o.ToolsRunningStatus, o.ToolsVersion = c.name(o.PowerState), c.name(o.ToolsRunningStatus), c.name(o.ToolsVersion)
@@ -131,6 +137,11 @@ func (c *cutter) nics(list []NIC) []NIC {
 		list[i].MAC, list[i].Addresses = c.name(list[i].MAC), short(c, list[i].Addresses)
 		for k := range list[i].Addresses {
 			list[i].Addresses[k] = c.name(list[i].Addresses[k])
+		}
+		list[i].IPConfig = short(c, list[i].IPConfig)
+		for k := range list[i].IPConfig {
+			a := &list[i].IPConfig[k]
+			a.IPAddress, a.State = c.name(a.IPAddress), c.name(a.State)
 		}
 	}
 	return list

@@ -29,7 +29,8 @@ func ptr[T any](v T) *T { return &v }
 // wholeRun has every field of a run.
 func wholeRun() *Run {
 	at := func(minute int) *time.Time { return ptr(time.Date(2026, 1, 2, 3, minute, 5, 250_000_000, time.UTC)) }
-	nics := []NIC{{MAC: "00:50:56:aa:bb:cc", Connected: true, Addresses: []string{"192.0.2.10"}}}
+	nics := []NIC{{MAC: "00:50:56:aa:bb:cc", Connected: true, Addresses: []string{"192.0.2.10"},
+		IPConfig: []IPAddress{{IPAddress: "192.0.2.10", PrefixLength: 24, State: "preferred"}}}}
 	guest := &Guest{Status: "FAILED", Error: "<no & nothing>", StartTime: at(1), EndTime: at(2)}
 	return &Run{
 		Run: RunID("lab", "vm-42", RequestRef{Source: "/provisioner", ID: "7f3c"}), N: 12, Process: "join-domain", VCenter: "lab", VM: "vm-42",
@@ -46,7 +47,10 @@ func wholeRun() *Run {
 		Customize: &Customize{State: Failed, Task: "task-7", Progress: ptr(0), DecidedBy: "task", StartedAt: at(1), FinishedAt: at(2), Guest: guest, Reason: "r",
 			NotRead: &WaitReason{Message: "m", VSphere: &VSphere{Name: "ERROR", HTTPStatus: 500}}},
 		Network: &Network{State: Skipped, Task: "task-8", StartedAt: at(3), FinishedAt: at(4), Reason: "r"},
-		Verify:  &Verify{State: Failed, HostName: "web-1", NICs: nics, Mismatches: []string{"hostName: web-2, not web-1"}, StartedAt: at(4), FinishedAt: at(5)},
+		Verify: &Verify{State: Failed, HostName: "web-1", NICs: nics, Gateways: []string{"192.0.2.1"}, DNS: []string{"192.0.2.2"},
+			Mismatches:  []string{"hostName: web-2, not web-1"},
+			NotCompared: []NotCompared{{Field: "customize.spec.nicSettingMap[0].adapter.gateway[0]", Reason: "the guest shows no routes"}},
+			StartedAt:   at(4), FinishedAt: at(5)},
 		Processes: []Process{{
 			Name: "join-domain", State: Failed, PID: 4711, Owner: "root", ProcessName: "realm", Command: "/usr/sbin/realm join \"example.com\"",
 			ExitCode: ptr(int64(0)), StartedAt: at(5), FinishedAt: at(6), Reason: "r",
@@ -271,6 +275,8 @@ func TestLargeEventsAreCut(t *testing.T) {
 	many.Check.Blockers, many.Check.Warnings = slices.Repeat(many.Check.Blockers, 1000), slices.Repeat(many.Check.Warnings, 1000)
 	many.Check.Blockers[0].Field, many.Verify.HostName, many.Processes[0].Owner = strings.Repeat(long, 10), strings.Repeat(long, 10), strings.Repeat(long, 10)
 	many.Verify.Mismatches, many.Verify.NICs = slices.Repeat([]string{long}, 1000), slices.Repeat(many.Verify.NICs, 1000)
+	many.Verify.NotCompared, many.Verify.Gateways = slices.Repeat([]NotCompared{{Field: long, Reason: long}}, 1000), slices.Repeat([]string{long}, 1000)
+	many.Verify.NICs[0].IPConfig = slices.Repeat([]IPAddress{{IPAddress: long, State: long}}, 1000)
 	many.Observed.GuestLog, many.Observed.NICs = slices.Repeat([]string{long}, 1000), slices.Repeat(many.Verify.NICs, 1000)
 	many.Error.VSphere.Messages = slices.Repeat([]json.RawMessage{json.RawMessage(`"` + long[:2000] + `"`)}, 1000)
 	if size, got := read(RunFailed, many); size > maxEvent || !got.Truncated {

@@ -86,7 +86,11 @@ type AskedVerify struct {
 	HostName      *bool    `json:"hostName"`
 	Addresses     *bool    `json:"addresses"`
 	NICsConnected *bool    `json:"nicsConnected"`
-	Timeout       Duration `json:"timeout"` // default 3m
+	Prefix        *bool    `json:"prefix"`
+	Gateway       *bool    `json:"gateway"`
+	DNS           *bool    `json:"dns"`        // default false
+	AnyAddress    *bool    `json:"anyAddress"` // default: of the NICs whose adapter asks for DHCP
+	Timeout       Duration `json:"timeout"`    // default 3m
 }
 
 // UnmarshalJSON reads false, or an object.

@@ -233,20 +233,37 @@ type Network struct {
 
 // Verify is what the guest shows, held against the spec.
 type Verify struct {
-	State      State    `json:"state"`
-	HostName   string   `json:"hostName,omitempty"`
-	NICs       []NIC    `json:"nics,omitempty"`
-	Mismatches []string `json:"mismatches,omitempty"`
+	State       State         `json:"state"`
+	HostName    string        `json:"hostName,omitempty"`
+	NICs        []NIC         `json:"nics,omitempty"` // in PCI slot order
+	Gateways    []string      `json:"gateways,omitempty"`
+	DNS         []string      `json:"dns,omitempty"`
+	Mismatches  []string      `json:"mismatches,omitempty"`
+	NotCompared []NotCompared `json:"notCompared,omitempty"`
 
 	StartedAt  *time.Time `json:"startedAt,omitempty"`
 	FinishedAt *time.Time `json:"finishedAt,omitempty"`
 }
 
+// NotCompared is what verify could not hold the guest against, and why.
+type NotCompared struct {
+	Field  string `json:"field"` // of the request, as a path
+	Reason string `json:"reason"`
+}
+
 // NIC is a virtual network adapter as the guest reports it.
 type NIC struct {
-	MAC       string   `json:"mac"`
-	Connected bool     `json:"connected"`
-	Addresses []string `json:"addresses,omitempty"`
+	MAC       string      `json:"mac"`
+	Connected bool        `json:"connected"`
+	Addresses []string    `json:"addresses,omitempty"`
+	IPConfig  []IPAddress `json:"ipConfig,omitempty"` // what the guest tells of its addresses
+}
+
+// IPAddress is an address with what the guest tells of it, as NetIpConfigInfoIpAddress has it.
+type IPAddress struct {
+	IPAddress    string `json:"ipAddress"`
+	PrefixLength int    `json:"prefixLength,omitempty"`
+	State        string `json:"state,omitempty"`
 }
 
 // Process is a guest process; its times are the guest's clock.

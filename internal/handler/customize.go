@@ -80,7 +80,7 @@ func (r *run) customize() *act {
 		if err != nil {
 			return nil, err
 		}
-		e := expect(r.spec)
+		e := r.expected(ctx)
 		was, err := r.lookBefore(ctx, func(vm vcapi.VM) bool { return r.shownOther(e, vm) })
 		if err != nil {
 			return nil, err
@@ -226,7 +226,7 @@ func (r *run) afterwards(ctx context.Context, s *step, failed, look bool) (g vca
 	if err := r.readSpec(ctx, s); err != nil {
 		return g, false, err
 	}
-	e := expect(r.spec)
+	e := r.expected(ctx)
 	look = look && r.point.Other && r.state.Verify != nil
 	if guestEnded(g.Status) || g.Status == "" && !look {
 		return g, false, nil

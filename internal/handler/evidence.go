@@ -2,7 +2,7 @@ package handler
 
 import (
 	"context"
-	"net/netip"
+	"maps"
 	"slices"
 	"time"
 
@@ -75,25 +75,22 @@ func (r *run) seenBefore(ctx context.Context) (vm vcapi.VM, err error) {
 // shownOther tells whether a guest shows something else than a spec's host name and addresses. That it shows no address at all does not count where
 // the name is right: it may not have told them yet.
 func (r *run) shownOther(e expected, vm vcapi.VM) bool {
-	if e.hostNameMismatch(vm, r.state.VMName) != "" {
+	seen := e.evidence(vm, r.state.VMName)
+	right, named := seen[e.host.field]
+	if named && !right {
 		return true
 	}
-	named := e.hostName != "" || e.ofVM
-	return len(e.addressMismatches(vm)) > 0 && (!named || slices.ContainsFunc(vm.NICs, hasAddress))
+	nics, _ := nicsOfVM(vm)
+	return slices.Contains(slices.Collect(maps.Values(seen)), false) && (!named || slices.ContainsFunc(nics, hasAddress))
 }
 
-// shownAll tells whether a guest shows a spec's host name and addresses.
+// shownAll tells whether a guest shows a spec's host name and addresses, and that these are something.
 func (r *run) shownAll(e expected, vm vcapi.VM) bool {
-	return e.names() && e.hostNameMismatch(vm, r.state.VMName) == "" && len(e.addressMismatches(vm)) == 0
+	seen := slices.Collect(maps.Values(e.evidence(vm, r.state.VMName)))
+	return len(seen) > 0 && !slices.Contains(seen, false)
 }
 
 // hasAddress tells whether a NIC has an address that others can reach.
-func hasAddress(n vcapi.NIC) bool {
-	return slices.ContainsFunc(n.Addresses, func(a string) bool {
-		if p, err := netip.ParsePrefix(a); err == nil {
-			return p.Addr().IsGlobalUnicast()
-		}
-		ip, err := netip.ParseAddr(a)
-		return err == nil && ip.IsGlobalUnicast()
-	})
+func hasAddress(n shownNIC) bool {
+	return slices.ContainsFunc(n.addresses(), shownAddress.reachable)
 }

@@ -49,6 +49,7 @@ type run struct {
 	doubt       error           // why the open intent's call has no answer
 	spec        json.RawMessage // what the guest is customized with, once it was read
 	guestFamily string          // as vCenter shows it, "" where it does not
+	cards       []vcapi.Card    // the VM's NICs, as vCenter showed them last
 	newest      string          // the newest Task on the VM that vCenter showed us
 	lastErr     error           // what the run waited for last
 	logged      bool            // the run's error
@@ -454,10 +455,11 @@ func (r *run) observe() {
 		return
 	}
 	r.noteVM(vm)
+	e := r.expected(ctx)
 	o := &events.Observed{At: stamp(time.Now()), PowerState: vm.PowerState, ToolsRunningStatus: vm.ToolsRunningStatus, ToolsVersion: vm.ToolsVersion,
-		HostName: vm.HostName, Guest: guestOf(vm.Customization)}
+		HostName: e.hide(vm.HostName), Guest: guestOf(vm.Customization)}
 	for _, n := range vm.NICs {
-		o.NICs = append(o.NICs, events.NIC{MAC: n.MAC, Connected: n.Connected, Addresses: n.Addresses})
+		o.NICs = append(o.NICs, nicOf(e, n))
 	}
 	o.GuestLog = r.readEngineLog()
 	r.state.Observed = o
@@ -465,13 +467,16 @@ func (r *run) observe() {
 
 const observeTime = 5 * time.Second
 
-// noteVM keeps the VM's names in the run.
+// noteVM keeps the VM's names, and its NICs, in the run.
 func (r *run) noteVM(vm vcapi.VM) {
 	if vm.Name != "" {
 		r.state.VMName = vm.Name
 	}
 	if vm.InstanceUUID != "" {
 		r.state.InstanceUUID = vm.InstanceUUID
+	}
+	if vm.Cards != nil {
+		r.cards = vm.Cards
 	}
 	if vm.GuestFamily != "" {
 		r.guestFamily = vm.GuestFamily

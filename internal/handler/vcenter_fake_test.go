@@ -91,6 +91,7 @@ type fakeVM struct {
 	outlasts   time.Duration             // how much longer than its Task the guest takes
 	hostName   string                    // what it shows
 	nics       []vcapi.NIC               // what it shows
+	cards      []vcapi.Card              // its hardware, in PCI slot order
 	ignores    bool                      // a customization changes nothing of that
 	faulty     int                       // how many of its next customizations end with the general fault
 	customize  time.Duration
@@ -153,10 +154,16 @@ func (v *fakeVC) addVM(id string) *fakeVM {
 	yes := true
 	vm := &fakeVM{id: id, power: "poweredOn", tools: true, password: "guest-secret", moves: true, hostName: "template",
 		check:     vcapi.Check{Status: "SUPPORTED", SupportedGuestOS: &yes, SupportedPowerState: &yes},
+		cards:     twoCards()[:1],
 		customize: time.Minute, network: 10 * time.Second, toolsPID: 700, toolsSince: time.Now().Add(-time.Hour),
 		programs: map[string]program{"/usr/bin/first": {takes: 3 * time.Second}, "/usr/bin/second": {takes: 4 * time.Second}}}
 	v.vms[id] = vm
 	return vm
+}
+
+// twoCards are the NICs of a VM with two.
+func twoCards() []vcapi.Card {
+	return []vcapi.Card{{Key: 4000, MAC: "00:50:56:00:00:01", Slot: 160, Connected: true}, {Key: 4001, MAC: "00:50:56:00:00:02", Slot: 192, Connected: true}}
 }
 
 // change runs fn and tells those who watch.
@@ -380,7 +387,9 @@ func (c *client) VM(ctx context.Context, vm string) (vcapi.VM, error) {
 	if err != nil {
 		return vcapi.VM{}, err
 	}
-	return c.view(m), nil
+	shown := c.view(m)
+	shown.Cards = slices.Clone(m.cards) // which the long poll does not carry
+	return shown, nil
 }
 
 func (v *fakeVC) view(m *fakeVM) vcapi.VM {
@@ -774,12 +783,37 @@ func (c *client) guestTask(vm string, auth vcapi.GuestAuth) (*fakeVM, error) {
 	return m, nil
 }
 
-// show makes a guest show what a spec fixes, its NICs not yet connected.
+// show makes a guest show what a spec fixes, its NICs not yet connected. It reads the spec on its own: a fake that used the handler's reading would
+// share its mistakes.
 func (m *fakeVM) show(spec json.RawMessage) {
-	e := expect(spec)
-	m.hostName, m.nics = cmp.Or(e.hostName, m.hostName), nil
-	for _, a := range e.addresses {
-		m.nics = append(m.nics, vcapi.NIC{MAC: a.mac, Addresses: []string{a.address.String()}})
+	var s struct {
+		Identity struct {
+			HostName, UserData struct{ Name, Base string }
+		}
+		NICSettingMap []struct {
+			MACAddress string
+			Adapter    struct {
+				IP       struct{ IPAddress string }
+				IPv6Spec struct{ IP []struct{ IPAddress string } }
+			}
+		}
+	}
+	if err := json.Unmarshal(spec, &s); err != nil {
+		panic(err) // specs of tests
+	}
+	m.hostName, m.nics = cmp.Or(s.Identity.HostName.Name, m.hostName), nil
+	for i, n := range s.NICSettingMap {
+		nic := vcapi.NIC{MAC: n.MACAddress, Device: m.cards[i].Key}
+		if nic.MAC == "" {
+			nic.MAC = m.cards[i].MAC
+		}
+		for _, a := range append(n.Adapter.IPv6Spec.IP, n.Adapter.IP) {
+			if a.IPAddress != "" {
+				nic.Addresses = append(nic.Addresses, a.IPAddress)
+				nic.IPConfig = append(nic.IPConfig, vcapi.Address{IP: a.IPAddress, Prefix: 24, State: "preferred"})
+			}
+		}
+		m.nics = append(m.nics, nic)
 	}
 }
 

@@ -2,10 +2,8 @@ package handler
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -13,128 +11,6 @@ import (
 	"github.com/guestflow/guestflow/internal/events"
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
-
-// expected is what a spec says that the guest will show.
-type expected struct {
-	hostName  string
-	ofVM      bool // the host name is the VM's name
-	addresses []expectedAddress
-}
-
-// expectedAddress is a fixed address, on the NIC with this MAC address, or on any where the spec names none.
-type expectedAddress struct {
-	mac     string
-	address netip.Addr
-}
-
-// expect reads what a spec fixes. Names and addresses that the guest, vCenter or DHCP makes up are not expected: they cannot be known.
-// (VI JSON: CustomizationSpec, CustomizationLinuxPrep, CustomizationSysprep, CustomizationAdapterMapping.)
-func expect(spec json.RawMessage) (e expected) {
-	type name struct {
-		Type string `json:"_typeName"`
-		Name string `json:"name"`
-	}
-	type address struct {
-		Address string `json:"ipAddress"`
-	}
-	var s struct {
-		Identity struct {
-			HostName name `json:"hostName"`
-			UserData struct {
-				ComputerName name `json:"computerName"`
-			} `json:"userData"`
-		} `json:"identity"`
-		NICs []struct {
-			MAC     string `json:"macAddress"`
-			Adapter struct {
-				IP   address `json:"ip"`
-				IPv6 struct {
-					IP []address `json:"ip"`
-				} `json:"ipV6Spec"`
-			} `json:"adapter"`
-		} `json:"nicSettingMap"`
-	}
-	if json.Unmarshal(spec, &s) != nil {
-		return e
-	}
-	for _, n := range []name{s.Identity.HostName, s.Identity.UserData.ComputerName} {
-		switch n.Type {
-		case "CustomizationFixedName":
-			e.hostName = n.Name
-		case "CustomizationVirtualMachineName":
-			e.ofVM = true
-		}
-	}
-	for _, n := range s.NICs {
-		for _, a := range append(n.Adapter.IPv6.IP, n.Adapter.IP) {
-			if parsed, err := netip.ParseAddr(a.Address); err == nil {
-				e.addresses = append(e.addresses, expectedAddress{mac: n.MAC, address: parsed})
-			}
-		}
-	}
-	return e
-}
-
-// names tells whether the spec fixes anything that the guest can show.
-func (e expected) names() bool { return e.hostName != "" || e.ofVM || len(e.addresses) > 0 }
-
-// hostNameMismatch says how the VM's host name differs; "" where it does not.
-func (e expected) hostNameMismatch(vm vcapi.VM, vmName string) string {
-	want := e.hostName
-	if e.ofVM {
-		want = vmName
-	}
-	if want == "" || strings.EqualFold(firstLabel(want), firstLabel(vm.HostName)) {
-		return ""
-	}
-	return fmt.Sprintf("host name: want %s, the guest shows %s", firstLabel(want), orNothing(vm.HostName))
-}
-
-func firstLabel(host string) string {
-	label, _, _ := strings.Cut(host, ".")
-	return label
-}
-
-func orNothing(s string) string {
-	if s == "" {
-		return "none"
-	}
-	return s
-}
-
-// addressMismatches says which addresses are missing.
-func (e expected) addressMismatches(vm vcapi.VM) (missing []string) {
-	for _, want := range e.addresses {
-		shown := slices.ContainsFunc(vm.NICs, func(n vcapi.NIC) bool {
-			return (want.mac == "" || strings.EqualFold(want.mac, n.MAC)) && slices.ContainsFunc(n.Addresses, func(a string) bool {
-				host, _, _ := strings.Cut(a, "/")
-				parsed, err := netip.ParseAddr(host)
-				return err == nil && parsed.WithZone("") == want.address.WithZone("")
-			})
-		})
-		if !shown {
-			on := ""
-			if want.mac != "" {
-				on = " on NIC " + want.mac
-			}
-			missing = append(missing, fmt.Sprintf("address: want %s%s, the guest does not show it", want.address, on))
-		}
-	}
-	return missing
-}
-
-// nicMismatches says which NICs are not connected.
-func nicMismatches(vm vcapi.VM, wanted bool) (off []string) {
-	for _, n := range vm.NICs {
-		if !n.Connected {
-			off = append(off, fmt.Sprintf("NIC %s is not connected", n.MAC))
-		}
-	}
-	if len(vm.NICs) == 0 && wanted {
-		off = append(off, "the guest shows no NIC")
-	}
-	return off
-}
 
 // verifyTimeout is how long the guest may take to show what the spec says.
 func (r *run) verifyTimeout() time.Duration {
@@ -146,25 +22,41 @@ func (r *run) verifyTimeout() time.Duration {
 
 const defaultVerify = 3 * time.Minute
 
-// mismatches holds what the guest shows against the spec, as far as the request asks for it.
-func (r *run) mismatches(e expected, vm vcapi.VM) (all []string) {
-	on := func(b *bool) bool { return b == nil || *b }
-	asked := r.asked.Verify
-	if asked == nil {
-		asked = &events.AskedVerify{}
+// expected is what the run's spec says that the guest will show; nothing, where one that is stored in vCenter was not read.
+func (r *run) expected(ctx context.Context) expected {
+	spec := r.spec
+	if spec == nil && r.asked != nil && r.asked.Customize != nil {
+		spec = r.asked.Customize.Spec
 	}
-	if on(asked.HostName) {
-		if m := e.hostNameMismatch(vm, r.state.VMName); m != "" {
-			all = append(all, m)
-		}
+	return expect(spec, func(t events.AskedText) (string, error) { return r.secrets.text(ctx, t) })
+}
+
+// compare holds what the guest shows against the spec, as far as the request asks for it.
+func (r *run) compare(e expected, vm vcapi.VM) *comparison {
+	var asked events.AskedVerify
+	if r.asked.Verify != nil {
+		asked = *r.asked.Verify
 	}
-	if on(asked.Addresses) {
-		all = append(all, e.addressMismatches(vm)...)
+	return compare(e, asked, vm, r.state.VMName)
+}
+
+// verified puts what the guest shows, and how it compares, into the run's state.
+func (r *run) verified(e expected, vm vcapi.VM) {
+	v, c := r.state.Verify, r.compare(e, vm)
+	v.Mismatches, v.NotCompared = c.mismatches, c.notCompared
+	v.HostName, v.NICs, v.Gateways, v.DNS = e.hide(vm.HostName), nil, e.hideAll(vm.Gateways), e.hideAll(vm.DNS)
+	for _, n := range c.nics {
+		v.NICs = append(v.NICs, nicOf(e, n.NIC))
 	}
-	if on(asked.NICsConnected) {
-		all = append(all, nicMismatches(vm, len(e.addresses) > 0)...)
+}
+
+// nicOf is a NIC as events show it.
+func nicOf(e expected, n vcapi.NIC) events.NIC {
+	nic := events.NIC{MAC: e.hide(n.MAC), Connected: n.Connected, Addresses: e.hideAll(n.Addresses)}
+	for _, a := range n.IPConfig {
+		nic.IPConfig = append(nic.IPConfig, events.IPAddress{IPAddress: e.hide(a.IP), PrefixLength: a.Prefix, State: a.State})
 	}
-	return all
+	return nic
 }
 
 // verify waits until the guest shows what the spec says. Success that only a Task reports is what users of every peer complain of most.
@@ -173,12 +65,17 @@ func (r *run) verify(ctx context.Context) error {
 	if err := r.readSpec(ctx, s); err != nil {
 		return err
 	}
-	e := expect(r.spec)
+	e := r.expected(ctx)
 	within, cancel := r.verifyTime(ctx)
 	defer cancel()
 	good, err := r.shown(ctx, within, s, func(vm vcapi.VM) (bool, error) {
-		v.HostName, v.NICs = vm.HostName, nicsOf(vm)
-		v.Mismatches = r.mismatches(e, vm)
+		if vm.Cards == nil { // after a takeover: its hardware was read by an owner before us
+			var err error
+			if vm, err = ask(within, r, s, r.readVM); err != nil {
+				return false, err
+			}
+		}
+		r.verified(e, vm)
 		return len(v.Mismatches) == 0, nil
 	})
 	now := stamp(time.Now())
@@ -195,17 +92,13 @@ func (r *run) verify(ctx context.Context) error {
 	}
 	failure := &stepError{step: s.name, code: events.VerifyMismatch, message: fmt.Sprintf(
 		"after %s the guest does not show what was asked for: %s", r.verifyTimeout(), strings.Join(v.Mismatches, "; "))}
+	if r.asked.Network == nil && slices.ContainsFunc(v.NICs, func(n events.NIC) bool { return !n.Connected }) {
+		failure.message += `: the request asks for no network step, which connects NICs: "network": {"connectNics": true}`
+	}
 	if r.asked.Customize != nil {
 		failure.message += ": see the guest's own log, /var/log/vmware-gosc/instant_clone_customization.log"
 	}
 	return r.complete(events.VerifyCompleted, &v.State, failure)
-}
-
-func nicsOf(vm vcapi.VM) (nics []events.NIC) {
-	for _, n := range vm.NICs {
-		nics = append(nics, events.NIC{MAC: n.MAC, Connected: n.Connected, Addresses: n.Addresses})
-	}
-	return nics
 }
 
 // errLooked ends a look at the guest that found nothing.

@@ -2,7 +2,6 @@ package handler
 
 import (
 	"encoding/json"
-	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -13,90 +12,6 @@ import (
 	"github.com/guestflow/guestflow/internal/events/memstore"
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
-
-// What a spec fixes is expected; what the guest, vCenter or DHCP makes up is not.
-func TestExpect(t *testing.T) {
-	t.Parallel()
-	address := func(mac, a string) expectedAddress { return expectedAddress{mac: mac, address: netip.MustParseAddr(a)} }
-	rows := map[string]struct {
-		spec string
-		want expected
-	}{
-		"nothing":   {`{}`, expected{}},
-		"no JSON":   {`{"identity":3}`, expected{}},
-		"Linux":     {`{"identity":{"hostName":{"_typeName":"CustomizationFixedName","name":"web-1"}}}`, expected{hostName: "web-1"}},
-		"Windows":   {`{"identity":{"userData":{"computerName":{"_typeName":"CustomizationFixedName","name":"WEB-1"}}}}`, expected{hostName: "WEB-1"}},
-		"VM's name": {`{"identity":{"hostName":{"_typeName":"CustomizationVirtualMachineName"}}}`, expected{ofVM: true}},
-		"made up":   {`{"identity":{"hostName":{"_typeName":"CustomizationPrefixName","base":"web"}}}`, expected{}},
-		"DHCP":      {`{"nicSettingMap":[{"adapter":{"ip":{"_typeName":"CustomizationDhcpIpGenerator"}}}]}`, expected{}},
-		"addresses": {`{"nicSettingMap":[{"adapter":{"ip":{"ipAddress":"10.0.0.5"}}},{"macAddress":"00:50:56:00:00:02","adapter":{"ip":{"ipAddress":"10.0.0.6"},
-			"ipV6Spec":{"ip":[{"ipAddress":"2001:DB8::0:5"},{"_typeName":"CustomizationAutoIpV6Generator"}]}}}]}`, expected{addresses: []expectedAddress{
-			address("", "10.0.0.5"), address("00:50:56:00:00:02", "2001:db8::5"), address("00:50:56:00:00:02", "10.0.0.6")}}},
-	}
-	for name, row := range rows {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			got := expect(json.RawMessage(row.spec))
-			if got.hostName != row.want.hostName || got.ofVM != row.want.ofVM || !slices.Equal(got.addresses, row.want.addresses) {
-				t.Errorf("got %+v, want %+v", got, row.want)
-			}
-		})
-	}
-}
-
-// What the guest shows is held against it.
-func TestMismatches(t *testing.T) {
-	t.Parallel()
-	off, on := false, true
-	const mac = "00:50:56:aa:bb:01"
-	nic := func(addresses ...string) []vcapi.NIC {
-		return []vcapi.NIC{{MAC: mac, Connected: true, Addresses: addresses}}
-	}
-	fixed := func(mac, a string) expected {
-		return expected{addresses: []expectedAddress{{mac: mac, address: netip.MustParseAddr(a)}}}
-	}
-	rows := map[string]struct {
-		e     expected
-		asked *events.AskedVerify
-		vm    vcapi.VM
-		want  []string // how each begins
-	}{
-		"nothing expected, no NIC":         {},
-		"host name":                        {e: expected{hostName: "web-1"}, vm: vcapi.VM{HostName: "web-1"}},
-		"host name, by its first label":    {e: expected{hostName: "web-1"}, vm: vcapi.VM{HostName: "WEB-1.example.com"}},
-		"host name, the spec's has more":   {e: expected{hostName: "Web-1.example.org"}, vm: vcapi.VM{HostName: "web-1"}},
-		"host name, another":               {e: expected{hostName: "web-1"}, vm: vcapi.VM{HostName: "web-10"}, want: []string{"host name: want web-1, the guest shows web-10"}},
-		"host name, none":                  {e: expected{hostName: "web-1"}, want: []string{"host name: want web-1, the guest shows none"}},
-		"host name, another but not asked": {e: expected{hostName: "web-1"}, asked: &events.AskedVerify{HostName: &off}},
-		"VM's name":                        {e: expected{ofVM: true}, vm: vcapi.VM{HostName: "vm-name.example.com"}},
-		"VM's name, another":               {e: expected{ofVM: true}, vm: vcapi.VM{HostName: "template"}, want: []string{"host name: want vm-name"}},
-		"address":                          {e: fixed(mac, "10.0.0.5"), vm: vcapi.VM{NICs: nic("fe80::1", "10.0.0.5")}},
-		"address with its prefix":          {e: fixed(mac, "10.0.0.5"), vm: vcapi.VM{NICs: nic("10.0.0.5/24")}},
-		"address, MAC in capitals":         {e: fixed(strings.ToUpper(mac), "10.0.0.5"), vm: vcapi.VM{NICs: nic("10.0.0.5")}},
-		"address on another NIC":           {e: fixed("00:50:56:aa:bb:02", "10.0.0.5"), vm: vcapi.VM{NICs: nic("10.0.0.5")}, want: []string{"address: want 10.0.0.5 on NIC 00:50:56:aa:bb:02"}},
-		"address on any NIC":               {e: fixed("", "10.0.0.5"), vm: vcapi.VM{NICs: nic("10.0.0.5")}},
-		"address, part of another":         {e: fixed("", "10.0.0.5"), vm: vcapi.VM{NICs: nic("10.0.0.50")}, want: []string{"address: want 10.0.0.5, the"}},
-		"IPv6, capitals and zeros":         {e: fixed(mac, "2001:db8::5"), vm: vcapi.VM{NICs: nic("2001:0DB8:0000:0000:0000:0000:0000:0005")}},
-		"IPv6 with a zone and a prefix":    {e: fixed(mac, "fe80::5"), vm: vcapi.VM{NICs: nic("fe80::5%eth0", "x")}},
-		"IPv6 with a prefix":               {e: fixed(mac, "2001:db8::5"), vm: vcapi.VM{NICs: nic("2001:db8::5/64")}},
-		"address missing, but not asked":   {e: fixed(mac, "10.0.0.5"), asked: &events.AskedVerify{Addresses: &off}, vm: vcapi.VM{NICs: nic()}},
-		"no NIC where one is expected":     {e: fixed(mac, "10.0.0.5"), want: []string{"address: want", "the guest shows no NIC"}},
-		"NIC off":                          {vm: vcapi.VM{NICs: []vcapi.NIC{{MAC: mac}}}, want: []string{"NIC " + mac + " is not connected"}},
-		"NIC off, but not asked":           {asked: &events.AskedVerify{NICsConnected: &off}, vm: vcapi.VM{NICs: []vcapi.NIC{{MAC: mac}}}},
-		"all of it": {e: expected{hostName: "web-1", addresses: fixed(mac, "10.0.0.5").addresses}, asked: &events.AskedVerify{HostName: &on, Addresses: &on, NICsConnected: &on},
-			vm: vcapi.VM{HostName: "x", NICs: []vcapi.NIC{{MAC: mac}}}, want: []string{"host name", "address", "NIC"}},
-	}
-	for name, row := range rows {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			r := &run{asked: &events.Asked{Verify: row.asked}, state: events.Run{VMName: "VM-name"}}
-			got := r.mismatches(row.e, row.vm)
-			if !slices.EqualFunc(got, row.want, func(g, w string) bool { return strings.HasPrefix(strings.ToLower(g), strings.ToLower(w)) }) {
-				t.Errorf("got %q, want %q", got, row.want)
-			}
-		})
-	}
-}
 
 // What decides about a customization, and what the run makes of it.
 func TestOutcomeOfCustomize(t *testing.T) {
@@ -250,7 +165,8 @@ func TestVerifyWithoutCustomize(t *testing.T) {
 	secrets := secretsDir(t)
 	for _, on := range []bool{true, false} {
 		inWorld(t, secrets, func(w *world) {
-			w.vm.nics = []vcapi.NIC{{MAC: "00:50:56:00:00:01", Connected: on}, {MAC: "00:50:56:00:00:02", Connected: on}}
+			w.vm.cards = twoCards()
+			w.vm.nics = []vcapi.NIC{{MAC: "00:50:56:00:00:01", Connected: on, Device: 4000}, {MAC: "00:50:56:00:00:02", Connected: on, Device: 4001}}
 			run := w.run(`{"vm":"vm-42","verify":{"timeout":"10s"}}`)
 			switch {
 			case on:

@@ -531,6 +531,9 @@ func (r *run) watch(ctx context.Context, s *step, task string, fn func(vcapi.Wat
 			return false, &stepError{step: s.name, process: s.process, code: events.NotFound,
 				message: fmt.Sprintf("vm %s is no longer in vCenter %s: it was removed, or moved to another vCenter", r.vm, r.VCenter)}
 		}
+		if w.VM.Cards == nil { // the long poll does not carry the VM's hardware
+			w.VM.Cards = r.cards
+		}
 		done, err := fn(w)
 		if done || err != nil {
 			return done, err

@@ -127,6 +127,10 @@ type VM struct {
 	HostName             string // guest.hostName
 	GuestOperationsReady *bool
 	NICs                 []NIC               // guest.net
+	Cards                []Card              // config.hardware.device, in PCI slot order; nil where that was not read
+	Routes               int                 // guest.ipStack: how many routes the guest shows
+	Gateways             []string            // guest.ipStack: those of its default routes, each once
+	DNS                  []string            // guest.ipStack: its DNS servers, in their order
 	Customization        *GuestCustomization // guest.customizationInfo, the prefix TOOLSDEPLOYPKG_ dropped
 	PendingCustomization string              // config.tools.pendingCustomization
 	CloudInit            bool                // config.extraConfig has guestinfo.userdata or guestinfo.metadata
@@ -139,6 +143,25 @@ type NIC struct {
 	MAC       string
 	Connected bool
 	Addresses []string
+	Device    int32     // deviceConfigId: the Key of its Card; NoDevice: it is none of the VM's; 0: it does not say
+	IPConfig  []Address // what is known of Addresses beyond their text, as far as the guest tells
+	DNS       []string  // its own DNS servers, where it has some
+}
+
+// Address is an IP address as the guest is configured with it (NetIpConfigInfoIpAddress).
+type Address struct {
+	IP     string
+	Prefix int    // its length; 0: the guest does not tell
+	State  string // preferred, deprecated, invalid, inaccessible, unknown, tentative, duplicate; "": the guest does not tell
+	Origin string // manual, dhcp, linklayer, random, other
+}
+
+// Card is a virtual network adapter of the VM's hardware (VirtualEthernetCard).
+type Card struct {
+	Key       int32
+	MAC       string
+	Slot      int32 // PCI slot number; 0: vCenter does not tell
+	Connected bool
 }
 
 // GuestCustomization is the guest's own word on its customization: REST GET guest/customization (Vcenter Vm Guest Customization Info) and

@@ -18,10 +18,10 @@ const virtualMachine = "VirtualMachine"
 var (
 	watchedVM = []string{
 		"name", "runtime.powerState", "guest.toolsRunningStatus", "guest.toolsVersion", "guest.guestOperationsReady", "guest.guestFamily",
-		"guest.hostName", "guest.net", "guest.customizationInfo", // the last since vSphere API 7.0.2.0
+		"guest.hostName", "guest.net", "guest.ipStack", "guest.customizationInfo", // the last since vSphere API 7.0.2.0
 	}
 	vmProperties = append([]string{"config.instanceUuid", "guest.guestId", "config.guestId", "config.tools.pendingCustomization", "config.extraConfig",
-		"recentTask"}, watchedVM...)
+		"config.hardware.device", "recentTask"}, watchedVM...)
 )
 
 // VM reads a virtual machine. vm is a managed object ID ("vm-42"). Error: ManagedObjectNotFound, where there is no such VM, or the account does not see it.
@@ -289,6 +289,8 @@ func decodeVM(p properties, s veil) VM {
 	}
 	_ = json.Unmarshal(p[unread], &vm.Unread) // our own
 	each(p["guest.net"], func(raw json.RawMessage) { vm.NICs = append(vm.NICs, decodeNIC(raw)) })
+	each(p["guest.ipStack"], func(raw json.RawMessage) { decodeStack(raw, &vm) })
+	vm.Cards = decodeCards(p["config.hardware.device"])
 	each(p["config.extraConfig"], func(raw json.RawMessage) {
 		var option struct {
 			Key   string          `json:"key"`
@@ -306,37 +308,6 @@ func decodeVM(p properties, s veil) VM {
 		}
 	})
 	return vm
-}
-
-// decodeNIC reads a GuestNicInfo. ipConfig knows more addresses than ipAddress, which is deprecated: both, each once.
-func decodeNIC(raw json.RawMessage) NIC {
-	var wire struct {
-		MacAddress string          `json:"macAddress"`
-		Connected  json.RawMessage `json:"connected"`
-		IPAddress  json.RawMessage `json:"ipAddress"`
-		IPConfig   struct {
-			IPAddress json.RawMessage `json:"ipAddress"`
-		} `json:"ipConfig"`
-	}
-	_ = json.Unmarshal(raw, &wire)
-	nic := NIC{MAC: wire.MacAddress}
-	if connected := anyBool(wire.Connected); connected != nil {
-		nic.Connected = *connected
-	}
-	add := func(address string) {
-		if address != "" && !slices.Contains(nic.Addresses, address) {
-			nic.Addresses = append(nic.Addresses, address)
-		}
-	}
-	each(wire.IPAddress, func(raw json.RawMessage) { add(anyString(raw)) })
-	each(wire.IPConfig.IPAddress, func(raw json.RawMessage) {
-		var address struct {
-			IPAddress string `json:"ipAddress"`
-		}
-		_ = json.Unmarshal(raw, &address)
-		add(address.IPAddress)
-	})
-	return nic
 }
 
 // decodeCustomizationInfo reads guest.customizationInfo (GuestInfoCustomizationInfo); nil where there is none.
