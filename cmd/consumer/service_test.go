@@ -111,6 +111,11 @@ type runData struct {
 	Check     struct{ State, Status string }
 	Customize struct{ State, Task, DecidedBy string }
 	Network   struct{ State, Task string }
+	Verify    struct {
+		State       string
+		Mismatches  []string
+		NotCompared []struct{ Field, Reason string }
+	}
 	Processes []struct {
 		Name, State string
 		PID         int64

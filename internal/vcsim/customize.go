@@ -3,6 +3,7 @@ package vcsim
 import (
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -307,13 +308,13 @@ const linkLocal = "169.254.7.7"
 
 // identityOf is what a spec asks of this VM's guest. Faults: InvalidArgument, NicSettingMismatch. vm.mu is held.
 func (vm *VM) identityOf(spec types.CustomizationSpec) (identity, types.BaseMethodFault) {
-	id := identity{addresses: make(map[string][]string)}
+	id := identity{addresses: make(map[string][]string), dns: slices.Clone(spec.GlobalIPSettings.DnsServerList)}
 	prep := spec.Identity.(*types.CustomizationLinuxPrep)
 	switch n := prep.HostName.(type) {
 	case *types.CustomizationFixedName:
 		id.hostName = n.Name
 	case *types.CustomizationPrefixName:
-		id.hostName = n.Base + "-1"
+		id.hostName = n.Base + "1"
 	case *types.CustomizationVirtualMachineName:
 		id.hostName = vm.name
 	case nil:
@@ -344,7 +345,10 @@ func (vm *VM) identityOf(spec types.CustomizationSpec) (identity, types.BaseMeth
 		}
 		switch ip := s.Adapter.Ip.(type) {
 		case *types.CustomizationFixedIp:
-			id.addresses[mac] = append(id.addresses[mac], ip.IpAddress)
+			id.addresses[mac] = append(id.addresses[mac], withMask(ip.IpAddress, s.Adapter.SubnetMask))
+			if len(s.Adapter.Gateway) > 0 && !slices.Contains(id.gateways, s.Adapter.Gateway[0]) {
+				id.gateways = append(id.gateways, s.Adapter.Gateway[0])
+			}
 		case nil:
 			return id, &types.InvalidArgument{InvalidProperty: fmt.Sprintf("spec.nicSettingMap[%d].adapter.ip", i)}
 		default:
@@ -357,8 +361,11 @@ func (vm *VM) identityOf(spec types.CustomizationSpec) (identity, types.BaseMeth
 		if v6 := s.Adapter.IpV6Spec; v6 != nil {
 			for _, ip := range v6.Ip {
 				if fixed, ok := ip.(*types.CustomizationFixedIpV6); ok {
-					id.addresses[mac] = append(id.addresses[mac], fixed.IpAddress)
+					id.addresses[mac] = append(id.addresses[mac], fmt.Sprintf("%s/%d", fixed.IpAddress, fixed.SubnetMask))
 				}
+			}
+			if len(v6.Gateway) > 0 && !slices.Contains(id.gateways, v6.Gateway[0]) {
+				id.gateways = append(id.gateways, v6.Gateway[0])
 			}
 		}
 	}

@@ -49,6 +49,8 @@ type Guest struct {
 	Locked bool
 	// Cancelable tells whether CancelTask stops the three Tasks.
 	Cancelable bool
+	// Others are what the guest shows before the VM's NICs, such as bridges: their DeviceConfigId is -1.
+	Others []types.GuestNicInfo
 	// Lies are what this guest says and does that is not so.
 	Lies Lies
 
@@ -119,10 +121,13 @@ type VM struct {
 type identity struct {
 	hostName  string
 	addresses map[string][]string
+	gateways  []string // of its default routes
+	dns       []string
 }
 
 func (id identity) clone() identity {
-	return identity{hostName: id.hostName, addresses: maps.Clone(id.addresses)}
+	id.addresses = maps.Clone(id.addresses)
+	return id
 }
 
 // ID is the managed object ID.
@@ -175,7 +180,7 @@ func (vm *VM) Addresses() []string {
 	var all []string
 	if vm.powered {
 		for _, mac := range vm.macs() {
-			all = append(all, vm.shown.addresses[mac]...)
+			all = append(all, plainAddresses(vm.shown.addresses[mac])...)
 		}
 	}
 	return all
@@ -278,7 +283,7 @@ func (vm *VM) SetHostName(name string) {
 	vm.show()
 }
 
-// SetAddresses sets the addresses of one NIC and lets VMware Tools report them.
+// SetAddresses sets the addresses of one NIC and lets VMware Tools report them: "10.0.0.7", "10.0.0.7/16", "10.0.0.7/16 duplicate".
 func (vm *VM) SetAddresses(mac string, addresses ...string) {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
@@ -415,6 +420,9 @@ func (vm *VM) apply(name string, then identity) {
 		}
 		vm.set = vm.set.clone()
 		maps.Copy(vm.set.addresses, then.addresses)
+		if then.addresses != nil {
+			vm.set.gateways, vm.set.dns = then.gateways, then.dns
+		}
 		if vm.guest.AppliesAtOnce {
 			vm.show()
 		}
@@ -466,10 +474,8 @@ func (vm *VM) macs() []string {
 	ctx := vm.v.newContext()
 	if obj, ok := ctx.Map.Get(vm.ref).(*simulator.VirtualMachine); ok {
 		ctx.WithLock(obj, func() {
-			for _, d := range obj.Config.Hardware.Device {
-				if nic, ok := d.(types.BaseVirtualEthernetCard); ok {
-					macs = append(macs, strings.ToLower(nic.GetVirtualEthernetCard().MacAddress))
-				}
+			for _, card := range cardsOf(obj) {
+				macs = append(macs, strings.ToLower(card.MacAddress))
 			}
 		})
 	}
@@ -510,6 +516,7 @@ func (vm *VM) report() {
 			g.GuestOperationsReady = types.NewBool(true)
 		}
 		g.Net = vm.nics(obj)
+		g.IpStack = vm.stack(g.Net)
 		for _, nic := range g.Net {
 			if g.IpAddress == "" && len(nic.IpAddress) > 0 {
 				g.IpAddress = nic.IpAddress[0]
@@ -521,7 +528,10 @@ func (vm *VM) report() {
 
 // nics are the NICs as VMware Tools report them. vm.mu and the VM's own lock are held.
 func (vm *VM) nics(obj *simulator.VirtualMachine) []types.GuestNicInfo {
-	var nics []types.GuestNicInfo
+	nics := slices.Clone(vm.guest.Others)
+	if !vm.powered || !vm.tools {
+		nics = nil
+	}
 	for _, d := range obj.Config.Hardware.Device {
 		card, ok := d.(types.BaseVirtualEthernetCard)
 		if !ok || !vm.powered {
@@ -536,16 +546,12 @@ func (vm *VM) nics(obj *simulator.VirtualMachine) []types.GuestNicInfo {
 			DeviceConfigId: c.Key,
 		}
 		if vm.tools {
-			nic.IpAddress = slices.Clone(vm.shown.addresses[mac])
+			nic.IpAddress = plainAddresses(vm.shown.addresses[mac])
 		}
 		if len(nic.IpAddress) > 0 {
 			nic.IpConfig = new(types.NetIpConfigInfo)
-			for _, a := range nic.IpAddress {
-				prefix := int32(24)
-				if strings.Contains(a, ":") {
-					prefix = 64
-				}
-				nic.IpConfig.IpAddress = append(nic.IpConfig.IpAddress, types.NetIpConfigInfoIpAddress{IpAddress: a, PrefixLength: prefix, State: "preferred"})
+			for _, a := range vm.shown.addresses[mac] {
+				nic.IpConfig.IpAddress = append(nic.IpConfig.IpAddress, ipConfig(a))
 			}
 		}
 		nics = append(nics, nic)
@@ -577,6 +583,7 @@ func guestChanges(was, is *types.GuestInfo) []types.PropertyChange {
 	differ("guest.hostName", was.HostName, is.HostName)
 	differ("guest.ipAddress", was.IpAddress, is.IpAddress)
 	differ("guest.net", was.Net, is.Net)
+	differ("guest.ipStack", was.IpStack, is.IpStack)
 	differ("guest.guestState", was.GuestState, is.GuestState)
 	if old, now := was.GuestOperationsReady, *is.GuestOperationsReady; old == nil || *old != now {
 		changes = append(changes, types.PropertyChange{Name: "guest.guestOperationsReady", Val: now})

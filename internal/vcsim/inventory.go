@@ -69,6 +69,7 @@ func newCard(n, unit int) *types.VirtualVmxnet3 {
 		VirtualDeviceDeviceBackingInfo: types.VirtualDeviceDeviceBackingInfo{DeviceName: "VM Network"},
 	}
 	card.Connectable = &types.VirtualDeviceConnectInfo{StartConnected: true, AllowGuestControl: true, Status: "ok"}
+	card.SlotInfo = &types.VirtualDevicePciBusSlotInfo{PciSlotNumber: int32(firstSlot + slotStep*unit)}
 	card.AddressType = "assigned"
 	card.MacAddress = fmt.Sprintf("00:50:56:%02x:%02x:%02x", n>>16&0x3f, n>>8&0xff, n&0xff)
 	return card

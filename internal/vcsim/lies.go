@@ -192,7 +192,7 @@ func (vm *VM) Truth() Truth {
 	defer vm.mu.Unlock()
 	t := Truth{HostName: vm.set.hostName, Connected: true, ExitCodes: make(map[string]int64)}
 	for _, mac := range vm.macs() {
-		t.Addresses = append(t.Addresses, vm.set.addresses[mac]...)
+		t.Addresses = append(t.Addresses, plainAddresses(vm.set.addresses[mac])...)
 	}
 	now := vm.v.GuestNow()
 	for _, p := range vm.procs {
