@@ -175,6 +175,9 @@ func expect(spec json.RawMessage, secret func(events.AskedText) (string, error))
 	return e
 }
 
+// knownIdentities are those whose host name, where they have one, stands in a member of its own.
+var knownIdentities = []string{"", "CustomizationLinuxPrep", "CustomizationSysprep", "CustomizationLinuxFlexPrep", "CustomizationWindowsFlexPrep"}
+
 // identity reads what the guest will be called.
 func (r *specReader) identity(raw json.RawMessage, field string) (rule nameRule, linux bool) {
 	members := r.object(raw, field)
@@ -191,7 +194,7 @@ func (r *specReader) identity(raw json.RawMessage, field string) (rule nameRule,
 	if user := members["userData"]; !absent(user) {
 		name, at = r.object(user, field+".userData")["computerName"], field+".userData.computerName"
 		rule.windows = true
-	} else if absent(name) && kind != "" && kind != "CustomizationLinuxPrep" && kind != "CustomizationSysprep" {
+	} else if absent(name) && !slices.Contains(knownIdentities, kind) {
 		r.untold(field, "%s is not known here", kind)
 	}
 	if !absent(name) {
