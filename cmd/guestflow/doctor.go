@@ -42,6 +42,7 @@ type finding struct {
 
 func (c *cli) doctorCommand() *cobra.Command {
 	var vm string
+	var try tryOptions
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Find out what keeps the service from working, with the cure",
@@ -51,8 +52,17 @@ the clocks. Run it where the service runs, as who it runs. Exit code 1 where som
 		Example: `  guestflow doctor
   guestflow doctor --vm vm-42 --json`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return c.doctor(cmd.Context(), vm) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := try.check(); err != nil {
+				return err
+			}
+			if try.vm != "" {
+				return c.try(cmd.Context(), try)
+			}
+			return c.doctor(cmd.Context(), vm)
+		},
 	}
+	try.flags(cmd)
 	cmd.Flags().StringVar(&vm, "vm", "", "VM on which the privileges are looked at (default one that had a run)")
 	return cmd
 }

@@ -42,7 +42,7 @@ func TestImports(t *testing.T) {
 	may := map[string][]string{
 		"cmd/consumer":             {"internal/app"},
 		"cmd/demo":                 {"internal/vcsim", "internal/events/natstest"},
-		"cmd/guestflow":            {"sandbox", "internal/app", "internal/client", "internal/events", "internal/vcapi"},
+		"cmd/guestflow":            {"sandbox", "internal/app", "internal/client", "internal/events", "internal/vcapi", "internal/secretfile"},
 		"deploy/image":             {},
 		"docs":                     {},
 		"examples/go":              {},
