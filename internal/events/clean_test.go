@@ -232,15 +232,16 @@ func TestJSONIsCut(t *testing.T) {
 // A request that guestflow takes makes events that guestflow reads: what cannot be told again is refused.
 func TestWhatIsTakenCanBeTold(t *testing.T) {
 	t.Parallel()
+	const linux = `"identity":{"_typeName":"CustomizationLinuxPrep","domain":"example.test","hostName":{"_typeName":"CustomizationFixedName","name":"web-1"}},"globalIPSettings":{},"nicSettingMap":[]`
 	nested := func(n int) string {
-		return `{"vm":"vm-42","guest":{"credentials":{"secretRef":"a"}},"customize":{"spec":{"identity":{},"a":` + strings.Repeat("[", n) + strings.Repeat("]", n) + `}}}`
+		return `{"vm":"vm-42","guest":{"credentials":{"secretRef":"a"}},"customize":{"spec":{` + linux + `,"a":` + strings.Repeat("[", n) + strings.Repeat("]", n) + `}}}`
 	}
 	encoded := func(data string) string {
 		return `{"specversion":"1.0","id":"7","source":"/a","type":"` + Type(KindRequested) + `","data_base64":"` + base64.StdEncoding.EncodeToString([]byte(data)) + `"}`
 	}
 	for name, message := range map[string]string{
 		"deep": encoded(nested(9_990)), "deeper than most": encoded(nested(200)), "not so deep": encoded(nested(20)),
-		"no UTF-8 in base64": encoded("{\"vm\":\"vm-42\",\"guest\":{\"credentials\":{\"secretRef\":\"a\"}},\"customize\":{\"spec\":{\"identity\":{},\"a\":\"\xff\"}}}"),
+		"no UTF-8 in base64": encoded("{\"vm\":\"vm-42\",\"guest\":{\"credentials\":{\"secretRef\":\"a\"}},\"customize\":{\"spec\":{"+linux+",\"a\":\"\xff\"}}}"),
 		"a name with a line": encoded(`{"vm":"vm-42","guest":{"credentials":{"secretRef":"a"}},"processes":[{"name":"a\nb","run":{"path":"/a"}}]}`),
 		"a name that turns":  encoded(`{"vm":"vm-42","guest":{"credentials":{"secretRef":"a"}},"processes":[{"name":"a\u202eb","run":{"path":"/a"}}]}`),
 	} {
