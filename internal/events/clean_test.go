@@ -37,7 +37,7 @@ func TestClean(t *testing.T) {
 func fill(v reflect.Value, s string, but func(path string) bool, path string) {
 	switch v.Kind() {
 	case reflect.Pointer:
-		if path == "Run.Error.VSphere.Cause.Cause.Cause.Cause.Cause.Cause" {
+		if strings.HasSuffix(path, strings.Repeat(".Cause", 6)) { // a cause has causes
 			return
 		}
 		if v.IsNil() {
@@ -72,7 +72,7 @@ func fill(v reflect.Value, s string, but func(path string) bool, path string) {
 // can read its own event again. The texts are found by reflection: a new one that is not cleaned fails here.
 func TestWhatOthersWroteIsClean(t *testing.T) {
 	t.Parallel()
-	ours := map[string]bool{"Run.Run": true, "Run.VCenter": true, "Run.VM": true, "Run.Requested": true, "Run.Checkpoint": true, "Run.Owner.Instance": true, "Run.Waiting": true,
+	ours := map[string]bool{"Run.Run": true, "Run.VCenter": true, "Run.VM": true, "Run.Requested": true, "Run.Checkpoint": true, "Run.Owner.Instance": true, "Run.Waiting": true, "Run.Error.Waiting": true,
 		"Run.Error.Code": true, "Run.Error.Step": true, "Run.Error.Process": true, "Run.Customize.DecidedBy": true,
 		// Identities: cleaned, they would be others. CloudEvents allows no control characters in them, and the request's schema none in the names of processes.
 		"Run.Request.Source": true, "Run.Request.ID": true, "Run.CanceledBy.Source": true, "Run.CanceledBy.ID": true, "Run.Processes.Name": true, "Run.Process": true}
@@ -241,7 +241,7 @@ func TestWhatIsTakenCanBeTold(t *testing.T) {
 	}
 	for name, message := range map[string]string{
 		"deep": encoded(nested(9_990)), "deeper than most": encoded(nested(200)), "not so deep": encoded(nested(20)),
-		"no UTF-8 in base64": encoded("{\"vm\":\"vm-42\",\"guest\":{\"credentials\":{\"secretRef\":\"a\"}},\"customize\":{\"spec\":{"+linux+",\"a\":\"\xff\"}}}"),
+		"no UTF-8 in base64": encoded("{\"vm\":\"vm-42\",\"guest\":{\"credentials\":{\"secretRef\":\"a\"}},\"customize\":{\"spec\":{" + linux + ",\"a\":\"\xff\"}}}"),
 		"a name with a line": encoded(`{"vm":"vm-42","guest":{"credentials":{"secretRef":"a"}},"processes":[{"name":"a\nb","run":{"path":"/a"}}]}`),
 		"a name that turns":  encoded(`{"vm":"vm-42","guest":{"credentials":{"secretRef":"a"}},"processes":[{"name":"a\u202eb","run":{"path":"/a"}}]}`),
 	} {

@@ -58,7 +58,7 @@ func (c *Client) IdleWait(ctx context.Context, vm string) (status int, body stri
 		return 0, "", err
 	}
 	filter.removed() // it goes with its collector
-	const most = 5 // pages that tell of a change, before there is none
+	const most = 5   // pages that tell of a change, before there is none
 	in := map[string]any{"options": map[string]any{"_typeName": "WaitOptions", "maxWaitSeconds": int(idleWait / time.Second)}}
 	for range most {
 		cl, err := c.vimCall(s.service, of, "PropertyCollector", "WaitForUpdatesEx", in)
