@@ -230,11 +230,11 @@ func (r *run) customizable(ctx context.Context, s *step, vm vcapi.VM, block func
 		}
 	}
 	c.Status, c.SupportedGuestOS, c.SupportedPowerState = answer.Status, answer.SupportedGuestOS, answer.SupportedPowerState
-	if answer.Status == "SUPPORTED" {
-		return nil
-	}
 	power := answer.SupportedPowerState != nil && !*answer.SupportedPowerState
 	system := answer.SupportedGuestOS != nil && !*answer.SupportedGuestOS
+	if answer.Status == "SUPPORTED" && !power && !system { // each of the three may say no
+		return nil
+	}
 	if system {
 		block(&stepError{step: "check", code: events.NotCustomizable, message: fmt.Sprintf(
 			"vCenter says that the guest OS of vm %s cannot be customized: see the guest OS that is set on the VM; a running guest is a Linux that VMware's guest OS customization supports", r.vm)}, "vm")

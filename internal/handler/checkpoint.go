@@ -38,11 +38,18 @@ type checkpoint struct {
 	BaselineAt *time.Time `json:"baselineAt,omitempty"` // vCenter's clock; absent: vCenter was silent, there is no baseline yet
 	// Recent says that the baseline is vCenter's recent Tasks alone: its history could not be read, and may show older ones later.
 	Recent bool `json:"recent,omitempty"`
-	// Tasks are the ones that this run made. Past holds those of earlier runs: vCenter may have shown them too late for the baseline.
+	// BaselineNewest is when the newest of the baseline was queued; BaselineOurs is our clock's time at BaselineAt: it only tells whether vCenter's was set back since.
+	BaselineNewest *time.Time `json:"baselineNewest,omitempty"`
+	BaselineOurs   *time.Time `json:"baselineOurs,omitempty"`
+	// Instance is the instance UUID of the vCenter that Baseline and Tasks are of: another vCenter's Tasks have the same IDs.
+	Instance string `json:"vcenter,omitempty"`
+	// Tasks are the ones that this run made, see taskMark. Past holds those of earlier runs: vCenter may have shown them too late for the baseline.
 	Tasks  []string  `json:"tasks,omitempty"`
 	Past   []pastRun `json:"past,omitempty"` // oldest first
 	Intent *intent   `json:"intent,omitempty"`
 	before           // what there was of the guest before the last call
+	// Spec is the digest of the customization specification that is stored in vCenter, as the check read it.
+	Spec string `json:"spec,omitempty"`
 	// Failed is why the customization failed that was aborted, and is to be repeated: it is told where no repeat comes to its end.
 	Failed *events.Error `json:"failed,omitempty"`
 	// Step and StepSince are the step that the run is in and since when (our clock): its time goes on across takeovers.
@@ -64,9 +71,10 @@ type checkpoint struct {
 
 // pastRun is an ended run of the same VM.
 type pastRun struct {
-	Run    string   `json:"run"`
-	Digest string   `json:"digest"`
-	Tasks  []string `json:"tasks,omitempty"`
+	Run      string   `json:"run"`
+	Digest   string   `json:"digest"`
+	Tasks    []string `json:"tasks,omitempty"`
+	Instance string   `json:"vcenter,omitempty"` // the instance UUID of the vCenter that they are of
 	// Doubt names the acts of which this run ended without knowing whether they took effect: their Task may still appear, and is nobody's to adopt.
 	Doubt []string `json:"doubt,omitempty"`
 	// Canceled names the cancel that ended it: delivered again, that one has done what it asks for.
@@ -162,7 +170,7 @@ func (c *checkpoint) past(run string) (pastRun, bool) {
 
 // ended is the memory that the next run of this VM begins with: that of this run, and this run itself.
 func (c *checkpoint) ended(run *events.Run) []pastRun {
-	this := pastRun{Run: run.Run, Digest: c.Digest, Tasks: c.Tasks, Doubt: c.Doubt}
+	this := pastRun{Run: run.Run, Digest: c.Digest, Tasks: c.Tasks, Instance: c.Instance, Doubt: c.Doubt}
 	if by := run.CanceledBy; by != nil {
 		this.Canceled = &events.RequestRef{Source: by.Source, ID: by.ID}
 	}
@@ -171,14 +179,6 @@ func (c *checkpoint) ended(run *events.Run) []pastRun {
 		past = past[over:]
 	}
 	return past
-}
-
-// known tells whether a Task is surely not the one that an open intent of this run may have made.
-func (c *checkpoint) known(task string) bool {
-	if slices.Contains(c.Baseline, task) || slices.Contains(c.Tasks, task) {
-		return true
-	}
-	return slices.ContainsFunc(c.Past, func(p pastRun) bool { return slices.Contains(p.Tasks, task) })
 }
 
 // doubted tells whether the last run of the VM that came as far as an act ended without knowing whether this act took effect.

@@ -19,6 +19,13 @@ const (
 	progressStep = 10
 )
 
+// The methods that make Tasks.
+const (
+	customizeMethod = "CustomizeGuest_Task"
+	networkMethod   = "StartGuestNetwork_Task"
+	abortMethod     = "AbortCustomization_Task"
+)
+
 // taskAct is an act whose effect is a Task: method makes it, and task and startedAt are where the run's state keeps it.
 func (r *run) taskAct(name, method string, task *string, startedAt **time.Time,
 	call func(ctx context.Context, gate vcapi.Gate, auth vcapi.GuestAuth) (string, error)) *act {
@@ -57,7 +64,7 @@ func (r *run) customize() *act {
 	c := r.state.Customize
 	var spec, params json.RawMessage
 	var redact []string
-	a := r.taskAct("customize", "CustomizeGuest_Task", &c.Task, &c.StartedAt, func(ctx context.Context, gate vcapi.Gate, auth vcapi.GuestAuth) (string, error) {
+	a := r.taskAct("customize", customizeMethod, &c.Task, &c.StartedAt, func(ctx context.Context, gate vcapi.Gate, auth vcapi.GuestAuth) (string, error) {
 		auth.Redact = redact
 		return r.vc.CustomizeGuest(ctx, gate, r.vm, auth, spec, params)
 	})
@@ -239,14 +246,20 @@ func (r *run) afterwards(ctx context.Context, s *step, failed, look bool) (g vca
 		shown = look && r.shownAll(e, vm)
 		return guestEnded(g.Status) || shown && g.Status == ""
 	}
+	err = r.lookUntil(ctx, s, failed, see)
+	return g, shown, err
+}
+
+// lookUntil looks at the VM until see is satisfied, for verify.timeout at most: after a failed Task for half of what is left, too.
+func (r *run) lookUntil(ctx context.Context, s *step, failed bool, see func(vcapi.VM) bool) error {
 	limit := r.verifyTimeout()
 	if due, ok := ctx.Deadline(); ok && failed {
 		limit = min(limit, time.Until(due)/2)
 	}
 	within, cancel := r.clock.within(ctx, limit, errLooked)
 	defer cancel()
-	_, err = r.shown(ctx, within, s, func(vm vcapi.VM) (bool, error) { return see(vm), nil })
-	return g, shown, err
+	_, err := r.shown(ctx, within, s, func(vm vcapi.VM) (bool, error) { return see(vm), nil })
+	return err
 }
 
 func guestEnded(status string) bool { return status == "SUCCEEDED" || status == "FAILED" }
@@ -358,8 +371,6 @@ func (r *run) abort(ctx context.Context, s *step) error {
 	r.point.Abort, r.abortOpen, r.lookOn = false, false, false // what was not answered before has come to its end
 	return r.record(events.CustomizeAborted)
 }
-
-const abortMethod = "AbortCustomization_Task"
 
 // notAborted tells, of an abort that did not come about, also what it was for.
 func (r *run) notAborted(err error) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/guestflow/guestflow/internal/vcapi"
@@ -17,6 +18,68 @@ import (
 //	the guest's status  of a customization that began later than the one read before the call: before.began
 //	what it shows       all that is asked for, where it was seen to show something else before: before.other
 //	a process           bears the run's marker, or has a pid and start time that were not there before: isProcess, mayBeAmong
+
+// taskMark names a Task for good: its ID and, once it was seen, when it was queued (vCenter's clock). A vCenter that was restored from a backup gives the same
+// IDs to other Tasks.
+func taskMark(t vcapi.Task) string {
+	if t.QueueTime.IsZero() {
+		return t.ID
+	}
+	return t.ID + "@" + t.QueueTime.UTC().Format(time.RFC3339)
+}
+
+// isTask tells whether a mark names a Task.
+func isTask(mark string, t vcapi.Task) bool {
+	id, queued, dated := strings.Cut(mark, "@")
+	if id != t.ID || !dated || t.QueueTime.IsZero() {
+		return id == t.ID
+	}
+	at, err := time.Parse(time.RFC3339, queued)
+	return err != nil || sameTime(at, t.QueueTime)
+}
+
+// sawTask dates a Task of this run by what vCenter shows of it.
+func (c *checkpoint) sawTask(t vcapi.Task) {
+	if i := slices.Index(c.Tasks, t.ID); i >= 0 {
+		c.Tasks[i] = taskMark(t)
+	}
+}
+
+// sameTask tells whether a Task is the one that this run knows by its ID, as far as its mark tells.
+func (c *checkpoint) sameTask(t vcapi.Task) bool {
+	return !slices.ContainsFunc(c.Tasks, func(mark string) bool { return strings.HasPrefix(mark, t.ID+"@") && !isTask(mark, t) })
+}
+
+// known tells whether a Task is surely not the one that an open intent of this run may have made: it was there before, or an earlier call made it. Those
+// of another vCenter are no Tasks of this one.
+func (c *checkpoint) known(t vcapi.Task, instance string) bool {
+	named := func(marks []string, of string) bool {
+		return (of == "" || instance == "" || of == instance) && slices.ContainsFunc(marks, func(mark string) bool { return isTask(mark, t) })
+	}
+	there := c.BaselineNewest == nil || !t.QueueTime.After(*c.BaselineNewest)
+	return named(c.Baseline, c.Instance) && there || named(c.Tasks, c.Instance) ||
+		slices.ContainsFunc(c.Past, func(p pastRun) bool { return named(p.Tasks, p.Instance) })
+}
+
+// madeBy tells whether a method made a Task, by its name, else by its description's key: "vm.GuestCustomizationManager.", and a word that no page gives for
+// sure. maybe: neither of them tells.
+func madeBy(t vcapi.Task, method string) (yes, maybe bool) {
+	if strings.EqualFold(t.Name, method) || strings.EqualFold(t.Name+"_Task", method) {
+		return true, false
+	}
+	key, ours := strings.CutPrefix(strings.ToLower(t.DescriptionID), "vm.guestcustomizationmanager.")
+	switch {
+	case !ours:
+		return false, t.Name == "" && (key == "" || strings.Contains(key, "customiz"))
+	case strings.HasPrefix(key, "abort"):
+		return method == abortMethod, false
+	case strings.Contains(key, "network"):
+		return method == networkMethod, false
+	case strings.HasPrefix(key, "customize"):
+		return method == customizeMethod, false
+	}
+	return false, true
+}
 
 // before is what there was of the guest before a call.
 type before struct {
@@ -88,6 +151,11 @@ func (r *run) shownOther(e expected, vm vcapi.VM) bool {
 func (r *run) shownAll(e expected, vm vcapi.VM) bool {
 	seen := slices.Collect(maps.Values(e.evidence(vm, r.state.VMName)))
 	return len(seen) > 0 && !slices.Contains(seen, false)
+}
+
+// networkUp tells whether a guest shows what StartGuestNetwork_Task is for: each of its NICs connected, with an address that others can reach.
+func networkUp(vm vcapi.VM) bool {
+	return len(vm.NICs) > 0 && !slices.ContainsFunc(vm.NICs, func(n vcapi.NIC) bool { return !n.Connected || !hasAddress(n) })
 }
 
 // hasAddress tells whether a NIC has an address that others can reach.

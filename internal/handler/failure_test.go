@@ -53,6 +53,10 @@ func TestFailures(t *testing.T) {
 			world: func(w *world) {
 				w.vm.check = vcapi.Check{Status: "NOT_SUPPORTED", SupportedGuestOS: &no}
 			}},
+		{name: "supported, but not its guest OS", step: "check", code: events.NotCustomizable, kinds: "run.accepted check.completed run.failed",
+			world: func(w *world) { w.vm.check = vcapi.Check{Status: "SUPPORTED", SupportedGuestOS: &no} }},
+		{name: "supported, but not in its power state", step: "check", code: events.PowerState, kinds: "run.accepted check.completed run.failed",
+			world: func(w *world) { w.vm.check = vcapi.Check{Status: "SUPPORTED", SupportedPowerState: &no} }},
 		{name: "not supported, no reason", step: "check", code: events.NotCustomizable, retry: true, kinds: "run.accepted check.completed run.failed",
 			world: func(w *world) { w.vm.check = vcapi.Check{Status: "NOT_SUPPORTED"} }},
 		{name: "powered off", step: "check", code: events.PowerState, kinds: "run.accepted check.completed run.failed",

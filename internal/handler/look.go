@@ -2,6 +2,8 @@ package handler
 
 import (
 	"context"
+	"fmt"
+	"slices"
 	"time"
 
 	"github.com/guestflow/guestflow/internal/events"
@@ -33,26 +35,63 @@ func (r *run) baselineWithin(limit time.Duration) error {
 // baseline notes the Tasks that vCenter shows now, by its clock.
 func (r *run) baseline(ctx context.Context) (struct{}, error) {
 	var none struct{}
-	now, err := r.vc.Now(ctx)
+	now, about, err := r.clockOf(ctx)
 	if err != nil {
 		return none, err
 	}
+	ours := time.Now()
 	tasks, history, err := r.vc.Tasks(ctx, r.vm, now.Add(-historyReach))
 	if err != nil {
 		return none, err
 	}
-	r.point.Baseline, r.point.BaselineAt, r.point.Recent = nil, &now, !history
+	p := &r.point
+	p.Baseline, p.BaselineAt, p.BaselineOurs, p.Recent, p.Instance, p.BaselineNewest = nil, &now, &ours, !history, about.InstanceUUID, nil
 	for _, t := range tasks {
-		r.point.Baseline = append(r.point.Baseline, t.ID)
+		p.Baseline = append(p.Baseline, t.ID)
 		r.newest = t.ID
+		if p.BaselineNewest == nil || t.QueueTime.After(*p.BaselineNewest) {
+			queued := t.QueueTime
+			p.BaselineNewest = &queued
+		}
 	}
 	return none, nil
+}
+
+// clockOf is vCenter's clock, and which vCenter it is.
+func (r *run) clockOf(ctx context.Context) (now time.Time, about vcapi.About, err error) {
+	if now, err = r.vc.Now(ctx); err != nil {
+		return now, about, err
+	}
+	about, err = r.vc.About(ctx)
+	return now, about, err
+}
+
+// since is the time, by vCenter's clock, from which on Tasks are asked for, so that none that this run made is left out: also where that clock was set back
+// after the baseline. Our own clock tells by how much: it only makes the answer longer.
+func (r *run) since(now time.Time) time.Time {
+	p := r.point
+	if p.BaselineAt == nil {
+		return time.Time{} // all of them
+	}
+	from := *p.BaselineAt
+	if p.BaselineOurs != nil {
+		if expected := p.BaselineAt.Add(time.Since(*p.BaselineOurs)); now.Before(expected) {
+			from = from.Add(now.Sub(expected))
+		}
+	}
+	if open := p.Intent; open != nil && open.At.Before(from) {
+		from = open.At
+	}
+	if p.Recent && !from.Before(*p.BaselineAt) { // an older one would be taken for this run's
+		return from
+	}
+	return from.Add(-historyReach)
 }
 
 // lookForTask looks for the Task that a call of method may have made: one that is not known. Who asks for the first time, with no other
 // owner before and no call of its own that was not answered, has nothing to look for and only notes what a later look needs.
 func (r *run) lookForTask(ctx context.Context, act, method string, adopt func(vcapi.Task)) (sighting, error) {
-	now, err := r.vc.Now(ctx)
+	now, about, err := r.clockOf(ctx)
 	if err != nil {
 		return sighting{}, err
 	}
@@ -62,23 +101,28 @@ func (r *run) lookForTask(ctx context.Context, act, method string, adopt func(vc
 		return s, err
 	}
 	s.now.Session = vs.Key
+	if err := r.sameVCenter(about); err != nil {
+		return s, err
+	}
 	if !r.tookOver && !r.open && !r.lookOn {
 		return s, nil
 	}
-	since := r.point.BaselineAt.Add(-historyReach)
-	if r.point.Recent { // an older one would be taken for this run's
-		since = *r.point.BaselineAt
-	}
-	tasks, history, err := r.vc.Tasks(ctx, r.vm, since)
+	tasks, history, err := r.vc.Tasks(ctx, r.vm, r.since(now))
 	if err != nil {
 		return s, err
 	}
 	shown := map[string]bool{}
 	var found *vcapi.Task
+	unclear := false
 	for i, t := range tasks {
 		shown[t.ID] = true
 		s.now.Newest = t.ID
-		if t.Name == method && !r.point.known(t.ID) {
+		yes, maybe := madeBy(t, method)
+		switch {
+		case !yes && !maybe, r.point.known(t, about.InstanceUUID):
+		case maybe, r.point.Recent && t.QueueTime.Before(*r.point.BaselineAt): // it may have been there before
+			unclear = true
+		default:
 			found = &tasks[i]
 		}
 	}
@@ -94,7 +138,24 @@ func (r *run) lookForTask(ctx context.Context, act, method string, adopt func(vc
 	if open := r.point.Intent; r.open && open != nil {
 		s.sure, err = r.reachesBack(ctx, open, now, tasks, shown, history, vs.UserName)
 	}
+	s.sure = s.sure && !unclear
 	return s, err
+}
+
+// sameVCenter fails where the vCenter of that name is another one than when the run was accepted: neither its Tasks nor its VMs are those that the run knows.
+func (r *run) sameVCenter(about vcapi.About) error {
+	was := r.point.Instance
+	if was == "" || about.InstanceUUID == "" || was == about.InstanceUUID {
+		return nil
+	}
+	s := r.current()
+	f := &stepError{step: s.name, process: s.process, code: events.NotFound, message: fmt.Sprintf(
+		"vCenter %s is another one now (instance UUID %s) than when the run was accepted (%s): its %s may be another VM; look at the VM, then send a new request",
+		r.VCenter, about.InstanceUUID, was, r.vm)}
+	if r.open {
+		r.open, f.code, f.doubt = false, events.Uncertain, r.point.Intent.Act
+	}
+	return f
 }
 
 // reachesBack tells whether vCenter's answer goes back behind an intent: a Task that it made would have been in it.
@@ -136,12 +197,48 @@ func proof(yes bool, err error) (bool, error) {
 	return yes, err
 }
 
-// followTask waits for the end of a Task, or until done says that the run knows enough.
+// followTask waits for the end of a Task, or until each fails. That vCenter does not show the Task counts only once it must: V after its fact, and after
+// the history was asked, which remembers it for longer than the ten minutes for which it is shown.
 func (r *run) followTask(ctx context.Context, s *step, id string, each func(vcapi.WatchState) error) (vcapi.Task, error) {
-	var end vcapi.Task
-	gone := false
-	err := r.watch(ctx, s, id, func(w vcapi.WatchState) (bool, error) {
-		if w.TaskGone {
+	from := time.Now() // the fact is no newer than this
+	for pause := newBackoff(askPause); ; {
+		end, gone, err := r.watchTask(ctx, s, id, each)
+		if err != nil || !gone {
+			return end, err
+		}
+		late := time.Since(from) >= r.VisibilityLag
+		tasks, err := ask(ctx, r, s, func(ctx context.Context) ([]vcapi.Task, error) {
+			now, err := r.vc.Now(ctx)
+			if err != nil {
+				return nil, err
+			}
+			tasks, _, err := r.vc.Tasks(ctx, r.vm, r.since(now))
+			return tasks, err
+		})
+		if err != nil {
+			return end, err
+		}
+		i := slices.IndexFunc(tasks, func(t vcapi.Task) bool { return t.ID == id && r.point.sameTask(t) })
+		switch {
+		case i >= 0 && taskEnded(tasks[i]):
+			r.point.sawTask(tasks[i])
+			return tasks[i], nil
+		case i < 0 && late:
+			return end, &stepError{step: s.name, code: events.Uncertain,
+				message: "vCenter no longer knows " + id + ": how it ended can not be told; look at the guest, then send a new request"}
+		}
+		select {
+		case <-pause.next():
+		case <-ctx.Done():
+			return end, r.interrupted(ctx)
+		}
+	}
+}
+
+// watchTask follows a Task on the long poll until it has ended, or is not shown. One of another VM, or of another time, is not it: its ID was given again.
+func (r *run) watchTask(ctx context.Context, s *step, id string, each func(vcapi.WatchState) error) (end vcapi.Task, gone bool, err error) {
+	err = r.watch(ctx, s, id, func(w vcapi.WatchState) (bool, error) {
+		if w.TaskGone || w.Task != nil && (w.Task.Entity != "" && w.Task.Entity != r.vm || !r.point.sameTask(*w.Task)) {
 			gone = true
 			return true, nil
 		}
@@ -149,33 +246,13 @@ func (r *run) followTask(ctx context.Context, s *step, id string, each func(vcap
 			return false, nil
 		}
 		end = *w.Task
+		r.point.sawTask(end)
 		if taskEnded(end) {
 			return true, nil
 		}
 		return false, each(w)
 	})
-	if err != nil || !gone {
-		return end, err
-	}
-	// vCenter shows a Task for ten minutes after its end; its history remembers longer.
-	since := time.Now().Add(-24 * time.Hour)
-	if r.point.BaselineAt != nil {
-		since = r.point.BaselineAt.Add(-historyReach)
-	}
-	tasks, err := ask(ctx, r, s, func(ctx context.Context) ([]vcapi.Task, error) {
-		tasks, _, err := r.vc.Tasks(ctx, r.vm, since)
-		return tasks, err
-	})
-	if err != nil {
-		return end, err
-	}
-	for _, t := range tasks {
-		if t.ID == id && taskEnded(t) {
-			return t, nil
-		}
-	}
-	return end, &stepError{step: s.name, code: events.Uncertain,
-		message: "vCenter no longer knows " + id + ": how it ended can not be told; look at the guest, then send a new request"}
+	return end, gone, err
 }
 
 func taskEnded(t vcapi.Task) bool { return t.State == "success" || t.State == "error" }

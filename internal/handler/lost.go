@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/guestflow/guestflow/internal/events"
+	"github.com/guestflow/guestflow/internal/vcapi"
 )
 
 // lost is what a run begins with that may have had events before: they have aged out, or the events stream was made anew, or lost its end.
@@ -84,7 +86,7 @@ func (r *run) nothingDone(ctx context.Context, s *step) (bool, error) {
 		switch {
 		case t.QueueTime.Before(since):
 			older = true
-		case mayBeOurs(t.Name) && !r.point.named(t.ID):
+		case mayBeOurs(t) && !r.point.named(t):
 			return false, nil
 		}
 	}
@@ -99,20 +101,19 @@ func (r *run) nothingDone(ctx context.Context, s *step) (bool, error) {
 	return proof(r.vc.AnyTaskBefore(ctx, since))
 }
 
-// mayBeOurs tells whether a Task is of a method that a run calls to change the guest. One without a name may be anything.
-func mayBeOurs(method string) bool {
-	switch method {
-	case "CustomizeGuest_Task", "StartGuestNetwork_Task", "AbortCustomization_Task", "":
-		return true
-	}
-	return false
+// mayBeOurs tells whether a Task is, or may be, of a method that a run calls to change the guest.
+func mayBeOurs(t vcapi.Task) bool {
+	return slices.ContainsFunc([]string{customizeMethod, networkMethod, abortMethod}, func(method string) bool {
+		yes, maybe := madeBy(t, method)
+		return yes || maybe
+	})
 }
 
 // named tells whether a run of this VM names the Task.
-func (c *checkpoint) named(task string) bool {
+func (c *checkpoint) named(t vcapi.Task) bool {
 	other := *c
 	other.Baseline = nil
-	return other.known(task)
+	return other.known(t, c.Instance)
 }
 
 // afresh begins the VM's journal again, which is gone, with this run as it stands: the events stream was made anew, or emptied. Whoever else goes on

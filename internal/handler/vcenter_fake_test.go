@@ -29,6 +29,8 @@ type fakeVC struct {
 	forever     []string      // Tasks of other VMs that the history reaches back to
 	connects    time.Duration // what the connection of NICs takes
 	watchLag    time.Duration // how long the long poll does not show a new Task
+	instance    string        // its instance UUID
+	naming      func(method string) (name, description string)
 	// rest and push are the precisions in which the guest's times come, by REST and by the long poll.
 	rest, push func(time.Time) time.Time
 
@@ -100,6 +102,7 @@ type fakeVM struct {
 	procs      []*fakeProc
 	toolsPID   int64
 	toolsSince time.Time
+	uuid       string
 	windows    bool // it is a Windows guest: no shell, and no pid 1
 }
 
@@ -111,6 +114,7 @@ type program struct {
 type fakeTask struct {
 	id, name, vm string
 	queued       time.Time // ours
+	stamp        time.Time // vCenter's then
 	takes        time.Duration
 	err          *vcapi.Error
 	canceled     time.Time
@@ -127,7 +131,8 @@ type fakeProc struct {
 }
 
 func newFakeVC() *fakeVC {
-	return &fakeVC{apiVersion: "9.0.0.0", history: true, connects: time.Second, rest: cut(time.Millisecond), push: cut(time.Microsecond), forever: []string{"task-1"}, vms: map[string]*fakeVM{}, sessions: map[string]bool{},
+	return &fakeVC{apiVersion: "9.0.0.0", history: true, connects: time.Second, instance: "uuid-1",
+		naming: func(method string) (string, string) { return method, "" }, rest: cut(time.Millisecond), push: cut(time.Microsecond), forever: []string{"task-1"}, vms: map[string]*fakeVM{}, sessions: map[string]bool{},
 		lastID: 100, changed: make(chan struct{}), onEffect: func(effect) {}}
 }
 
@@ -152,7 +157,7 @@ func told(g vcapi.GuestCustomization, as func(time.Time) time.Time) vcapi.GuestC
 
 func (v *fakeVC) addVM(id string) *fakeVM {
 	yes := true
-	vm := &fakeVM{id: id, power: "poweredOn", tools: true, password: "guest-secret", moves: true, hostName: "template",
+	vm := &fakeVM{id: id, power: "poweredOn", tools: true, password: "guest-secret", moves: true, hostName: "template", uuid: "5012",
 		check:     vcapi.Check{Status: "SUPPORTED", SupportedGuestOS: &yes, SupportedPowerState: &yes},
 		cards:     twoCards()[:1],
 		customize: time.Minute, network: 10 * time.Second, toolsPID: 700, toolsSince: time.Now().Add(-time.Hour),
@@ -369,7 +374,7 @@ func (c *client) Hide(secrets ...string) (forget func()) {
 }
 
 func (c *client) About(ctx context.Context) (vcapi.About, error) {
-	return vcapi.About{Name: "fake", APIVersion: c.apiVersion}, c.reach(ctx, "About")
+	return vcapi.About{Name: "fake", APIVersion: c.apiVersion, InstanceUUID: c.instance}, c.reach(ctx, "About")
 }
 
 func (c *client) Now(ctx context.Context) (time.Time, error) {
@@ -393,7 +398,7 @@ func (c *client) VM(ctx context.Context, vm string) (vcapi.VM, error) {
 }
 
 func (v *fakeVC) view(m *fakeVM) vcapi.VM {
-	vm := vcapi.VM{Name: "web-1", InstanceUUID: "5012", PowerState: m.power, ToolsRunningStatus: "guestToolsNotRunning", GuestFamily: "linuxGuest"}
+	vm := vcapi.VM{Name: "web-1", InstanceUUID: m.uuid, PowerState: m.power, ToolsRunningStatus: "guestToolsNotRunning", GuestFamily: "linuxGuest"}
 	if m.windows {
 		vm.GuestFamily = "windowsGuest"
 	}
@@ -459,7 +464,11 @@ func (t *fakeTask) end() time.Time {
 
 func (c *client) info(t *fakeTask) vcapi.Task {
 	now := time.Now()
-	i := vcapi.Task{ID: t.id, Name: t.name, Entity: t.vm, State: "running", QueueTime: t.queued.Add(c.offset)}
+	if t.stamp.IsZero() {
+		t.stamp = t.queued.Add(c.offset)
+	}
+	i := vcapi.Task{ID: t.id, Entity: t.vm, State: "running", QueueTime: t.stamp}
+	i.Name, i.DescriptionID = c.naming(t.name)
 	p := 100
 	if now.Before(t.end()) {
 		p = int(4*now.Sub(t.queued)/max(t.takes, 1)) * 25
@@ -757,7 +766,7 @@ func (c *client) effect(vm, act string) {
 
 func (c *client) makeTask(vm, method string, takes time.Duration, r rule) string {
 	c.lastID++
-	t := &fakeTask{id: fmt.Sprintf("task-%d", c.lastID), name: method, vm: vm, queued: time.Now(), takes: takes, err: r.task}
+	t := &fakeTask{id: fmt.Sprintf("task-%d", c.lastID), name: method, vm: vm, queued: time.Now(), stamp: c.now(), takes: takes, err: r.task}
 	c.changeLocked(func() { c.tasks = append(c.tasks, t) })
 	return t.id
 }

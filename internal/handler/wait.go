@@ -500,10 +500,17 @@ func toolsReady(vm vcapi.VM) bool {
 
 func (r *run) readVM(ctx context.Context) (vcapi.VM, error) {
 	vm, err := r.vc.VM(ctx, r.vm)
-	if err == nil {
-		r.noteVM(vm)
+	if err != nil {
+		return vm, err
 	}
-	return vm, err
+	if was := r.state.InstanceUUID; was != "" && vm.InstanceUUID != "" && was != vm.InstanceUUID {
+		s := r.current()
+		return vm, &stepError{step: s.name, process: s.process, code: events.NotFound, message: fmt.Sprintf(
+			"%s is another VM now (%s, instance UUID %s) than when the run began (%s): vCenter gave its ID again; see which VM is meant, then send a new request",
+			r.vm, vm.Name, vm.InstanceUUID, was)}
+	}
+	r.noteVM(vm)
+	return vm, nil
 }
 
 // shown waits until vCenter shows what fn wants of the VM. Where within, made of ctx, has ended first, one read made after that decides.
