@@ -155,7 +155,8 @@ func (r *run) shownAll(e expected, vm vcapi.VM) bool {
 
 // networkUp tells whether a guest shows what StartGuestNetwork_Task is for: each of its NICs connected, with an address that others can reach.
 func networkUp(vm vcapi.VM) bool {
-	return len(vm.NICs) > 0 && !slices.ContainsFunc(vm.NICs, func(n vcapi.NIC) bool { return !n.Connected || !hasAddress(n) })
+	nics, _ := nicsOfVM(vm)
+	return len(nics) > 0 && !slices.ContainsFunc(nics, func(n shownNIC) bool { return !n.Connected || !hasAddress(n) })
 }
 
 // hasAddress tells whether a NIC has an address that others can reach.
