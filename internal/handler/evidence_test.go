@@ -63,7 +63,7 @@ func TestShownBefore(t *testing.T) {
 		}}, "task", "GuestOperationsUnavailable", 2},
 		{"what was before could not be read", shows("web-6"), []func(*world){func(w *world) {
 			w.vc.on(rule{op: "CustomizeGuest sent", times: 1, task: toolsAway(), goes: true})
-			w.slow = onKind("check.completed", func() { w.vc.on(rule{op: "VM", times: 1}); w.vc.on(rule{op: "VM", times: 1, hang: true}) })
+			w.vc.on(rule{op: "Session", times: 1, fn: func() { w.vc.on(rule{op: "VM", times: 1, err: vcError("NoPermission", 500, vcapi.Permanent)}) }}) // the last read before it
 		}}, "task", "", 2}, // by the repeat
 		{"the engine says that it failed, and the guest shows the spec", shows("web-6"), []func(*world){ends(engineFaultOf("ERR,254,eth0"), true)}, "task",
 			"CustomizationFault", 1},

@@ -27,7 +27,7 @@ func (r *run) startNetwork() *act {
 		if err != nil {
 			return nil, err
 		}
-		vm, unseen := r.seenBefore(ctx)
+		vm, unseen := askLate(ctx, r, r.current(), r.seenBefore)
 		if ctx.Err() != nil {
 			return nil, r.interrupted(ctx)
 		}
