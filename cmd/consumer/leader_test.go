@@ -56,16 +56,22 @@ func TestStreamLeaderKilled(t *testing.T) {
 	}
 }
 
-// leader is the name of the server that leads the events stream.
-func (s *site) leader() string {
+// leader is the name of the server that leads the events stream, leaderOf the one that leads a stream.
+func (s *site) leader() string { return s.leaderOf("GUESTFLOW_EVENTS") }
+
+func (s *site) leaderOf(name string) (leader string) {
 	s.t.Helper()
-	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
-	defer cancel()
-	stream, err := s.js.Stream(ctx, "GUESTFLOW_EVENTS")
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return stream.CachedInfo().Cluster.Leader
+	s.until("a leader of "+name, func() bool {
+		ctx, cancel := context.WithTimeout(s.t.Context(), 5*time.Second)
+		defer cancel()
+		stream, err := s.js.Stream(ctx, name)
+		if err != nil || stream.CachedInfo().Cluster == nil {
+			return false
+		}
+		leader = stream.CachedInfo().Cluster.Leader
+		return leader != ""
+	})
+	return leader
 }
 
 // replicated tells whether the streams and consumers have leaders and followers that are current.

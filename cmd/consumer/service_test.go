@@ -461,12 +461,16 @@ func (s *site) cancel(vm, id, request string) uint64 {
 }
 
 func (s *site) send(subject, vm, id, kind string, data map[string]any) (uint64, error) {
+	return s.sendWithin(patience, subject, vm, id, kind, data)
+}
+
+func (s *site) sendWithin(limit time.Duration, subject, vm, id, kind string, data map[string]any) (uint64, error) {
 	body, err := json.Marshal(map[string]any{"specversion": "1.0", "id": id, "source": "/test", "type": "io.guestflow.customization." + kind + ".v1",
 		"subject": vm, "datacontenttype": "application/json", "data": data})
 	if err != nil {
 		return 0, err
 	}
-	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
+	ctx, cancel := context.WithTimeout(s.t.Context(), limit)
 	defer cancel()
 	ack, err := s.js.PublishMsg(ctx, &nats.Msg{Subject: subject, Data: body, Header: nats.Header{"Content-Type": {"application/cloudevents+json"}}})
 	if err != nil {
