@@ -81,7 +81,7 @@ func Run(ctx context.Context, cfg Config, log zerolog.Logger) error {
 		m.watch(v.Name, client)
 		meter := m.of(v.Name)
 		settings := handler.Settings{VCenter: v.Name, Instance: cfg.Service.Instance, SendWindow: v.SendWindow, TravelTime: v.TravelTime,
-			VisibilityLag: v.VisibilityLag, Drain: cfg.Service.DrainTimeout, Meter: meter, Tracer: tracer}
+			VisibilityLag: v.VisibilityLag, AckWait: cfg.Service.AckWait, Drain: cfg.Service.DrainTimeout, Meter: meter, Tracer: tracer}
 		run := handler.New(settings, client, journal, conn.Line(), handler.Secrets(filepath.Join(cfg.Service.SecretsDir, v.Name)),
 			log.With().Str("vcenter", v.Name).Logger())
 

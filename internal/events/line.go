@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -14,6 +15,7 @@ type Line struct {
 	conn *Conn
 
 	mu      sync.Mutex
+	back    time.Time                                // when NATS was there again after it was away; zero: it never was
 	heard   map[string]bool                          // the vCenters whose events are subscribed to
 	waiting map[[2]string]map[chan struct{}]struct{} // by vCenter and VM
 }
@@ -172,11 +174,19 @@ func (l *Line) subscribe(subject string) bool {
 func (l *Line) wakeAll() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.back = time.Now()
 	for _, waiting := range l.waiting {
 		for c := range waiting {
 			signal(c)
 		}
 	}
+}
+
+// Back is when NATS was there again after this process had lost it; zero: it never did.
+func (l *Line) Back() time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.back
 }
 
 func signal(c chan struct{}) {

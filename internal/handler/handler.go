@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -43,6 +44,8 @@ type Line interface {
 	Gone(ctx context.Context, vcenter, vm string, p events.Place) (bool, error)
 	// Cancels are the cancels that wait for this VM.
 	Cancels(ctx context.Context, vcenter, vm string) ([]events.Cancel, error)
+	// Back is when NATS was there again after it was away; zero: it never was.
+	Back() time.Time
 	// Wake signals when a run. event of this VM, or a cancel for it, was published.
 	Wake(vcenter, vm string) (ch <-chan struct{}, stop func())
 }
@@ -54,6 +57,7 @@ type Settings struct {
 	SendWindow    time.Duration  // T: how late after its proof of ownership a call may still be sent
 	TravelTime    time.Duration  // D: how long a sent call can travel
 	VisibilityLag time.Duration  // V: how long a look may miss its effect
+	AckWait       time.Duration  // how long after its owner's last heartbeat a request is delivered again; 0: not known
 	Drain         time.Duration  // how long a run may go on with what it has in hand once its context has ended
 	Meter         Meter          // may be nil
 	Tracer        tracing.Tracer // the zero value makes no spans
@@ -67,6 +71,9 @@ type Handler struct {
 	line    Line
 	secrets Secrets
 	log     zerolog.Logger
+
+	mu     sync.Mutex
+	spared map[string]uint64 // by VM: the last event whose owner was left its run once
 }
 
 // New makes the handler of one vCenter.
@@ -74,7 +81,7 @@ func New(s Settings, vc VCenter, journal Journal, line Line, secrets Secrets, lo
 	if s.Meter == nil {
 		s.Meter = unmetered{}
 	}
-	return &Handler{Settings: s, vc: vc, journal: journal, line: line, secrets: secrets, log: log}
+	return &Handler{Settings: s, vc: vc, journal: journal, line: line, secrets: secrets, log: log, spared: map[string]uint64{}}
 }
 
 // Handle works on a request until its run has ended, or this process must let go of it. ctx ends when the process is to stop: the run is then
@@ -114,6 +121,9 @@ func (h *Handler) Handle(ctx context.Context, req *events.Request) error {
 		case ended:
 			return h.begin(ctx, req, last, point)
 		case ours && (point.isOf(req) || point.Digest == req.Digest):
+			if h.spare(last) {
+				return fmt.Errorf("run %s may be alive in the hands of %s: %w", last.Run.Run, last.Run.Owner.Instance, events.ErrFenced)
+			}
 			return h.resume(ctx, req, last, point)
 		}
 		if err := h.displace(ctx, req, last, point, pause); err != nil {
@@ -142,6 +152,29 @@ func (h *Handler) displace(ctx context.Context, req *events.Request, last *event
 	case <-ctx.Done():
 		return events.ErrReleased
 	}
+}
+
+// spare tells whether a run is left to its owner, once for each of its events, although its request was delivered again: heartbeats could not be sent while
+// NATS was away, or while a server that was killed had the stream. The request is dropped without a word. If its owner lives, its heartbeats keep it from
+// now on, and no takeover's wait is due; if it does not, the request comes again after the ack wait. A request comes again because its owner is dead no
+// sooner than two thirds of the ack wait after the owner's last event: it sends a heartbeat each third.
+func (h *Handler) spare(last *events.Entry) bool {
+	owner := last.Run.Owner
+	if h.AckWait <= 0 || last.Kind == events.RunReleased || owner == nil || owner.Instance == h.Instance {
+		return false
+	}
+	age, back := time.Since(last.At), h.line.Back()
+	alive := age > -h.AckWait/2 && age < h.AckWait/2
+	if !alive && (back.IsZero() || time.Since(back) > h.AckWait) {
+		return false
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.spared[last.Run.VM] == last.Seq {
+		return false
+	}
+	h.spared[last.Run.VM] = last.Seq
+	return true
 }
 
 // unknownVersionDelay leaves a roll-out time to replace this build, or the other one time to end the run.

@@ -139,6 +139,9 @@ func (q *Queue) Len() int {
 	return len(q.msgs)
 }
 
+// Back is events.Line's: this queue is never away.
+func (q *Queue) Back() time.Time { return time.Time{} }
+
 // Has tells whether the message is in the stream.
 func (q *Queue) Has(seq uint64) bool {
 	q.mu.Lock()
