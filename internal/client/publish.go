@@ -1,7 +1,6 @@
 package client
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -49,7 +48,7 @@ func (c *Client) own(ctx context.Context, m *Message, seq uint64) error {
 			return nil
 		}
 		return fmt.Errorf("%s and is finished: %s", why, cure)
-	case s.Subject != m.Subject || !bytes.Equal(s.Data, m.Data):
+	case s.Subject != m.Subject || refOf(m, s) != m.Ref:
 		return fmt.Errorf("%s and is another one: %s", why, cure)
 	}
 	return nil
@@ -136,6 +135,16 @@ func (c *Client) VCenters(ctx context.Context) ([]string, error) {
 		}
 		return names, list.Err()
 	})
+}
+
+// refOf is the source and id of a message that stands where m was to stand.
+func refOf(m *Message, s *events.Stored) events.RequestRef {
+	if m.Cancel {
+		c, _ := events.DecodeCancel(m.VCenter, s.Subject, s.Header, s.Data) // also of one that is refused for something else
+		return c.Ref
+	}
+	r, _ := events.DecodeRequest(m.VCenter, s.Subject, s.Header, s.Data)
+	return r.Ref
 }
 
 // what a message is, for an error.

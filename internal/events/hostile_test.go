@@ -1,8 +1,10 @@
 package events_test
 
 import (
+	"bufio"
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -304,5 +306,116 @@ func TestConsumeRefusesWhatCannotBeStored(t *testing.T) {
 	}
 	if _, run := checkEvent(t, rejected[0].Header, rejected[0].Data); !strings.Contains(run.Error.Message, "max_payload") {
 		t.Errorf("rejection: %+v", run.Error)
+	}
+}
+
+// raw publishes as a client of its own making does: header is what it sends as the block of headers, whatever that is.
+func raw(t *testing.T, url, subject, header, data string) {
+	t.Helper()
+	conn, err := net.Dial("tcp", strings.TrimPrefix(url, "nats://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	said := bufio.NewReader(conn)
+	if _, err := said.ReadString('\n'); err != nil { // INFO
+		t.Fatal(err)
+	}
+	fmt.Fprintf(conn, "CONNECT {\"verbose\":false,\"headers\":true}\r\nHPUB %s %d %d\r\n%s%s\r\nPING\r\n", subject, len(header), len(header)+len(data), header, data)
+	if line, err := said.ReadString('\n'); err != nil || !strings.HasPrefix(line, "PONG") {
+		t.Fatalf("%s: %q, %v", header, line, err)
+	}
+}
+
+// Headers that no client library would write are refused as any other message, also while a good request of the same VM waits behind them.
+func TestConsumeBrokenHeaders(t *testing.T) {
+	t.Parallel()
+	s := newStation(t, func(st *events.Streams) { st.QueuePerVM = 10 })
+	headers := []string{"NATS/1.0 100 Idle Heartbeat\r\n\r\n", "NATS/1.0 409 Consumer Deleted\r\n\r\n", "NATS/1.0\r\nno colon\r\n\r\n", "not a header at all", "NATS/1.0\r\n: no name\r\n\r\n", "\r\n\r\n"}
+	for _, h := range headers {
+		raw(t, s.server.URL(), "guestflow.requests.lab.vm-1", h, "")
+	}
+	until(t, "all are stored", func() bool { return s.left(t) == uint64(len(headers)) })
+	line, err := s.conn.Line().Waiting(testContext(t), "lab", "vm-1")
+	if err != nil || len(line.Requests) != len(headers) {
+		t.Errorf("the line: %v, %v", line, err)
+	}
+	began := make(chan string, 1)
+	s.consume(t, func(_ context.Context, r *events.Request) error { began <- r.Ref.ID; return nil })
+	s.publish(t, events.KindRequested, "vm-1", "good", map[string]any{"vm": "vm-1"})
+	receive(t, began)
+	s.gone(t, 0)
+	if n := len(all(testContext(t), t, s.js, events.DeadlettersStream)); n != len(headers) {
+		t.Errorf("%d dead letters", n)
+	}
+}
+
+// Dead letters cannot be stored, and events can: junk is refused without, says so, and holds no place for good.
+func TestJunkWithoutDeadLetters(t *testing.T) {
+	t.Parallel()
+	const junk, places = 10, 3
+	server := natstest.StartServer(t)
+	var lost atomic.Int64
+	conn, err := events.Connect(testContext(t), events.NATSConfig{URL: server.URL(), On: events.Told{Unkept: func(string) { lost.Add(1) }}}, testLog(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(conn.Close)
+	s := &station{client: dial(t, server.URL()), server: server, conn: conn}
+	set := settings(1)
+	set.MaxInFlight["lab"] = places
+	provision(t, conn, server.URL(), set)
+	conn.KeepTime(100 * time.Millisecond)
+	if err := s.js.DeleteStream(testContext(t), events.DeadlettersStream); err != nil {
+		t.Fatal(err)
+	}
+	for i := range junk {
+		s.send(t, &nats.Msg{Subject: "guestflow.requests.lab.vm-" + strconv.Itoa(i), Data: []byte("junk")})
+	}
+	began := make(chan string, 1)
+	s.consume(t, func(_ context.Context, r *events.Request) error { began <- r.Ref.ID; return nil })
+	s.publish(t, events.KindRequested, "vm-good", "good", map[string]any{"vm": "vm-good"})
+	receive(t, began)
+	s.gone(t, 0)
+	told := all(testContext(t), t, s.js, events.EventsStream)
+	if len(told) != junk || lost.Load() != junk {
+		t.Fatalf("%d rejections, %d counted", len(told), lost.Load())
+	}
+	if _, run := checkEvent(t, told[0].Header, told[0].Data); !strings.Contains(run.Error.Message, "could not be kept as a dead letter") {
+		t.Errorf("rejection: %s", run.Error.Message)
+	}
+}
+
+// Nothing can be stored: junk waits, and is kept and told once there is room.
+func TestJunkOfAFullStore(t *testing.T) {
+	t.Parallel()
+	s := smallStation(t, "max_file_store: 40KB", "", nil)
+	s.conn.KeepTime(10 * time.Millisecond)
+	const junk = 5
+	for i := range junk {
+		s.send(t, &nats.Msg{Subject: "guestflow.requests.lab.vm-" + strconv.Itoa(i), Data: []byte("junk")})
+	}
+	filler, err := s.js.CreateStream(testContext(t), jetstream.StreamConfig{Name: "OTHER", Subjects: []string{"other"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for err == nil {
+		_, err = s.js.Publish(testContext(t), "other", make([]byte, 1000))
+	}
+	s.consume(t, func(context.Context, *events.Request) error { return nil })
+	until(t, "all are in hand", func() bool { return s.consumer(t).NumAckPending == junk })
+	var told []events.Trouble
+	until(t, "it is told", func() bool { told = s.troubles(t, events.NoStorage); return len(told) > 0 })
+	if !strings.Contains(told[0].What, "keep a dead letter") || !told[0].Stops || s.left(t) != junk {
+		t.Errorf("%d are left, told: %+v", s.left(t), told)
+	}
+	if err := filler.Purge(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+	s.gone(t, 0)
+	for _, stream := range []string{events.DeadlettersStream, events.EventsStream} {
+		if n := len(all(testContext(t), t, s.js, stream)); n != junk {
+			t.Errorf("stream %s holds %d", stream, n)
+		}
 	}
 }

@@ -90,9 +90,8 @@ func (s *jetStore) get(ctx context.Context, query map[string]any) (*Stored, erro
 	}
 	stored := &Stored{Subject: answer.Message.Subject, Seq: answer.Message.Seq, At: answer.Message.Time, Data: answer.Message.Data}
 	if len(answer.Message.Header) > 0 {
-		if stored.Header, err = nats.DecodeHeadersMsg(answer.Message.Header); err != nil {
-			return nil, fmt.Errorf("headers of message %d of stream %s: %w", stored.Seq, s.stream, err)
-		}
+		// Headers that are none are no reason to ask again: as with a delivery the message has none then, and whoever reads it refuses it.
+		stored.Header, _ = nats.DecodeHeadersMsg(answer.Message.Header)
 	}
 	return stored, nil
 }

@@ -60,10 +60,17 @@ func (c *Conn) Reject(ctx context.Context, m Refused, why *RejectError) error {
 		if err == nil {
 			break
 		}
-		if late > keepTime {
+		if late > c.keepTime {
 			without := *why
 			without.Message += "; it could not be kept as a dead letter"
-			if event, eventErr := rejection(m, &without, c.mode, time.Now()); eventErr == nil && c.publishOnce(ctx, event) == nil {
+			event, told := rejection(m, &without, c.mode, time.Now())
+			if told == nil {
+				told = c.publishOnce(ctx, event)
+			}
+			switch {
+			case errors.Is(told, errMoved):
+				return told
+			case told == nil:
 				c.log.Error().Err(err).Str("vcenter", m.VCenter).Str("vm", m.VM).Uint64("seq", m.Seq).Msg("a refused message is not kept: dead letters cannot be stored, and events can")
 				if c.on.Unkept != nil {
 					c.on.Unkept(m.VCenter)
