@@ -3,6 +3,7 @@ package handler
 import (
 	"context"
 	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -29,13 +30,69 @@ func (c *client) StoredSpec(ctx context.Context, name string) (json.RawMessage, 
 	if err := c.reach(ctx, "StoredSpec"); err != nil {
 		return nil, err
 	}
+	c.fakeVC.mu.Lock()
+	defer c.fakeVC.mu.Unlock()
+	if c.stored != "" {
+		name = c.stored
+	}
 	if wrong, known := wrongSpecs[name]; known {
 		return json.RawMessage(wrong), nil
 	}
-	if name != "linux" {
-		return nil, vcError("NotFound", 500, vcapi.Permanent)
+	switch name {
+	case "linux":
+		return json.RawMessage(storedSpec), nil
+	case "other":
+		return json.RawMessage(strings.Replace(storedSpec, "web-1", "web-2", 1)), nil
 	}
-	return json.RawMessage(storedSpec), nil
+	return nil, vcError("NotFound", 500, vcapi.Permanent)
+}
+
+// A stored spec that is changed after the check is not what the run was asked for: nothing is done with it, and the guest is not held against it.
+func TestStoredSpecIsPinned(t *testing.T) {
+	t.Parallel()
+	secrets := secretsDir(t)
+	for _, row := range []struct {
+		becomes, point, do string
+		code               events.Code // "": succeeded
+		compared           bool
+	}{
+		{"other", "stored check.completed", "call", "", true}, // this owner has read it
+		{"other", "stored check.completed", "call, then crash", events.InvalidState, false},
+		{"gone", "stored check.completed", "call, then crash", events.NotFound, false},
+		{"linux", "stored check.completed", "call, then crash", "", true},
+		{"other", "stored customize.started", "call, then crash", "", false},
+		{"gone", "stored customize.started", "call, then crash", "", false},
+		{"other", "stored customize.completed", "call, then crash", "", false},
+		{"linux", "stored customize.completed", "call, then crash", "", true},
+	} {
+		t.Run(row.becomes+"/"+row.point+"/"+row.do, func(t *testing.T) {
+			t.Parallel()
+			inWorld(t, secrets, func(w *world) {
+				run := w.run(only(`"verify":{"nicsConnected":false},"customize":{"specName":"linux"}`), []fate{{point: row.point, do: row.do, fn: func() {
+					w.vc.change(func() { w.vc.stored = row.becomes })
+				}}})
+				if row.code != "" {
+					if run.Error == nil || run.Error.Code != row.code || run.Error.Step != "customize" {
+						w.t.Errorf("the run ended as %s: %+v", run.Status, run.Error)
+					}
+					w.wantEffects("customize", 0)
+					return
+				}
+				mustSucceed(w)
+				told := slices.ContainsFunc(run.Verify.NotCompared, func(n events.NotCompared) bool { return n.Field == "customize.specName" })
+				if told == row.compared {
+					w.t.Errorf("not compared: %+v", run.Verify.NotCompared)
+				}
+			})
+		})
+	}
+	if digestOf(json.RawMessage(storedSpec)) != digestOf(json.RawMessage(` `+storedSpec)) || digestOf(json.RawMessage(`{"a":1}`)) == digestOf(json.RawMessage(`{"a":2}`)) {
+		t.Error("a digest is of the content")
+	}
+	const one, two = `{"a":{"_typeName":"CustomizationPassword","value":"x"},"encryptionKey":[1]}`, `{"encryptionKey":[2],"a":{"value":"y","_typeName":"CustomizationPassword"}}`
+	if digestOf(json.RawMessage(one)) != digestOf(json.RawMessage(two)) {
+		t.Error("a digest is not of passwords, which vCenter writes as it likes")
+	}
 }
 
 func TestStoredSpec(t *testing.T) {

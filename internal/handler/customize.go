@@ -3,6 +3,8 @@ package handler
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -106,7 +108,8 @@ func (r *run) customize() *act {
 	return a
 }
 
-// readSpec reads the spec that the run customizes with: the request's own, or the one of that name in vCenter.
+// readSpec reads the spec that the run customizes with: the request's own, or the one of that name in vCenter. That one is pinned by its digest: what was
+// changed after the check is not what the check saw, nor what the guest was customized with.
 func (r *run) readSpec(ctx context.Context, s *step) error {
 	if r.spec != nil || r.asked.Customize == nil {
 		return nil
@@ -117,8 +120,57 @@ func (r *run) readSpec(ctx context.Context, s *step) error {
 		return nil
 	}
 	spec, err := ask(ctx, r, s, func(ctx context.Context) (json.RawMessage, error) { return r.vc.StoredSpec(ctx, name) })
-	r.spec = spec
+	if err != nil {
+		return err
+	}
+	digest := digestOf(spec)
+	if r.point.Spec != "" && r.point.Spec != digest {
+		return &stepError{step: s.name, code: events.InvalidState, retryable: true, message: fmt.Sprintf(
+			"the customization specification %q was changed in vCenter %s after the run's check: send a new request", name, r.VCenter)}
+	}
+	r.point.Spec, r.spec = digest, spec
+	return nil
+}
+
+// readSpecSince is readSpec once the guest was customized: where the stored spec has changed since, or is gone, nothing is known of what the guest should show.
+func (r *run) readSpecSince(ctx context.Context, s *step) error {
+	err := r.readSpec(ctx, s)
+	var f *stepError
+	if errors.As(err, &f) && r.asked.Customize.SpecName != "" {
+		r.specGone = f.message
+		return nil
+	}
 	return err
+}
+
+// digestOf names the content of a spec, but its passwords: vCenter keeps them under a key of its own, and may write them otherwise each time.
+func digestOf(spec json.RawMessage) string {
+	var tree any
+	if json.Unmarshal(spec, &tree) == nil {
+		dropPasswords(tree)
+		if canonical, err := json.Marshal(tree); err == nil {
+			spec = canonical
+		}
+	}
+	sum := sha256.Sum256(spec)
+	return hex.EncodeToString(sum[:])
+}
+
+func dropPasswords(tree any) {
+	switch t := tree.(type) {
+	case []any:
+		for _, element := range t {
+			dropPasswords(element)
+		}
+	case map[string]any:
+		delete(t, "encryptionKey")
+		if t["_typeName"] == "CustomizationPassword" {
+			delete(t, "value")
+		}
+		for _, member := range t {
+			dropPasswords(member)
+		}
+	}
 }
 
 // guestStatus reads the guest's own word: by the call that is made for it, or, where that fails, as the VM's properties show it.
@@ -230,7 +282,7 @@ func (r *run) afterwards(ctx context.Context, s *step, failed, look bool) (g vca
 	if !r.point.began(&g) {
 		g = vcapi.GuestCustomization{} // this channel is silent, the others tell
 	}
-	if err := r.readSpec(ctx, s); err != nil {
+	if err := r.readSpecSince(ctx, s); err != nil {
 		return g, false, err
 	}
 	e := r.expected(ctx)

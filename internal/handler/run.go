@@ -48,6 +48,7 @@ type run struct {
 	onAt        time.Time       // when it stored on
 	doubt       error           // why the open intent's call has no answer
 	spec        json.RawMessage // what the guest is customized with, once it was read
+	specGone    string          // why what the guest was customized with is not known any more
 	guestFamily string          // as vCenter shows it, "" where it does not
 	cards       []vcapi.Card    // the VM's NICs, as vCenter showed them last
 	newest      string          // the newest Task on the VM that vCenter showed us

@@ -30,6 +30,7 @@ type fakeVC struct {
 	connects    time.Duration // what the connection of NICs takes
 	watchLag    time.Duration // how long the long poll does not show a new Task
 	instance    string        // its instance UUID
+	stored      string        // which spec stands under every name now, where it was changed
 	naming      func(method string) (name, description string)
 	// rest and push are the precisions in which the guest's times come, by REST and by the long poll.
 	rest, push func(time.Time) time.Time

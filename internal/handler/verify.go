@@ -28,7 +28,11 @@ func (r *run) expected(ctx context.Context) expected {
 	if spec == nil && r.asked != nil && r.asked.Customize != nil {
 		spec = r.asked.Customize.Spec
 	}
-	return expect(spec, func(t events.AskedText) (string, error) { return r.secrets.text(ctx, t) })
+	e := expect(spec, func(t events.AskedText) (string, error) { return r.secrets.text(ctx, t) })
+	if r.specGone != "" {
+		e.unread = append(e.unread, events.NotCompared{Field: "customize.specName", Reason: r.specGone})
+	}
+	return e
 }
 
 // compare holds what the guest shows against the spec, as far as the request asks for it.
@@ -62,7 +66,7 @@ func nicOf(e expected, n vcapi.NIC) events.NIC {
 // verify waits until the guest shows what the spec says. Success that only a Task reports is what users of every peer complain of most.
 func (r *run) verify(ctx context.Context) error {
 	s, v := r.current(), r.state.Verify
-	if err := r.readSpec(ctx, s); err != nil {
+	if err := r.readSpecSince(ctx, s); err != nil {
 		return err
 	}
 	e := r.expected(ctx)
