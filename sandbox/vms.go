@@ -38,7 +38,7 @@ type behaviour struct {
 }
 
 var behaviours = []behaviour{
-	{shows: "all is well", ends: "run.succeeded"},
+	{shows: "all is well; without the network step it would end as VerifyMismatch", ends: "run.succeeded"},
 	{shows: "slow: half a minute, with progress", ends: "run.succeeded", guest: func(g *vcsim.Guest) { g.CustomizeFor = 30 * time.Second }},
 	{shows: "the guest lies: its Task succeeds, its host name stays what it was", ends: "run.failed VerifyMismatch",
 		guest: func(g *vcsim.Guest) { g.Lies.KeepsHostName = true }},

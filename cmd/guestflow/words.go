@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -248,10 +249,14 @@ func customizeWords(c *events.Customize) string {
 }
 
 func verifyWords(v *events.Verify) string {
-	if len(v.Mismatches) > 0 {
-		return strings.Join(v.Mismatches, "; ")
+	all := slices.Clone(v.Mismatches)
+	if len(all) == 0 {
+		all = []string{list(v.HostName, nicWords(v.NICs))}
 	}
-	return list(v.HostName, nicWords(v.NICs))
+	for _, n := range v.NotCompared {
+		all = append(all, fmt.Sprintf("not compared: %s: %s", n.Field, n.Reason))
+	}
+	return strings.Join(all, "; ")
 }
 
 func nicWords(nics []events.NIC) string {

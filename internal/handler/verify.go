@@ -96,13 +96,26 @@ func (r *run) verify(ctx context.Context) error {
 	}
 	failure := &stepError{step: s.name, code: events.VerifyMismatch, message: fmt.Sprintf(
 		"after %s the guest does not show what was asked for: %s", r.verifyTimeout(), strings.Join(v.Mismatches, "; "))}
-	if r.asked.Network == nil && slices.ContainsFunc(v.NICs, func(n events.NIC) bool { return !n.Connected }) {
-		failure.message += `: the request asks for no network step, which connects NICs: "network": {"connectNics": true}`
-	}
+	failure.message += r.withoutNetwork()
 	if r.asked.Customize != nil {
 		failure.message += ": see the guest's own log, /var/log/vmware-gosc/instant_clone_customization.log"
 	}
 	return r.complete(events.VerifyCompleted, &v.State, failure)
+}
+
+// withoutNetwork says what a request that asks for no network step may lack: what a customization sets shows once the guest's network is started, and
+// NICs may be off until then.
+func (r *run) withoutNetwork() string {
+	off := slices.ContainsFunc(r.state.Verify.NICs, func(n events.NIC) bool { return !n.Connected })
+	switch {
+	case r.asked.Network != nil && (r.asked.Network.ConnectNICs || !off), r.asked.Customize == nil && !off:
+		return ""
+	case r.asked.Network != nil:
+		return `: the request does not ask for NICs to be connected: "network": {"connectNics": true}`
+	case off:
+		return `: the request asks for no network step: "network": {"connectNics": true} connects NICs and starts the guest's network`
+	}
+	return `: the request asks for no network step: "network": {} starts the guest's network with what was customized`
 }
 
 // errLooked ends a look at the guest that found nothing.
