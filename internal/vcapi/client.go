@@ -188,6 +188,7 @@ type call struct {
 	secrets secrets // that travel in it
 	once    bool    // the transport may not repeat it on another connection
 	timeout time.Duration
+	most    int    // bytes of the answer; 0: maxBody
 	guest   string // the VM, of a call that vCenter passes on to its guest: how long that takes says nothing about vCenter
 	trust   string // what lets its server's certificate be trusted, where that is not vCenter's
 
@@ -298,13 +299,14 @@ func (c *Client) calling(ctx context.Context, cl *call) func(error) {
 
 // answered reads an answer to its end and tells success from error.
 func (c *Client) answered(cl *call, resp *http.Response) (*answer, error) {
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
+	most := cmp.Or(cl.most, maxBody)
+	body, err := io.ReadAll(io.LimitReader(resp.Body, int64(most)+1))
 	switch {
 	case err != nil:
 		e := &Error{Status: resp.StatusCode, Class: Transient, Foreign: true, Message: "the answer broke off: " + c.hide(cl, err.Error()), Err: c.clean(cl, err)}
 		return nil, c.of(cl, e)
-	case len(body) > maxBody:
-		e := &Error{Status: resp.StatusCode, Class: byStatus(resp.StatusCode), Message: ErrTooLarge.Error(), Err: ErrTooLarge}
+	case len(body) > most:
+		e := &Error{Status: resp.StatusCode, Class: byStatus(resp.StatusCode), Message: fmt.Sprintf("the answer is larger than %d MiB", most>>20), Err: ErrTooLarge}
 		return nil, c.of(cl, e)
 	case resp.StatusCode >= 300 && resp.StatusCode < 400:
 		e := &Error{Status: resp.StatusCode, Class: Transient, Foreign: true, // vCenter does not redirect: something before it does, now
@@ -345,7 +347,7 @@ func (c *Client) unanswered(cl *call, err error) *Error {
 }
 
 // ErrTooLarge lies beneath the error of an answer of which more came than is read.
-var ErrTooLarge = fmt.Errorf("the answer is larger than %d MiB", maxBody>>20)
+var ErrTooLarge = errors.New("the answer is too large")
 
 // ErrNotUnderstood lies beneath the error of a success whose body is not what it should be: something on the way answers in vCenter's place, or part of
 // vCenter does, while it starts.

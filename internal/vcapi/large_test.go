@@ -147,6 +147,25 @@ func watchedBefore(c *Client, ids ...string) {
 	}
 }
 
+// TestLargePageUnasked: a server that does not keep to the number of objects that is asked for is understood all the same.
+func TestLargePageUnasked(t *testing.T) {
+	t.Parallel()
+	p := newPoller(t)
+	objects := []string{`{"kind":"enter","obj":{"type":"VirtualMachine","value":"vm-42"},"changeSet":[` + change("name", `"forty-two"`) + `]}`}
+	for n := range 10 {
+		objects = append(objects, fmt.Sprintf(`{"kind":"enter","obj":{"type":"VirtualMachine","value":"vm-%d"},"changeSet":[%s]}`, 100+n, change("guest.net", nets(maxBody/4))))
+	}
+	page := `{"version":"1","filterSet":[{"objectSet":[` + strings.Join(objects, ",") + `]}]}`
+	p.handle("WaitForUpdatesEx", func(w http.ResponseWriter, r *http.Request) {
+		if all := p.of("WaitForUpdatesEx"); strings.Contains(all[len(all)-1].body, `"version"`) {
+			<-r.Context().Done()
+			return
+		}
+		writeJSON(w, 200, page)
+	})
+	until(t, p.polling(t, nil), "vm-42", "", named42)
+}
+
 // TestLargeObject: one VM that is too large by itself takes the poll of the others not down: it is read apart, without what is too large; where nothing can
 // be read of it, its own watches are told, and nobody else's.
 func TestLargeObject(t *testing.T) {

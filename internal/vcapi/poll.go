@@ -60,7 +60,7 @@ func (p *watch) generation(ctx context.Context, wary bool) (answered bool, err e
 	}()
 	if p.session != s { // perhaps another server than before, or another release of it
 		p.mu.Lock()
-		p.session, p.blind, p.page, p.big, p.took = s, false, pageMost, nil, 0
+		p.session, p.blind, p.page, p.most, p.big, p.took = s, false, pageMost, maxBody, nil, 0
 		p.mu.Unlock()
 	}
 	g := &generation{p: p, s: s, wary: wary, inView: make(map[moRef]bool), removed: make(map[moRef]time.Time)}
@@ -165,7 +165,8 @@ func (g *generation) end(ctx context.Context, lost bool) {
 func (g *generation) poll(ctx context.Context) (answered bool, err error) {
 	c := g.p.c
 	version := ""
-	options := map[string]any{"_typeName": "WaitOptions", "maxWaitSeconds": max(int(c.cfg.PollWait/time.Second), 1), "maxObjectUpdates": g.p.pageSize()}
+	page, most := g.p.pageSize()
+	options := map[string]any{"_typeName": "WaitOptions", "maxWaitSeconds": max(int(c.cfg.PollWait/time.Second), 1), "maxObjectUpdates": page}
 	began := time.Now()
 	for {
 		params := map[string]any{"options": options}
@@ -176,7 +177,7 @@ func (g *generation) poll(ctx context.Context) (answered bool, err error) {
 		if err != nil {
 			return answered, err
 		}
-		cl.token, cl.once, cl.timeout = g.s.token, true, c.cfg.PollWait+c.cfg.PollGrace
+		cl.token, cl.once, cl.timeout, cl.most = g.s.token, true, c.cfg.PollWait+c.cfg.PollGrace, most
 		ans, err := c.exchange(ctx, c.polls, cl)
 		if err != nil {
 			switch {
@@ -218,10 +219,11 @@ func (g *generation) poll(ctx context.Context) (answered bool, err error) {
 	}
 }
 
-func (p *watch) pageSize() int {
+// pageSize is how large an answer may be, in objects and in bytes.
+func (p *watch) pageSize() (objects, bytes int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.page
+	return p.page, p.most
 }
 
 // shownWithin notes how long this server takes to show all that there is.
@@ -259,11 +261,15 @@ func (g *generation) tooLarge(ctx context.Context, err error) error {
 			}
 		}
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(big) == 0 && p.most < pollMost { // it does not keep to one object
+		p.most *= 4
+		return errSmaller
+	}
 	if len(big) == 0 {
 		return err
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	if p.big == nil {
 		p.big = big
 	}
@@ -274,11 +280,15 @@ func (g *generation) tooLarge(ctx context.Context, err error) error {
 
 // findLarge notes in large which of the objects are too large by themselves.
 func (c *Client) findLarge(ctx context.Context, kind string, paths, ids []string, large map[moRef]bool) error {
-	switch _, err := c.retrieveWhole(ctx, kind, paths, ids); {
-	case err == nil, isGone(err) && len(ids) == 1:
+	_, err := c.retrieveWhole(ctx, kind, paths, ids)
+	var e *Error
+	switch {
+	case err == nil:
 		return nil
-	case !errors.Is(err, ErrTooLarge) && !isGone(err):
+	case !errors.As(err, &e), e.Status == 0, e.Class == SessionLost:
 		return err
+	case len(ids) == 1 && !errors.Is(err, ErrTooLarge): // gone, or not shown to us: small, that is
+		return nil
 	case len(ids) == 1:
 		large[moRef{Type: kind, Value: ids[0]}] = true
 		return nil

@@ -27,6 +27,7 @@ type watch struct {
 	ready    time.Time      // when the present generation had shown all there was; zero before that, and while more is announced
 	took     time.Duration  // how long it took to show all, in this generation or the one before
 	page     int            // objects in one answer at most
+	most     int            // bytes in one answer at most
 	big      map[moRef]bool // objects too large for an answer: they are read by themselves
 	session  *session       // of the present generation: another may be of another server
 	changed  chan struct{}  // the set of objects changed; holds one
@@ -57,6 +58,9 @@ type watcher struct {
 	signal   chan struct{} // holds one: something may have changed
 }
 
+// pollMost is how many bytes of an answer are read where the server does not keep to smaller ones.
+const pollMost = 64 << 20
+
 // pageMost is how many objects are in one answer of the poll, where they are of the usual size.
 const pageMost = 100
 
@@ -69,7 +73,7 @@ const (
 
 func newWatch(c *Client) *watch {
 	return &watch{
-		c: c, patience: 2 * time.Second, linger: 5 * time.Second, page: pageMost,
+		c: c, patience: 2 * time.Second, linger: 5 * time.Second, page: pageMost, most: maxBody,
 		objects: make(map[moRef]*watched), answered: time.Now(), changed: make(chan struct{}, 1),
 	}
 }
