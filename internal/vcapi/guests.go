@@ -19,7 +19,7 @@ type guests struct {
 	mu    sync.Mutex
 	byVM  map[string]*guestLine
 	swept time.Time
-	after time.Duration // guestPatience; tests make it small
+	later func(time.Duration, func()) *time.Timer // time.AfterFunc
 }
 
 // guestLine is the line before one guest.
@@ -37,7 +37,7 @@ const (
 )
 
 func newGuests() *guests {
-	return &guests{prompt: make(chan struct{}, promptGuests), late: make(chan struct{}, lateGuests), byVM: make(map[string]*guestLine), after: guestPatience}
+	return &guests{prompt: make(chan struct{}, promptGuests), late: make(chan struct{}, lateGuests), byVM: make(map[string]*guestLine), later: time.AfterFunc}
 }
 
 // join is the line of a VM, and whether its last call was late.
@@ -112,7 +112,7 @@ func (g *guests) watched(ctx context.Context, place chan struct{}, call func(con
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	moved := make(chan struct{})
-	timer := time.AfterFunc(g.after, func() {
+	timer := g.later(guestPatience, func() {
 		defer close(moved)
 		if place == g.late {
 			return
@@ -122,7 +122,7 @@ func (g *guests) watched(ctx context.Context, place chan struct{}, call func(con
 			<-place
 			place = g.late
 		default:
-			cancel(fmt.Errorf("no answer within %s, and too many other guests do not answer", g.after))
+			cancel(fmt.Errorf("no answer within %s, and too many other guests do not answer", guestPatience))
 		}
 	})
 	call(ctx)

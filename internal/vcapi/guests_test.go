@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -29,6 +28,32 @@ func hanging(f *fake) (hangs <-chan string, release func()) {
 	return told, sync.OnceFunc(func() { close(over) })
 }
 
+// impatience lets a test say when calls to guests are late.
+type impatience struct {
+	mu     sync.Mutex
+	timers []*time.Timer
+}
+
+func (i *impatience) later(_ time.Duration, f func()) *time.Timer {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	timer := time.AfterFunc(time.Hour, f)
+	i.timers = append(i.timers, timer)
+	return timer
+}
+
+// over makes all calls that are on their way late.
+func (i *impatience) over() {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	for _, timer := range i.timers {
+		if timer.Stop() {
+			timer.Reset(0)
+		}
+	}
+	i.timers = nil
+}
+
 // TestGuestsHang: however many guests do not answer, calls to vCenter and to other guests are answered, and vCenter is up.
 func TestGuestsHang(t *testing.T) {
 	t.Parallel()
@@ -38,26 +63,32 @@ func TestGuestsHang(t *testing.T) {
 			f := newFake(t, "9.0.0.0")
 			c := f.client(t)
 			f.learnt(t, c, "/api")
-			c.guests.after = 500 * time.Millisecond
+			var late impatience
+			c.guests.later, c.cfg.CallTimeout = late.later, time.Hour
 			hangs, release := hanging(f)
 			defer release()
-			var calls sync.WaitGroup
-			var answered, givenUp atomic.Int32
+			results := make(chan error, many)
 			for i := range many {
-				calls.Go(func() {
+				go func() {
 					_, err := c.Process(context.Background(), fmt.Sprintf("vm-%d", i), testAuth, 1)
-					switch {
-					case err == nil:
-						answered.Add(1)
-					case asError(t, err).Class == Transient && asError(t, err).Guest:
-						givenUp.Add(1)
-					default:
+					results <- err
+				}()
+			}
+			givenUp := 0
+			for hung := 0; hung < min(many, lateGuests) || givenUp < many-lateGuests; {
+				select {
+				case <-hangs:
+					hung++
+					late.over()
+				case err := <-results:
+					givenUp++
+					late.over()
+					if e := asError(t, err); e.Class != Transient || !e.Guest || e.Status != 0 {
 						t.Errorf("got %v", err)
 					}
-				})
-			}
-			for range min(many, lateGuests) {
-				within(t, "a call that hangs", hangs)
+				case <-patience(t).Done():
+					t.Fatalf("%d hang, %d were given up", hung, givenUp)
+				}
 			}
 			for range 3 {
 				if _, err := c.Process(context.Background(), "vm-ok", testAuth, 1); err != nil {
@@ -71,14 +102,13 @@ func TestGuestsHang(t *testing.T) {
 				t.Errorf("down: %v", c.Why())
 			}
 			release()
-			calls.Wait()
-			if n := int(answered.Load()); n < min(many, lateGuests) {
-				t.Errorf("%d of %d were answered in the end, %d given up", n, many, givenUp.Load())
+			for range many - givenUp {
+				if err := within(t, "an answer", results); err != nil {
+					t.Errorf("got %v", err)
+				}
 			}
-			c.guests.mu.Lock()
-			defer c.guests.mu.Unlock()
-			if len(c.guests.prompt)+len(c.guests.late) != 0 {
-				t.Errorf("places taken: %d, %d", len(c.guests.prompt), len(c.guests.late))
+			if n := len(c.guests.prompt) + len(c.guests.late); n != 0 {
+				t.Errorf("%d places taken", n)
 			}
 		})
 	}
@@ -90,7 +120,6 @@ func TestGuestOneCall(t *testing.T) {
 	f := newFake(t, "9.0.0.0")
 	c := f.client(t)
 	f.learnt(t, c, "/api")
-	c.guests.after = 10 * time.Millisecond
 	hangs, release := hanging(f)
 	defer release()
 	var calls sync.WaitGroup
@@ -129,11 +158,9 @@ func TestGuestOneCall(t *testing.T) {
 func TestGuestSilence(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, "9.0.0.0")
-	cfg := f.config()
-	cfg.CallTimeout = 50 * time.Millisecond
-	c := newClient(t, cfg)
+	c := f.client(t)
 	f.learnt(t, c, "/api")
-	c.answerWait = 50 * time.Millisecond
+	c.cfg.CallTimeout, c.answerWait = time.Second, time.Second
 	hang := func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
 	f.handle("processes", hang)
 	f.handle("1", hang)

@@ -114,13 +114,16 @@ func nets(size int) string {
 		strings.TrimSuffix(strings.Repeat(address, size/len(address)+1), ",") + `]}}]`
 }
 
+// long is a text.
+func long(size int) string { return `"` + strings.Repeat("h", size) + `"` }
+
 // TestLargePage: guests that together are too large for one answer are shown by smaller ones.
 func TestLargePage(t *testing.T) {
 	t.Parallel()
 	i := newInventory(t)
 	i.objects["vm-42"] = map[string]string{"name": `"forty-two"`}
 	for n := range 30 {
-		i.objects[fmt.Sprintf("vm-%d", 100+n)] = map[string]string{"guest.net": nets(maxBody / 8)}
+		i.objects[fmt.Sprintf("vm-%d", 100+n)] = map[string]string{"guest.hostName": long(maxBody / 8)}
 	}
 	c := i.client(t)
 	watchedBefore(c, i.ids()...)
@@ -131,7 +134,7 @@ func TestLargePage(t *testing.T) {
 				if s.Down {
 					t.Errorf("%s: down: %v", id, s.Err)
 				}
-				return s.VM.Name == "forty-two" || len(s.VM.NICs) == 1
+				return s.VM.Name == "forty-two" || s.VM.HostName != ""
 			})
 		})
 	}
@@ -153,7 +156,7 @@ func TestLargePageUnasked(t *testing.T) {
 	p := newPoller(t)
 	objects := []string{`{"kind":"enter","obj":{"type":"VirtualMachine","value":"vm-42"},"changeSet":[` + change("name", `"forty-two"`) + `]}`}
 	for n := range 10 {
-		objects = append(objects, fmt.Sprintf(`{"kind":"enter","obj":{"type":"VirtualMachine","value":"vm-%d"},"changeSet":[%s]}`, 100+n, change("guest.net", nets(maxBody/4))))
+		objects = append(objects, fmt.Sprintf(`{"kind":"enter","obj":{"type":"VirtualMachine","value":"vm-%d"},"changeSet":[%s]}`, 100+n, change("guest.hostName", long(maxBody/4))))
 	}
 	page := `{"version":"1","filterSet":[{"objectSet":[` + strings.Join(objects, ",") + `]}]}`
 	p.handle("WaitForUpdatesEx", func(w http.ResponseWriter, r *http.Request) {
@@ -177,7 +180,7 @@ func TestLargeObject(t *testing.T) {
 		"one property": {map[string]string{"name": `"big"`, "guest.net": nets(maxBody + 1)}, func(s WatchState) bool {
 			return !s.Down && s.VM.Name == "big" && slices.Equal(s.VM.Unread, []string{"guest.net"})
 		}},
-		"together only": {map[string]string{"name": `"big"`, "guest.net": nets(maxBody / 2), "guest.hostName": `"` + strings.Repeat("h", maxBody/2) + `"`},
+		"together only": {map[string]string{"name": `"big"`, "guest.net": nets(maxBody / 2), "guest.hostName": long(maxBody / 2)},
 			func(s WatchState) bool {
 				return !s.Down && s.VM.Name == "big" && len(s.VM.NICs) == 1 && s.VM.Unread == nil
 			}},

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -70,12 +71,14 @@ func (p *watch) generation(ctx context.Context, wary bool) (answered bool, err e
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	g.cancel, g.places = cancel, make(chan struct{}, lookers)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		if err := g.keepView(ctx); err != nil {
 			cancel(err)
 		}
+		g.looking.Wait()
 	}()
 	answered, err = g.poll(ctx)
 	if cause := context.Cause(ctx); cause != nil {
@@ -94,6 +97,9 @@ type generation struct {
 	made      []*made // the collector, where it is not the session's, else the filter; the view
 	collector moRef
 	view      moRef
+	cancel    context.CancelCauseFunc
+	looking   sync.WaitGroup // what reads objects by themselves
+	places    chan struct{}
 	inView    map[moRef]bool
 	removed   map[moRef]time.Time // from the view, lately
 }
@@ -196,9 +202,10 @@ func (g *generation) poll(ctx context.Context) (answered bool, err error) {
 			return answered, c.notUnderstood(cl, ans, errors.New("updates without a version"))
 		}
 		stands := answered || !g.wary
-		if g.p.apply(set, !answered, stands); stands {
+		if stands {
 			c.presence.polled(nil)
 		}
+		g.p.apply(set, !answered, stands)
 		answered = true
 		if set.Version == "" {
 			continue
@@ -404,7 +411,7 @@ func (p *watch) newGeneration() {
 	defer p.mu.Unlock()
 	p.ready = time.Now()
 	for ref, o := range p.objects {
-		o.seen, o.again, o.doubt, o.patient = false, false, false, time.Time{}
+		o.seen, o.again, o.doubt, o.reading, o.patient = false, false, false, false, time.Time{}
 		if len(o.watchers) == 0 {
 			delete(p.objects, ref)
 		} else if !p.big[ref] {
@@ -458,30 +465,55 @@ func (p *watch) question(ref moRef) {
 	}
 }
 
+// lookers is how many objects are read by themselves at once: fewer than there are connections, which others need, too.
+const lookers = 8
+
 // lookAfter reads by themselves the objects in doubt, and those that even a new generation did not show; for one that was not shown for the first
-// time it asks for a new generation. It tells when to look next; the zero time: when something changes.
+// time it asks for a new generation. It tells when to look next; the zero time: when something changes. It does not wait for what it reads: an object
+// that vCenter is slow about holds nobody else up, nor those that are to be added meanwhile.
 func (g *generation) lookAfter(ctx context.Context) (next time.Time, err error) {
 	read, anew, next := g.p.overdue(time.Now())
 	if anew {
 		return next, errAnew
 	}
 	for ref, news := range read {
-		all, err := g.p.c.retrieve(ctx, ref.Type, watchedOf(ref.Type), ref.Value)
-		if ctx.Err() != nil {
-			return next, context.Cause(ctx)
-		}
-		switch {
-		case isGone(err):
-			g.p.found(ref, news, nil)
-		case err == nil:
-			g.p.found(ref, news, all[ref.Value])
-		case classOf(err) == SessionLost:
-			return next, err
-		default:
-			g.p.unreadable(ref, news, err)
-		}
+		g.looking.Go(func() {
+			defer g.p.looked(ref)
+			select {
+			case g.places <- struct{}{}:
+				defer func() { <-g.places }()
+				g.look(ctx, ref, news)
+			case <-ctx.Done():
+			}
+		})
 	}
 	return next, nil
+}
+
+// look reads one object.
+func (g *generation) look(ctx context.Context, ref moRef, news int) {
+	all, err := g.p.c.retrieve(ctx, ref.Type, watchedOf(ref.Type), ref.Value)
+	switch {
+	case ctx.Err() != nil:
+	case isGone(err):
+		g.p.found(ref, news, nil)
+	case err == nil:
+		g.p.found(ref, news, all[ref.Value])
+	case classOf(err) == SessionLost:
+		g.cancel(err)
+	default:
+		g.p.unreadable(ref, news, err)
+	}
+}
+
+// looked notes that an object is no longer being read.
+func (p *watch) looked(ref moRef) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if o := p.objects[ref]; o != nil {
+		o.reading = false
+		wake(p.changed)
+	}
 }
 
 // overdue tells what should have been shown by now.
@@ -501,6 +533,9 @@ func (p *watch) overdue(now time.Time) (read map[moRef]int, anew bool, next time
 		default: // a slow first answer is not taken for one that leaves things out
 			due = later(due, p.ready.Add(p.slack()))
 		}
+		if o.reading {
+			continue // its end wakes
+		}
 		if due.After(now) {
 			next = sooner(next, due)
 			continue
@@ -508,7 +543,7 @@ func (p *watch) overdue(now time.Time) (read map[moRef]int, anew bool, next time
 		if !o.doubt && o.nudges == 0 {
 			anew, p.blind = true, true
 		} else {
-			read[ref] = o.news
+			read[ref], o.reading = o.news, true
 		}
 		o.nudges++
 		o.patient = now.Add(min(p.patience<<min(o.nudges, 5), backoffMost))

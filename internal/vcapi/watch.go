@@ -47,6 +47,7 @@ type watched struct {
 	again   bool      // it was in the view a moment ago: where it did not change meanwhile, there is nothing for the poll to show
 	doubt   bool      // vCenter said that it is none, or left the view: to be read by itself
 	patient time.Time // when to do something about it where it was not shown
+	reading bool      // it is just being read
 	nudges  int       // how often something was done
 	news    int       // how often the poll brought something: what was read before is old then
 	err     error     // why it cannot be read, by itself

@@ -287,6 +287,31 @@ func TestPollPart(t *testing.T) {
 	})
 }
 
+// TestPollSlowRead: objects that vCenter is slow to read hold up neither the others that are read by themselves, nor those that are added.
+func TestPollSlowRead(t *testing.T) {
+	t.Parallel()
+	p := newPoller(t)
+	over, asked := make(chan struct{}), make(chan struct{}, 10)
+	defer close(over)
+	p.push(200, updateOf("1", "modify", "VirtualMachine", "vm-1", change("guest.hostName", `"a part of what is not known"`)))
+	p.handle("RetrievePropertiesEx", func(w http.ResponseWriter, r *http.Request) {
+		asked <- struct{}{}
+		select {
+		case <-over:
+		case <-r.Context().Done():
+		}
+	})
+	c := p.client(t)
+	watchedBefore(c, "vm-1")
+	run(t, c)
+	within(t, "the read of vm-1", asked)
+	p.handle("ModifyListView", func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusNoContent)
+		p.push(200, updateOf("2", "enter", "VirtualMachine", "vm-42", change("name", `"forty-two"`)))
+	})
+	until(t, c, "vm-42", "", named42)
+}
+
 // TestPollLeave: an object that leaves the view is gone where a read says so, and else is not.
 func TestPollLeave(t *testing.T) {
 	t.Parallel()
