@@ -130,6 +130,35 @@ func (d *doctor) rootPrivileges(ctx context.Context, vc *vcapi.Client, session v
 	}
 }
 
+// longPoll looks whether the long poll shows a VM: what the service sees all ends by, and what a proxy on the way, or an answer that is not understood,
+// may keep from it while single calls go well.
+func (d *doctor) longPoll(ctx context.Context, vc *vcapi.Client, vm string) {
+	ctx, cancel := context.WithTimeout(ctx, 2*callTime)
+	polled := make(chan struct{})
+	go func() {
+		defer close(polled)
+		_ = vc.Run(ctx) // it ends with ctx only
+	}()
+	defer func() {
+		cancel()
+		<-polled
+	}()
+	var seen vcapi.WatchState
+	err := vc.Watch(ctx, vm, "", func(s vcapi.WatchState) bool {
+		seen = s
+		return true
+	})
+	const cure = "look for what is between here and vCenter (proxy, load balancer, firewall): the poll waits up to 30 s for its answer"
+	switch {
+	case err != nil:
+		d.find(broken, cure, "the long poll does not show %s within %s", vm, 2*callTime)
+	case seen.Down:
+		d.find(broken, cure, "the long poll does not show %s: %v", vm, seen.Err)
+	default:
+		d.find(fine, "", "the long poll shows %s", vm)
+	}
+}
+
 // lacks is a finding for a privilege that is missing.
 func (d *doctor) lacks(p privilege, where string, v app.VCenter) {
 	verdict := broken
@@ -177,6 +206,7 @@ func (d *doctor) privileges(ctx context.Context, vc *vcapi.Client, v app.VCenter
 		if len(missing) == 0 {
 			d.find(fine, "", "privileges on %s: all that the service needs", vm)
 		}
+		d.longPoll(ctx, vc, vm)
 		return
 	}
 	d.find(skipped, "name a VM of this vCenter: guestflow doctor --vcenter "+v.Name+" --vm vm-42", "privileges: no VM is known to ask about")
