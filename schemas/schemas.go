@@ -3,10 +3,14 @@ package schemas
 
 import (
 	"bytes"
+	"cmp"
 	"embed"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"regexp"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -16,6 +20,8 @@ import (
 	"github.com/santhosh-tekuri/jsonschema/v6/kind"
 	"golang.org/x/text/language"
 	"golang.org/x/text/message"
+
+	"github.com/guestflow/guestflow/internal/custspec"
 )
 
 // The schemas. Each is a file <name>.json here, and urn:guestflow:schema:<name> to the world.
@@ -142,7 +148,7 @@ func collect(e *jsonschema.ValidationError, doc any, found map[Problem]bool) {
 		}
 	case *kind.AdditionalProperties:
 		for _, unknown := range k.Properties {
-			add(join(at, unknown), "is not a known field")
+			add(join(at, unknown), "is not a known field%s", otherName(unknown, knownBy(e.SchemaURL)))
 		}
 	case *kind.FalseSchema:
 		add(at, "must not be there")
@@ -156,7 +162,7 @@ func collect(e *jsonschema.ValidationError, doc any, found map[Problem]bool) {
 		if durations.MatchString(k.Want) {
 			add(at, "must be a duration such as 90s, 20m or 1h30m")
 		} else {
-			add(at, "must match %s", k.Want)
+			add(at, "must %s", inWords(k.Want))
 		}
 	case *kind.MinLength:
 		add(at, "must have at least %d characters", k.Want)
@@ -171,15 +177,66 @@ func collect(e *jsonschema.ValidationError, doc any, found map[Problem]bool) {
 	case *kind.Maximum:
 		add(at, "must be at most %s", k.Want.RatString())
 	case *kind.Format:
-		add(at, "must be a %s", k.Want)
+		add(at, "must be %s", cmp.Or(formats[k.Want], article(k.Want)))
 	case *kind.PropertyNames:
-		add(join(at, k.Property), "is not a name that is allowed here")
+		add(join(at, k.Property), "is not a name that is allowed here: it may not be empty, nor have a '='")
 	default:
 		if len(e.Causes) == 0 {
 			add(at, "%s", e.ErrorKind.LocalizedString(message.NewPrinter(language.English)))
 		}
 	}
 }
+
+// knownBy are the names of an object's fields, where the schema at url says them.
+func knownBy(url string) []string {
+	urn, at, _ := strings.Cut(url, "#")
+	var node any
+	for _, name := range []string{Requested, CancelRequested, Run} {
+		if b, err := Source(name); err == nil && URN(name) == urn {
+			_ = json.Unmarshal(b, &node) // it is embedded, and compiled
+		}
+	}
+	for token := range strings.SplitSeq(strings.TrimPrefix(at, "/"), "/") {
+		switch of := node.(type) {
+		case map[string]any:
+			if token != "" {
+				node = of[token]
+			}
+		case []any:
+			if i, err := strconv.Atoi(token); err == nil && i >= 0 && i < len(of) {
+				node = of[i]
+			}
+		}
+	}
+	object, _ := node.(map[string]any)
+	properties, _ := object["properties"].(map[string]any)
+	return slices.Sorted(maps.Keys(properties))
+}
+
+// otherName says which field was meant, or which there are.
+func otherName(unknown string, known []string) string {
+	if near := custspec.Nearest(unknown, known); near != "" {
+		return ": is it " + near + "?"
+	}
+	if len(known) == 0 {
+		return ""
+	}
+	return ": known here are " + strings.Join(known, ", ")
+}
+
+// inWords says what a pattern wants: nobody reads a regular expression.
+func inWords(pattern string) string {
+	switch pattern {
+	case "^[A-Za-z0-9][A-Za-z0-9_-]{0,79}$":
+		return "be a managed object ID, such as vm-42"
+	case "^[A-Za-z0-9]([-A-Za-z0-9._]*[A-Za-z0-9])?$":
+		return "consist of letters, digits, '-', '.' and '_', with a letter or digit first and last"
+	}
+	return "match " + pattern
+}
+
+// formats are what the formats of strings are called.
+var formats = map[string]string{"date-time": "an RFC 3339 time, such as 2026-01-02T15:04:05Z"}
 
 var (
 	durations = regexp.MustCompile(`\|ms\|`)   // the pattern of a duration, of all patterns here

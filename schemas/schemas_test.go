@@ -73,9 +73,9 @@ func TestCheckNamesTheField(t *testing.T) {
 		{"no vm", schemas.Requested, `{}`, []string{"vm: is required"}},
 		{"not an object", schemas.Requested, `[]`, []string{"must be an object, not an array"}},
 		{"unknown fields, all of them", schemas.Requested, `{"vm":"vm-1","verfy":{},"check":{"mod":"skip"}}`,
-			[]string{"check.mod: is not a known field", "verfy: is not a known field"}},
+			[]string{"check.mod: is not a known field: is it mode?", "verfy: is not a known field: is it verify?"}},
 		{"unknown field in an array", schemas.Requested, `{"vm":"vm-1",` + creds + `,"processes":[{"name":"a","run":{"path":"/a"}},{"nam":"b","run":{"path":"/b"}}]}`,
-			[]string{"processes[1].nam: is not a known field", "processes[1].name: is required"}},
+			[]string{"processes[1].nam: is not a known field: is it name?", "processes[1].name: is required"}},
 		{"spec is open", schemas.Requested, `{"vm":"vm-1",` + creds + `,"customize":{"spec":{"identity":{"x":null},"more":[1]}}}`, nil},
 		{"spec is no object", schemas.Requested, `{"vm":"vm-1",` + creds + `,"customize":{"spec":"s"}}`, []string{"customize.spec: must be an object, not a string"}},
 		{"spec without identity", schemas.Requested, `{"vm":"vm-1",` + creds + `,"customize":{"spec":{}}}`, []string{"customize.spec.identity: is required"}},
@@ -84,7 +84,7 @@ func TestCheckNamesTheField(t *testing.T) {
 		{"duration", schemas.Requested, `{"vm":"vm-1","timeout":"1 hour"}`, []string{"timeout: must be a duration such as 90s, 20m or 1h30m"}},
 		{"duration as a number", schemas.Requested, `{"vm":"vm-1","timeout":90}`, []string{"timeout: must be a string, not a number"}},
 		{"enum", schemas.Requested, `{"vm":"vm-1","check":{"mode":"no"}}`, []string{"check.mode: must be one of auto, required, skip"}},
-		{"wild card for a VM", schemas.Requested, `{"vm":"*"}`, []string{"vm: must match ^[A-Za-z0-9][A-Za-z0-9_-]{0,79}$"}},
+		{"wild card for a VM", schemas.Requested, `{"vm":"*"}`, []string{"vm: must be a managed object ID, such as vm-42"}},
 		{"no credentials", schemas.Requested, `{"vm":"vm-1","network":{}}`, []string{"guest: is required"}},
 		{"guest without credentials", schemas.Requested, `{"vm":"vm-1","guest":{},"processes":[{"name":"a","run":{"path":"/a"}}]}`, []string{"guest.credentials: is required"}},
 		{"no process needs no credentials", schemas.Requested, `{"vm":"vm-1","processes":[]}`, nil},
@@ -95,7 +95,7 @@ func TestCheckNamesTheField(t *testing.T) {
 		{"cancel", schemas.CancelRequested, `{"vm":"vm-1","request":{"source":"/a"}}`, []string{"request.id: is required"}},
 		{"run is open to what it does not know", schemas.Run, `{"vcenter":"lab","status":"rejected","error":{"code":"Expired","message":"m","retryable":false,"new":1},"new":1}`, nil},
 		{"a rejection is no run", schemas.Run, `{"n":1,"vcenter":"lab","status":"rejected","error":{"code":"Expired","message":"m","retryable":false}}`, []string{"n: must not be there"}},
-		{"time", schemas.Run, `{"vcenter":"lab","status":"rejected","deadline":"soon","error":{"code":"Expired","message":"m","retryable":false}}`, []string{"deadline: must be a date-time"}},
+		{"time", schemas.Run, `{"vcenter":"lab","status":"rejected","deadline":"soon","error":{"code":"Expired","message":"m","retryable":false}}`, []string{"deadline: must be an RFC 3339 time, such as 2026-01-02T15:04:05Z"}},
 		{"no such schema", "nothing", `{}`, []string{`there is no schema "nothing"`}},
 	}
 	for _, tt := range tests {
@@ -117,7 +117,11 @@ func TestStrictRefusesUnknownFields(t *testing.T) {
 	doc := decode(t, `{"vcenter":"lab","status":"rejected","error":{"code":"Expired","message":"m","retryable":false,"new":1},"requested":{"any":1},"new":1}`)
 	var got []string
 	for _, p := range schemas.CheckStrict(schemas.Run, doc) {
-		got = append(got, p.String())
+		text, known, _ := strings.Cut(p.String(), ": known here are ")
+		if !strings.Contains(known, ", message, ") && !strings.Contains(known, ", run, ") {
+			t.Errorf("%s does not say which fields there are", p)
+		}
+		got = append(got, text)
 	}
 	if diff := cmp.Diff([]string{"error.new: is not a known field", "new: is not a known field"}, got); diff != "" {
 		t.Errorf("-want +got\n%s", diff)

@@ -58,7 +58,7 @@ func TestImports(t *testing.T) {
 		"internal/tracing":         {},
 		"internal/vcapi":           {},
 		"internal/vcsim":           {},
-		"schemas":                  {},
+		"schemas":                  {"internal/custspec"},
 	}
 	outside := map[string]string{"github.com/nats-io/nats.go": "internal/events", "net/http": "internal/vcapi"}
 	decoder := json.NewDecoder(strings.NewReader(string(out)))

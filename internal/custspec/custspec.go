@@ -341,7 +341,7 @@ func (r *reader) required(m map[string]any, at, name string) {
 			continue
 		}
 		instead := ""
-		if near := nearestOf(member, unknown); near != "" {
+		if near := Nearest(member, unknown); near != "" {
 			instead = fmt.Sprintf(": %.80s is there, but VI JSON calls it %s", near, member)
 		}
 		if needed[name+"."+member] {

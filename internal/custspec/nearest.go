@@ -7,16 +7,19 @@ import (
 
 // nearest says which of the names may have been meant.
 func nearest(name string, among []string) string {
-	if near := nearestOf(name, among); near != "" {
+	if near := Nearest(name, among); near != "" {
 		return " (did you mean " + near + "?)"
 	}
 	return ""
 }
 
-// nearestOf is the name that differs least, "" where none is near.
-func nearestOf(name string, among []string) string {
+// Nearest is the name that differs least, "" where none is near.
+func Nearest(name string, among []string) string {
 	const longest = 80
 	best, least := "", max(2, len(name)/3)+1
+	if len(name) <= 3 { // two changes make any short name of another
+		least = 2
+	}
 	for _, other := range slices.Sorted(slices.Values(among)) {
 		if len(name) > longest || len(other) > longest {
 			continue

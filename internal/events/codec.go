@@ -48,7 +48,7 @@ func decodeEnvelope(h nats.Header, data []byte) (*envelope, error) {
 		return e, err
 	}
 	if !utf8.Valid(data) {
-		return e, notUTF8(data)
+		return e, errors.New("the message is not UTF-8: encode it so")
 	}
 	declared, _, _ := mime.ParseMediaType(headers[strings.ToLower(contentType)])
 	switch _, binary := headers[attributePrefix+"specversion"]; {
@@ -426,19 +426,8 @@ func strictValue(d *json.Decoder) (any, error) {
 	return token, nil
 }
 
-// notUTF8 is why a message is refused whose bytes are no UTF-8.
-func notUTF8(b []byte) error {
-	if bytes.HasPrefix(b, []byte("\xff\xfe")) || bytes.HasPrefix(b, []byte("\xfe\xff")) {
-		return errors.New("the message is UTF-16, not UTF-8: encode it as UTF-8 (PowerShell: -Encoding utf8NoBOM)")
-	}
-	return errors.New("the message is not UTF-8: encode it so")
-}
-
 // notJSON is why a text is no JSON, and where.
 func notJSON(b []byte) error {
-	if bytes.HasPrefix(b, []byte("\ufeff")) {
-		return errors.New("it is not valid JSON: it begins with a byte order mark; encode it as UTF-8 without one (PowerShell: -Encoding utf8NoBOM)")
-	}
 	if len(bytes.TrimSpace(b)) == 0 {
 		return errors.New("it is not valid JSON: it is empty")
 	}

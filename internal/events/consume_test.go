@@ -259,7 +259,7 @@ func TestConsumeRefuses(t *testing.T) {
 			publish: func(s *station, t *testing.T) uint64 {
 				return s.send(t, &nats.Msg{Subject: "guestflow.requests.lab.vm-1", Data: []byte("hello"), Header: header("Nats-Msg-Id", "mine", "X-Own", "kept")})
 			}},
-		{name: "an unknown field", vm: "vm-1", code: events.InvalidRequest, field: "verfy", request: true, header: map[string]string{"Guestflow-Reason": "verfy: is not a known field"},
+		{name: "an unknown field", vm: "vm-1", code: events.InvalidRequest, field: "verfy", request: true, header: map[string]string{"Guestflow-Reason": "verfy: is not a known field: is it verify?"},
 			publish: func(s *station, t *testing.T) uint64 {
 				return s.publish(t, events.KindRequested, "vm-1", "r1", map[string]any{"vm": "vm-1", "verfy": 1})
 			}},

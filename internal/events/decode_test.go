@@ -186,7 +186,7 @@ func TestDecodeRequestRefuses(t *testing.T) {
 		{"another VM in the subject", "guestflow.requests.lab.vm-1", nil, structured(`{"vm":"vm-42"}`, ""), "vm", "is vm-42, but the message's subject names vm-1"},
 		{"another VM in the CloudEvent's subject", "", nil, structured(`{"vm":"vm-42"}`, `,"subject":"vm-1"`), "", "the CloudEvent's subject"},
 		{"a wild card as VM", "guestflow.requests.lab.*", nil, structured(`{"vm":"vm-42"}`, ""), "", "managed object ID"},
-		{"unknown fields", "", nil, structured(`{"vm":"vm-42","verfy":{},"check":{"mod":1}}`, ""), "check.mod", "is not a known field; verfy: is not a known field"},
+		{"unknown fields", "", nil, structured(`{"vm":"vm-42","verfy":{},"check":{"mod":1}}`, ""), "check.mod", "is not a known field: is it mode?; verfy: is not a known field: is it verify?"},
 		{"another letter case", "", nil, structured(`{"vm":"vm-42","Timeout":"5m"}`, ""), "Timeout", "not a known field"},
 		{"null for what is required", "", nil, structured(`{"vm":null}`, ""), "vm", "is required"},
 		{"no credentials", "", nil, structured(`{"vm":"vm-42","customize":{"spec":{"identity":{"_typeName":"New"}}}}`, ""), "guest.credentials", "is required for customize"},
