@@ -89,8 +89,15 @@ func TestVCenterAwayFailsNoRun(t *testing.T) {
 				t.Run(fmt.Sprintf("%s, after %s, takeover %v", name, point, takeover), func(t *testing.T) {
 					t.Parallel()
 					inWorld(t, secrets, func(w *world) {
-						if point == events.ProcessStarted && !strings.HasSuffix(name, "alone") { // of a shorter one tools forget the exit code meanwhile
-							w.vm.programs["/usr/bin/first"] = program{takes: 11 * time.Minute}
+						if !strings.HasSuffix(name, "alone") { // nor has what the step waits for ended when vCenter is back; and tools forget how a process ended
+							switch point {
+							case events.CustomizeStarted:
+								w.vm.customize = 11 * time.Minute
+							case events.NetworkStarted:
+								w.vm.network = 10*time.Minute + 30*time.Second
+							case events.ProcessStarted:
+								w.vm.programs["/usr/bin/first"] = program{takes: 11 * time.Minute}
+							}
 						}
 						w.awayFor(how, point, 10*time.Minute)
 						var plan []fate
@@ -489,4 +496,27 @@ func TestPollIsNotUnderstood(t *testing.T) {
 			w.t.Errorf("it took %s", took)
 		}
 	})
+}
+
+// An act whose answer is lost because vCenter goes away at that moment: while its call may still land the step's time runs out, and is given back.
+func TestTimeIsGivenBackToAnAct(t *testing.T) {
+	t.Parallel()
+	secrets := secretsDir(t)
+	for name, how := range aways {
+		if name == "poll alone" {
+			continue
+		}
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			inWorld(t, secrets, func(w *world) {
+				w.vc.on(rule{op: "StartGuestNetwork sent", times: 1, err: noAnswer("StartGuestNetwork"), fn: func() {
+					w.vc.change(func() { how(w.vc, true) })
+					w.later(10*time.Minute, func() { w.vc.change(func() { how(w.vc, false) }) })
+				}})
+				w.run(only(`"network":{"timeout":"20s"}`))
+				mustSucceed(w)
+				w.wantEffects("network", 1)
+			})
+		})
+	}
 }
