@@ -149,7 +149,7 @@ func (d *doctor) service(ctx context.Context) {
 	switch {
 	case err != nil:
 		d.find(skipped, "", "what the service itself waits for: %s: %v", url, err)
-	case resp.StatusCode == http.StatusOK && text == "ok":
+	case resp.StatusCode == http.StatusOK && strings.HasPrefix(text, "ok"): // its warnings are said above
 		d.find(fine, "", "the service at %s is ready", url)
 	case resp.StatusCode == http.StatusServiceUnavailable && strings.HasPrefix(text, "not ready: "):
 		for line := range strings.Lines(strings.TrimPrefix(text, "not ready: ")) {

@@ -35,7 +35,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (d *depth) Describe(descs chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{queueRequests, queueCancels, inHand, oneSource, trouble, queueOldest, streamMessages, streamBytes, streamMaxBytes} {
+	for _, desc := range []*prometheus.Desc{queueRequests, queueCancels, inHand, oneSource, queueOldest, streamMessages, streamBytes, streamMaxBytes} {
 		descs <- desc
 	}
 }
@@ -88,7 +88,7 @@ func (d *depth) Collect(out chan<- prometheus.Metric) {
 	asked.Wait()
 }
 
-// own shows what this process holds, and what it knows to be wrong.
+// own shows what this process holds.
 func (d *depth) own(gauge func(desc *prometheus.Desc, v float64, labels ...string)) {
 	for _, h := range d.conn.InHand() {
 		kind := "requests"
@@ -99,14 +99,24 @@ func (d *depth) own(gauge func(desc *prometheus.Desc, v float64, labels ...strin
 		}
 		gauge(inHand, float64(h.Messages), h.VCenter, kind)
 	}
+}
+
+// troubles shows what this process knows to be wrong with NATS, from its start on.
+type troubles struct{ conn *events.Conn }
+
+// Describe implements prometheus.Collector.
+func (t troubles) Describe(descs chan<- *prometheus.Desc) { descs <- trouble }
+
+// Collect implements prometheus.Collector.
+func (t troubles) Collect(out chan<- prometheus.Metric) {
 	is := map[[2]string]float64{}
 	for _, reason := range events.Reasons {
 		is[[2]string{"", string(reason)}] = 0
 	}
-	for _, t := range d.conn.Seen() {
-		is[[2]string{t.VCenter, string(t.Reason)}] = 1
+	for _, seen := range t.conn.Seen() {
+		is[[2]string{seen.VCenter, string(seen.Reason)}] = 1
 	}
 	for at, n := range is {
-		gauge(trouble, n, at[0], at[1])
+		out <- prometheus.MustNewConstMetric(trouble, prometheus.GaugeValue, n, at[0], at[1])
 	}
 }

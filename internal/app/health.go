@@ -34,6 +34,9 @@ func (h *health) ready(w http.ResponseWriter, req *http.Request) {
 		return
 	}
 	_, _ = fmt.Fprintln(w, "ok")
+	for _, t := range h.conn.Seen() { // what stops nothing
+		_, _ = fmt.Fprintln(w, "warning: "+t.String())
+	}
 }
 
 // why says what the service waits for at its start, where that takes longer than it should.

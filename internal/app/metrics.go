@@ -93,9 +93,9 @@ func (m *metrics) watch(vcenter string, client *vcapi.Client) {
 			Help: "Since the long poll of this vCenter was last answered."}, func() float64 { return client.PollAge().Seconds() }))
 }
 
-// nats shows whether the connection to NATS is up.
+// nats shows whether the connection to NATS is up, and what is wrong there.
 func (m *metrics) nats(conn *events.Conn) {
-	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "guestflow_nats_connected", Help: "1 while NATS is connected, else 0."},
+	m.registry.MustRegister(troubles{conn}, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "guestflow_nats_connected", Help: "1 while NATS is connected, else 0."},
 		func() float64 { return number(conn.Connected()) }))
 }
 

@@ -67,8 +67,8 @@ type Conn struct {
 	troubles    []Trouble // as Watch saw them last
 	intakes     []*intake
 	keepTime    time.Duration
-	unkeptSince time.Time     // since when no dead letter could be stored; zero: the last one could
-	keepFor     time.Duration // how long events are kept, 0 as long as not known: a run's timeout is shorter
+	unkeptSince map[string]time.Time // by vCenter: since when no dead letter of it could be stored; absent: the last one could
+	keepFor     time.Duration        // how long events are kept, 0 as long as not known: a run's timeout is shorter
 }
 
 // Connect makes the connection. Where NATS cannot be reached it is tried again for ever: the error is about the configuration alone (a file
@@ -79,7 +79,7 @@ func Connect(_ context.Context, cfg NATSConfig, log zerolog.Logger) (*Conn, erro
 		return nil, err
 	}
 	w := &waits{open: map[*waiter]wait{}}
-	c := &Conn{log: teller{log, w}, waits: w, keepTime: keepTime, mode: cfg.EventMode, on: cfg.On, apiPrefix: jetstream.DefaultAPIPrefix}
+	c := &Conn{log: teller{log, w}, waits: w, keepTime: keepTime, unkeptSince: map[string]time.Time{}, mode: cfg.EventMode, on: cfg.On, apiPrefix: jetstream.DefaultAPIPrefix}
 	c.line = newLine(c)
 	nc, err := nats.Connect(cfg.URL, append(opts, stateLog(log, c.line.wakeAll)...)...)
 	if err != nil {

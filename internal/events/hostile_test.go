@@ -419,3 +419,37 @@ func TestJunkOfAFullStore(t *testing.T) {
 		}
 	}
 }
+
+// Many cancels that wait for the ends of their runs keep no other from being taken.
+func TestCancelsThatWaitLeaveOthersTheirPlaces(t *testing.T) {
+	t.Parallel()
+	s := newStation(t, func(st *events.Streams) { st.MaxInFlight["lab"] = 2 })
+	ctx, cancel := context.WithCancel(testContext(t))
+	var consuming sync.WaitGroup
+	hold := make(chan struct{})
+	t.Cleanup(func() { close(hold); cancel(); consuming.Wait() })
+	held, other := make(chan struct{}, 64), make(chan struct{}, 1)
+	consuming.Go(func() {
+		_ = s.conn.ConsumeCancels(ctx, "lab", func(_ context.Context, c *events.Cancel) error {
+			if c.VM == "vm-other" {
+				other <- struct{}{}
+				return nil
+			}
+			held <- struct{}{}
+			<-hold
+			return nil
+		})
+	})
+	const waiting = 40
+	cancelRun := func(vm string) {
+		s.publish(t, events.KindCancelRequested, vm, "c1", map[string]any{"vm": vm, "request": map[string]any{"source": "/test", "id": "r1"}})
+	}
+	for i := range waiting {
+		cancelRun("vm-" + strconv.Itoa(i))
+	}
+	for range waiting {
+		receive(t, held)
+	}
+	cancelRun("vm-other")
+	receive(t, other)
+}

@@ -56,7 +56,7 @@ func (c *Conn) Reject(ctx context.Context, m Refused, why *RejectError) error {
 	defer w.done()
 	for why.Code != NothingToCancel { // a cancel that came too late is nothing to look into
 		err := c.keep(ctx, m, why)
-		late := c.unkept(err != nil)
+		late := c.unkept(m.VCenter, err != nil)
 		if err == nil {
 			break
 		}
@@ -90,18 +90,20 @@ func (c *Conn) Reject(ctx context.Context, m Refused, why *RejectError) error {
 	return err
 }
 
-// unkept notes whether a dead letter could be stored, and tells for how long none could.
-func (c *Conn) unkept(failed bool) time.Duration {
+// unkept notes whether a dead letter of this vCenter could be stored, and tells for how long none could.
+func (c *Conn) unkept(vcenter string, failed bool) time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !failed {
-		c.unkeptSince = time.Time{}
+	since, known := c.unkeptSince[vcenter]
+	switch {
+	case !failed:
+		delete(c.unkeptSince, vcenter)
 		return 0
+	case !known:
+		since = time.Now()
+		c.unkeptSince[vcenter] = since
 	}
-	if c.unkeptSince.IsZero() {
-		c.unkeptSince = time.Now()
-	}
-	return time.Since(c.unkeptSince)
+	return time.Since(since)
 }
 
 // keep tries once to store the dead letter.

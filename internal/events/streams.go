@@ -166,8 +166,13 @@ func (s Streams) consumers(vcenter string) []jetstream.ConsumerConfig {
 	requests, cancels := base, base
 	requests.Durable, requests.FilterSubject = RequestsConsumer(vcenter), RequestSubject(vcenter, "*")
 	cancels.Durable, cancels.FilterSubject = CancelsConsumer(vcenter), CancelSubject(vcenter, "*")
+	cancels.MaxAckPending = cancelPlaces(s.MaxInFlight[vcenter])
 	return []jetstream.ConsumerConfig{requests, cancels}
 }
+
+// cancelPlaces is how many cancels of a vCenter are held at once. Each waits for the end of its run, so with as many places as there are runs those who
+// cancel a few dozen would keep everybody else's from being taken, or refused.
+func cancelPlaces(runs int) int { return max(4*runs, 256) }
 
 // ensureStream returns the stream as it is at the end, nil where it is missing, and what is wrong with it.
 func (c *Conn) ensureStream(ctx context.Context, need streamNeed, provision bool) (*jetstream.StreamConfig, []string, error) {

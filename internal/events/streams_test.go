@@ -73,6 +73,10 @@ func TestProvisionCreates(t *testing.T) {
 		}
 		for name, filter := range map[string]string{"guestflow-requests-" + vcenter: "guestflow.requests." + vcenter + ".*", "guestflow-cancels-" + vcenter: "guestflow.cancels." + vcenter + ".*"} {
 			cons := consumerConfig(t, js, "GUESTFLOW_REQUESTS_"+vcenter, name)
+			places := places
+			if strings.HasPrefix(name, "guestflow-cancels-") {
+				places = 256
+			}
 			if cons.FilterSubject != filter || cons.AckPolicy != jetstream.AckExplicitPolicy || cons.MaxDeliver != -1 || cons.MaxAckPending != places ||
 				cons.AckWait != 30*time.Second || len(cons.BackOff) != 0 {
 				t.Errorf("consumer %s: %+v", name, cons)

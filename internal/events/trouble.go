@@ -156,7 +156,7 @@ func (c *Conn) consumerTroubles(ctx context.Context, vcenter string, need jetstr
 	}
 	if places := info.Config.MaxAckPending; places > 0 && places < need.MaxAckPending && info.Config.Metadata[ownedKey] != "" {
 		tell(FewPlaces, false, fmt.Sprintf("nats consumer edit %s %s --max-pending %d; the service does so when it starts", stream, need.Durable, need.MaxAckPending),
-			"hands out %d messages at once (max_ack_pending), and the settings say %d (MAX_IN_FLIGHT): somebody has changed it", places, need.MaxAckPending)
+			"hands out %d messages at once (max_ack_pending), and by the settings it is %d (MAX_IN_FLIGHT): somebody has changed it", places, need.MaxAckPending)
 	}
 	return all, nil
 }
@@ -211,11 +211,12 @@ func (c *Conn) Watch(ctx context.Context) {
 	}
 }
 
-// Seen are the troubles that Watch saw last.
+// Seen are the troubles that Watch saw last, and what waits at this moment, which is also told before there is anything to watch.
 func (c *Conn) Seen() []Trouble {
+	waiting := c.Waits()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return slices.Clone(c.troubles)
+	return append(waiting, c.troubles...)
 }
 
 // Waits are what has been waiting for NATS for longer than an election takes.

@@ -2,6 +2,7 @@ package events_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -248,5 +249,27 @@ func TestDeadlettersMaxBytes(t *testing.T) {
 	}
 	if st, err := s.js.Stream(testContext(t), events.DeadlettersStream); err != nil || st.CachedInfo().State.Bytes > mb || st.CachedInfo().State.LastSeq != 40 {
 		t.Errorf("dead letters: %v", err)
+	}
+}
+
+// A server without a file store: nothing can be made, and it is said what to do.
+func TestProvisionWithoutAFileStore(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	file := filepath.Join(dir, "nats.conf")
+	if err := os.WriteFile(file, []byte(fmt.Sprintf("jetstream { store_dir: %q\nmax_file_store: 0 }\nport: -1\n", dir+"/js")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := settings(1)
+	s.DeadlettersMaxBytes = 1 << 20
+	err := connect(t, natstest.StartConfig(t, file, nil).URL()).Provision(testContext(t), s)
+	var differ *events.MismatchError
+	if !errors.As(err, &differ) || len(differ.Differences) != 3 {
+		t.Fatal(err)
+	}
+	for _, d := range differ.Differences {
+		if !strings.Contains(d, "10047") || !strings.Contains(d, "a server without a file store cannot hold guestflow's streams") {
+			t.Errorf("difference: %s", d)
+		}
 	}
 }
