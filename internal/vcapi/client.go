@@ -388,7 +388,7 @@ func (c *Client) asked(ctx context.Context, cl *call) (ans *answer, err error) {
 		return c.exchange(ctx, c.reads, cl)
 	}
 	if none := c.guests.do(ctx, cl.guest, c.cfg.CallTimeout, func(ctx context.Context) { ans, err = c.exchange(ctx, c.calls, cl) }); none != nil {
-		return nil, c.held(cl, none)
+		return nil, c.of(cl, &Error{Class: Transient, Message: c.hide(cl, none.Error()), Err: none})
 	}
 	return ans, err
 }
