@@ -173,21 +173,23 @@ func (c *Client) givenUp(ctx context.Context, op string) *Error {
 
 // takeDown removes m now, if it can within ctx, and tells whether it could; else it is removed later.
 func (k *keeper) takeDown(ctx context.Context, m *made) bool {
-	if ctx.Err() == nil && k.down(ctx, m) {
-		return true
+	if ctx.Err() == nil {
+		if gone, _ := k.down(ctx, m); gone {
+			return true
+		}
 	}
 	k.owe(m)
 	return false
 }
 
-// down tries once; true where nothing is left to be done: gone, unknown to vCenter, or refused for good.
-func (k *keeper) down(ctx context.Context, m *made) bool {
+// down tries once. gone: nothing is left to be done, for it is gone, unknown to vCenter, or refused for good. answered: somebody is there.
+func (k *keeper) down(ctx context.Context, m *made) (gone, answered bool) {
 	_, err := k.c.exchange(ctx, k.c.reads, m.down)
 	if e := (*Error)(nil); err != nil && (!errors.As(err, &e) || e.Status == 0 || e.Class == Transient) {
-		return false
+		return false, e != nil && e.Status != 0
 	}
 	m.removed()
-	return true
+	return true, true
 }
 
 // session tells whether m is a whole session.
@@ -290,11 +292,16 @@ func (k *keeper) round() (progress bool) {
 		if !k.owes(m) {
 			continue
 		}
-		if k.closing.Err() != nil || !k.down(k.over, m) {
+		if k.closing.Err() != nil {
 			return progress
 		}
-		k.settled(m)
-		progress = true
+		switch gone, answered := k.down(k.over, m); {
+		case gone:
+			k.settled(m)
+			progress = true
+		case !answered:
+			return progress
+		}
 	}
 	return progress
 }

@@ -129,6 +129,34 @@ func TestOwnedOwed(t *testing.T) {
 	}
 }
 
+// TestOwnedStubborn: a thing that vCenter does not let go of for now keeps no other from being taken down.
+func TestOwnedStubborn(t *testing.T) {
+	t.Parallel()
+	f := newFake(t, "9.0.0.0")
+	gone := make(chan string, 10)
+	f.handle("DestroyView", func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.URL.Path, "/stubborn/") {
+			writeJSON(w, 500, `{"_typeName":"SystemError"}`)
+			return
+		}
+		w.WriteHeader(204)
+		gone <- r.URL.Path
+	})
+	c := f.client(t)
+	s, err := c.vimLogin.get(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"stubborn", "other"} {
+		down, err := c.vimCall(s.service, at("ListView", id), "ListView", "DestroyView", none)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.keeper.owe(&made{ref: refTo("ListView", id), in: s, down: down})
+	}
+	within(t, "the other", gone)
+}
+
 // TestOwnedSession: a session in which too much is left is ended, which removes all of it: things whose names were lost, and things that cannot be taken
 // down. The next call begins another.
 func TestOwnedSession(t *testing.T) {
