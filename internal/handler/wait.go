@@ -67,6 +67,9 @@ func askLate[T any](ctx context.Context, r *run, s *step, read func(context.Cont
 		var said *vcapi.Error
 		if err == nil || ctx.Err() == nil && (!errors.As(err, &said) || !r.away(ctx, said)) {
 			r.heard()
+			if said != nil && silent(said) && tries == 1 { // vCenter may have come back just before it was asked
+				continue
+			}
 			return v, err
 		}
 		if err := r.pause(ctx, s, err, pause); err != nil {
@@ -133,7 +136,11 @@ func (r *run) away(ctx context.Context, v *vcapi.Error) bool {
 		_, err := r.vc.Now(once)
 		cancel()
 		var said *vcapi.Error
-		gone = errors.As(err, &said) && silent(said)
+		if gone = errors.As(err, &said) && silent(said); !gone {
+			_, still := r.clock.stands()
+			r.heard()
+			return !still.IsZero() // it was away until now: what the guest did not answer is asked again
+		}
 	}
 	if !gone {
 		r.heard()
