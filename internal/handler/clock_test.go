@@ -520,3 +520,36 @@ func TestTimeIsGivenBackToAnAct(t *testing.T) {
 		})
 	}
 }
+
+// A VM that is off when verify's time is over: the mismatch says so.
+func TestVerifyOfAVMThatIsOff(t *testing.T) {
+	t.Parallel()
+	inWorld(t, secretsDir(t), func(w *world) {
+		w.slow = onKind("network.completed", func() { w.vc.change(func() { w.vm.power, w.vm.hostName, w.vm.nics = "poweredOff", "", nil }) })
+		run := w.run(hasty)
+		if e := run.Error; e == nil || e.Code != events.VerifyMismatch || e.Waiting != events.WaitingTools || !strings.Contains(e.Message, "poweredOff") {
+			w.t.Errorf("error %+v", e)
+		}
+		if !slices.Contains(w.kinds(), "run.waiting") {
+			w.t.Errorf("events %v", w.kinds())
+		}
+	})
+}
+
+// A run that is canceled while vCenter is away, with a call in flight, says what it still waits for.
+func TestEndSaysWhatItWaitsFor(t *testing.T) {
+	t.Parallel()
+	inWorld(t, secretsDir(t), func(w *world) {
+		w.vc.on(rule{op: "StartGuestNetwork sent", times: 1, err: noAnswer("StartGuestNetwork"), fn: func() { w.vc.change(func() { w.vc.refusing = true }) }})
+		req := w.request("order-1", only(networkOnly))
+		w.later(5*time.Second, func() { w.cancel(req) })
+		w.drive(req)
+		if run := w.last(); run.Status != events.StatusCanceled || run.FinishedAt.Sub(*run.AcceptedAt) > 2*time.Minute {
+			w.t.Errorf("the run ended as %s after %s", run.Status, run.FinishedAt.Sub(*run.AcceptedAt))
+		}
+		if got := strings.Join(w.kinds(), " "); !strings.HasSuffix(got, "network.starting run.waiting run.waiting run.canceled") {
+			w.t.Errorf("events %s", got)
+		}
+		w.waitsHaveReasons()
+	})
+}

@@ -424,6 +424,9 @@ func (r *run) settle() error {
 		if !r.open {
 			return nil // nothing was known to be under way, and the wait is over
 		}
+		if err := r.wait(events.WaitingVCenterUnavailable, err); err != nil {
+			return r.endOn(err)
+		}
 		select {
 		case <-pause.next():
 		case <-ctx.Done():

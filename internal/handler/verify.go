@@ -100,6 +100,10 @@ func (r *run) verify(ctx context.Context) error {
 	if r.asked.Customize != nil {
 		failure.message += ": see the guest's own log, /var/log/vmware-gosc/instant_clone_customization.log"
 	}
+	if r.state.Waiting == events.WaitingTools && r.lastErr != nil {
+		failure.waiting = events.WaitingTools
+		failure.message += fmt.Sprintf(", waiting for %s: %v", failure.waiting, r.lastErr)
+	}
 	return r.complete(events.VerifyCompleted, &v.State, failure)
 }
 
