@@ -262,10 +262,15 @@ func (h *Handler) begin(ctx context.Context, req *events.Request, last *events.E
 	} else if by != nil {
 		return r.end(&canceledError{by: *by})
 	}
-	r.accept()
 	if err := r.baselineWithin(baselineTime); err != nil && ctx.Err() != nil {
 		return events.ErrReleased
 	}
+	if by, err := r.canceledBy(r.ctx); err != nil { // once more: that may have taken seconds
+		return h.givenBack(ctx, err)
+	} else if by != nil {
+		return r.end(&canceledError{by: *by})
+	}
+	r.accept()
 	r.state.Requested = req.Data
 	err = r.record(events.RunAccepted)
 	r.state.Requested = nil

@@ -283,3 +283,18 @@ func TestBusyWithOurOwnTask(t *testing.T) {
 		}
 	}
 }
+
+// The same where the guest's status moves: what the first call, of which there is no answer, has done to it is not what was there before.
+func TestBusyWithOurOwnTaskAndItsStatus(t *testing.T) {
+	t.Parallel()
+	inWorld(t, secretsDir(t), func(w *world) {
+		w.vm.customize, w.vm.lies = 3*time.Minute, "FAILED"
+		w.vc.lag = 60 * time.Second
+		w.vc.on(rule{op: "CustomizeGuest sent", times: 1, lost: "answer"})
+		run := w.run(only(customizeOnly))
+		if run.Error == nil || run.Customize.DecidedBy != "guest-status" {
+			w.t.Errorf("the guest says that it failed, and the run ended as %s, decided by %q", run.Status, run.Customize.DecidedBy)
+		}
+		w.wantEffects("customize", 1)
+	})
+}

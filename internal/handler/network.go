@@ -47,6 +47,9 @@ func (r *run) connectNICs(ctx context.Context) error {
 		if err != nil || len(nics.Devices) == 0 {
 			return err
 		}
+		if err := r.mayAct(ctx); err != nil { // that read may have taken long
+			return err
+		}
 		task, err := r.vc.ConnectNICs(r.life, r.owned(), r.vm, nics)
 		if err == nil {
 			r.newest = task

@@ -44,6 +44,9 @@ func TestInterruptedPreparation(t *testing.T) {
 					w.drive(req)
 					w.wantEnds("run.canceled")
 					w.wantEffects(p.act, 0)
+					if name == "the NICs that are off" {
+						w.wantEffects("connect", 0)
+					}
 				})
 			}
 		})
@@ -80,4 +83,19 @@ func TestInterruptedPreparation(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A run is canceled when its turn has come, and vCenter takes its time to show the Tasks that are there: it is not accepted any more.
+func TestCanceledBeforeItIsAccepted(t *testing.T) {
+	t.Parallel()
+	inWorld(t, secretsDir(t), func(w *world) {
+		w.vc.on(rule{op: "Tasks", times: 1, hang: true})
+		req := w.request("order-1", brief)
+		w.later(3*time.Second, func() { w.cancel(req) })
+		w.drive(req)
+		w.wantEnds("run.canceled")
+		if last := w.last(); last.N != 1 || last.Customize != nil {
+			w.t.Errorf("n %d, customize %+v", last.N, last.Customize)
+		}
+	})
 }
