@@ -224,7 +224,7 @@ func (r *run) customized(ctx context.Context) error {
 	case failure == nil:
 	case shown:
 		decided, failure = "verify", nil
-	case inTime && (kind == engineBroken || kind == toolsLost):
+	case inTime && r.clock.now().Before(r.stepEnd(s)) && (kind == engineBroken || kind == toolsLost): // nothing is begun in overtime
 		if again := r.repeatAborted(failure); again != nil {
 			return again
 		}

@@ -173,3 +173,40 @@ func TestAbortAndRepeatCanceled(t *testing.T) {
 		}
 	}
 }
+
+// The owner dies after its abort, which takes long, and the run's time is over when the next one takes over: the abort's Task, which no event names, has
+// come to its end before the last event, so that it does not reach into the VM's next run.
+func TestAbortOutlivesItsOwner(t *testing.T) {
+	t.Parallel()
+	secrets := secretsDir(t)
+	for _, canceled := range []bool{false, true} {
+		inFaultyWorld(t, secrets, func(w *world) {
+			w.vc.aborts = 100 * time.Second
+			timeout := "90s"
+			if canceled {
+				timeout = "1h"
+			}
+			req := w.request("order-1", `{"timeout":"`+timeout+`",`+faulty[1:])
+			o := w.deliver(req, crash("AbortCustomization landed")...)
+			<-o.stopped
+			if canceled {
+				w.cancel(req)
+			}
+			<-time.After(30 * time.Second)
+			w.drive(req)
+			end := w.last()
+			if canceled != (end.Status == events.StatusCanceled) || end.Status == events.StatusSucceeded {
+				w.t.Errorf("the run ended as %s", end.Status)
+			}
+			if !canceled && (end.Error.Code != events.CustomizationFailed || end.Error.VSphere == nil || end.Error.VSphere.Name != "CustomizationFault") {
+				w.t.Errorf("error %+v", end.Error)
+			}
+			w.wantEffects("abort", 1)
+			for _, task := range w.vc.tasks {
+				if task.end().After(*end.FinishedAt) {
+					w.t.Errorf("%s goes on after the last event", task.name)
+				}
+			}
+		})
+	}
+}

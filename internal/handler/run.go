@@ -309,6 +309,9 @@ func (r *run) end(why error) error {
 	case why == nil, errors.As(why, &canceled), errors.As(why, &failed):
 	case errors.Is(why, errDeadline):
 		failed = r.timeError(events.DeadlineExceeded, r.current(), fmt.Sprintf("the run's time is over (timeout %s)", r.timeout()))
+		if known := r.point.Failed; known != nil { // it was to be aborted and repeated
+			failed = &stepError{stored: changedError(known, "; "+failed.message)}
+		}
 	case r.life.Err() != nil:
 		return events.ErrReleased
 	default:

@@ -28,6 +28,7 @@ type fakeVC struct {
 	history     bool          // the task history can be read
 	forever     []string      // Tasks of other VMs that the history reaches back to
 	connects    time.Duration // what the connection of NICs takes
+	aborts      time.Duration // what an abort takes
 	watchLag    time.Duration // how long the long poll does not show a new Task
 	instance    string        // its instance UUID
 	stored      string        // which spec stands under every name now, where it was changed
@@ -132,7 +133,7 @@ type fakeProc struct {
 }
 
 func newFakeVC() *fakeVC {
-	return &fakeVC{apiVersion: "9.0.0.0", history: true, connects: time.Second, instance: "uuid-1",
+	return &fakeVC{apiVersion: "9.0.0.0", history: true, connects: time.Second, aborts: 2 * time.Second, instance: "uuid-1",
 		naming: func(method string) (string, string) { return method, "" }, rest: cut(time.Millisecond), push: cut(time.Microsecond), forever: []string{"task-1"}, vms: map[string]*fakeVM{}, sessions: map[string]bool{},
 		lastID: 100, changed: make(chan struct{}), onEffect: func(effect) {}}
 }
@@ -894,7 +895,7 @@ func (c *client) AbortCustomization(ctx context.Context, gate vcapi.Gate, vm str
 				t.canceled = time.Now()
 			}
 		}
-		return c.makeTask(vm, "AbortCustomization_Task", 2*time.Second, r), nil
+		return c.makeTask(vm, abortMethod, c.aborts, r), nil
 	})
 }
 
