@@ -103,7 +103,7 @@ func TestOutcomeOfCustomize(t *testing.T) {
 		{name: "the guest reports its new host name late", world: func(w *world) {
 			w.vm.ignores = true
 			w.later(4*time.Minute, func() { w.vc.change(func() { w.vm.show(json.RawMessage(specOf(named))); w.vm.connect() }) })
-		}, decided: "guest-status", took: 4 * time.Minute},
+		}, decided: "guest-status", took: 4*time.Minute - time.Second},
 		{name: "a NIC stays off", request: only(`"verify":{"timeout":"10s"},"customize":` + named), decided: "guest-status", code: events.VerifyMismatch, step: "verify",
 			mismatches: []string{"NIC 00:50:56:00:00:01 is not connected"}},
 		{name: "a NIC stays off, and need not be on", request: only(`"verify":{"nicsConnected":false},"customize":` + named), decided: "guest-status"},
