@@ -319,6 +319,10 @@ func TestHiddenSecrets(t *testing.T) {
 			t.Errorf("%q is told as %s", text, got)
 		}
 	}
+	prefix := expect([]byte(linux(`{"_typeName":"CustomizationPrefixName","base":{"secretRef":"names","key":"host"}}`)), secretOf)
+	if got := prefix.hide("WEB0117.example.test"); got != "(the value of secret names, key host, and more)" {
+		t.Errorf("a secret prefix is told as %s", got)
+	}
 	vm := shows("web01").nic(4000, "10.0.0.7 duplicate", "169.254.1.1").routes("10.0.0.1").VM
 	yes := true
 	c := compare(e, events.AskedVerify{AnyAddress: &yes}, vm, "")

@@ -307,6 +307,9 @@ func (e expected) settings() []setting {
 
 // hide is what the guest shows as events may tell it: what equals the value of a secret is not told.
 func (e expected) hide(shown string) string {
+	if h := e.host; h.kind == prefixName && h.secret != "" && len(shown) >= len(h.text) && strings.EqualFold(shown[:len(h.text)], h.text) {
+		return "(" + h.String() + ", and more)"
+	}
 	for _, s := range e.settings() {
 		if s.secret == "" || s.text == "" {
 			continue

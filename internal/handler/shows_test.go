@@ -54,6 +54,39 @@ func TestVerifyTakenOver(t *testing.T) {
 	}
 }
 
+// NICs that came, or were connected, after the VM's hardware was read are known at once.
+func TestVerifyReadsNewNICs(t *testing.T) {
+	t.Parallel()
+	secrets := secretsDir(t)
+	t.Run("added, and without an address", func(t *testing.T) {
+		t.Parallel()
+		inWorld(t, secrets, func(w *world) {
+			w.later(time.Minute, func() {
+				w.vc.change(func() {
+					w.vm.cards = twoCards()
+					w.vm.nics = []vcapi.NIC{{MAC: mac1, Device: 4000, Connected: true, Addresses: []string{"10.0.0.7"}}, {MAC: mac2, Device: 4001, Connected: true, Addresses: []string{"fe80::8"}}}
+				})
+			})
+			run := w.run(`{"vm":"vm-42","verify":{"timeout":"2m","anyAddress":true}}`)
+			if e := run.Error; e == nil || e.Code != events.VerifyMismatch || len(run.Verify.Mismatches) != 1 || !strings.HasPrefix(run.Verify.Mismatches[0], "address: want one on NIC 2") {
+				w.t.Errorf("error %+v, verify %+v", e, run.Verify)
+			}
+		})
+	})
+	t.Run("connected, and not shown", func(t *testing.T) {
+		t.Parallel()
+		inWorld(t, secrets, func(w *world) {
+			w.vm.cards[0].Connected = false
+			w.slow = onKind("network.starting", func() { w.vc.change(func() { w.vm.cards[0].Connected = true }) })
+			run := w.run(only(`"verify":{"timeout":"10m"},"network":{"connectNics":true}`))
+			mustSucceed(w)
+			if took := run.FinishedAt.Sub(*run.AcceptedAt); took > 2*time.Minute {
+				w.t.Errorf("it took %s", took)
+			}
+		})
+	})
+}
+
 // What a secret holds is in no event, shown or not: neither where the guest shows it, nor where it shows another.
 func TestVerifyTellsNoSecret(t *testing.T) {
 	t.Parallel()

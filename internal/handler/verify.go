@@ -70,10 +70,13 @@ func (r *run) verify(ctx context.Context) error {
 		return err
 	}
 	e := r.expected(ctx)
+	if n := r.asked.Network; n != nil && n.ConnectNICs {
+		r.cards = nil // they were read before that
+	}
 	within, cancel := r.verifyTime(ctx)
 	defer cancel()
 	good, err := r.shown(ctx, within, s, func(vm vcapi.VM) (bool, error) {
-		if vm.Cards == nil { // after a takeover: its hardware was read by an owner before us
+		if cardsAreOld(vm) {
 			var err error
 			if vm, err = ask(within, r, s, r.readVM); err != nil {
 				return false, err
@@ -105,6 +108,14 @@ func (r *run) verify(ctx context.Context) error {
 		failure.message += fmt.Sprintf(", waiting for %s: %v", failure.waiting, r.lastErr)
 	}
 	return r.complete(events.VerifyCompleted, &v.State, failure)
+}
+
+// cardsAreOld reports whether the VM's hardware has to be read: after a takeover, since an owner before us has read it; and where the guest shows a NIC
+// that was not there then.
+func cardsAreOld(vm vcapi.VM) bool {
+	return vm.Cards == nil || slices.ContainsFunc(vm.NICs, func(n vcapi.NIC) bool {
+		return n.Device > 0 && !slices.ContainsFunc(vm.Cards, func(c vcapi.Card) bool { return c.Key == n.Device })
+	})
 }
 
 // withoutNetwork says what a request that asks for no network step may lack: what a customization sets shows once the guest's network is started, and

@@ -103,11 +103,12 @@ func decodeDNS(raw json.RawMessage) (servers []string) {
 // decodeCards are the virtual network adapters among a VM's devices, in PCI slot order: that in which a customization hands its settings out
 // (CustomizationAdapterMapping.macAddress). Where a slot is not told all stand by their keys, which vCenter gives in the order of their making.
 func decodeCards(devices json.RawMessage) []Card {
-	if len(devices) == 0 {
-		return nil
+	var all []json.RawMessage
+	if json.Unmarshal(anyValue(devices), &all) != nil || all == nil {
+		return nil // which is no VM without NICs
 	}
 	cards := []Card{}
-	each(devices, func(raw json.RawMessage) {
+	for _, raw := range all {
 		var wire struct {
 			Key         json.RawMessage `json:"key"`
 			MAC         *string         `json:"macAddress"` // VirtualEthernetCard and its kinds have one
@@ -120,14 +121,14 @@ func decodeCards(devices json.RawMessage) []Card {
 		}
 		_ = json.Unmarshal(raw, &wire)
 		if wire.MAC == nil {
-			return
+			continue
 		}
 		card := Card{Key: anyInt32(wire.Key), MAC: strings.TrimSpace(*wire.MAC), Slot: max(0, anyInt32(wire.SlotInfo.PCISlotNumber))}
 		if connected := anyBool(wire.Connectable.Connected); connected != nil {
 			card.Connected = *connected
 		}
 		cards = append(cards, card)
-	})
+	}
 	slotless := slices.ContainsFunc(cards, func(c Card) bool { return c.Slot == 0 })
 	slices.SortStableFunc(cards, func(a, b Card) int {
 		if slotless || a.Slot == b.Slot {

@@ -686,6 +686,8 @@ func FuzzProperties(f *testing.F) {
 	f.Add([]byte(`{"name":"web-1","runtime.powerState":"poweredOn","guest.net":{"_typeName":"ArrayOfGuestNicInfo","_value":[{"macAddress":"m","connected":true}]},` +
 		`"guest.customizationInfo":{"customizationStatus":"TOOLSDEPLOYPKG_FAILED","errorMsg":"x","startTime":"2026-01-02T03:04:05Z"},"recentTask":[{"value":"task-1"}]}`))
 	f.Add([]byte(`{"config.extraConfig":[{"key":"guestinfo.userdata"}],"info.state":{"_typeName":"TaskInfoState","_value":"success"}}`))
+	f.Add([]byte(`{"guest.ipStack":[{"dnsConfig":{"ipAddress":["10.0.0.2"]},"ipRouteConfig":{"ipRoute":[{"network":"0.0.0.0","prefixLength":0,"gateway":{"ipAddress":"10.0.0.1"}}]}}],` +
+		`"config.hardware.device":[{"key":4000,"macAddress":"m","connectable":{"connected":true},"slotInfo":{"pciSlotNumber":160}}],"guest.net":[{"deviceConfigId":-1,"ipConfig":{"ipAddress":[{"ipAddress":"10.0.0.7","prefixLength":24,"state":"duplicate"}]}}]}`))
 	f.Add([]byte(`{"macAddress":"m","connectable":{"connected":false,"startConnected":false}}`))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		if on, err := connected(body); err == nil && !json.Valid(on) {
