@@ -3,9 +3,12 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -81,6 +84,36 @@ func (s *site) says(texts ...string) {
 	}
 }
 
+// shows waits until the service's metrics have a line.
+func (s *site) shows(line string) {
+	s.t.Helper()
+	plain := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	late := time.After(patience)
+	for {
+		req, err := http.NewRequestWithContext(s.t.Context(), http.MethodGet, "http://"+s.env["HTTP_ADDR"]+"/metrics", nil)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		resp, err := plain.Do(req)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		_ = resp.Body.Close()
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		if slices.Contains(strings.Split(string(body), "\n"), line) {
+			return
+		}
+		select {
+		case <-late:
+			s.t.Fatalf("%s is not shown:\n%s", line, body)
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
 // A consumer is paused, then hands out one message at a time.
 func TestDoctorFindsWhatIsDoneToAConsumer(t *testing.T) {
 	t.Parallel()
@@ -91,6 +124,7 @@ func TestDoctorFindsWhatIsDoneToAConsumer(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.says("broken   consumer guestflow-requests-lab is paused until ", "cure: nats consumer resume GUESTFLOW_REQUESTS_lab guestflow-requests-lab", "is not ready: consumer guestflow-requests-lab is paused")
+	s.shows(`guestflow_nats_trouble{reason="consumer-paused",vcenter="lab"} 1`)
 	if r := s.read("doctor"); strings.Contains(r.out, "are being taken") {
 		t.Errorf("it says that requests are being taken:\n%s", r.out)
 	}
@@ -152,6 +186,7 @@ func TestStreamsThatAreRemovedAreMadeAgain(t *testing.T) {
 func TestDoctorFindsASmallMaxPayload(t *testing.T) {
 	t.Parallel()
 	s := onServer(t, "", "max_payload: 16384").serve()
+	s.shows(`guestflow_nats_trouble{reason="max-payload",vcenter=""} 1`)
 	s.says("broken   the server takes messages of 16384 bytes (max_payload)", "cure: set max_payload to 1MB")
 	vm := s.vc.VMs()[0]
 	data := fmt.Sprintf(`{"vm":%q,"guest":{"credentials":{"secretRef":"linux-root"}},"customize":{"spec":{"_typeName":"CustomizationSpec",`+
@@ -177,6 +212,7 @@ func TestDoctorFindsAFullStore(t *testing.T) {
 	for _, vm := range s.vc.VMs() { // the first runs fill it
 		_ = s.do("submit", "--vm", vm, "--check-only")
 	}
+	s.shows(`guestflow_nats_trouble{reason="no-storage",vcenter="lab"} 1`)
 	s.says("is not ready: vm ", "JetStream: insufficient resources (10023)", "cure: make room for JetStream: raise max_file_store")
 	for i := range 8 { // and what is left of it
 		s.publishOn(fmt.Sprintf("guestflow.rejections.lab.vm-%d", i), make([]byte, 1000))

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/rs/zerolog"
 
 	"github.com/guestflow/guestflow/internal/events"
 	"github.com/guestflow/guestflow/internal/events/natstest"
@@ -271,5 +272,54 @@ func TestProvisionWithoutAFileStore(t *testing.T) {
 		if !strings.Contains(d, "10047") || !strings.Contains(d, "a server without a file store cannot hold guestflow's streams") {
 			t.Errorf("difference: %s", d)
 		}
+	}
+}
+
+// What is wrong is in the log once, with its cure, and once more when it is over.
+func TestWatchTellsOnce(t *testing.T) {
+	t.Parallel()
+	server := natstest.StartServer(t)
+	var mu sync.Mutex
+	var lines []string
+	log := zerolog.New(writerFunc(func(b []byte) (int, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		lines = append(lines, string(b))
+		return len(b), nil
+	}))
+	conn, err := events.Connect(testContext(t), events.NATSConfig{URL: server.URL()}, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(conn.Close)
+	s := &station{client: dial(t, server.URL()), server: server, conn: conn}
+	provision(t, conn, server.URL(), settings(1))
+	s.watch(t)
+	said := func(level string) (n int) {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, line := range lines {
+			if strings.Contains(line, "is paused") && strings.Contains(line, level) && strings.Contains(line, "nats consumer resume") == (level == `"warn"`) {
+				n++
+			}
+		}
+		return n
+	}
+	ctx, stream, durable := testContext(t), events.RequestsStream("lab"), events.RequestsConsumer("lab")
+	if _, err := s.js.PauseConsumer(ctx, stream, durable, time.Now().Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "it is seen", func() bool { return len(conn.Seen()) == 1 })
+	if err := s.js.DeleteConsumer(ctx, stream, events.CancelsConsumer("lab")); err != nil { // what follows tells that it was looked again
+		t.Fatal(err)
+	}
+	until(t, "it is made again", func() bool { _, err := s.js.Consumer(ctx, stream, events.CancelsConsumer("lab")); return err == nil })
+	if _, err := s.js.ResumeConsumer(ctx, stream, durable); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "it is over", func() bool { return len(conn.Seen()) == 0 })
+	until(t, "that is said", func() bool { return said(`"info"`) == 1 })
+	if n := said(`"warn"`); n != 1 {
+		t.Errorf("said %d times", n)
 	}
 }
