@@ -22,12 +22,17 @@ type lot struct {
 	names []string // of the behaviours
 	data  map[string]any
 
-	hostName, address string
-	atOnce            bool // the guest shows its new identity after CustomizeGuest_Task, else after StartGuestNetwork_Task
-	moves             bool // the guest's status follows
-	network           bool
-	statusTells       bool // the run's outcome hangs on the guest's status
-	looked            bool // the guest is looked at after a Task's error
+	hostName    string
+	addresses   [2]string
+	again       bool // the guest shows all of the spec beforehand, from an earlier customization: what it shows then proves nothing
+	partly      bool // it shows the host name beforehand
+	secret      func(name, key, value string)
+	atOnce      bool // the guest shows its new identity after CustomizeGuest_Task, else after StartGuestNetwork_Task
+	moves       bool // the guest's status follows
+	network     bool
+	twice       bool // it is published twice
+	statusTells bool // the run's outcome hangs on the guest's status
+	looked      bool // the guest is looked at after a Task's error
 
 	// The truth.
 	fails      map[string][]string // by step, the codes with which it may fail
@@ -94,6 +99,29 @@ func (l *lot) called(c vcsim.Call, phase vcsim.Phase) vcsim.Action {
 	return action
 }
 
+// unapplied is what must come out where a Task succeeds and changed nothing: a guest that shows the spec all the same is as asked for.
+func (l *lot) unapplied() bool {
+	if l.again {
+		return true
+	}
+	return l.fail("verify", "VerifyMismatch", "StepTimeout")
+}
+
+// proven is what must come out where a Task fails with fault although all is applied, and the guest's own status does not tell: a change shows it, and nothing else does.
+// The general fault, and the want of tools, are for an abort and a second attempt.
+func (l *lot) proven(fault types.BaseMethodFault) bool {
+	l.decided = []string{"verify"}
+	if !l.again {
+		return true
+	}
+	l.decided = []string{"task"}
+	l.verifyWithin(short)
+	if passes := slices.ContainsFunc(passing, func(p types.BaseMethodFault) bool { return p == fault }); !passes {
+		l.customized, l.aborts = [2]int{2, 2}, [2]int{1, 1}
+	}
+	return l.fail("customize", "CustomizationFailed", "Unavailable", "ToolsNotRunning", "InvalidState")
+}
+
 func (l *lot) fail(step string, codes ...string) bool {
 	l.fails[step] = append(l.fails[step], codes...)
 	return true
@@ -150,482 +178,495 @@ type behaviour struct {
 
 // slots are the behaviours, by the part of a run in which they show: a lot has at most one of each slot, set in this order.
 var slots = [5][]behaviour{
-	{ // customize
-		{"nothing applied", func(l *lot) bool {
-			l.verifyWithin(short)
-			l.guest(func(g *vcsim.Guest) { g.IgnoreSpec = true })
-			return l.fail("verify", "VerifyMismatch", "StepTimeout")
-		}},
-		{"host name not applied", func(l *lot) bool {
-			l.verifyWithin(short)
-			l.guest(func(g *vcsim.Guest) { g.Lies.KeepsHostName = true })
-			return l.fail("verify", "VerifyMismatch", "StepTimeout")
-		}},
-		{"address not applied", func(l *lot) bool {
-			l.verifyWithin(short)
-			l.guest(func(g *vcsim.Guest) { g.Lies.KeepsAddresses = true })
-			return l.fail("verify", "VerifyMismatch", "StepTimeout")
-		}},
-		{"NIC left disconnected", func(l *lot) bool {
-			l.verifyWithin(short)
-			l.then("CustomizeGuest_Task", vcsim.After, 1, func() { l.vm.SetNICs(false) })
-			return l.fail("verify", "VerifyMismatch", "StepTimeout")
-		}},
-		{"NIC left disconnected, to be connected", func(l *lot) bool {
-			l.then("CustomizeGuest_Task", vcsim.After, 1, func() { l.vm.SetNICs(false) })
-			l.network = true
-			l.section("network")["connectNics"] = true
+	slices.Concat(customizing, customizingMore), slices.Concat(starting, startingMore), slices.Concat(showing, showingMore), slices.Concat(running, runningMore),
+	slices.Concat(always, alwaysMore),
+}
+
+// customizing are those of a customization.
+var customizing = []behaviour{
+	{"nothing applied", func(l *lot) bool {
+		l.verifyWithin(short)
+		l.guest(func(g *vcsim.Guest) { g.IgnoreSpec = true })
+		return l.unapplied()
+	}},
+	{"host name not applied", func(l *lot) bool {
+		l.verifyWithin(short)
+		l.guest(func(g *vcsim.Guest) { g.Lies.KeepsHostName = true })
+		if l.partly {
 			return true
-		}},
-		{"NIC left disconnected, not to be looked at", func(l *lot) bool {
-			l.then("CustomizeGuest_Task", vcsim.After, 1, func() { l.vm.SetNICs(false) })
-			l.section("verify")["nicsConnected"] = false
+		}
+		return l.unapplied()
+	}},
+	{"address not applied", func(l *lot) bool {
+		l.verifyWithin(short)
+		l.guest(func(g *vcsim.Guest) { g.Lies.KeepsAddresses = true })
+		return l.unapplied()
+	}},
+	{"NIC left disconnected", func(l *lot) bool {
+		l.verifyWithin(short)
+		l.then("CustomizeGuest_Task", vcsim.After, 1, func() { l.vm.SetNICs(false) })
+		return l.fail("verify", "VerifyMismatch", "StepTimeout")
+	}},
+	{"NIC left disconnected, to be connected", func(l *lot) bool {
+		l.then("CustomizeGuest_Task", vcsim.After, 1, func() { l.vm.SetNICs(false) })
+		l.network = true
+		l.section("network")["connectNics"] = true
+		return true
+	}},
+	{"NIC left disconnected, not to be looked at", func(l *lot) bool {
+		l.then("CustomizeGuest_Task", vcsim.After, 1, func() { l.vm.SetNICs(false) })
+		l.section("verify")["nicsConnected"] = false
+		return true
+	}},
+	{"Task fails, all applied", func(l *lot) bool {
+		l.atOnce, l.looked = true, true
+		fault := one(l, append(slices.Clone(passing), new(types.CustomizationFault))...)
+		l.guest(func(g *vcsim.Guest) { g.TaskError, g.AppliesAnyway = fault, true })
+		if l.moves {
+			l.statusTells, l.decided = true, []string{"guest-status"}
 			return true
-		}},
-		{"Task fails, all applied", func(l *lot) bool {
-			l.atOnce, l.looked = true, true
-			fault := one(l, append(slices.Clone(passing), new(types.CustomizationFault))...)
-			l.guest(func(g *vcsim.Guest) { g.TaskError, g.AppliesAnyway = fault, true })
-			l.decided = []string{"verify"}
-			if l.moves {
-				l.statusTells, l.decided = true, []string{"guest-status"}
-			}
-			return true
-		}},
-		{"Task fails, all applied, shown late", func(l *lot) bool {
-			l.atOnce, l.moves, l.looked = true, false, true
-			fault := one(l, passing...)
-			l.guest(func(g *vcsim.Guest) {
-				g.TaskError, g.AppliesAnyway, g.ReportAfter = fault, true, time.Duration(500+l.rnd.IntN(1000))*time.Millisecond
-			})
-			l.decided = []string{"verify"}
-			return true
-		}},
-		{"Task fails for want of tools, all applied", func(l *lot) bool {
-			l.atOnce, l.moves, l.looked = true, false, true
-			fault := one[types.BaseMethodFault](l, new(types.GuestOperationsUnavailable), new(types.InvalidState), new(types.ToolsUnavailable))
-			l.guest(func(g *vcsim.Guest) { g.TaskError, g.AppliesAnyway = fault, true })
-			l.decided = []string{"verify"}
-			return true
-		}},
-		{"Task fails, nothing applied", func(l *lot) bool {
-			l.verifyWithin(short)
-			fault := one(l, append(slices.Clone(passing), broken...)...)
-			l.guest(func(g *vcsim.Guest) { g.TaskError = fault })
-			l.decided = []string{"task"}
-			if l.moves {
-				l.statusTells, l.decided = true, []string{"guest-status"}
-			}
-			return l.fail("customize", "CustomizationFailed", "Unavailable")
-		}},
-		{"Task fails once with the general fault", func(l *lot) bool {
-			l.moves, l.looked = false, true
-			l.verifyWithin(10 * time.Second) // the first look takes all of it, the last one hardly any
-			if l.rnd.IntN(2) == 0 {
-				l.guest(func(g *vcsim.Guest) { g.Crash = true })
-			} else {
-				l.guest(func(g *vcsim.Guest) { g.TaskError = new(types.CustomizationFault) })
-				l.then("CustomizeGuest_Task", vcsim.After, 1, func() { l.guest(func(g *vcsim.Guest) { g.TaskError = nil }) })
-			}
-			l.customized, l.aborts = [2]int{2, 2}, [2]int{1, 1}
-			return true
-		}},
-		{"Task fails twice with the general fault", func(l *lot) bool {
-			l.moves = false
-			l.verifyWithin(short)
+		}
+		return l.proven(fault)
+	}},
+	{"Task fails, all applied, shown late", func(l *lot) bool {
+		l.atOnce, l.moves, l.looked = true, false, true
+		fault := one(l, passing...)
+		l.guest(func(g *vcsim.Guest) {
+			g.TaskError, g.AppliesAnyway, g.ReportAfter = fault, true, time.Duration(500+l.rnd.IntN(1000))*time.Millisecond
+		})
+		return l.proven(fault)
+	}},
+	{"Task fails for want of tools, all applied", func(l *lot) bool {
+		l.atOnce, l.moves, l.looked = true, false, true
+		fault := one[types.BaseMethodFault](l, new(types.GuestOperationsUnavailable), new(types.InvalidState), new(types.ToolsUnavailable))
+		l.guest(func(g *vcsim.Guest) { g.TaskError, g.AppliesAnyway = fault, true })
+		return l.proven(fault)
+	}},
+	{"Task fails, nothing applied", func(l *lot) bool {
+		l.verifyWithin(short)
+		fault := one(l, append(slices.Clone(passing), broken...)...)
+		l.guest(func(g *vcsim.Guest) { g.TaskError = fault })
+		l.decided = []string{"task"}
+		if l.moves {
+			l.statusTells, l.decided = true, []string{"guest-status"}
+		}
+		return l.fail("customize", "CustomizationFailed", "Unavailable")
+	}},
+	{"Task fails once with the general fault", func(l *lot) bool {
+		l.moves, l.looked = false, true
+		l.verifyWithin(10 * time.Second) // the first look takes all of it, the last one hardly any
+		if l.rnd.IntN(2) == 0 {
+			l.guest(func(g *vcsim.Guest) { g.Crash = true })
+		} else {
 			l.guest(func(g *vcsim.Guest) { g.TaskError = new(types.CustomizationFault) })
-			l.customized, l.aborts = [2]int{2, 2}, [2]int{1, 1}
-			return l.fail("customize", "CustomizationFailed")
-		}},
-		{"status FAILED, Task succeeds", func(l *lot) bool {
-			l.moves, l.statusTells, l.decided = true, true, []string{"guest-status"}
-			l.guest(func(g *vcsim.Guest) { g.Lies.Says, g.IgnoreSpec = "FAILED", true })
-			return l.fail("customize", "CustomizationFailed")
-		}},
-		{"status SUCCEEDED, Task fails, nothing applied", func(l *lot) bool {
-			l.moves, l.statusTells, l.decided = true, true, []string{"guest-status"}
-			l.verifyWithin(short)
-			fault := one(l, passing...)
-			l.guest(func(g *vcsim.Guest) { g.Lies.Says, g.TaskError = "SUCCEEDED", fault })
-			return l.fail("verify", "VerifyMismatch", "StepTimeout")
-		}},
-		{"status SUCCEEDED, Task fails, all applied", func(l *lot) bool {
-			l.moves, l.statusTells, l.decided = true, true, []string{"guest-status"}
-			fault := one(l, append(slices.Clone(passing), new(types.CustomizationFault))...)
-			return l.guest(func(g *vcsim.Guest) { g.TaskError, g.AppliesAnyway = fault, true })
-		}},
-		{"status SUCCEEDED of an earlier run, Task fails", func(l *lot) bool {
-			l.moves, l.decided = false, []string{"task"}
-			l.verifyWithin(short)
-			l.earlier("SUCCEEDED")
-			fault := one(l, append(slices.Clone(passing), broken...)...)
-			l.guest(func(g *vcsim.Guest) { g.TaskError = fault })
-			return l.fail("customize", "CustomizationFailed", "Unavailable")
-		}},
-		{"status FAILED of an earlier run", func(l *lot) bool {
-			l.earlier("FAILED")
-			return true
-		}},
-		{"status FAILED, Task succeeds, status call fails from then on", func(l *lot) bool {
-			l.moves, l.statusTells, l.decided = true, true, []string{"guest-status"}
-			l.data["verify"] = false
-			l.guest(func(g *vcsim.Guest) { g.Lies.Says, g.IgnoreSpec = "FAILED", true })
-			l.then("CustomizeGuest_Task", vcsim.Before, 1, func() {
-				l.vc.Script(vcsim.Rule{VM: l.vm.ID(), Op: "GET guest/customization", RESTError: "INTERNAL_SERVER_ERROR"})
-			})
-			return l.fail("customize", "CustomizationFailed")
-		}},
-		{"guest works on after its Task", func(l *lot) bool {
-			l.moves, l.statusTells, l.atOnce, l.decided = true, true, true, []string{"guest-status"}
-			return l.guest(func(g *vcsim.Guest) { g.Lies.WorksOn = time.Duration(500+l.rnd.IntN(1500)) * time.Millisecond })
-		}},
-		{"guest works on after its Task, and fails", func(l *lot) bool {
-			l.moves, l.statusTells, l.decided = true, true, []string{"guest-status"}
-			l.guest(func(g *vcsim.Guest) { g.Lies.WorksOn, g.Lies.Says, g.IgnoreSpec = time.Second, "FAILED", true })
-			return l.fail("customize", "CustomizationFailed")
-		}},
-		{"guest works on for ever", func(l *lot) bool {
-			l.moves, l.statusTells = true, true
-			l.section("customize")["timeout"] = short.String()
-			l.guest(func(g *vcsim.Guest) { g.Lies.Says = "RUNNING" })
-			l.customized[0] = 0 // the time may be over before the call
-			return l.fail("customize", "StepTimeout")
-		}},
-		{"Task given up, guest works on and succeeds", func(l *lot) bool {
-			l.atOnce, l.looked = true, true
-			fault := one(l, passing...)
-			l.guest(func(g *vcsim.Guest) { g.TaskError, g.AppliesAnyway, g.Lies.WorksOn = fault, true, time.Second })
-			l.decided = []string{"verify"}
-			if l.moves {
-				l.statusTells, l.decided = true, []string{"guest-status"}
-			}
-			return true
-		}},
-		{"Task hangs", func(l *lot) bool {
-			l.section("customize")["timeout"] = short.String()
-			l.guest(func(g *vcsim.Guest) { g.CustomizeFor = ever })
-			l.customized[0] = 0
-			return l.fail("customize", "StepTimeout")
-		}},
-		{"Task slow", func(l *lot) bool {
-			return l.guest(func(g *vcsim.Guest) { g.CustomizeFor = time.Duration(1000+l.rnd.IntN(2000)) * time.Millisecond })
-		}},
-		{"tools restarted during customization", func(l *lot) bool {
-			l.moves, l.looked = false, true
-			l.verifyWithin(10 * time.Second)
-			l.guest(func(g *vcsim.Guest) { g.CustomizeFor = ever })
-			l.then("CustomizeGuest_Task", vcsim.After, 1, func() {
-				l.guest(func(g *vcsim.Guest) { g.CustomizeFor = 50 * time.Millisecond })
-				l.vm.ToolsDown() // the engine's end
-				l.later(500*time.Millisecond, l.vm.ToolsUp)
-			})
-			l.customized, l.aborts = [2]int{1, 2}, [2]int{0, 1}
-			l.either["customize"] = []string{"ToolsNotRunning", "CustomizationFailed", "Uncertain"}
-			return true
-		}},
-		{"tools silent during customization", func(l *lot) bool {
-			l.guest(func(g *vcsim.Guest) { g.CustomizeFor = time.Second })
-			l.then("CustomizeGuest_Task", vcsim.After, 1, func() { l.silence(500 * time.Millisecond) })
-			return true
-		}},
-		{"tools gone for good during customization", func(l *lot) bool {
-			l.section("customize")["timeout"] = short.String()
-			l.verifyWithin(short)
-			l.guest(func(g *vcsim.Guest) { g.CustomizeFor = ever })
-			l.then("CustomizeGuest_Task", vcsim.After, 1, l.vm.ToolsDown)
-			l.customized[0] = 0
-			return l.fail("customize", "StepTimeout", "ToolsNotRunning", "CustomizationFailed")
-		}},
-		{"CustomizeGuest_Task: answer lost", func(l *lot) bool {
-			l.on("CustomizeGuest_Task", vcsim.After, 1, lose)
-			l.perhapsRepeat()
-			return true
-		}},
-		{"CustomizeGuest_Task: call lost", func(l *lot) bool {
-			l.on("CustomizeGuest_Task", vcsim.Before, 1, lose)
-			l.perhapsRepeat()
-			return true
-		}},
-		{"CustomizeGuest_Task: busy for a while", func(l *lot) bool {
-			l.vc.Script(vcsim.Rule{VM: l.vm.ID(), Op: "CustomizeGuest_Task", Times: 1 + l.rnd.IntN(3), Fault: new(types.TaskInProgress)})
-			return true
-		}},
-		{"CustomizeGuest_Task: busy for ever", func(l *lot) bool {
-			l.section("customize")["timeout"] = short.String()
-			l.vc.Script(vcsim.Rule{VM: l.vm.ID(), Op: "CustomizeGuest_Task", Fault: new(types.TaskInProgress)})
-			l.customized = [2]int{}
-			return l.fail("customize", "StepTimeout", "Busy")
-		}},
-		{"Task turned away once", func(l *lot) bool {
-			l.moves = false
-			l.guest(func(g *vcsim.Guest) { g.TaskError = new(types.TaskInProgress) })
 			l.then("CustomizeGuest_Task", vcsim.After, 1, func() { l.guest(func(g *vcsim.Guest) { g.TaskError = nil }) })
-			l.customized = [2]int{2, 2} // Tasks; the first changes nothing
+		}
+		l.customized, l.aborts = [2]int{2, 2}, [2]int{1, 1}
+		return true
+	}},
+	{"Task fails twice with the general fault", func(l *lot) bool {
+		l.moves = false
+		l.verifyWithin(short)
+		l.guest(func(g *vcsim.Guest) { g.TaskError = new(types.CustomizationFault) })
+		l.customized, l.aborts = [2]int{2, 2}, [2]int{1, 1}
+		return l.fail("customize", "CustomizationFailed")
+	}},
+	{"status FAILED, Task succeeds", func(l *lot) bool {
+		l.moves, l.statusTells, l.decided = true, true, []string{"guest-status"}
+		l.guest(func(g *vcsim.Guest) { g.Lies.Says, g.IgnoreSpec = "FAILED", true })
+		return l.fail("customize", "CustomizationFailed")
+	}},
+	{"status SUCCEEDED, Task fails, nothing applied", func(l *lot) bool {
+		l.moves, l.statusTells, l.decided = true, true, []string{"guest-status"}
+		l.verifyWithin(short)
+		fault := one(l, passing...)
+		l.guest(func(g *vcsim.Guest) { g.Lies.Says, g.TaskError = "SUCCEEDED", fault })
+		return l.unapplied()
+	}},
+	{"status SUCCEEDED, Task fails, all applied", func(l *lot) bool {
+		l.moves, l.statusTells, l.decided = true, true, []string{"guest-status"}
+		fault := one(l, append(slices.Clone(passing), new(types.CustomizationFault))...)
+		return l.guest(func(g *vcsim.Guest) { g.TaskError, g.AppliesAnyway = fault, true })
+	}},
+	{"status SUCCEEDED of an earlier run, Task fails", func(l *lot) bool {
+		l.moves, l.decided = false, []string{"task"}
+		l.verifyWithin(short)
+		l.earlier("SUCCEEDED")
+		fault := one(l, append(slices.Clone(passing), broken...)...)
+		l.guest(func(g *vcsim.Guest) { g.TaskError = fault })
+		return l.fail("customize", "CustomizationFailed", "Unavailable")
+	}},
+	{"status FAILED of an earlier run", func(l *lot) bool {
+		l.earlier("FAILED")
+		return true
+	}},
+	{"status FAILED, Task succeeds, status call fails from then on", func(l *lot) bool {
+		l.moves, l.statusTells, l.decided = true, true, []string{"guest-status"}
+		l.data["verify"] = false
+		l.guest(func(g *vcsim.Guest) { g.Lies.Says, g.IgnoreSpec = "FAILED", true })
+		l.then("CustomizeGuest_Task", vcsim.Before, 1, func() {
+			l.vc.Script(vcsim.Rule{VM: l.vm.ID(), Op: "GET guest/customization", RESTError: "INTERNAL_SERVER_ERROR"})
+		})
+		return l.fail("customize", "CustomizationFailed")
+	}},
+	{"guest works on after its Task", func(l *lot) bool {
+		l.moves, l.statusTells, l.atOnce, l.decided = true, true, true, []string{"guest-status"}
+		return l.guest(func(g *vcsim.Guest) { g.Lies.WorksOn = time.Duration(500+l.rnd.IntN(1500)) * time.Millisecond })
+	}},
+	{"guest works on after its Task, and fails", func(l *lot) bool {
+		l.moves, l.statusTells, l.decided = true, true, []string{"guest-status"}
+		l.guest(func(g *vcsim.Guest) { g.Lies.WorksOn, g.Lies.Says, g.IgnoreSpec = time.Second, "FAILED", true })
+		return l.fail("customize", "CustomizationFailed")
+	}},
+	{"guest works on for ever", func(l *lot) bool {
+		l.moves, l.statusTells = true, true
+		l.section("customize")["timeout"] = short.String()
+		l.guest(func(g *vcsim.Guest) { g.Lies.Says = "RUNNING" })
+		l.customized[0] = 0 // the time may be over before the call
+		return l.fail("customize", "StepTimeout")
+	}},
+	{"Task given up, guest works on and succeeds", func(l *lot) bool {
+		l.atOnce, l.looked = true, true
+		fault := one(l, passing...)
+		l.guest(func(g *vcsim.Guest) { g.TaskError, g.AppliesAnyway, g.Lies.WorksOn = fault, true, time.Second })
+		if l.moves {
+			l.statusTells, l.decided = true, []string{"guest-status"}
 			return true
-		}},
-		{"VM removed during customization", func(l *lot) bool {
-			l.guest(func(g *vcsim.Guest) { g.CustomizeFor = ever })
-			l.then("CustomizeGuest_Task", vcsim.After, 1, l.vm.Remove)
-			return l.fail("customize", "NotFound")
-		}},
-		{"power off during customization", func(l *lot) bool {
-			l.verifyWithin(short)
-			l.guest(func(g *vcsim.Guest) { g.CustomizeFor = ever })
-			l.then("CustomizeGuest_Task", vcsim.After, 1, l.vm.PowerOff)
-			return l.fail("customize", "PowerState", "ToolsNotRunning", "CustomizationFailed")
-		}},
-		{"wrong guest password", func(l *lot) bool {
-			l.guest(func(g *vcsim.Guest) { g.Password = "another" })
-			l.customized = [2]int{}
-			return l.fail("customize", "GuestLoginRefused")
-		}},
-		{"no engine", func(l *lot) bool {
-			l.guest(func(g *vcsim.Guest) { g.Engine = false })
-			return l.fail("customize", "CustomizationFailed")
-		}},
-	},
-	{ // network
-		{"network Task fails", func(l *lot) bool {
-			fault := one(l, append(slices.Clone(passing), new(types.CustomizationFault))...)
-			l.guest(func(g *vcsim.Guest) { g.NetworkError = fault })
-			return l.fail("network", "NetworkFailed", "Unavailable")
-		}},
-		{"network Task fails, network started", func(l *lot) bool {
-			if l.looked || len(l.fails) > 0 {
-				return false
-			}
-			fault := one(l, append(slices.Clone(passing), new(types.CustomizationFault))...)
-			l.guest(func(g *vcsim.Guest) { g.NetworkError, g.AppliesAnyway = fault, true })
-			return l.fail("network", "NetworkFailed", "Unavailable")
-		}},
-		{"network Task fails once for want of tools", func(l *lot) bool {
-			l.guest(func(g *vcsim.Guest) { g.NetworkError = new(types.GuestOperationsUnavailable) })
-			l.then("StartGuestNetwork_Task", vcsim.After, 1, func() { l.guest(func(g *vcsim.Guest) { g.NetworkError = nil }) })
-			l.started = [2]int{2, 2} // to start it again does no harm
-			return true
-		}},
-		{"network without effect", func(l *lot) bool {
-			if l.looked || l.atOnce { // what counts is shown before
-				return false
-			}
-			l.verifyWithin(short)
-			l.guest(func(g *vcsim.Guest) { g.Lies.IdleNetwork = true })
-			return l.fail("verify", "VerifyMismatch", "StepTimeout")
-		}},
-		{"StartGuestNetwork_Task: answer lost", func(l *lot) bool {
-			l.on("StartGuestNetwork_Task", vcsim.After, 1, lose)
-			l.perhapsRepeat()
-			return true
-		}},
-		{"StartGuestNetwork_Task: call lost", func(l *lot) bool {
-			l.on("StartGuestNetwork_Task", vcsim.Before, 1, lose)
-			l.perhapsRepeat()
-			return true
-		}},
-		{"network Task hangs", func(l *lot) bool {
-			l.section("network")["timeout"] = short.String()
-			l.guest(func(g *vcsim.Guest) { g.NetworkFor = ever })
-			l.started[0] = 0
-			return l.fail("network", "StepTimeout")
-		}},
-		{"network Task slow", func(l *lot) bool {
-			return l.guest(func(g *vcsim.Guest) { g.NetworkFor = time.Duration(500+l.rnd.IntN(1500)) * time.Millisecond })
-		}},
-		{"guest login refused for a while", func(l *lot) bool {
-			return l.refuseLogins("StartGuestNetwork_Task", 1+l.rnd.IntN(3))
-		}},
-		{"guest login refused for ever", func(l *lot) bool {
-			l.section("network")["timeout"] = short.String()
-			l.started = [2]int{}
-			l.refuseLogins("StartGuestNetwork_Task", 0)
-			return l.fail("network", "StepTimeout", "GuestLoginRefused")
-		}},
-		{"StartGuestNetwork_Task: busy for a while", func(l *lot) bool {
-			l.vc.Script(vcsim.Rule{VM: l.vm.ID(), Op: "StartGuestNetwork_Task", Times: 1 + l.rnd.IntN(3), Fault: new(types.TaskInProgress)})
-			return true
-		}},
-		{"VM removed during the network's start", func(l *lot) bool {
-			l.guest(func(g *vcsim.Guest) { g.NetworkFor = ever })
-			l.then("StartGuestNetwork_Task", vcsim.After, 1, l.vm.Remove)
-			return l.fail("network", "NotFound")
-		}},
-		{"power off during the network's start", func(l *lot) bool {
-			l.guest(func(g *vcsim.Guest) { g.NetworkFor = ever })
-			l.then("StartGuestNetwork_Task", vcsim.After, 1, l.vm.PowerOff)
-			return l.fail("network", "PowerState", "ToolsNotRunning", "NetworkFailed")
-		}},
-		{"tools silent during the network's start", func(l *lot) bool {
-			l.guest(func(g *vcsim.Guest) { g.NetworkFor = time.Second })
-			l.then("StartGuestNetwork_Task", vcsim.After, 1, func() { l.silence(500 * time.Millisecond) })
-			return true
-		}},
-	},
-	{ // verify
-		{"shown late", func(l *lot) bool {
-			if l.looked {
-				return false
-			}
-			return l.guest(func(g *vcsim.Guest) { g.ReportAfter = time.Duration(500+l.rnd.IntN(1500)) * time.Millisecond })
-		}},
-		{"shown too late", func(l *lot) bool {
-			if l.looked {
-				return false
-			}
-			l.verifyWithin(short)
-			l.guest(func(g *vcsim.Guest) { g.ReportAfter = ever })
-			return l.fail("verify", "VerifyMismatch", "StepTimeout")
-		}},
-	},
-	{ // process
-		{"exit code 3", func(l *lot) bool {
-			l.program(vcsim.Program{ExitCode: 3})
+		}
+		return l.proven(fault)
+	}},
+	{"Task hangs", func(l *lot) bool {
+		l.section("customize")["timeout"] = short.String()
+		l.guest(func(g *vcsim.Guest) { g.CustomizeFor = ever })
+		l.customized[0] = 0
+		return l.fail("customize", "StepTimeout")
+	}},
+	{"Task slow", func(l *lot) bool {
+		return l.guest(func(g *vcsim.Guest) { g.CustomizeFor = time.Duration(1000+l.rnd.IntN(2000)) * time.Millisecond })
+	}},
+	{"tools restarted during customization", func(l *lot) bool {
+		l.moves, l.looked = false, true
+		l.verifyWithin(10 * time.Second)
+		l.guest(func(g *vcsim.Guest) { g.CustomizeFor = ever })
+		l.then("CustomizeGuest_Task", vcsim.After, 1, func() {
+			l.guest(func(g *vcsim.Guest) { g.CustomizeFor = 50 * time.Millisecond })
+			l.vm.ToolsDown() // the engine's end
+			l.later(500*time.Millisecond, l.vm.ToolsUp)
+		})
+		l.customized, l.aborts = [2]int{1, 2}, [2]int{0, 1}
+		l.either["customize"] = []string{"ToolsNotRunning", "CustomizationFailed", "Uncertain"}
+		return true
+	}},
+	{"tools silent during customization", func(l *lot) bool {
+		l.guest(func(g *vcsim.Guest) { g.CustomizeFor = time.Second })
+		l.then("CustomizeGuest_Task", vcsim.After, 1, func() { l.silence(500 * time.Millisecond) })
+		return true
+	}},
+	{"tools gone for good during customization", func(l *lot) bool {
+		l.section("customize")["timeout"] = short.String()
+		l.verifyWithin(short)
+		l.guest(func(g *vcsim.Guest) { g.CustomizeFor = ever })
+		l.then("CustomizeGuest_Task", vcsim.After, 1, l.vm.ToolsDown)
+		l.customized[0] = 0
+		return l.fail("customize", "StepTimeout", "ToolsNotRunning", "CustomizationFailed")
+	}},
+	{"CustomizeGuest_Task: answer lost", func(l *lot) bool {
+		l.on("CustomizeGuest_Task", vcsim.After, 1, lose)
+		l.perhapsRepeat()
+		return true
+	}},
+	{"CustomizeGuest_Task: call lost", func(l *lot) bool {
+		l.on("CustomizeGuest_Task", vcsim.Before, 1, lose)
+		l.perhapsRepeat()
+		return true
+	}},
+	{"CustomizeGuest_Task: busy for a while", func(l *lot) bool {
+		l.vc.Script(vcsim.Rule{VM: l.vm.ID(), Op: "CustomizeGuest_Task", Times: 1 + l.rnd.IntN(3), Fault: new(types.TaskInProgress)})
+		return true
+	}},
+	{"CustomizeGuest_Task: busy for ever", func(l *lot) bool {
+		l.section("customize")["timeout"] = short.String()
+		l.vc.Script(vcsim.Rule{VM: l.vm.ID(), Op: "CustomizeGuest_Task", Fault: new(types.TaskInProgress)})
+		l.customized = [2]int{}
+		return l.fail("customize", "StepTimeout", "Busy")
+	}},
+	{"Task turned away once", func(l *lot) bool {
+		l.moves = false
+		l.guest(func(g *vcsim.Guest) { g.TaskError = new(types.TaskInProgress) })
+		l.then("CustomizeGuest_Task", vcsim.After, 1, func() { l.guest(func(g *vcsim.Guest) { g.TaskError = nil }) })
+		l.customized = [2]int{2, 2} // Tasks; the first changes nothing
+		return true
+	}},
+	{"VM removed during customization", func(l *lot) bool {
+		l.guest(func(g *vcsim.Guest) { g.CustomizeFor = ever })
+		l.then("CustomizeGuest_Task", vcsim.After, 1, l.vm.Remove)
+		return l.fail("customize", "NotFound")
+	}},
+	{"power off during customization", func(l *lot) bool {
+		l.verifyWithin(short)
+		l.guest(func(g *vcsim.Guest) { g.CustomizeFor = ever })
+		l.then("CustomizeGuest_Task", vcsim.After, 1, l.vm.PowerOff)
+		return l.fail("customize", "PowerState", "ToolsNotRunning", "CustomizationFailed")
+	}},
+	{"wrong guest password", func(l *lot) bool {
+		l.guest(func(g *vcsim.Guest) { g.Password = "another" })
+		l.customized = [2]int{}
+		return l.fail("customize", "GuestLoginRefused")
+	}},
+	{"no engine", func(l *lot) bool {
+		l.guest(func(g *vcsim.Guest) { g.Engine = false })
+		return l.fail("customize", "CustomizationFailed")
+	}},
+}
+
+// starting are those of the network's start.
+var starting = []behaviour{
+	{"network Task fails", func(l *lot) bool {
+		fault := one(l, append(slices.Clone(passing), new(types.CustomizationFault))...)
+		l.guest(func(g *vcsim.Guest) { g.NetworkError = fault })
+		return l.fail("network", "NetworkFailed", "Unavailable")
+	}},
+	{"network Task fails, network started", func(l *lot) bool {
+		if l.looked || len(l.fails) > 0 {
+			return false
+		}
+		fault := one(l, append(slices.Clone(passing), new(types.CustomizationFault))...)
+		l.guest(func(g *vcsim.Guest) { g.NetworkError, g.AppliesAnyway = fault, true })
+		return l.fail("network", "NetworkFailed", "Unavailable")
+	}},
+	{"network Task fails once for want of tools", func(l *lot) bool {
+		l.guest(func(g *vcsim.Guest) { g.NetworkError = new(types.GuestOperationsUnavailable) })
+		l.then("StartGuestNetwork_Task", vcsim.After, 1, func() { l.guest(func(g *vcsim.Guest) { g.NetworkError = nil }) })
+		l.started = [2]int{2, 2} // to start it again does no harm
+		return true
+	}},
+	{"network without effect", func(l *lot) bool {
+		if l.looked || l.atOnce { // what counts is shown before
+			return false
+		}
+		l.verifyWithin(short)
+		l.guest(func(g *vcsim.Guest) { g.Lies.IdleNetwork = true })
+		return l.unapplied()
+	}},
+	{"StartGuestNetwork_Task: answer lost", func(l *lot) bool {
+		l.on("StartGuestNetwork_Task", vcsim.After, 1, lose)
+		l.perhapsRepeat()
+		return true
+	}},
+	{"StartGuestNetwork_Task: call lost", func(l *lot) bool {
+		l.on("StartGuestNetwork_Task", vcsim.Before, 1, lose)
+		l.perhapsRepeat()
+		return true
+	}},
+	{"network Task hangs", func(l *lot) bool {
+		l.section("network")["timeout"] = short.String()
+		l.guest(func(g *vcsim.Guest) { g.NetworkFor = ever })
+		l.started[0] = 0
+		return l.fail("network", "StepTimeout")
+	}},
+	{"network Task slow", func(l *lot) bool {
+		return l.guest(func(g *vcsim.Guest) { g.NetworkFor = time.Duration(500+l.rnd.IntN(1500)) * time.Millisecond })
+	}},
+	{"guest login refused for a while", func(l *lot) bool {
+		return l.refuseLogins("StartGuestNetwork_Task", 1+l.rnd.IntN(3))
+	}},
+	{"guest login refused for ever", func(l *lot) bool {
+		l.section("network")["timeout"] = short.String()
+		l.started = [2]int{}
+		l.refuseLogins("StartGuestNetwork_Task", 0)
+		return l.fail("network", "StepTimeout", "GuestLoginRefused")
+	}},
+	{"StartGuestNetwork_Task: busy for a while", func(l *lot) bool {
+		l.vc.Script(vcsim.Rule{VM: l.vm.ID(), Op: "StartGuestNetwork_Task", Times: 1 + l.rnd.IntN(3), Fault: new(types.TaskInProgress)})
+		return true
+	}},
+	{"VM removed during the network's start", func(l *lot) bool {
+		l.guest(func(g *vcsim.Guest) { g.NetworkFor = ever })
+		l.then("StartGuestNetwork_Task", vcsim.After, 1, l.vm.Remove)
+		return l.fail("network", "NotFound")
+	}},
+	{"power off during the network's start", func(l *lot) bool {
+		l.guest(func(g *vcsim.Guest) { g.NetworkFor = ever })
+		l.then("StartGuestNetwork_Task", vcsim.After, 1, l.vm.PowerOff)
+		return l.fail("network", "PowerState", "ToolsNotRunning", "NetworkFailed")
+	}},
+	{"tools silent during the network's start", func(l *lot) bool {
+		l.guest(func(g *vcsim.Guest) { g.NetworkFor = time.Second })
+		l.then("StartGuestNetwork_Task", vcsim.After, 1, func() { l.silence(500 * time.Millisecond) })
+		return true
+	}},
+}
+
+// showing are those of what a guest shows.
+var showing = []behaviour{
+	{"shown late", func(l *lot) bool {
+		if l.looked {
+			return false
+		}
+		return l.guest(func(g *vcsim.Guest) { g.ReportAfter = time.Duration(500+l.rnd.IntN(1500)) * time.Millisecond })
+	}},
+	{"shown too late", func(l *lot) bool {
+		if l.looked {
+			return false
+		}
+		l.verifyWithin(short)
+		l.guest(func(g *vcsim.Guest) { g.ReportAfter = ever })
+		return l.unapplied()
+	}},
+}
+
+// running are those of a process.
+var running = []behaviour{
+	{"exit code 3", func(l *lot) bool {
+		l.program(vcsim.Program{ExitCode: 3})
+		return l.fail("process", "ExitCode")
+	}},
+	{"exit code 3, asked for", func(l *lot) bool {
+		l.program(vcsim.Program{ExitCode: 3})
+		l.process()["successExitCodes"] = []int{0, 3}
+		return true
+	}},
+	{"process slow", func(l *lot) bool {
+		l.program(vcsim.Program{For: time.Duration(500+l.rnd.IntN(2500)) * time.Millisecond, ExitCode: one(l, int64(0), 0, 7)})
+		if l.exit != 0 {
 			return l.fail("process", "ExitCode")
-		}},
-		{"exit code 3, asked for", func(l *lot) bool {
-			l.program(vcsim.Program{ExitCode: 3})
-			l.process()["successExitCodes"] = []int{0, 3}
-			return true
-		}},
-		{"process slow", func(l *lot) bool {
-			l.program(vcsim.Program{For: time.Duration(500+l.rnd.IntN(2500)) * time.Millisecond, ExitCode: one(l, int64(0), 0, 7)})
-			if l.exit != 0 {
-				return l.fail("process", "ExitCode")
+		}
+		return true
+	}},
+	{"process hangs", func(l *lot) bool {
+		l.program(vcsim.Program{For: -1})
+		l.process()["timeout"] = short.String()
+		l.processes[0] = 0 // the time may be over before the call
+		return l.fail("process", "StepTimeout")
+	}},
+	{"process vanishes", func(l *lot) bool {
+		l.program(vcsim.Program{For: -1})
+		l.first(func() { l.vm.ForgetProcess(firstPID) })
+		return l.fail("process", "ExitCodeUnknown")
+	}},
+	{"pid reused", func(l *lot) bool {
+		l.program(vcsim.Program{For: -1})
+		code := one(l, int64(0), 0, 1)
+		l.then("guest/processes get", vcsim.After, 2, func() { l.vm.ReusePID(firstPID, code) }) // not before its identity is known
+		return l.fail("process", "ExitCodeUnknown")
+	}},
+	{"processes create: answer lost", func(l *lot) bool {
+		l.on("guest/processes create", vcsim.After, 1, lose)
+		l.perhapsRepeat()
+		return true
+	}},
+	{"processes create: call lost", func(l *lot) bool {
+		l.on("guest/processes create", vcsim.Before, 1, lose)
+		l.perhapsRepeat()
+		return true
+	}},
+	{"process's answers lost", func(l *lot) bool {
+		op, times := one(l, "guest/processes get", "guest/processes list"), 1+l.rnd.IntN(3)
+		l.on(op, one(l, vcsim.Before, vcsim.After), 0, func(n int, c vcsim.Call) vcsim.Action {
+			if n <= times {
+				return vcsim.Drop
 			}
-			return true
-		}},
-		{"process hangs", func(l *lot) bool {
-			l.program(vcsim.Program{For: -1})
-			l.process()["timeout"] = short.String()
-			l.processes[0] = 0 // the time may be over before the call
-			return l.fail("process", "StepTimeout")
-		}},
-		{"process vanishes", func(l *lot) bool {
-			l.program(vcsim.Program{For: -1})
-			l.first(func() { l.vm.ForgetProcess(firstPID) })
-			return l.fail("process", "ExitCodeUnknown")
-		}},
-		{"pid reused", func(l *lot) bool {
-			l.program(vcsim.Program{For: -1})
-			code := one(l, int64(0), 0, 1)
-			l.then("guest/processes get", vcsim.After, 2, func() { l.vm.ReusePID(firstPID, code) }) // not before its identity is known
-			return l.fail("process", "ExitCodeUnknown")
-		}},
-		{"processes create: answer lost", func(l *lot) bool {
-			l.on("guest/processes create", vcsim.After, 1, lose)
-			l.perhapsRepeat()
-			return true
-		}},
-		{"processes create: call lost", func(l *lot) bool {
-			l.on("guest/processes create", vcsim.Before, 1, lose)
-			l.perhapsRepeat()
-			return true
-		}},
-		{"process's answers lost", func(l *lot) bool {
-			op, times := one(l, "guest/processes get", "guest/processes list"), 1+l.rnd.IntN(3)
-			l.on(op, one(l, vcsim.Before, vcsim.After), 0, func(n int, c vcsim.Call) vcsim.Action {
-				if n <= times {
-					return vcsim.Drop
-				}
-				return vcsim.Proceed
-			})
-			return true
-		}},
-		{"tools silent while a process runs", func(l *lot) bool {
-			l.program(vcsim.Program{For: 500 * time.Millisecond, ExitCode: one(l, int64(0), 3)})
-			away := 2 + l.rnd.IntN(3)
-			l.then("guest/processes create", vcsim.After, 1, l.vm.LoseTools)
-			l.then("guest/processes get", vcsim.Before, away, l.vm.FindTools)
-			if l.exit != 0 {
-				return l.fail("process", "ExitCode")
-			}
-			return true
-		}},
-		{"tools restarted while a process runs", func(l *lot) bool {
-			l.program(vcsim.Program{For: 500 * time.Millisecond})
-			l.first(func() {
-				l.vm.ToolsDown()
-				l.vm.ToolsUp()
-			})
-			return l.fail("process", "ExitCodeUnknown")
-		}},
-		{"tools gone while a process runs", func(l *lot) bool {
-			l.program(vcsim.Program{For: 500 * time.Millisecond})
-			l.process()["timeout"] = short.String()
-			l.processes[0] = 0 // the time may be over before the call
-			l.first(l.vm.ToolsDown)
-			return l.fail("process", "StepTimeout", "ToolsNotRunning")
-		}},
-		{"guest restarted while a process runs", func(l *lot) bool {
-			l.program(vcsim.Program{For: -1})
-			l.first(l.vm.RebootGuest)
-			return l.fail("process", "ExitCodeUnknown")
-		}},
-		{"power off while a process runs", func(l *lot) bool {
-			l.program(vcsim.Program{For: -1})
-			l.first(l.vm.PowerOff)
-			return l.fail("process", "PowerState", "ExitCodeUnknown")
-		}},
-		{"VM removed while a process runs", func(l *lot) bool {
-			l.program(vcsim.Program{For: -1})
-			l.first(l.vm.Remove)
-			return l.fail("process", "NotFound", "ExitCodeUnknown")
-		}},
-		{"no such program", func(l *lot) bool {
-			l.process()["run"] = map[string]any{"path": "/opt/missing", "arguments": ""}
-			l.processes = [2]int{}
-			return l.fail("process", "ProcessNotStarted")
-		}},
-		{"program does not start", func(l *lot) bool {
-			l.program(vcsim.Program{Err: "UNABLE_TO_ALLOCATE_RESOURCE"})
-			l.processes = [2]int{}
-			return l.fail("process", "ProcessNotStarted")
-		}},
-		{"processes: guest login refused for a while", func(l *lot) bool {
-			return l.refuseLogins("guest/processes list", 1+l.rnd.IntN(3))
-		}},
-		{"processes: guest login refused for ever", func(l *lot) bool {
-			l.process()["timeout"] = short.String()
-			l.processes = [2]int{}
-			l.refuseLogins("guest/processes list", 0)
-			return l.fail("process", "StepTimeout", "GuestLoginRefused")
-		}},
-	},
-	{ // all the time
-		{"status call fails", func(l *lot) bool {
-			if l.statusTells {
-				return false
-			}
-			l.statusFails()
-			return true
-		}},
-		{"status call answers with a page", func(l *lot) bool {
-			if l.statusTells {
-				return false
-			}
-			l.vc.Script(vcsim.Rule{VM: l.vm.ID(), Op: "GET guest/customization",
-				HTTP: &vcsim.Answer{Status: 502, ContentType: "text/html", Body: "<html><title>Bad Gateway</title></html>"}})
-			l.decided = append(l.decided, "task", "guest-status")
-			return true
-		}},
-		{"every answer late", func(l *lot) bool {
-			l.vc.Script(vcsim.Rule{VM: l.vm.ID(), DelayAnswer: 100 * time.Millisecond})
-			return true
-		}},
-		{"sessions end", func(l *lot) bool { // those of all runs
-			l.then(one(l, "guest/customization check", "CustomizeGuest_Task", "guest/processes create"), one(l, vcsim.Before, vcsim.After), 1, l.vc.ExpireSessions)
-			return true
-		}},
-		{"check refused for a while", func(l *lot) bool {
-			l.vc.Script(vcsim.Rule{VM: l.vm.ID(), Op: "guest/customization check", Times: 1 + l.rnd.IntN(2),
-				RESTError: one(l, "SERVICE_UNAVAILABLE", "RESOURCE_BUSY", "INTERNAL_SERVER_ERROR")})
-			return true
-		}},
-		{"tools not running at first", func(l *lot) bool {
-			l.vm.LoseTools()
-			l.then("guest/customization check", vcsim.After, 1, func() { l.later(200*time.Millisecond, l.vm.FindTools) })
-			return true
-		}},
-	},
+			return vcsim.Proceed
+		})
+		return true
+	}},
+	{"tools silent while a process runs", func(l *lot) bool {
+		l.program(vcsim.Program{For: 500 * time.Millisecond, ExitCode: one(l, int64(0), 3)})
+		away := 2 + l.rnd.IntN(3)
+		l.then("guest/processes create", vcsim.After, 1, l.vm.LoseTools)
+		l.then("guest/processes get", vcsim.Before, away, l.vm.FindTools)
+		if l.exit != 0 {
+			return l.fail("process", "ExitCode")
+		}
+		return true
+	}},
+	{"tools restarted while a process runs", func(l *lot) bool {
+		l.program(vcsim.Program{For: 500 * time.Millisecond})
+		l.first(func() {
+			l.vm.ToolsDown()
+			l.vm.ToolsUp()
+		})
+		return l.fail("process", "ExitCodeUnknown")
+	}},
+	{"tools gone while a process runs", func(l *lot) bool {
+		l.program(vcsim.Program{For: 500 * time.Millisecond})
+		l.process()["timeout"] = short.String()
+		l.processes[0] = 0 // the time may be over before the call
+		l.first(l.vm.ToolsDown)
+		return l.fail("process", "StepTimeout", "ToolsNotRunning")
+	}},
+	{"guest restarted while a process runs", func(l *lot) bool {
+		l.program(vcsim.Program{For: -1})
+		l.first(l.vm.RebootGuest)
+		return l.fail("process", "ExitCodeUnknown")
+	}},
+	{"power off while a process runs", func(l *lot) bool {
+		l.program(vcsim.Program{For: -1})
+		l.first(l.vm.PowerOff)
+		return l.fail("process", "PowerState", "ExitCodeUnknown")
+	}},
+	{"VM removed while a process runs", func(l *lot) bool {
+		l.program(vcsim.Program{For: -1})
+		l.first(l.vm.Remove)
+		return l.fail("process", "NotFound", "ExitCodeUnknown")
+	}},
+	{"no such program", func(l *lot) bool {
+		l.process()["run"] = map[string]any{"path": "/opt/missing", "arguments": ""}
+		l.processes = [2]int{}
+		return l.fail("process", "ProcessNotStarted")
+	}},
+	{"program does not start", func(l *lot) bool {
+		l.program(vcsim.Program{Err: "UNABLE_TO_ALLOCATE_RESOURCE"})
+		l.processes = [2]int{}
+		return l.fail("process", "ProcessNotStarted")
+	}},
+	{"processes: guest login refused for a while", func(l *lot) bool {
+		return l.refuseLogins("guest/processes list", 1+l.rnd.IntN(3))
+	}},
+	{"processes: guest login refused for ever", func(l *lot) bool {
+		l.process()["timeout"] = short.String()
+		l.processes = [2]int{}
+		l.refuseLogins("guest/processes list", 0)
+		return l.fail("process", "StepTimeout", "GuestLoginRefused")
+	}},
+}
+
+// always are those of the whole run.
+var always = []behaviour{
+	{"status call fails", func(l *lot) bool {
+		if l.statusTells {
+			return false
+		}
+		l.statusFails()
+		return true
+	}},
+	{"status call answers with a page", func(l *lot) bool {
+		if l.statusTells {
+			return false
+		}
+		l.vc.Script(vcsim.Rule{VM: l.vm.ID(), Op: "GET guest/customization",
+			HTTP: &vcsim.Answer{Status: 502, ContentType: "text/html", Body: "<html><title>Bad Gateway</title></html>"}})
+		l.decided = append(l.decided, "task", "guest-status")
+		return true
+	}},
+	{"every answer late", func(l *lot) bool {
+		l.vc.Script(vcsim.Rule{VM: l.vm.ID(), DelayAnswer: 100 * time.Millisecond})
+		return true
+	}},
+	{"sessions end", func(l *lot) bool { // those of all runs
+		l.then(one(l, "guest/customization check", "CustomizeGuest_Task", "guest/processes create"), one(l, vcsim.Before, vcsim.After), 1, l.vc.ExpireSessions)
+		return true
+	}},
+	{"check refused for a while", func(l *lot) bool {
+		l.vc.Script(vcsim.Rule{VM: l.vm.ID(), Op: "guest/customization check", Times: 1 + l.rnd.IntN(2),
+			RESTError: one(l, "SERVICE_UNAVAILABLE", "RESOURCE_BUSY", "INTERNAL_SERVER_ERROR")})
+		return true
+	}},
+	{"tools not running at first", func(l *lot) bool {
+		l.vm.LoseTools()
+		l.then("guest/customization check", vcsim.After, 1, func() { l.later(200*time.Millisecond, l.vm.FindTools) })
+		return true
+	}},
 }
 
 // count is that of all behaviours.
@@ -691,19 +732,42 @@ func (l *lot) statusFails() {
 	l.decided = append(l.decided, "task", "guest-status")
 }
 
+// before leaves the guest as an earlier customization with the same spec did, or one with the same host name.
+func (l *lot) before() {
+	addresses := map[int]string{}
+	if l.again {
+		addresses = map[int]string{0: l.addresses[0], 1: l.addresses[1]}
+	}
+	if !l.partly {
+		return
+	}
+	l.vm.ShowBefore(l.hostName, addresses)
+	if l.rnd.IntN(2) == 0 {
+		l.earlier("SUCCEEDED")
+	}
+}
+
 // draw makes the nth lot on a VM that is as new.
-func draw(n int, vc *vcsim.VCenter, vm *vcsim.VM) *lot {
-	l := &lot{n: n, rnd: rand.New(rand.NewPCG(uint64(n), 11)), id: fmt.Sprintf("lot-%d", n), vc: vc, vm: vm,
-		hostName: fmt.Sprintf("host-%d", n), address: fmt.Sprintf("172.%d.%d.%d", 16+n>>16&15, n>>8&255, n&255),
+func draw(n int, vc *vcsim.VCenter, vm *vcsim.VM, secret func(name, key, value string)) *lot {
+	l := &lot{n: n, rnd: rand.New(rand.NewPCG(uint64(n), 11)), id: fmt.Sprintf("lot-%d", n), vc: vc, vm: vm, secret: secret,
+		hostName: fmt.Sprintf("host-%d", n), addresses: [2]string{fmt.Sprintf("172.%d.%d.%d", 16+n>>16&7, n>>8&255, n&255), fmt.Sprintf("172.%d.%d.%d", 24+n>>16&7, n>>8&255, n&255)},
 		fails: map[string][]string{}, either: map[string][]string{}, customized: [2]int{1, 1}, started: [2]int{1, 1}, processes: [2]int{1, 1}}
 	l.data = whole("exit 0")
 	spec := l.section("customize")["spec"].(map[string]any)
 	spec["identity"].(map[string]any)["hostName"].(map[string]any)["name"] = l.hostName
-	spec["nicSettingMap"].([]any)[0].(map[string]any)["adapter"].(map[string]any)["ip"].(map[string]any)["ipAddress"] = l.address
+	adapters := []any{}
+	for _, address := range l.addresses {
+		adapters = append(adapters, map[string]any{"_typeName": "CustomizationAdapterMapping", "adapter": map[string]any{"_typeName": "CustomizationIPSettings",
+			"ip": map[string]any{"_typeName": "CustomizationFixedIp", "ipAddress": address}, "subnetMask": "255.255.255.0"}})
+	}
+	spec["nicSettingMap"] = adapters
 	l.process()["run"] = map[string]any{"path": "/opt/join", "arguments": "--quiet"}
 	l.data["verify"] = map[string]any{}
 	l.program(vcsim.Program{})
 	l.atOnce, l.moves = l.rnd.IntN(2) == 0, l.rnd.IntN(3) == 0
+	l.again = l.rnd.IntN(2) == 0
+	l.partly = l.again || l.rnd.IntN(6) == 0
+	l.before()
 	l.network = !l.atOnce || l.rnd.IntN(4) > 0
 
 	var drawn [5]*behaviour
@@ -733,6 +797,11 @@ func draw(n int, vc *vcsim.VCenter, vm *vcsim.VM) *lot {
 	l.guest(func(g *vcsim.Guest) { g.AppliesAtOnce, g.MovesStatus = l.atOnce, l.moves })
 	if len(l.names) == 0 {
 		l.names = []string{"honest"}
+	}
+	for i := range l.names {
+		if l.again {
+			l.names[i] += " (again)"
+		}
 	}
 	if len(l.decided) == 0 {
 		l.decided = []string{"task", "guest-status"}

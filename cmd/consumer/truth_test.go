@@ -25,7 +25,7 @@ var (
 // succeeded, and nothing is done twice. The simulated guests know what is so.
 func TestTruth(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, startNATS(t), vcsim.Options{VMs: *together})
+	s := newSite(t, startNATS(t), vcsim.Options{VMs: *together, NICs: 2})
 	tr := &truth{site: s, lots: map[string]*lot{}, ends: map[string]chan event{}, rows: map[string]*row{}}
 	s.react = tr.heard
 	s.vc.OnCall(tr.called)
@@ -143,14 +143,22 @@ func (tr *truth) heard(e event) {
 // play takes a run to its end, judges it, and makes its VM ready for the next.
 func (tr *truth) play(n int, vm string) {
 	guest := tr.vc.VM(vm)
-	l := draw(n, tr.vc, guest)
+	l := draw(n, tr.vc, guest, tr.secret)
 	end := make(chan event, 1)
 	tr.mu.Lock()
 	tr.lots[vm], tr.ends[l.id] = l, end
 	tr.mu.Unlock()
-	if _, err := tr.tryPublish(vm, l.id, l.data); err != nil {
+	_, err := tr.tryPublish(vm, l.id, l.data)
+	for until := time.Now().Add(patience); err != nil && strings.Contains(err.Error(), "10077") && time.Now().Before(until); { // the copy of a run before is not gone yet
+		tr.soon()
+		_, err = tr.tryPublish(vm, l.id, l.data)
+	}
+	if err != nil {
 		tr.t.Errorf("publish %s: %v", l.id, err)
 		return
+	}
+	if l.twice {
+		_, _ = tr.tryPublish(vm, l.id, l.data) // also where the run has ended by then, or the queue is full: it changes nothing
 	}
 	var e event
 	select {
@@ -270,8 +278,8 @@ func (l *lot) untrue(e event) (claims []string) {
 	if so.HostName != l.hostName {
 		claims = append(claims, fmt.Sprintf("the guest's host name is %q, not %s", so.HostName, l.hostName))
 	}
-	if !slices.Contains(so.Addresses, l.address) {
-		claims = append(claims, fmt.Sprintf("the guest's addresses are %v, not %s", so.Addresses, l.address))
+	if l.addresses[0] != "" && !slices.Equal(so.Addresses, l.addresses[:]) {
+		claims = append(claims, fmt.Sprintf("the guest's addresses are %v, not %v", so.Addresses, l.addresses))
 	}
 	if l.section("verify")["nicsConnected"] == nil && !so.Connected {
 		claims = append(claims, "a NIC is not connected")

@@ -36,6 +36,9 @@ func TestCustomizeThenNetwork(t *testing.T) {
 	if got := vm.HostName(); got != "web01" {
 		t.Errorf("host name: %q", got)
 	}
+	if info := c.end(c.act("StartGuestNetwork_Task", onVM(vm))); info.State != "success" {
+		t.Errorf("the network's start, swapped: %+v", info)
+	}
 	if got := vm.Addresses(); len(got) != 1 || got[0] != "10.0.0.7" {
 		t.Errorf("addresses: %q", got)
 	}
@@ -308,6 +311,9 @@ func TestMoreLies(t *testing.T) {
 		g.TaskError, g.Lies, g.AppliesAtOnce = nil, vcsim.Lies{SwapsAddresses: true}, true
 	})
 	c.end(c.act("CustomizeGuest_Task", customizeBody(vm, "web01", "10.0.0.7")))
+	if info := c.end(c.act("StartGuestNetwork_Task", onVM(vm))); info.State != "success" {
+		t.Errorf("the network's start, swapped: %+v", info)
+	}
 	if got := vm.Addresses(); len(got) != 1 || got[0] != "10.0.0.7" || vm.Truth().Addresses[0] != "10.0.0.7" {
 		t.Errorf("swapped: %q", got)
 	}

@@ -40,7 +40,7 @@ func (vm *VM) bend(name string, p *plan) {
 	if p.lies.KeepsAddresses {
 		p.then.addresses = nil
 	}
-	if macs := vm.macs(); p.lies.SwapsAddresses && len(macs) > 1 {
+	if macs := vm.macs(); name == customizeGuest && p.lies.SwapsAddresses && len(macs) > 1 {
 		p.then.addresses[macs[0]], p.then.addresses[macs[1]] = p.then.addresses[macs[1]], p.then.addresses[macs[0]]
 	}
 	if p.fault != nil && p.message == "" {
