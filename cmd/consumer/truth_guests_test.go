@@ -483,7 +483,7 @@ var starting = []behaviour{
 	{"VM removed during the network's start", func(l *lot) bool {
 		l.guest(func(g *vcsim.Guest) { g.NetworkFor = ever })
 		l.then("StartGuestNetwork_Task", vcsim.After, 1, l.vm.Remove)
-		return l.fail("network", "NotFound")
+		return l.fail("network", "NotFound", "ToolsNotRunning")
 	}},
 	{"power off during the network's start", func(l *lot) bool {
 		l.guest(func(g *vcsim.Guest) { g.NetworkFor = ever })
