@@ -240,7 +240,7 @@ func TestWhatIsTakenCanBeTold(t *testing.T) {
 		return `{"specversion":"1.0","id":"7","source":"/a","type":"` + Type(KindRequested) + `","data_base64":"` + base64.StdEncoding.EncodeToString([]byte(data)) + `"}`
 	}
 	for name, message := range map[string]string{
-		"deep": encoded(nested(9_990)), "deeper than most": encoded(nested(200)), "not so deep": encoded(nested(20)),
+		"deep": encoded(nested(9_996)), "deeper than most": encoded(nested(200)), "not so deep": encoded(nested(20)),
 		"no UTF-8 in base64": encoded("{\"vm\":\"vm-42\",\"guest\":{\"credentials\":{\"secretRef\":\"a\"}},\"customize\":{\"spec\":{" + linux + ",\"a\":\"\xff\"}}}"),
 		"a name with a line": encoded(`{"vm":"vm-42","guest":{"credentials":{"secretRef":"a"}},"processes":[{"name":"a\nb","run":{"path":"/a"}}]}`),
 		"a name that turns":  encoded(`{"vm":"vm-42","guest":{"credentials":{"secretRef":"a"}},"processes":[{"name":"a\u202eb","run":{"path":"/a"}}]}`),
