@@ -122,12 +122,16 @@ func TestEventsAgedOut(t *testing.T) {
 			continue // its acknowledgement was lost, too
 		}
 		for _, decision := range []string{"fail", "repeat"} {
-			for _, history := range []bool{true, false} {
-				t.Run(fmt.Sprintf("%s/%s/history=%v", point, decision, history), func(t *testing.T) {
+			for _, history := range []string{"reaches back", "is younger", "cannot be read"} {
+				t.Run(fmt.Sprintf("%s/%s/history %s", point, decision, history), func(t *testing.T) {
 					t.Parallel()
 					inBriefWorld(t, secrets, func(w *world) {
 						w.begin(memstore.Options{MaxAge: time.Hour})
-						w.vc.history, w.several = history, decision == "repeat"
+						w.vc.history, w.several = history != "cannot be read", decision == "repeat"
+						if history == "is younger" {
+							w.vc.forever = nil
+						}
+						proves := history == "reaches back"
 						req := w.request("order-1", `{"onUncertain":"`+decision+`",`+brief[1:])
 						o := w.deliver(req, crash(point)...)
 						<-o.stopped
@@ -136,10 +140,10 @@ func TestEventsAgedOut(t *testing.T) {
 						done := w.vc.count(vmID, "customize")
 						w.drive(req)
 						switch last := w.last(); {
-						case done == 0 && history, decision == "repeat":
+						case done == 0 && proves, decision == "repeat":
 							mustSucceed(w)
 							w.wantEffects("customize", done+1)
-							if aborts := w.vc.count(vmID, "abort"); aborts != 1 && (done > 0 || !history) {
+							if aborts := w.vc.count(vmID, "abort"); aborts != 1 && (done > 0 || !proves) {
 								w.t.Errorf("%d aborts before the repetition", aborts)
 							}
 						case last.Error == nil || last.Error.Code != events.Uncertain || last.Error.Step != "customize":
