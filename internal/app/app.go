@@ -102,11 +102,7 @@ func Run(ctx context.Context, cfg Config, log zerolog.Logger) error {
 		takers.Go(func() {
 			failed(ctx, stop, conn.ConsumeCancels(ctx, v.Name, func(_ context.Context, c *events.Cancel) error { return run.HandleCancel(ctx, c) }))
 		})
-		takers.Go(func() {
-			if err := sweep(ctx, conn.Line(), run, v.Name); err != nil && ctx.Err() == nil {
-				log.Error().Err(err).Str("vcenter", v.Name).Msg("orphaned runs were not looked for to the end: who needs one of their VMs closes them")
-			}
-		})
+		takers.Go(func() { sweep(ctx, conn.Line(), run, v.Name, log) })
 		loops.Go(func() {
 			takers.Wait()
 			endPoll()
@@ -141,13 +137,23 @@ func failed(ctx context.Context, stop context.CancelCauseFunc, err error) {
 	}
 }
 
-// sweep closes, at the start, the runs that nobody will be handed again.
-func sweep(ctx context.Context, line *events.Line, run *handler.Handler, vcenter string) error {
-	vms, err := line.Begun(ctx, vcenter)
-	if err != nil {
-		return err
+// sweepEvery is how often orphans are looked for after the start: what one read of the journal does not show another one does.
+const sweepEvery = time.Hour
+
+// sweep closes, at the start and now and then, the runs that nobody will be handed again.
+func sweep(ctx context.Context, line *events.Line, run *handler.Handler, vcenter string, log zerolog.Logger) {
+	for ctx.Err() == nil {
+		round, cancel := context.WithTimeout(ctx, sweepEvery)
+		vms, err := line.Begun(round, vcenter)
+		if err == nil {
+			err = run.Sweep(round, vms)
+		}
+		if err != nil && ctx.Err() == nil {
+			log.Error().Err(err).Str("vcenter", vcenter).Msg("orphaned runs were not looked for to the end: who needs one of their VMs closes them")
+		}
+		<-round.Done()
+		cancel()
 	}
-	return run.Sweep(ctx, vms)
 }
 
 // ended is why the service stopped: nil where it was told to.
