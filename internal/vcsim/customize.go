@@ -310,6 +310,12 @@ const linkLocal = "169.254.7.7"
 func (vm *VM) identityOf(spec types.CustomizationSpec) (identity, types.BaseMethodFault) {
 	id := identity{addresses: make(map[string][]string), dns: slices.Clone(spec.GlobalIPSettings.DnsServerList)}
 	prep := spec.Identity.(*types.CustomizationLinuxPrep)
+	if fault := wrongName(prep.HostName); fault != nil {
+		return id, fault
+	}
+	if fault := wrongTimeZone(prep.TimeZone); fault != nil {
+		return id, fault
+	}
 	switch n := prep.HostName.(type) {
 	case *types.CustomizationFixedName:
 		id.hostName = n.Name
@@ -317,8 +323,6 @@ func (vm *VM) identityOf(spec types.CustomizationSpec) (identity, types.BaseMeth
 		id.hostName = n.Base + "1"
 	case *types.CustomizationVirtualMachineName:
 		id.hostName = vm.name
-	case nil:
-		return id, &types.InvalidArgument{InvalidProperty: "spec.identity.hostName"}
 	}
 
 	macs := vm.macs()
@@ -332,7 +336,7 @@ func (vm *VM) identityOf(spec types.CustomizationSpec) (identity, types.BaseMeth
 		return id, &types.InvalidArgument{InvalidProperty: "spec.nicSettingMap.macAddress"}
 	}
 	mismatch := &types.NicSettingMismatch{NumberOfNicsInSpec: int32(len(spec.NicSettingMap)), NumberOfNicsInVM: int32(len(macs))}
-	if len(spec.NicSettingMap) > len(macs) {
+	if len(spec.NicSettingMap) != len(macs) {
 		return id, mismatch
 	}
 	for i, s := range spec.NicSettingMap {
@@ -343,14 +347,15 @@ func (vm *VM) identityOf(spec types.CustomizationSpec) (identity, types.BaseMeth
 				return id, mismatch
 			}
 		}
+		if fault := wrongSettings(i, s.Adapter); fault != nil {
+			return id, fault
+		}
 		switch ip := s.Adapter.Ip.(type) {
 		case *types.CustomizationFixedIp:
 			id.addresses[mac] = append(id.addresses[mac], withMask(ip.IpAddress, s.Adapter.SubnetMask))
 			if len(s.Adapter.Gateway) > 0 && !slices.Contains(id.gateways, s.Adapter.Gateway[0]) {
 				id.gateways = append(id.gateways, s.Adapter.Gateway[0])
 			}
-		case nil:
-			return id, &types.InvalidArgument{InvalidProperty: fmt.Sprintf("spec.nicSettingMap[%d].adapter.ip", i)}
 		default:
 			address := vm.leased(mac)
 			if vm.guest.Lies.NoLease {

@@ -66,7 +66,6 @@ func TestRefused(t *testing.T) {
 		{name: "unknown type", edit: replace("CustomizationFixedIp", "CustomizationFixedIpp"), fault: "InvalidArgument", says: "spec"},
 		{name: "no type", edit: replace(`"_typeName":"CustomizationFixedIp",`, ""), fault: "InvalidArgument"},
 		{name: "not JSON", edit: func(b string) string { return b[1:] }, fault: "InvalidArgument"},
-		{name: "unknown NIC", edit: replace("00:50:56:", "00:50:57:"), fault: "NicSettingMismatch"},
 		{name: "cloud-init", edit: identity(`{"_typeName":"CustomizationCloudinitPrep","metadata":"instance-id: a"}`), fault: "UncustomizableGuest"},
 		{name: "sysprep", edit: identity(`{"_typeName":"CustomizationSysprepText","value":"<unattend/>"}`), fault: "UncustomizableGuest"},
 	} {
@@ -93,6 +92,78 @@ func TestRefused(t *testing.T) {
 				t.Errorf("recorded: %+v", last)
 			}
 			if e := vm.Effects(); e.Customizations != 0 {
+				t.Errorf("effects: %+v", e)
+			}
+		})
+	}
+}
+
+// What a specification may not ask for is refused by its value, and the fault says so by its members alone.
+func TestValuesRefused(t *testing.T) {
+	t.Parallel()
+	const noText = `,"faultMessage":[]}`
+	argument := func(property string) string {
+		return `{"_typeName":"InvalidArgument","invalidProperty":"` + property + `"` + noText
+	}
+	name := func(with string) func(string) string {
+		return replace(`{"_typeName":"CustomizationFixedName","name":"web01"}`, with)
+	}
+	ip := func(with string) func(string) string {
+		return replace(`{"_typeName":"CustomizationFixedIp","ipAddress":"10.0.0.7"}`, with)
+	}
+	const hostName, address = "spec.identity.hostName", "spec.nicSettingMap[0].adapter.ip"
+	for _, tc := range []struct {
+		name string
+		edit func(string) string
+		want string
+	}{
+		{"underscore", replace("web01", "web_01"), argument(hostName)},
+		{"dots", replace("web01", "web01.example.test"), argument(hostName)},
+		{"umlaut", replace("web01", "müller"), argument(hostName)},
+		{"blank", replace("web01", "web 01"), argument(hostName)},
+		{"digits", replace("web01", "01"), argument(hostName)},
+		{"no name", replace("web01", ""), argument(hostName)},
+		{"64 characters", replace("web01", strings.Repeat("w", 64)), argument(hostName)},
+		{"63 characters", replace("web01", strings.Repeat("w", 63)), ""},
+		{"a name to be asked for", name(`{"_typeName":"CustomizationUnknownName"}`), argument(hostName)},
+		{"a name by a program", name(`{"_typeName":"CustomizationCustomName"}`), `{"_typeName":"IpHostnameGeneratorError"`},
+		{"the VM's name", name(`{"_typeName":"CustomizationVirtualMachineName"}`), ""},
+		{"an address to be asked for", ip(`{"_typeName":"CustomizationUnknownIpGenerator"}`), argument(address)},
+		{"an address by a program", ip(`{"_typeName":"CustomizationCustomIpGenerator"}`), `{"_typeName":"IpHostnameGeneratorError"`},
+		{"a prefix", replace("10.0.0.7", "10.0.0.7/24"), argument(address)},
+		{"300", replace("10.0.0.7", "10.0.0.300"), argument(address)},
+		{"leading zeros", replace("10.0.0.7", "010.000.000.007"), argument(address)},
+		{"no address", replace("10.0.0.7", ""), argument(address)},
+		{"DHCP", ip(`{"_typeName":"CustomizationDhcpIpGenerator"}`), ""},
+		{"no mask", replace("255.255.255.0", "255.255.0.255"), argument("spec.nicSettingMap[0].adapter.subnetMask")},
+		{"a prefix as mask", replace("255.255.255.0", "24"), argument("spec.nicSettingMap[0].adapter.subnetMask")},
+		{"another mask", replace("255.255.255.0", "255.255.252.0"), ""},
+		{"time zone", replace("Europe/Berlin", "Europe/Berln"), argument("spec.identity.timeZone")},
+		{"time zone, letter case", replace("Europe/Berlin", "europe/berlin"), argument("spec.identity.timeZone")},
+		{"time zone of Windows", replace("Europe/Berlin", "110"), argument("spec.identity.timeZone")},
+		{"another time zone", replace("Europe/Berlin", "US/Eastern"), ""},
+		{"IPv6, to be asked for", replace(`"subnetMask"`, `"ipV6Spec":{"ip":[{"_typeName":"CustomizationUnknownIpV6Generator"}]},"subnetMask"`), argument("spec.nicSettingMap[0].adapter.ipV6Spec.ip")},
+		{"IPv6, a prefix", replace(`"subnetMask"`, `"ipV6Spec":{"ip":[{"_typeName":"CustomizationFixedIpV6","ipAddress":"2001:db8::1/64","subnetMask":64}]},"subnetMask"`), argument("spec.nicSettingMap[0].adapter.ipV6Spec.ip")},
+		{"IPv6", replace(`"subnetMask"`, `"ipV6Spec":{"ip":[{"_typeName":"CustomizationFixedIpV6","ipAddress":"2001:db8::1","subnetMask":64}]},"subnetMask"`), ""},
+		{"unknown NIC", replace("00:50:56:", "00:50:57:"), `{"_typeName":"NicSettingMismatch","numberOfNicsInSpec":1,"numberOfNicsInVM":1` + noText},
+		{"no NIC", func(b string) string { return nicSettings.ReplaceAllLiteralString(b, `"nicSettingMap":[]}`) }, `{"_typeName":"NicSettingMismatch","numberOfNicsInSpec":0,"numberOfNicsInVM":1` + noText},
+		{"two NICs", replace(`"nicSettingMap":[`, `"nicSettingMap":[{"macAddress":"00:50:56:00:00:99","adapter":{"ip":{"_typeName":"CustomizationDhcpIpGenerator"}}},`),
+			`{"_typeName":"NicSettingMismatch","numberOfNicsInSpec":2,"numberOfNicsInVM":1` + noText},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			v := start(t, vcsim.Options{})
+			c := newREST(t, v)
+			c.login()
+			vm := first(v)
+			res := c.do("POST", gcmPath+"CustomizeGuest_Task", tc.edit(customizeBody(vm, "web01", "10.0.0.7")))
+			switch {
+			case tc.want == "" && res.status != http.StatusOK:
+				t.Errorf("status %d: %s", res.status, res.body)
+			case tc.want != "" && (res.status != http.StatusInternalServerError || !strings.HasPrefix(res.body, tc.want)):
+				t.Errorf("status %d: %s, want %s", res.status, res.body, tc.want)
+			}
+			if e := vm.Effects(); (e.Customizations == 0) != (tc.want != "") {
 				t.Errorf("effects: %+v", e)
 			}
 		})
@@ -314,7 +385,7 @@ func TestMoreLies(t *testing.T) {
 	if info := c.end(c.act("StartGuestNetwork_Task", onVM(vm))); info.State != "success" {
 		t.Errorf("the network's start, swapped: %+v", info)
 	}
-	if got := vm.Addresses(); len(got) != 1 || got[0] != "10.0.0.7" || vm.Truth().Addresses[0] != "10.0.0.7" {
+	if got := vm.Addresses(); len(got) != 2 || got[0] != "10.0.1.9" || got[1] != "10.0.0.7" || vm.Truth().Addresses[0] != "10.0.0.7" {
 		t.Errorf("swapped: %q", got)
 	}
 }

@@ -448,6 +448,9 @@ func jsonSOAPFault(f *soap.Fault) answer {
 	said := f.String
 	if b, ok := pointerTo(fault).(types.BaseMethodFault); ok {
 		said = cmp.Or(vCenterText(b), text(b, said)) // vcsim has words of its own for some
+		if aboutSpec(b) {
+			said = "" // the members tell
+		}
 	}
 	return jsonFaultSaying(fault, said)
 }
@@ -467,7 +470,7 @@ func jsonFaultSaying(fault any, said string) answer {
 	body := encodeValue(reflect.ValueOf(fault))
 	more := struct {
 		Messages *[]any `json:"faultMessage,omitempty"`
-		String   string `json:"faultstring"`
+		String   string `json:"faultstring,omitempty"`
 	}{String: said}
 	if !bytes.Contains(body, []byte(`"faultMessage":`)) {
 		more.Messages = new([]any)
@@ -476,6 +479,9 @@ func jsonFaultSaying(fault any, said string) answer {
 	tail, err := json.Marshal(more)
 	if err != nil {
 		panic(err) // our own type
+	}
+	if string(tail) == "{}" {
+		return answer{status: http.StatusInternalServerError, contentType: "application/json", body: body, fault: faultName(fault)}
 	}
 	body = append(bytes.TrimSuffix(body, []byte("}")), ',')
 	return answer{status: http.StatusInternalServerError, contentType: "application/json", body: append(body, tail[1:]...), fault: faultName(fault)}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -181,6 +182,10 @@ func credentials(vm *vcsim.VM) string {
 
 // customizeBody is a CustomizeGuest_Task for a Linux guest with one NIC.
 func customizeBody(vm *vcsim.VM, host, address string) string {
+	others := ""
+	for i, mac := range vm.MACs()[1:] {
+		others += `,{"macAddress":"` + mac + `","adapter":{"ip":{"_typeName":"CustomizationFixedIp","ipAddress":"10.0.` + strconv.Itoa(i+1) + `.9"},"subnetMask":"255.255.255.0"}}`
+	}
 	return `{"_typeName":"CustomizeGuest_Task","vm":{"_typeName":"ManagedObjectReference","type":"VirtualMachine","value":"` + vm.ID() + `"},
 	 "auth":` + auth(vm) + `,
 	 "spec":{"_typeName":"CustomizationSpec",
@@ -188,7 +193,7 @@ func customizeBody(vm *vcsim.VM, host, address string) string {
 	    "domain":"example.test","timeZone":"Europe/Berlin","hwClockUTC":true},
 	  "globalIPSettings":{"_typeName":"CustomizationGlobalIPSettings","dnsServerList":["10.0.0.2"]},
 	  "nicSettingMap":[{"_typeName":"CustomizationAdapterMapping","macAddress":"` + vm.MACs()[0] + `",
-	    "adapter":{"_typeName":"CustomizationIPSettings","ip":{"_typeName":"CustomizationFixedIp","ipAddress":"` + address + `"},"subnetMask":"255.255.255.0"}}]},
+	    "adapter":{"_typeName":"CustomizationIPSettings","ip":{"_typeName":"CustomizationFixedIp","ipAddress":"` + address + `"},"subnetMask":"255.255.255.0"}}` + others + `]},
 	 "configParams":[{"_typeName":"OptionValue","key":"k1","value":{"_typeName":"string","_value":"v1"}},
 	                 {"_typeName":"OptionValue","key":"k2","value":{"_typeName":"int","_value":5}}]}`
 }
