@@ -107,7 +107,7 @@ func (l *literals) passwords(v any, at string, named bool) {
 			is = is || strings.EqualFold(name, "plainText")
 		}
 		for _, name := range slices.Sorted(maps.Keys(v)) {
-			inner, child := strings.TrimPrefix(at+"."+name, "."), v[name]
+			inner, child := below(at, "."+name), v[name]
 			if is && strings.EqualFold(name, "value") && child != nil && !isSecretRef(child) || named && namesPassword(name) && isLiteral(child) {
 				l.add(inner, aPassword)
 				continue
@@ -116,9 +116,17 @@ func (l *literals) passwords(v any, at string, named bool) {
 		}
 	case []any:
 		for i, child := range v {
-			l.passwords(child, fmt.Sprintf("%s[%d]", at, i), named)
+			l.passwords(child, below(at, fmt.Sprintf("[%d]", i)), named)
 		}
 	}
+}
+
+// below is a path one step further down; one that nobody can read any more stays as it is, for JSON may be nested ten thousand levels deep.
+func below(at, step string) string {
+	if len(at) > 8*maxPath {
+		return at
+	}
+	return strings.TrimPrefix(at+step, ".")
 }
 
 // spec finds secrets in the texts of a CustomizationSpec: the member's name says how a text is to be read.
@@ -134,11 +142,11 @@ func (l *literals) spec(v any, at, member string) {
 			if v["_typeName"] == "CustomizationSysprepText" {
 				inMember = "answerFile"
 			}
-			l.spec(v[name], at+"."+name, inMember)
+			l.spec(v[name], below(at, "."+name), inMember)
 		}
 	case []any:
 		for i, child := range v {
-			l.spec(child, fmt.Sprintf("%s[%d]", at, i), member)
+			l.spec(child, below(at, fmt.Sprintf("[%d]", i)), member)
 		}
 	case string:
 		switch strings.ToLower(member) {
