@@ -12,17 +12,18 @@ import (
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
 
-const storedSpec = `{"_typeName":"CustomizationSpec","identity":{"_typeName":"CustomizationLinuxPrep","hostName":{"_typeName":"CustomizationFixedName","name":"web-1"}}}`
+const storedSpec = `{"_typeName":"CustomizationSpec","identity":{"_typeName":"CustomizationLinuxPrep","hostName":{"_typeName":"CustomizationFixedName","name":"web-1"}},` + anyNIC + `}`
 
 // wrongSpecs are stored ones that vCenter does not take.
 var wrongSpecs = map[string]string{
-	"asks for the name": `{"identity":{"_typeName":"CustomizationLinuxPrep","domain":"d","hostName":{"_typeName":"CustomizationUnknownName"}}}`,
+	"asks for the name": `{"identity":{"_typeName":"CustomizationLinuxPrep","domain":"d","hostName":{"_typeName":"CustomizationUnknownName"}},` + anyNIC + `}`,
 	"asks for the address": `{"identity":{"_typeName":"CustomizationLinuxPrep","domain":"d","hostName":{"_typeName":"CustomizationVirtualMachineName"}},` +
 		`"nicSettingMap":[{"adapter":{"ip":{"_typeName":"CustomizationUnknownIpGenerator"}}}]}`,
-	"underscore": strings.Replace(storedSpec, "web-1", "web_1", 1),
+	"no adapters": `{"identity":{"_typeName":"CustomizationLinuxPrep","domain":"d","hostName":{"_typeName":"CustomizationVirtualMachineName"}}}`,
+	"underscore":  strings.Replace(storedSpec, "web-1", "web_1", 1),
 	"prefix": `{"identity":{"_typeName":"CustomizationLinuxPrep","domain":"d","hostName":{"_typeName":"CustomizationVirtualMachineName"}},` +
 		`"nicSettingMap":[{"adapter":{"ip":{"_typeName":"CustomizationFixedIp","ipAddress":"10.0.0.11/24"}}}]}`,
-	"no type": `{"identity":{"_typeName":"CustomizationLinuxPrep","domain":"d","hostName":{"name":"web-1"}}}`,
+	"no type": `{"identity":{"_typeName":"CustomizationLinuxPrep","domain":"d","hostName":{"name":"web-1"}},` + anyNIC + `}`,
 }
 
 // StoredSpec knows one spec, "linux", and some that are wrong.
@@ -118,7 +119,7 @@ func TestMissingSecretsAreNamedAtOnce(t *testing.T) {
 	secrets := secretsDir(t)
 	inWorld(t, secrets, func(w *world) {
 		run := w.run(`{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},
-			"customize":{"spec":{"identity":{"_typeName":"New","password":{"value":{"secretRef":"gone","key":"a"},"plainText":true}}},
+			"customize":{"spec":{"identity":{"_typeName":"New","password":{"value":{"secretRef":"gone","key":"a"},"plainText":true}},` + anyNIC + `},
 				"configParams":[{"key":"k","value":{"_typeName":"string","_value":{"secretRef":"gone","key":"b"}}}]},
 			"processes":[{"name":"p","credentials":{"secretRef":"nobody"},"run":{"path":"/bin/sh","environment":{"A":"x","TOKEN":{"secretRef":"gone","key":"c"}}}}]}`)
 		if run.Error == nil || run.Error.Code != events.UnknownSecret {

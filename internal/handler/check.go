@@ -60,6 +60,7 @@ func (r *run) check(ctx context.Context) error {
 			block(&stepError{step: "check", code: events.PowerState,
 				message: fmt.Sprintf("vm %s is %s: only a running guest can be customized, power it on", r.vm, vm.PowerState)}, "vm")
 		}
+		r.checkAdapters(vm, block)
 		c.Warnings = slices.Concat(warnings, warningsOfVM(vm), r.warningsOfProcesses())
 		if err := r.checkPrivileges(ctx, s, block); err != nil {
 			return err
@@ -278,6 +279,30 @@ func (r *run) checkSpec(block func(*stepError, string)) []events.Remark {
 		stored = append(stored, events.Remark{Code: w.Code, Field: at, Message: strings.TrimPrefix(w.Field+": "+w.Message, ": ")})
 	}
 	return slices.Concat(r.req.Warnings, stored)
+}
+
+// checkAdapters holds the spec's adapters against the VM's NICs, where vCenter shows them.
+func (r *run) checkAdapters(vm vcapi.VM, block func(*stepError, string)) {
+	if r.spec == nil || vm.Cards == nil {
+		return
+	}
+	var macs []string
+	for _, card := range vm.Cards {
+		macs = append(macs, card.MAC)
+	}
+	at, stored := "customize.spec", r.asked.Customize.SpecName
+	if stored != "" {
+		at = ""
+	}
+	for _, f := range custspec.CheckAdapters(r.spec, macs, at) {
+		field, message := f.Field, f.Message
+		if stored != "" {
+			field, message = "customize.specName", fmt.Sprintf("customization specification %q of vCenter %s: %s", stored, r.VCenter, f)
+		} else {
+			message = f.String()
+		}
+		block(&stepError{step: "check", code: events.InvalidRequest, message: message}, field)
+	}
 }
 
 // noVM is the end of a run whose VM vCenter does not show, with what may be wrong with its ID.

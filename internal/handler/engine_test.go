@@ -164,7 +164,7 @@ func TestEngineLog(t *testing.T) {
 func TestEngineLogHoldsNoSecret(t *testing.T) {
 	t.Parallel()
 	request := `{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},"customize":{` +
-		`"spec":{"identity":{"_typeName":"CustomizationLinuxPrep","hostName":{"_typeName":"CustomizationCustomName"},"x":{"secretRef":"keys","key":"spec"}}},` +
+		`"spec":{"identity":{"_typeName":"CustomizationLinuxPrep","hostName":{"_typeName":"CustomizationCustomName"},"x":{"secretRef":"keys","key":"spec"}},` + anyNIC + `},` +
 		`"configParams":[{"key":"a","value":{"_typeName":"string","_value":{"secretRef":"keys","key":"params"}}}]},` +
 		`"processes":[{"name":"first","run":{"path":"/usr/bin/first","environment":{"TOKEN":{"secretRef":"keys","key":"environment"}}}}]}`
 	for _, plan := range [][]fate{nil, crash("stored customize.started"), {{point: "stored customize.started", do: "call, then crash"}}} {

@@ -17,7 +17,7 @@ func only(section string) string {
 }
 
 const (
-	customizeOnly = `"customize":` + spec
+	customizeOnly = `"customize":` + spec + `,"verify":{"nicsConnected":false}` // the network step connects them
 	networkOnly   = `"network":{}`
 	processOnly   = `"processes":[{"name":"first","run":{"path":"/usr/bin/first"}}]`
 )

@@ -58,7 +58,8 @@ func TestWarningsOfTheRequest(t *testing.T) {
 		for _, warning := range run.Check.Warnings {
 			fields = append(fields, warning.Code+" "+warning.Field)
 		}
-		want := "DoubtfulValue customize.spec.identity.hostName, MissingMember customize.spec.identity.domain, MissingMember customize.spec.globalIPSettings"
+		want := "DoubtfulValue customize.spec.identity.hostName, MissingMember customize.spec.identity.domain, " +
+			"DoubtfulValue customize.spec.nicSettingMap[0].adapter.ip, MissingMember customize.spec.globalIPSettings"
 		if got := strings.Join(fields, ", "); got != want {
 			w.t.Errorf("warnings %s, want %s", got, want)
 		}
@@ -101,5 +102,47 @@ func TestNoSuchVMHint(t *testing.T) {
 	r.vm = "vm-42"
 	if f := r.noVM(&stepError{code: events.NotFound, message: "not found"}); !strings.HasSuffix(f.message, ": not found") {
 		t.Error(f.message)
+	}
+}
+
+// The spec's adapters are held against the VM's NICs before anything is done; where vCenter does not show those, vCenter decides.
+func TestAdaptersAgainstNICs(t *testing.T) {
+	t.Parallel()
+	const (
+		host = `"identity":{"_typeName":"CustomizationLinuxPrep","domain":"d","hostName":{"_typeName":"CustomizationCustomName"}}`
+		ip   = `"adapter":{"ip":{"_typeName":"CustomizationCustomIpGenerator"}}`
+	)
+	secrets := secretsDir(t)
+	for _, row := range []struct {
+		name, customize, field, says string
+		hidden                       bool
+	}{
+		{"one for each", `{"spec":{` + host + `,"nicSettingMap":[{` + ip + `}]}}`, "", "", false},
+		{"none", `{"spec":{` + host + `}}`, "customize.spec.nicSettingMap", "has 0 entries, and the VM has 1 NIC (00:50:56:00:00:01)", false},
+		{"more", `{"spec":{` + host + `,"nicSettingMap":[{` + ip + `},{` + ip + `}]}}`, "customize.spec.nicSettingMap", "has 2 entries, and the VM has 1 NIC", false},
+		{"another's MAC", `{"spec":{` + host + `,"nicSettingMap":[{"macAddress":"00:50:56:00:00:99",` + ip + `}]}}`, "customize.spec.nicSettingMap[0].macAddress", "none of the VM's NICs", false},
+		{"its own, in another notation", `{"spec":{` + host + `,"nicSettingMap":[{"macAddress":"00-50-56-00-00-01",` + ip + `}]}}`, "", "", false},
+		{"stored, none", `{"specName":"no adapters"}`, "customize.specName", `"no adapters" of vCenter lab: nicSettingMap: has 0 entries`, false},
+		{"none, and vCenter does not show the hardware", `{"spec":{` + host + `}}`, "", "", true},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			inWorld(t, secrets, func(w *world) {
+				if row.hidden {
+					w.vm.cards = nil
+				}
+				run := w.run(only(`"verify":false,"customize":` + row.customize))
+				if row.field == "" {
+					mustSucceed(w)
+					return
+				}
+				if run.Error == nil || run.Error.Code != events.InvalidRequest || len(run.Check.Blockers) != 1 {
+					w.t.Fatalf("%+v, %+v", run.Error, run.Check)
+				}
+				if b := run.Check.Blockers[0]; b.Field != row.field || !strings.Contains(b.Message, row.says) {
+					w.t.Errorf("%+v", b)
+				}
+			})
+		})
 	}
 }

@@ -41,7 +41,10 @@ const whole = `{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},
 	`"network":{},"processes":[{"name":"first","run":{"path":"/usr/bin/first","arguments":"-a"}},{"name":"second","run":{"path":"/usr/bin/second"}}]}`
 
 // spec is a customization that asks for nothing that can be compared: vCenter's own program makes the host name.
-const spec = `{"spec":{"identity":{"_typeName":"CustomizationLinuxPrep","hostName":{"_typeName":"CustomizationCustomName"}}}}`
+const spec = `{"spec":{"identity":{"_typeName":"CustomizationLinuxPrep","hostName":{"_typeName":"CustomizationCustomName"}},` + anyNIC + `}}`
+
+// anyNIC is the settings of one adapter whose address cannot be compared either.
+const anyNIC = `"nicSettingMap":[{"adapter":{"ip":{"_typeName":"CustomizationCustomIpGenerator"}}}]`
 
 // named is a customization that gives the guest a host name and an address.
 const named = `{"spec":{"identity":{"_typeName":"CustomizationLinuxPrep","hostName":{"_typeName":"CustomizationFixedName","name":"web-7"}},` +
