@@ -95,10 +95,10 @@ func TestVerifyTellsNoSecret(t *testing.T) {
 		t.Run(shown, func(t *testing.T) {
 			t.Parallel()
 			inWorld(t, secrets, func(w *world) {
-				const spec = `{"spec":{"identity":{"_typeName":"CustomizationLinuxPrep","hostName":{"_typeName":"CustomizationFixedName","name":{"secretRef":"linux-root","key":"username"}}}}}`
+				const spec = `{"spec":{"identity":{"_typeName":"CustomizationLinuxPrep","hostName":{"_typeName":"CustomizationFixedName","name":{"secretRef":"linux-root","key":"username"}}},` + anyNIC + `}}`
 				w.vm.ignores = true
 				w.later(30*time.Second, func() { w.vc.change(func() { w.vm.hostName = shown }) })
-				run := w.run(only(`"verify":{"timeout":"10s"},"customize":` + spec))
+				run := w.run(only(`"verify":{"timeout":"10s","nicsConnected":false},"customize":` + spec))
 				if right := strings.HasPrefix(shown, "root"); right {
 					mustSucceed(w)
 				} else if run.Error == nil || !strings.Contains(run.Error.Message, "host name: want the value of secret linux-root, key username, the guest shows other") {
