@@ -36,9 +36,6 @@ func TestCustomizeThenNetwork(t *testing.T) {
 	if got := vm.HostName(); got != "web01" {
 		t.Errorf("host name: %q", got)
 	}
-	if info := c.end(c.act("StartGuestNetwork_Task", onVM(vm))); info.State != "success" {
-		t.Errorf("the network's start, swapped: %+v", info)
-	}
 	if got := vm.Addresses(); len(got) != 1 || got[0] != "10.0.0.7" {
 		t.Errorf("addresses: %q", got)
 	}
