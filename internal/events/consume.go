@@ -296,14 +296,16 @@ func (i *intake) take(m *nats.Msg) {
 // work takes one message from its delivery to its answer.
 func (i *intake) work(h *held) {
 	msg := i.latest(h)
-	r, err := i.read(msg)
+	r, err := i.reads(msg)
 	i.mu.Lock()
 	h.source = r.ref.Source
 	i.mu.Unlock()
 	var reject *RejectError
-	if err == nil {
-		err = i.refusal(h, i.call(r))
-	} else if errors.As(err, &reject) && i.durable == RequestsConsumer(i.vcenter) {
+	unread := err != nil
+	if !unread {
+		err = i.call(r)
+	}
+	if err = i.refusal(h, err); unread && errors.As(err, &reject) && i.durable == RequestsConsumer(i.vcenter) {
 		err = i.conn.mayRefuse(i.stopping, i.vcenter, r.vm, r.ref, reject)
 	}
 	log := i.log.With().Str("vm", r.vm).Str("run", r.run).Uint64("seq", h.seq).Logger()
@@ -369,7 +371,7 @@ func (i *intake) refusal(h *held, err error) error {
 		if i.panics[h.identity]++; i.panics[h.identity] >= maxPanics {
 			delete(i.panics, h.identity)
 			i.log.Error().Err(err).Uint64("seq", h.seq).Msg("a request that panics again and again is refused")
-			return &RejectError{Code: Internal, Message: fmt.Sprintf("guestflow panicked at this request %d times (%v): report it, with the service's log", maxPanics, crash.value)}
+			return &RejectError{Code: Internal, Message: fmt.Sprintf("guestflow panicked at this request %d times: report it, with what the service's log says of it", maxPanics)} // its words may hold a secret
 		}
 	}
 	return err
@@ -400,6 +402,16 @@ func (i *intake) call(w work) (err error) {
 		}
 	}()
 	return w.handle(context.WithoutCancel(i.stopping))
+}
+
+// reads is read, whose panic is as handle's.
+func (i *intake) reads(d delivery) (w work, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			w, err = work{}, &panicError{p, debug.Stack()}
+		}
+	}()
+	return i.read(d)
 }
 
 func (i *intake) latest(h *held) delivery {

@@ -274,7 +274,7 @@ func TestConsumeRefusesWhatPanics(t *testing.T) {
 	if len(rejected) != 1 || calls.Load() != 3 {
 		t.Fatalf("%d events after %d calls", len(rejected), calls.Load())
 	}
-	if _, run := checkEvent(t, rejected[0].Header, rejected[0].Data); run.Error.Code != events.Internal || !strings.Contains(run.Error.Message, "broken") {
+	if _, run := checkEvent(t, rejected[0].Header, rejected[0].Data); run.Error.Code != events.Internal || !strings.Contains(run.Error.Message, "panicked") || strings.Contains(run.Error.Message, "broken") {
 		t.Errorf("rejection: %+v", run.Error)
 	}
 }
@@ -452,4 +452,26 @@ func TestCancelsThatWaitLeaveOthersTheirPlaces(t *testing.T) {
 	}
 	cancelRun("vm-other")
 	receive(t, other)
+}
+
+// A message at whose reading guestflow panics does not end the process, and the next one after it: it is refused as one that its handler panics at.
+func TestConsumeRefusesWhatPanicsWhenRead(t *testing.T) {
+	t.Parallel()
+	s := newStation(t, func(st *events.Streams) { st.AckWait = 200 * time.Millisecond })
+	ctx, cancel := context.WithCancel(testContext(t))
+	var consuming sync.WaitGroup
+	t.Cleanup(func() { cancel(); consuming.Wait() })
+	consuming.Go(func() { _ = s.conn.ConsumeUnreadable(ctx) })
+	s.publish(t, events.KindRequested, "vm-1", "r1", map[string]any{"vm": "vm-1"})
+	s.gone(t, 0)
+	rejected := all(testContext(t), t, s.js, events.EventsStream)
+	if len(rejected) != 1 {
+		t.Fatalf("%d events", len(rejected))
+	}
+	if _, run := checkEvent(t, rejected[0].Header, rejected[0].Data); run.Error.Code != events.Internal || !strings.Contains(run.Error.Message, "panicked") {
+		t.Errorf("rejection: %+v", run.Error)
+	}
+	if n := len(all(testContext(t), t, s.js, events.DeadlettersStream)); n != 1 {
+		t.Errorf("%d dead letters", n)
+	}
 }
