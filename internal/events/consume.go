@@ -128,9 +128,10 @@ func (i *intake) run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		err := i.bind(ctx, changed)
 		if err == nil {
-			w.done()
-			w = newWaiter(i.conn.log, i.vcenter, "", what)
-			err = i.pull(ctx, changed)
+			err = i.pull(ctx, changed, func() { // not before: a pull request that may not be made is never answered
+				w.done()
+				w = newWaiter(i.conn.log, i.vcenter, "", what)
+			})
 		}
 		if err == nil {
 			continue

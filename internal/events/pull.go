@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -88,6 +89,9 @@ func (i *intake) request(batch int) (*pullRequest, error) {
 	return p, nil
 }
 
+// errSilent says that a pull request has no answer, not even that there is nothing.
+var errSilent = errors.New("pull requests are not answered: is CONSUMER.MSG.NEXT permitted to the service's user, and has the consumer a leader")
+
 // end is told once.
 func (p *pullRequest) end(err error) {
 	select {
@@ -120,14 +124,16 @@ func spoken(status, description string) (err error, over bool) {
 	return fmt.Errorf("the server ends the pull request: %s %s", status, description), true
 }
 
-// pull takes messages, with one request after the other, until ctx ends, which is no error, or the durable has to be looked for again.
-func (i *intake) pull(ctx context.Context, changed <-chan nats.Status) error {
+// pull takes messages, with one request after the other, until ctx ends, which is no error, or the durable has to be looked for again. answered is called
+// when the server answers the first of them.
+func (i *intake) pull(ctx context.Context, changed <-chan nats.Status, answered func()) error {
+	answered = sync.OnceFunc(answered)
 	for ctx.Err() == nil {
 		p, err := i.request(pullBatch)
 		if err != nil {
 			return err
 		}
-		again, err := i.await(ctx, p, changed)
+		again, err := i.await(ctx, p, changed, answered)
 		p.leave()
 		if ctx.Err() != nil {
 			t := time.NewTimer(drainWait)
@@ -146,7 +152,7 @@ func (i *intake) pull(ctx context.Context, changed <-chan nats.Status) error {
 }
 
 // await waits until a pull request is over. again: the next one may follow at once.
-func (i *intake) await(ctx context.Context, p *pullRequest, changed <-chan nats.Status) (again bool, err error) {
+func (i *intake) await(ctx context.Context, p *pullRequest, changed <-chan nats.Status, answered func()) (again bool, err error) {
 	silent := time.NewTimer(2 * pullHeartbeat)
 	defer silent.Stop()
 	look := time.NewTimer(i.lookAgain())
@@ -154,11 +160,15 @@ func (i *intake) await(ctx context.Context, p *pullRequest, changed <-chan nats.
 	for {
 		select {
 		case <-p.heard:
+			answered()
 			silent.Reset(2 * pullHeartbeat)
 		case err := <-p.over:
 			return err == nil, err
-		case <-silent.C: // a pull that meets no consumer is not answered at all
-			return false, nil
+		case <-silent.C: // a pull that meets no consumer, or that is not permitted, is not answered at all
+			if !i.conn.nc.IsConnected() {
+				return false, nil
+			}
+			return false, errSilent
 		case <-look.C:
 			if err := i.look(ctx); errors.Is(err, jetstream.ErrConsumerNotFound) || errors.Is(err, jetstream.ErrStreamNotFound) {
 				return false, err

@@ -323,3 +323,16 @@ func TestWatchTellsOnce(t *testing.T) {
 		t.Errorf("said %d times", n)
 	}
 }
+
+// Pull requests that are not permitted are answered by nobody: that requests are not taken is told.
+func TestTroublesOfSilentPulls(t *testing.T) {
+	t.Parallel()
+	s := smallStation(t, "", `authorization { users: [ { user: a, password: a, permissions: { publish: { deny: "$JS.API.CONSUMER.MSG.NEXT.>" } } } ] }
+no_auth_user: a`, nil)
+	s.consume(t, func(context.Context, *events.Request) error { return nil })
+	var told []events.Trouble
+	until(t, "it is told", func() bool { told = s.troubles(t, events.NoAnswer); return len(told) > 0 })
+	if !told[0].Stops || told[0].VCenter != "lab" || !strings.Contains(told[0].What, "CONSUMER.MSG.NEXT") {
+		t.Errorf("told: %+v", told)
+	}
+}
