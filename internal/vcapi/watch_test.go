@@ -487,10 +487,16 @@ func TestPollNotUnderstood(t *testing.T) {
 				}
 				writeJSON(w, 200, tt.first)
 			})
+			begun := make(chan struct{}, 100)
+			p.handle("CreateFilter", func(w http.ResponseWriter, _ *http.Request) {
+				begun <- struct{}{}
+				writeJSON(w, 200, `{"type":"PropertyFilter","value":"f"}`)
+			})
 			told := make(chan error, 100)
 			cfg := p.config()
 			cfg.OnAnswer = func(why error) { told <- why }
 			c := newClient(t, cfg)
+			watchedBefore(c, "vm-42")
 			run(t, c)
 			s := until(t, c, "vm-42", "", func(s WatchState) bool { return s.Down })
 			if e := asError(t, s.Err); !errors.Is(s.Err, ErrNotUnderstood) || !strings.Contains(e.Message, tt.want) || e.Op != "WaitForUpdatesEx" {
@@ -501,6 +507,9 @@ func TestPollNotUnderstood(t *testing.T) {
 			}
 			if _, err := c.Session(t.Context()); err != nil { // a call that is answered does not make it well
 				t.Error(err)
+			}
+			for range len(begun) + 3 { // nor does a first answer that is understood, as long as the later ones are not
+				within(t, "another try", begun)
 			}
 			p.handle("WaitForUpdatesEx", func(w http.ResponseWriter, r *http.Request) {
 				all := p.of("WaitForUpdatesEx")
