@@ -193,7 +193,8 @@ func (s *stage) play() {
 	request("order-4", vms["busy"])
 	aborted := vms["aborted"].ID
 	s.publish("guestflow.requests.lab."+aborted, "requested", "order-7", aborted, fmt.Sprintf(`{"vm":%q,"guest":{"credentials":{"secretRef":"linux-root"}},`+
-		`"customize":{"spec":{"identity":{"_typeName":"CustomizationLinuxPrep","hostName":{"_typeName":"CustomizationFixedName","name":"web-7"},"domain":"example.com"}}},"verify":false}`, aborted))
+		`"customize":{"spec":{"identity":{"_typeName":"CustomizationLinuxPrep","hostName":{"_typeName":"CustomizationFixedName","name":"web-7"},"domain":"example.com"},"globalIPSettings":{},`+
+		`"nicSettingMap":[{"adapter":{"ip":{"_typeName":"CustomizationDhcpIpGenerator"}}}]}},"verify":false}`, aborted))
 	guest := s.prod.VM(s.prod.VMs()[0])
 	guest.Configure(func(g *vcsim.Guest) { g.Programs["/usr/bin/join-domain"] = vcsim.Program{For: time.Hour} })
 	s.publish("guestflow.requests.prod."+guest.ID(), "requested", "order-5", guest.ID(), processes(guest.ID()))
