@@ -192,6 +192,7 @@ var customizingMore = []behaviour{
 	{"power off before the customization", func(l *lot) bool {
 		l.section("guest")["readyTimeout"] = short.String()
 		l.then("guest/customization check", vcsim.After, 1, l.vm.PowerOff)
+		l.either["check"] = []string{"PowerState"} // where vCenter is asked again
 		l.never(&l.customized)
 		return l.fail("customize", "PowerState", "ToolsNotRunning")
 	}},
