@@ -138,6 +138,10 @@ func (r *run) seenBefore(ctx context.Context) (vm vcapi.VM, err error) {
 // shownOther tells whether a guest shows something else than a spec's host name and addresses. That it shows no address at all does not count where
 // the name is right: it may not have told them yet.
 func (r *run) shownOther(e expected, vm vcapi.VM) bool {
+	vm.NICs = slices.Clone(vm.NICs)
+	for i := range vm.NICs { // one that is there and not settled yet is no other one
+		vm.NICs[i].IPConfig = nil
+	}
 	seen := e.evidence(vm, r.state.VMName)
 	right, named := seen[e.host.field]
 	if named && !right {

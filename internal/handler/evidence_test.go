@@ -58,6 +58,11 @@ func TestShownBefore(t *testing.T) {
 		{"the name before, and no address yet", shows("web-7"), []func(*world){ends(toolsAway(), false), shownLater}, "task", "GuestOperationsUnavailable", 2},
 		{"the name before, and a link-local address", shows("web-7", "fe80::1", "169.254.1.1"), []func(*world){ends(toolsAway(), false), shownLater}, "task",
 			"GuestOperationsUnavailable", 2},
+		{"all of it before, and the address not settled yet", func(w *world) {
+			asked(w)
+			w.vm.nics[0].Addresses = append(w.vm.nics[0].Addresses, "2001:db8::9")
+			w.vm.nics[0].IPConfig = []vcapi.Address{{IP: "10.0.0.7", State: "tentative"}}
+		}, []func(*world){ends(toolsAway(), false), shownLater}, "task", "GuestOperationsUnavailable", 2},
 		{"the name is told some seconds after tools began to run", shows(""), []func(*world){ends(toolsAway(), false), func(w *world) {
 			w.later(2*time.Second, func() { w.vc.change(func() { asked(w) }) })
 		}}, "task", "GuestOperationsUnavailable", 2},
