@@ -75,6 +75,9 @@ type pastRun struct {
 	Digest   string   `json:"digest"`
 	Tasks    []string `json:"tasks,omitempty"`
 	Instance string   `json:"vcenter,omitempty"` // the instance UUID of the vCenter that they are of
+	// Asked names what it made the guest show, where it customized it, and Until is how long the guest may not show that yet.
+	Asked string     `json:"asked,omitempty"`
+	Until *time.Time `json:"until,omitempty"`
 	// Doubt names the acts of which this run ended without knowing whether they took effect: their Task may still appear, and is nobody's to adopt.
 	Doubt []string `json:"doubt,omitempty"`
 	// Canceled names the cancel that ended it: delivered again, that one has done what it asks for.
@@ -171,6 +174,10 @@ func (c *checkpoint) past(run string) (pastRun, bool) {
 // ended is the memory that the next run of this VM begins with: that of this run, and this run itself.
 func (c *checkpoint) ended(run *events.Run) []pastRun {
 	this := pastRun{Run: run.Run, Digest: c.Digest, Tasks: c.Tasks, Instance: c.Instance, Doubt: c.Doubt}
+	if done := run.Customize; done != nil && done.State == events.Succeeded && done.FinishedAt != nil {
+		until := done.FinishedAt.Add(reportedWithin)
+		this.Asked, this.Until = c.Asked, &until
+	}
 	if by := run.CanceledBy; by != nil {
 		this.Canceled = &events.RequestRef{Source: by.Source, ID: by.ID}
 	}

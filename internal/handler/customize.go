@@ -90,7 +90,9 @@ func (r *run) customize() *act {
 			return nil, err
 		}
 		e := r.expected(ctx)
-		was, err := r.lookBefore(ctx, func(vm vcapi.VM) bool { return r.shownOther(e, vm) })
+		asked := e.name()
+		was, err := r.lookBefore(ctx, func(vm vcapi.VM) bool { return r.shownOther(e, vm) && !r.point.comesBy(asked) })
+		was.Asked = asked
 		if err != nil {
 			return nil, err
 		}

@@ -2,6 +2,8 @@ package handler
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"maps"
 	"slices"
 	"strings"
@@ -87,8 +89,29 @@ type before struct {
 	// was none).
 	GuestRead  bool       `json:"guestRead,omitempty"`
 	GuestStart *time.Time `json:"guestStart,omitempty"`
-	// Other says that the guest was seen to show something else than what is asked for.
-	Other bool `json:"other,omitempty"`
+	// Other says that the guest was seen to show something else than what is asked for, which Asked names.
+	Other bool   `json:"other,omitempty"`
+	Asked string `json:"asked,omitempty"`
+}
+
+// reportedWithin is how long after a customization a guest may still show what was before it: VMware Tools report once in half a minute.
+const reportedWithin = 2 * time.Minute
+
+// comesBy tells whether the guest may come to show what is asked for by an earlier run that asked for the same a moment ago.
+func (c *checkpoint) comesBy(asked string) bool {
+	return slices.ContainsFunc(c.Past, func(p pastRun) bool { return p.Asked == asked && p.Until != nil && time.Now().Before(*p.Until) })
+}
+
+// name is what stands for a spec's host name and addresses in a checkpoint: some of them may be secrets.
+func (e expected) name() string {
+	all := []string{e.host.setting.text}
+	for _, a := range e.adapters {
+		for _, f := range a.fixed {
+			all = append(all, f.text)
+		}
+	}
+	sum := sha256.Sum256([]byte(strings.Join(all, "\n")))
+	return hex.EncodeToString(sum[:8])
 }
 
 // precision is that of the coarsest source of a guest's times, seconds. The same moment comes in milliseconds by REST and in microseconds by the long

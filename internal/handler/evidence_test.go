@@ -275,3 +275,41 @@ func TestGeneralFaultAsTheAnswer(t *testing.T) {
 		}
 	}
 }
+
+// A run has customized the guest a moment ago, and VMware Tools have not reported it yet: the next one, which asks for the same, has not done it.
+func TestShownByTheRunBefore(t *testing.T) {
+	t.Parallel()
+	secrets := secretsDir(t)
+	for _, row := range []struct {
+		wait time.Duration // between the runs
+		name string        // that the next one asks for
+		ends events.Status
+	}{
+		{0, "web-7", events.StatusFailed},
+		{time.Minute, "web-7", events.StatusFailed},
+		{10 * time.Minute, "web-7", events.StatusSucceeded}, // whoever renamed the guest meanwhile
+		{0, "web-8", events.StatusSucceeded},
+	} {
+		inWorld(t, secrets, func(w *world) {
+			w.vm.moves, w.vm.ignores, w.several = false, true, true
+			request := func(name, verify string) string {
+				return only(`"verify":` + verify + `,"customize":` + strings.Replace(named, "web-7", name, 1))
+			}
+			w.drive(w.request("order-1", request("web-7", "false")))
+			mustSucceed(w)
+			<-time.After(row.wait)
+			w.vc.on(rule{op: "CustomizeGuest sent", task: toolsAway(), idle: true})
+			reported := 90 * time.Second // after the first one
+			if row.wait < reported {
+				reported -= row.wait
+			}
+			w.later(reported, func() {
+				w.vc.change(func() { w.vm.show(json.RawMessage(specOf(strings.Replace(named, "web-7", row.name, 1)))) })
+			})
+			w.drive(w.request("order-2", request(row.name, `{"nicsConnected":false,"addresses":false}`)))
+			if run := w.last(); run.Status != row.ends {
+				w.t.Errorf("%s after %s: the run ended as %s, decided by %s", row.name, row.wait, run.Status, run.Customize.DecidedBy)
+			}
+		})
+	}
+}

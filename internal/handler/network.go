@@ -33,7 +33,7 @@ func (r *run) startNetwork() *act {
 		}
 		return func() {
 			begin()
-			r.noteBefore(before{Other: unseen == nil && !networkUp(vm)})
+			r.noteBefore(before{Other: unseen == nil && !networkUp(vm), Asked: r.point.Asked})
 		}, nil
 	}
 	return a
