@@ -553,3 +553,16 @@ func TestEndSaysWhatItWaitsFor(t *testing.T) {
 		w.waitsHaveReasons()
 	})
 }
+
+// A VM that was removed while its act was turned away all the step's time: the one read after it tells.
+func TestRemovedWhileTurnedAway(t *testing.T) {
+	t.Parallel()
+	inWorld(t, secretsDir(t), func(w *world) {
+		refusal("StartGuestNetwork", "TaskInProgress", 500, vcapi.Transient, 0)(w)
+		w.later(58*time.Second, func() { w.vc.on(rule{op: "VM", fn: func() { w.vc.change(func() { w.vm.gone = true }) }}) })
+		run := w.run(only(`"network":{"timeout":"1m"}`))
+		if run.Error == nil || run.Error.Code != events.NotFound {
+			w.t.Errorf("error %+v", run.Error)
+		}
+	})
+}

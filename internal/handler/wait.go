@@ -349,6 +349,8 @@ func (r *run) inTime(s *step) error {
 			return r.interrupted(r.ctx)
 		case errors.Is(err, events.ErrFenced):
 			return err
+		case gone(err), errors.As(err, new(*stepError)): // the VM is none, or another one, now
+			return r.failure(s, err)
 		case err == nil && ended:
 			ctx, cancel := r.clock.within(r.ctx, overtime, errStepTime)
 			defer cancel()
