@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"slices"
 	"time"
 
@@ -163,7 +162,7 @@ func silent(v *vcapi.Error) bool {
 		return true
 	case v.Status == 0:
 		return v.Name == "" && v.Class == vcapi.Transient
-	case slices.Contains([]int{http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout}, v.Status):
+	case v.FrontEnd():
 		return v.Name == "" || !inGuest(v)
 	}
 	return v.Foreign
