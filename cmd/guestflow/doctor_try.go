@@ -192,7 +192,7 @@ func (t *trial) tell(b belief, s found) {
 		cure = b.so
 	}
 	if t.json {
-		_ = t.object(finding{About: t.doctor.about, Verdict: s.verdict, What: b.name + ": " + b.text + ": " + s.what, Cure: cure}) // what cannot be written is seen at the end
+		_ = t.object(finding{About: t.about, Verdict: s.verdict, What: b.name + ": " + b.text + ": " + s.what, Cure: cure}) // what cannot be written is seen at the end
 		return
 	}
 	col := map[verdict]colour{confirmed: green, refuted: yellow, unseen: dim}[s.verdict]

@@ -211,7 +211,7 @@ func TestBinaryValuesAreReadAsOneEncoderWroteThem(t *testing.T) {
 			}
 		})
 	}
-	h, body := nats.Header{}, ""
+	h := nats.Header{}
 	head, body, _ := strings.Cut(string(readCase(t, "14-percent-in-binary.txt")), "\n\n")
 	for line := range strings.Lines(head) {
 		name, value, _ := strings.Cut(strings.TrimSpace(line), ": ")

@@ -127,14 +127,14 @@ func TestConsumeStreamMadeAnew(t *testing.T) {
 		t.Errorf("the stream was made at %s, then at %s", before.Stream, after.Stream)
 	}
 	for range requests { // the new ones, which need none of the old ones' answers
-		receive(t, ended)
+		_ = receive(t, ended)
 	}
 	s.gone(t, 0)
 	block := s.publish(t, events.KindRequested, "vm-9", "old-0", map[string]any{"vm": "vm-9"}) // in hand beyond the old ones' end
 	receive(t, started)
 	close(finish)
 	for range requests + 1 {
-		receive(t, ended)
+		_ = receive(t, ended)
 	}
 	s.gone(t, 0)
 	if block != requests+1 {

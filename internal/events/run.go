@@ -157,7 +157,7 @@ type Run struct {
 }
 
 // Carried is the run as a later event stands on it: without what belongs to one event alone.
-func (r Run) Carried() Run { //nolint:gocritic // a copy is what is wanted
+func (r Run) Carried() Run {
 	r.Process, r.Waiting, r.WaitingFor, r.Observed, r.Requested, r.Checkpoint = "", "", nil, nil, nil, nil
 	return r
 }

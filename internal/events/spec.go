@@ -87,13 +87,11 @@ func checkVM(tree map[string]any, problems []schemas.Problem) []schemas.Problem 
 		vm, is := tree["vm"].(string)
 		switch {
 		case tree["vm"] == nil:
-			problems[i].Message = "is required: the VM's managed object ID, such as vm-42"
-			for _, other := range namesOfVM {
-				if tree[other] != nil {
-					problems[i].Message += "; " + other + " is there, and the field is called vm"
-					break
-				}
+			message := "is required: the VM's managed object ID, such as vm-42"
+			if other := slices.IndexFunc(namesOfVM, func(name string) bool { return tree[name] != nil }); other >= 0 {
+				message += "; " + namesOfVM[other] + " is there, and the field is called vm"
 			}
+			problems[i].Message = message
 		case is:
 			problems[i].Message = NotVM(vm)
 		}

@@ -242,7 +242,7 @@ func (c *Conn) withRoom(ctx context.Context, need streamNeed, cfg jetstream.Stre
 	for try := cfg.MaxBytes / 2; try >= leastStore && fits == 0; try /= 2 {
 		smaller := cfg
 		smaller.MaxBytes = try
-		if st, err = apply(ctx, smaller); err == nil {
+		if _, err = apply(ctx, smaller); err == nil {
 			fits = try
 		} else if !noRoom(err) {
 			return nil, err

@@ -295,11 +295,9 @@ func (r *run) checkAdapters(vm vcapi.VM, block func(*stepError, string)) {
 		at = ""
 	}
 	for _, f := range custspec.CheckAdapters(r.spec, macs, at) {
-		field, message := f.Field, f.Message
+		field, message := f.Field, f.String()
 		if stored != "" {
 			field, message = "customize.specName", fmt.Sprintf("customization specification %q of vCenter %s: %s", stored, r.VCenter, f)
-		} else {
-			message = f.String()
 		}
 		block(&stepError{step: "check", code: events.InvalidRequest, message: message}, field)
 	}

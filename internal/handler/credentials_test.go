@@ -75,7 +75,7 @@ func TestSecretIsNoFile(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
 	at := func(name string) string { return filepath.Join(string(secrets), "linux-root", name) }
-	for name, make := range map[string]func() error{
+	for name, put := range map[string]func() error{
 		"a named pipe":            func() error { return syscall.Mkfifo(at("password"), 0o600) },
 		"a folder":                func() error { return os.Mkdir(at("password"), 0o700) },
 		"larger than 64 KiB":      func() error { return os.WriteFile(at("password"), bytes.Repeat([]byte("x"), 64<<10+1), 0o600) },
@@ -85,7 +85,7 @@ func TestSecretIsNoFile(t *testing.T) {
 		if err := os.RemoveAll(at("password")); err != nil {
 			t.Fatal(err)
 		}
-		if err := make(); err != nil {
+		if err := put(); err != nil {
 			t.Fatal(err)
 		}
 		inWorld(t, secrets, func(w *world) {

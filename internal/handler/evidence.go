@@ -104,7 +104,7 @@ func (c *checkpoint) comesBy(asked string) bool {
 
 // name is what stands for a spec's host name and addresses in a checkpoint: some of them may be secrets.
 func (e expected) name() string {
-	all := []string{e.host.setting.text}
+	all := []string{e.host.text}
 	for _, a := range e.adapters {
 		for _, f := range a.fixed {
 			all = append(all, f.text)

@@ -77,7 +77,7 @@ func TestWindowsProcessInDoubt(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
 	beside := func(w *world) { // another one of its kind, which was there before
-		w.vm.procs = append(w.vm.procs, &fakeProc{pid: 77, name: "AGENT.EXE", command: `"C:\other\AGENT.EXE" /x`, started: time.Now(), program: program{takes: long}})
+		w.vm.procs = append(w.vm.procs, &fakeProc{pid: 77, name: "AGENT.EXE", command: `"C:\apps\AGENT.EXE" /x`, started: time.Now(), program: program{takes: long}})
 	}
 	for _, row := range []struct {
 		name      string

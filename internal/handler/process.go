@@ -376,15 +376,15 @@ func (r *run) exitedWith(s *step, asked *events.AskedProcess, p *events.Process,
 
 // sameExitCode compares the 32 bits of an exit code: Windows' own, such as 3221225477, come with and without a sign.
 func sameExitCode(a, b int64) bool {
-	return a == b || isExitCode(a) && isExitCode(b) && uint32(a) == uint32(b)
+	return a == b || isExitCode(a) && isExitCode(b) && a&math.MaxUint32 == b&math.MaxUint32
 }
 
 func isExitCode(code int64) bool { return code >= math.MinInt32 && code <= math.MaxUint32 }
 
 // exitCodeText shows an exit code, and as the field writes it where it is one of Windows' own errors.
 func exitCodeText(code int64) string {
-	if isExitCode(code) && uint32(code) > math.MaxInt32 {
-		return fmt.Sprintf("%d (0x%08X)", code, uint32(code))
+	if bits := code & math.MaxUint32; isExitCode(code) && bits > math.MaxInt32 {
+		return fmt.Sprintf("%d (0x%08X)", code, bits)
 	}
 	return strconv.FormatInt(code, 10)
 }

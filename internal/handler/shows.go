@@ -1,6 +1,7 @@
 package handler
 
 import (
+	"encoding/hex"
 	"net/netip"
 	"slices"
 	"strings"
@@ -120,14 +121,10 @@ func macOf(text string) (mac [6]byte, ok bool) {
 		}
 		digits += g
 	}
-	for i := range mac {
-		for _, c := range []byte(strings.ToLower(digits[2*i : 2*i+2])) {
-			n := strings.IndexByte("0123456789abcdef", c)
-			if n < 0 {
-				return mac, false
-			}
-			mac[i] = mac[i]<<4 | byte(n)
-		}
+	bytes, err := hex.DecodeString(digits)
+	if err != nil {
+		return mac, false
 	}
+	copy(mac[:], bytes)
 	return mac, true
 }

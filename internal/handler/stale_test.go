@@ -200,7 +200,10 @@ func TestOlderRequestComesBack(t *testing.T) {
 					} else {
 						w.deliver(b, fate{point: point, do: "call", fn: back})
 					}
-					for n := 0; n < len(w.owners); n++ { // the last one may come while the others are waited for
+					for n := 0; ; n++ { // the last one may come while the others are waited for
+						if n == len(w.owners) {
+							break
+						}
 						w.await(w.owners[n])
 					}
 					if w.waiting(a) || w.waiting(b) {

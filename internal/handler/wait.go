@@ -593,7 +593,7 @@ func (r *run) poll(ctx context.Context, task string, see func(vcapi.WatchState) 
 		if r.state.Waiting == events.WaitingVCenterUnavailable {
 			r.moved(events.WaitingVCenterUnavailable)
 		}
-		done := false
+		var done bool
 		done, failed = see(w)
 		return done || failed != nil
 	})
@@ -662,7 +662,6 @@ type powerWatch struct {
 	s      *step
 	task   string
 	off    bool
-	ctx    context.Context // ends with errPowerOff
 	cancel context.CancelFunc
 	end    context.CancelCauseFunc
 }

@@ -33,7 +33,7 @@ func histories(f *fake) <-chan string {
 	f.reply("CreateCollectorForTasks", 200, `{"type":"TaskHistoryCollector","value":"c"}`)
 	f.reply("ReadNextTasks", 200, `[]`)
 	f.handle("DestroyCollector", func(w http.ResponseWriter, r *http.Request) {
-		w.WriteHeader(204)
+		w.WriteHeader(http.StatusNoContent)
 		gone <- r.URL.Path
 	})
 	return gone
@@ -54,7 +54,7 @@ func TestOwnedLate(t *testing.T) {
 				writeJSON(w, 200, `{"type":"`+by.kind+`","value":"late"}`)
 			})
 			p.handle(by.method, func(w http.ResponseWriter, r *http.Request) {
-				w.WriteHeader(204)
+				w.WriteHeader(http.StatusNoContent)
 				gone <- r.URL.Path
 			})
 			c := p.client(t)
@@ -107,7 +107,7 @@ func TestOwnedOwed(t *testing.T) {
 						fail(w, r)
 						return
 					}
-					w.WriteHeader(204)
+					w.WriteHeader(http.StatusNoContent)
 					gone <- method
 				})
 			}
@@ -139,7 +139,7 @@ func TestOwnedStubborn(t *testing.T) {
 			writeJSON(w, 500, `{"_typeName":"SystemError"}`)
 			return
 		}
-		w.WriteHeader(204)
+		w.WriteHeader(http.StatusNoContent)
 		gone <- r.URL.Path
 	})
 	c := f.client(t)
@@ -164,7 +164,7 @@ func TestOwnedSession(t *testing.T) {
 	ended := func(f *fake) <-chan string {
 		tokens := make(chan string, 10)
 		f.handle("Logout", func(w http.ResponseWriter, r *http.Request) {
-			w.WriteHeader(204)
+			w.WriteHeader(http.StatusNoContent)
 			tokens <- r.Header.Get(sessionHeader)
 		})
 		return tokens
@@ -226,7 +226,7 @@ func TestOwnedSession(t *testing.T) {
 				cut(w)
 				return
 			}
-			w.WriteHeader(204)
+			w.WriteHeader(http.StatusNoContent)
 		})
 		_ = tokens
 		c.forget(s, false)
@@ -338,7 +338,7 @@ func TestLoginOddAnswer(t *testing.T) {
 		writeJSON(w, 200, `{"key":7}`)
 	})
 	f.handle("Logout", func(w http.ResponseWriter, r *http.Request) {
-		w.WriteHeader(204)
+		w.WriteHeader(http.StatusNoContent)
 		gone <- r.Header.Get(sessionHeader)
 	})
 	if _, err := f.client(t).Now(context.Background()); !errors.Is(err, ErrNotUnderstood) {

@@ -193,7 +193,7 @@ func (m *memory) hold(values ...string) (forget func()) {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		for _, value := range values {
-			m.forms.remove(value)
+			m.remove(value)
 			if m.held[value]--; m.held[value] == 0 {
 				delete(m.held, value)
 			}
@@ -218,7 +218,7 @@ func (m *memory) push(r *recent, most int, values []string) {
 		m.add(value)
 		r.has[value] = true
 		if r.list = append(r.list, value); len(r.list) > most {
-			m.forms.remove(r.list[0])
+			m.remove(r.list[0])
 			delete(r.has, r.list[0])
 			r.list = slices.Delete(r.list, 0, 1)
 		}

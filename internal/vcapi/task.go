@@ -171,7 +171,7 @@ func (c *Client) collect(ctx context.Context, s *session, filter any, most int) 
 	select {
 	case c.histories <- struct{}{}:
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return nil, c.givenUp(ctx, historyCollector)
 	}
 	collector, err := c.keeper.create(ctx, s, taskManager, "TaskManager", historyCollector, map[string]any{"filter": filter}, func() { <-c.histories })
 	if err != nil {
