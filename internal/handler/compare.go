@@ -35,6 +35,10 @@ func compare(e expected, asked events.AskedVerify, vm vcapi.VM, name string) *co
 	if on(asked.HostName) {
 		c.note(e.host.field, e.host.compare(vm.HostName, name, e.hide))
 	}
+	if slices.Contains(vm.Unread, "guest.net") { // thousands of addresses on the NICs of one guest
+		c.untold("guest.net", "what the guest shows of its NICs is too large to be read: nothing of its addresses and NICs was compared")
+		return c
+	}
 	for i := range e.adapters {
 		c.adapter(&e.adapters[i])
 	}

@@ -109,6 +109,8 @@ func TestCompare(t *testing.T) {
 		"all as asked for":           {spec: linux("", fixed("10.0.0.7")), vm: web},
 		"all as asked for, by MAC":   {spec: linux("", onMAC(mac1, fixed("10.0.0.7"))), vm: web},
 		"the spec is no JSON object": {spec: `[]`, vm: web, untold: []string{"customize.spec: no object"}},
+		"NICs too large to be read": {spec: linux("", fixed("10.0.0.7")), vm: shows("web01").with(func(vm *vcapi.VM) { vm.Unread = []string{"guest.net"} }),
+			untold: []string{"guest.net: too large"}},
 		"wrong types": {spec: `{"identity":3,"nicSettingMap":{"a":1},"globalIPSettings":[]}`, vm: web, asked: events.AskedVerify{DNS: &yes},
 			untold: []string{"customize.spec.identity: no object", "customize.spec.nicSettingMap: no array", "customize.spec.globalIPSettings: no object"}},
 		"wrong types, deeper": {spec: linux(`{"_typeName":"CustomizationFixedName","name":["web01"]}`, `7`, `{"adapter":{"ip":"10.0.0.7"}}`), vm: web.two().nic(4001),
