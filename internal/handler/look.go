@@ -14,6 +14,8 @@ const (
 	// historyReach is how far behind the baseline Tasks are asked for: further than the ten minutes for which vCenter lists a Task as recent, so
 	// that whatever the list may show later is in the baseline too.
 	historyReach = 15 * time.Minute
+	// clockJitter is what two readings of two clocks may differ by although neither was set: the calls between them take time.
+	clockJitter = 30 * time.Second
 	// recentReach and recentMost are how long, and among how many, vCenter lists an ended Task as recent.
 	recentReach = 10 * time.Minute
 	recentMost  = 200
@@ -82,7 +84,7 @@ func (r *run) since(now time.Time) time.Time {
 	if open := p.Intent; open != nil && open.At.Before(from) {
 		from = open.At
 	}
-	if p.Recent && !from.Before(*p.BaselineAt) { // an older one would be taken for this run's
+	if p.Recent && p.BaselineAt.Sub(from) < clockJitter { // an older one could not be told from this run's
 		return from
 	}
 	return from.Add(-historyReach)
