@@ -106,7 +106,8 @@ func TestVMs(t *testing.T) {
 		seen[vm.Shows] = true
 		all.Go(func() { // all at once: most of it is waiting
 			tries := 2
-			if strings.HasPrefix(vm.Shows, "slow") {
+			// Right after a run that asked for the same, what the guest comes to show may be that one's doing, and proves nothing of the next.
+			if strings.HasPrefix(vm.Shows, "slow") || strings.HasPrefix(vm.Shows, "vCenter says that the Task failed") {
 				tries = 1
 			}
 			for try := range tries {
