@@ -156,23 +156,30 @@ const (
 	sweepPause  = 100 * time.Millisecond
 )
 
-// sweepOnce looks at each VM once, and returns those of which nothing could be told.
+// sweepOnce looks at each VM once, and returns those of which nothing could be told. One that fails is no matter of the others: it is left to who needs
+// it, and to the next sweep.
 func (h *Handler) sweepOnce(ctx context.Context, vms []string) (open []string, err error) {
-	group, ctx := errgroup.WithContext(ctx)
+	var group errgroup.Group
 	group.SetLimit(sweepAtOnce) // each waits until the calls of the run's last owner must show
 	var mu sync.Mutex
 	for _, vm := range vms {
 		group.Go(func() error {
-			told, err := h.sweep(ctx, vm)
-			if err == nil && !told {
-				mu.Lock()
-				defer mu.Unlock()
+			told, failed := h.sweep(ctx, vm)
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case failed != nil && ctx.Err() != nil:
+				err = failed
+			case failed != nil:
+				h.log.Error().Err(failed).Str("vm", vm).Msg("whether its last run is an orphan could not be told")
+			case !told:
 				open = append(open, vm)
 			}
-			return err
+			return nil
 		})
 	}
-	return open, group.Wait()
+	_ = group.Wait() // each says by itself what went wrong
+	return open, err
 }
 
 // sweep closes a VM's run, if it is an orphan, and tells whether it could be told.

@@ -20,6 +20,9 @@ const (
 // remembered is how many of a VM's last runs its journal can still name.
 const remembered = 32
 
+// tasksRemembered bounds what it names of one run: one that is turned away for hours makes a Task with each attempt.
+const tasksRemembered = 64
+
 // checkpoint is what a run must know after a takeover beyond what its subscribers read. It travels in every event, so the VM's last event
 // alone is enough to go on.
 type checkpoint struct {
@@ -173,7 +176,11 @@ func (c *checkpoint) past(run string) (pastRun, bool) {
 
 // ended is the memory that the next run of this VM begins with: that of this run, and this run itself.
 func (c *checkpoint) ended(run *events.Run) []pastRun {
-	this := pastRun{Run: run.Run, Digest: c.Digest, Tasks: c.Tasks, Instance: c.Instance, Doubt: c.Doubt}
+	tasks := c.Tasks
+	if over := len(tasks) - tasksRemembered; over > 0 {
+		tasks = tasks[over:] // the older ones ended long before the next run's baseline
+	}
+	this := pastRun{Run: run.Run, Digest: c.Digest, Tasks: tasks, Instance: c.Instance, Doubt: c.Doubt}
 	if done := run.Customize; done != nil && done.State == events.Succeeded && done.FinishedAt != nil {
 		until := done.FinishedAt.Add(reportedWithin)
 		this.Asked, this.Until = c.Asked, &until

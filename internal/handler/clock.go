@@ -111,13 +111,19 @@ type bound struct {
 	timer *time.Timer
 }
 
-// Deadline is when the context will end if the clock goes from now on.
+// Deadline is when the context will end if the clock goes on as it does. While it stands still that is told of what is around it alone: a context made of
+// this one, with a limit of its own, has no timer where this deadline is the earlier one, and would never end.
 func (b *bound) Deadline() (time.Time, bool) {
-	own := time.Now().Add(b.due.Sub(b.clock.now()))
-	if outer, ok := b.Context.Deadline(); ok && outer.Before(own) {
-		return outer, true
+	outer, ok := b.Context.Deadline()
+	b.clock.mu.Lock()
+	defer b.clock.mu.Unlock()
+	if !b.clock.still.IsZero() {
+		return outer, ok
 	}
-	return own, true
+	if own := time.Now().Add(b.due.Sub(b.clock.read())); !ok || own.Before(outer) {
+		return own, true
+	}
+	return outer, true
 }
 
 // over tells whether its time has come, not merely its timer's: the clock may have been stopped meanwhile, and the wall's is set now and then.

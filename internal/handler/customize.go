@@ -213,8 +213,9 @@ func (r *run) customized(ctx context.Context) error {
 		r.endedAfter(task.CompleteTime.Sub(task.QueueTime))
 	}
 	g, shown, err := r.afterwards(ctx, s, failure != nil, failure != nil && kind.mayHaveRun())
-	inTime := !errors.Is(err, errStepTime) && !errors.Is(err, errDeadline)
-	if err != nil && (inTime || failure == nil) { // a failure that is known is not dropped for want of time to look further
+	unread := errors.Is(err, errLooked) // the last look had no answer of use: the others tell, and nothing is repeated on that
+	inTime := !unread && !errors.Is(err, errStepTime) && !errors.Is(err, errDeadline)
+	if err != nil && !unread && (inTime || failure == nil) { // a failure that is known is not dropped for want of time to look further
 		return err
 	}
 	decided := "task"
@@ -412,6 +413,7 @@ func (r *run) abort(ctx context.Context, s *step) error {
 		},
 	}})
 	if err != nil {
+		r.abortOpen = r.abortOpen || r.open // it may be at work: the run does not end before it has
 		return r.notAborted(err)
 	}
 	end, err := r.followTask(ctx, s, r.point.Aborting, func(vcapi.WatchState) error { return nil })

@@ -27,7 +27,7 @@ func taskMark(t vcapi.Task) string {
 	if t.QueueTime.IsZero() {
 		return t.ID
 	}
-	return t.ID + "@" + t.QueueTime.UTC().Format(time.RFC3339)
+	return t.ID + "@" + t.QueueTime.UTC().Format(time.RFC3339Nano) // whole: what is cut here, and rounded there, is a second apart
 }
 
 // isTask tells whether a mark names a Task.
@@ -58,7 +58,7 @@ func (c *checkpoint) known(t vcapi.Task, instance string) bool {
 	named := func(marks []string, of string) bool {
 		return (of == "" || instance == "" || of == instance) && slices.ContainsFunc(marks, func(mark string) bool { return isTask(mark, t) })
 	}
-	there := c.BaselineNewest == nil || !t.QueueTime.After(*c.BaselineNewest)
+	there := c.BaselineNewest == nil || !t.QueueTime.After(*c.BaselineNewest) || sameTime(t.QueueTime, *c.BaselineNewest)
 	return named(c.Baseline, c.Instance) && there || named(c.Tasks, c.Instance) ||
 		slices.ContainsFunc(c.Past, func(p pastRun) bool { return named(p.Tasks, p.Instance) })
 }

@@ -93,7 +93,7 @@ func (r *run) networkStarted(ctx context.Context) error {
 	}
 	if failure != nil && kind.mayHaveRun() {
 		up, err := r.cameUp(ctx, s)
-		if err != nil && !errors.Is(err, errStepTime) && !errors.Is(err, errDeadline) { // for want of time a failure that is known is not dropped
+		if err != nil && !errors.Is(err, errLooked) && !errors.Is(err, errStepTime) && !errors.Is(err, errDeadline) { // for want of time a failure that is known is not dropped
 			return err
 		}
 		if failure.message += ": it may have run, and is not repeated"; up {

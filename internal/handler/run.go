@@ -244,7 +244,7 @@ func (r *run) walk() error {
 			return r.end(&canceledError{by: *by})
 		}
 	}
-	go r.listen(ctx)
+	go r.listen(ctx, r.state.Run)
 	for _, s := range r.steps() {
 		if err := r.step(s); err != nil {
 			return r.end(err)
@@ -255,9 +255,11 @@ func (r *run) walk() error {
 
 // listen interrupts the run when a cancel for it is published. It is heard before it is stored (on a replicated stream, milliseconds before), and may not be
 // heard at all: hence the reads in quick succession, then rarely.
-func (r *run) listen(ctx context.Context) {
+//
+// It runs beside the run: it reads nothing of it that changes.
+func (r *run) listen(ctx context.Context, id string) {
 	for pause := newBackoff(turnPause); ; {
-		if by, err := r.canceledBy(ctx); err == nil && by != nil {
+		if by, err := r.cancelOf(ctx, id); err == nil && by != nil {
 			r.interrupt(&canceledError{by: *by})
 			return
 		}
@@ -273,12 +275,16 @@ func (r *run) listen(ctx context.Context) {
 
 // canceledBy looks for a cancel of this run in the stream.
 func (r *run) canceledBy(ctx context.Context) (*events.Cancel, error) {
+	return r.cancelOf(ctx, r.state.Run)
+}
+
+func (r *run) cancelOf(ctx context.Context, id string) (*events.Cancel, error) {
 	waiting, err := r.line.Cancels(ctx, r.VCenter, r.vm)
 	if err != nil {
 		return nil, fmt.Errorf("vm %s: look for cancels: %w", r.vm, err)
 	}
 	for i := range waiting {
-		if waiting[i].Run == r.state.Run {
+		if waiting[i].Run == id {
 			return &waiting[i], nil
 		}
 	}

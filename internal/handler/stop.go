@@ -143,10 +143,15 @@ func (r *run) insist(ctx context.Context, call func(vcapi.Gate) error) error {
 	}
 }
 
-// owned is the gate of such a call: it only asks whether the run is still ours.
+// owned is the gate of such a call: it only asks whether the run is still ours. A journal that no longer has our last event never tells; the run's next
+// event finds that out.
 func (r *run) owned() vcapi.Gate {
 	mine, before := r.on, r.under
-	return func(ctx context.Context) error { return r.journal.Holds(ctx, r.VCenter, r.vm, mine, before) }
+	return func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeoutCause(ctx, r.SendWindow, errLate)
+		defer cancel()
+		return r.journal.Holds(ctx, r.VCenter, r.vm, mine, before)
+	}
 }
 
 // awaitAbort lets an abort come to its end, so that it does not reach into the VM's next run.

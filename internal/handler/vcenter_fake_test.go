@@ -267,7 +267,10 @@ func noAnswer(op string) *vcapi.Error {
 
 // silence is a call that is taken and not answered. An act's own connection is not even made, so that nothing of it is under way.
 func silence(ctx context.Context, op string) *vcapi.Error {
-	e := notSent(op, cmp.Or(spend(ctx, 30*time.Second), errors.New("no answer within 30s")))
+	ctx, cancel := context.WithTimeoutCause(ctx, 30*time.Second, errors.New("no answer within 30s")) // as vcapi has it
+	defer cancel()
+	<-ctx.Done()
+	e := notSent(op, context.Cause(ctx))
 	if _, act := actNames[op]; !act {
 		e.Sent = vcapi.Unknown
 	}

@@ -90,7 +90,7 @@ func (r *run) verify(ctx context.Context) error {
 	switch {
 	case err == nil && good:
 		return r.complete(events.VerifyCompleted, &v.State, nil)
-	case errors.Is(err, errStepTime): // not even then could it be read
+	case errors.Is(err, errLooked), errors.Is(err, errStepTime): // not even then could it be read
 		return r.complete(events.VerifyCompleted, &v.State,
 			r.timeError(events.StepTimeout, s, fmt.Sprintf("what the guest shows could not be read when its time (verify.timeout %s) was over", r.verifyTimeout())))
 	case err != nil:

@@ -474,7 +474,7 @@ func (r *run) ready(ctx context.Context, s *step) error {
 		vm = now
 		return toolsReady(now), nil
 	})
-	if err == nil && !shown {
+	if err == nil && !shown || errors.Is(err, errLooked) {
 		err = r.notReady(s, vm, limit)
 	}
 	if err == nil {
@@ -521,13 +521,14 @@ func (r *run) readVM(ctx context.Context) (vcapi.VM, error) {
 	return vm, nil
 }
 
-// shown waits until vCenter shows what fn wants of the VM. Where within, made of ctx, has ended first, one read made after that decides.
+// shown waits until vCenter shows what fn wants of the VM. Where within, made of ctx, has ended first, one read made after that decides; errLooked: that one
+// had no answer of use either.
 func (r *run) shown(ctx, within context.Context, s *step, fn func(vcapi.VM) (bool, error)) (bool, error) {
 	err := r.watch(within, s, "", func(w vcapi.WatchState) (bool, error) { return fn(w.VM) })
 	if err == nil || within.Err() == nil || ctx.Err() != nil {
 		return err == nil, err
 	}
-	late, cancel := r.clock.within(ctx, overtime, errStepTime)
+	late, cancel := r.clock.within(ctx, overtime, errLooked) // no word about the step's own time
 	defer cancel()
 	vm, err := ask(late, r, s, r.readVM)
 	if err != nil {
@@ -541,6 +542,8 @@ func (r *run) shown(ctx, within context.Context, s *step, fn func(vcapi.VM) (boo
 func (r *run) watch(ctx context.Context, s *step, task string, fn func(vcapi.WatchState) (done bool, err error)) error {
 	power := &powerWatch{r: r, s: s, task: task}
 	defer power.on()
+	within := power.bound(ctx)
+	defer func() { power.end(nil) }()
 	see := func(w vcapi.WatchState) (bool, error) {
 		if w.VMGone {
 			return false, &stepError{step: s.name, process: s.process, code: events.NotFound,
@@ -556,12 +559,13 @@ func (r *run) watch(ctx context.Context, s *step, task string, fn func(vcapi.Wat
 		return false, power.see(ctx, w.VM)
 	}
 	for pause := newBackoff(askPause); ; {
-		down, err := r.poll(power.bound(ctx), task, see)
+		down, err := r.poll(within, task, see)
 		switch {
 		case errors.Is(err, errPowerOff):
 			if err := power.decide(ctx); err != nil {
 				return err
 			}
+			within = power.bound(ctx)
 			continue
 		case err != nil || down == nil:
 			return err
@@ -574,7 +578,9 @@ func (r *run) watch(ctx context.Context, s *step, task string, fn func(vcapi.Wat
 		}
 		select {
 		case <-pause.next():
-		case <-ctx.Done():
+		case <-within.Done(): // the next poll tells what has ended
+		}
+		if ctx.Err() != nil {
 			return r.interrupted(ctx)
 		}
 	}
@@ -666,7 +672,7 @@ type powerWatch struct {
 	end    context.CancelCauseFunc
 }
 
-// bound is ctx, with errPowerOff as one more end.
+// bound is ctx, with errPowerOff as one more end, for as long as nothing decides about that: over all polls, since the VM's time goes on between them.
 func (p *powerWatch) bound(ctx context.Context) context.Context {
 	ctx, p.end = context.WithCancelCause(ctx)
 	return ctx
@@ -691,6 +697,9 @@ func (p *powerWatch) see(ctx context.Context, vm vcapi.VM) error {
 				end(cause)
 			}
 		})
+	}
+	if p.off && p.r.state.Waiting == events.WaitingVCenterUnavailable {
+		return nil // told already; both are so, and each in turn would be no news
 	}
 	p.off = true
 	return p.r.wait(events.WaitingTools, err)
