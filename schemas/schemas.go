@@ -148,6 +148,10 @@ func collect(e *jsonschema.ValidationError, doc any, found map[Problem]bool) {
 		}
 	case *kind.AdditionalProperties:
 		for _, unknown := range k.Properties {
+			if strings.HasSuffix(e.SchemaURL, "/environment") {
+				add(at, "%q is not a name that a variable can have: it may not be empty, nor have a '='", unknown)
+				continue
+			}
 			add(join(at, unknown), "is not a known field%s", otherName(unknown, knownBy(e.SchemaURL)))
 		}
 	case *kind.FalseSchema:
@@ -178,8 +182,6 @@ func collect(e *jsonschema.ValidationError, doc any, found map[Problem]bool) {
 		add(at, "must be at most %s", k.Want.RatString())
 	case *kind.Format:
 		add(at, "must be %s", cmp.Or(formats[k.Want], article(k.Want)))
-	case *kind.PropertyNames:
-		add(join(at, k.Property), "is not a name that is allowed here: it may not be empty, nor have a '='")
 	default:
 		if len(e.Causes) == 0 {
 			add(at, "%s", e.ErrorKind.LocalizedString(message.NewPrinter(language.English)))

@@ -100,7 +100,8 @@ func (d *doctor) differences(all []string, running bool) {
 		d.find(broken, "the service runs, and makes them again within seconds: look once more; where they are missing still, its log says why. What was in them is gone",
 			"missing: %s", missing)
 	default:
-		d.find(odd, "start the service: it makes them", "not there yet: %s", missing)
+		d.find(odd, "start the service: it makes them; where it was started and has ended, the end of its log says why, such as a JetStream without file storage (max_file_store)",
+			"not there yet: %s", missing)
 	}
 }
 

@@ -262,7 +262,7 @@ func (r *reader) ipSettings(m map[string]any, at string) {
 		gateway, err := netip.ParseAddr(s)
 		switch {
 		case err != nil:
-			r.warn(DoubtfulValue, here, "%.80q is no IP address", s)
+			r.refuse(here, "%s", notServer(s))
 		case !gateway.Is4():
 			r.warn(DoubtfulValue, here, "%s is no IPv4 address: gateways of IPv6 belong into ipV6Spec", gateway)
 		case address.Is4() && bits >= 0 && !netip.PrefixFrom(address, bits).Masked().Contains(gateway):
@@ -274,13 +274,13 @@ func (r *reader) ipSettings(m map[string]any, at string) {
 	r.addresses(m["dnsServerList"], join(at, "dnsServerList"))
 }
 
-// addresses tells what in a list of servers is no address.
+// addresses refuses what in a list of servers is no address.
 func (r *reader) addresses(v any, at string) {
 	list, _ := v.([]any)
 	for i, item := range list {
 		if s, is := item.(string); is {
 			if _, err := netip.ParseAddr(s); err != nil {
-				r.warn(DoubtfulValue, fmt.Sprintf("%s[%d]", at, i), "%.80q is no IP address", s)
+				r.refuse(fmt.Sprintf("%s[%d]", at, i), "%s", notServer(s))
 			}
 		}
 	}
@@ -300,6 +300,14 @@ func (r *reader) fixedIP(s, at string) netip.Addr {
 		r.warn(DoubtfulValue, at, "%s is no address that an adapter can have", address)
 	}
 	return address
+}
+
+// notServer says why the text for a gateway or a server is no IP address, and what to write.
+func notServer(s string) string {
+	if strings.TrimSpace(s) == "" {
+		return "is empty: give the address, or leave it out"
+	}
+	return notAddress(s, false)
 }
 
 // notAddress says why a text is no IP address, and what to write.

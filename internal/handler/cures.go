@@ -22,8 +22,9 @@ const findVM = "a VM is named by its managed object ID, such as vm-42, and not b
 
 // curesByName are for answers whose code stands for others, too.
 var curesByName = map[string]string{
-	"UNVERIFIED_PEER": "vCenter does not trust the certificate of the host or service that it had to speak to: renew that certificate, or have vCenter trust its CA",
-	"NotFound":        "its name is in the vSphere Client under Policies and Profiles, VM Customization Specifications",
+	"NicSettingMismatch": "nicSettingMap needs one entry for each virtual NIC of the VM: change it, and send it under a new id",
+	"UNVERIFIED_PEER":    "vCenter does not trust the certificate of the host or service that it had to speak to: renew that certificate, or have vCenter trust its CA",
+	"NotFound":           "its name is in the vSphere Client under Policies and Profiles, VM Customization Specifications",
 }
 
 // cures say what a person can do about a code.

@@ -345,7 +345,8 @@ func (r *run) end(why error) error {
 		last, state = events.RunCanceled, events.Canceled
 		r.state.Status = events.StatusCanceled
 		r.state.CanceledBy = &events.CanceledBy{Source: canceled.by.Ref.Source, ID: canceled.by.Ref.ID, Reason: canceled.by.Reason}
-		r.state.Error = &events.Error{Step: r.current().name, Code: events.CodeCanceled, Message: canceled.Error()}
+		in := r.current()
+		r.state.Error = &events.Error{Step: in.name, Process: in.process, Code: events.CodeCanceled, Message: canceled.Error()}
 	case failed != nil:
 		last, state = events.RunFailed, events.Failed
 		r.state.Status = events.StatusFailed

@@ -396,8 +396,8 @@ func (r *run) stepEnd(s *step) time.Time {
 
 // begun is a phase that begins now.
 func (r *run) begun(name string) phase {
-	now := stamp(time.Now())
-	return phase{Step: name, Since: now, Stood: now.Sub(r.clock.now())}
+	now := time.Now()
+	return phase{Step: name, Since: stamp(now), Stood: max(0, now.Sub(r.clock.now()))}
 }
 
 func (p phase) end(limit time.Duration) time.Time { return p.Since.Add(limit - p.Stood) }
@@ -433,7 +433,7 @@ func (r *run) goOnTiming(last *events.Entry) {
 }
 
 // endsWait tells whether an event tells that the run waits no longer. One that changes its owner does not where vCenter is away: the next owner must
-// know. Neither does the progress of a Task whose VM is off.
+// know. Neither does the progress of a Task whose VM is off, nor an intent.
 func (r *run) endsWait(k events.Kind) bool {
 	switch k {
 	case events.RunWaiting, events.ProcessUnreachable:
@@ -443,6 +443,9 @@ func (r *run) endsWait(k events.Kind) bool {
 		return still.IsZero()
 	case events.CustomizeProgressed:
 		return r.waits != events.WaitingTools
+	case events.CustomizeStarting, events.CustomizeAborting, events.NetworkStarting, events.ProcessStarting:
+		// An intent moves nothing yet: what turned the call before away may turn this one away too.
+		return r.waits != events.WaitingResourceBusy && r.waits != events.WaitingGuestLogin && r.waits != events.WaitingTools
 	}
 	return true
 }
