@@ -161,7 +161,11 @@ func collect(e *jsonschema.ValidationError, doc any, found map[Problem]bool) {
 	case *kind.Enum:
 		add(at, "must be one of %s", words(k.Want))
 	case *kind.Const:
-		add(at, "must be %q", fmt.Sprint(k.Want))
+		if text, is := k.Want.(string); is {
+			add(at, "must be %q", text)
+		} else {
+			add(at, "must be %v", k.Want)
+		}
 	case *kind.Pattern:
 		if durations.MatchString(k.Want) {
 			add(at, "must be a duration such as 90s, 20m or 1h30m")

@@ -315,7 +315,7 @@ func (c *cli) send(ctx context.Context, conn *client.Client, m *client.Message, 
 		if errors.Is(err, context.Canceled) {
 			err = errors.New("interrupted")
 		}
-		return fmt.Errorf("%w: not waiting any more. The %s is stored and goes on: guestflow watch %s --vcenter %s shows it", err, what, m.VM, m.VCenter)
+		return fmt.Errorf("%w: not waiting any more. The %s is stored and goes on: guestflow watch %s --vcenter %s shows it; where nothing comes, guestflow doctor says why", err, what, m.VM, m.VCenter)
 	}
 	c.explainEnd(end)
 	if code := how.code(end); code != exitOK {
