@@ -636,7 +636,11 @@ func (s *site) once(id, vm string) {
 // numbered checks what must hold of the events of every run that has ended: their numbers have no gaps, and there is one last event, at the end.
 func (s *site) numbered(id, vm string) []event {
 	s.t.Helper()
-	all := s.storedOf(id, vm)
+	var all []event
+	s.until("the end of "+id+" on "+vm+" is stored", func() bool { // its last event is heard a moment before
+		all = s.storedOf(id, vm)
+		return slices.ContainsFunc(all, func(e event) bool { return isLast(e.kind) })
+	})
 	s.inOrder(id, vm, all)
 	return all
 }
