@@ -2,6 +2,7 @@ package main
 
 import (
 	"io"
+	"log"
 	"os"
 	"strings"
 
@@ -25,6 +26,7 @@ Its parts can be used alone: --nats takes a NATS of yours, --no-service leaves t
   guestflow sandbox --listen 127.0.0.1:14222 --no-service --json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			log.SetOutput(io.Discard) // of this process: govmomi's simulator writes there of each call to an object that is gone
 			if logFile != "" {
 				file, err := os.OpenFile(logFile, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 				if err != nil {

@@ -194,7 +194,7 @@ func missing(stream string, err error) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, jetstream.ErrStreamNotFound):
-		return fmt.Errorf("there is no stream %s on this NATS: no guestflow service with these names has started here, or NATS_URL, the account or NATS_JS_DOMAIN is another one", stream)
+		return fmt.Errorf("there is no stream %s on this NATS: no guestflow service with these names has started here, or NATS_URL, the account or NATS_JS_DOMAIN is another one: guestflow doctor says which", stream)
 	case errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount), errors.Is(err, nats.ErrNoResponders):
 		return fmt.Errorf("stream %s: %w: is JetStream enabled for this account? See guestflow doctor", stream, err)
 	}

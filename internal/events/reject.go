@@ -70,6 +70,9 @@ func (c *Conn) Reject(ctx context.Context, m Refused, why *RejectError) error {
 			switch {
 			case errors.Is(told, errMoved):
 				return told
+			case told == nil && c.keep(ctx, m, why) == nil: // there was room again between the two
+				c.unkept(m.VCenter, false)
+				return nil
 			case told == nil:
 				c.log.Error().Err(err).Str("vcenter", m.VCenter).Str("vm", m.VM).Uint64("seq", m.Seq).Msg("a refused message is not kept: dead letters cannot be stored, and events can")
 				if c.on.Unkept != nil {

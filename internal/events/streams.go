@@ -219,11 +219,10 @@ func refusal(err error) string {
 	if !errors.As(err, &api) || api.Code == 503 || api.ErrorCode == jetstream.JSErrCodeStreamNotFound || api.ErrorCode == codeNoPeers {
 		return ""
 	}
-	text := fmt.Sprintf("%s (%d)", api.Description, api.ErrorCode)
-	if cure := cures[reasonOf(err)]; reasonOf(err) == NoStorage {
-		text += ": " + cure
+	if reasonOf(err) == NoStorage { // it is waited for, and told as any other store that is full: there may be room later
+		return ""
 	}
-	return text
+	return fmt.Sprintf("%s (%d)", api.Description, api.ErrorCode)
 }
 
 // leastStore is what is worth to be reserved for the dead letters: a few of the usual size.
