@@ -22,9 +22,9 @@ func TestStepClock(t *testing.T) {
 		began := time.Now()
 		ctx, cancel := c.within(t.Context(), time.Minute, errStepTime)
 		defer cancel()
-		time.Sleep(50 * time.Second)
+		<-time.After(50 * time.Second)
 		c.stop(time.Now().Add(-20 * time.Second))
-		time.Sleep(time.Hour)
+		<-time.After(time.Hour)
 		if ctx.Err() != nil {
 			t.Fatal("it ended while the clock stood still")
 		}
