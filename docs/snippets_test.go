@@ -90,7 +90,7 @@ var buildPrograms = sync.OnceValues(func() (string, error) {
 	return "", nil
 })
 
-// needs tells whether a program and the packages of its example are here.
+// needs reports whether a program and the packages of its example are here.
 func needs(t *testing.T, program, folder string) bool {
 	t.Helper()
 	try := map[string][]string{
@@ -242,7 +242,7 @@ func (o *output) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// same tells whether a page shows what was printed.
+// same reports whether a page shows what was printed.
 func same(shown, got string) bool {
 	parts := strings.Split(settled(shown), "\n")
 	for i, line := range parts {

@@ -74,7 +74,7 @@ func (s *site) leaderOf(name string) (leader string) {
 	return leader
 }
 
-// replicated tells whether the streams and consumers have leaders and followers that are current.
+// replicated reports whether the streams and consumers have leaders and followers that are current.
 func (s *site) replicated() bool {
 	ctx, cancel := context.WithTimeout(s.t.Context(), 5*time.Second)
 	defer cancel()

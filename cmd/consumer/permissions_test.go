@@ -94,7 +94,7 @@ func (g *guarded) violations() (said []string) {
 	return said
 }
 
-// refused tells whether the server has refused what the subject of a permission allows.
+// refused reports whether the server has refused what the subject of a permission allows.
 func (g *guarded) refused(subject string) bool {
 	return slices.ContainsFunc(g.violations(), func(line string) bool {
 		_, quoted, _ := strings.Cut(line, "Violation - Subject \"")
@@ -329,7 +329,7 @@ func TestStreamInTheWayIsNamed(t *testing.T) {
 	}
 }
 
-// holds tells whether a stream has a message on the subject, which may be a filter.
+// holds reports whether a stream has a message on the subject, which may be a filter.
 func (s *site) holds(stream, subject string) bool {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.t.Context(), patience)

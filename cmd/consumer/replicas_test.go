@@ -102,7 +102,7 @@ func other(instance string) string {
 	return instances[0]
 }
 
-// keptUp tells whether a call keeps the connection to vCenter and the long poll going, whatever runs there are.
+// keptUp reports whether a call keeps the connection to vCenter and the long poll going, whatever runs there are.
 func keptUp(c vcsim.Call) bool {
 	switch c.Op {
 	case "WaitForUpdatesEx", "Login", "Logout", "system hello", "POST /api/session", "DELETE /api/session", "CancelWaitForUpdates",
@@ -204,7 +204,7 @@ func (l *lane) undisturbed() (kinds, calls []string) {
 	return kindsOf(l.stored(vm)), calls
 }
 
-// try kills the owner of a new run at the point, and tells whether the run came there. The other replica takes the run to its end by itself.
+// try kills the owner of a new run at the point, and reports whether the run came there. The other replica takes the run to its end by itself.
 func (l *lane) try(c crash) (vm string, reached bool) {
 	l.t.Helper()
 	vm = l.vm()

@@ -258,7 +258,7 @@ func ahead(offset time.Duration) string {
 	return offset.String() + " ahead of"
 }
 
-// certificate tells whether an error is about a certificate.
+// certificate reports whether an error is about a certificate.
 func certificate(err error) bool {
 	var verify *tls.CertificateVerificationError
 	return errors.As(err, &verify) || strings.Contains(err.Error(), "thumbprint")

@@ -182,7 +182,7 @@ func (d *doctor) takers(ctx context.Context, conn *client.Client, vcenter string
 	d.queue(ctx, conn, vcenter, t)
 }
 
-// held tells whether somebody works on what was handed out: whoever holds a message says so again and again.
+// held reports whether somebody works on what was handed out: whoever holds a message says so again and again.
 func (d *doctor) held(ctx context.Context, conn *client.Client, vcenter string) {
 	for _, durable := range []string{events.RequestsConsumer(vcenter), events.CancelsConsumer(vcenter)} {
 		n, err := conn.Unheld(ctx, vcenter, durable)

@@ -105,5 +105,5 @@ func header(h nats.Header, name string) string {
 // VCenter is the vCenter that the event is about.
 func (e *Event) VCenter() string { return e.Run.VCenter }
 
-// Last tells whether the event ends its run.
+// Last reports whether the event ends its run.
 func (e *Event) Last() bool { return e.Kind.Last() }

@@ -298,7 +298,7 @@ func (w *Wait) ended(ctx context.Context) *Event {
 	return e
 }
 
-// stored tells whether an event that was heard is in the stream: core NATS also hands out what the stream then refuses.
+// stored reports whether an event that was heard is in the stream: core NATS also hands out what the stream then refuses.
 func (w *Wait) stored(ctx context.Context, e *Event) bool {
 	for range 20 {
 		s, err := w.c.lastOn(ctx, events.EventsStream, events.EventSubject(w.m.VCenter, w.m.VM, e.Kind))

@@ -39,7 +39,7 @@ type Message struct {
 	Warnings []events.Remark
 }
 
-// Whole tells whether a document is a whole CloudEvent and not its data alone.
+// Whole reports whether a document is a whole CloudEvent and not its data alone.
 func Whole(doc []byte) bool {
 	var e struct {
 		SpecVersion *string `json:"specversion"`

@@ -288,7 +288,7 @@ func (c *Client) told(ctx context.Context) (permissions, bool) {
 	return answer.Data.Permissions, true
 }
 
-// allows tells whether everything under subject may be used.
+// allows reports whether everything under subject may be used.
 func (r rights) allows(subject string) bool {
 	for _, d := range r.Deny {
 		if overlap(d, subject) {
@@ -303,10 +303,10 @@ func (r rights) allows(subject string) bool {
 	return len(r.Allow) == 0
 }
 
-// covers tells whether every subject under filter is under pattern.
+// covers reports whether every subject under filter is under pattern.
 func covers(pattern, filter string) bool { return compare(pattern, filter, false) }
 
-// overlap tells whether some subject is under both.
+// overlap reports whether some subject is under both.
 func overlap(a, b string) bool { return compare(a, b, true) || compare(b, a, true) }
 
 func compare(pattern, filter string, some bool) bool {

@@ -33,7 +33,7 @@ func (c *Client) Publish(ctx context.Context, m *Message) (seq uint64, err error
 	return ack.Sequence, nil
 }
 
-// own tells whether what the stream takes a message for the repeat of is this very message: the header Nats-Msg-Id, by which it does, is shared by all
+// own reports whether what the stream takes a message for the repeat of is this very message: the header Nats-Msg-Id, by which it does, is shared by all
 // publishers of a vCenter.
 func (c *Client) own(ctx context.Context, m *Message, seq uint64) error {
 	stream := events.RequestsStream(m.VCenter)

@@ -124,7 +124,7 @@ const (
 var kindNames = [...]string{text: "a string", enum: "a string", boolean: "true or false", integer: "an integer", binary: "an array of bytes",
 	object: "an object", anything: "a value with its _typeName"}
 
-// abstract tells whether a type only stands for others: VI JSON then needs a _typeName.
+// abstract reports whether a type only stands for others: VI JSON then needs a _typeName.
 func (t dataType) abstract() bool { return len(t.kinds) > 0 && len(t.members) == 0 }
 
 const typeName = "_typeName"
@@ -192,7 +192,7 @@ func quoted(v any, k kind) string {
 	return ""
 }
 
-// fits tells whether v is of the kind k.
+// fits reports whether v is of the kind k.
 func fits(v any, k kind) bool {
 	switch v := v.(type) {
 	case string:
@@ -232,7 +232,7 @@ func jsonKind(v any) string {
 	return "an object"
 }
 
-// isSecret tells whether v names a secret, which stands for a string. Whether it does so rightly is checked where requests are decoded.
+// isSecret reports whether v names a secret, which stands for a string. Whether it does so rightly is checked where requests are decoded.
 func isSecret(v any) bool {
 	m, is := v.(map[string]any)
 	_, has := m["secretRef"]

@@ -11,7 +11,7 @@ import (
 	"unicode/utf8"
 )
 
-// NamesSecret tells whether something of this name usually holds a secret: DB_PASSWORD, dbPassword, API_TOKEN, CLIENT_SECRET, AWS_SECRET_ACCESS_KEY; not
+// NamesSecret reports whether something of this name usually holds a secret: DB_PASSWORD, dbPassword, API_TOKEN, CLIENT_SECRET, AWS_SECRET_ACCESS_KEY; not
 // where a secret is only spoken of, as PASSWORD_FILE, TOKEN_URL and PWD do.
 func NamesSecret(name string) bool {
 	words := wordsOf(name)
@@ -62,7 +62,7 @@ func wordsOf(name string) []string {
 	return words
 }
 
-// SecretValue tells whether a text, of something whose name says that it is a secret, may be one: not where it is empty, a switch, or a template.
+// SecretValue reports whether a text, of something whose name says that it is a secret, may be one: not where it is empty, a switch, or a template.
 func SecretValue(s string) bool {
 	s = strings.Trim(strings.TrimSpace(s), `"'`)
 	switch strings.ToLower(s) {
@@ -72,7 +72,7 @@ func SecretValue(s string) bool {
 	return !strings.HasPrefix(s, "{{")
 }
 
-// variable tells whether a text names a variable of a shell; a hash begins with a dollar too.
+// variable reports whether a text names a variable of a shell; a hash begins with a dollar too.
 func variable(s string) bool {
 	s = strings.Trim(strings.TrimSpace(s), `"'`)
 	return strings.HasPrefix(s, "$") && !hash.MatchString(s)
@@ -130,7 +130,7 @@ func InCommand(s string) string {
 	}
 }
 
-// given tells whether a command line's value is one, and not the name of a variable, an option or a place that holds it.
+// given reports whether a command line's value is one, and not the name of a variable, an option or a place that holds it.
 func given(value string) bool {
 	value = strings.Trim(value, `"'`)
 	return SecretValue(value) && !variable(value) && !strings.ContainsAny(value[:1], "-<{`@%")

@@ -143,7 +143,7 @@ func (r *reader) identification(m map[string]any, at string) {
 	}
 }
 
-// filled tells whether v says something.
+// filled reports whether v says something.
 func filled(v any) bool {
 	s, is := v.(string)
 	return v != nil && (!is || strings.TrimSpace(s) != "")

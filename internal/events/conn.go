@@ -106,7 +106,7 @@ func Connect(_ context.Context, cfg NATSConfig, log zerolog.Logger) (*Conn, erro
 // Close ends the connection and every subscription on it.
 func (c *Conn) Close() { c.nc.Close() }
 
-// Connected tells whether NATS is connected at this moment.
+// Connected reports whether NATS is connected at this moment.
 func (c *Conn) Connected() bool { return c.nc.IsConnected() }
 
 // Line answers what is waiting in the requests streams.

@@ -327,7 +327,7 @@ func dropNulls(tree map[string]any, opaque ...string) {
 	walk(tree, "")
 }
 
-// isSecretRef tells whether v is the name of a secret, and nothing else.
+// isSecretRef reports whether v is the name of a secret, and nothing else.
 func isSecretRef(v any) bool {
 	m, ok := v.(map[string]any)
 	_, ref := m["secretRef"].(string)

@@ -158,7 +158,7 @@ func unreadable(seq uint64, err error) error {
 		seq, EventsStream, EventsStream, seq, err)
 }
 
-// proves tells whether the refusal is one of the three that call for reading the VM's history again.
+// proves reports whether the refusal is one of the three that call for reading the VM's history again.
 func (e *StoreError) proves() bool {
 	return e.Code == CodeWrongLastSequence || e.Code == CodeLastSequenceRace || e.Code == CodeIDInProcess
 }

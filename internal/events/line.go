@@ -55,7 +55,7 @@ func (l *Line) Waiting(ctx context.Context, vcenter, vm string) (InLine, error) 
 	return all, err
 }
 
-// Gone tells whether the message at a place of the vCenter's requests stream has left it, as one answer proves that has seen it. False says nothing: it
+// Gone reports whether the message at a place of the vCenter's requests stream has left it, as one answer proves that has seen it. False says nothing: it
 // may be there, or the server that answered has not caught up. The list of what was removed is asked for only where the answer leaves it open: it
 // is as long as the stretch between the oldest message and the newest.
 func (l *Line) Gone(ctx context.Context, vcenter, vm string, p Place) (bool, error) {

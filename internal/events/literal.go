@@ -212,10 +212,10 @@ func (l *literals) process(process map[string]any, at string) {
 	}
 }
 
-// namesPassword tells whether a member of this name holds a password.
+// namesPassword reports whether a member of this name holds a password.
 func namesPassword(name string) bool { return strings.HasSuffix(strings.ToLower(name), "password") }
 
-// isLiteral tells whether v is a value, and not an object that says more.
+// isLiteral reports whether v is a value, and not an object that says more.
 func isLiteral(v any) bool {
 	switch v := v.(type) {
 	case nil, bool, map[string]any:
@@ -228,7 +228,7 @@ func isLiteral(v any) bool {
 	return true
 }
 
-// mayHoldSecret tells whether a message that is refused, whatever for, is to be kept without its data. Where the data cannot be read, the words alone
+// mayHoldSecret reports whether a message that is refused, whatever for, is to be kept without its data. Where the data cannot be read, the words alone
 // decide.
 func mayHoldSecret(data []byte) bool {
 	data = custspec.WithoutBOM(data)
@@ -258,7 +258,7 @@ func mayHoldSecret(data []byte) bool {
 	return false
 }
 
-// holdsSecret tells whether v has a literal where a secret belongs under another name than a password's: what somebody wrote who did not know that
+// holdsSecret reports whether v has a literal where a secret belongs under another name than a password's: what somebody wrote who did not know that
 // secrets are named.
 func holdsSecret(v any) bool {
 	switch v := v.(type) {

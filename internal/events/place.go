@@ -19,13 +19,13 @@ func (r *Request) Place() Place { return Place{Stream: r.Stream, Seq: r.Seq, At:
 // Place is where the cancel stands.
 func (c *Cancel) Place() Place { return Place{Stream: c.Stream, Seq: c.Seq, At: c.At} }
 
-// Is tells whether both are one message.
+// Is reports whether both are one message.
 func (p Place) Is(q Place) bool { return p.Seq == q.Seq && p.At.Equal(q.At) }
 
-// Before tells whether p was surely stored before q, in one stream: by its sequence, and not later by the clock either.
+// Before reports whether p was surely stored before q, in one stream: by its sequence, and not later by the clock either.
 func (p Place) Before(q Place) bool { return p.Seq < q.Seq && !p.At.After(q.At) }
 
-// Replaces tells whether p, which the stream holds, proves that what stood at q has left: it was stored later, at no later place, so the stream lost its
+// Replaces reports whether p, which the stream holds, proves that what stood at q has left: it was stored later, at no later place, so the stream lost its
 // end or was made anew, and goes on with the same sequences.
 func (p Place) Replaces(q Place) bool {
 	return p.Seq == q.Seq && p.At.After(q.At) || p.Seq < q.Seq && p.At.After(q.At.Add(clockSkew))
@@ -38,11 +38,11 @@ type InLine struct {
 	Cancels  []Place
 }
 
-// Reaches tells whether the answers have seen the cancel at p: what stood before it and is not among the requests has left the stream. Each answer
+// Reaches reports whether the answers have seen the cancel at p: what stood before it and is not among the requests has left the stream. Each answer
 // shows the first message behind the one before it, and who shows a message has seen all that were stored before.
 func (w InLine) Reaches(p Place) bool { return slices.ContainsFunc(w.Cancels, p.Is) }
 
-// Holds tells whether the stream may hold a request of the run: a message that this build cannot read may be anybody's.
+// Holds reports whether the stream may hold a request of the run: a message that this build cannot read may be anybody's.
 func (w InLine) Holds(run string) bool {
 	return slices.ContainsFunc(w.Requests, func(q Queued) bool { return q.Run == run || q.Run == "" })
 }

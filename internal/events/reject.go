@@ -141,7 +141,7 @@ func (c *Conn) store(ctx context.Context, msg *nats.Msg) error {
 // unreadVersion is how long a message that may be of a later version is left to the others.
 const unreadVersion = 30 * time.Second
 
-// mayRefuse tells whether a request that this build cannot read may be refused: an error that gives it back for a while where it may be that of the run
+// mayRefuse reports whether a request that this build cannot read may be refused: an error that gives it back for a while where it may be that of the run
 // that is under way, which another version of guestflow began. A run may be its own by its identity, or where that cannot be read either. What was read
 // of the journal may be older than the truth, so the refusal leans on it.
 func (c *Conn) mayRefuse(ctx context.Context, vcenter, vm string, ref RequestRef, why *RejectError) error {
@@ -252,7 +252,7 @@ func vmToken(vm string) string {
 	return vm
 }
 
-// tooLarge tells whether a message was refused for its size.
+// tooLarge reports whether a message was refused for its size.
 func tooLarge(err error) bool {
 	var refused *StoreError
 	return errors.Is(err, nats.ErrMaxPayload) || errors.As(err, &refused) && (refused.Code == CodeMessageTooLarge || refused.Code == CodeHeadersTooLarge)

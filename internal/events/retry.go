@@ -98,12 +98,12 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// permanent tells whether sending the same message again cannot help.
+// permanent reports whether sending the same message again cannot help.
 func permanent(err error) bool {
 	return unstorable(err) || errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, errMoved)
 }
 
-// unstorable tells whether the server refuses this very message, today as tomorrow.
+// unstorable reports whether the server refuses this very message, today as tomorrow.
 func unstorable(err error) bool {
 	var refused *StoreError
 	if errors.As(err, &refused) {

@@ -39,7 +39,7 @@ const (
 	RunCanceled         Kind = "run.canceled"
 )
 
-// Last tells whether k is one of the three kinds that end a run.
+// Last reports whether k is one of the three kinds that end a run.
 func (k Kind) Last() bool { return k == RunSucceeded || k == RunFailed || k == RunCanceled }
 
 // Status is where the run as a whole stands.
@@ -69,7 +69,7 @@ const (
 	Unavailable State = "unavailable"
 )
 
-// Ended tells whether nothing more will happen in a step that stands at s.
+// Ended reports whether nothing more will happen in a step that stands at s.
 func (s State) Ended() bool { return s != Pending && s != Starting && s != Running }
 
 // Waiting is why a run goes on but cannot move.

@@ -271,7 +271,7 @@ func (c *Conn) withRoom(ctx context.Context, need streamNeed, cfg jetstream.Stre
 	return st, err
 }
 
-// noRoom tells whether a stream was refused for the bytes that it was to reserve. In a cluster those are among what its servers are looked through for.
+// noRoom reports whether a stream was refused for the bytes that it was to reserve. In a cluster those are among what its servers are looked through for.
 func noRoom(err error) bool {
 	var api *jetstream.APIError
 	if !errors.As(err, &api) {
@@ -460,7 +460,7 @@ func consumerDifferences(need, have jetstream.ConsumerConfig) (d []string) {
 	return d
 }
 
-// covers tells whether every subject under filter is under pattern.
+// covers reports whether every subject under filter is under pattern.
 func covers(pattern, filter string) bool {
 	p, f := strings.Split(pattern, "."), strings.Split(filter, ".")
 	for i, token := range p {
@@ -476,7 +476,7 @@ func covers(pattern, filter string) bool {
 	return len(p) == len(f)
 }
 
-// newEnough tells whether a server knows what guestflow leans on: before 2.11 a retry with the same ID could fail for the whole duplicate
+// newEnough reports whether a server knows what guestflow leans on: before 2.11 a retry with the same ID could fail for the whole duplicate
 // window after a change of leader.
 func newEnough(version string) bool {
 	var major, minor int

@@ -18,10 +18,10 @@ var (
 	vmName      = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,79}$`)
 )
 
-// ValidVCenter tells whether name may be a vCenter's name: it becomes a token of subjects and part of the names of streams and consumers.
+// ValidVCenter reports whether name may be a vCenter's name: it becomes a token of subjects and part of the names of streams and consumers.
 func ValidVCenter(name string) bool { return vcenterName.MatchString(name) }
 
-// ValidVM tells whether vm has the form of a managed object ID. It becomes a token of subjects: a literal "*" or ">" there would be stored.
+// ValidVM reports whether vm has the form of a managed object ID. It becomes a token of subjects: a literal "*" or ">" there would be stored.
 func ValidVM(vm string) bool { return vmName.MatchString(vm) }
 
 // RequestsStream is the name of the stream of requests and cancels of one vCenter: "GUESTFLOW_REQUESTS_lab".

@@ -129,7 +129,7 @@ func reasonOf(err error) Reason {
 	return NoAnswer
 }
 
-// NoRoom tells whether NATS refused something because JetStream has no room left.
+// NoRoom reports whether NATS refused something because JetStream has no room left.
 func NoRoom(err error) bool { return reasonOf(err) == NoStorage }
 
 // notConnected puts what nats.go says of a buffer into words.

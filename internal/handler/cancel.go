@@ -48,7 +48,7 @@ func (h *Handler) HandleCancel(ctx context.Context, c *events.Cancel) error {
 	}
 }
 
-// answerCancel tells whether a cancel is done with, and how; where it is not, its run goes on, or what was read is older than the truth. over: its run
+// answerCancel reports whether a cancel is done with, and how; where it is not, its run goes on, or what was read is older than the truth. over: its run
 // has ended while it was held, and its own last event has told how.
 func (h *Handler) answerCancel(ctx context.Context, c *events.Cancel, queue events.InLine, last *events.Entry, where standingAt, over bool) (bool, error) {
 	switch {
@@ -182,7 +182,7 @@ func (h *Handler) sweepOnce(ctx context.Context, vms []string) (open []string, e
 	return open, err
 }
 
-// sweep closes a VM's run, if it is an orphan, and tells whether it could be told.
+// sweep closes a VM's run, if it is an orphan, and reports whether it could be told.
 func (h *Handler) sweep(ctx context.Context, vm string) (told bool, err error) {
 	queue, err := h.line.Waiting(ctx, h.VCenter, vm)
 	if err != nil {

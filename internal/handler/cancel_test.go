@@ -84,7 +84,7 @@ func (h *hold) answer(w *world) error {
 	}
 }
 
-// refused tells whether err refuses a cancel because there is nothing to cancel.
+// refused reports whether err refuses a cancel because there is nothing to cancel.
 func refused(err error) bool {
 	var reject *events.RejectError
 	return errors.As(err, &reject) && reject.Code == events.NothingToCancel

@@ -41,7 +41,7 @@ type checkpoint struct {
 	BaselineAt *time.Time `json:"baselineAt,omitempty"` // vCenter's clock; absent: vCenter was silent, there is no baseline yet
 	// Recent says that the baseline is vCenter's recent Tasks alone: its history could not be read, and may show older ones later.
 	Recent bool `json:"recent,omitempty"`
-	// BaselineNewest is when the newest of the baseline was queued; BaselineOurs is our clock's time at BaselineAt: it only tells whether vCenter's was set back since.
+	// BaselineNewest is when the newest of the baseline was queued; BaselineOurs is our clock's time at BaselineAt: it only reports whether vCenter's was set back since.
 	BaselineNewest *time.Time `json:"baselineNewest,omitempty"`
 	BaselineOurs   *time.Time `json:"baselineOurs,omitempty"`
 	// Instance is the instance UUID of the vCenter that Baseline and Tasks are of: another vCenter's Tasks have the same IDs.
@@ -112,7 +112,7 @@ type release struct {
 	Delivered uint64     `json:"delivered"`
 }
 
-// followedBy tells whether a delivery is the very next one of the same request.
+// followedBy reports whether a delivery is the very next one of the same request.
 func (r *release) followedBy(req *events.Request) bool {
 	return r != nil && r.Seq == req.Seq && (r.At == nil || r.At.Equal(req.At)) && r.Delivered+1 == req.Delivered
 }
@@ -142,12 +142,12 @@ func (c *checkpoint) place(last *events.Entry) events.Place {
 	return p
 }
 
-// isOf tells whether the run stands on this very message.
+// isOf reports whether the run stands on this very message.
 func (c *checkpoint) isOf(req *events.Request) bool {
 	return c.Seq == req.Seq && (c.At == nil || c.At.Equal(req.At))
 }
 
-// follows tells whether the run surely began behind a request: then that request had left the stream, for runs begin in its order.
+// follows reports whether the run surely began behind a request: then that request had left the stream, for runs begin in its order.
 func (c *checkpoint) follows(p events.Place) bool {
 	return c.At != nil && p.Before(events.Place{Seq: c.Seq, At: *c.At})
 }
@@ -195,7 +195,7 @@ func (c *checkpoint) ended(run *events.Run) []pastRun {
 	return past
 }
 
-// doubted tells whether the last run of the VM that came as far as an act ended without knowing whether this act took effect.
+// doubted reports whether the last run of the VM that came as far as an act ended without knowing whether this act took effect.
 func (c *checkpoint) doubted(act string) bool {
 	for _, p := range slices.Backward(c.Past) {
 		if slices.Contains(p.Doubt, act) {

@@ -57,7 +57,7 @@ func (c *stepClock) goOn() {
 	}
 }
 
-// stands tells whether the clock stands still, since when, and how long it had stood still before.
+// stands reports whether the clock stands still, since when, and how long it had stood still before.
 func (c *stepClock) stands() (before time.Duration, since time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -126,7 +126,7 @@ func (b *bound) Deadline() (time.Time, bool) {
 	return outer, true
 }
 
-// over tells whether its time has come, not merely its timer's: the clock may have been stopped meanwhile, and the wall's is set now and then.
+// over reports whether its time has come, not merely its timer's: the clock may have been stopped meanwhile, and the wall's is set now and then.
 func (b *bound) over() bool {
 	b.clock.mu.Lock()
 	defer b.clock.mu.Unlock()

@@ -37,7 +37,7 @@ var engineCodes = map[int]struct {
 // vSphere Web Services SDK Programming Guide.)
 const engineLog = "/var/log/vmware-gosc/instant_clone_customization.log"
 
-// engineWords explains the engine's code in text; "" where there is none. retryable tells whether the same may succeed another time.
+// engineWords explains the engine's code in text; "" where there is none. retryable reports whether the same may succeed another time.
 func engineWords(text string) (words string, retryable bool) {
 	found := engineCode.FindStringSubmatch(text)
 	if found == nil {

@@ -30,7 +30,7 @@ func taskMark(t vcapi.Task) string {
 	return t.ID + "@" + t.QueueTime.UTC().Format(time.RFC3339Nano) // whole: what is cut here, and rounded there, is a second apart
 }
 
-// isTask tells whether a mark names a Task.
+// isTask reports whether a mark names a Task.
 func isTask(mark string, t vcapi.Task) bool {
 	id, queued, dated := strings.Cut(mark, "@")
 	if id != t.ID || !dated || t.QueueTime.IsZero() {
@@ -47,12 +47,12 @@ func (c *checkpoint) sawTask(t vcapi.Task) {
 	}
 }
 
-// sameTask tells whether a Task is the one that this run knows by its ID, as far as its mark tells.
+// sameTask reports whether a Task is the one that this run knows by its ID, as far as its mark tells.
 func (c *checkpoint) sameTask(t vcapi.Task) bool {
 	return !slices.ContainsFunc(c.Tasks, func(mark string) bool { return strings.HasPrefix(mark, t.ID+"@") && !isTask(mark, t) })
 }
 
-// known tells whether a Task is surely not the one that an open intent of this run may have made: it was there before, or an earlier call made it. Those
+// known reports whether a Task is surely not the one that an open intent of this run may have made: it was there before, or an earlier call made it. Those
 // of another vCenter are no Tasks of this one.
 func (c *checkpoint) known(t vcapi.Task, instance string) bool {
 	named := func(marks []string, of string) bool {
@@ -63,7 +63,7 @@ func (c *checkpoint) known(t vcapi.Task, instance string) bool {
 		slices.ContainsFunc(c.Past, func(p pastRun) bool { return named(p.Tasks, p.Instance) })
 }
 
-// madeBy tells whether a method made a Task, by its name, else by its description's key: "vm.GuestCustomizationManager.", and a word that no page gives for
+// madeBy reports whether a method made a Task, by its name, else by its description's key: "vm.GuestCustomizationManager.", and a word that no page gives for
 // sure. maybe: neither of them tells.
 func madeBy(t vcapi.Task, method string) (yes, maybe bool) {
 	if strings.EqualFold(t.Name, method) || strings.EqualFold(t.Name+"_Task", method) {
@@ -97,7 +97,7 @@ type before struct {
 // reportedWithin is how long after a customization a guest may still show what was before it: VMware Tools report once in half a minute.
 const reportedWithin = 2 * time.Minute
 
-// comesBy tells whether the guest may come to show what is asked for by an earlier run that asked for the same a moment ago.
+// comesBy reports whether the guest may come to show what is asked for by an earlier run that asked for the same a moment ago.
 func (c *checkpoint) comesBy(asked string) bool {
 	return slices.ContainsFunc(c.Past, func(p pastRun) bool { return p.Asked == asked && p.Until != nil && time.Now().Before(*p.Until) })
 }
@@ -120,12 +120,12 @@ const precision = time.Second
 
 func sameTime(a, b time.Time) bool { return a.Sub(b).Abs() < precision }
 
-// began tells whether the guest's status speaks of a customization that began after the one read before the call.
+// began reports whether the guest's status speaks of a customization that began after the one read before the call.
 func (b before) began(g *vcapi.GuestCustomization) bool {
 	return b.GuestRead && g != nil && g.StartTime != nil && (b.GuestStart == nil || g.StartTime.After(*b.GuestStart) && !sameTime(*g.StartTime, *b.GuestStart))
 }
 
-// lookBefore reads what there is of the guest before a call. other tells whether a VM shows something else than what the act is to bring about. Where
+// lookBefore reads what there is of the guest before a call. other reports whether a VM shows something else than what the act is to bring about. Where
 // something cannot be read, it costs only this evidence: the Task still tells.
 func (r *run) lookBefore(ctx context.Context, other func(vcapi.VM) bool) (before, error) {
 	vm, unseen := askLate(ctx, r, r.current(), r.seenBefore) // a vCenter that is away is waited for, or its evidence would be missing later
@@ -158,7 +158,7 @@ func (r *run) seenBefore(ctx context.Context) (vm vcapi.VM, err error) {
 	}
 }
 
-// shownOther tells whether a guest shows something else than a spec's host name and addresses. That it shows no address at all does not count where
+// shownOther reports whether a guest shows something else than a spec's host name and addresses. That it shows no address at all does not count where
 // the name is right: it may not have told them yet.
 func (r *run) shownOther(e expected, vm vcapi.VM) bool {
 	vm.NICs = slices.Clone(vm.NICs)
@@ -174,19 +174,19 @@ func (r *run) shownOther(e expected, vm vcapi.VM) bool {
 	return slices.Contains(slices.Collect(maps.Values(seen)), false) && (!named || slices.ContainsFunc(nics, hasAddress))
 }
 
-// shownAll tells whether a guest shows a spec's host name and addresses, and that these are something.
+// shownAll reports whether a guest shows a spec's host name and addresses, and that these are something.
 func (r *run) shownAll(e expected, vm vcapi.VM) bool {
 	seen := slices.Collect(maps.Values(e.evidence(vm, r.state.VMName)))
 	return len(seen) > 0 && !slices.Contains(seen, false)
 }
 
-// networkUp tells whether a guest shows what StartGuestNetwork_Task is for: each of its NICs connected, with an address that others can reach.
+// networkUp reports whether a guest shows what StartGuestNetwork_Task is for: each of its NICs connected, with an address that others can reach.
 func networkUp(vm vcapi.VM) bool {
 	nics, _ := nicsOfVM(vm)
 	return len(nics) > 0 && !slices.ContainsFunc(nics, func(n shownNIC) bool { return !n.Connected || !hasAddress(n) })
 }
 
-// hasAddress tells whether a NIC has an address that others can reach.
+// hasAddress reports whether a NIC has an address that others can reach.
 func hasAddress(n shownNIC) bool {
 	return slices.ContainsFunc(n.addresses(), shownAddress.reachable)
 }

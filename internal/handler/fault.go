@@ -22,7 +22,7 @@ const (
 	unknownEnd                    // whether the guest was changed cannot be told by it
 )
 
-// mayHaveRun tells whether the guest may have been changed all the same, as is asked for: vCenter is known to give up on guests that go on and succeed.
+// mayHaveRun reports whether the guest may have been changed all the same, as is asked for: vCenter is known to give up on guests that go on and succeed.
 func (k faultKind) mayHaveRun() bool { return k == toolsLost || k == engineBroken || k == unknownEnd }
 
 // kindOf is the one table of faults for both channels.
@@ -49,7 +49,7 @@ func (r *run) kindOf(s *step, v *vcapi.Error) faultKind {
 	return final
 }
 
-// engineSays tells whether a fault holds a code with which the engine says what it could not do: 248 and above. The lower ones say that it could not begin,
+// engineSays reports whether a fault holds a code with which the engine says what it could not do: 248 and above. The lower ones say that it could not begin,
 // or not end, its work.
 func engineSays(v *vcapi.Error) bool {
 	found := engineCode.FindStringSubmatch(wordsOf(v))

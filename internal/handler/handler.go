@@ -40,7 +40,7 @@ type Line interface {
 	Head(ctx context.Context, vcenter, vm string) (*events.Queued, error)
 	// Waiting is what the stream holds for this VM.
 	Waiting(ctx context.Context, vcenter, vm string) (events.InLine, error)
-	// Gone tells whether one answer proves that what stood at a place has left the stream: it has seen it, and does not hold it.
+	// Gone reports whether one answer proves that what stood at a place has left the stream: it has seen it, and does not hold it.
 	Gone(ctx context.Context, vcenter, vm string, p events.Place) (bool, error)
 	// Cancels are the cancels that wait for this VM.
 	Cancels(ctx context.Context, vcenter, vm string) ([]events.Cancel, error)
@@ -154,7 +154,7 @@ func (h *Handler) displace(ctx context.Context, req *events.Request, last *event
 	}
 }
 
-// spare tells whether a run is left to its owner, once for each of its events, although its request was delivered again: heartbeats could not be sent while
+// spare reports whether a run is left to its owner, once for each of its events, although its request was delivered again: heartbeats could not be sent while
 // NATS was away, or while a server that was killed had the stream. The request is dropped without a word. If its owner lives, its heartbeats keep it from
 // now on, and no takeover's wait is due; if it does not, the request comes again after the ack wait. A request comes again because its owner is dead no
 // sooner than two thirds of the ack wait after the owner's last event: it sends a heartbeat each third.

@@ -160,7 +160,7 @@ func (r *run) sameVCenter(about vcapi.About) error {
 	return f
 }
 
-// reachesBack tells whether vCenter's answer goes back behind an intent: a Task that it made would have been in it.
+// reachesBack reports whether vCenter's answer goes back behind an intent: a Task that it made would have been in it.
 func (r *run) reachesBack(ctx context.Context, open *intent, now time.Time, tasks []vcapi.Task, shown map[string]bool, history bool,
 	user string) (bool, error) {
 	if now.Before(open.At) {

@@ -28,7 +28,7 @@ const (
 	clocksApart  = 2 * time.Minute
 )
 
-// mayHaveBegun tells whether a request without any event may be one whose run began before; nil: surely not. It was delivered before, or the journal
+// mayHaveBegun reports whether a request without any event may be one whose run began before; nil: surely not. It was delivered before, or the journal
 // does not reach back to when it was stored.
 func (h *Handler) mayHaveBegun(ctx context.Context, req *events.Request) (*lost, error) {
 	if req.Delivered <= 1 && time.Since(req.At) < young {
@@ -65,7 +65,7 @@ func (r *run) foundLost(ctx context.Context, s *step, seen *sighting) error {
 	return nil
 }
 
-// nothingDone tells whether vCenter shows no Task of ours on the VM that is newer than the request and that no run names; where the whole journal of the
+// nothingDone reports whether vCenter shows no Task of ours on the VM that is newer than the request and that no run names; where the whole journal of the
 // run may be gone, whether it proves that there was none: its history reaches back behind the request. Of guest processes nothing can be proved: tools
 // forget them.
 func (r *run) nothingDone(ctx context.Context, s *step) (bool, error) {
@@ -101,7 +101,7 @@ func (r *run) nothingDone(ctx context.Context, s *step) (bool, error) {
 	return proof(r.vc.AnyTaskBefore(ctx, since))
 }
 
-// mayBeOurs tells whether a Task is, or may be, of a method that a run calls to change the guest.
+// mayBeOurs reports whether a Task is, or may be, of a method that a run calls to change the guest.
 func mayBeOurs(t vcapi.Task) bool {
 	return slices.ContainsFunc([]string{customizeMethod, networkMethod, abortMethod}, func(method string) bool {
 		yes, maybe := madeBy(t, method)
@@ -109,7 +109,7 @@ func mayBeOurs(t vcapi.Task) bool {
 	})
 }
 
-// named tells whether a run of this VM names the Task.
+// named reports whether a run of this VM names the Task.
 func (c *checkpoint) named(t vcapi.Task) bool {
 	other := *c
 	other.Baseline = nil

@@ -105,7 +105,7 @@ func (r *run) networkStarted(ctx context.Context) error {
 	return r.complete(events.NetworkCompleted, &n.State, failure)
 }
 
-// cameUp looks, after a Task whose error does not tell whether it ran, whether the guest's network came up since the call.
+// cameUp looks, after a Task whose error does not report whether it ran, whether the guest's network came up since the call.
 func (r *run) cameUp(ctx context.Context, s *step) (up bool, err error) {
 	if !r.point.Other || r.asked.Verify != nil && r.asked.Verify.Off {
 		return false, nil

@@ -139,19 +139,19 @@ func (r *run) outcome(s *step, v *vcapi.Error) outcome {
 	return o
 }
 
-// loginRefused tells whether vCenter refuses the service's own login.
+// loginRefused reports whether vCenter refuses the service's own login.
 func loginRefused(err error) bool {
 	var v *vcapi.Error
 	return errors.As(err, &v) && v.Name == "InvalidLogin"
 }
 
-// passwordMayChange tells whether the guest may be changing the very password that it refuses: right after a customization.
+// passwordMayChange reports whether the guest may be changing the very password that it refuses: right after a customization.
 func (r *run) passwordMayChange(s *step) bool {
 	c := r.state.Customize
 	return s.name != "customize" && c != nil && c.FinishedAt != nil && time.Since(*c.FinishedAt) < time.Minute
 }
 
-// permanent tells whether an answer will not change when the call is repeated.
+// permanent reports whether an answer will not change when the call is repeated.
 func permanent(err error) bool {
 	var v *vcapi.Error
 	return errors.As(err, &v) && v.Class != vcapi.Transient && v.Class != vcapi.SessionLost

@@ -450,7 +450,7 @@ func (r *run) settle() error {
 	}
 }
 
-// doubts notes that nobody can tell whether an act took effect.
+// doubts notes that nobody can report whether an act took effect.
 func (r *run) doubts(act string) {
 	r.Meter.Uncertain(act)
 	r.point.Doubt = append(r.point.Doubt, act)

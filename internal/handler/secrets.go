@@ -38,7 +38,7 @@ func (s Secrets) read(ctx context.Context, name, key string) (string, error) {
 	return value, nil
 }
 
-// missing tells whether err says that the secret is not there.
+// missing reports whether err says that the secret is not there.
 func missing(err error) bool { return errors.Is(err, fs.ErrNotExist) }
 
 const (

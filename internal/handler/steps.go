@@ -35,7 +35,7 @@ func (s *step) timeoutField() string {
 type act struct {
 	name              string      // in the intent
 	starting, started events.Kind // started may be empty: its end is the next event
-	// look tells whether the call has taken effect already.
+	// look reports whether the call has taken effect already.
 	look func(ctx context.Context) (sighting, error)
 	// prepare does all that takes time before the call: what vCenter, the guest and the secrets must be asked for. It changes nothing of the run's
 	// state: intend, which it gives, puts in what the event of the intent shows. Its calls live in ctx: once that has ended it has no result.

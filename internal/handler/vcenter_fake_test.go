@@ -76,7 +76,7 @@ type rule struct {
 	fn    func()        // runs when the call lands
 }
 
-// changes tells whether the Task does something to the guest, however it ends: only one that was turned away by another Task surely does not.
+// changes reports whether the Task does something to the guest, however it ends: only one that was turned away by another Task surely does not.
 func (r rule) changes() bool { return !r.idle && (r.task == nil || r.task.Name != "TaskInProgress") }
 
 type fakeVM struct {
@@ -244,7 +244,7 @@ var opNames = map[string]string{"Process": "guest/processes get", "Processes": "
 var actNames = map[string]bool{"StartProcess": true, "DeleteProcess": true, "CustomizeGuest": true, "StartGuestNetwork": true, "AbortCustomization": true,
 	"ConnectNICs": true, "CancelTask": true}
 
-// inProcess tells whether a call is one about a guest's processes or files.
+// inProcess reports whether a call is one about a guest's processes or files.
 func inProcess(op string) bool { return strings.Contains(op, "Process") || op == "GuestFile" }
 
 // about names the call that an error of vCenter is about, as vcapi does.
@@ -495,7 +495,7 @@ func (c *client) info(t *fakeTask) vcapi.Task {
 	return i
 }
 
-// recent tells whether recentTask still has t.
+// recent reports whether recentTask still has t.
 func (c *client) recent(t *fakeTask) bool {
 	return t.queued.After(c.restart) && time.Since(t.end()) < recentReach
 }

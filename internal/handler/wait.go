@@ -126,7 +126,7 @@ func (r *run) heard() {
 	r.moves(events.WaitingVCenterUnavailable)
 }
 
-// away tells whether vCenter gives no answer of its own; then the steps' clock stands still, since the first call that got none. A call to the guest
+// away reports whether vCenter gives no answer of its own; then the steps' clock stands still, since the first call that got none. A call to the guest
 // may hang in the guest: that vCenter is away is believed where it does not even tell its time.
 func (r *run) away(ctx context.Context, v *vcapi.Error) bool {
 	gone := silent(v)
@@ -153,7 +153,7 @@ func (r *run) away(ctx context.Context, v *vcapi.Error) bool {
 	return true
 }
 
-// silent tells whether an error is no answer of vCenter's own: none at all, that of a proxy before it or of its front end, or the refusal of our own
+// silent reports whether an error is no answer of vCenter's own: none at all, that of a proxy before it or of its front end, or the refusal of our own
 // login. What is known of a VM or a Task is then from before.
 func silent(v *vcapi.Error) bool {
 	login := v.Op == "Login" || v.Op == "POST session"
@@ -168,7 +168,7 @@ func silent(v *vcapi.Error) bool {
 	return v.Foreign
 }
 
-// inGuest tells whether an error is about a call that vCenter passes on to the guest or its host.
+// inGuest reports whether an error is about a call that vCenter passes on to the guest or its host.
 func inGuest(v *vcapi.Error) bool {
 	switch v.Op {
 	case "guest/customization check", "GET guest/customization", "CustomizeGuest_Task", "StartGuestNetwork_Task", "AbortCustomization_Task":
@@ -201,7 +201,7 @@ func (r *run) wait(why events.Waiting, err error) error {
 	return r.record(events.RunWaiting)
 }
 
-// news tells whether a wait, or its reason, was not told yet.
+// news reports whether a wait, or its reason, was not told yet.
 func (r *run) news(why events.Waiting, err error) bool {
 	name := reasonName(err)
 	return r.state.Waiting != why || name != "" && !slices.Contains(r.told, name)
@@ -284,7 +284,7 @@ func (r *run) powerOf(vm vcapi.VM) error {
 	return &powerError{r.vm, vm.PowerState}
 }
 
-// lostAnswer notes that the present act's call has no answer that tells whether it took effect. It is looked for once it must show; where there is
+// lostAnswer notes that the present act's call has no answer that reports whether it took effect. It is looked for once it must show; where there is
 // nothing, each next attempt waits longer, for the call before may well be what makes vCenter answer so.
 func (r *run) lostAnswer(s *step, err error) {
 	lands, most := r.TravelTime+r.VisibilityLag, lostMost
@@ -432,7 +432,7 @@ func (r *run) goOnTiming(last *events.Entry) {
 	}
 }
 
-// endsWait tells whether an event tells that the run waits no longer. One that changes its owner does not where vCenter is away: the next owner must
+// endsWait reports whether an event tells that the run waits no longer. One that changes its owner does not where vCenter is away: the next owner must
 // know. Neither does the progress of a Task whose VM is off, nor an intent.
 func (r *run) endsWait(k events.Kind) bool {
 	switch k {
@@ -648,7 +648,7 @@ func (r *run) pollByHand(ctx context.Context, s *step, task string, see func(vca
 	return false, r.wait(why, err)
 }
 
-// gone tells whether vCenter says that there is no such object.
+// gone reports whether vCenter says that there is no such object.
 func gone(err error) bool {
 	var v *vcapi.Error
 	return errors.As(err, &v) && v.Name == "ManagedObjectNotFound"
@@ -738,7 +738,7 @@ func (p *powerWatch) decide(ctx context.Context) error {
 	return nil
 }
 
-// taskOver tells whether a Task has ended, or vCenter no longer has it.
+// taskOver reports whether a Task has ended, or vCenter no longer has it.
 func (r *run) taskOver(ctx context.Context, id string) (bool, error) {
 	t, err := r.vc.Task(ctx, id)
 	if gone(err) {
@@ -747,7 +747,7 @@ func (r *run) taskOver(ctx context.Context, id string) (bool, error) {
 	return err == nil && taskEnded(t), err
 }
 
-// processOver tells whether a process has ended, or the guest no longer knows it.
+// processOver reports whether a process has ended, or the guest no longer knows it.
 func (r *run) processOver(ctx context.Context, asked *events.AskedProcess, p *events.Process) (bool, error) {
 	auth, err := r.processAuth(ctx, asked)
 	if err != nil {

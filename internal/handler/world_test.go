@@ -174,7 +174,7 @@ func (w *world) cancel(req *events.Request) {
 	}
 }
 
-// waiting tells whether req is still in the stream.
+// waiting reports whether req is still in the stream.
 func (w *world) waiting(req *events.Request) bool { return w.line.Has(req.Seq) }
 
 // newest is the newest message under a subject, or a filter, of the VM's journal; nil where there is none.
@@ -230,7 +230,7 @@ func (w *world) deliver(req *events.Request, plan ...fate) *owner {
 	return o
 }
 
-// stands tells whether a refusal can be stored: the journal is where it leans on it.
+// stands reports whether a refusal can be stored: the journal is where it leans on it.
 func (w *world) stands(reject *events.RejectError) bool {
 	if reject.Standing == nil {
 		return true

@@ -24,7 +24,7 @@ func get(env Lookuper, key string) string {
 	return strings.TrimSpace(v)
 }
 
-// Wanted tells whether the environment asks for traces: an endpoint for them is set, and nothing says no.
+// Wanted reports whether the environment asks for traces: an endpoint for them is set, and nothing says no.
 func Wanted(env Lookuper) bool {
 	off, err := strconv.ParseBool(get(env, "OTEL_SDK_DISABLED"))
 	return (err != nil || !off) && get(env, "OTEL_TRACES_EXPORTER") != "none" &&
@@ -123,7 +123,7 @@ func effective(env Lookuper, setting string) (key, value string) {
 // token is what a header, or an attribute, may be called.
 var token = regexp.MustCompile("^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")
 
-// pairs tells whether a list of name=value is one; none is.
+// pairs reports whether a list of name=value is one; none is.
 func pairs(list string) bool {
 	for pair := range strings.SplitSeq(list, ",") {
 		name, value, ok := strings.Cut(pair, "=")

@@ -117,10 +117,10 @@ func (e *Error) Error() string {
 // Unwrap gives the transport's or the gate's error.
 func (e *Error) Unwrap() error { return e.Err }
 
-// InvalidState tells whether the fault is of the InvalidState family: the call does not fit what the VM, or its host, is doing now.
+// InvalidState reports whether the fault is of the InvalidState family: the call does not fit what the VM, or its host, is doing now.
 func (e *Error) InvalidState() bool { return families[e.Name] == invalidState }
 
-// FrontEnd tells whether the status is one with which a proxy, or vCenter's own front end, answers for a service that is away or busy.
+// FrontEnd reports whether the status is one with which a proxy, or vCenter's own front end, answers for a service that is away or busy.
 func (e *Error) FrontEnd() bool {
 	switch e.Status {
 	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:

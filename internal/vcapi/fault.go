@@ -258,7 +258,7 @@ func causeOf(raw json.RawMessage, causes int) *Error {
 // Source: people's reports of 503 with com.vmware.vapi.endpoint.cis.ServiceUnavailable, and what had been asked for done all the same.
 const unavailable = "SERVICE_UNAVAILABLE"
 
-// ofOperation tells whether the messages are the operation's own, and not of the infrastructure that carries the call to it.
+// ofOperation reports whether the messages are the operation's own, and not of the infrastructure that carries the call to it.
 func (e *Error) ofOperation() bool {
 	for _, raw := range e.Messages {
 		var message struct {

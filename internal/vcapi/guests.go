@@ -107,7 +107,7 @@ func take(ctx context.Context, place chan struct{}) error {
 	}
 }
 
-// watched makes the call in a place, and tells whether it was late.
+// watched makes the call in a place, and reports whether it was late.
 func (g *guests) watched(ctx context.Context, place chan struct{}, call func(context.Context)) (late bool) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

@@ -160,7 +160,7 @@ func (k *keeper) make(ctx context.Context, s *session, obj object, kind, method 
 	return m, nil
 }
 
-// nameless tells whether an error may hide that something was made: no answer came, or none that tells.
+// nameless reports whether an error may hide that something was made: no answer came, or none that tells.
 func nameless(e *Error) bool {
 	return e.Sent != NotSent && (e.Status == 0 || e.Status < 300 || e.Status >= 500 && e.Name == "")
 }
@@ -171,7 +171,7 @@ func (c *Client) givenUp(ctx context.Context, op string) *Error {
 	return (&Error{Class: Transient, Message: c.known.veil().text(why.Error()), Err: why}).fill(op, "", c.host)
 }
 
-// takeDown removes m now, if it can within ctx, and tells whether it could; else it is removed later.
+// takeDown removes m now, if it can within ctx, and reports whether it could; else it is removed later.
 func (k *keeper) takeDown(ctx context.Context, m *made) bool {
 	if ctx.Err() == nil {
 		if gone, _ := k.down(ctx, m); gone {
@@ -192,7 +192,7 @@ func (k *keeper) down(ctx context.Context, m *made) (gone, answered bool) {
 	return true, true
 }
 
-// session tells whether m is a whole session.
+// session reports whether m is a whole session.
 func (m *made) session() bool { return m.ref.Value == "" }
 
 func (m *made) removed() {

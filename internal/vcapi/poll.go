@@ -47,7 +47,7 @@ var (
 	errSilent  = errors.New("the long poll was not answered in time")
 )
 
-// generation makes collector, view and filter, and polls until something goes wrong. answered tells whether the poll was answered at all. wary: the first
+// generation makes collector, view and filter, and polls until something goes wrong. answered reports whether the poll was answered at all. wary: the first
 // answer of the generations before was understood, a later one was not, so the first is no proof that the poll stands.
 func (p *watch) generation(ctx context.Context, wary bool) (answered bool, err error) {
 	s, err := p.c.vimLogin.get(ctx)

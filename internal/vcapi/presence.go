@@ -45,7 +45,7 @@ func (p *presence) why() error {
 	return p.call
 }
 
-// sameReason tells whether two errors give one reason. Numbers do not count: each try comes from a port of its own; nor does which call met it first.
+// sameReason reports whether two errors give one reason. Numbers do not count: each try comes from a port of its own; nor does which call met it first.
 func sameReason(a, b error) bool {
 	if a == nil || b == nil {
 		return a == nil && b == nil
@@ -73,7 +73,7 @@ func reasonOf(err error) (r reason) {
 	return r
 }
 
-// Up tells whether vCenter answers calls, and takes this client's login. An error of vCenter's own is an answer too. How the long poll is, PollAge tells.
+// Up reports whether vCenter answers calls, and takes this client's login. An error of vCenter's own is an answer too. How the long poll is, PollAge tells.
 func (c *Client) Up() bool {
 	c.presence.mu.Lock()
 	up := c.presence.known && c.presence.call == nil

@@ -110,13 +110,13 @@ func (c *Client) askProcesses(ctx context.Context, vm string, auth GuestAuth, pi
 	return asked, err
 }
 
-// saidOfProcesses tells whether an error came of the call itself, not of the login before it.
+// saidOfProcesses reports whether an error came of the call itself, not of the login before it.
 func saidOfProcesses(err error) bool {
 	var e *Error
 	return errors.As(err, &e) && strings.HasPrefix(e.Op, guestProcesses)
 }
 
-// offered tells whether an answer proves that the operation is there: a success, or an error that only the operation gives. What passes by itself may be
+// offered reports whether an answer proves that the operation is there: a success, or an error that only the operation gives. What passes by itself may be
 // a proxy's, or of services that are still starting, and proves nothing.
 func offered(err error) bool {
 	if err == nil {

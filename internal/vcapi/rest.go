@@ -44,7 +44,7 @@ func unwrap(raw []byte) []byte {
 	return members["value"]
 }
 
-// notOffered tells whether an answer says that the operation itself is not there, and not what it works on: OPERATION_NOT_FOUND, a page or nothing with
+// notOffered reports whether an answer says that the operation itself is not there, and not what it works on: OPERATION_NOT_FOUND, a page or nothing with
 // 404, or a NOT_FOUND that names nothing, or the URL. A NOT_FOUND of a VM or of a pid names that.
 //
 // Source: bodies of vCenter 6.5 to 9.1 as people report them: com.vmware.vapi.rest.httpNotFound under /api, operationsForUrlNotFound under /rest.
@@ -73,7 +73,7 @@ func notOffered(err error) bool {
 // oldSession is the path of sessions where there is no /api/session.
 const oldSession = "/rest/com/vmware/cis/session"
 
-// restAlive tells whether a token is a live REST session.
+// restAlive reports whether a token is a live REST session.
 //
 // Source: Cis Session get, of /api and of /rest. Any answer but 401 counts as alive: a server that has neither does not refuse the token either.
 func (c *Client) restAlive(ctx context.Context, token string) (bool, error) {

@@ -352,7 +352,7 @@ func (c *Client) Session(ctx context.Context) (Session, error) {
 	return s.name, nil
 }
 
-// SessionAlive tells whether vCenter still knows a session, this client's or another's. It needs the privilege Sessions.ValidateSession.
+// SessionAlive reports whether vCenter still knows a session, this client's or another's. It needs the privilege Sessions.ValidateSession.
 //
 // Source: VI JSON, SessionManager.SessionIsActive.
 func (c *Client) SessionAlive(ctx context.Context, s Session) (bool, error) {

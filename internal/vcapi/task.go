@@ -63,7 +63,7 @@ func (c *Client) Tasks(ctx context.Context, vm string, since time.Time) (tasks [
 	return tasks, history, nil
 }
 
-// AnyTaskBefore tells whether the task history holds a task, of whatever object, that was queued before t (vCenter's clock): then vCenter's memory
+// AnyTaskBefore reports whether the task history holds a task, of whatever object, that was queued before t (vCenter's clock): then vCenter's memory
 // reaches back behind t. A history that cannot be read is an error here.
 func (c *Client) AnyTaskBefore(ctx context.Context, t time.Time) (bool, error) {
 	tasks, history, err := c.taskHistory(ctx, map[string]any{"_typeName": "TaskFilterSpec",

@@ -226,7 +226,7 @@ type updateSet struct {
 	} `json:"filterSet"`
 }
 
-// more tells whether there is more, to be had at once.
+// more reports whether there is more, to be had at once.
 func (set *updateSet) more() bool { return set.Truncated != nil && *set.Truncated }
 
 type objectUpdate struct {

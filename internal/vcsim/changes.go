@@ -37,7 +37,7 @@ func (c *changes) now() (gen uint64, wake <-chan struct{}) {
 	return c.gen, c.wake
 }
 
-// since tells whether an object changed after a generation.
+// since reports whether an object changed after a generation.
 func (c *changes) since(ref types.ManagedObjectReference, gen uint64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

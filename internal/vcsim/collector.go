@@ -360,7 +360,7 @@ func (f *propertyFilter) read(ctx *simulator.Context, pc *propertyCollector, gen
 	return next, order
 }
 
-// selectionChanged tells whether the objects that the filter selects may be others than before. With a plain list or one view they are known by the roots.
+// selectionChanged reports whether the objects that the filter selects may be others than before. With a plain list or one view they are known by the roots.
 func (f *propertyFilter) selectionChanged(changed func(types.ManagedObjectReference, uint64) bool) bool {
 	for _, o := range f.Spec.ObjectSet {
 		if changed(o.Obj, f.gen) {

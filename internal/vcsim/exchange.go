@@ -295,7 +295,7 @@ func redact(body []byte) string {
 	return string(out)
 }
 
-// blank blanks secrets in a JSON value and tells whether there were any.
+// blank blanks secrets in a JSON value and reports whether there were any.
 func blank(val any) bool {
 	found := false
 	switch x := val.(type) {

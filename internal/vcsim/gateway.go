@@ -126,7 +126,7 @@ func (v *VCenter) method(s *session, this types.ManagedObjectReference, name str
 	return a
 }
 
-// changedSince tells whether a VM's configuration is no longer of a version, as VirtualMachineConfigSpec.changeVersion names it; vcsim does not look at that.
+// changedSince reports whether a VM's configuration is no longer of a version, as VirtualMachineConfigSpec.changeVersion names it; vcsim does not look at that.
 func (v *VCenter) changedSince(vm types.ManagedObjectReference, version string) bool {
 	now := version
 	ctx := v.newContext()

@@ -18,15 +18,15 @@ import (
 type Guest struct {
 	// Username and Password are the guest's only account; SAMLToken, where set, is a bearer token that is accepted for it.
 	Username, Password, SAMLToken string
-	// Root tells whether the account may act as root; without it guest customization is refused with GuestPermissionDenied.
+	// Root reports whether the account may act as root; without it guest customization is refused with GuestPermissionDenied.
 	Root bool
-	// Engine tells whether the guest customization engine is installed; without it the Task fails with a CustomizationFault.
+	// Engine reports whether the guest customization engine is installed; without it the Task fails with a CustomizationFault.
 	Engine bool
 	// Family is the guest's family, "linuxGuest" or "windowsGuest".
 	Family string
 	// Supported is what the customization check says of the guest's operating system.
 	Supported bool
-	// Customizable tells whether CustomizeGuest_Task takes this guest; else UncustomizableGuest, whatever the check said.
+	// Customizable reports whether CustomizeGuest_Task takes this guest; else UncustomizableGuest, whatever the check said.
 	Customizable bool
 
 	// CustomizeFor, NetworkFor and AbortFor are how long the three Tasks run; BootFor is how long a guest takes from power-on to running VMware Tools.
@@ -47,7 +47,7 @@ type Guest struct {
 	Crash bool
 	// Locked is the engine's lock in the guest: each customization fails until AbortCustomization_Task or a reboot.
 	Locked bool
-	// Cancelable tells whether CancelTask stops the three Tasks.
+	// Cancelable reports whether CancelTask stops the three Tasks.
 	Cancelable bool
 	// Others are what the guest shows before the VM's NICs, such as bridges: their DeviceConfigId is -1.
 	Others []types.GuestNicInfo

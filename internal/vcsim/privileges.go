@@ -104,7 +104,7 @@ func (v *VCenter) Deny(vm string, privileges ...string) {
 	v.rights.denied[vm] = append(v.rights.denied[vm], privileges...)
 }
 
-// holds tells whether the login has a privilege on a VM, or where vm is "" on the root folder.
+// holds reports whether the login has a privilege on a VM, or where vm is "" on the root folder.
 func (r *rights) holds(privilege, vm string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -28,10 +28,10 @@ type process struct {
 	orphaned bool // VMware Tools were restarted since: its end will not be known
 }
 
-// ended tells whether it has ended.
+// ended reports whether it has ended.
 func (p *process) ended(now time.Time) bool { return !p.until.IsZero() && !now.Before(p.until) }
 
-// listed tells whether VMware Tools still show it.
+// listed reports whether VMware Tools still show it.
 func (p *process) listed(now time.Time) bool {
 	return !p.ended(now) || !p.orphaned && now.Before(p.until.Add(exitKept))
 }
@@ -96,7 +96,7 @@ type processSpec struct {
 	StartMinimized   *bool           `json:"start_minimized"`
 }
 
-// readable tells whether the environment is written as the form of the call has maps: under /rest as a list of pairs.
+// readable reports whether the environment is written as the form of the call has maps: under /rest as a list of pairs.
 func (s processSpec) readable(old bool) bool {
 	if len(s.Environment) == 0 {
 		return true

@@ -101,14 +101,14 @@ func quad(s string) (n uint32, ok bool) {
 	return n, true
 }
 
-// isMask tells whether a subnet mask is ones and then zeros.
+// isMask reports whether a subnet mask is ones and then zeros.
 func isMask(s string) bool {
 	n, ok := quad(s)
 	hosts := ^n
 	return ok && hosts&(hosts+1) == 0
 }
 
-// aboutSpec tells whether a fault says by its members alone what is wrong with a specification: vCenter sends it without a text.
+// aboutSpec reports whether a fault says by its members alone what is wrong with a specification: vCenter sends it without a text.
 func aboutSpec(fault types.BaseMethodFault) bool {
 	switch f := fault.(type) {
 	case *types.NicSettingMismatch:

@@ -91,7 +91,7 @@ func (v *VCenter) keyAlive(key, user string) bool {
 	return ok && body.Res != nil && body.Res.Returnval
 }
 
-// oneSession tells whether one session serves VI JSON and REST alike [getting-started guide 8.0: from 8.0 Update 3 on].
+// oneSession reports whether one session serves VI JSON and REST alike [getting-started guide 8.0: from 8.0 Update 3 on].
 func (v *VCenter) oneSession() bool { return !v.api.before("8.0.3.0") }
 
 // openSession keeps a session that vcsim has just opened and gives it a token.

@@ -311,7 +311,7 @@ func (v *VCenter) spawn(f func()) {
 	}()
 }
 
-// ending tells whether Close was called.
+// ending reports whether Close was called.
 func (v *VCenter) ending() bool {
 	select {
 	case <-v.done:
@@ -448,7 +448,7 @@ func parseAPIVersion(s string) (apiVersion, error) {
 	return v, nil
 }
 
-// before tells whether v is older than the version s, which must be a good one.
+// before reports whether v is older than the version s, which must be a good one.
 func (v apiVersion) before(s string) bool {
 	w, err := parseAPIVersion(s)
 	if err != nil {
@@ -471,7 +471,7 @@ var releases = []string{
 	"7.0.3.2", "7.0.3.1", "7.0.3.0", "7.0.2.1", "7.0.2.0", "7.0.1.1", "7.0.1.0", "7.0.0.2", "7.0.0.1", "7.0.0.0",
 }
 
-// knows tells whether this vCenter serves a VI JSON release.
+// knows reports whether this vCenter serves a VI JSON release.
 func (v *VCenter) knows(release string) bool {
 	for _, r := range releases {
 		if r == release {

@@ -111,7 +111,7 @@ func TestEveryValue(t *testing.T) {
 	}
 }
 
-// isSet tells whether values hold something at a path, where <name> is any key.
+// isSet reports whether values hold something at a path, where <name> is any key.
 func isSet(values any, path []string) bool {
 	if len(path) == 0 {
 		return true

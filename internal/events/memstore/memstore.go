@@ -352,7 +352,7 @@ func newest(msgs []events.Stored, filter string) *events.Stored {
 	return nil
 }
 
-// matches tells whether a subject is under a filter with the wild cards of NATS.
+// matches reports whether a subject is under a filter with the wild cards of NATS.
 func matches(filter, subject string) bool {
 	f, s := strings.Split(filter, "."), strings.Split(subject, ".")
 	for i, token := range f {

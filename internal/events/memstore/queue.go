@@ -142,7 +142,7 @@ func (q *Queue) Len() int {
 // Back is events.Line's: this queue is never away.
 func (q *Queue) Back() time.Time { return time.Time{} }
 
-// Has tells whether the message is in the stream.
+// Has reports whether the message is in the stream.
 func (q *Queue) Has(seq uint64) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
