@@ -56,12 +56,12 @@ unit: service packages ## the tests alone
 # detector in it; NATS and the simulated vCenter in the tests' own process have not, which halves their cost and uses what vet compiled.
 .PHONY: service
 service:
-	$(GO) test -vet=off -shuffle=on -parallel 5 -timeout 12m ./cmd/consumer
+	$(GO) test -vet=off -shuffle=on -parallel 5 -timeout 12m ./test/e2e
 
 # Those that take longest first.
 .PHONY: packages
 packages:
-	$(GO) test -race -vet=off -shuffle=on -timeout 12m ./internal/handler ./docs $$($(GO) list ./... | grep -v /cmd/consumer$$)
+	$(GO) test -race -vet=off -shuffle=on -timeout 12m ./internal/handler ./docs $$($(GO) list ./... | grep -v /test/e2e$$)
 
 .PHONY: cover
 cover: ## the tests with their coverage: bin/cover.html

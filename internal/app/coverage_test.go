@@ -25,7 +25,8 @@ const root = "../.."
 
 // places are the folders that docs/coverage.md calls by their last name. Others it calls by their path.
 var places = map[string]string{"app": "internal/app", "events": "internal/events", "handler": "internal/handler", "memstore": "internal/events/memstore",
-	"natstest": "internal/events/natstest", "tracing": "internal/tracing", "vcapi": "internal/vcapi", "vcsim": "internal/vcsim", "consumer": "cmd/consumer", "custspec": "internal/custspec"}
+	"natstest": "internal/events/natstest", "tracing": "internal/tracing", "vcapi": "internal/vcapi", "vcsim": "internal/vcsim", "consumer": "cmd/consumer",
+	"e2e": "test/e2e", "custspec": "internal/custspec"}
 
 func place(name string) string {
 	first, rest, _ := strings.Cut(name, "/")
@@ -43,7 +44,7 @@ type row struct {
 
 var (
 	quoted   = regexp.MustCompile("`([^`]+)`")
-	testName = regexp.MustCompile(`^([a-z]+)\.((?:Test|Fuzz|Benchmark)\w+)(?:/(.+))?$`)
+	testName = regexp.MustCompile(`^([a-z0-9]+)\.((?:Test|Fuzz|Benchmark)\w+)(?:/(.+))?$`)
 )
 
 // tables are the document's rows by the heading that they stand under.

@@ -59,6 +59,7 @@ func TestImports(t *testing.T) {
 		"internal/vcapi":           {},
 		"internal/vcsim":           {},
 		"schemas":                  {"internal/custspec"},
+		"test/e2e":                 {},
 	}
 	outside := map[string]string{"github.com/nats-io/nats.go": "internal/events", "net/http": "internal/vcapi"}
 	decoder := json.NewDecoder(strings.NewReader(string(out)))

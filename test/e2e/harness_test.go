@@ -1,4 +1,5 @@
-package main
+// Package e2e tests the whole system: the built service, a real nats-server, a simulated vCenter. README.md tells how.
+package e2e
 
 import (
 	"bytes"
@@ -37,13 +38,13 @@ var asShipped = flag.Bool("as-shipped", false, "the service without the race det
 func TestMain(m *testing.M) {
 	natstest.Main()
 	flag.Parse()
-	dir, err := os.MkdirTemp("", "guestflow-consumer-")
+	dir, err := os.MkdirTemp("", "guestflow-e2e-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 	binary = filepath.Join(dir, "consumer")
-	build := exec.Command("go", "build", fmt.Sprintf("-race=%v", !*asShipped), "-o", binary, ".")
+	build := exec.Command("go", "build", fmt.Sprintf("-race=%v", !*asShipped), "-o", binary, "../../cmd/consumer")
 	build.Stderr = os.Stderr
 	if err := build.Run(); err != nil {
 		fmt.Fprintln(os.Stderr, "build the service:", err)
