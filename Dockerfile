@@ -1,7 +1,7 @@
-# The service's image; --target cli makes that of the guestflow command. `make image` gives them their stamps; docs/image.md says what was tried.
+# The service's image; --target cli makes that of the guestflow command. `make image` gives them their stamps; docs/operate/image.md says what was tried.
 # An ARG holds for its own stage, and stands on a line of its own: buildah 1.28 reads only the first of a line.
 
-# The Go and the CA certificates that ship. How to move it: docs/image.md.
+# The Go and the CA certificates that ship. How to move it: docs/operate/image.md.
 ARG GO_IMAGE=docker.io/library/golang:1.26.8@sha256:6c2a5538f964f1c82f97ad14988bf05de100d922d159d0e398b54c7b0ca0c6c9
 
 # Runs on the builder's own architecture and compiles for the other: nothing is emulated.

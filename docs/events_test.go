@@ -29,6 +29,8 @@ import (
 )
 
 const (
+	eventsPage = "use/events.md"
+
 	prefix = "io.guestflow.customization."
 	wide   = 150 // an example's lines are broken beyond this
 )
@@ -288,7 +290,7 @@ func TestEvents(t *testing.T) {
 	t.Parallel()
 	s := newStage(t)
 	s.play()
-	page := read(t, "events.md")
+	page := read(t, eventsPage)
 	shown := sections(page, "### ")
 	kinds := constants(t, "Kind")
 	if got := slices.Sorted(maps.Keys(shown)); !slices.Equal(got, kinds) {
@@ -317,7 +319,7 @@ func TestEvents(t *testing.T) {
 		}
 	}
 	if *update {
-		if err := os.WriteFile("events.md", []byte(page), 0o600); err != nil {
+		if err := os.WriteFile(eventsPage, []byte(page), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}

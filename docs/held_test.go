@@ -55,11 +55,19 @@ var held = map[string]struct {
 // pages are this folder's, and the README.
 func pages(t *testing.T) []string {
 	t.Helper()
-	all, err := filepath.Glob("*.md")
-	if err != nil {
-		t.Fatal(err)
+	return glob(t, "*.md", "*/*.md", "../README.md")
+}
+
+func glob(t *testing.T, patterns ...string) (all []string) {
+	t.Helper()
+	for _, pattern := range patterns {
+		files, err := filepath.Glob(pattern)
+		if err != nil || len(files) == 0 {
+			t.Fatalf("%s: %d files, %v", pattern, len(files), err)
+		}
+		all = append(all, files...)
 	}
-	return append(all, "../README.md")
+	return all
 }
 
 // Every block of every page is run, produced, cut out of a file, or held; none is only written.
@@ -81,7 +89,7 @@ func TestEveryBlock(t *testing.T) {
 			case from != "" && strings.Contains(read(t, filepath.Join("..", from)), b.text):
 			case from != "":
 				t.Errorf("%s is not in %s", where, from)
-			case page == "events.md" && b.lang == "json" && len(b.args) == 0: // TestEvents
+			case page == eventsPage && b.lang == "json" && len(b.args) == 0: // TestEvents
 			case held[word].check != nil:
 				used[word] = true
 				held[word].check(t, where, b)

@@ -2,6 +2,7 @@ package docs_test
 
 import (
 	"encoding/json"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -38,7 +39,7 @@ func TestErrorCodes(t *testing.T) {
 		t.Errorf("the schema has the codes %s, events %s", enum, codes)
 	}
 	var listed []string
-	for line := range strings.Lines(read(t, "errors.md")) {
+	for line := range strings.Lines(read(t, "use/errors.md")) {
 		cells := strings.Split(strings.Trim(strings.TrimSpace(line), "|"), " | ")
 		if !strings.HasPrefix(line, "| `") {
 			continue
@@ -93,7 +94,7 @@ func TestAsyncAPI(t *testing.T) {
 	t.Parallel()
 	var doc asyncAPI
 	var tree any
-	page := []byte(read(t, "asyncapi.yaml"))
+	page := []byte(read(t, "use/asyncapi.yaml"))
 	if err := yaml.Unmarshal(page, &doc); err != nil {
 		t.Fatal(err)
 	}
@@ -154,7 +155,7 @@ func TestAsyncAPI(t *testing.T) {
 			t.Errorf("message %s is %s on channel %q", name, m.Name, channelOf[name])
 			continue
 		}
-		if p := m.Payload.AllOf[1].Properties; p.Type.Const != m.Name || p.Data.Ref != "../schemas/"+schema+".json" {
+		if p := m.Payload.AllOf[1].Properties; p.Type.Const != m.Name || p.Data.Ref != "../../schemas/"+schema+".json" {
 			t.Errorf("message %s has the payload %+v", name, p)
 		}
 	}
@@ -192,7 +193,7 @@ func references(t *testing.T, root, node any) {
 				t.Errorf("%s leads nowhere", ref)
 			}
 		case ok:
-			if _, err := os.Stat(filepath.FromSlash(ref)); err != nil {
+			if _, err := os.Stat(filepath.Join("use", filepath.FromSlash(ref))); err != nil {
 				t.Error(err)
 			}
 		}
@@ -204,10 +205,10 @@ func references(t *testing.T, root, node any) {
 	}
 }
 
-// Every link of the pages within this repository leads to a file that is there, and to a heading in it.
+// Every link of a page of this repository to another leads to a file that is there, and to a heading in it.
 func TestLinks(t *testing.T) {
 	t.Parallel()
-	for _, page := range pages(t) {
+	for _, page := range glob(t, "*.md", "*/*.md", "../*.md", "../deploy/*/*.md") {
 		for _, link := range regexp.MustCompile(`\]\(([^)#:]*)(?:#([^)]*))?\)`).FindAllStringSubmatch(read(t, page), -1) {
 			file := page
 			if link[1] != "" {
@@ -219,6 +220,59 @@ func TestLinks(t *testing.T) {
 				t.Errorf("%s: %s has no heading #%s", page, file, link[2])
 			}
 		}
+	}
+}
+
+// The index leads to every page.
+func TestIndex(t *testing.T) {
+	t.Parallel()
+	index := read(t, "README.md")
+	for _, page := range glob(t, "*/*.md", "*/*.yaml") {
+		if !strings.Contains(index, "]("+filepath.ToSlash(page)+")") {
+			t.Errorf("docs/README.md does not lead to %s", page)
+		}
+	}
+}
+
+var saysPage = regexp.MustCompile(`\bdocs/([\w/-]+\.(?:md|yaml))(?:#([\w-]+))?`)
+
+// What the rest of the repository says of a page, in an alert, a cure or a comment, leads to it, and to a heading in it.
+func TestMentions(t *testing.T) {
+	t.Parallel()
+	found := 0
+	err := filepath.WalkDir("..", func(file string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() {
+			if name := d.Name(); name == ".git" || name == "bin" || name == "node_modules" {
+				return filepath.SkipDir
+			}
+			return nil
+		}
+		if !slices.Contains([]string{".go", ".md", ".yaml", ".yml", ".json", ".conf", ".mjs", ".py", ".sh", ""}, filepath.Ext(file)) {
+			return nil
+		}
+		text := strings.ReplaceAll(read(t, file), "guestflow/guestflow/blob/main/docs/", "docs/")
+		for _, m := range saysPage.FindAllStringSubmatchIndex(text, -1) {
+			if m[0] > 0 && text[m[0]-1] == '/' && !strings.HasSuffix(text[:m[0]], "../") {
+				continue // another repository's
+			}
+			found++
+			page, heading := text[m[2]:m[3]], ""
+			if m[4] >= 0 {
+				heading = text[m[4]:m[5]]
+			}
+			if _, err := os.Stat(page); err != nil {
+				t.Errorf("%s speaks of docs/%s: %v", file, page, err)
+			} else if heading != "" && !slices.Contains(anchors(read(t, page)), heading) {
+				t.Errorf("%s: docs/%s has no heading #%s", file, page, heading)
+			}
+		}
+		return nil
+	})
+	if err != nil || found < 50 {
+		t.Errorf("%d mentions, %v", found, err)
 	}
 }
 

@@ -287,11 +287,11 @@ func settled(text string) string {
 func TestExcerpts(t *testing.T) {
 	t.Parallel()
 	languages := map[string]int{}
-	for _, b := range blocks(read(t, "integrator.md")) {
+	for _, b := range blocks(read(t, "use/integrator.md")) {
 		if from := b.args["from"]; from != "" {
 			languages[b.lang]++
 			if !strings.Contains(read(t, filepath.Join("..", from)), b.text) {
-				t.Errorf("integrator.md:%d is not in %s", b.line, from)
+				t.Errorf("use/integrator.md:%d is not in %s", b.line, from)
 			}
 		}
 	}
@@ -314,7 +314,7 @@ func TestExamplesSpeakTheContract(t *testing.T) {
 	kinds := constants(t, "Kind")
 	tokens := map[string]int{"requests": 2, "cancels": 2, "rejections": 2, "deadletters": 2, "events": 4}
 	for file, least := range map[string]int{"../examples/go/main.go": 5, "../examples/python/submit.py": 5, "../examples/js/submit.mjs": 6, "../examples/shell/submit.sh": 3,
-		"integrator.md": 20} {
+		"use/integrator.md": 20} {
 		text := read(t, file)
 		found := 0
 		for _, m := range saysSubject.FindAllStringSubmatch(text, -1) {

@@ -192,7 +192,7 @@ func (d *doctor) held(ctx context.Context, conn *client.Client, vcenter string) 
 				"whether somebody holds what %s has handed out: %v", durable, err)
 			return
 		case err == nil && n > 0:
-			d.find(odd, "stop whatever else takes messages from that consumer (nats consumer next, a copy of the service on another NATS user); see docs/runbooks.md#guestflowheldbynobody",
+			d.find(odd, "stop whatever else takes messages from that consumer (nats consumer next, a copy of the service on another NATS user); see docs/operate/runbooks.md#guestflowheldbynobody",
 				"%s has handed out %d that nobody says to be at work on: each takes a place of MAX_IN_FLIGHT until it is delivered again", durable, n)
 		}
 	}
@@ -212,7 +212,7 @@ func (d *doctor) queue(ctx context.Context, conn *client.Client, vcenter string,
 		}
 		v, cure := fine, ""
 		if t.Untaken > 0 && 5*sources[0].Requests > 4*total {
-			v, cure = odd, "requests are taken in their order, whosever they are: see docs/runbooks.md#guestflowqueueofonesource"
+			v, cure = odd, "requests are taken in their order, whosever they are: see docs/operate/runbooks.md#guestflowqueueofonesource"
 		}
 		d.find(v, cure, "who fills the queue of %s, of %d requests: %s", vcenter, total, strings.Join(list, ", "))
 	}
@@ -223,7 +223,7 @@ func (d *doctor) queue(ctx context.Context, conn *client.Client, vcenter string,
 	for vm := range depths {
 		var unreadable *client.UnreadableError
 		if _, err := conn.Last(ctx, vcenter, vm); errors.As(err, &unreadable) {
-			d.find(broken, fmt.Sprintf("see who may publish there (docs/nats-permissions.md), then nats stream rmm %s %d", events.EventsStream, unreadable.Seq),
+			d.find(broken, fmt.Sprintf("see who may publish there (docs/operate/nats-permissions.md), then nats stream rmm %s %d", events.EventsStream, unreadable.Seq),
 				"%s stands still, its requests come round again and again: %v", vm, err)
 		}
 	}

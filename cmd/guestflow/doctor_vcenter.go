@@ -16,7 +16,7 @@ import (
 // callTime bounds one call to vCenter: somebody waits for the answer.
 const callTime = 10 * time.Second
 
-// privilege is one that the service's role holds; docs/vcenter-role.md has the sources.
+// privilege is one that the service's role holds; docs/operate/vcenter-role.md has the sources.
 type privilege struct {
 	id, need string // what needs it
 	optional bool
@@ -82,7 +82,7 @@ func cureOfLogin(err error, setting, url string) string {
 	case errors.As(err, &e) && (e.Name == "InvalidLogin" || e.Class == vcapi.SessionLost):
 		return "see " + setting + "USERNAME (with its domain, as in svc-guestflow@vsphere.local) and " + setting + "PASSWORD_FILE; after five wrong logins vCenter locks the account for a while"
 	case errors.As(err, &e) && e.Name == "NoPermission":
-		return "give the account a role on the root folder, see docs/vcenter-role.md"
+		return "give the account a role on the root folder, see docs/operate/vcenter-role.md"
 	case errors.As(err, &e) && e.Status != 0:
 		return "see whether " + setting + "URL is a vCenter 8.0 Update 1 or newer, and its services are up"
 	}
@@ -165,7 +165,7 @@ func (d *doctor) lacks(p privilege, where string, v app.VCenter) {
 	if p.optional {
 		verdict = odd
 	}
-	d.find(verdict, fmt.Sprintf("add it to the role of %s there (docs/vcenter-role.md)", v.Username), "privilege %s is missing on %s: needed for %s", p.id, where, p.need)
+	d.find(verdict, fmt.Sprintf("add it to the role of %s there (docs/operate/vcenter-role.md)", v.Username), "privilege %s is missing on %s: needed for %s", p.id, where, p.need)
 }
 
 // privileges asks vCenter for those on a VM: the one that was named, else one that had a run.
@@ -193,7 +193,7 @@ func (d *doctor) privileges(ctx context.Context, vc *vcapi.Client, v app.VCenter
 			continue // it is gone since
 		}
 		if err != nil {
-			d.find(broken, "see whether the VM is there, and the account has a role on its folder (docs/vcenter-role.md)", "privileges on %s: %v", vm, err)
+			d.find(broken, "see whether the VM is there, and the account has a role on its folder (docs/operate/vcenter-role.md)", "privileges on %s: %v", vm, err)
 			return
 		}
 		for _, p := range onVM {

@@ -5,7 +5,7 @@
 //   node submit.mjs cancel lab vm-42 id
 //
 // request.json is the data of the request without "vm"; see schemas/requested.v1.json. The same id again is the same run, never a second one.
-// It needs the permissions of the publisher's role alone (docs/nats-permissions.md): it hears core NATS, and asks the stream whether what it heard is so.
+// It needs the permissions of the publisher's role alone (docs/operate/nats-permissions.md): it hears core NATS, and asks the stream whether what it heard is so.
 // Settings: NATS_URL, NATS_USER, NATS_PASSWORD, NATS_INBOX_PREFIX. Exit code 0: succeeded, 1: failed, 2: rejected, 3: canceled, 4: not known; of a cancel
 // 0: canceled, 1: it ended otherwise, 2: rejected.
 import { readFile } from "node:fs/promises";

@@ -23,7 +23,7 @@ import (
 // root is the module's, seen from this package.
 const root = "../.."
 
-// places are the folders that docs/coverage.md calls by their last name. Others it calls by their path.
+// places are the folders that docs/develop/coverage.md calls by their last name. Others it calls by their path.
 var places = map[string]string{"app": "internal/app", "events": "internal/events", "handler": "internal/handler", "memstore": "internal/events/memstore",
 	"natstest": "internal/events/natstest", "tracing": "internal/tracing", "vcapi": "internal/vcapi", "vcsim": "internal/vcsim", "consumer": "cmd/consumer",
 	"e2e": "test/e2e", "custspec": "internal/custspec"}
@@ -50,7 +50,7 @@ var (
 // tables are the document's rows by the heading that they stand under.
 func tables(t *testing.T) map[string][]row {
 	t.Helper()
-	page, err := os.ReadFile(filepath.Join(root, "docs/coverage.md"))
+	page, err := os.ReadFile(filepath.Join(root, "docs/develop/coverage.md"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -64,7 +64,7 @@ func tables(t *testing.T) map[string][]row {
 		}
 		cells := strings.Split(strings.ReplaceAll(strings.Trim(line, "| "), `\|`, "\x00"), " | ")
 		if len(cells) != 3 {
-			t.Errorf("docs/coverage.md:%d has %d cells, want what, code, test", i+1, len(cells))
+			t.Errorf("docs/develop/coverage.md:%d has %d cells, want what, code, test", i+1, len(cells))
 			continue
 		}
 		all[heading] = append(all[heading], row{i + 1, cells[0], cells[1], cells[2]})
@@ -122,7 +122,7 @@ func read(t *testing.T, folder string) *source {
 	return s
 }
 
-// docs/coverage.md is true: each row says where something is and what tests it, and all that it names is there.
+// docs/develop/coverage.md is true: each row says where something is and what tests it, and all that it names is there.
 func TestCoverageNamesWhatIsThere(t *testing.T) {
 	t.Parallel()
 	sources := map[string]*source{}
@@ -137,7 +137,7 @@ func TestCoverageNamesWhatIsThere(t *testing.T) {
 		all += len(rows)
 		for _, r := range rows {
 			wrong := func(format string, args ...any) {
-				t.Errorf("docs/coverage.md:%d (%s): %s", r.line, heading, fmt.Sprintf(format, args...))
+				t.Errorf("docs/develop/coverage.md:%d (%s): %s", r.line, heading, fmt.Sprintf(format, args...))
 			}
 			code := quoted.FindAllStringSubmatch(r.code, -1)
 			if len(code) == 0 {
@@ -211,7 +211,7 @@ func TestCoverageIsComplete(t *testing.T) {
 		}
 		for _, name := range want {
 			if !named[name] {
-				t.Errorf("docs/coverage.md has no row for `%s` under %q", name, heading)
+				t.Errorf("docs/develop/coverage.md has no row for `%s` under %q", name, heading)
 			}
 		}
 	}

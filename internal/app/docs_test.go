@@ -13,7 +13,7 @@ import (
 	"github.com/guestflow/guestflow/internal/app"
 )
 
-const operatorPage = "docs/operator.md"
+const operatorPage = "docs/operate/operator.md"
 
 // cells are the rows of the tables under a heading of the operator's page that begin with something in code marks.
 func cells(t *testing.T, heading string) (rows [][]string) {

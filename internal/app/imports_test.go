@@ -32,7 +32,7 @@ func TestServiceIsLinkedFromServiceOnly(t *testing.T) {
 	}
 }
 
-// Who may import whom; see docs/ARCHITECTURE.md.
+// Who may import whom; see docs/develop/ARCHITECTURE.md.
 func TestImports(t *testing.T) {
 	t.Parallel()
 	out, err := exec.Command("go", "list", "-json=ImportPath,Imports", module+"...").Output()

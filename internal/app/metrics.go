@@ -15,7 +15,7 @@ import (
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
 
-// metrics are what /metrics shows; docs/metrics.md lists them. Labels are bounded: no VM is named.
+// metrics are what /metrics shows; docs/operate/metrics.md lists them. Labels are bounded: no VM is named.
 type metrics struct {
 	registry *prometheus.Registry
 

@@ -19,7 +19,7 @@ import (
 	"github.com/guestflow/guestflow/sandbox"
 )
 
-const metricsPage = "docs/metrics.md"
+const metricsPage = "docs/operate/metrics.md"
 
 // family is a metric as /metrics shows it, or as the page says that it does.
 type family struct {

@@ -154,7 +154,7 @@ func (j *Journal) Append(ctx context.Context, after uint64, msgID string, k Kind
 
 // unreadable says of a message that no guestflow wrote how the VM gets going again: its journal goes on where it was before.
 func unreadable(seq uint64, err error) error {
-	return fmt.Errorf("event %d of stream %s cannot be read, so guestflow did not write it: see who may (docs/nats-permissions.md), and remove it: nats stream rmm %s %d: %w",
+	return fmt.Errorf("event %d of stream %s cannot be read, so guestflow did not write it: see who may (docs/operate/nats-permissions.md), and remove it: nats stream rmm %s %d: %w",
 		seq, EventsStream, EventsStream, seq, err)
 }
 

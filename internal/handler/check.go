@@ -175,7 +175,7 @@ func (r *run) checkPrivileges(ctx context.Context, s *step, block func(*stepErro
 	return err
 }
 
-// What the service's role must hold on the VM, by the pages of the calls that need it; docs/vcenter-role.md has all.
+// What the service's role must hold on the VM, by the pages of the calls that need it; docs/operate/vcenter-role.md has all.
 const (
 	mayCustomize = "VirtualMachine.Provisioning.Customize"
 	mayConnect   = "VirtualMachine.Interact.DeviceConnection"

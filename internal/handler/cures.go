@@ -18,7 +18,7 @@ func cureOf(step string, code events.Code, v *vcapi.Error) string {
 
 // findVM is what helps where vCenter shows no VM: most who ask for one under a wrong ID have written its name, or a path.
 const findVM = "a VM is named by its managed object ID, such as vm-42, and not by its name: the vSphere Client shows it in the address of the VM's page, " +
-	"govc prints it by govc ls -i vm/NAME. A VM that the service's role does not let it see looks the same (docs/vcenter-role.md)"
+	"govc prints it by govc ls -i vm/NAME. A VM that the service's role does not let it see looks the same (docs/operate/vcenter-role.md)"
 
 // curesByName are for answers whose code stands for others, too.
 var curesByName = map[string]string{
@@ -34,12 +34,12 @@ var cures = map[events.Code]string{
 	events.GuestLoginRefused:     "see the user name and the password in the secret that the request names",
 	events.GuestPermissionDenied: "the guest user must be able to act as root",
 	events.Unauthenticated:       "see the user name and the password with which the service logs in at this vCenter",
-	events.Unauthorized:          "the service's vCenter role lacks a privilege: see docs/vcenter-role.md",
+	events.Unauthorized:          "the service's vCenter role lacks a privilege: see docs/operate/vcenter-role.md",
 	events.PowerState:            "power the VM on",
 	events.InvalidState:          "see the VM's recent tasks in vCenter, and its VMware Tools",
 	events.ToolsNotRunning:       "see that VMware Tools run in the guest",
 	events.Busy:                  "see in vCenter's recent tasks who works on the VM",
-	events.NotCustomizable:       "see the VM's guest OS and VMware Tools: docs/errors.md",
+	events.NotCustomizable:       "see the VM's guest OS and VMware Tools: docs/use/errors.md",
 	events.CustomizationFailed:   "see observed.guestLog, or /var/log/vmware-gosc in the guest",
 	events.NetworkFailed:         "see the guest's own log of its network, and whether VMware Tools run",
 	events.ProcessNotStarted:     "see path, workingDirectory and arguments, and whether the guest's user may run it",

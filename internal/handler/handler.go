@@ -1,5 +1,5 @@
 // Package handler decides what happens next: it takes a request to its end, one step after the other, so that whatever crashes, is paused or
-// lost on the way, nothing is done twice to the guest. docs/ARCHITECTURE.md tells the life of a message, docs/reliability.md the rules.
+// lost on the way, nothing is done twice to the guest. docs/develop/ARCHITECTURE.md tells the life of a message, docs/operate/reliability.md the rules.
 package handler
 
 import (

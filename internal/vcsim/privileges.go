@@ -33,7 +33,7 @@ func onRoot(privileges ...string) need { return need{root: privileges} }
 
 func onVM(privileges ...string) need { return need{vm: privileges} }
 
-// required are the calls that may be made with restricted privileges, by Call.Op, with what each needs. docs/vcenter-role.md has the sources.
+// required are the calls that may be made with restricted privileges, by Call.Op, with what each needs. docs/operate/vcenter-role.md has the sources.
 var required = map[string]need{
 	"system hello":                           onRoot("System.Anonymous"),
 	"GET ServiceInstance/content":            onRoot("System.Anonymous"),

@@ -11,7 +11,7 @@ import (
 // What each call needs stands in the simulator's table and in the document for operators; the roles that they create hold these privileges and no others.
 func TestRequiredPrivilegesAreDocumented(t *testing.T) {
 	t.Parallel()
-	const page = "../../docs/vcenter-role.md"
+	const page = "../../docs/operate/vcenter-role.md"
 	text, err := os.ReadFile(page)
 	if err != nil {
 		t.Fatal(err)

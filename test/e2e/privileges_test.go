@@ -159,7 +159,7 @@ func TestLeastRoleIsEnough(t *testing.T) {
 	}
 }
 
-// Each privilege of the roles is needed: without it a run ends, or goes on, as docs/vcenter-role.md says. What a request needs on its VM is found out
+// Each privilege of the roles is needed: without it a run ends, or goes on, as docs/operate/vcenter-role.md says. What a request needs on its VM is found out
 // before anything is changed; taken away after that, it is found by the call.
 func TestEachPrivilegeIsNeeded(t *testing.T) {
 	t.Parallel()

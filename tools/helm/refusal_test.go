@@ -61,7 +61,7 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// TestRefusalInFull holds what docs/helm.md shows of a refusal, by the schema and by the templates.
+// TestRefusalInFull holds what docs/operate/helm.md shows of a refusal, by the schema and by the templates.
 func TestRefusalInFull(t *testing.T) {
 	values, err := os.ReadFile("testdata/refused.yaml")
 	if err != nil {

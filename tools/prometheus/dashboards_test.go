@@ -102,7 +102,7 @@ var (
 	grafanas = []string{"__interval", "__rate_interval", "__range"}
 )
 
-// Every query is PromQL, uses variables that the dashboard has, and asks for metrics by labels that docs/metrics.md lists.
+// Every query is PromQL, uses variables that the dashboard has, and asks for metrics by labels that docs/operate/metrics.md lists.
 func TestDashboardQueries(t *testing.T) {
 	t.Parallel()
 	listed := listedMetrics(t)
@@ -151,7 +151,7 @@ func TestDashboardQueries(t *testing.T) {
 	}
 }
 
-// Alerts ask by labels that docs/metrics.md lists.
+// Alerts ask by labels that docs/operate/metrics.md lists.
 func TestAlertLabels(t *testing.T) {
 	t.Parallel()
 	listed := listedMetrics(t)
@@ -181,7 +181,7 @@ func checkLabels(t *testing.T, where string, expr parser.Expr, listed map[string
 		labels, ok := listed[name]
 		if !ok {
 			if labels, ok = listed[histogramPart.ReplaceAllString(name, "")]; !ok && strings.HasPrefix(name, "guestflow_") {
-				t.Errorf("%s: docs/metrics.md does not list %s", where, name)
+				t.Errorf("%s: docs/operate/metrics.md does not list %s", where, name)
 			}
 		}
 		for _, l := range append(labels, targetLabels...) {
@@ -215,14 +215,14 @@ var (
 func listedMetrics(t *testing.T) map[string][]string {
 	t.Helper()
 	all := map[string][]string{}
-	for _, row := range metricRow.FindAllStringSubmatch(string(read(t, filepath.Join(root, "docs", "metrics.md"))), -1) {
+	for _, row := range metricRow.FindAllStringSubmatch(string(read(t, filepath.Join(root, "docs", "operate", "metrics.md"))), -1) {
 		all[row[1]] = []string{}
 		for _, l := range inCode.FindAllStringSubmatch(row[2], -1) {
 			all[row[1]] = append(all[row[1]], l[1])
 		}
 	}
 	if len(all) == 0 {
-		t.Fatal("docs/metrics.md lists no metric")
+		t.Fatal("docs/operate/metrics.md lists no metric")
 	}
 	return all
 }

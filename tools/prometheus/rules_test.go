@@ -25,7 +25,7 @@ import (
 const (
 	root    = "../.."
 	tests   = "alerts_test.yaml"
-	runbook = "https://github.com/guestflow/guestflow/blob/main/docs/runbooks.md#"
+	runbook = "https://github.com/guestflow/guestflow/blob/main/docs/operate/runbooks.md#"
 )
 
 // ruleTests is the part of promtool's test files that is used here.
@@ -233,7 +233,7 @@ func TestEveryAlertIsTested(t *testing.T) {
 // Every alert says how bad it is, what it means, and where its page is; every page is of an alert.
 func TestEveryAlertHasItsPage(t *testing.T) {
 	t.Parallel()
-	page := string(read(t, filepath.Join(root, "docs", "runbooks.md")))
+	page := string(read(t, filepath.Join(root, "docs", "operate", "runbooks.md")))
 	pages := map[string]string{}
 	for _, section := range strings.Split(page, "\n## ")[1:] {
 		name, text, _ := strings.Cut(section, "\n")
@@ -255,12 +255,12 @@ func TestEveryAlertHasItsPage(t *testing.T) {
 		}
 		for _, part := range []string{"**Means**", "**Look**", "**Act**"} {
 			if !strings.Contains(pages[r.Alert], part) {
-				t.Errorf("docs/runbooks.md: %s lacks its %s", r.Alert, part)
+				t.Errorf("docs/operate/runbooks.md: %s lacks its %s", r.Alert, part)
 			}
 		}
 		delete(pages, r.Alert)
 	}
 	for name := range pages {
-		t.Errorf("docs/runbooks.md has a page for %s, which is no alert", name)
+		t.Errorf("docs/operate/runbooks.md has a page for %s, which is no alert", name)
 	}
 }
