@@ -186,7 +186,7 @@ func shortJSON(raw json.RawMessage, most int) (short json.RawMessage, wasCut boo
 		}
 	}
 	for n := most - len(`""`); n > len("…"); n /= 2 { // what has to be escaped takes room
-		if c, err := marshal(cut(string(b), n)); err == nil && len(c) <= most {
+		if c, err := marshal(Cut(string(b), n)); err == nil && len(c) <= most {
 			return c, true
 		}
 	}
@@ -222,7 +222,7 @@ func depth(v any) int {
 func trimmed(v any, text, items, levels int) any {
 	switch v := v.(type) {
 	case string:
-		return cut(v, text)
+		return Cut(v, text)
 	case []any:
 		if levels == 0 {
 			return "…"
@@ -238,7 +238,7 @@ func trimmed(v any, text, items, levels int) any {
 		}
 		o := object{}
 		for _, m := range v[:min(len(v), items)] {
-			o = o.with(cut(m.name, text), trimmed(m.value, text, items, levels-1))
+			o = o.with(Cut(m.name, text), trimmed(m.value, text, items, levels-1))
 		}
 		return o
 	}

@@ -11,8 +11,6 @@ import (
 	"testing"
 	"time"
 	"unicode/utf8"
-
-	"github.com/rs/zerolog"
 )
 
 // hostile is what a broken or hostile vCenter, guest or publisher may write into any text.
@@ -84,23 +82,12 @@ func TestWhatOthersWroteIsClean(t *testing.T) {
 	r.Run, r.N, r.VCenter, r.VM, r.Status, r.Owner.Instance = good.Run, 7, "lab", "vm-42", StatusFailed, "pod-a"
 	r.Request, r.Requested, r.Checkpoint = good.Request, json.RawMessage(`{"vm":"vm-42","timeout":null,"customize":{"spec":{"a":null,"b":[null,1]}}}`), good.Checkpoint
 	for _, mode := range []string{Structured, Binary} {
-		m, err := NewStoreJournal(nil, mode, zerolog.Nop()).message(time.Now(), 6, "owner.7", RunFailed, goldenAttrs, r)
+		h, data, err := EncodeEvent(time.Now(), RunFailed, Attributes{CorrelationID: "1", CausationID: "1"}, r, mode)
 		if err != nil {
 			t.Fatal(err)
 		}
-		e, err := readEntry(&Stored{Subject: m.Subject, Seq: 7, Header: m.Header, Data: m.Data})
-		if err != nil {
-			t.Fatal(err)
-		}
-		var doc any
-		env, err := decodeEnvelope(m.Header, m.Data)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := json.Unmarshal(env.data, &doc); err != nil {
-			t.Fatal(err)
-		}
-		each(t, "", doc)
+		e := decoded(t, h, data)
+		each(t, "", dataOf(t, h, data))
 		if got := e.Run.Error.Message; got != Clean(hostile) {
 			t.Errorf("the message is %q", got)
 		}
@@ -133,22 +120,12 @@ func each(t *testing.T, at string, v any) {
 // A rejection tells its publisher's own words back, to whoever reads rejections.
 func TestRejectionsAreClean(t *testing.T) {
 	t.Parallel()
-	m, err := rejection(Refused{VCenter: "lab", VM: "vm-42", Seq: 7}, &RejectError{Code: InvalidRequest, Field: hostile, Message: hostile}, Structured, time.Now())
+	why := &RejectError{Code: InvalidRequest, Field: hostile, Message: hostile}
+	h, data, err := EncodeRejection(Rejection{VCenter: "lab", VM: "vm-42", Seq: 7}, why, time.Now(), Structured)
 	if err != nil {
 		t.Fatal(err)
 	}
-	env, err := decodeEnvelope(m.Header, m.Data)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var doc any
-	if err := json.Unmarshal(env.data, &doc); err != nil {
-		t.Fatal(err)
-	}
-	each(t, "", doc)
-	if got := deadLetter(Refused{VCenter: "lab", Seq: 7}, &RejectError{Code: InvalidRequest, Message: hostile}).Header.Get("Guestflow-Reason"); got != Clean(got) {
-		t.Errorf("the dead letter says %q", got)
-	}
+	each(t, "", dataOf(t, h, data))
 }
 
 // JSON of vCenter is cut, not left out, and stays JSON that guestflow reads again: whatever its form.
@@ -212,14 +189,11 @@ func TestJSONIsCut(t *testing.T) {
 	for range 6 {
 		r.Error.VSphere = &VSphere{Name: "Outer", Cause: r.Error.VSphere}
 	}
-	m, err := NewStoreJournal(nil, Structured, zerolog.Nop()).message(time.Now(), 6, "owner.7", RunFailed, goldenAttrs, r)
+	h, data, err := EncodeEvent(time.Now(), RunFailed, Attributes{CorrelationID: "1", CausationID: "1"}, r, Structured)
 	if err != nil {
 		t.Fatal(err)
 	}
-	e, err := readEntry(&Stored{Header: m.Header, Data: m.Data})
-	if err != nil {
-		t.Fatal(err)
-	}
+	e := decoded(t, h, data)
 	causes := 0
 	for v := e.Run.Error.VSphere; v != nil; v = v.Cause {
 		causes++
@@ -257,12 +231,12 @@ func TestWhatIsTakenCanBeTold(t *testing.T) {
 		for _, p := range req.Asked.Processes {
 			run.Processes = append(run.Processes, Process{Name: p.Name, State: Pending})
 		}
-		m, err := NewStoreJournal(nil, Structured, zerolog.Nop()).message(time.Now(), 0, "owner.1", RunAccepted, req.Attrs, run)
+		h, data, err := EncodeEvent(time.Now(), RunAccepted, req.Attrs, run, Structured)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		e, err := readEntry(&Stored{Header: m.Header, Data: m.Data})
+		e, err := DecodeEvent(h, data)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
@@ -283,11 +257,11 @@ func TestTimesThatCannotBeWritten(t *testing.T) {
 	t.Parallel()
 	r, late := wholeRun(), time.Date(10_000, 1, 1, 0, 0, 0, 0, time.UTC)
 	r.Processes[0].StartedAt, r.Processes[0].FinishedAt, r.Customize.Guest.StartTime, r.Observed.Guest.EndTime = &late, &late, &late, &late
-	m, err := NewStoreJournal(nil, Structured, zerolog.Nop()).message(time.Now(), 6, "owner.7", RunFailed, goldenAttrs, r)
+	h, data, err := EncodeEvent(time.Now(), RunFailed, Attributes{CorrelationID: "1", CausationID: "1"}, r, Structured)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if e, err := readEntry(&Stored{Header: m.Header, Data: m.Data}); err != nil || e.Run.Processes[0].StartedAt != nil {
+	if e, err := DecodeEvent(h, data); err != nil || e.Run.Processes[0].StartedAt != nil {
 		t.Errorf("%+v, %v", e, err)
 	}
 }

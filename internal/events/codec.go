@@ -18,7 +18,6 @@ import (
 	"unicode/utf8"
 
 	"github.com/cloudevents/sdk-go/v2/event"
-	"github.com/nats-io/nats.go"
 )
 
 const (
@@ -28,6 +27,12 @@ const (
 
 	// maxAttribute bounds what a publisher's attributes add to every event of its run.
 	maxAttribute = 1024
+)
+
+// The forms in which events are written, GUESTFLOW_EVENT_MODE.
+const (
+	Structured = "structured"
+	Binary     = "binary"
 )
 
 // envelope is a CloudEvent as it was read, from whichever form: attributes by lower-case name, values as text and exactly as written (the
@@ -41,7 +46,7 @@ func (e *envelope) ref() RequestRef { return RequestRef{Source: e.attrs["source"
 
 // decodeEnvelope reads a CloudEvent 1.0 as the CloudEvents NATS protocol binding has it: structured where the content type says so; else
 // binary, where a ce-specversion header is there; else structured. The envelope is never nil: on an error it holds what could be read.
-func decodeEnvelope(h nats.Header, data []byte) (*envelope, error) {
+func decodeEnvelope(h map[string][]string, data []byte) (*envelope, error) {
 	e := &envelope{attrs: map[string]string{}}
 	headers, err := lowerHeaders(h)
 	if err != nil {
@@ -68,7 +73,7 @@ func decodeEnvelope(h nats.Header, data []byte) (*envelope, error) {
 }
 
 // lowerHeaders are the headers with their names in lower case: NATS tells letter case apart, CloudEvents and HTTP do not.
-func lowerHeaders(h nats.Header) (map[string]string, error) {
+func lowerHeaders(h map[string][]string) (map[string]string, error) {
 	lower := make(map[string]string, len(h))
 	for name, values := range h {
 		name = strings.ToLower(name)
@@ -291,7 +296,7 @@ type outgoing struct {
 }
 
 // encode writes an event in the structured or the binary form.
-func encode(o outgoing, mode string) (nats.Header, []byte, error) {
+func encode(o outgoing, mode string) (map[string][]string, []byte, error) {
 	e := event.New(event.CloudEventsVersionV1)
 	e.SetID(o.id)
 	e.SetSource(Source(o.vcenter))
@@ -318,14 +323,14 @@ func encode(o outgoing, mode string) (nats.Header, []byte, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("event %s: %w", o.id, err)
 	}
-	return nats.Header{contentType: {structuredType}}, b, nil
+	return map[string][]string{contentType: {structuredType}}, b, nil
 }
 
-func binaryHeader(e *event.Event) nats.Header {
-	h := nats.Header{}
+func binaryHeader(e *event.Event) map[string][]string {
+	h := map[string][]string{}
 	set := func(name, v string) {
 		if v != "" {
-			h.Set(attributePrefix+name, percentEncode(v))
+			h[attributePrefix+name] = []string{percentEncode(v)}
 		}
 	}
 	set("specversion", e.SpecVersion())

@@ -512,10 +512,8 @@ func (c *Conn) tooLong(r *Request) error {
 	keepFor := c.keepFor
 	c.mu.Unlock()
 	if timeout := r.Asked.Timeout.Or(DefaultTimeout); keepFor > 0 && timeout >= keepFor {
-		return invalid("timeout", "is %s, but events are kept for %s only: make it shorter, or raise the service's GUESTFLOW_EVENTS_MAX_AGE", timeout, keepFor)
+		return &RejectError{Code: InvalidRequest, Field: "timeout", Message: fmt.Sprintf(
+			"is %s, but events are kept for %s only: make it shorter, or raise the service's GUESTFLOW_EVENTS_MAX_AGE", timeout, keepFor)}
 	}
 	return nil
 }
-
-// DefaultTimeout is how long a run may take where its request does not say.
-const DefaultTimeout = time.Hour

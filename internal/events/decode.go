@@ -13,8 +13,6 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	"github.com/nats-io/nats.go"
-
 	"github.com/guestflow/guestflow/internal/custspec"
 	"github.com/guestflow/guestflow/schemas"
 )
@@ -28,7 +26,7 @@ const (
 // DecodeRequest reads a message from guestflow.requests.<vcenter>.<vm> and checks it against schemas/requested.v1.json and everything else
 // that the message alone can tell. Seq and Delivered are the caller's to set. An error is a *RejectError; the request then holds what could be
 // read, so that its publisher can be told.
-func DecodeRequest(vcenter, subject string, h nats.Header, data []byte) (*Request, error) {
+func DecodeRequest(vcenter, subject string, h map[string][]string, data []byte) (*Request, error) {
 	r := &Request{VCenter: vcenter}
 	env, err := decodeText(h, data)
 	r.VM, r.Ref, r.Attrs = identify(subject, env)
@@ -47,7 +45,7 @@ func DecodeRequest(vcenter, subject string, h nats.Header, data []byte) (*Reques
 }
 
 // decodeText is decodeEnvelope for a message as programs write it: the byte order mark that many on Windows begin a text with is passed over.
-func decodeText(h nats.Header, data []byte) (*envelope, error) {
+func decodeText(h map[string][]string, data []byte) (*envelope, error) {
 	env, err := decodeEnvelope(h, custspec.WithoutBOM(data))
 	env.data = custspec.WithoutBOM(env.data)
 	if other := custspec.UTF16(data); other != "" {
@@ -87,7 +85,7 @@ func asReject(err error) *RejectError {
 	if !errors.As(err, &reject) {
 		reject = &RejectError{Code: Internal, Message: err.Error()}
 	}
-	return reject.short()
+	return reject.Short()
 }
 
 // requestAttributes are those that a request hands on to its events: where it has no correlationid, its id takes that place.
@@ -364,8 +362,8 @@ func badSecretRef(v any, at string) string {
 	return ""
 }
 
-// cut shortens s to at most n bytes, at the end of a character.
-func cut(s string, n int) string {
+// Cut shortens s to at most n bytes, at the end of a character.
+func Cut(s string, n int) string {
 	if len(s) <= n {
 		return s
 	}
@@ -374,7 +372,7 @@ func cut(s string, n int) string {
 
 // DecodeCancel reads a message from guestflow.cancels.<vcenter>.<vm> and checks it against schemas/cancel.requested.v1.json. Seq and Delivered
 // are the caller's to set. An error is a *RejectError; what could be read comes with it.
-func DecodeCancel(vcenter, subject string, h nats.Header, data []byte) (*Cancel, error) {
+func DecodeCancel(vcenter, subject string, h map[string][]string, data []byte) (*Cancel, error) {
 	c := &Cancel{VCenter: vcenter}
 	env, err := decodeText(h, data)
 	c.VM, c.Ref, c.Attrs = identify(subject, env)

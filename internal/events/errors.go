@@ -46,17 +46,17 @@ type RejectError struct {
 }
 
 // Error says the code, the field and the reason; it never quotes a secret.
-func (e *RejectError) Error() string { return string(e.Code) + ": " + e.text() }
+func (e *RejectError) Error() string { return string(e.Code) + ": " + e.Reason() }
 
-// short is e with its words cut to what a rejection and a header hold.
-func (e *RejectError) short() *RejectError {
+// Short is e with its words cut to what a rejection and a header hold.
+func (e *RejectError) Short() *RejectError {
 	short := *e
-	short.Message, short.Field = cut(e.Message, maxReason), cut(e.Field, maxPath)
+	short.Message, short.Field = Cut(e.Message, maxReason), Cut(e.Field, maxPath)
 	return &short
 }
 
-// text is the reason, with the field that it is about.
-func (e *RejectError) text() string {
+// Reason is the message, with the field that it is about.
+func (e *RejectError) Reason() string {
 	if e.Field == "" {
 		return e.Message
 	}

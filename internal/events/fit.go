@@ -5,6 +5,18 @@ import (
 	"time"
 )
 
+const (
+	// MaxEvent is how many bytes an event has at most; run.accepted, which holds its request's data, may have MaxRequest more.
+	MaxEvent = 64 << 10
+	// MaxRequest is how many bytes a request has at most, its headers included.
+	MaxRequest = 256 << 10
+
+	maxData    = MaxEvent - 16<<10 // bytes of an event's data: the envelope has the rest, percent-encoded in the binary form
+	maxCommand = 1 << 10           // bytes of a command line
+	maxName    = 256               // bytes of a name that a guest tells, or of a field's path
+	maxMessage = 2 << 10           // bytes of a message
+)
+
 // limits are how much of other people's words an event holds.
 type limits struct{ command, message, list int }
 
@@ -107,7 +119,7 @@ func (c *cutter) json(raw json.RawMessage) json.RawMessage {
 func (c *cutter) text(s string, n int) string {
 	s = Clean(s)
 	c.cut = c.cut || len(s) > n
-	return cut(s, n)
+	return Cut(s, n)
 }
 
 func (c *cutter) name(s string) string { return c.text(s, maxName) }

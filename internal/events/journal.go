@@ -2,50 +2,23 @@ package events
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
-
-	"github.com/guestflow/guestflow/schemas"
 )
 
-// The forms in which events are written, GUESTFLOW_EVENT_MODE.
-const (
-	Structured = "structured"
-	Binary     = "binary"
-)
-
-const (
-	maxEvent   = 64 << 10          // bytes of an event, but run.accepted
-	maxData    = maxEvent - 16<<10 // bytes of its data: the envelope has the rest, percent-encoded in the binary form
-	maxCommand = 1 << 10           // bytes of a command line
-	maxName    = 256               // bytes of a name that a guest tells, or of a field's path
-	maxMessage = 2 << 10           // bytes of a message
-
-	// emptyReads is how often a refused append finds nothing behind the expected event before it believes that this event is gone: the reader
-	// may lag behind the writer for a moment.
-	emptyReads = 4
-)
+// emptyReads is how often a refused append finds nothing behind the expected event before it believes that this event is gone: the reader
+// may lag behind the writer for a moment.
+const emptyReads = 4
 
 // Journal reads and appends to the histories of VMs: the events stream, one subject tree per VM. It is safe for concurrent use.
 type Journal struct {
 	store Store
 	mode  string
 	log   teller
-}
-
-// Entry is one event of a VM's journal.
-type Entry struct {
-	Seq   uint64 // of the events stream
-	MsgID string // its Nats-Msg-Id, which holds its owner's token
-	At    time.Time
-	Kind  Kind
-	Attrs Attributes
-	Run   Run
 }
 
 // NewJournal is the journal in conn's events stream; mode is Structured or Binary.
@@ -80,15 +53,11 @@ func (j *Journal) Since(ctx context.Context) (time.Time, error) {
 }
 
 func readEntry(s *Stored) (*Entry, error) {
-	env, err := decodeEnvelope(s.Header, s.Data)
+	e, err := DecodeEvent(s.Header, s.Data)
 	if err != nil {
 		return nil, unreadable(s.Seq, err)
 	}
-	e := &Entry{Seq: s.Seq, MsgID: s.Header.Get(jetstream.MsgIDHeader), At: s.At, Kind: kindOf(env.attrs["type"]), Attrs: env.attributes()}
-	if err := json.Unmarshal(env.data, &e.Run); err != nil {
-		return nil, unreadable(s.Seq, err)
-	}
-	return e, nil
+	return &Entry{Seq: s.Seq, MsgID: s.Header.Get(jetstream.MsgIDHeader), At: s.At, Kind: e.Kind, Attrs: e.Attrs, Run: e.Run}, nil
 }
 
 // Append stores the event k of run as the next one of its VM, after the event with the sequence after (0: the VM has none yet), and returns its
@@ -164,16 +133,9 @@ func (e *StoreError) proves() bool {
 }
 
 func (j *Journal) message(at time.Time, after uint64, msgID string, k Kind, attrs Attributes, run *Run) (Message, error) {
-	data, err := fitted(k, run)
+	h, data, err := EncodeEvent(at, k, attrs, run, j.mode)
 	if err != nil {
-		return Message{}, fmt.Errorf("vm %s: event %s: %w", run.VM, k, err)
-	}
-	h, data, err := encode(outgoing{
-		id: fmt.Sprintf("%s.%d", run.Run, run.N), vcenter: run.VCenter, vm: run.VM, kind: k, time: at, attrs: attrs,
-		schema: schemas.URN(schemas.Run), data: data,
-	}, j.mode)
-	if err != nil {
-		return Message{}, err
+		return Message{}, fmt.Errorf("vm %s: %w", run.VM, err)
 	}
 	return Message{
 		Subject: EventSubject(run.VCenter, run.VM, k),

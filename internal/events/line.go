@@ -45,7 +45,7 @@ func queued(vcenter string, s *Stored) *Queued {
 // Waiting is what the stream holds for this VM: the requests in hand, those that wait, and the cancels.
 func (l *Line) Waiting(ctx context.Context, vcenter, vm string) (InLine, error) {
 	var all InLine
-	err := l.each(ctx, vcenter, vm, waitingSubject(vcenter, vm), func(s *Stored) {
+	err := l.each(ctx, vcenter, vm, QueueSubject(vcenter, vm), func(s *Stored) {
 		if s.Subject == CancelSubject(vcenter, vm) {
 			all.Cancels = append(all.Cancels, Place{Seq: s.Seq, At: s.At})
 		} else {

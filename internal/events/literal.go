@@ -182,10 +182,10 @@ func (l *literals) option(m map[string]any, at string) {
 	text, is := value.(string)
 	switch lower := strings.ToLower(key); {
 	case !is && custspec.NamesSecret(key) && isLiteral(value):
-		l.add(at, "the value of "+cut(key, 80))
+		l.add(at, "the value of "+Cut(key, 80))
 	case !is:
 	case custspec.NamesSecret(key) && custspec.SecretValue(text):
-		l.add(at, "the value of "+cut(key, 80))
+		l.add(at, "the value of "+Cut(key, 80))
 	case strings.HasSuffix(lower, "userdata"), strings.HasSuffix(lower, "metadata"):
 		l.add(at, custspec.InUserData(text))
 	default:
@@ -205,7 +205,7 @@ func (l *literals) process(process map[string]any, at string) {
 		switch {
 		case !is:
 		case custspec.NamesSecret(name) && custspec.SecretValue(value):
-			l.add(at+".run.environment."+name, "the value of "+cut(name, 80))
+			l.add(at+".run.environment."+name, "the value of "+Cut(name, 80))
 		default:
 			l.add(at+".run.environment."+name, custspec.InValue(value))
 		}

@@ -28,8 +28,19 @@ func (p Place) Before(q Place) bool { return p.Seq < q.Seq && !p.At.After(q.At) 
 // Replaces reports whether p, which the stream holds, proves that what stood at q has left: it was stored later, at no later place, so the stream lost its
 // end or was made anew, and goes on with the same sequences.
 func (p Place) Replaces(q Place) bool {
-	return p.Seq == q.Seq && p.At.After(q.At) || p.Seq < q.Seq && p.At.After(q.At.Add(clockSkew))
+	return p.Seq == q.Seq && p.At.After(q.At) || p.Seq < q.Seq && p.At.After(q.At.Add(ClockSkew))
 }
+
+// Queued is a request that is still in the requests stream.
+type Queued struct {
+	Seq uint64
+	At  time.Time  // when the stream stored it
+	Ref RequestRef // zero where the message cannot be read
+	Run string     // its run's ID, "" where the message cannot be read
+}
+
+// Place is where it stands.
+func (q *Queued) Place() Place { return Place{Seq: q.Seq, At: q.At} }
 
 // InLine is what the requests stream holds for a VM, as one read of it after the other has it. A read may be older than the truth, so what is not
 // here proves nothing by itself; see Reaches.
@@ -47,55 +58,5 @@ func (w InLine) Holds(run string) bool {
 	return slices.ContainsFunc(w.Requests, func(q Queued) bool { return q.Run == run || q.Run == "" })
 }
 
-// StreamView is what one answer of a server says of a stream, all of it at one moment. It may be older than the truth.
-type StreamView struct {
-	Made        time.Time // when the stream was made
-	First, Last uint64    // sequences; First is Last + 1 where it is empty
-	LastAt      time.Time // when Last was stored
-	Messages    uint64
-	Removed     []uint64 // between First and Last, ascending
-	Detailed    bool     // Removed was asked for
-}
-
-// Verdict is what a view tells of a message.
-type Verdict int
-
-// What a view tells of a message.
-const (
-	NotSeen Verdict = iota // the view may be older than the message
-	Held                   // it is there
-	Gone                   // it was there, and is no longer
-	Unclear                // only the details tell
-)
-
-// clockSkew is how far the clocks of a cluster's servers may be apart: each leader stamps what it stores.
-const clockSkew = time.Minute
-
-// Of tells what became of the message at p. It is Gone only where this one view has seen its sequence and does not hold it, in the stream that it was
-// stored in, or where the view is of a stream that was made after it was stored. Two reads, or five that agree, prove nothing: all of them may come
-// from a server that has not caught up.
-func (v StreamView) Of(p Place) Verdict {
-	switch {
-	case !v.Made.Equal(p.Stream) && v.Made.After(p.At):
-		return Gone // with its stream
-	case !p.Stream.IsZero() && v.Made.Before(p.Stream):
-		return NotSeen // a view of the stream that was there before
-	case v.Last < p.Seq && v.LastAt.After(p.At.Add(clockSkew)):
-		return Gone // a later message under an earlier sequence: the stream lost its end
-	case v.Last < p.Seq:
-		return NotSeen
-	case p.Seq < v.First:
-		return Gone
-	case v.Messages == v.Last-v.First+1:
-		return Held
-	case !v.Detailed:
-		return Unclear
-	}
-	if _, removed := slices.BinarySearch(v.Removed, p.Seq); removed {
-		return Gone
-	}
-	return Held
-}
-
-// Place is where it stands.
-func (q *Queued) Place() Place { return Place{Seq: q.Seq, At: q.At} }
+// ClockSkew is how far the clocks of a cluster's servers may be apart: each leader stamps what it stores.
+const ClockSkew = time.Minute

@@ -15,8 +15,6 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-
-	"github.com/guestflow/guestflow/schemas"
 )
 
 // Refused is a message that is refused, as the stream delivered it.
@@ -51,7 +49,7 @@ const keepTime = 30 * time.Second
 // Where only dead letters cannot, and events can, a message is refused without one after a while, and its rejection says so: junk must not keep good
 // requests from their runs, and its publisher has it.
 func (c *Conn) Reject(ctx context.Context, m Refused, why *RejectError) error {
-	why = why.short()
+	why = why.Short()
 	w := newWaiter(c.log, m.VCenter, m.VM, "keep a dead letter")
 	defer w.done()
 	for why.Code != NothingToCancel { // a cancel that came too late is nothing to look into
@@ -170,7 +168,8 @@ const (
 	natsPrefix     = "nats-"
 	ownPrefix      = "guestflow-"
 	originalPrefix = "Guestflow-Original-"
-	maxDropped     = 8 // names of headers that found no room
+	maxDropped     = 8   // names of headers that found no room
+	maxHeaderName  = 512 // bytes of such a name
 )
 
 // deadLetter is the message as it came, with why it was refused. Headers that mean something to the server, or to its clients (they
@@ -188,7 +187,7 @@ func deadLetter(m Refused, why *RejectError) *nats.Msg {
 	// The smallest first, so that what finds no room is the largest.
 	for _, name := range slices.SortedFunc(maps.Keys(m.Header), func(a, b string) int { return cmp.Or(size(a)-size(b), strings.Compare(a, b)) }) {
 		if room -= size(name); room < 0 {
-			h.Add("Guestflow-Dropped-Header", cut(oneLine(name), maxPath))
+			h.Add("Guestflow-Dropped-Header", Cut(oneLine(name), maxHeaderName))
 			if len(h["Guestflow-Dropped-Header"]) == maxDropped {
 				break
 			}
@@ -202,7 +201,7 @@ func deadLetter(m Refused, why *RejectError) *nats.Msg {
 		h[kept] = append(h[kept], m.Header[name]...)
 	}
 	h.Set("Guestflow-Code", string(why.Code))
-	h.Set("Guestflow-Reason", oneLine(why.text()))
+	h.Set("Guestflow-Reason", oneLine(why.Reason()))
 	h.Set("Guestflow-Subject", m.Subject)
 	h.Set("Guestflow-Sequence", strconv.FormatUint(m.Seq, 10))
 	h.Set(jetstream.MsgIDHeader, m.msgID("deadletter"))
@@ -216,40 +215,21 @@ func deadLetter(m Refused, why *RejectError) *nats.Msg {
 		h.Set("Guestflow-Sha256", hex.EncodeToString(sum[:]))
 		data = nil
 	}
-	return &nats.Msg{Subject: DeadletterSubject(m.VCenter, vmToken(m.VM)), Header: h, Data: data}
+	return &nats.Msg{Subject: DeadletterSubject(m.VCenter, m.VM), Header: h, Data: data}
 }
 
 // rejection is the event that tells a publisher that its message was refused. It is in no VM's journal.
 func rejection(m Refused, why *RejectError, mode string, at time.Time) (*nats.Msg, error) {
-	run := Run{VCenter: m.VCenter, VM: m.VM, Status: StatusRejected, Error: &Error{
-		Code: why.Code, Message: why.text(), Field: why.Field, Retryable: why.Code == Expired,
-	}}
-	if m.Ref != (RequestRef{}) {
-		run.Request = &m.Ref
-	}
-	data, err := marshal((&cutter{limits: limitsOf[0]}).run(&run))
+	header, data, err := EncodeRejection(Rejection{VCenter: m.VCenter, VM: m.VM, Seq: m.Seq, Ref: m.Ref, Attrs: m.Attrs}, why, at, mode)
 	if err != nil {
 		return nil, err
 	}
-	h, data, err := encode(outgoing{
-		id: fmt.Sprintf("rejected.%d", m.Seq), vcenter: m.VCenter, vm: m.VM, kind: KindRejected, time: at, attrs: m.Attrs,
-		schema: schemas.URN(schemas.Run), data: data,
-	}, mode)
-	if err != nil {
-		return nil, err
-	}
+	h := nats.Header(header)
 	if why.Standing != nil { // the server compares, as it does for an append
 		h = appendHeader(h, "", *why.Standing, History(m.VCenter, m.VM))
 	}
 	h.Set(jetstream.MsgIDHeader, m.msgID("rejected"))
-	return &nats.Msg{Subject: RejectionSubject(m.VCenter, vmToken(m.VM)), Header: h, Data: data}, nil
-}
-
-func vmToken(vm string) string {
-	if vm == "" {
-		return "_"
-	}
-	return vm
+	return &nats.Msg{Subject: RejectionSubject(m.VCenter, m.VM), Header: h, Data: data}, nil
 }
 
 // tooLarge reports whether a message was refused for its size.

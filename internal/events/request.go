@@ -33,6 +33,9 @@ type Request struct {
 	Warnings  []Remark        // what vCenter may refuse or pass over of the spec
 }
 
+// DefaultTimeout is how long a run may take where its request does not say.
+const DefaultTimeout = time.Hour
+
 // Asked is the data of a request, see schemas/requested.v1.json. A section that is absent is a step not done.
 type Asked struct {
 	VM        string          `json:"vm"`
@@ -143,20 +146,6 @@ func (t *AskedText) UnmarshalJSON(b []byte) error {
 	err := json.Unmarshal(b, &secret)
 	t.SecretRef, t.Key = secret.SecretRef, secret.Key
 	return err
-}
-
-// Mark names one stored event: its stream sequence, which a journal that lost its tail may use again, and its message ID, which is never used again.
-type Mark struct {
-	Seq   uint64
-	MsgID string
-}
-
-// Queued is a request that is still in the requests stream.
-type Queued struct {
-	Seq uint64
-	At  time.Time  // when the stream stored it
-	Ref RequestRef // zero where the message cannot be read
-	Run string     // its run's ID, "" where the message cannot be read
 }
 
 // Cancel is a decoded cancel.requested event.

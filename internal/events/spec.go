@@ -36,7 +36,7 @@ func checkSpec(customize map[string]any, problems []schemas.Problem) ([]schemas.
 func Remarks(warnings []custspec.Finding) []Remark {
 	var remarks []Remark
 	for _, w := range warnings {
-		remarks = append(remarks, Remark{Code: w.Code, Message: cut(w.Message, maxPath), Field: cut(w.Field, maxPath)})
+		remarks = append(remarks, Remark{Code: w.Code, Message: Cut(w.Message, maxPath), Field: Cut(w.Field, maxPath)})
 	}
 	return remarks
 }

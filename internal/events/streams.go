@@ -13,9 +13,8 @@ import (
 )
 
 const (
-	maxRequest = 256 << 10 // bytes of a request, its headers included
 	// maxStored is what the other streams must be able to take: run.accepted holds its request, a dead letter the message and why it was refused.
-	maxStored       = maxRequest + maxEvent
+	maxStored       = MaxRequest + MaxEvent
 	duplicateWindow = 2 * time.Minute
 
 	// ownedKey marks the streams and consumers that guestflow made: only those it changes.
@@ -152,7 +151,7 @@ func (s Streams) streams(vcenters []string) []streamNeed {
 		r.Name, r.Description = RequestsStream(vcenter), "guestflow: requests and cancels that are not finished yet, vCenter "+vcenter
 		r.Subjects = []string{RequestSubject(vcenter, "*"), CancelSubject(vcenter, "*")}
 		r.Retention, r.Discard, r.DiscardNewPerSubject = jetstream.WorkQueuePolicy, jetstream.DiscardNew, true
-		r.MaxMsgsPerSubject, r.MaxMsgSize = int64(max(s.QueuePerVM, 1)), maxRequest
+		r.MaxMsgsPerSubject, r.MaxMsgSize = int64(max(s.QueuePerVM, 1)), MaxRequest
 		needs = append(needs, streamNeed{StreamConfig: r, covers: r.Subjects, keepsAll: true})
 	}
 	return needs

@@ -1,6 +1,7 @@
 package events
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/base32"
 	"regexp"
@@ -39,8 +40,8 @@ func RequestSubject(vcenter, vm string) string { return "guestflow.requests." + 
 // CancelSubject is where cancels for vm are published: "guestflow.cancels.lab.vm-42".
 func CancelSubject(vcenter, vm string) string { return "guestflow.cancels." + vcenter + "." + vm }
 
-// waitingSubject is the filter over the requests and the cancels for vm, in its vCenter's requests stream.
-func waitingSubject(vcenter, vm string) string { return "guestflow.*." + vcenter + "." + vm }
+// QueueSubject is the filter over the requests and the cancels for vm, in its vCenter's requests stream: "guestflow.*.lab.vm-42".
+func QueueSubject(vcenter, vm string) string { return "guestflow.*." + vcenter + "." + vm }
 
 // EventSubject is where an event of kind k is published: "guestflow.events.lab.vm-42.run.accepted".
 func EventSubject(vcenter, vm string, k Kind) string {
@@ -53,12 +54,15 @@ func EventSubject(vcenter, vm string, k Kind) string {
 // of the filter: two writers that say the same with other words are both told "stored".
 func History(vcenter, vm string) string { return "guestflow.events." + vcenter + "." + vm + ".>" }
 
-// RejectionSubject is where the refusal of a message is told. vm is "_" where the message's subject names no VM.
-func RejectionSubject(vcenter, vm string) string { return "guestflow.rejections." + vcenter + "." + vm }
+// RejectionSubject is where the refusal of a message is told: "guestflow.rejections.lab.vm-42", or "guestflow.rejections.lab._" where the message's
+// subject names no VM and vm is empty.
+func RejectionSubject(vcenter, vm string) string {
+	return "guestflow.rejections." + vcenter + "." + cmp.Or(vm, "_")
+}
 
-// DeadletterSubject is where a refused message is kept. vm is "_" where the message's subject names no VM.
+// DeadletterSubject is where a refused message is kept, as RejectionSubject.
 func DeadletterSubject(vcenter, vm string) string {
-	return "guestflow.deadletters." + vcenter + "." + vm
+	return "guestflow.deadletters." + vcenter + "." + cmp.Or(vm, "_")
 }
 
 // Type is the CloudEvents type of a kind: "io.guestflow.customization.run.accepted.v1".
@@ -69,8 +73,8 @@ const (
 	typeSuffix = ".v1"
 )
 
-// kindOf is the reverse of Type; "" where the type is not one of guestflow's.
-func kindOf(typ string) Kind {
+// KindOf is the reverse of Type; "" where the type is not one of guestflow's.
+func KindOf(typ string) Kind {
 	k, ok := strings.CutPrefix(typ, typePrefix)
 	if !ok {
 		return ""

@@ -75,7 +75,7 @@ func (c *Conn) Troubles(ctx context.Context) ([]Trouble, error) {
 	all := c.Waits()
 	if most := c.nc.MaxPayload(); most < maxStored {
 		all = append(all, Trouble{Reason: SmallPayload, What: fmt.Sprintf(
-			"the server takes messages of %d bytes (max_payload), and an event may have %d, run.accepted %d: requests whose events are larger are refused", most, maxEvent, maxStored),
+			"the server takes messages of %d bytes (max_payload), and an event may have %d, run.accepted %d: requests whose events are larger are refused", most, MaxEvent, maxStored),
 			Cure: "set max_payload to 1MB, its default, in the configuration of every server, and reload them"})
 	}
 	vcenters := slices.Sorted(maps.Keys(s.MaxInFlight))
