@@ -100,7 +100,7 @@ func (p *progress) line(now time.Time) string {
 			who = h.run.VM
 		}
 		part := strings.TrimSpace(flat(who) + " " + h.step)
-		if c := h.run.Customize; h.step == "customize" && c != nil && c.Progress != nil {
+		if c := h.run.Customize; h.step == events.StepCustomize && c != nil && c.Progress != nil {
 			if len(p.runs) == 1 {
 				part += " " + bar(*c.Progress)
 			}
@@ -134,20 +134,13 @@ func bar(percent int) string {
 
 // stepOf is the step that a run is in.
 func stepOf(r *events.Run) string {
-	in := func(s events.State) bool { return !s.Ended() }
-	switch {
-	case r.Check != nil && in(r.Check.State):
-		return "check"
-	case r.Customize != nil && in(r.Customize.State):
-		return "customize"
-	case r.Network != nil && in(r.Network.State):
-		return "network"
-	case r.Verify != nil && in(r.Verify.State):
-		return "verify"
-	}
-	for _, p := range r.Processes {
-		if in(p.State) {
-			return "process " + flat(p.Name)
+	for _, s := range r.Steps() {
+		switch {
+		case s.State.Ended():
+		case s.Process != "":
+			return s.Name + " " + flat(s.Process)
+		default:
+			return s.Name
 		}
 	}
 	return ""

@@ -188,39 +188,46 @@ func sinceWords(v standing, now time.Time) string {
 
 // steps writes every step of a run.
 func (c *cli) steps(r *events.Run) {
-	step := func(name string, state events.State, text string) {
-		if text = flat(text); text != "" {
-			text = strings.Repeat(" ", max(12-len(state), 1)) + text
+	for _, s := range r.Steps() {
+		text := flat(stepWords(r, s))
+		if text != "" {
+			text = strings.Repeat(" ", max(12-len(*s.State), 1)) + text
 		}
-		c.say("  %s %s%s", c.paint(dim, fmt.Sprintf("%-10s", name)), c.paint(stateColour(state), string(state)), text)
-	}
-	if s := r.Check; s != nil {
-		step("check", s.State, s.Status)
-		for _, line := range c.remarks(s) {
-			c.say("  %10s %s", "", line)
+		c.say("  %s %s%s", c.paint(dim, fmt.Sprintf("%-10s", s.Name)), c.paint(stateColour(*s.State), string(*s.State)), text)
+		if s.Name == events.StepCheck {
+			for _, line := range c.remarks(r.Check) {
+				c.say("  %10s %s", "", line)
+			}
 		}
 	}
-	if s := r.Customize; s != nil {
-		at := *s
-		if s.State.Ended() {
+}
+
+// stepWords is what there is to say of a step beside its state.
+func stepWords(r *events.Run, s events.Step) string {
+	switch s.Name {
+	case events.StepCheck:
+		return r.Check.Status
+	case events.StepCustomize:
+		at, guest := *r.Customize, ""
+		if at.State.Ended() {
 			at.State = "" // it is said already
 		}
-		guest := ""
-		if s.Guest != nil {
-			guest = s.Guest.Error
+		if at.Guest != nil {
+			guest = at.Guest.Error
 		}
-		step("customize", s.State, list(strings.TrimSuffix(customizeWords(&at), ", "), guest))
+		return list(strings.TrimSuffix(customizeWords(&at), ", "), guest)
+	case events.StepNetwork:
+		return list(r.Network.Task, r.Network.Reason)
+	case events.StepVerify:
+		return verifyWords(r.Verify)
+	case events.StepProcess:
+		for i := range r.Processes {
+			if p := &r.Processes[i]; p.Name == s.Process {
+				return processWords(p)
+			}
+		}
 	}
-	if s := r.Network; s != nil {
-		step("network", s.State, list(s.Task, s.Reason))
-	}
-	if s := r.Verify; s != nil {
-		step("verify", s.State, verifyWords(s))
-	}
-	for i := range r.Processes {
-		p := &r.Processes[i]
-		step("process", p.State, processWords(p))
-	}
+	return ""
 }
 
 func (c *cli) statusOfAll(ctx context.Context, only []string) error {
@@ -324,7 +331,7 @@ func inShort(v standing) string {
 	switch {
 	case r.FinishedAt == nil:
 		step := v.Step
-		if c := r.Customize; v.Step == "customize" && c != nil && c.Progress != nil {
+		if c := r.Customize; v.Step == events.StepCustomize && c != nil && c.Progress != nil {
 			step += fmt.Sprintf(" %d %%", *c.Progress)
 		}
 		if r.Waiting != "" {

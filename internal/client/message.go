@@ -254,18 +254,17 @@ func (m *Message) Sections() ([]string, error) {
 	if err := json.Unmarshal(m.Asked, &asked); err != nil {
 		return nil, err
 	}
+	var run events.Run
+	run.Plan(&asked)
 	var names []string
-	if asked.Customize != nil {
-		names = append(names, "customize")
-	}
-	if asked.Network != nil {
-		names = append(names, "network")
-	}
-	if asked.Verify == nil && asked.Customize != nil || asked.Verify != nil && !asked.Verify.Off {
-		names = append(names, "verify")
-	}
-	for _, p := range asked.Processes {
-		names = append(names, "process "+p.Name)
+	for _, s := range run.Steps() {
+		switch s.Name {
+		case events.StepCheck:
+		case events.StepProcess:
+			names = append(names, s.Name+" "+s.Process)
+		default:
+			names = append(names, s.Name)
+		}
 	}
 	return names, nil
 }

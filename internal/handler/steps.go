@@ -89,19 +89,7 @@ func (r *run) accept() {
 	now := stamp(time.Now())
 	deadline := now.Add(r.asked.Timeout.Or(events.DefaultTimeout))
 	r.state.AcceptedAt, r.state.Deadline = &now, &deadline
-	r.state.Check = &events.Check{State: events.Pending}
-	if r.asked.Customize != nil {
-		r.state.Customize = &events.Customize{State: events.Pending}
-	}
-	if r.asked.Network != nil {
-		r.state.Network = &events.Network{State: events.Pending}
-	}
-	if v := r.asked.Verify; v == nil && r.asked.Customize != nil || v != nil && !v.Off {
-		r.state.Verify = &events.Verify{State: events.Pending}
-	}
-	for _, p := range r.asked.Processes {
-		r.state.Processes = append(r.state.Processes, events.Process{Name: p.Name, State: events.Pending})
-	}
+	r.state.Plan(r.asked)
 }
 
 // current is the step that the run stands in: the first that has not succeeded.
@@ -119,23 +107,8 @@ func (r *run) current() *step {
 
 // closeSteps gives every step that has not ended its last state: last for the one that the run ended in, skipped for those behind it.
 func (r *run) closeSteps(last events.State) {
-	if r.state.Check == nil {
-		return
-	}
-	states := []*events.State{&r.state.Check.State}
-	if r.state.Customize != nil {
-		states = append(states, &r.state.Customize.State)
-	}
-	if r.state.Network != nil {
-		states = append(states, &r.state.Network.State)
-	}
-	if r.state.Verify != nil {
-		states = append(states, &r.state.Verify.State)
-	}
-	for i := range r.state.Processes {
-		states = append(states, &r.state.Processes[i].State)
-	}
-	for _, s := range states {
+	for _, step := range r.state.Steps() {
+		s := step.State
 		switch {
 		case s.Ended():
 			if *s == events.Failed || *s == events.Canceled {
