@@ -8,7 +8,6 @@ import (
 	"go/parser"
 	"go/token"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -85,25 +84,27 @@ func read(t *testing.T, file string) string {
 // constants are the values of the contract's words of a type in events, such as Kind and Code.
 func constants(t *testing.T, typ string) []string {
 	t.Helper()
-	file, err := parser.ParseFile(token.NewFileSet(), filepath.Join("..", "internal", "events", "run.go"), nil, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
 	var all []string
-	ast.Inspect(file, func(n ast.Node) bool {
-		if spec, ok := n.(*ast.ValueSpec); ok {
-			if name, ok := spec.Type.(*ast.Ident); ok && name.Name == typ {
-				value, err := strconv.Unquote(spec.Values[0].(*ast.BasicLit).Value)
-				if err != nil {
-					t.Fatal(err)
-				}
-				all = append(all, value)
-			}
+	for _, file := range glob(t, "../internal/events/*.go") {
+		parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, 0)
+		if err != nil {
+			t.Fatal(err)
 		}
-		return true
-	})
+		ast.Inspect(parsed, func(n ast.Node) bool {
+			if spec, ok := n.(*ast.ValueSpec); ok {
+				if name, ok := spec.Type.(*ast.Ident); ok && name.Name == typ {
+					value, err := strconv.Unquote(spec.Values[0].(*ast.BasicLit).Value)
+					if err != nil {
+						t.Fatal(err)
+					}
+					all = append(all, value)
+				}
+			}
+			return true
+		})
+	}
 	if len(all) < 10 {
-		t.Fatalf("only %d constants of type %s in internal/events/run.go", len(all), typ)
+		t.Fatalf("only %d constants of type %s in internal/events", len(all), typ)
 	}
 	slices.Sort(all)
 	return all

@@ -6,6 +6,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -23,23 +24,12 @@ import (
 // root is the module's, seen from this package.
 const root = "../.."
 
-// places are the folders that docs/develop/coverage.md calls by their last name. Others it calls by their path.
-var places = map[string]string{"app": "internal/app", "events": "internal/events", "handler": "internal/handler", "memstore": "internal/events/memstore",
-	"natstest": "internal/events/natstest", "tracing": "internal/tracing", "vcapi": "internal/vcapi", "vcsim": "internal/vcsim", "consumer": "cmd/consumer",
-	"e2e": "test/e2e", "custspec": "internal/custspec"}
-
-func place(name string) string {
-	first, rest, _ := strings.Cut(name, "/")
-	if at, ok := places[first]; ok {
-		first = at
-	}
-	return filepath.Join(root, first, rest)
-}
+const coveragePage = "docs/develop/coverage.md"
 
 // row is a row of one of the document's tables.
 type row struct {
-	line              int
-	what, code, tests string
+	line        int
+	what, tests string
 }
 
 var (
@@ -50,7 +40,7 @@ var (
 // tables are the document's rows by the heading that they stand under.
 func tables(t *testing.T) map[string][]row {
 	t.Helper()
-	page, err := os.ReadFile(filepath.Join(root, "docs/develop/coverage.md"))
+	page, err := os.ReadFile(filepath.Join(root, coveragePage))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,123 +53,87 @@ func tables(t *testing.T) map[string][]row {
 			continue
 		}
 		cells := strings.Split(strings.ReplaceAll(strings.Trim(line, "| "), `\|`, "\x00"), " | ")
-		if len(cells) != 3 {
-			t.Errorf("docs/develop/coverage.md:%d has %d cells, want what, code, test", i+1, len(cells))
+		if len(cells) != 2 {
+			t.Errorf("%s:%d has %d cells, want what, test", coveragePage, i+1, len(cells))
 			continue
 		}
-		all[heading] = append(all[heading], row{i + 1, cells[0], cells[1], cells[2]})
+		all[heading] = append(all[heading], row{i + 1, cells[0], cells[1]})
 	}
 	return all
 }
 
-// source is what a folder's Go files declare.
-type source struct {
+// tested is what the test files of the folders of one name have.
+type tested struct {
 	tests    map[string]bool
-	literals strings.Builder            // of its tests: the names of subtests are among them
-	declared map[string]map[string]bool // by file
+	literals strings.Builder // the names of subtests are among them
 }
 
-// read parses a folder.
-func read(t *testing.T, folder string) *source {
+// testsByFolder are the tests of this module by the last name of their folder, as the page names them.
+func testsByFolder(t *testing.T) map[string]*tested {
 	t.Helper()
-	s := &source{tests: map[string]bool{}, declared: map[string]map[string]bool{}}
-	files, err := filepath.Glob(filepath.Join(folder, "*.go"))
+	all := map[string]*tested{}
+	err := filepath.WalkDir(root, func(file string, d fs.DirEntry, err error) error {
+		switch name := d.Name(); {
+		case err != nil:
+			return err
+		case d.IsDir() && (name == ".git" || name == "tools" || name == "testdata"):
+			return filepath.SkipDir
+		case d.IsDir() || !strings.HasSuffix(name, "_test.go"):
+			return nil
+		}
+		folder := filepath.Base(filepath.Dir(file))
+		if all[folder] == nil {
+			all[folder] = &tested{tests: map[string]bool{}}
+		}
+		return all[folder].add(file)
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, file := range files {
-		parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		isTest, names := strings.HasSuffix(file, "_test.go"), map[string]bool{}
-		ast.Inspect(parsed, func(n ast.Node) bool {
-			switch n := n.(type) {
-			case *ast.FuncDecl:
-				names[n.Name.Name] = true
-				if isTest && n.Recv == nil {
-					s.tests[n.Name.Name] = true
-				}
-			case *ast.TypeSpec:
-				names[n.Name.Name] = true
-			case *ast.ValueSpec:
-				for _, name := range n.Names {
-					names[name.Name] = true
-				}
-			case *ast.Field:
-				for _, name := range n.Names {
-					names[name.Name] = true
-				}
-			case *ast.BasicLit:
-				if said, err := strconv.Unquote(n.Value); err == nil && isTest {
-					s.literals.WriteString(said + "\n")
-				}
-			}
-			return true
-		})
-		s.declared[filepath.Base(file)] = names
-	}
-	return s
+	return all
 }
 
-// docs/develop/coverage.md is true: each row says where something is and what tests it, and all that it names is there.
+// add parses a test file.
+func (s *tested) add(file string) error {
+	parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, 0)
+	if err != nil {
+		return err
+	}
+	ast.Inspect(parsed, func(n ast.Node) bool {
+		switch n := n.(type) {
+		case *ast.FuncDecl:
+			if n.Recv == nil {
+				s.tests[n.Name.Name] = true
+			}
+		case *ast.BasicLit:
+			if said, err := strconv.Unquote(n.Value); err == nil {
+				s.literals.WriteString(said + "\n")
+			}
+		}
+		return true
+	})
+	return nil
+}
+
+// docs/develop/coverage.md is true: each row says what tests it, and these tests are there.
 func TestCoverageNamesWhatIsThere(t *testing.T) {
 	t.Parallel()
-	sources := map[string]*source{}
-	of := func(folder string) *source {
-		if sources[folder] == nil {
-			sources[folder] = read(t, folder)
-		}
-		return sources[folder]
-	}
+	folders := testsByFolder(t)
 	all, untested := 0, 0
 	for heading, rows := range tables(t) {
 		all += len(rows)
 		for _, r := range rows {
-			wrong := func(format string, args ...any) {
-				t.Errorf("docs/develop/coverage.md:%d (%s): %s", r.line, heading, fmt.Sprintf(format, args...))
-			}
-			code := quoted.FindAllStringSubmatch(r.code, -1)
-			if len(code) == 0 {
-				wrong("it does not say where")
-			}
-			for _, at := range code {
-				words := strings.Fields(at[1])
-				file := place(words[0])
-				content, err := os.ReadFile(file)
-				if err != nil {
-					wrong("%v", err)
-					continue
-				}
-				for _, name := range words[1:] {
-					declared := strings.Contains(string(content), name)
-					if strings.HasSuffix(file, ".go") {
-						declared = of(filepath.Dir(file)).declared[filepath.Base(file)][name]
-					}
-					if !declared {
-						wrong("%s declares no %s", words[0], name)
-					}
-				}
-			}
-			tests := quoted.FindAllStringSubmatch(r.tests, -1)
+			where := fmt.Sprintf("%s:%d (%s)", coveragePage, r.line, heading)
+			names := quoted.FindAllStringSubmatch(r.tests, -1)
 			if strings.Contains(r.tests, "no test") {
 				untested++
 				t.Logf("%s: %s: %s", heading, r.what, r.tests)
-			} else if len(tests) == 0 {
-				wrong("it names no test; where there is none say: no test")
+			} else if len(names) == 0 {
+				t.Errorf("%s: it names no test; where there is none say: no test", where)
 			}
-			for _, name := range tests {
-				parts := testName.FindStringSubmatch(name[1])
-				if parts == nil {
-					wrong("%q is not package.TestName or package.TestName/subtest", name[1])
-					continue
-				}
-				s := of(place(parts[1]))
-				if !s.tests[parts[2]] {
-					wrong("there is no test %s in %s", parts[2], parts[1])
-				}
-				if parts[3] != "" && !strings.Contains(s.literals.String(), parts[3]) {
-					wrong("the tests of %s do not name %q", parts[1], parts[3])
+			for _, name := range names {
+				if wrong := missing(folders, name[1]); wrong != "" {
+					t.Errorf("%s: %s", where, wrong)
 				}
 			}
 		}
@@ -187,12 +141,28 @@ func TestCoverageNamesWhatIsThere(t *testing.T) {
 	t.Logf("%d rows, of which %d have no test, or none of a part", all, untested)
 }
 
+// missing says what is not there of folder.TestName or folder.TestName/subtest; "" where all of it is.
+func missing(folders map[string]*tested, name string) string {
+	parts := testName.FindStringSubmatch(name)
+	if parts == nil {
+		return fmt.Sprintf("%q is not package.TestName or package.TestName/subtest", name)
+	}
+	s := folders[parts[1]]
+	if s == nil || !s.tests[parts[2]] {
+		return fmt.Sprintf("there is no test %s in %s", parts[2], parts[1])
+	}
+	if parts[3] != "" && !strings.Contains(s.literals.String(), parts[3]) {
+		return fmt.Sprintf("the tests of %s do not name %q", parts[1], parts[3])
+	}
+	return ""
+}
+
 // Whoever adds something to the contract adds its row.
 func TestCoverageIsComplete(t *testing.T) {
 	t.Parallel()
 	all := tables(t)
 	for heading, want := range map[string][]string{
-		"Errors of REST": keys(t, "internal/vcapi/fault.go", "restKinds"),
+		"Errors of REST": keys(t, "internal/vcapi", "restKinds"),
 		"Kinds":          constants(t, "Kind"),
 		"error.code":     constants(t, "Code"),
 		"Event data":     slices.Concat(fields(t, schemas.Run), constants(t, "Status"), constants(t, "State"), constants(t, "Waiting")),
@@ -211,7 +181,7 @@ func TestCoverageIsComplete(t *testing.T) {
 		}
 		for _, name := range want {
 			if !named[name] {
-				t.Errorf("docs/develop/coverage.md has no row for `%s` under %q", name, heading)
+				t.Errorf("%s has no row for `%s` under %q", coveragePage, name, heading)
 			}
 		}
 	}
@@ -220,7 +190,7 @@ func TestCoverageIsComplete(t *testing.T) {
 // constants are the values of the constants of a type of package events.
 func constants(t *testing.T, typ string) (values []string) {
 	t.Helper()
-	inFile(t, "internal/events/run.go", func(n ast.Node) {
+	inFolder(t, "internal/events", func(n ast.Node) {
 		spec, ok := n.(*ast.ValueSpec)
 		if !ok {
 			return
@@ -236,9 +206,9 @@ func constants(t *testing.T, typ string) (values []string) {
 }
 
 // keys are those of a map.
-func keys(t *testing.T, file, name string) (all []string) {
+func keys(t *testing.T, folder, name string) (all []string) {
 	t.Helper()
-	inFile(t, file, func(n ast.Node) {
+	inFolder(t, folder, func(n ast.Node) {
 		spec, ok := n.(*ast.ValueSpec)
 		if !ok || spec.Names[0].Name != name {
 			return
@@ -250,13 +220,23 @@ func keys(t *testing.T, file, name string) (all []string) {
 	return all
 }
 
-func inFile(t *testing.T, file string, fn func(ast.Node)) {
+// inFolder walks a folder's Go files, but its tests.
+func inFolder(t *testing.T, folder string, fn func(ast.Node)) {
 	t.Helper()
-	parsed, err := parser.ParseFile(token.NewFileSet(), filepath.Join(root, file), nil, 0)
+	files, err := filepath.Glob(filepath.Join(root, folder, "*.go"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	ast.Inspect(parsed, func(n ast.Node) bool { fn(n); return true })
+	for _, file := range files {
+		if strings.HasSuffix(file, "_test.go") {
+			continue
+		}
+		parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ast.Inspect(parsed, func(n ast.Node) bool { fn(n); return true })
+	}
 }
 
 func text(e ast.Expr) string {
