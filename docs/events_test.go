@@ -201,11 +201,11 @@ func (s *stage) play() {
 	guest.Configure(func(g *vcsim.Guest) { g.Programs["/usr/bin/join-domain"] = vcsim.Program{For: time.Hour} })
 	s.publish("guestflow.requests.prod."+guest.ID(), "requested", "order-5", guest.ID(), processes(guest.ID()))
 	s.until(journal, "order-5", "process.started")
-	guest.LoseTools()
+	guest.HangTools()
 	s.until(journal, "order-5", "process.unreachable")
 	s.publish("guestflow.cancels.prod."+guest.ID(), "cancel.requested", "cancel-2", guest.ID(),
 		fmt.Sprintf(`{"vm":%q,"request":{"source":"/provisioning","id":"order-5"}}`, guest.ID()))
-	guest.FindTools()
+	guest.UnhangTools()
 	well := vms["run.succeeded"]
 	s.publish("guestflow.requests.lab."+well.ID, "requested", "order-6", well.ID, fmt.Sprintf(`{"vm":%q,"customise":{}}`, well.ID))
 	s.until(journal, "order-6", "rejected")

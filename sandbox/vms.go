@@ -41,7 +41,7 @@ var behaviours = []behaviour{
 	{shows: "all is well; without the network step it would end as VerifyMismatch", ends: "run.succeeded"},
 	{shows: "slow: half a minute, with progress", ends: "run.succeeded", guest: func(g *vcsim.Guest) { g.CustomizeFor = 30 * time.Second }},
 	{shows: "the guest lies: its Task succeeds, its host name stays what it was", ends: "run.failed VerifyMismatch",
-		guest: func(g *vcsim.Guest) { g.Lies.KeepsHostName = true }},
+		guest: func(g *vcsim.Guest) { g.Faults.KeepsHostName = true }},
 	{shows: "a NIC is left disconnected (cure: network.connectNics)", ends: "run.failed VerifyMismatch",
 		each: func(_ *vcsim.VCenter, m *vcsim.VM) { m.SetNICs(false) }},
 	{shows: "VMware Tools are away, and come back after 8 s", ends: "run.succeeded", each: func(_ *vcsim.VCenter, m *vcsim.VM) { awayFor(8*time.Second, m) }},
@@ -83,8 +83,8 @@ var behaviours = []behaviour{
 
 // awayFor lets VMware Tools not answer for a while.
 func awayFor(d time.Duration, m *vcsim.VM) {
-	m.LoseTools()
-	time.AfterFunc(d, m.FindTools)
+	m.HangTools()
+	time.AfterFunc(d, m.UnhangTools)
 }
 
 // prepare gives the VMs of a simulated vCenter their behaviours.

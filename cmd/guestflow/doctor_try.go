@@ -212,7 +212,7 @@ func free(context.Context) error { return nil }
 func (t *trial) acts(ctx context.Context) {
 	for _, a := range []struct {
 		what, name string
-		call       func(context.Context, vcapi.Gate, string, vcapi.GuestAuth) (string, error)
+		call       func(context.Context, vcapi.Fence, string, vcapi.GuestAuth) (string, error)
 	}{{allowAbort, "AbortCustomization_Task", t.vc.AbortCustomization}, {allowNetwork, "StartGuestNetwork_Task", t.vc.StartGuestNetwork}} {
 		if !t.allowed(a.what) {
 			continue

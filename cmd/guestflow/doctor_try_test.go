@@ -99,7 +99,7 @@ func TestDoctorTryTellsWhatItSaw(t *testing.T) {
 	s.do(s.whole(id, "--wait")...).want(t, 0)
 	check(try(), "status-moves", "confirmed", "IDLE")
 	check(try(), "task-names", "confirmed", "CustomizeGuest_Task is vm.GuestCustomizationManager.customize")
-	vm.Configure(func(g *vcsim.Guest) { g.MovesStatus = true })
+	vm.Configure(func(g *vcsim.Guest) { g.UpdatesStatus = true })
 	s.do(s.whole(id, "--wait")...).want(t, 0)
 	check(try(), "status-moves", "refuted", "SUCCEEDED, begun")
 	s.do("submit", "--vm", id, "--check-only", "--wait").want(t, 0)

@@ -200,7 +200,7 @@ func (c *client) DisconnectedNICs(ctx context.Context, vm string) (off vcapi.NIC
 	return off, nil
 }
 
-func (c *client) ConnectNICs(ctx context.Context, gate vcapi.Gate, vm string, nics vcapi.NICs) (task string, err error) {
+func (c *client) ConnectNICs(ctx context.Context, gate vcapi.Fence, vm string, nics vcapi.NICs) (task string, err error) {
 	return call(ctx, c, gate, "ConnectNICs", func(r rule) (string, error) {
 		m, err := c.seen(vm)
 		if err != nil {

@@ -30,7 +30,7 @@ const (
 
 // taskAct is an act whose effect is a Task: method makes it, and task and startedAt are where the run's state keeps it.
 func (r *run) taskAct(name, method string, task *string, startedAt **time.Time,
-	call func(ctx context.Context, gate vcapi.Gate, auth vcapi.GuestAuth) (string, error)) *act {
+	call func(ctx context.Context, gate vcapi.Fence, auth vcapi.GuestAuth) (string, error)) *act {
 	var auth vcapi.GuestAuth
 	made := func(id string) {
 		*task = id
@@ -51,7 +51,7 @@ func (r *run) taskAct(name, method string, task *string, startedAt **time.Time,
 				}
 			}, err
 		},
-		call: func(ctx context.Context, gate vcapi.Gate) error {
+		call: func(ctx context.Context, gate vcapi.Fence) error {
 			id, err := call(ctx, gate, auth)
 			if err == nil {
 				made(id)
@@ -66,7 +66,7 @@ func (r *run) customize() *act {
 	c := r.state.Customize
 	var spec, params json.RawMessage
 	var redact []string
-	a := r.taskAct("customize", customizeMethod, &c.Task, &c.StartedAt, func(ctx context.Context, gate vcapi.Gate, auth vcapi.GuestAuth) (string, error) {
+	a := r.taskAct("customize", customizeMethod, &c.Task, &c.StartedAt, func(ctx context.Context, gate vcapi.Fence, auth vcapi.GuestAuth) (string, error) {
 		auth.Redact = redact
 		return r.vc.CustomizeGuest(ctx, gate, r.vm, auth, spec, params)
 	})
@@ -398,7 +398,7 @@ func (r *run) abort(ctx context.Context, s *step) error {
 			auth, err = r.guestAuth(ctx, "customize")
 			return func() {}, err
 		},
-		call: func(ctx context.Context, gate vcapi.Gate) error {
+		call: func(ctx context.Context, gate vcapi.Fence) error {
 			task, err := r.vc.AbortCustomization(ctx, gate, r.vm, auth)
 			if err == nil {
 				made(task)

@@ -12,7 +12,7 @@ import (
 // startNetwork is the act of starting the guest's network: StartGuestNetwork_Task.
 func (r *run) startNetwork() *act {
 	n := r.state.Network
-	a := r.taskAct("network", networkMethod, &n.Task, &n.StartedAt, func(ctx context.Context, gate vcapi.Gate, auth vcapi.GuestAuth) (string, error) {
+	a := r.taskAct("network", networkMethod, &n.Task, &n.StartedAt, func(ctx context.Context, gate vcapi.Fence, auth vcapi.GuestAuth) (string, error) {
 		return r.vc.StartGuestNetwork(ctx, gate, r.vm, auth)
 	})
 	a.starting, a.started = events.NetworkStarting, events.NetworkStarted

@@ -94,7 +94,7 @@ func (r *run) startProcess(asked *events.AskedProcess, p *events.Process) *act {
 				p.Command = commandLine(asked.Run, mark)
 			}, nil
 		},
-		call: func(ctx context.Context, gate vcapi.Gate) error {
+		call: func(ctx context.Context, gate vcapi.Fence) error {
 			var err error
 			p.PID, err = r.vc.StartProcess(ctx, gate, r.vm, auth, vcapi.ProcessSpec{Path: asked.Run.Path,
 				Arguments: argumentsOf(asked.Run, r.sentMark(asked)), WorkingDirectory: asked.Run.WorkingDirectory, Environment: environment})

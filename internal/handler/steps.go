@@ -41,7 +41,7 @@ type act struct {
 	// state: intend, which it gives, puts in what the event of the intent shows. Its calls live in ctx: once that has ended it has no result.
 	prepare func(ctx context.Context) (intend func(), err error)
 	// call makes the call that was prepared, and notes its fact in the run's state.
-	call func(ctx context.Context, gate vcapi.Gate) error
+	call func(ctx context.Context, gate vcapi.Fence) error
 	// refused, where set, may have a way of its own to go on after vCenter's refusal of the call; nil: the usual one.
 	refused func(s *step, v *vcapi.Error) error
 }
@@ -340,7 +340,7 @@ func (e *slowWayError) Error() string {
 
 // gate makes the last check before a call is sent: the VM's last event is our intent and stands on the event that we know, and from, before the
 // intent was first sent, is no longer ago than the send window.
-func (r *run) gate(from time.Time) vcapi.Gate {
+func (r *run) gate(from time.Time) vcapi.Fence {
 	mine, before := r.on, r.under
 	return func(ctx context.Context) error {
 		if time.Now().Before(r.actFrom) { // the intent began the VM's journal anew: the wait of a takeover is due

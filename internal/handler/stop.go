@@ -46,7 +46,7 @@ func (r *run) toStop() (context.Context, context.CancelFunc) {
 func (r *run) stopTask(s *step, id string, reason *string, other func(context.Context) error) error {
 	ctx, cancel := r.toStop()
 	defer cancel()
-	err := r.insist(ctx, func(gate vcapi.Gate) error { return r.vc.CancelTask(ctx, gate, id) })
+	err := r.insist(ctx, func(gate vcapi.Fence) error { return r.vc.CancelTask(ctx, gate, id) })
 	if err != nil && !errors.Is(err, events.ErrFenced) {
 		// It may have ended already: by a CancelTask without an answer, or by itself, which of a customization says nothing about the guest.
 		t, unread := r.vc.Task(ctx, id)
@@ -111,7 +111,7 @@ func (r *run) stopProcess(ctx context.Context, s *step) error {
 				p.State = events.Canceled
 				return nil
 			}
-			err = r.insist(ctx, func(gate vcapi.Gate) error { return r.vc.DeleteProcess(ctx, gate, r.vm, auth, p.PID) })
+			err = r.insist(ctx, func(gate vcapi.Fence) error { return r.vc.DeleteProcess(ctx, gate, r.vm, auth, p.PID) })
 		}
 		var v *vcapi.Error
 		if err != nil && (!errors.As(err, &v) || r.outcome(s, v).code != events.NotFound) { // not found: it has ended
@@ -125,7 +125,7 @@ func (r *run) stopProcess(ctx context.Context, s *step) error {
 
 // insist repeats a call that does no harm where it comes late or twice, since it names the very Task or process that it ends, until its answer is
 // one that will not change: InvalidState does not, what has ended does not run again.
-func (r *run) insist(ctx context.Context, call func(vcapi.Gate) error) error {
+func (r *run) insist(ctx context.Context, call func(vcapi.Fence) error) error {
 	for pause := newBackoff(askPause); ; {
 		err := call(r.owned())
 		var v *vcapi.Error
@@ -145,7 +145,7 @@ func (r *run) insist(ctx context.Context, call func(vcapi.Gate) error) error {
 
 // owned is the gate of such a call: it only asks whether the run is still ours. A journal that no longer has our last event never tells; the run's next
 // event finds that out.
-func (r *run) owned() vcapi.Gate {
+func (r *run) owned() vcapi.Fence {
 	mine, before := r.on, r.under
 	return func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeoutCause(ctx, r.SendWindow, errLate)

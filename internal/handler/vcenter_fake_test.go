@@ -689,7 +689,7 @@ func (c *client) Watch(ctx context.Context, vm, task string, fn func(vcapi.Watch
 }
 
 // call is the way of every call that changes the guest: dial, gate, travel, land, answer. Each is a point at which the owner may die.
-func call[T any](ctx context.Context, c *client, gate vcapi.Gate, op string, land func(r rule) (T, error)) (T, error) {
+func call[T any](ctx context.Context, c *client, gate vcapi.Fence, op string, land func(r rule) (T, error)) (T, error) {
 	var none T
 	if err := c.dial(ctx, op); err != nil {
 		return none, err
@@ -831,7 +831,7 @@ func (m *fakeVM) show(spec json.RawMessage) {
 	}
 }
 
-func (c *client) CustomizeGuest(ctx context.Context, gate vcapi.Gate, vm string, auth vcapi.GuestAuth, spec, _ json.RawMessage) (task string, err error) {
+func (c *client) CustomizeGuest(ctx context.Context, gate vcapi.Fence, vm string, auth vcapi.GuestAuth, spec, _ json.RawMessage) (task string, err error) {
 	return call(ctx, c, gate, "CustomizeGuest", func(r rule) (string, error) {
 		m, err := c.guestTask(vm, auth)
 		if err != nil {
@@ -864,7 +864,7 @@ func (c *client) CustomizeGuest(ctx context.Context, gate vcapi.Gate, vm string,
 	})
 }
 
-func (c *client) StartGuestNetwork(ctx context.Context, gate vcapi.Gate, vm string, auth vcapi.GuestAuth) (task string, err error) {
+func (c *client) StartGuestNetwork(ctx context.Context, gate vcapi.Fence, vm string, auth vcapi.GuestAuth) (task string, err error) {
 	return call(ctx, c, gate, "StartGuestNetwork", func(r rule) (string, error) {
 		m, err := c.guestTask(vm, auth)
 		if err != nil {
@@ -887,7 +887,7 @@ func (m *fakeVM) connect() {
 	}
 }
 
-func (c *client) AbortCustomization(ctx context.Context, gate vcapi.Gate, vm string, _ vcapi.GuestAuth) (task string, err error) {
+func (c *client) AbortCustomization(ctx context.Context, gate vcapi.Fence, vm string, _ vcapi.GuestAuth) (task string, err error) {
 	return call(ctx, c, gate, "AbortCustomization", func(r rule) (string, error) {
 		if _, err := c.seen(vm); err != nil {
 			return "", err
@@ -902,7 +902,7 @@ func (c *client) AbortCustomization(ctx context.Context, gate vcapi.Gate, vm str
 	})
 }
 
-func (c *client) StartProcess(ctx context.Context, gate vcapi.Gate, vm string, auth vcapi.GuestAuth, p vcapi.ProcessSpec) (pid int64, err error) {
+func (c *client) StartProcess(ctx context.Context, gate vcapi.Fence, vm string, auth vcapi.GuestAuth, p vcapi.ProcessSpec) (pid int64, err error) {
 	return call(ctx, c, gate, "StartProcess", func(rule) (int64, error) {
 		m, err := c.guest(vm, auth)
 		if err != nil {
@@ -944,7 +944,7 @@ func (c *client) GuestFile(ctx context.Context, vm string, auth vcapi.GuestAuth,
 	return []byte(m.log[max(0, len(m.log)-most):]), nil
 }
 
-func (c *client) DeleteProcess(ctx context.Context, gate vcapi.Gate, vm string, auth vcapi.GuestAuth, pid int64) error {
+func (c *client) DeleteProcess(ctx context.Context, gate vcapi.Fence, vm string, auth vcapi.GuestAuth, pid int64) error {
 	_, err := call(ctx, c, gate, "DeleteProcess", func(rule) (struct{}, error) {
 		m, err := c.guest(vm, auth)
 		if err != nil {
@@ -961,7 +961,7 @@ func (c *client) DeleteProcess(ctx context.Context, gate vcapi.Gate, vm string, 
 	return err
 }
 
-func (c *client) CancelTask(ctx context.Context, gate vcapi.Gate, task string) error {
+func (c *client) CancelTask(ctx context.Context, gate vcapi.Fence, task string) error {
 	_, err := call(ctx, c, gate, "CancelTask", func(rule) (struct{}, error) {
 		for _, t := range c.tasks {
 			if t.id == task && time.Now().Before(t.end()) {

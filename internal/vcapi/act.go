@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// act sends a call that changes the guest: once, on a connection of its own that is up before gate is asked. It never logs in and sends again.
-func (c *Client) act(ctx context.Context, gate Gate, l *login, build func(*session) (*call, error)) (*answer, *call, error) {
+// act sends a call that changes the guest: once, on a connection of its own that is up before fence is asked. It never logs in and sends again.
+func (c *Client) act(ctx context.Context, fence Fence, l *login, build func(*session) (*call, error)) (*answer, *call, error) {
 	s, err := l.get(ctx)
 	if err != nil {
 		return nil, nil, unsent(err)
@@ -26,7 +26,7 @@ func (c *Client) act(ctx context.Context, gate Gate, l *login, build func(*sessi
 	}
 	cl.token = s.token
 	c.known.lately(cl.secrets...) // the task's own error, much later, may still tell them
-	ans, err := c.sendOnce(ctx, gate, cl)
+	ans, err := c.sendOnce(ctx, fence, cl)
 	if err != nil {
 		c.settle(ctx, cl, s, err)
 	}
@@ -44,9 +44,9 @@ func unsent(err error) error {
 	return &before
 }
 
-// sendOnce dials, asks gate, writes the request, and awaits its answer. Until the first byte is written every error is NotSent; from then on only
+// sendOnce dials, asks fence, writes the request, and awaits its answer. Until the first byte is written every error is NotSent; from then on only
 // vCenter's own word can tell that nothing happened.
-func (c *Client) sendOnce(ctx context.Context, gate Gate, cl *call) (ans *answer, err error) {
+func (c *Client) sendOnce(ctx context.Context, fence Fence, cl *call) (ans *answer, err error) {
 	req, err := c.request(context.WithoutCancel(ctx), cl) // the connection's deadlines follow ctx, see below
 	if err != nil {
 		return nil, &Error{Op: cl.op, Host: c.host, Class: Permanent, Sent: NotSent, Message: err.Error(), Err: err}
@@ -68,8 +68,8 @@ func (c *Client) sendOnce(ctx context.Context, gate Gate, cl *call) (ans *answer
 		return nil, e
 	}
 	defer func() { _ = conn.Close() }()
-	if gate != nil {
-		if err := gate(ctx); err != nil {
+	if fence != nil {
+		if err := fence(ctx); err != nil {
 			return nil, c.held(cl, err)
 		}
 	}
@@ -141,7 +141,7 @@ func readResponse(r *bufio.Reader, req *http.Request) (*http.Response, error) {
 	return nil, errors.New("only interim answers")
 }
 
-// held is the error of an act that its gate, or the end of ctx, kept from being sent.
+// held is the error of an act that its fence, or the end of ctx, kept from being sent.
 func (c *Client) held(cl *call, err error) *Error {
 	e := &Error{Class: Transient, Sent: NotSent, Message: c.hide(cl, err.Error()), Err: c.clean(cl, err)}
 	return c.of(cl, e)

@@ -15,8 +15,8 @@ import (
 	"github.com/guestflow/guestflow/internal/vcsim"
 )
 
-// TestGate: the connection is up before the gate is asked, nothing is written before it lets through, and its error comes back whole.
-func TestGate(t *testing.T) {
+// TestFence: the connection is up before the fence is asked, nothing is written before it lets through, and its error comes back whole.
+func TestFence(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, "9.0.0.0")
 	f.reply("StartGuestNetwork_Task", 200, `{"type":"Task","value":"task-1"}`)
@@ -28,7 +28,7 @@ func TestGate(t *testing.T) {
 	}
 	f.wantCount(t, "StartGuestNetwork_Task", 0)
 
-	// With the server gone after the dial, the gate is still reached: the handshake was over before.
+	// With the server gone after the dial, the fence is still reached: the handshake was over before.
 	asked := false
 	task, err := c.StartGuestNetwork(context.Background(), func(context.Context) error {
 		asked = true
@@ -36,7 +36,7 @@ func TestGate(t *testing.T) {
 		return nil
 	}, "vm-1", testAuth)
 	if err != nil || task != "task-1" || !asked {
-		t.Errorf("got %q, %v, gate asked: %t", task, err, asked)
+		t.Errorf("got %q, %v, fence asked: %t", task, err, asked)
 	}
 	r := f.of("StartGuestNetwork_Task")
 	if len(r) != 1 || r[0].proto != "HTTP/1.1" || r[0].header.Get("Content-Type") != "application/json" {
@@ -49,8 +49,8 @@ func TestGate(t *testing.T) {
 	}
 }
 
-// TestGateAfterDial: a vCenter that is away is found out before the gate is asked, and nothing was sent.
-func TestGateAfterDial(t *testing.T) {
+// TestFenceAfterDial: a vCenter that is away is found out before the fence is asked, and nothing was sent.
+func TestFenceAfterDial(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, "9.0.0.0")
 	c := f.client(t)
@@ -58,7 +58,7 @@ func TestGateAfterDial(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.srv.Close()
-	_, err := c.StartGuestNetwork(context.Background(), func(context.Context) error { t.Error("the gate was asked"); return nil }, "vm-1", testAuth)
+	_, err := c.StartGuestNetwork(context.Background(), func(context.Context) error { t.Error("the fence was asked"); return nil }, "vm-1", testAuth)
 	if e := asError(t, err); e.Sent != NotSent || e.Class != Transient {
 		t.Errorf("got %s, %s: %v", e.Sent, e.Class, e)
 	}
@@ -298,7 +298,7 @@ func TestLostBeforeAndAfter(t *testing.T) {
 	}
 	f.wantCount(t, "StartGuestNetwork_Task", 1)
 
-	// Cut in the gate, so that the write meets a dead connection: nobody can tell it from one that died on the way.
+	// Cut in the fence, so that the write meets a dead connection: nobody can tell it from one that died on the way.
 	_, err = c.StartGuestNetwork(context.Background(), func(context.Context) error { f.srv.CloseClientConnections(); return nil }, "vm-1", testAuth)
 	if e := asError(t, err); e.Sent != Unknown {
 		t.Errorf("before: got %s: %v", e.Sent, err)

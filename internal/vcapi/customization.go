@@ -65,8 +65,8 @@ func (c *Client) CustomizationStatus(ctx context.Context, vm string) (GuestCusto
 // running), InvalidGuestLogin, GuestPermissionDenied, CustomizationFault and its kinds; NotSupported, unsent, where the vCenter has no such manager.
 //
 // Source: VI JSON 9.0.0.0, VirtualMachineGuestCustomizationManager.CustomizeGuest_Task. Privilege: VirtualMachine.Provisioning.Customize.
-func (c *Client) CustomizeGuest(ctx context.Context, gate Gate, vm string, auth GuestAuth, spec, configParams json.RawMessage) (task string, err error) {
-	return c.startTask(ctx, gate, func(s *session) (*call, error) {
+func (c *Client) CustomizeGuest(ctx context.Context, fence Fence, vm string, auth GuestAuth, spec, configParams json.RawMessage) (task string, err error) {
+	return c.startTask(ctx, fence, func(s *session) (*call, error) {
 		more := []member{{"spec", spec}}
 		if len(configParams) > 0 {
 			more = append(more, member{"configParams", configParams})
@@ -83,8 +83,8 @@ func (c *Client) CustomizeGuest(ctx context.Context, gate Gate, vm string, auth 
 // The guest may be left undefined, which the next customization repairs. An act: see Client. Faults as CustomizeGuest's.
 //
 // Source: VI JSON, VirtualMachineGuestCustomizationManager.AbortCustomization_Task.
-func (c *Client) AbortCustomization(ctx context.Context, gate Gate, vm string, auth GuestAuth) (task string, err error) {
-	return c.startTask(ctx, gate, func(s *session) (*call, error) { return c.guestCall(s, "AbortCustomization_Task", vm, auth) })
+func (c *Client) AbortCustomization(ctx context.Context, fence Fence, vm string, auth GuestAuth) (task string, err error) {
+	return c.startTask(ctx, fence, func(s *session) (*call, error) { return c.guestCall(s, "AbortCustomization_Task", vm, auth) })
 }
 
 // member is one member of a JSON object, its value as the caller gave it.

@@ -84,7 +84,7 @@ type Error struct {
 
 	Class Class
 	Sent  Sent
-	Err   error // beneath: the transport's error, or the gate's
+	Err   error // beneath: the transport's error, or the fence's
 }
 
 // Error reads "CustomizeGuest_Task: vcenter vc1: TaskInProgress (HTTP 500): words".
@@ -114,7 +114,7 @@ func (e *Error) Error() string {
 	return b.String()
 }
 
-// Unwrap gives the transport's or the gate's error.
+// Unwrap gives the transport's or the fence's error.
 func (e *Error) Unwrap() error { return e.Err }
 
 // InvalidState reports whether the fault is of the InvalidState family: the call does not fit what the VM, or its host, is doing now.

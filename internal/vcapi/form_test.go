@@ -115,21 +115,21 @@ func TestRestFormFound(t *testing.T) {
 	}
 }
 
-// TestActLearnsByAsking: an act whose form is not known sends an ask first, before its gate, and itself only in the form that answered.
+// TestActLearnsByAsking: an act whose form is not known sends an ask first, before its fence, and itself only in the form that answered.
 func TestActLearnsByAsking(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	acts := map[string]struct {
-		act  func(*Client, Gate) error
-		asks map[string]int // before the gate
+		act  func(*Client, Fence) error
+		asks map[string]int // before the fence
 		all  map[string]int
 	}{
-		"create": {func(c *Client, gate Gate) error {
-			_, err := c.StartProcess(ctx, gate, "vm-1", testAuth, ProcessSpec{Path: "/bin/sh"})
+		"create": {func(c *Client, fence Fence) error {
+			_, err := c.StartProcess(ctx, fence, "vm-1", testAuth, ProcessSpec{Path: "/bin/sh"})
 			return err
 		}, map[string]int{apiList + "?list": 1, restList + "?list": 1, apiList: 1, restList: 1},
 			map[string]int{apiList: 1, restList + "?create": 1, restList: 2}},
-		"delete": {func(c *Client, gate Gate) error { return c.DeleteProcess(ctx, gate, "vm-1", testAuth, 7) },
+		"delete": {func(c *Client, fence Fence) error { return c.DeleteProcess(ctx, fence, "vm-1", testAuth, 7) },
 			map[string]int{apiGet + "?get": 1, restGet + "?get": 1, apiGet: 1, restGet: 1},
 			map[string]int{apiGet: 1, restGet + "?delete": 1, restGet: 2}},
 	}
@@ -138,13 +138,13 @@ func TestActLearnsByAsking(t *testing.T) {
 			t.Parallel()
 			f := newFake(t, "9.0.0.0")
 			onlyRest(f, notThere["empty"])
-			gated := 0
+			fenced := 0
 			if err := tt.act(f.client(t), func(context.Context) error {
-				gated++
+				fenced++
 				f.wantCounts(t, tt.asks)
 				return nil
-			}); err != nil || gated != 1 {
-				t.Errorf("the gate was asked %d times, %v", gated, err)
+			}); err != nil || fenced != 1 {
+				t.Errorf("the fence was asked %d times, %v", fenced, err)
 			}
 			f.wantCounts(t, tt.all)
 		})
@@ -154,7 +154,7 @@ func TestActLearnsByAsking(t *testing.T) {
 			for _, key := range []string{apiList, apiGet, restList, restGet} {
 				f.handle(key, notThere["OPERATION_NOT_FOUND"])
 			}
-			err := tt.act(f.client(t), func(context.Context) error { t.Error("the gate was asked"); return nil })
+			err := tt.act(f.client(t), func(context.Context) error { t.Error("the fence was asked"); return nil })
 			outcome{"OPERATION_NOT_FOUND", Permanent, NotSent}.check(t, asError(t, err))
 			if e := asError(t, err); !strings.HasPrefix(e.Endpoint, "POST /api/") {
 				t.Errorf("the error is of %s", e.Endpoint)
@@ -168,7 +168,7 @@ func TestActLearnsByAsking(t *testing.T) {
 				for _, key := range []string{apiList, apiGet} {
 					f.handle(key, answers(status, "text/html", "<title>wait</title>"))
 				}
-				err := tt.act(f.client(t), func(context.Context) error { t.Error("the gate was asked"); return nil })
+				err := tt.act(f.client(t), func(context.Context) error { t.Error("the fence was asked"); return nil })
 				outcome{"", Transient, NotSent}.check(t, asError(t, err))
 				f.wantCounts(t, map[string]int{restList: 0, restGet: 0, apiList + "?create": 0, apiGet + "?delete": 0})
 			})

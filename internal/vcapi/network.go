@@ -12,8 +12,8 @@ import (
 // InvalidPowerState, InvalidState (VMware Tools not running), InvalidGuestLogin, GuestPermissionDenied, CustomizationFault and its kinds.
 //
 // Source: VI JSON 8.0.2.0, VirtualMachineGuestCustomizationManager.StartGuestNetwork_Task. Privilege: VirtualMachine.Provisioning.Customize.
-func (c *Client) StartGuestNetwork(ctx context.Context, gate Gate, vm string, auth GuestAuth) (task string, err error) {
-	return c.startTask(ctx, gate, func(s *session) (*call, error) { return c.guestCall(s, "StartGuestNetwork_Task", vm, auth) })
+func (c *Client) StartGuestNetwork(ctx context.Context, fence Fence, vm string, auth GuestAuth) (task string, err error) {
+	return c.startTask(ctx, fence, func(s *session) (*call, error) { return c.guestCall(s, "StartGuestNetwork_Task", vm, auth) })
 }
 
 // NICs are virtual network adapters of a VM, as vCenter wrote them (config.hardware.device), and the version of the configuration that they are of.
@@ -50,7 +50,7 @@ func (c *Client) DisconnectedNICs(ctx context.Context, vm string) (off NICs, err
 //
 // Source: VI JSON, VirtualMachine.ReconfigVM_Task, VirtualMachineConfigSpec.changeVersion ("the changes will only be applied if the current changeVersion
 // matches"). Privileges: VirtualMachine.Interact.DeviceConnection and VirtualMachine.Config.EditDevice.
-func (c *Client) ConnectNICs(ctx context.Context, gate Gate, vm string, nics NICs) (task string, err error) {
+func (c *Client) ConnectNICs(ctx context.Context, fence Fence, vm string, nics NICs) (task string, err error) {
 	type change struct {
 		TypeName  string          `json:"_typeName"`
 		Operation string          `json:"operation"`
@@ -68,7 +68,7 @@ func (c *Client) ConnectNICs(ctx context.Context, gate Gate, vm string, nics NIC
 	if nics.ChangeVersion != "" {
 		spec["changeVersion"] = nics.ChangeVersion
 	}
-	task, err = c.startTask(ctx, gate, func(s *session) (*call, error) {
+	task, err = c.startTask(ctx, fence, func(s *session) (*call, error) {
 		return c.vimCall(s.service, at(virtualMachine, vm), virtualMachine, "ReconfigVM_Task", map[string]any{"spec": spec})
 	})
 	if e := (*Error)(nil); errors.As(err, &e) && e.Name == "ConcurrentAccess" {

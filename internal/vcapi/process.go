@@ -132,7 +132,7 @@ func offered(err error) bool {
 
 // actOnProcesses acts in the form that this vCenter offers. Where that is not known, an ask on the same path finds it out first, whatever else it says:
 // an act is not sent to see whether there is one.
-func (c *Client) actOnProcesses(ctx context.Context, gate Gate, vm string, auth GuestAuth, pid int64, action string, spec func(form) any) (*answer, *call, error) {
+func (c *Client) actOnProcesses(ctx context.Context, fence Fence, vm string, auth GuestAuth, pid int64, action string, spec func(form) any) (*answer, *call, error) {
 	s, err := c.restLogin.get(ctx)
 	if err != nil {
 		return nil, nil, unsent(err)
@@ -147,7 +147,7 @@ func (c *Client) actOnProcesses(ctx context.Context, gate Gate, vm string, auth 
 			return nil, nil, unsent(err)
 		}
 	}
-	ans, cl, err := c.act(ctx, gate, c.restLogin, func(now *session) (*call, error) {
+	ans, cl, err := c.act(ctx, fence, c.restLogin, func(now *session) (*call, error) {
 		s = now
 		return processCall(f, vm, auth, pid, action, spec(f))
 	})
@@ -208,14 +208,14 @@ func (c *Client) Process(ctx context.Context, vm string, auth GuestAuth, pid int
 }
 
 // StartProcess starts a program in the guest and returns its pid; it does not wait for its end. An act: see Client. Where it is not known
-// whether this vCenter offers it under /api or under /rest, a list finds that out before gate is asked.
+// whether this vCenter offers it under /api or under /rest, a list finds that out before fence is asked.
 //
 // Not idempotent: two calls start it twice. Errors as of Processes; INVALID_ARGUMENT (path or directory), NOT_FOUND (VM, or the program's file:
 // data.reason), UNAUTHORIZED (guest user or privilege VirtualMachine.GuestOperations.Execute), UNABLE_TO_ALLOCATE_RESOURCE (it did not start).
 //
 // Source: Vcenter Vm Guest Processes create (7.0.2.0).
-func (c *Client) StartProcess(ctx context.Context, gate Gate, vm string, auth GuestAuth, p ProcessSpec) (pid int64, err error) {
-	ans, cl, err := c.actOnProcesses(ctx, gate, vm, auth, 0, "create", func(f form) any {
+func (c *Client) StartProcess(ctx context.Context, fence Fence, vm string, auth GuestAuth, p ProcessSpec) (pid int64, err error) {
+	ans, cl, err := c.actOnProcesses(ctx, fence, vm, auth, 0, "create", func(f form) any {
 		return struct {
 			Path             string `json:"path"`
 			Arguments        string `json:"arguments,omitempty"`
@@ -240,7 +240,7 @@ func (c *Client) StartProcess(ctx context.Context, gate Gate, vm string, auth Gu
 // Processes.
 //
 // Source: Vcenter Vm Guest Processes delete.
-func (c *Client) DeleteProcess(ctx context.Context, gate Gate, vm string, auth GuestAuth, pid int64) error {
-	_, _, err := c.actOnProcesses(ctx, gate, vm, auth, pid, "delete", func(form) any { return nil })
+func (c *Client) DeleteProcess(ctx context.Context, fence Fence, vm string, auth GuestAuth, pid int64) error {
+	_, _, err := c.actOnProcesses(ctx, fence, vm, auth, pid, "delete", func(form) any { return nil })
 	return err
 }

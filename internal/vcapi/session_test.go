@@ -100,7 +100,7 @@ func TestTrust(t *testing.T) {
 			if e := asError(t, err); e.Class != Transient || !strings.Contains(e.Message, "certificate") {
 				t.Errorf("got %v", err)
 			}
-			_, err = c.StartGuestNetwork(context.Background(), func(context.Context) error { t.Error("the gate was asked"); return nil }, "vm-1", testAuth)
+			_, err = c.StartGuestNetwork(context.Background(), func(context.Context) error { t.Error("the fence was asked"); return nil }, "vm-1", testAuth)
 			if e := asError(t, err); e.Sent != NotSent {
 				t.Errorf("got %s: %v", e.Sent, err)
 			}

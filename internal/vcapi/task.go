@@ -254,16 +254,16 @@ func decodeTask(p properties, s veil) (Task, bool) {
 // CancelTask asks vCenter to cancel a task; it does not wait for its end. An act: see Client.
 //
 // Faults: InvalidState (it has ended), NotSupported (it cannot be canceled), ManagedObjectNotFound. Source: VI JSON, Task.CancelTask.
-func (c *Client) CancelTask(ctx context.Context, gate Gate, task string) error {
-	_, _, err := c.act(ctx, gate, c.vimLogin, func(s *session) (*call, error) {
+func (c *Client) CancelTask(ctx context.Context, fence Fence, task string) error {
+	_, _, err := c.act(ctx, fence, c.vimLogin, func(s *session) (*call, error) {
 		return c.vimCall(s.service, at("Task", task), "", "CancelTask", none)
 	})
 	return err
 }
 
 // startTask is an act whose answer is a Task.
-func (c *Client) startTask(ctx context.Context, gate Gate, build func(*session) (*call, error)) (string, error) {
-	ans, cl, err := c.act(ctx, gate, c.vimLogin, build)
+func (c *Client) startTask(ctx context.Context, fence Fence, build func(*session) (*call, error)) (string, error) {
+	ans, cl, err := c.act(ctx, fence, c.vimLogin, build)
 	if err != nil {
 		return "", err
 	}

@@ -43,9 +43,9 @@ type Config struct {
 	OnLogin func(err error)
 }
 
-// Gate is the caller's last look before an act is sent: it is called with the connection already up, and an error from it means that nothing
-// was sent. A nil Gate lets the act through.
-type Gate func(ctx context.Context) error
+// Fence is the last check of the caller before an act is sent: that it still owns the run. It is called with the connection already up, and an error from it means that nothing
+// was sent. A nil Fence lets the act through.
+type Fence func(ctx context.Context) error
 
 // About tells which vCenter answers (ServiceContent.about).
 type About struct {

@@ -8,16 +8,16 @@ import (
 
 // changes remembers when each managed object changed last, in generations that only grow, and wakes those that wait for a change.
 type changes struct {
-	mu   sync.Mutex
-	gen  uint64
-	last map[types.ManagedObjectReference]uint64
-	wake chan struct{}
-	kept map[types.ManagedObjectReference]bool // whose updates are held back
+	mu      sync.Mutex
+	gen     uint64
+	last    map[types.ManagedObjectReference]uint64
+	wake    chan struct{}
+	blocked map[types.ManagedObjectReference]bool // whose updates are held back
 }
 
 func newChanges() *changes {
 	return &changes{last: make(map[types.ManagedObjectReference]uint64), wake: make(chan struct{}),
-		kept: make(map[types.ManagedObjectReference]bool)}
+		blocked: make(map[types.ManagedObjectReference]bool)}
 }
 
 // touch notes a change of an object, its making and its end included.
@@ -45,13 +45,13 @@ func (c *changes) since(ref types.ManagedObjectReference, gen uint64) bool {
 }
 
 // hold holds an object's updates back, or ends that.
-func (c *changes) hold(ref types.ManagedObjectReference, back bool) {
+func (c *changes) block(ref types.ManagedObjectReference, back bool) {
 	c.mu.Lock()
-	was := c.kept[ref]
+	was := c.blocked[ref]
 	if back {
-		c.kept[ref] = true
+		c.blocked[ref] = true
 	} else {
-		delete(c.kept, ref)
+		delete(c.blocked, ref)
 	}
 	c.mu.Unlock()
 	if was && !back {
@@ -59,8 +59,8 @@ func (c *changes) hold(ref types.ManagedObjectReference, back bool) {
 	}
 }
 
-func (c *changes) holds(ref types.ManagedObjectReference) bool {
+func (c *changes) blocks(ref types.ManagedObjectReference) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.kept[ref]
+	return c.blocked[ref]
 }

@@ -341,11 +341,11 @@ func (f *propertyFilter) read(ctx *simulator.Context, pc *propertyCollector, gen
 	var again []types.ObjectSpec
 	for _, ref := range f.refs {
 		s := f.current[ref]
-		if s != nil && (!changed(ref, s.gen) || v.held(ref)) {
+		if s != nil && (!changed(ref, s.gen) || v.updatesBlocked(ref)) {
 			next[ref] = s
 			continue
 		}
-		if s == nil && ref.Type == "Task" && v.held(ref) { // a new one is not shown yet
+		if s == nil && ref.Type == "Task" && v.updatesBlocked(ref) { // a new one is not shown yet
 			continue
 		}
 		again = append(again, types.ObjectSpec{Obj: ref})

@@ -207,7 +207,7 @@ func TestUpdatesHeldBack(t *testing.T) {
 	id, modify := c.listView(vm.ID())
 	p := c.poll(viewFilter(id))
 	p.next()
-	vm.HoldUpdates()
+	vm.BlockUpdates()
 	vm.SetHostName("unseen")
 	task := c.act("CustomizeGuest_Task", customizeBody(vm, "web01", "10.0.0.7"))
 	c.do("POST", modify, `{"add":[`+refs(task)+`]}`)
@@ -217,7 +217,7 @@ func TestUpdatesHeldBack(t *testing.T) {
 	if res := c.do("POST", p.path+"WaitForUpdatesEx", p.body("0")); res.status != http.StatusNoContent {
 		t.Errorf("while held back: %d %s", res.status, res.body)
 	}
-	vm.ReleaseUpdates()
+	vm.UnblockUpdates()
 	seen := ""
 	for !strings.Contains(seen, "unseen") || !strings.Contains(seen, `"state":"success"`) {
 		seen += strings.Join(changes(p.next()), " ")

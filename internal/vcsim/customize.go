@@ -188,14 +188,14 @@ func (vm *VM) login(auth types.BaseGuestAuthentication) types.BaseMethodFault {
 
 // plan is how a run will go, settled when it begins so that a later Configure changes later runs only.
 type plan struct {
-	takes   time.Duration
-	fault   types.BaseMethodFault // how it ends, nil for success
-	message string
-	applies bool // whether the guest gets what was asked for
-	moves   bool // whether customizationInfo follows
-	then    identity
-	lies    Lies
-	life    int // of the VM's, see Renew
+	takes         time.Duration
+	fault         types.BaseMethodFault // how it ends, nil for success
+	message       string
+	applies       bool // whether the guest gets what was asked for
+	updatesStatus bool // whether customizationInfo follows
+	then          identity
+	faults        Faults
+	life          int // of the VM's, see Reset
 }
 
 // begin notes a run on its VM and plans it. vm.mu is held.
@@ -205,21 +205,21 @@ func (vm *VM) begin(r *run, then identity) plan {
 	switch r.name {
 	case customizeGuest:
 		vm.effects.Customizations++
-		p.takes, p.fault, p.moves = g.CustomizeFor, g.TaskError, g.MovesStatus
+		p.takes, p.fault, p.updatesStatus = g.CustomizeFor, g.TaskError, g.UpdatesStatus
 		p.applies = !g.IgnoreSpec && (p.fault == nil || g.AppliesAnyway)
 		switch {
 		case !g.Engine:
-			p.fault, p.applies, p.moves = new(types.CustomizationFault), false, false
+			p.fault, p.applies, p.updatesStatus = new(types.CustomizationFault), false, false
 			p.message = "Guest Tools does not support Guest Customization. Please upgrade Guest Tools."
 		case g.Locked:
-			p.fault, p.applies, p.moves = new(types.CustomizationFault), false, false
+			p.fault, p.applies, p.updatesStatus = new(types.CustomizationFault), false, false
 			p.message = "An error occurred while customizing VM: ERR,243,lock is held by another customization."
 		case g.Crash:
 			p.fault, p.applies = new(types.CustomizationFault), false
 			p.message = "An error occurred while customizing VM: the customization engine ended unexpectedly."
 			g.Crash, g.Locked = false, true // locked from the beginning, as a lock file is
 		}
-		if p.moves {
+		if p.updatesStatus {
 			vm.setInfo("TOOLSDEPLOYPKG_RUNNING", "", true)
 		}
 	case startGuestNetwork:
@@ -235,7 +235,7 @@ func (vm *VM) begin(r *run, then identity) plan {
 		}
 		g.Locked = false
 	}
-	vm.bend(r.name, &p)
+	vm.intercept(r.name, &p)
 	if r.name != abortCustomization {
 		vm.run = r
 	}
@@ -358,7 +358,7 @@ func (vm *VM) identityOf(spec types.CustomizationSpec) (identity, types.BaseMeth
 			}
 		default:
 			address := vm.leased(mac)
-			if vm.guest.Lies.NoLease {
+			if vm.guest.Faults.NoDHCPLease {
 				address = linkLocal
 			}
 			id.addresses[mac] = append(id.addresses[mac], address)

@@ -196,19 +196,19 @@ func TestTaskEnds(t *testing.T) {
 		status string
 	}{
 		{name: "well", guest: func(*vcsim.Guest) {}, state: "success", host: "web01", status: "IDLE"},
-		{name: "well, told", guest: func(g *vcsim.Guest) { g.MovesStatus = true }, state: "success", host: "web01", status: "SUCCEEDED"},
+		{name: "well, told", guest: func(g *vcsim.Guest) { g.UpdatesStatus = true }, state: "success", host: "web01", status: "SUCCEEDED"},
 		{name: "a lie", guest: func(g *vcsim.Guest) { g.IgnoreSpec = true }, state: "success", host: "template", status: "IDLE"},
 		{
 			name: "no engine", guest: func(g *vcsim.Guest) { g.Engine = false },
 			state: "error", fault: "Guest Tools does not support Guest Customization", host: "template", status: "IDLE",
 		},
 		{
-			name: "an error, told", guest: func(g *vcsim.Guest) { g.TaskError, g.MovesStatus = new(types.CustomizationFault), true },
+			name: "an error, told", guest: func(g *vcsim.Guest) { g.TaskError, g.UpdatesStatus = new(types.CustomizationFault), true },
 			state: "error", fault: "CustomizationFault", host: "template", status: "FAILED",
 		},
 		{
 			name: "a false failure, told", guest: func(g *vcsim.Guest) {
-				g.TaskError, g.AppliesAnyway, g.MovesStatus = &types.SystemError{Reason: "timed out"}, true, true
+				g.TaskError, g.AppliesAnyway, g.UpdatesStatus = &types.SystemError{Reason: "timed out"}, true, true
 			},
 			state: "error", fault: "SystemError", host: "web01", status: "SUCCEEDED",
 		},
@@ -360,13 +360,13 @@ func TestMoreLies(t *testing.T) {
 	c := newREST(t, v)
 	c.login()
 	vm := first(v)
-	vm.ShowBefore("web01", map[int]string{1: "10.0.0.9"})
+	vm.SetShown("web01", map[int]string{1: "10.0.0.9"})
 	if got := vm.Addresses(); vm.HostName() != "web01" || len(got) != 2 || got[1] != "10.0.0.9" {
 		t.Errorf("shown beforehand: %s %q", vm.HostName(), got)
 	}
 	vm.Configure(func(g *vcsim.Guest) {
-		g.TaskError, g.Lies.Message, g.Lies.TaskLag = new(types.CustomizationFault), "ERR,252,DNS", time.Hour
-		g.Lies.StatusPrecision, g.MovesStatus = time.Microsecond, true
+		g.TaskError, g.Faults.Message, g.Faults.TaskLag = new(types.CustomizationFault), "ERR,252,DNS", time.Hour
+		g.Faults.StatusPrecision, g.UpdatesStatus = time.Microsecond, true
 	})
 	task := c.act("CustomizeGuest_Task", customizeBody(vm, "web01", "10.0.0.7"))
 	if info := c.end(task); info.Error == nil || info.Error.LocalizedMessage != "ERR,252,DNS" {
@@ -376,13 +376,13 @@ func TestMoreLies(t *testing.T) {
 		t.Errorf("a Task that is shown in an hour: %s", recent)
 	}
 	vm.Configure(func(g *vcsim.Guest) {
-		g.TaskError, g.Lies, g.AppliesAtOnce = nil, vcsim.Lies{SwapsAddresses: true}, true
+		g.TaskError, g.Faults, g.AppliesAtOnce = nil, vcsim.Faults{SwapsAddresses: true}, true
 	})
 	c.end(c.act("CustomizeGuest_Task", customizeBody(vm, "web01", "10.0.0.7")))
 	if info := c.end(c.act("StartGuestNetwork_Task", onVM(vm))); info.State != "success" {
 		t.Errorf("the network's start, swapped: %+v", info)
 	}
-	if got := vm.Addresses(); len(got) != 2 || got[0] != "10.0.1.9" || got[1] != "10.0.0.7" || !slices.Contains(vm.Truth().Addresses, "10.0.0.7") {
-		t.Errorf("swapped: %q, %+v", got, vm.Truth())
+	if got := vm.Addresses(); len(got) != 2 || got[0] != "10.0.1.9" || got[1] != "10.0.0.7" || !slices.Contains(vm.GroundTruth().Addresses, "10.0.0.7") {
+		t.Errorf("swapped: %q, %+v", got, vm.GroundTruth())
 	}
 }

@@ -41,8 +41,8 @@ type Guest struct {
 	IgnoreSpec bool
 	// AppliesAtOnce shows the new host name and addresses at the end of CustomizeGuest_Task; else StartGuestNetwork_Task or a reboot shows them.
 	AppliesAtOnce bool
-	// MovesStatus makes guest.customizationInfo, and the REST status, follow the customization: RUNNING, then SUCCEEDED or FAILED.
-	MovesStatus bool
+	// UpdatesStatus makes guest.customizationInfo, and the REST status, follow the customization: RUNNING, then SUCCEEDED or FAILED.
+	UpdatesStatus bool
 	// Crash makes the engine die in the next customization: its Task ends with CustomizationFault, and the guest stays Locked.
 	Crash bool
 	// Locked is the engine's lock in the guest: each customization fails until AbortCustomization_Task or a reboot.
@@ -51,8 +51,8 @@ type Guest struct {
 	Cancelable bool
 	// Others are what the guest shows before the VM's NICs, such as bridges: their DeviceConfigId is -1.
 	Others []types.GuestNicInfo
-	// Lies are what this guest says and does that is not so.
-	Lies Lies
+	// Faults are what this guest says and does that is not so.
+	Faults Faults
 
 	// NextPID is the process ID that the next program gets; it counts up from there. Processes with the same ID can be made by setting it back.
 	NextPID int64
@@ -103,7 +103,7 @@ type VM struct {
 	powered  bool
 	tools    bool
 	boots    int // counted so that an old boot's timer does not start a new boot's tools
-	lives    int // by Renew: what an earlier life left at work changes nothing
+	lives    int // by Reset: what an earlier life left at work changes nothing
 	booted   time.Time
 	toolsPID int64
 	toolsAt  time.Time
@@ -313,7 +313,7 @@ const statusPrefix = "TOOLSDEPLOYPKG_"
 // setInfo moves guest.customizationInfo: to its beginning, or to its end. vm.mu is held.
 func (vm *VM) setInfo(status, message string, begins bool) {
 	precision := time.Second
-	if p := vm.guest.Lies.StatusPrecision; p > 0 {
+	if p := vm.guest.Faults.StatusPrecision; p > 0 {
 		precision = p
 	}
 	now := vm.v.GuestNow().Truncate(precision)

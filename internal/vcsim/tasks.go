@@ -73,7 +73,7 @@ func (t *guestTask) CancelTask(*simulator.Context, *types.CancelTask) soap.HasFa
 
 // newGuestTask makes a queued Task on a VM. The caller holds the VM's lock in ctx, and vm.mu.
 func (m *taskManager) newGuestTask(ctx *simulator.Context, vm *VM, name, descriptionID, user string, cancelable bool, cancel func() bool) *guestTask {
-	t := &guestTask{cancel: cancel, lag: vm.guest.Lies.TaskLag}
+	t := &guestTask{cancel: cancel, lag: vm.guest.Faults.TaskLag}
 	t.Self.Type = "Task"
 	entity := vm.ref
 	t.Info = types.TaskInfo{

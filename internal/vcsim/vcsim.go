@@ -87,13 +87,13 @@ type VCenter struct {
 	done chan struct{}  // closed by Close: ends every wait and delay
 	wg   sync.WaitGroup // requests and guests at work; added to under mu
 
-	mu     sync.Mutex
-	closed bool
-	skew   time.Duration // by Advance
-	addr   *net.TCPAddr
-	lis    net.Listener
-	hold   func() // keeps the port while stopped
-	conns  map[net.Conn]struct{}
+	mu          sync.Mutex
+	closed      bool
+	skew        time.Duration // by Advance
+	addr        *net.TCPAddr
+	lis         net.Listener
+	releasePort func() // keeps the port while stopped
+	conns       map[net.Conn]struct{}
 }
 
 // building serializes the making of inventories: vcsim builds them through an in-process client, and that has one session for all simulators of a process.
@@ -212,9 +212,9 @@ func (v *VCenter) Close() {
 	}
 	v.closed = true
 	close(v.done)
-	if v.hold != nil {
-		v.hold()
-		v.hold = nil
+	if v.releasePort != nil {
+		v.releasePort()
+		v.releasePort = nil
 	}
 	v.mu.Unlock()
 	_ = v.srv.Close()
@@ -380,7 +380,7 @@ func (v *VCenter) Stop() {
 	if v.lis != nil {
 		_ = v.lis.Close()
 		v.lis = nil
-		v.hold = holdPort(v.addr)
+		v.releasePort = reservePort(v.addr)
 	}
 	v.mu.Unlock()
 	v.CutConnections()
@@ -393,9 +393,9 @@ func (v *VCenter) Resume() {
 		v.mu.Unlock()
 		return
 	}
-	if v.hold != nil {
-		v.hold()
-		v.hold = nil
+	if v.releasePort != nil {
+		v.releasePort()
+		v.releasePort = nil
 	}
 	v.mu.Unlock()
 	lis, err := net.Listen("tcp", v.addr.String())

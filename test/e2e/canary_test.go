@@ -378,7 +378,7 @@ func TestNoSecretGetsOut(t *testing.T) {
 		return vcsim.Proceed
 	})
 	ask("command line", "linux-root", func(vm *vcsim.VM, data map[string]any) {
-		pid := vm.Spawn("/usr/sbin/agent --token " + hidden + " --password " + guestPassword)
+		pid := vm.SpawnProcess("/usr/sbin/agent --token " + hidden + " --password " + guestPassword)
 		data["processes"] = []any{map[string]any{"name": "agent", "watch": map[string]any{"pid": pid}, "timeout": "2s"}}
 	})
 	for _, id := range ids {

@@ -191,7 +191,7 @@ var customizing = []behaviour{
 	}},
 	{"host name not applied", func(l *lot) bool {
 		l.verifyWithin(short)
-		l.guest(func(g *vcsim.Guest) { g.Lies.KeepsHostName = true })
+		l.guest(func(g *vcsim.Guest) { g.Faults.KeepsHostName = true })
 		if l.partly {
 			return true
 		}
@@ -199,7 +199,7 @@ var customizing = []behaviour{
 	}},
 	{"address not applied", func(l *lot) bool {
 		l.verifyWithin(short)
-		l.guest(func(g *vcsim.Guest) { g.Lies.KeepsAddresses = true })
+		l.guest(func(g *vcsim.Guest) { g.Faults.KeepsAddresses = true })
 		return l.unapplied()
 	}},
 	{"NIC left disconnected", func(l *lot) bool {
@@ -273,14 +273,14 @@ var customizing = []behaviour{
 	}},
 	{"status FAILED, Task succeeds", func(l *lot) bool {
 		l.moves, l.statusTells, l.decided = true, true, []string{"guest-status"}
-		l.guest(func(g *vcsim.Guest) { g.Lies.Says, g.IgnoreSpec = "FAILED", true })
+		l.guest(func(g *vcsim.Guest) { g.Faults.FinalStatus, g.IgnoreSpec = "FAILED", true })
 		return l.fail("customize", "CustomizationFailed")
 	}},
 	{"status SUCCEEDED, Task fails, nothing applied", func(l *lot) bool {
 		l.moves, l.statusTells, l.decided = true, true, []string{"guest-status"}
 		l.verifyWithin(short)
 		fault := one(l, passing...)
-		l.guest(func(g *vcsim.Guest) { g.Lies.Says, g.TaskError = "SUCCEEDED", fault })
+		l.guest(func(g *vcsim.Guest) { g.Faults.FinalStatus, g.TaskError = "SUCCEEDED", fault })
 		return l.unapplied()
 	}},
 	{"status SUCCEEDED, Task fails, all applied", func(l *lot) bool {
@@ -303,7 +303,7 @@ var customizing = []behaviour{
 	{"status FAILED, Task succeeds, status call fails from then on", func(l *lot) bool {
 		l.moves, l.statusTells, l.decided = true, true, []string{"guest-status"}
 		l.data["verify"] = false
-		l.guest(func(g *vcsim.Guest) { g.Lies.Says, g.IgnoreSpec = "FAILED", true })
+		l.guest(func(g *vcsim.Guest) { g.Faults.FinalStatus, g.IgnoreSpec = "FAILED", true })
 		l.then("CustomizeGuest_Task", vcsim.Before, 1, func() {
 			l.vc.Script(vcsim.Rule{VM: l.vm.ID(), Op: "GET guest/customization", RESTError: "INTERNAL_SERVER_ERROR"})
 		})
@@ -311,24 +311,26 @@ var customizing = []behaviour{
 	}},
 	{"guest works on after its Task", func(l *lot) bool {
 		l.moves, l.statusTells, l.atOnce, l.decided = true, true, true, []string{"guest-status"}
-		return l.guest(func(g *vcsim.Guest) { g.Lies.WorksOn = time.Duration(500+l.rnd.IntN(1500)) * time.Millisecond })
+		return l.guest(func(g *vcsim.Guest) { g.Faults.WorkAfterTask = time.Duration(500+l.rnd.IntN(1500)) * time.Millisecond })
 	}},
 	{"guest works on after its Task, and fails", func(l *lot) bool {
 		l.moves, l.statusTells, l.decided = true, true, []string{"guest-status"}
-		l.guest(func(g *vcsim.Guest) { g.Lies.WorksOn, g.Lies.Says, g.IgnoreSpec = time.Second, "FAILED", true })
+		l.guest(func(g *vcsim.Guest) {
+			g.Faults.WorkAfterTask, g.Faults.FinalStatus, g.IgnoreSpec = time.Second, "FAILED", true
+		})
 		return l.fail("customize", "CustomizationFailed")
 	}},
 	{"guest works on for ever", func(l *lot) bool {
 		l.moves, l.statusTells = true, true
 		l.section("customize")["timeout"] = short.String()
-		l.guest(func(g *vcsim.Guest) { g.Lies.Says = "RUNNING" })
+		l.guest(func(g *vcsim.Guest) { g.Faults.FinalStatus = "RUNNING" })
 		l.customized[0] = 0 // the time may be over before the call
 		return l.fail("customize", "StepTimeout")
 	}},
 	{"Task given up, guest works on and succeeds", func(l *lot) bool {
 		l.atOnce, l.looked = true, true
 		fault := one(l, passing...)
-		l.guest(func(g *vcsim.Guest) { g.TaskError, g.AppliesAnyway, g.Lies.WorksOn = fault, true, time.Second })
+		l.guest(func(g *vcsim.Guest) { g.TaskError, g.AppliesAnyway, g.Faults.WorkAfterTask = fault, true, time.Second })
 		if l.moves {
 			l.statusTells, l.decided = true, []string{"guest-status"}
 			return true
@@ -445,7 +447,7 @@ var starting = []behaviour{
 			return false
 		}
 		l.verifyWithin(short)
-		l.guest(func(g *vcsim.Guest) { g.Lies.IdleNetwork = true })
+		l.guest(func(g *vcsim.Guest) { g.Faults.IgnoresNetworkStart = true })
 		return l.unapplied()
 	}},
 	{"StartGuestNetwork_Task: answer lost", func(l *lot) bool {
@@ -573,8 +575,8 @@ var running = []behaviour{
 	{"tools silent while a process runs", func(l *lot) bool {
 		l.program(vcsim.Program{For: 500 * time.Millisecond, ExitCode: one(l, int64(0), 3)})
 		away := 2 + l.rnd.IntN(3)
-		l.then("guest/processes create", vcsim.After, 1, l.vm.LoseTools)
-		l.then("guest/processes get", vcsim.Before, away, l.vm.FindTools)
+		l.then("guest/processes create", vcsim.After, 1, l.vm.HangTools)
+		l.then("guest/processes get", vcsim.Before, away, l.vm.UnhangTools)
 		if l.exit != 0 {
 			return l.fail("process", "ExitCode")
 		}
@@ -663,8 +665,8 @@ var always = []behaviour{
 		return true
 	}},
 	{"tools not running at first", func(l *lot) bool {
-		l.vm.LoseTools()
-		l.then("guest/customization check", vcsim.After, 1, func() { l.later(200*time.Millisecond, l.vm.FindTools) })
+		l.vm.HangTools()
+		l.then("guest/customization check", vcsim.After, 1, func() { l.later(200*time.Millisecond, l.vm.UnhangTools) })
 		return true
 	}},
 }
@@ -696,8 +698,8 @@ func (l *lot) earlier(status string) {
 
 // silence makes VMware Tools fall silent for d.
 func (l *lot) silence(d time.Duration) {
-	l.vm.LoseTools()
-	l.later(d, l.vm.FindTools)
+	l.vm.HangTools()
+	l.later(d, l.vm.UnhangTools)
 }
 
 // later runs do after d, unless the run has ended by then.
@@ -741,7 +743,7 @@ func (l *lot) before() {
 	if !l.partly {
 		return
 	}
-	l.vm.ShowBefore(l.hostName, addresses)
+	l.vm.SetShown(l.hostName, addresses)
 	if l.rnd.IntN(2) == 0 {
 		l.earlier("SUCCEEDED")
 	}
@@ -794,7 +796,7 @@ func draw(n int, vc *vcsim.VCenter, vm *vcsim.VM, secret func(name, key, value s
 		delete(l.data, "network")
 		l.started = [2]int{}
 	}
-	l.guest(func(g *vcsim.Guest) { g.AppliesAtOnce, g.MovesStatus = l.atOnce, l.moves })
+	l.guest(func(g *vcsim.Guest) { g.AppliesAtOnce, g.UpdatesStatus = l.atOnce, l.moves })
 	if len(l.names) == 0 {
 		l.names = []string{"honest"}
 	}

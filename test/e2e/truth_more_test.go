@@ -128,13 +128,13 @@ var customizingMore = []behaviour{
 		l.moves, l.statusTells = true, true
 		l.verifyWithin(short)
 		l.decided = []string{"task"}
-		return l.guest(func(g *vcsim.Guest) { g.Lies.Says = "RUNNING" })
+		return l.guest(func(g *vcsim.Guest) { g.Faults.FinalStatus = "RUNNING" })
 	}},
 	{"status RUNNING for ever, Task succeeds, nothing applied", func(l *lot) bool {
 		l.moves, l.statusTells = true, true
 		l.verifyWithin(short)
 		l.decided = []string{"task"}
-		l.guest(func(g *vcsim.Guest) { g.Lies.Says, g.IgnoreSpec = "RUNNING", true })
+		l.guest(func(g *vcsim.Guest) { g.Faults.FinalStatus, g.IgnoreSpec = "RUNNING", true })
 		return l.unapplied()
 	}},
 	{"status of an earlier run in microseconds, Task fails", func(l *lot) bool {
@@ -157,23 +157,23 @@ var customizingMore = []behaviour{
 	}},
 	{"status in microseconds", func(l *lot) bool {
 		l.moves = true
-		return l.guest(func(g *vcsim.Guest) { g.Lies.StatusPrecision = time.Microsecond })
+		return l.guest(func(g *vcsim.Guest) { g.Faults.StatusPrecision = time.Microsecond })
 	}},
 	{"status in microseconds, FAILED", func(l *lot) bool {
 		l.moves, l.statusTells, l.decided = true, true, []string{"guest-status"}
 		l.guest(func(g *vcsim.Guest) {
-			g.Lies.StatusPrecision, g.Lies.Says, g.IgnoreSpec = time.Microsecond, "FAILED", true
+			g.Faults.StatusPrecision, g.Faults.FinalStatus, g.IgnoreSpec = time.Microsecond, "FAILED", true
 		})
 		return l.fail("customize", "CustomizationFailed")
 	}},
 	{"Task shown late, answer lost", func(l *lot) bool { // within V
 		l.on("CustomizeGuest_Task", vcsim.After, 1, lose)
-		return l.guest(func(g *vcsim.Guest) { g.Lies.TaskLag = time.Duration(100+l.rnd.IntN(700)) * time.Millisecond })
+		return l.guest(func(g *vcsim.Guest) { g.Faults.TaskLag = time.Duration(100+l.rnd.IntN(700)) * time.Millisecond })
 	}},
 	{"updates held back during customization", func(l *lot) bool {
 		l.then("CustomizeGuest_Task", vcsim.Before, 1, func() {
-			l.vm.HoldUpdates()
-			l.later(time.Duration(200+l.rnd.IntN(2000))*time.Millisecond, l.vm.ReleaseUpdates)
+			l.vm.BlockUpdates()
+			l.later(time.Duration(200+l.rnd.IntN(2000))*time.Millisecond, l.vm.UnblockUpdates)
 		})
 		return true
 	}},
@@ -206,7 +206,7 @@ var customizingMore = []behaviour{
 	{"host name by a prefix, not applied", func(l *lot) bool {
 		l.hostNameOf(map[string]any{"_typeName": "CustomizationPrefixName", "base": "other"})
 		l.verifyWithin(short)
-		l.guest(func(g *vcsim.Guest) { g.Lies.KeepsHostName = true })
+		l.guest(func(g *vcsim.Guest) { g.Faults.KeepsHostName = true })
 		return l.fail("verify", "VerifyMismatch", "StepTimeout")
 	}},
 	{"host name of the VM", func(l *lot) bool {
@@ -239,12 +239,12 @@ var customizingMore = []behaviour{
 		l.adapter(1)["ip"] = map[string]any{"_typeName": "CustomizationDhcpIpGenerator"}
 		l.addresses[0] = ""
 		l.verifyWithin(short)
-		l.guest(func(g *vcsim.Guest) { g.Lies.NoLease = true })
+		l.guest(func(g *vcsim.Guest) { g.Faults.NoDHCPLease = true })
 		return l.fail("verify", "VerifyMismatch", "StepTimeout")
 	}},
 	{"addresses swapped between the NICs", func(l *lot) bool {
 		l.verifyWithin(short)
-		l.guest(func(g *vcsim.Guest) { g.Lies.SwapsAddresses = true })
+		l.guest(func(g *vcsim.Guest) { g.Faults.SwapsAddresses = true })
 		return l.fail("verify", "VerifyMismatch", "StepTimeout")
 	}},
 	{"one of two addresses not applied", func(l *lot) bool {
@@ -252,8 +252,8 @@ var customizingMore = []behaviour{
 			return false
 		}
 		l.verifyWithin(short)
-		l.vm.ShowBefore("", map[int]string{0: l.addresses[0]})
-		l.guest(func(g *vcsim.Guest) { g.Lies.KeepsAddresses = true })
+		l.vm.SetShown("", map[int]string{0: l.addresses[0]})
+		l.guest(func(g *vcsim.Guest) { g.Faults.KeepsAddresses = true })
 		return l.fail("verify", "VerifyMismatch", "StepTimeout")
 	}},
 	{"Task canceled by a user", func(l *lot) bool {
@@ -271,7 +271,7 @@ func (l *lot) engine(applied bool) bool {
 	l.verifyWithin(short)
 	code := one(l, 248, 251, 252, 253, 254, 255)
 	l.guest(func(g *vcsim.Guest) {
-		g.TaskError, g.AppliesAnyway, g.Lies.Message = new(types.CustomizationFault), applied, fmt.Sprintf("An error occurred while customizing VM: ERR,%d,the engine's words", code)
+		g.TaskError, g.AppliesAnyway, g.Faults.Message = new(types.CustomizationFault), applied, fmt.Sprintf("An error occurred while customizing VM: ERR,%d,the engine's words", code)
 	})
 	l.customized, l.aborts = [2]int{1, 2}, [2]int{0, 1}
 	return l.fail("customize", "CustomizationFailed")
@@ -319,12 +319,12 @@ var startingMore = []behaviour{
 	}},
 	{"network Task shown late, answer lost", func(l *lot) bool {
 		l.on("StartGuestNetwork_Task", vcsim.After, 1, lose)
-		return l.guest(func(g *vcsim.Guest) { g.Lies.TaskLag = time.Duration(100+l.rnd.IntN(700)) * time.Millisecond })
+		return l.guest(func(g *vcsim.Guest) { g.Faults.TaskLag = time.Duration(100+l.rnd.IntN(700)) * time.Millisecond })
 	}},
 	{"updates held back during the network's start", func(l *lot) bool {
 		l.then("StartGuestNetwork_Task", vcsim.Before, 1, func() {
-			l.vm.HoldUpdates()
-			l.later(time.Duration(200+l.rnd.IntN(2000))*time.Millisecond, l.vm.ReleaseUpdates)
+			l.vm.BlockUpdates()
+			l.later(time.Duration(200+l.rnd.IntN(2000))*time.Millisecond, l.vm.UnblockUpdates)
 		})
 		return true
 	}},
@@ -435,7 +435,7 @@ var runningMore = []behaviour{
 		return true
 	}},
 	{"the same program runs beside", func(l *lot) bool {
-		l.then("guest/customization check", vcsim.After, 1, func() { l.vm.Spawn(`"/opt/join" --quiet`) })
+		l.then("guest/customization check", vcsim.After, 1, func() { l.vm.SpawnProcess(`"/opt/join" --quiet`) })
 		return true
 	}},
 	{"two processes, the second fails", func(l *lot) bool {
@@ -494,8 +494,8 @@ var alwaysMore = []behaviour{
 	{"updates held back all the time, in pieces", func(l *lot) bool {
 		for _, op := range []string{"guest/customization check", "CustomizeGuest_Task", "StartGuestNetwork_Task", "guest/processes create"} {
 			l.then(op, vcsim.After, 1, func() {
-				l.vm.HoldUpdates()
-				l.later(400*time.Millisecond, l.vm.ReleaseUpdates)
+				l.vm.BlockUpdates()
+				l.later(400*time.Millisecond, l.vm.UnblockUpdates)
 			})
 		}
 		return true

@@ -80,7 +80,7 @@ func TestOldTaskIsNotAdopted(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.vc.Advance(12 * time.Minute)
-	s.vc.VM(vm).Renew()
+	s.vc.VM(vm).Reset()
 	s.vc.Script(vcsim.Rule{Op: "CreateCollectorForTasks", Times: 1, Fault: new(types.InvalidState)})
 	for _, op := range []string{"CustomizeGuest_Task", "StartGuestNetwork_Task"} {
 		s.vc.Script(vcsim.Rule{Op: op, Times: 1, LoseCall: true})
@@ -174,7 +174,7 @@ func (tr *truth) play(n int, vm string) {
 	tr.mu.Lock()
 	delete(tr.lots, vm)
 	tr.mu.Unlock()
-	guest.Renew()
+	guest.Reset()
 }
 
 // judge holds the end of a run against the truth.
@@ -274,7 +274,7 @@ func (l *lot) wrong(e event) (wrong []string) {
 
 // untrue is what a run that succeeded claims and is not so in the guest.
 func (l *lot) untrue(e event) (claims []string) {
-	so := l.vm.Truth()
+	so := l.vm.GroundTruth()
 	if so.HostName != l.hostName {
 		claims = append(claims, fmt.Sprintf("the guest's host name is %q, not %s", so.HostName, l.hostName))
 	}

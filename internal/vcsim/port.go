@@ -5,9 +5,9 @@ import (
 	"syscall"
 )
 
-// holdPort keeps a port that nothing listens at, so that connections to it are refused and nobody else takes it. The returned func gives it up. Where the
+// reservePort keeps a port that nothing listens at, so that connections to it are refused and nobody else takes it. The returned func gives it up. Where the
 // port cannot be held it stays free, which is nearly as good.
-func holdPort(addr *net.TCPAddr) (release func()) {
+func reservePort(addr *net.TCPAddr) (release func()) {
 	ip := addr.IP.To4()
 	if ip == nil {
 		return func() {}

@@ -8,50 +8,50 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
-// Lies are how a guest deceives, and how vCenter is mistaken about it. The zero value is honest.
-type Lies struct {
+// Faults are how a guest differs from what it and vCenter say of it. The zero value has none.
+type Faults struct {
 	// KeepsHostName and KeepsAddresses make a customization leave these as they are and tell nobody.
 	KeepsHostName, KeepsAddresses bool
-	// IdleNetwork makes StartGuestNetwork_Task succeed and do nothing.
-	IdleNetwork bool
-	// Says is the status that the next customizations end with where MovesStatus is set, without the prefix: "SUCCEEDED", "FAILED", or "RUNNING" for a
+	// IgnoresNetworkStart makes StartGuestNetwork_Task succeed and do nothing.
+	IgnoresNetworkStart bool
+	// FinalStatus is the status that the next customizations end with where UpdatesStatus is set, without the prefix: "SUCCEEDED", "FAILED", or "RUNNING" for a
 	// status that never ends. Empty: as it went.
-	Says string
+	FinalStatus string
 	// Message is the localized text of TaskError, such as "ERR,252,DNS could not be set"; empty: vCenter's own words.
 	Message string
-	// NoLease makes NICs that are to get their address by DHCP stay with a link-local one.
-	NoLease bool
+	// NoDHCPLease makes NICs that are to get their address by DHCP stay with a link-local one.
+	NoDHCPLease bool
 	// SwapsAddresses gives the addresses of the first two NICs to each other.
 	SwapsAddresses bool
 	// StatusPrecision is how finely guest.customizationInfo is pushed; the REST call tells milliseconds. Zero: a second.
 	StatusPrecision time.Duration
 	// TaskLag is how long a new Task on this VM stays out of recentTask and of the history, beside Options.VisibilityLag.
 	TaskLag time.Duration
-	// WorksOn is how long the guest goes on after the end of CustomizeGuest_Task: only then its work is done, and its status ends.
-	WorksOn time.Duration
+	// WorkAfterTask is how long the guest goes on after the end of CustomizeGuest_Task: only then its work is done, and its status ends.
+	WorkAfterTask time.Duration
 }
 
-// bend makes a plan a lie. vm.mu is held.
-func (vm *VM) bend(name string, p *plan) {
-	p.lies, p.life = vm.guest.Lies, vm.lives
-	if p.lies.KeepsHostName {
+// intercept bends a plan by the guest's Faults. vm.mu is held.
+func (vm *VM) intercept(name string, p *plan) {
+	p.faults, p.life = vm.guest.Faults, vm.lives
+	if p.faults.KeepsHostName {
 		p.then.hostName = ""
 	}
-	if p.lies.KeepsAddresses {
+	if p.faults.KeepsAddresses {
 		p.then.addresses = nil
 	}
-	if macs := vm.macs(); name == customizeGuest && p.lies.SwapsAddresses && len(macs) > 1 {
+	if macs := vm.macs(); name == customizeGuest && p.faults.SwapsAddresses && len(macs) > 1 {
 		p.then.addresses[macs[0]], p.then.addresses[macs[1]] = p.then.addresses[macs[1]], p.then.addresses[macs[0]]
 	}
 	if p.fault != nil && p.message == "" {
-		p.message = p.lies.Message
+		p.message = p.faults.Message
 	}
-	if name == startGuestNetwork && p.lies.IdleNetwork {
+	if name == startGuestNetwork && p.faults.IgnoresNetworkStart {
 		p.applies = false
 	}
 }
 
-// finish does a run's work in the guest, and ends its status: at once, or WorksOn later. vm.mu is held.
+// finish does a run's work in the guest, and ends its status: at once, or WorkAfterTask later. vm.mu is held.
 func (vm *VM) finish(name string, p plan, fault types.BaseMethodFault, killed bool) {
 	end := func() {
 		if vm.lives != p.life {
@@ -61,8 +61,8 @@ func (vm *VM) finish(name string, p plan, fault types.BaseMethodFault, killed bo
 			vm.apply(name, p.then)
 		}
 		done := fault == nil || p.applies && !killed
-		switch says := p.lies.Says; {
-		case !p.moves, says == "RUNNING" && !killed:
+		switch says := p.faults.FinalStatus; {
+		case !p.updatesStatus, says == "RUNNING" && !killed:
 		case says == "SUCCEEDED" && !killed, says == "" && done:
 			vm.setInfo(statusPrefix+"SUCCEEDED", "", false)
 		case says == "FAILED" && fault == nil:
@@ -71,13 +71,13 @@ func (vm *VM) finish(name string, p plan, fault types.BaseMethodFault, killed bo
 			vm.setInfo(statusPrefix+"FAILED", text(fault, p.message), false)
 		}
 	}
-	if killed || name != customizeGuest || p.lies.WorksOn <= 0 {
+	if killed || name != customizeGuest || p.faults.WorkAfterTask <= 0 {
 		end()
 		return
 	}
 	boot := vm.boots
 	vm.v.spawn(func() {
-		if !vm.v.pause(p.lies.WorksOn) {
+		if !vm.v.pause(p.faults.WorkAfterTask) {
 			return
 		}
 		vm.mu.Lock()
@@ -88,9 +88,9 @@ func (vm *VM) finish(name string, p plan, fault types.BaseMethodFault, killed bo
 	})
 }
 
-// ShowBefore makes the guest what a customization that was asked for earlier left, and lets VMware Tools report it at once: a host name, where it is not
+// SetShown makes the guest what a customization that was asked for earlier left, and lets VMware Tools report it at once: a host name, where it is not
 // empty, and addresses by their NIC's number.
-func (vm *VM) ShowBefore(hostName string, addresses map[int]string) {
+func (vm *VM) SetShown(hostName string, addresses map[int]string) {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
 	vm.set = vm.set.clone()
@@ -105,15 +105,15 @@ func (vm *VM) ShowBefore(hostName string, addresses map[int]string) {
 	vm.report()
 }
 
-// HoldUpdates keeps what happens to the VM, and to Tasks on it, out of the property collectors' updates, as a vCenter does that is busy; a read of a property shows
-// it all the same. ReleaseUpdates ends it.
-func (vm *VM) HoldUpdates() { vm.v.changes.hold(vm.ref, true) }
+// BlockUpdates keeps what happens to the VM, and to Tasks on it, out of the property collectors' updates, as a vCenter does that is busy; a read of a property shows
+// it all the same. UnblockUpdates ends it.
+func (vm *VM) BlockUpdates() { vm.v.changes.block(vm.ref, true) }
 
-// ReleaseUpdates ends what HoldUpdates began: the updates come.
-func (vm *VM) ReleaseUpdates() { vm.v.changes.hold(vm.ref, false) }
+// UnblockUpdates ends what BlockUpdates began: the updates come.
+func (vm *VM) UnblockUpdates() { vm.v.changes.block(vm.ref, false) }
 
 // held reports whether updates of an object are held back.
-func (v *VCenter) held(ref types.ManagedObjectReference) bool {
+func (v *VCenter) updatesBlocked(ref types.ManagedObjectReference) bool {
 	if ref.Type == "Task" {
 		v.tasks.mu.Lock()
 		info, ok := v.tasks.infos[ref.Value]
@@ -123,20 +123,20 @@ func (v *VCenter) held(ref types.ManagedObjectReference) bool {
 		}
 		ref = *info.Entity
 	}
-	return v.changes.holds(ref)
+	return v.changes.blocks(ref)
 }
 
-// LoseTools makes VMware Tools fall silent, as in a guest that is very busy: guest calls are refused, but what runs in the guest goes on, a customization
-// too, and exit codes are kept. FindTools ends it.
-func (vm *VM) LoseTools() {
+// HangTools makes VMware Tools fall silent, as in a guest that is very busy: guest calls are refused, but what runs in the guest goes on, a customization
+// too, and exit codes are kept. UnhangTools ends it.
+func (vm *VM) HangTools() {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
 	vm.tools = false
 	vm.report()
 }
 
-// FindTools ends what LoseTools began: the same VMware Tools answer again.
-func (vm *VM) FindTools() {
+// UnhangTools ends what HangTools began: the same VMware Tools answer again.
+func (vm *VM) UnhangTools() {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
 	vm.tools = vm.powered
@@ -162,7 +162,7 @@ func (vm *VM) ReusePID(pid, code int64) {
 	}
 }
 
-// Remove takes the VM out of the inventory, as if somebody had deleted it. Renew puts it back.
+// Remove takes the VM out of the inventory, as if somebody had deleted it. Reset puts it back.
 func (vm *VM) Remove() {
 	ctx := vm.v.newContext()
 	obj, ok := ctx.Map.Get(vm.ref).(*simulator.VirtualMachine)
@@ -177,8 +177,8 @@ func (vm *VM) Remove() {
 	vm.halt()
 }
 
-// Truth is what is so in a guest, whatever it says.
-type Truth struct {
+// GroundTruth is the real state of a guest, whatever VMware Tools report.
+type GroundTruth struct {
 	HostName  string
 	Addresses []string // of all NICs in their order
 	Connected bool     // all virtual NICs
@@ -186,11 +186,11 @@ type Truth struct {
 	ExitCodes map[string]int64
 }
 
-// Truth looks into the guest, past VMware Tools.
-func (vm *VM) Truth() Truth {
+// GroundTruth reads the real state of the guest, past VMware Tools.
+func (vm *VM) GroundTruth() GroundTruth {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
-	t := Truth{HostName: vm.set.hostName, Connected: true, ExitCodes: make(map[string]int64)}
+	t := GroundTruth{HostName: vm.set.hostName, Connected: true, ExitCodes: make(map[string]int64)}
 	for _, mac := range vm.macs() {
 		t.Addresses = append(t.Addresses, plainAddresses(vm.set.addresses[mac])...)
 	}
@@ -211,9 +211,9 @@ func (vm *VM) Truth() Truth {
 	return t
 }
 
-// Renew makes the VM and its guest as they were at first: honest, running, connected, not customized, with no effects and no rules of its own. Nothing may
+// Reset makes the VM and its guest as they were at first: honest, running, connected, not customized, with no effects and no rules of its own. Nothing may
 // be under way on it but what an earlier life left behind.
-func (vm *VM) Renew() {
+func (vm *VM) Reset() {
 	vm.v.clearScriptOf(vm.ID())
 	vm.mu.Lock()
 	if vm.removed != nil {
@@ -221,7 +221,7 @@ func (vm *VM) Renew() {
 		vm.removed = nil
 	}
 	vm.mu.Unlock()
-	vm.ReleaseUpdates()
+	vm.UnblockUpdates()
 	vm.SetNICs(true)
 	vm.update(powerChanges(types.VirtualMachinePowerStatePoweredOn)...)
 	vm.mu.Lock()
@@ -243,7 +243,7 @@ func (v *VCenter) clearScriptOf(id string) {
 }
 
 // Spawn lets the guest run a process that nobody asked for through vCenter, until it is deleted; it shows command as its command line.
-func (vm *VM) Spawn(command string) (pid int64) {
+func (vm *VM) SpawnProcess(command string) (pid int64) {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
 	pid = vm.guest.NextPID
