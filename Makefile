@@ -47,7 +47,7 @@ lint: $(LINT) ## golangci-lint
 
 # Built from its module, in a module of its own: its dependencies are not ours.
 $(LINT): tools/lint/go.mod tools/lint/go.sum
-	cd tools/lint && $(GO) build -o ../../$(LINT) github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	$(GO) build -C tools/lint -o $(CURDIR)/bin/ tool
 
 .PHONY: unit
 unit: service packages ## the tests alone
@@ -70,15 +70,11 @@ cover: ## the tests with their coverage: bin/cover.html
 	$(GO) tool cover -html=bin/cover.out -o bin/cover.html
 	$(GO) tool cover -func=bin/cover.out | tail -1
 
-# The tool that writes the bill of materials: a module of its own, as the linter.
-SBOM := bin/cyclonedx-gomod
-$(SBOM): tools/sbom/go.mod tools/sbom/go.sum
-	cd tools/sbom && $(GO) build -o ../../$(SBOM) github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod
-
 .PHONY: sbom
-sbom: consumer $(SBOM) ## bill of materials of the service, CycloneDX, held against schema and binary: bin/consumer.cdx.json
-	$(SBOM) bin -json -std -licenses -noserial -notimestamp -version '$(VERSION)' -output bin/consumer.cdx.json bin/consumer
-	cd tools/sbom && $(GO) test -count=1 . -args -binary ../../bin/consumer -sbom ../../bin/consumer.cdx.json
+sbom: consumer ## bill of materials of the service, CycloneDX, held against schema and binary: bin/consumer.cdx.json
+	$(GO) tool -modfile=deploy/sbom/go.mod cyclonedx-gomod bin -json -std -licenses -noserial -notimestamp -version '$(VERSION)' \
+		-output bin/consumer.cdx.json bin/consumer
+	$(GO) test -C deploy/sbom -count=1 . -args -binary $(CURDIR)/bin/consumer -sbom $(CURDIR)/bin/consumer.cdx.json
 
 # An image's date is its commit's: with the same base image it is the same image, whenever and wherever it is built.
 IMAGE ?= ghcr.io/guestflow/guestflow
@@ -110,34 +106,35 @@ image-test: ## builds the image on a stand-in for its base and starts it, read-o
 
 .PHONY: rules
 rules: ## alerts fire when they should and not else, dashboards ask for what there is; by Prometheus's own engine, in a module of its own
-	cd tools/prometheus && $(GO) test -vet=off -count=1 .
+	$(GO) test -C deploy/helm/tests/monitoring -vet=off -count=1 .
 
 # Prometheus without its UI and its service discoveries.
-bin/prometheus bin/promtool: tools/prometheus/go.mod tools/prometheus/go.sum
-	cd tools/prometheus && $(GO) build -tags remove_all_sd -o ../../$@ github.com/prometheus/prometheus/cmd/$(@F)
+bin/prometheus bin/promtool: deploy/helm/tests/monitoring/go.mod deploy/helm/tests/monitoring/go.sum
+	$(GO) build -C deploy/helm/tests/monitoring -tags remove_all_sd -o $(CURDIR)/$@ github.com/prometheus/prometheus/cmd/$(@F)
 
 .PHONY: dashboard-look
 dashboard-look: build bin/prometheus bin/promtool ## promtool on the alerts; then the dashboards with data, as pages and, by chromium, pictures: bin/dashboards
 	bin/promtool check rules deploy/helm/files/alerts.yaml
-	bin/promtool test rules tools/prometheus/alerts_test.yaml
-	cd tools/prometheus && $(GO) run ./look $(LOOK_ARGS)
+	bin/promtool test rules deploy/helm/tests/monitoring/alerts_test.yaml
+	$(GO) run -C deploy/helm/tests/monitoring ./look $(LOOK_ARGS)
 
 # Helm's own code as a library, in a module of its own.
 .PHONY: chart
 chart: ## the Helm chart: lint, rendering with many values, unit tests, every object against Kubernetes' schemas
-	cd tools/helm && $(GO) test -vet=off -count=1 .
+	$(GO) test -C deploy/helm/tests -vet=off -count=1 .
 
 .PHONY: chart-generate
 chart-generate: ## values.yaml and the table of the chart's README, from values.schema.json
-	cd tools/helm && $(GO) test -count=1 -run TestValuesAndTable . -args -update
+	$(GO) test -C deploy/helm/tests -count=1 -run TestValuesAndTable . -args -update
 
 .PHONY: cluster-test
 cluster-test: build ## the chart in a real API server, built here (10 minutes), and what it says to run as a process; not part of test
-	cd tools/cluster && $(GO) build -o ../../bin/etcd ./etcd
-	cd tools/cluster && $(GO) build -o ../../bin/kube-apiserver \
-		-ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$$($(GO) list -m -f '{{.Version}}' k8s.io/kubernetes)" k8s.io/kubernetes/cmd/kube-apiserver
-	cd tools/helm && $(GO) build -ldflags '-s -w' -o ../../bin/helm helm.sh/helm/v3/cmd/helm
-	cd tools/helm && $(GO) test -tags cluster -count=1 -v -timeout 20m -run TestCluster . -args -bin $(CURDIR)/bin
+	$(GO) build -C tools/cluster -o $(CURDIR)/bin/etcd go.etcd.io/etcd/server/v3
+	$(GO) build -C tools/cluster -o $(CURDIR)/bin/ \
+		-ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$$($(GO) list -C tools/cluster -m -f '{{.Version}}' k8s.io/kubernetes)" \
+		k8s.io/kubernetes/cmd/kube-apiserver
+	$(GO) build -C deploy/helm/tests -ldflags '-s -w' -o $(CURDIR)/bin/ tool
+	$(GO) test -C deploy/helm/tests -tags cluster -count=1 -v -timeout 20m -run TestCluster . -args -bin $(CURDIR)/bin
 
 .PHONY: clean
 clean: ## remove what was built

@@ -91,7 +91,7 @@ func families(scraped string) map[string]family {
 }
 
 // What the page lists is what /metrics shows once the service has done everything that is counted, with its type and labels, and the reverse; alerts and
-// dashboards ask for nothing else. (That they ask for the labels of the page tools/prometheus tests.)
+// dashboards ask for nothing else. (That they ask for the labels of the page deploy/helm/tests/monitoring tests.)
 func TestMetricsAreThoseOfThePageTheAlertsAndTheDashboards(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)

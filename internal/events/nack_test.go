@@ -61,7 +61,7 @@ func TestNACK(t *testing.T) {
 			Replicas: 1, EventsMaxAge: 720 * time.Hour, DeadlettersMaxAge: 168 * time.Hour, DeadlettersMaxBytes: 256 << 20, QueuePerVM: 2, AckWait: 30 * time.Second,
 			MaxInFlight: map[string]int{"VCENTER": 64},
 		},
-		"tools/helm/testdata/nack.json": {
+		"deploy/helm/tests/testdata/nack.json": {
 			Replicas: 3, EventsMaxAge: 1440 * time.Hour, EventsMaxBytes: 10 << 30, DeadlettersMaxAge: 336 * time.Hour, DeadlettersMaxBytes: 1 << 30, QueuePerVM: 4, AckWait: 20 * time.Second,
 			MaxInFlight: map[string]int{"lab": 128, "eu-prod": 64},
 		},

@@ -2,7 +2,7 @@ module github.com/guestflow/guestflow/tools/nats
 
 go 1.26.0
 
-require github.com/nats-io/natscli v0.3.0
+require github.com/nats-io/natscli v0.3.0 // indirect
 
 require (
 	dario.cat/mergo v1.0.2 // indirect
@@ -71,3 +71,5 @@ require (
 	gopkg.in/yaml.v2 v2.4.0 // indirect
 	gopkg.in/yaml.v3 v3.0.1 // indirect
 )
+
+tool github.com/nats-io/natscli/nats

@@ -1,6 +1,6 @@
 //go:build cluster
 
-package helm
+package chart
 
 import (
 	"bytes"

@@ -1,4 +1,4 @@
-package prometheus_test
+package monitoring
 
 import (
 	"encoding/json"

@@ -1,5 +1,5 @@
-// Package prometheus_test tests what Prometheus and Grafana are given to work with: the chart's alerting rules and dashboards.
-package prometheus_test
+// Package monitoring tests what Prometheus and Grafana are given to work with: the chart's alerting rules and dashboards.
+package monitoring
 
 import (
 	"bytes"
@@ -23,7 +23,7 @@ import (
 )
 
 const (
-	root    = "../.."
+	root    = "../../../.."
 	tests   = "alerts_test.yaml"
 	runbook = "https://github.com/guestflow/guestflow/blob/main/docs/operate/runbooks.md#"
 )

@@ -1,4 +1,4 @@
-module github.com/guestflow/guestflow/tools/helm
+module github.com/guestflow/guestflow/deploy/helm/tests
 
 go 1.26.0
 
@@ -130,3 +130,5 @@ require (
 )
 
 replace github.com/vmware-labs/yaml-jsonpath v0.3.2 => github.com/helm-unittest/yaml-jsonpath v0.4.0
+
+tool helm.sh/helm/v3/cmd/helm

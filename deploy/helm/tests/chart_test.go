@@ -1,5 +1,5 @@
-// Package helm pins Helm, apart from the service's own modules, and tests the chart with Helm's own code.
-package helm
+// Package chart tests the chart with the code of Helm and of Kubernetes itself, in a module of its own: its dependencies are not the service's.
+package chart
 
 import (
 	"fmt"
@@ -16,7 +16,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-const chartDir = "../../deploy/helm"
+const chartDir = ".."
 
 // object is a Kubernetes object as it was rendered.
 type object = map[string]any
@@ -76,4 +76,13 @@ func objects(files map[string]string) ([]object, error) {
 		}
 	}
 	return all, nil
+}
+
+// TestChartLeavesItsTestsOut reads the chart as helm package does: .helmignore keeps the tests of the chart, and their modules, out of what users get.
+func TestChartLeavesItsTestsOut(t *testing.T) {
+	for _, file := range load(t).Raw {
+		if strings.HasPrefix(file.Name, "tests/") || strings.HasSuffix(file.Name, ".go") || path.Base(file.Name) == "go.mod" {
+			t.Errorf("the chart holds %s", file.Name)
+		}
+	}
 }

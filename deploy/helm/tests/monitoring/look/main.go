@@ -39,9 +39,9 @@ var views = []view{
 var mayBeEmpty = map[string]string{}
 
 func run(ctx context.Context) error {
-	bin := flag.String("bin", "../../bin", "folder with guestflow, consumer and prometheus")
-	chart := flag.String("chart", "../../deploy/helm/files", "folder with alerts.yaml and dashboards")
-	out := flag.String("out", "../../bin/dashboards", "folder for the pages")
+	bin := flag.String("bin", "../../../../bin", "folder with guestflow, consumer and prometheus")
+	chart := flag.String("chart", "../../files", "folder with alerts.yaml and dashboards")
+	out := flag.String("out", "../../../../bin/dashboards", "folder for the pages")
 	lasts := flag.Duration("for", 8*time.Minute, "how long the load lasts")
 	flag.Parse()
 	if err := absolute(bin, chart, out); err != nil {

@@ -1,4 +1,4 @@
-module github.com/guestflow/guestflow/tools/prometheus
+module github.com/guestflow/guestflow/deploy/helm/tests/monitoring
 
 go 1.26.0
 
@@ -251,4 +251,9 @@ require (
 	sigs.k8s.io/randfill v1.0.0 // indirect
 	sigs.k8s.io/structured-merge-diff/v6 v6.4.2 // indirect
 	sigs.k8s.io/yaml v1.6.0 // indirect
+)
+
+tool (
+	github.com/prometheus/prometheus/cmd/prometheus
+	github.com/prometheus/prometheus/cmd/promtool
 )

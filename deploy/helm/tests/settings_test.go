@@ -1,4 +1,4 @@
-package helm
+package chart
 
 import (
 	"go/ast"
@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-const configFile = "../../internal/app/config.go"
+const configFile = "../../../internal/app/config.go"
 
 // neverSet are settings that the chart has no value for, and why.
 var neverSet = map[string]string{"VCENTER_<NAME>_PASSWORD": "a password is a file from a Secret: PASSWORD_FILE"}
