@@ -7,6 +7,7 @@ ARG GO_IMAGE=docker.io/library/golang:1.26.8@sha256:6c2a5538f964f1c82f97ad14988b
 # Runs on the builder's own architecture and compiles for the other: nothing is emulated.
 FROM --platform=$BUILDPLATFORM ${GO_IMAGE} AS source
 ENV GOTOOLCHAIN=local
+COPY LICENSE NOTICE /image/
 RUN mkdir -p /image/etc/ssl/certs && \
     cp /etc/ssl/certs/ca-certificates.crt /image/etc/ssl/certs/ && \
     echo 'guestflow:x:65532:65532:guestflow:/:/sbin/nologin' >/image/etc/passwd && \
@@ -37,6 +38,7 @@ ARG VERSION=dev
 ARG COMMIT=unknown
 ARG CREATED=1970-01-01T00:00:00Z
 LABEL org.opencontainers.image.source="https://github.com/guestflow/guestflow" \
+      org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="$VERSION" \
       org.opencontainers.image.revision="$COMMIT" \
       org.opencontainers.image.created="$CREATED"

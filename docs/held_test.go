@@ -52,10 +52,10 @@ var held = map[string]struct {
 	"mermaid":     {"is looked at; its lines are flowchart's", mermaid},
 }
 
-// pages are this folder's, and the README.
+// pages are those of this folder, and those at the top of the repository.
 func pages(t *testing.T) []string {
 	t.Helper()
-	return glob(t, "*.md", "*/*.md", "../README.md")
+	return glob(t, "*.md", "*/*.md", "../README.md", "../CONTRIBUTING.md", "../SECURITY.md")
 }
 
 func glob(t *testing.T, patterns ...string) (all []string) {

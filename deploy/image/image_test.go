@@ -139,10 +139,13 @@ func TestFinalStages(t *testing.T) {
 	if base.from != "scratch" {
 		t.Errorf("stage base starts from %s, not from scratch", base.from)
 	}
-	for _, label := range []string{"source", "version", "revision", "created"} {
+	for _, label := range []string{"source", "licenses", "version", "revision", "created"} {
 		if !strings.Contains(strings.Join(base.has("LABEL"), " "), "org.opencontainers.image."+label+"=") {
 			t.Errorf("no label %s", label)
 		}
+	}
+	if !slices.Contains(find(t, "source").has("COPY"), "LICENSE NOTICE /image/") {
+		t.Error("the image has no LICENSE or no NOTICE: what is in it may not be passed on without")
 	}
 	for name, binary := range map[string]string{"service": "consumer", "cli": "guestflow"} {
 		s := find(t, name)

@@ -77,7 +77,7 @@ func (l layout) check(t *testing.T, source, arch, binary string, ports map[strin
 	const label, created = "org.opencontainers.image.", "2023-11-14T22:13:20Z"
 	path := []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"} // buildah's own, in every image
 	want := imageConfig{User: user, Env: path, Entrypoint: []string{"/" + binary}, ExposedPorts: ports, Labels: map[string]string{
-		label + "source": "https://github.com/guestflow/guestflow", label + "version": release, label + "revision": commit, label + "created": created,
+		label + "source": "https://github.com/guestflow/guestflow", label + "licenses": "Apache-2.0", label + "version": release, label + "revision": commit, label + "created": created,
 		label + "title": img.Config.Labels[label+"title"], label + "description": img.Config.Labels[label+"description"]}}
 	if diff := cmp.Diff(want, img.Config); diff != "" {
 		t.Errorf("%s for %s (-want +got):\n%s", binary, arch, diff)
@@ -333,7 +333,7 @@ func checkFiles(t *testing.T, dir, binary string) {
 		t.Fatal(err)
 	}
 	const folder, file, program = "drwxr-xr-x 0:0", "-rw-r--r-- 0:0", "-rwxr-xr-x 0:0"
-	want := map[string]string{"": folder, "/" + binary: program, "/etc": folder, "/etc/passwd": file, "/etc/group": file,
+	want := map[string]string{"": folder, "/" + binary: program, "/LICENSE": file, "/NOTICE": file, "/etc": folder, "/etc/passwd": file, "/etc/group": file,
 		"/etc/ssl": folder, "/etc/ssl/certs": folder, "/etc/ssl/certs/ca-certificates.crt": file}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("files (-want +got):\n%s", diff)
