@@ -52,6 +52,23 @@ func (j *Journal) Since(ctx context.Context) (time.Time, error) {
 	return ask(ctx, j.log, "", "", "look how far the journal reaches back", j.store.Since)
 }
 
+// Runs calls fn with each run.* event of the VM that can be read, oldest first, until fn returns false or the answer that comes shows none. Each answer is
+// of a server that has everything before what it shows.
+func (j *Journal) Runs(ctx context.Context, vcenter, vm string, fn func(*Entry) (more bool)) error {
+	for from := uint64(1); ; {
+		stored, err := ask(ctx, j.log, vcenter, vm, "read the runs in the VM's journal", func(ctx context.Context) (*Stored, error) {
+			return j.store.NextBySubject(ctx, EventSubject(vcenter, vm, "run.*"), from)
+		})
+		if err != nil || stored == nil {
+			return err
+		}
+		if e, err := readEntry(stored); err == nil && !fn(e) {
+			return nil
+		}
+		from = stored.Seq + 1
+	}
+}
+
 func readEntry(s *Stored) (*Entry, error) {
 	e, err := DecodeEvent(s.Header, s.Data)
 	if err != nil {

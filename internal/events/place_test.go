@@ -35,9 +35,18 @@ func TestStreamViewOf(t *testing.T) {
 		"empty, and one message behind": {view(func(v *events.StreamView) {
 			v.First, v.Last, v.LastAt, v.Messages, v.Removed = 7, 6, made.Add(9*time.Minute), 0, nil
 		}), events.NotSeen},
-		"a new stream":                         {view(func(v *events.StreamView) { v.Made, v.First, v.Last, v.Messages = later, 0, 0, 0 }), events.Gone},
-		"a new stream, as far":                 {view(func(v *events.StreamView) { v.Made, v.LastAt = later, later }), events.Gone},
-		"the stream that was before":           {view(func(v *events.StreamView) { v.Made, v.Messages, v.Removed = made.Add(-time.Hour), 5, []uint64{5, 7} }), events.NotSeen},
+		"a new stream":               {view(func(v *events.StreamView) { v.Made, v.First, v.Last, v.Messages = later, 0, 0, 0 }), events.Gone},
+		"a new stream, as far":       {view(func(v *events.StreamView) { v.Made, v.LastAt = later, later }), events.Gone},
+		"the stream that was before": {view(func(v *events.StreamView) { v.Made, v.Messages, v.Removed = made.Add(-time.Hour), 5, []uint64{5, 7} }), events.NotSeen},
+		"a new stream, by a clock that is behind": {view(func(v *events.StreamView) {
+			v.Made, v.Last, v.LastAt, v.Messages = made.Add(5*time.Minute), 1, made.Add(6*time.Minute), 1
+		}), events.Gone},
+		"a new stream, by a clock from before the old one was made": {view(func(v *events.StreamView) {
+			v.Made, v.Last, v.LastAt, v.Messages = made.Add(-time.Hour), 1, made.Add(9*time.Minute), 1
+		}), events.NotSeen},
+		"that one, when it has gone on for longer": {view(func(v *events.StreamView) {
+			v.Made, v.Last, v.LastAt, v.Messages = made.Add(-time.Hour), 2, made.Add(12*time.Minute), 2
+		}), events.Gone},
 		"the stream lost its end, and goes on": {view(func(v *events.StreamView) { v.Last, v.LastAt, v.Messages = 6, made.Add(15*time.Minute), 3 }), events.Gone},
 		"clocks that differ a little":          {view(func(v *events.StreamView) { v.Last, v.LastAt, v.Messages = 6, p.At.Add(2*time.Second), 3 }), events.NotSeen},
 	} {

@@ -31,8 +31,10 @@ const (
 // from a server that has not caught up.
 func (v StreamView) Of(p Place) Verdict {
 	switch {
-	case !v.Made.Equal(p.Stream) && v.Made.After(p.At):
+	case !v.Made.Equal(p.Stream) && (v.Made.After(p.At) || !p.Stream.IsZero() && v.Made.After(p.Stream)):
 		return Gone // with its stream
+	case !p.Stream.IsZero() && v.Made.Before(p.Stream) && v.LastAt.After(p.At.Add(ClockSkew)):
+		return Gone // the clock was set back when this stream was made: it goes on after p was stored
 	case !p.Stream.IsZero() && v.Made.Before(p.Stream):
 		return NotSeen // a view of the stream that was there before
 	case v.Last < p.Seq && v.LastAt.After(p.At.Add(ClockSkew)):

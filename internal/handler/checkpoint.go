@@ -147,11 +147,6 @@ func (c *checkpoint) isOf(req *events.Request) bool {
 	return c.Seq == req.Seq && (c.At == nil || c.At.Equal(req.At))
 }
 
-// follows reports whether the run surely began behind a request: then that request had left the stream, for runs begin in its order.
-func (c *checkpoint) follows(p events.Place) bool {
-	return c.At != nil && p.Before(events.Place{Seq: c.Seq, At: *c.At})
-}
-
 // readCheckpoint decodes the checkpoint of a VM's last event. What it gives is of this build's version, for that is what it is written as.
 func readCheckpoint(e *events.Entry) (checkpoint, error) {
 	var c checkpoint

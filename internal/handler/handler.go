@@ -31,6 +31,8 @@ type Journal interface {
 	Requested(ctx context.Context, vcenter, vm, run string, accepted uint64) (json.RawMessage, error)
 	// Since is from when on the journal has everything that was stored.
 	Since(ctx context.Context) (time.Time, error)
+	// Runs calls fn with the VM's run.* events, oldest first, until fn returns false or the one that answers shows no more.
+	Runs(ctx context.Context, vcenter, vm string, fn func(*events.Entry) (more bool)) error
 }
 
 // Line is what the requests stream holds for a VM; events.Line is the real one. What it shows may be older than the truth: of what is not there, Gone
@@ -111,13 +113,17 @@ func (h *Handler) Handle(ctx context.Context, req *events.Request) error {
 		}
 		past, isPast := point.past(req.Run)
 		ours := last.Run.Run == req.Run
+		if !isPast {
+			if back, err := h.cameBack(ctx, req, last, point); err != nil {
+				return h.givenBack(ctx, err)
+			} else if back {
+				h.log.Warn().Str("vm", req.VM).Str("run", req.Run).Uint64("seq", req.Seq).Msg("request acknowledged: it came back after a later one had begun, so its run has ended")
+				return nil
+			}
+		}
 		switch {
 		case isPast: // also while a later run is under way: its acknowledgement was lost
 			return repeated(req, past.Digest)
-		case point.follows(req.Place()):
-			// A run that began behind it says that this request had left the stream: its own has ended, longer ago than the VM's journal remembers.
-			h.log.Warn().Str("vm", req.VM).Str("run", req.Run).Uint64("seq", req.Seq).Msg("request acknowledged: it came back after a later one had begun, so its run has ended")
-			return nil
 		case ended:
 			return h.begin(ctx, req, last, point)
 		case ours && (point.isOf(req) || point.Digest == req.Digest):

@@ -2,6 +2,7 @@ package handler
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -390,6 +391,62 @@ func TestRequestsStreamLostItsEnd(t *testing.T) {
 		w.drive(b)
 		w.wantEnds("run.failed", "run.succeeded")
 	})
+}
+
+// The requests stream is made anew, or loses its end, on a server whose clock is behind: a request that is new there has a lower sequence and an earlier
+// time than that of the VM's last run. It is run all the same, whether that run has ended or is an orphan.
+func TestNewRequestLooksOlder(t *testing.T) {
+	t.Parallel()
+	secrets := secretsDir(t)
+	for _, what := range []string{"made anew", "lost its end"} {
+		for _, before := range []string{"ended", "orphan"} {
+			for _, behind := range []time.Duration{2 * time.Minute, 10 * time.Minute, 90 * time.Minute} { // the last one: to before the streams were made
+				t.Run(fmt.Sprintf("%s/%s/%s behind", what, before, behind), func(t *testing.T) {
+					t.Parallel()
+					inBriefWorld(t, secrets, func(w *world) {
+						<-time.After(time.Hour)
+						lost := w.request("lost", only(networkOnly))
+						w.line.Remove(lost.Seq)
+						a := w.request("a", brief)
+						if before == "orphan" {
+							o := w.deliver(a, crash("CustomizeGuest landed")...)
+							<-o.stopped
+						} else {
+							w.drive(a)
+						}
+						w.line.Clock(-behind)
+						if what == "made anew" {
+							w.line.Anew()
+						} else {
+							w.line.DropEnd(lost.Seq)
+						}
+						b := w.request("b", only(networkOnly))
+						if b.Seq >= a.Seq {
+							w.t.Fatalf("sequence %d, behind %d", b.Seq, a.Seq)
+						}
+						w.later(behind+2*time.Minute, func() { // other VMs' requests come, and go
+							for range 3 {
+								other := events.RequestRef{Source: "/test", ID: "of another VM"}
+								seq, err := w.line.Publish(events.KindRequested, "vm-1", other, json.RawMessage(`{"vm":"vm-1"}`))
+								if err != nil {
+									w.t.Error(err)
+								}
+								w.line.Remove(seq)
+							}
+						})
+						w.drive(b)
+						mustSucceed(w)
+						networks := 2
+						if before == "orphan" {
+							networks = 1
+						}
+						w.wantEffects("network", networks)
+						w.wantEffects("customize", 1)
+					})
+				})
+			}
+		}
+	}
 }
 
 // A release is trusted by the very next delivery of the same message, not by that of one which has its sequence by now.

@@ -23,6 +23,7 @@ type Queue struct {
 	reads   lag
 
 	mu      sync.Mutex
+	clock   time.Duration // how far the server's clock is ahead of ours
 	made    time.Time
 	last    uint64
 	msgs    []*queued // by sequence
@@ -36,7 +37,8 @@ type queued struct {
 	subject   string
 	header    nats.Header
 	data      []byte
-	at        time.Time // when it was stored
+	at        time.Time // when it was stored, by the server's clock
+	stored    time.Time // and by ours
 	gone      time.Time // when it was removed
 	delivered uint64
 	held      *Client   // whose handler has it in hand
@@ -70,7 +72,7 @@ func (q *Queue) Publish(kind events.Kind, vm string, ref events.RequestRef, data
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.last++
-	q.msgs = append(q.msgs, &queued{seq: q.last, subject: subject, header: h, data: b, at: time.Now()})
+	q.msgs = append(q.msgs, &queued{seq: q.last, subject: subject, header: h, data: b, at: time.Now().Add(q.clock), stored: time.Now()})
 	if kind == events.KindCancelRequested {
 		q.wake(vm)
 	}
@@ -113,7 +115,7 @@ func (q *Queue) Restore(seq uint64) {
 func (q *Queue) Anew() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.made, q.last, q.msgs, q.removed = time.Now(), 0, nil, nil
+	q.made, q.last, q.msgs, q.removed = time.Now().Add(q.clock), 0, nil, nil
 	q.touch()
 }
 
@@ -126,6 +128,22 @@ func (q *Queue) DropLast(k int) {
 		q.msgs = q.msgs[:len(q.msgs)-1]
 	}
 	q.touch()
+}
+
+// DropEnd is DropLast of everything from a sequence on, and of all that was there to be removed.
+func (q *Queue) DropEnd(from uint64) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	behind := func(m *queued) bool { return m.seq >= from }
+	q.last, q.msgs, q.removed = from-1, slices.DeleteFunc(q.msgs, behind), slices.DeleteFunc(q.removed, behind)
+	q.touch()
+}
+
+// Clock sets the server's clock so far ahead of ours; less than zero: it is behind.
+func (q *Queue) Clock(ahead time.Duration) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.clock = ahead
 }
 
 // Lag lets reads be answered by a replica that is behind: behind tells, for the n-th read from 1, how old its view is. Nil: none is. What is delivered,
@@ -173,7 +191,7 @@ func (q *Queue) view() ([]queued, events.StreamView) {
 	var all []queued
 	for _, m := range slices.Concat(q.msgs, q.removed) {
 		switch {
-		case m.at.After(at):
+		case m.stored.After(at):
 			continue
 		case m.gone.IsZero() || m.gone.After(at):
 			all = append(all, *m)
