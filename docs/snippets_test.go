@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/guestflow/guestflow/internal/events"
+	"github.com/guestflow/guestflow/internal/events/stream"
 	"github.com/guestflow/guestflow/sandbox"
 )
 
@@ -350,7 +351,7 @@ func TestExamplesSpeakTheContract(t *testing.T) {
 		}
 		for _, number := range regexp.MustCompile(`\b100\d\d\b`).FindAllString(text, -1) {
 			const noResources = "10023" // the server's own
-			if number != fmt.Sprint(events.CodeSubjectFull) && number != fmt.Sprint(events.CodeMessageTooLarge) && number != noResources {
+			if number != fmt.Sprint(stream.CodeSubjectFull) && number != fmt.Sprint(stream.CodeMessageTooLarge) && number != noResources {
 				t.Errorf("%s: error code %s", file, number)
 			}
 		}

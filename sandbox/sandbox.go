@@ -18,7 +18,7 @@ import (
 	"github.com/sethvargo/go-envconfig"
 
 	"github.com/guestflow/guestflow/internal/app"
-	"github.com/guestflow/guestflow/internal/events/natstest"
+	"github.com/guestflow/guestflow/internal/events/stream/natstest"
 	"github.com/guestflow/guestflow/internal/vcsim"
 )
 

@@ -11,7 +11,6 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/nats-io/nats.go"
 	"github.com/spf13/cobra"
 
 	"github.com/guestflow/guestflow/internal/client"
@@ -70,9 +69,9 @@ type letter struct {
 	Withheld *withheld `json:"withheld,omitempty"`
 
 	// Of show alone. Data is the message where it is JSON, DataBase64 where it is not.
-	Headers    nats.Header     `json:"headers,omitempty"`
-	Data       json.RawMessage `json:"data,omitempty"`
-	DataBase64 string          `json:"data_base64,omitempty"`
+	Headers    map[string][]string `json:"headers,omitempty"`
+	Data       json.RawMessage     `json:"data,omitempty"`
+	DataBase64 string              `json:"data_base64,omitempty"`
 }
 
 // withheld says that a message held a secret and is kept without its data.

@@ -15,10 +15,11 @@ import (
 
 	"github.com/guestflow/guestflow/internal/client"
 	"github.com/guestflow/guestflow/internal/events"
+	"github.com/guestflow/guestflow/internal/events/stream"
 )
 
 // streams holds the streams and consumers against what the service needs.
-func (d *doctor) streams(ctx context.Context, conn *client.Client, cfg events.NATSConfig) {
+func (d *doctor) streams(ctx context.Context, conn *client.Client, cfg stream.NATSConfig) {
 	if len(d.cfg.VCenters) == 0 {
 		return
 	}
@@ -26,14 +27,14 @@ func (d *doctor) streams(ctx context.Context, conn *client.Client, cfg events.NA
 		d.find(skipped, "", "streams: %v", err)
 		return
 	}
-	service, err := events.Connect(ctx, cfg, zerolog.Nop())
+	service, err := stream.Connect(ctx, cfg, zerolog.Nop())
 	if err != nil {
 		d.find(broken, "", "streams: %v", err)
 		return
 	}
 	defer service.Close()
 	s := d.cfg.Service
-	want := events.Streams{Replicas: s.StreamReplicas, EventsMaxAge: s.EventsMaxAge, EventsMaxBytes: s.EventsMaxBytes, DeadlettersMaxAge: s.DeadlettersMaxAge,
+	want := stream.Streams{Replicas: s.StreamReplicas, EventsMaxAge: s.EventsMaxAge, EventsMaxBytes: s.EventsMaxBytes, DeadlettersMaxAge: s.DeadlettersMaxAge,
 		DeadlettersMaxBytes: s.DeadlettersMaxBytes, QueuePerVM: s.QueuePerVM, AckWait: s.AckWait, MaxInFlight: map[string]int{}}
 	running := false
 	for _, v := range d.cfg.VCenters {
@@ -44,7 +45,7 @@ func (d *doctor) streams(ctx context.Context, conn *client.Client, cfg events.NA
 	timed, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	err = service.Provision(timed, want)
-	var differ *events.MismatchError
+	var differ *stream.MismatchError
 	switch {
 	case err == nil:
 		d.find(fine, "", "streams and consumers are there and fit")
@@ -58,19 +59,19 @@ func (d *doctor) streams(ctx context.Context, conn *client.Client, cfg events.NA
 }
 
 // troubles are what the service itself would tell of NATS. That something is missing or does not fit has been said.
-func (d *doctor) troubles(ctx context.Context, service *events.Conn) {
+func (d *doctor) troubles(ctx context.Context, service *stream.Conn) {
 	all, err := service.Troubles(ctx)
 	if err != nil {
 		d.find(broken, "see whether JetStream answers (nats account info), and whether all servers of the cluster are up", "%v", err)
 		return
 	}
-	said := []events.Reason{events.StreamMissing, events.ConsumerMissing, events.Unfit}
+	said := []stream.Reason{stream.StreamMissing, stream.ConsumerMissing, stream.Unfit}
 	for _, t := range all {
 		if slices.Contains(said, t.Reason) {
 			continue
 		}
 		v := broken
-		if t.Reason == events.SmallStore {
+		if t.Reason == stream.SmallStore {
 			v = odd
 		}
 		d.find(v, t.Cure, "%s", t.What)
@@ -154,7 +155,7 @@ func (d *doctor) service(ctx context.Context) {
 		d.find(fine, "", "the service at %s is ready", url)
 	case resp.StatusCode == http.StatusServiceUnavailable && strings.HasPrefix(text, "not ready: "):
 		for line := range strings.Lines(strings.TrimPrefix(text, "not ready: ")) {
-			what, cure, _ := strings.Cut(strings.TrimSpace(line), events.CureFollows)
+			what, cure, _ := strings.Cut(strings.TrimSpace(line), stream.CureFollows)
 			d.find(broken, cure, "the service at %s is not ready: %s", url, what)
 		}
 	default:

@@ -17,7 +17,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/guestflow/guestflow/internal/events"
-	"github.com/guestflow/guestflow/internal/events/natstest"
+	"github.com/guestflow/guestflow/internal/events/stream/natstest"
 	"github.com/guestflow/guestflow/internal/vcsim"
 )
 

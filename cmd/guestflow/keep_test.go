@@ -13,21 +13,22 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/guestflow/guestflow/internal/events"
-	"github.com/guestflow/guestflow/internal/events/natstest"
+	"github.com/guestflow/guestflow/internal/events/stream"
+	"github.com/guestflow/guestflow/internal/events/stream/natstest"
 	"github.com/guestflow/guestflow/internal/vcsim"
 )
 
 // streamsOnly are NATS with guestflow's streams, and no service.
-func streamsOnly(t *testing.T) (*site, *events.Conn) {
+func streamsOnly(t *testing.T) (*site, *stream.Conn) {
 	t.Helper()
 	s := &site{t: t, url: natstest.StartServer(t).URL()}
 	s.env = map[string]string{"NATS_URL": s.url, "GUESTFLOW_VCENTERS": "lab"}
-	conn, err := events.Connect(t.Context(), events.NATSConfig{URL: s.url}, zerolog.Nop())
+	conn, err := stream.Connect(t.Context(), stream.NATSConfig{URL: s.url}, zerolog.Nop())
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(conn.Close)
-	if err := conn.Provision(t.Context(), events.Streams{EventsMaxAge: 720 * time.Hour, DeadlettersMaxAge: 168 * time.Hour, QueuePerVM: 2, AckWait: 30 * time.Second,
+	if err := conn.Provision(t.Context(), stream.Streams{EventsMaxAge: 720 * time.Hour, DeadlettersMaxAge: 168 * time.Hour, QueuePerVM: 2, AckWait: 30 * time.Second,
 		MaxInFlight: map[string]int{"lab": 4}, Provision: true}); err != nil {
 		t.Fatal(err)
 	}
@@ -77,7 +78,7 @@ func TestReplayIsTheOriginal(t *testing.T) {
 	s, conn := streamsOnly(t)
 	original := nats.Header{"ce-specversion": {"1.0"}, "ce-type": {"io.guestflow.customization.requested.v1"}, "ce-source": {"/a%20b"}, "ce-id": {"1"},
 		"Content-Type": {"application/json"}, "Nats-Expected-Last-Sequence": {"77"}, "Nats-Msg-Id": {"m-1"}, "Guestflow-Thing": {"kept"}}
-	err := conn.Reject(t.Context(), events.Refused{VCenter: "lab", VM: "vm-42", Seq: 9, Subject: "guestflow.requests.lab.vm-42", Header: original, Data: []byte(data("vm-42"))},
+	err := conn.Reject(t.Context(), stream.Refused{VCenter: "lab", VM: "vm-42", Seq: 9, Subject: "guestflow.requests.lab.vm-42", Header: original, Data: []byte(data("vm-42"))},
 		&events.RejectError{Code: events.InvalidRequest, Message: "in the past"})
 	if err != nil {
 		t.Fatal(err)

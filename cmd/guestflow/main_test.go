@@ -23,7 +23,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/guestflow/guestflow/internal/app"
-	"github.com/guestflow/guestflow/internal/events/natstest"
+	"github.com/guestflow/guestflow/internal/events/stream/natstest"
 	"github.com/guestflow/guestflow/internal/vcsim"
 )
 

@@ -15,6 +15,7 @@ import (
 	"github.com/guestflow/guestflow/internal/app"
 	"github.com/guestflow/guestflow/internal/client"
 	"github.com/guestflow/guestflow/internal/events"
+	"github.com/guestflow/guestflow/internal/events/stream"
 )
 
 // The exit codes. A command that waits for a run exits as the run ended.
@@ -200,23 +201,23 @@ func (c *cli) oneVCenter() (string, error) {
 }
 
 // nats is how to reach NATS.
-func (c *cli) nats(ctx context.Context) (events.NATSConfig, error) {
+func (c *cli) nats(ctx context.Context) (stream.NATSConfig, error) {
 	var n app.NATS
 	if err := envconfig.ProcessWith(ctx, &envconfig.Config{Target: &n, Lookuper: c}); err != nil {
-		return events.NATSConfig{}, err
+		return stream.NATSConfig{}, err
 	}
 	if c.server != "" {
 		n.URL = c.server
 	}
 	if n.JSDomain != "" && n.JSAPIPrefix != "" {
-		return events.NATSConfig{}, errors.New("NATS_JS_DOMAIN and NATS_JS_API_PREFIX: set one of them")
+		return stream.NATSConfig{}, errors.New("NATS_JS_DOMAIN and NATS_JS_API_PREFIX: set one of them")
 	}
 	return reach(n, "guestflow command"), nil
 }
 
 // reach says how to reach NATS; name is what the server's monitoring calls the connection.
-func reach(n app.NATS, name string) events.NATSConfig {
-	return events.NATSConfig{URL: n.URL, CredsFile: n.CredsFile, NKeyFile: n.NKeyFile, User: n.User, PasswordFile: n.PasswordFile, CAFile: n.CAFile,
+func reach(n app.NATS, name string) stream.NATSConfig {
+	return stream.NATSConfig{URL: n.URL, CredsFile: n.CredsFile, NKeyFile: n.NKeyFile, User: n.User, PasswordFile: n.PasswordFile, CAFile: n.CAFile,
 		CertFile: n.CertFile, KeyFile: n.KeyFile, JSDomain: n.JSDomain, JSAPIPrefix: n.JSAPIPrefix, InboxPrefix: n.InboxPrefix, Name: name}
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/guestflow/guestflow/internal/events"
+	"github.com/guestflow/guestflow/internal/events/stream"
 	"github.com/guestflow/guestflow/internal/handler"
 	"github.com/guestflow/guestflow/internal/tracing"
 	"github.com/guestflow/guestflow/internal/vcapi"
@@ -36,7 +37,7 @@ func Run(ctx context.Context, cfg Config, log zerolog.Logger) error {
 		}
 	}()
 
-	conn, err := events.Connect(ctx, events.NATSConfig{URL: cfg.NATS.URL, CredsFile: cfg.NATS.CredsFile, NKeyFile: cfg.NATS.NKeyFile, User: cfg.NATS.User,
+	conn, err := stream.Connect(ctx, stream.NATSConfig{URL: cfg.NATS.URL, CredsFile: cfg.NATS.CredsFile, NKeyFile: cfg.NATS.NKeyFile, User: cfg.NATS.User,
 		PasswordFile: cfg.NATS.PasswordFile, CAFile: cfg.NATS.CAFile, CertFile: cfg.NATS.CertFile, KeyFile: cfg.NATS.KeyFile, JSDomain: cfg.NATS.JSDomain,
 		JSAPIPrefix: cfg.NATS.JSAPIPrefix, InboxPrefix: cfg.NATS.InboxPrefix, EventMode: cfg.Service.EventMode,
 		On: m.told(), Name: "guestflow " + cfg.Service.Instance}, log)
@@ -53,7 +54,7 @@ func Run(ctx context.Context, cfg Config, log zerolog.Logger) error {
 	}
 	defer web()
 
-	streams := events.Streams{Replicas: cfg.Service.StreamReplicas, EventsMaxAge: cfg.Service.EventsMaxAge, EventsMaxBytes: cfg.Service.EventsMaxBytes,
+	streams := stream.Streams{Replicas: cfg.Service.StreamReplicas, EventsMaxAge: cfg.Service.EventsMaxAge, EventsMaxBytes: cfg.Service.EventsMaxBytes,
 		DeadlettersMaxAge: cfg.Service.DeadlettersMaxAge, DeadlettersMaxBytes: cfg.Service.DeadlettersMaxBytes, QueuePerVM: cfg.Service.QueuePerVM, AckWait: cfg.Service.AckWait,
 		MaxInFlight: map[string]int{}, Provision: cfg.Service.Provision}
 	for _, v := range cfg.VCenters {
@@ -67,7 +68,7 @@ func Run(ctx context.Context, cfg Config, log zerolog.Logger) error {
 	}
 
 	m.registry.MustRegister(&depth{conn: conn, vcenters: cfg.names(), log: log})
-	journal := events.NewJournal(conn, cfg.Service.EventMode)
+	journal := stream.NewJournal(conn, cfg.Service.EventMode)
 	var loops sync.WaitGroup
 	loops.Go(func() { conn.Watch(ctx) })
 	for _, v := range cfg.VCenters {
@@ -141,7 +142,7 @@ func failed(ctx context.Context, stop context.CancelCauseFunc, err error) {
 const sweepEvery = time.Hour
 
 // sweep closes, at the start and now and then, the runs that nobody will be handed again.
-func sweep(ctx context.Context, line *events.Line, run *handler.Handler, vcenter string, log zerolog.Logger) {
+func sweep(ctx context.Context, line *stream.Line, run *handler.Handler, vcenter string, log zerolog.Logger) {
 	for ctx.Err() == nil {
 		round, cancel := context.WithTimeout(ctx, sweepEvery)
 		vms, err := line.Begun(round, vcenter)

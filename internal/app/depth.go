@@ -9,11 +9,12 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/guestflow/guestflow/internal/events"
+	"github.com/guestflow/guestflow/internal/events/stream"
 )
 
 // depth shows what stands in the streams. It is asked at each scrape; what does not answer is not shown. Every replica shows the same.
 type depth struct {
-	conn     *events.Conn
+	conn     *stream.Conn
 	vcenters []string
 	log      zerolog.Logger
 }
@@ -48,7 +49,7 @@ func (d *depth) Collect(out chan<- prometheus.Metric) {
 		out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, v, labels...)
 	}
 	var asked sync.WaitGroup
-	stream := func(name string, more func(events.StreamState)) {
+	fullness := func(name string, more func(stream.StreamState)) {
 		asked.Go(func() {
 			s, err := d.conn.StreamState(ctx, name)
 			if err != nil {
@@ -61,11 +62,11 @@ func (d *depth) Collect(out chan<- prometheus.Metric) {
 			more(s)
 		})
 	}
-	nothingMore := func(events.StreamState) {}
-	stream(events.EventsStream, nothingMore)
-	stream(events.DeadlettersStream, nothingMore)
+	nothingMore := func(stream.StreamState) {}
+	fullness(events.EventsStream, nothingMore)
+	fullness(events.DeadlettersStream, nothingMore)
 	for _, v := range d.vcenters {
-		stream(events.RequestsStream(v), func(s events.StreamState) {
+		fullness(events.RequestsStream(v), func(s stream.StreamState) {
 			age := 0.0
 			if !s.Oldest.IsZero() {
 				age = max(0, time.Since(s.Oldest).Seconds())
@@ -102,7 +103,7 @@ func (d *depth) own(gauge func(desc *prometheus.Desc, v float64, labels ...strin
 }
 
 // troubles shows what this process knows to be wrong with NATS, from its start on.
-type troubles struct{ conn *events.Conn }
+type troubles struct{ conn *stream.Conn }
 
 // Describe implements prometheus.Collector.
 func (t troubles) Describe(descs chan<- *prometheus.Desc) { descs <- trouble }
@@ -110,7 +111,7 @@ func (t troubles) Describe(descs chan<- *prometheus.Desc) { descs <- trouble }
 // Collect implements prometheus.Collector.
 func (t troubles) Collect(out chan<- prometheus.Metric) {
 	is := map[[2]string]float64{}
-	for _, reason := range events.Reasons {
+	for _, reason := range stream.Reasons {
 		is[[2]string{"", string(reason)}] = 0
 	}
 	for _, seen := range t.conn.Seen() {

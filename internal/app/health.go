@@ -7,12 +7,12 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/guestflow/guestflow/internal/events"
+	"github.com/guestflow/guestflow/internal/events/stream"
 )
 
 // health answers the probes. A vCenter that is down makes no pod unready: the others go on, and guestflow_vcenter_up tells.
 type health struct {
-	conn    *events.Conn
+	conn    *stream.Conn
 	started atomic.Bool // streams and consumers are there, and requests are taken
 }
 

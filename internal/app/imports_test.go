@@ -2,7 +2,13 @@ package app_test
 
 import (
 	"encoding/json"
+	"maps"
+	"os"
 	"os/exec"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -19,79 +25,128 @@ func dependencies(t *testing.T, pkg string) []string {
 	return strings.Fields(string(out))
 }
 
+// linkedWith fails for each dependency of pkg that is one of not, or below it.
+func linkedWith(t *testing.T, pkg string, not ...string) {
+	t.Helper()
+	for _, d := range dependencies(t, pkg) {
+		for _, n := range not {
+			if d == n || strings.HasPrefix(d, n+"/") {
+				t.Errorf("%s is linked with %s", pkg, d)
+			}
+		}
+	}
+}
+
 // The simulated vCenter and the nats-server are for tests and the demo: neither may ever be linked into the service.
 func TestServiceIsLinkedFromServiceOnly(t *testing.T) {
 	t.Parallel()
-	for _, d := range dependencies(t, "cmd/consumer") {
-		for _, not := range []string{module + "internal/vcsim", "github.com/vmware/govmomi", "github.com/nats-io/nats-server", "testing",
-			module + "internal/events/natstest", module + "internal/events/memstore", module + "internal/client", "github.com/spf13/cobra"} {
-			if d == not || strings.HasPrefix(d, not+"/") {
-				t.Errorf("cmd/consumer is linked with %s", d)
-			}
-		}
+	linkedWith(t, "cmd/consumer", module+"internal/vcsim", "github.com/vmware/govmomi", "github.com/nats-io/nats-server", "testing",
+		module+"internal/events/stream/natstest", module+"internal/events/stream/memstore", module+"internal/client", "github.com/spf13/cobra")
+}
+
+// The contract, and what decides by it, are free of NATS's client.
+func TestContractIsFreeOfNATS(t *testing.T) {
+	t.Parallel()
+	for _, pkg := range []string{"internal/events", "internal/handler"} {
+		linkedWith(t, pkg, "github.com/nats-io")
 	}
 }
 
-// Who may import whom; see docs/develop/ARCHITECTURE.md.
-func TestImports(t *testing.T) {
-	t.Parallel()
-	out, err := exec.Command("go", "list", "-json=ImportPath,Imports", module+"...").Output()
+// listed is a package as go list tells of it.
+type listed struct {
+	ImportPath                         string
+	Imports, TestImports, XTestImports []string
+}
+
+// packages are those of the module, by their path in it.
+func packages(t *testing.T) map[string]listed {
+	t.Helper()
+	out, err := exec.Command("go", "list", "-json=ImportPath,Imports,TestImports,XTestImports", module+"...").Output()
 	if err != nil {
 		t.Fatalf("go list: %v", err)
 	}
-	may := map[string][]string{
-		"cmd/consumer":             {"internal/app"},
-		"cmd/demo":                 {"internal/vcsim", "internal/events/natstest"},
-		"cmd/guestflow":            {"sandbox", "internal/app", "internal/client", "internal/events", "internal/vcapi", "internal/secretfile"},
-		"deploy/image":             {},
-		"docs":                     {},
-		"examples/go":              {},
-		"sandbox":                  {"internal/app", "internal/vcsim", "internal/events/natstest"},
-		"internal/app":             {"internal/handler", "internal/events", "internal/vcapi", "internal/tracing", "internal/secretfile"},
-		"internal/handler":         {"internal/events", "internal/custspec", "internal/vcapi", "internal/tracing", "internal/secretfile"},
-		"internal/client":          {"internal/events", "internal/custspec"},
-		"internal/custspec":        {},
-		"internal/events":          {"schemas", "internal/custspec", "internal/secretfile"},
-		"internal/events/memstore": {"internal/events"},
-		"internal/events/natstest": {},
-		"internal/secretfile":      {},
-		"internal/tracing":         {},
-		"internal/vcapi":           {},
-		"internal/vcsim":           {},
-		"schemas":                  {"internal/custspec"},
-		"test/e2e":                 {},
-	}
-	outside := map[string]string{"github.com/nats-io/nats.go": "internal/events", "net/http": "internal/vcapi"}
-	decoder := json.NewDecoder(strings.NewReader(string(out)))
-	for decoder.More() {
-		var p struct {
-			ImportPath string
-			Imports    []string
-		}
-		if err := decoder.Decode(&p); err != nil {
+	all := map[string]listed{}
+	for d := json.NewDecoder(strings.NewReader(string(out))); d.More(); {
+		var p listed
+		if err := d.Decode(&p); err != nil {
 			t.Fatal(err)
 		}
-		name := strings.TrimPrefix(p.ImportPath, module)
-		allowed, known := may[name]
+		all[strings.TrimPrefix(p.ImportPath, module)] = p
+	}
+	return all
+}
+
+// named are the packages that a text of docs/develop/ARCHITECTURE.md names in backquotes: by their path, or by the last element of it.
+func named(t *testing.T, text string, all map[string]listed) []string {
+	t.Helper()
+	var found []string
+	for _, quoted := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(text, -1) {
+		matches := slices.DeleteFunc(slices.Collect(maps.Keys(all)), func(name string) bool { return name != quoted[1] && path.Base(name) != quoted[1] })
+		if len(matches) != 1 {
+			t.Errorf("ARCHITECTURE.md speaks of the package %s, and there are %d such packages %v", quoted[1], len(matches), matches)
+		}
+		found = append(found, matches...)
+	}
+	return found
+}
+
+func architecture(t *testing.T) string {
+	t.Helper()
+	page, err := os.ReadFile(filepath.Join(root, "docs", "develop", "ARCHITECTURE.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(page)
+}
+
+// The map in docs/develop/ARCHITECTURE.md says which package imports which; each has a row, and no row says more than there is.
+func TestImports(t *testing.T) {
+	t.Parallel()
+	all := packages(t)
+	allowed, folders := map[string][]string{}, regexp.MustCompile("`([^`]+)`")
+	for _, row := range regexp.MustCompile(`(?m)^\| (.+?) \| .+ \| (.*)\|$`).FindAllStringSubmatch(architecture(t), -1) {
+		for _, folder := range folders.FindAllStringSubmatch(row[1], -1) {
+			for name := range all {
+				if name == folder[1] || folder[1] == "examples" && strings.HasPrefix(name, "examples/") {
+					allowed[name] = named(t, row[2], all)
+				}
+			}
+		}
+	}
+	for name, p := range all {
+		may, known := allowed[name]
 		if !known {
-			t.Errorf("%s is not in the table of packages: say here what it may import", name)
+			t.Errorf("%s has no row in the map of docs/develop/ARCHITECTURE.md", name)
 		}
 		for _, imported := range p.Imports {
-			if inside, ok := strings.CutPrefix(imported, module); ok && !contains(allowed, inside) {
-				t.Errorf("%s imports %s", name, inside)
+			if inside, ok := strings.CutPrefix(imported, module); ok && !slices.Contains(may, inside) {
+				t.Errorf("%s imports %s, and its row in docs/develop/ARCHITECTURE.md does not say so", name, inside)
 			}
-			if only, ok := outside[imported]; ok && name == "internal/handler" {
-				t.Errorf("%s imports %s, which is for %s", name, imported, only)
+		}
+		for _, inside := range may {
+			if !slices.Contains(slices.Concat(p.Imports, p.TestImports, p.XTestImports), module+inside) {
+				t.Errorf("%s does not import %s, as its row in docs/develop/ARCHITECTURE.md says", name, inside)
 			}
 		}
 	}
 }
 
-func contains(list []string, s string) bool {
-	for _, l := range list {
-		if l == s {
-			return true
+// The sentences that say where NATS and HTTP are spoken are exactly true.
+func TestProtocolsAreSpokenWhereThePageSays(t *testing.T) {
+	t.Parallel()
+	all := packages(t)
+	libraries := map[string][]string{"NATS": {"github.com/nats-io/nats.go", "github.com/nats-io/nats.go/jetstream"}, "HTTP": {"net/http"}}
+	sentences := regexp.MustCompile(`(?ms)^- (NATS|HTTP) is spoken only in (.+?)\.$`).FindAllStringSubmatch(architecture(t), -1)
+	if len(sentences) != len(libraries) {
+		t.Fatalf("docs/develop/ARCHITECTURE.md has %d sentences of where NATS and HTTP are spoken", len(sentences))
+	}
+	for _, s := range sentences {
+		said := named(t, s[2], all)
+		for name, p := range all {
+			speaks := slices.ContainsFunc(p.Imports, func(imported string) bool { return slices.Contains(libraries[s[1]], imported) })
+			if speaks != slices.Contains(said, name) {
+				t.Errorf("%s speaks %s: %v; docs/develop/ARCHITECTURE.md says %v", name, s[1], speaks, !speaks)
+			}
 		}
 	}
-	return false
 }

@@ -12,6 +12,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/guestflow/guestflow/internal/events"
+	"github.com/guestflow/guestflow/internal/events/stream"
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
 
@@ -94,7 +95,7 @@ func (m *metrics) watch(vcenter string, client *vcapi.Client) {
 }
 
 // nats shows whether the connection to NATS is up, and what is wrong there.
-func (m *metrics) nats(conn *events.Conn) {
+func (m *metrics) nats(conn *stream.Conn) {
 	m.registry.MustRegister(troubles{conn}, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "guestflow_nats_connected", Help: "1 while NATS is connected, else 0."},
 		func() float64 { return number(conn.Connected()) }))
 }
@@ -107,8 +108,8 @@ func number(yes bool) float64 {
 }
 
 // told counts what happens to messages.
-func (m *metrics) told() events.Told {
-	return events.Told{
+func (m *metrics) told() stream.Told {
+	return stream.Told{
 		Refused: func(vcenter string, code events.Code) { m.refused.WithLabelValues(vcenter, string(code)).Inc() },
 		Unkept:  func(vcenter string) { m.unkept.WithLabelValues(vcenter).Inc() },
 		Failed:  func(vcenter string) { m.failed.WithLabelValues(vcenter).Inc() },

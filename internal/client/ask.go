@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/guestflow/guestflow/internal/events"
+	"github.com/guestflow/guestflow/internal/events/stream"
 )
 
 // Standing is how a VM stands: its run after its last event, and its requests that are not finished.
@@ -163,7 +164,7 @@ func (c *Client) Queues(ctx context.Context, vcenter string) (depths map[string]
 
 // queue are the VM's unfinished requests, oldest first.
 func (c *Client) queue(ctx context.Context, vcenter, vm string) (all []events.Queued, err error) {
-	err = c.each(ctx, events.RequestsStream(vcenter), events.RequestSubject(vcenter, vm), func(s *events.Stored) {
+	err = c.each(ctx, events.RequestsStream(vcenter), events.RequestSubject(vcenter, vm), func(s *stream.Stored) {
 		q := events.Queued{Seq: s.Seq}
 		if r, err := events.DecodeRequest(vcenter, s.Subject, s.Header, s.Data); err == nil {
 			q.Ref, q.Run = r.Ref, r.Run
@@ -207,9 +208,9 @@ func missing(stream string, err error) error {
 
 // lastOn is the newest message under a filter; nil where there is none. Any replica answers the direct API, and publishers may use no other; where that is
 // not to be had the stream's leader is asked.
-func (c *Client) lastOn(ctx context.Context, stream, filter string) (*events.Stored, error) {
-	s, err := patiently(ctx, c, func(ctx context.Context) (*events.Stored, error) {
-		m, err := c.nc.RequestWithContext(ctx, c.apiPrefix+"DIRECT.GET."+stream+"."+filter, nil)
+func (c *Client) lastOn(ctx context.Context, name, filter string) (*stream.Stored, error) {
+	s, err := patiently(ctx, c, func(ctx context.Context) (*stream.Stored, error) {
+		m, err := c.nc.RequestWithContext(ctx, c.apiPrefix+"DIRECT.GET."+name+"."+filter, nil)
 		if err != nil {
 			return nil, err
 		}
@@ -217,9 +218,9 @@ func (c *Client) lastOn(ctx context.Context, stream, filter string) (*events.Sto
 	})
 	var refused *PermissionError
 	if !errors.As(err, &refused) && !errors.Is(err, nats.ErrNoResponders) {
-		return s, missing(stream, err)
+		return s, missing(name, err)
 	}
-	s, second := c.get(ctx, stream, map[string]any{"last_by_subj": filter})
+	s, second := c.get(ctx, name, map[string]any{"last_by_subj": filter})
 	if refused != nil && errors.As(second, new(*PermissionError)) {
 		return nil, err
 	}
@@ -227,7 +228,7 @@ func (c *Client) lastOn(ctx context.Context, stream, filter string) (*events.Sto
 }
 
 // direct reads an answer of the direct API. Source: NATS ADR-31.
-func direct(m *nats.Msg) (*events.Stored, error) {
+func direct(m *nats.Msg) (*stream.Stored, error) {
 	switch status := m.Header.Get("Status"); status {
 	case "":
 	case "404":
@@ -243,13 +244,13 @@ func direct(m *nats.Msg) (*events.Stored, error) {
 	if err != nil {
 		return nil, fmt.Errorf("an answer without its time: %w", err)
 	}
-	return &events.Stored{Subject: m.Header.Get(jetstream.SubjectHeader), Seq: seq, At: at, Header: m.Header, Data: m.Data}, nil
+	return &stream.Stored{Subject: m.Header.Get(jetstream.SubjectHeader), Seq: seq, At: at, Header: m.Header, Data: m.Data}, nil
 }
 
 // each calls f for every message under a filter, oldest first.
-func (c *Client) each(ctx context.Context, stream, filter string, f func(*events.Stored)) error {
+func (c *Client) each(ctx context.Context, name, filter string, f func(*stream.Stored)) error {
 	for from := uint64(1); ; {
-		s, err := c.get(ctx, stream, map[string]any{"seq": from, "next_by_subj": filter})
+		s, err := c.get(ctx, name, map[string]any{"seq": from, "next_by_subj": filter})
 		if err != nil || s == nil {
 			return err
 		}
@@ -260,16 +261,16 @@ func (c *Client) each(ctx context.Context, stream, filter string, f func(*events
 
 // get asks a stream's leader for one message; nil where there is none. Source: NATS JetStream wire API reference,
 // io.nats.jetstream.api.v1.stream_msg_get_request and its response.
-func (c *Client) get(ctx context.Context, stream string, query map[string]any) (*events.Stored, error) {
+func (c *Client) get(ctx context.Context, name string, query map[string]any) (*stream.Stored, error) {
 	ask, err := json.Marshal(query)
 	if err != nil {
 		return nil, err
 	}
 	m, err := patiently(ctx, c, func(ctx context.Context) (*nats.Msg, error) {
-		return c.nc.RequestWithContext(ctx, c.apiPrefix+"STREAM.MSG.GET."+stream, ask)
+		return c.nc.RequestWithContext(ctx, c.apiPrefix+"STREAM.MSG.GET."+name, ask)
 	})
 	if err != nil {
-		return nil, missing(stream, err)
+		return nil, missing(name, err)
 	}
 	var answer struct {
 		Error   *jetstream.APIError
@@ -281,17 +282,17 @@ func (c *Client) get(ctx context.Context, stream string, query map[string]any) (
 		}
 	}
 	if err := json.Unmarshal(m.Data, &answer); err != nil {
-		return nil, fmt.Errorf("read the stream %s: %w", stream, err)
+		return nil, fmt.Errorf("read the stream %s: %w", name, err)
 	}
 	switch {
 	case answer.Error != nil && answer.Error.ErrorCode == jetstream.JSErrCodeMessageNotFound:
 		return nil, nil
 	case answer.Error != nil:
-		return nil, missing(stream, answer.Error)
+		return nil, missing(name, answer.Error)
 	case answer.Message == nil:
-		return nil, fmt.Errorf("read the stream %s: the answer holds no message", stream)
+		return nil, fmt.Errorf("read the stream %s: the answer holds no message", name)
 	}
-	s := &events.Stored{Subject: answer.Message.Subject, Seq: answer.Message.Seq, At: answer.Message.Time, Data: answer.Message.Data}
+	s := &stream.Stored{Subject: answer.Message.Subject, Seq: answer.Message.Seq, At: answer.Message.Time, Data: answer.Message.Data}
 	if len(answer.Message.Hdrs) > 0 {
 		s.Header, _ = nats.DecodeHeadersMsg(answer.Message.Hdrs) // headers that are none: the message has none
 	}

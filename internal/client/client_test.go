@@ -22,7 +22,8 @@ import (
 
 	"github.com/guestflow/guestflow/internal/client"
 	"github.com/guestflow/guestflow/internal/events"
-	"github.com/guestflow/guestflow/internal/events/natstest"
+	"github.com/guestflow/guestflow/internal/events/stream"
+	"github.com/guestflow/guestflow/internal/events/stream/natstest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -38,7 +39,7 @@ func testContext(t *testing.T) context.Context {
 var prefixes = map[string]string{"service-fixed": "_INBOX_guestflow", "publisher": "_INBOX_publisher_lab", "operator": "_INBOX_operator"}
 
 // guarded is a server whose users are the roles of deploy/nats, and admin, who may do everything. edit (may be nil) changes what was read.
-func guarded(t *testing.T, edit func(*server.Options)) (login func(user string) events.NATSConfig) {
+func guarded(t *testing.T, edit func(*server.Options)) (login func(user string) stream.NATSConfig) {
 	t.Helper()
 	dir := t.TempDir()
 	conf := "port: -1\njetstream { store_dir: \"" + dir + "\" }\nauthorization { users: [\n{ user: admin, password: admin }\n"
@@ -57,31 +58,31 @@ func guarded(t *testing.T, edit func(*server.Options)) (login func(user string) 
 		t.Fatal(err)
 	}
 	s := natstest.StartConfig(t, file, edit)
-	return func(user string) events.NATSConfig {
+	return func(user string) stream.NATSConfig {
 		password := filepath.Join(dir, user+".password")
 		if err := os.WriteFile(password, []byte(user+"\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		return events.NATSConfig{URL: s.URL(), User: user, PasswordFile: password, InboxPrefix: prefixes[user]}
+		return stream.NATSConfig{URL: s.URL(), User: user, PasswordFile: password, InboxPrefix: prefixes[user]}
 	}
 }
 
 // provision makes the streams as the service does, and returns its connection.
-func provision(t *testing.T, cfg events.NATSConfig) *events.Conn {
+func provision(t *testing.T, cfg stream.NATSConfig) *stream.Conn {
 	t.Helper()
-	conn, err := events.Connect(t.Context(), cfg, zerolog.Nop())
+	conn, err := stream.Connect(t.Context(), cfg, zerolog.Nop())
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(conn.Close)
-	if err := conn.Provision(testContext(t), events.Streams{EventsMaxAge: 720 * time.Hour, DeadlettersMaxAge: 168 * time.Hour, QueuePerVM: 2,
+	if err := conn.Provision(testContext(t), stream.Streams{EventsMaxAge: 720 * time.Hour, DeadlettersMaxAge: 168 * time.Hour, QueuePerVM: 2,
 		AckWait: 30 * time.Second, MaxInFlight: map[string]int{"lab": 4}, Provision: true}); err != nil {
 		t.Fatal(err)
 	}
 	return conn
 }
 
-func dial(t *testing.T, cfg events.NATSConfig) *client.Client {
+func dial(t *testing.T, cfg stream.NATSConfig) *client.Client {
 	t.Helper()
 	c, err := client.Dial(cfg, client.Options{})
 	if err != nil {
@@ -104,14 +105,14 @@ func request(t *testing.T, vcenter, id string) *client.Message {
 // teller writes the journal of one run as the service does.
 type teller struct {
 	t       *testing.T
-	journal *events.Journal
+	journal *stream.Journal
 	run     events.Run
 	after   uint64
 }
 
-func tell(t *testing.T, conn *events.Conn, m *client.Message, mode string) *teller {
+func tell(t *testing.T, conn *stream.Conn, m *client.Message, mode string) *teller {
 	now := time.Now()
-	return &teller{t: t, journal: events.NewJournal(conn, mode), run: events.Run{Run: m.Run, VCenter: m.VCenter, VM: m.VM, Request: &m.Ref, Status: events.StatusRunning,
+	return &teller{t: t, journal: stream.NewJournal(conn, mode), run: events.Run{Run: m.Run, VCenter: m.VCenter, VM: m.VM, Request: &m.Ref, Status: events.StatusRunning,
 		AcceptedAt: &now, Requested: m.Asked, Check: &events.Check{State: events.Pending}}}
 }
 
@@ -287,8 +288,8 @@ func TestFollowAcrossARestart(t *testing.T) {
 	t.Parallel()
 	ctx := testContext(t)
 	nc := natstest.StartServer(t)
-	service := provision(t, events.NATSConfig{URL: nc.URL()})
-	c := dial(t, events.NATSConfig{URL: nc.URL()})
+	service := provision(t, stream.NATSConfig{URL: nc.URL()})
+	c := dial(t, stream.NATSConfig{URL: nc.URL()})
 	feed, err := c.Follow(ctx, client.Filters("lab", "vm-42"), client.Start{})
 	if err != nil {
 		t.Fatal(err)
@@ -326,8 +327,8 @@ func TestPublishAnswers(t *testing.T) {
 	t.Parallel()
 	ctx := testContext(t)
 	url := natstest.StartServer(t).URL()
-	provision(t, events.NATSConfig{URL: url})
-	c := dial(t, events.NATSConfig{URL: url})
+	provision(t, stream.NATSConfig{URL: url})
+	c := dial(t, stream.NATSConfig{URL: url})
 	for i, says := range []string{"", "", "vm-42 has as many unfinished requests as it may have (GUESTFLOW_QUEUE_PER_VM)"} {
 		_, err := c.Publish(ctx, request(t, "lab", fmt.Sprint(i)))
 		if got := fmt.Sprint(err); says == "" && err != nil || !strings.Contains(got, says) {
@@ -348,9 +349,9 @@ func TestAway(t *testing.T) {
 	t.Parallel()
 	ctx := testContext(t)
 	nc := natstest.StartServer(t)
-	provision(t, events.NATSConfig{URL: nc.URL()})
+	provision(t, stream.NATSConfig{URL: nc.URL()})
 	said := make(chan string, 16)
-	c, err := client.Dial(events.NATSConfig{URL: nc.URL()}, client.Options{Patience: time.Second, Notice: func(s string) { said <- s }})
+	c, err := client.Dial(stream.NATSConfig{URL: nc.URL()}, client.Options{Patience: time.Second, Notice: func(s string) { said <- s }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -385,16 +386,16 @@ func TestDialSaysWhatToDo(t *testing.T) {
 	nobody := "nats://admin:hunter2@" + l.Addr().String()
 	_ = l.Close()
 	for _, test := range []struct {
-		cfg  events.NATSConfig
+		cfg  stream.NATSConfig
 		says string
 	}{
 		{wrong, "does not take this login"},
-		{events.NATSConfig{URL: nobody}, "Set NATS_URL"},
-		{events.NATSConfig{URL: wrong.URL, CredsFile: "none.creds"}, "NATS_CREDS_FILE"},
-		{events.NATSConfig{URL: wrong.URL, User: "admin"}, "set both NATS_USER and NATS_PASSWORD_FILE"},
-		{events.NATSConfig{URL: wrong.URL, NKeyFile: "none.nk"}, "NATS_NKEY_FILE"},
-		{events.NATSConfig{URL: wrong.URL, CAFile: "none.pem"}, "NATS_CA_FILE"},
-		{events.NATSConfig{URL: wrong.URL, CertFile: "cert.pem"}, "set both NATS_CERT_FILE and NATS_KEY_FILE"},
+		{stream.NATSConfig{URL: nobody}, "Set NATS_URL"},
+		{stream.NATSConfig{URL: wrong.URL, CredsFile: "none.creds"}, "NATS_CREDS_FILE"},
+		{stream.NATSConfig{URL: wrong.URL, User: "admin"}, "set both NATS_USER and NATS_PASSWORD_FILE"},
+		{stream.NATSConfig{URL: wrong.URL, NKeyFile: "none.nk"}, "NATS_NKEY_FILE"},
+		{stream.NATSConfig{URL: wrong.URL, CAFile: "none.pem"}, "NATS_CA_FILE"},
+		{stream.NATSConfig{URL: wrong.URL, CertFile: "cert.pem"}, "set both NATS_CERT_FILE and NATS_KEY_FILE"},
 	} {
 		c, err := client.Dial(test.cfg, client.Options{})
 		if err == nil {
@@ -411,7 +412,7 @@ func TestDialSaysWhatToDo(t *testing.T) {
 // The stream drops what comes with a Nats-Msg-Id that it has seen, whoever sent that: only what is one's own may be taken for stored.
 func TestPublishBesideAForeignMsgID(t *testing.T) {
 	t.Parallel()
-	cfg := events.NATSConfig{URL: natstest.StartServer(t).URL()}
+	cfg := stream.NATSConfig{URL: natstest.StartServer(t).URL()}
 	conn := provision(t, cfg)
 	c := dial(t, cfg)
 	ctx := testContext(t)

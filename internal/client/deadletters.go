@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/guestflow/guestflow/internal/events"
+	"github.com/guestflow/guestflow/internal/events/stream"
 )
 
 // DeadLetter is a message that the service refused, as it keeps it.
@@ -44,7 +45,7 @@ func (c *Client) DeadLetters(ctx context.Context, vcenter, vm string) (all []*De
 		}
 		return s
 	}
-	err = c.each(ctx, events.DeadlettersStream, events.DeadletterSubject(or(vcenter), or(vm)), func(s *events.Stored) { all = append(all, deadLetter(s)) })
+	err = c.each(ctx, events.DeadlettersStream, events.DeadletterSubject(or(vcenter), or(vm)), func(s *stream.Stored) { all = append(all, deadLetter(s)) })
 	return all, err
 }
 
@@ -60,7 +61,7 @@ func (c *Client) DeadLetter(ctx context.Context, seq uint64) (*DeadLetter, error
 	return deadLetter(s), nil
 }
 
-func deadLetter(s *events.Stored) *DeadLetter {
+func deadLetter(s *stream.Stored) *DeadLetter {
 	d := &DeadLetter{Seq: s.Seq, At: s.At, Code: s.Header.Get("Guestflow-Code"), Reason: s.Header.Get("Guestflow-Reason"),
 		Subject: s.Header.Get("Guestflow-Subject"), Header: nats.Header{}, Data: s.Data}
 	if tokens := strings.Split(s.Subject, "."); len(tokens) == 4 { // guestflow.deadletters.<vcenter>.<vm>

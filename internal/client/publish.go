@@ -11,6 +11,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/guestflow/guestflow/internal/events"
+	"github.com/guestflow/guestflow/internal/events/stream"
 )
 
 const (
@@ -59,7 +60,7 @@ func (c *Client) publish(ctx context.Context, subject string, h nats.Header, dat
 		ack, err := try(ctx, c, func(ctx context.Context) (*jetstream.PubAck, error) {
 			return c.js.PublishMsg(ctx, &nats.Msg{Subject: subject, Header: h, Data: data})
 		})
-		if codeOf(err) != events.CodeSubjectFull || time.Since(began) > fullFor {
+		if codeOf(err) != stream.CodeSubjectFull || time.Since(began) > fullFor {
 			return ack, err
 		}
 		select {
@@ -91,14 +92,14 @@ func (c *Client) explain(ctx context.Context, m *Message, err error) error {
 		return refused
 	case errors.Is(err, jetstream.ErrNoStreamResponse):
 		return fmt.Errorf("nobody serves vCenter %s on this NATS: no stream takes %s. %s", m.VCenter, m.Subject, c.served(ctx))
-	case code == events.CodeSubjectFull && strings.Contains(err.Error(), "per subject"):
+	case code == stream.CodeSubjectFull && strings.Contains(err.Error(), "per subject"):
 		return fmt.Errorf("%s has as many unfinished requests as it may have (GUESTFLOW_QUEUE_PER_VM): wait until one has ended, or cancel one; "+
 			"guestflow status %s --vcenter %s shows them", m.VM, m.VM, m.VCenter)
-	case code == events.CodeSubjectFull:
+	case code == stream.CodeSubjectFull:
 		return fmt.Errorf("the stream %s is full: raise its limits, or wait: %w", events.RequestsStream(m.VCenter), err)
-	case code == events.CodeMessageTooLarge, errors.Is(err, nats.ErrMaxPayload):
+	case code == stream.CodeMessageTooLarge, errors.Is(err, nats.ErrMaxPayload):
 		return fmt.Errorf("%d bytes are too large: a request may have %d, its headers included, and the server's max_payload must allow it", len(m.Data), maxMessage)
-	case events.NoRoom(err):
+	case stream.NoRoom(err):
 		return fmt.Errorf("JetStream has no storage left, and the %s is not stored (%w): its administrator has to raise max_file_store in the server's configuration, "+
 			"or the account's limit, or remove what is not needed; then %s", m.what(), err, again)
 	case errors.Is(err, errNoAnswer):
@@ -138,7 +139,7 @@ func (c *Client) VCenters(ctx context.Context) ([]string, error) {
 }
 
 // refOf is the source and id of a message that stands where m was to stand.
-func refOf(m *Message, s *events.Stored) events.RequestRef {
+func refOf(m *Message, s *stream.Stored) events.RequestRef {
 	if m.Cancel {
 		c, _ := events.DecodeCancel(m.VCenter, s.Subject, s.Header, s.Data) // also of one that is refused for something else
 		return c.Ref

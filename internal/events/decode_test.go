@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/nats-io/nats.go"
 
 	"github.com/guestflow/guestflow/internal/events"
 	"github.com/guestflow/guestflow/schemas"
@@ -21,8 +20,8 @@ const (
 	creds         = `"guest":{"credentials":{"secretRef":"root"}}`
 )
 
-func header(pairs ...string) nats.Header {
-	h := nats.Header{}
+func header(pairs ...string) map[string][]string {
+	h := map[string][]string{}
 	for i := 0; i < len(pairs); i += 2 {
 		h[pairs[i]] = append(h[pairs[i]], pairs[i+1])
 	}
@@ -50,7 +49,7 @@ func TestDecodeRequestForms(t *testing.T) {
 	want := events.Attributes{CorrelationID: "7", CausationID: "7"}
 	tests := []struct {
 		name   string
-		header nats.Header
+		header map[string][]string
 		data   []byte
 		attrs  events.Attributes
 		ref    events.RequestRef
@@ -153,7 +152,7 @@ func TestDecodeRequestRefuses(t *testing.T) {
 	const envelope = `"specversion":"1.0","id":"7","source":"/provisioner","type":"` + requestedType + `"`
 	tests := []struct {
 		name, subject string
-		header        nats.Header
+		header        map[string][]string
 		data          []byte
 		field, text   string
 	}{
@@ -243,7 +242,7 @@ func TestLiteralPasswordIsWithheld(t *testing.T) {
 	tests := []struct {
 		name        string
 		data        []byte
-		header      nats.Header
+		header      map[string][]string
 		field, text string
 	}{
 		{"in the spec", structured(spec(literal), ""), nil, "customize.spec.identity.password.value", "literal password"},
@@ -391,7 +390,7 @@ func FuzzDecodeRequest(f *testing.F) {
 	f.Add("", "", "", structured(`{"vm":"vm-42",`+creds+`,"customize":{"spec":{"identity":{"a":1e400}}},"processes":[{"name":"a","run":{"path":"/a"}}]}`, `,"x":1`))
 	f.Add("", "", "", []byte(`{"data":{"a":{"a":1,"a":2}},"specversion":"1.0"`))
 	f.Fuzz(func(t *testing.T, name, value, typ string, data []byte) {
-		h := nats.Header{name: {value}}
+		h := map[string][]string{name: {value}}
 		if typ != "" {
 			for k, v := range map[string]string{"ce-type": typ, "ce-id": "7", "ce-source": "/a"} {
 				h[k] = []string{v}

@@ -15,12 +15,11 @@ import (
 	natsbinding "github.com/cloudevents/sdk-go/protocol/nats_jetstream/v2"
 	"github.com/cloudevents/sdk-go/v2/binding"
 	"github.com/cloudevents/sdk-go/v2/event"
-	"github.com/nats-io/nats.go"
 
 	"github.com/guestflow/guestflow/internal/events"
 )
 
-func refusal(t *testing.T, h nats.Header, data []byte) string {
+func refusal(t *testing.T, h map[string][]string, data []byte) string {
 	t.Helper()
 	_, err := events.DecodeRequest("lab", subject, h, data)
 	var reject *events.RejectError
@@ -50,12 +49,12 @@ func TestAttributesAreWrittenAsCloudEventsHasThem(t *testing.T) {
 	}
 	core := func(members string) []byte { return []byte(`{"data":{"vm":"vm-42"},` + members + `}`) }
 	const rest = `"type":"` + requestedType + `"`
-	binary := func(more ...string) nats.Header {
+	binary := func(more ...string) map[string][]string {
 		return header(append([]string{"ce-specversion", "1.0", "ce-id", "7", "ce-source", "/a", "ce-type", requestedType}, more...)...)
 	}
 	tests := []struct {
 		name   string
-		header nats.Header
+		header map[string][]string
 		data   []byte
 		want   []string
 	}{
@@ -168,7 +167,7 @@ func TestOneIdentityInEveryForm(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			encoded := nats.Header{}
+			encoded := map[string][]string{}
 			for name, values := range sdk {
 				encoded[name] = []string{events.PercentEncode(values[0])}
 			}
@@ -185,7 +184,7 @@ func TestOneIdentityInEveryForm(t *testing.T) {
 	}
 }
 
-func wants(t *testing.T, form string, ref events.RequestRef, h nats.Header, data []byte) {
+func wants(t *testing.T, form string, ref events.RequestRef, h map[string][]string, data []byte) {
 	t.Helper()
 	r, err := events.DecodeRequest("lab", subject, h, data)
 	if err != nil || r.Ref != ref || r.Attrs.CorrelationID != ref.ID || r.Run != events.RunID("lab", "vm-42", ref) {
@@ -211,11 +210,11 @@ func TestBinaryValuesAreReadAsOneEncoderWroteThem(t *testing.T) {
 			}
 		})
 	}
-	h := nats.Header{}
+	h := map[string][]string{}
 	head, body, _ := strings.Cut(string(readCase(t, "14-percent-in-binary.txt")), "\n\n")
 	for line := range strings.Lines(head) {
 		name, value, _ := strings.Cut(strings.TrimSpace(line), ": ")
-		h.Set(name, value)
+		h[name] = []string{value}
 	}
 	r, err := events.DecodeRequest("lab", subject, h, []byte(body))
 	if want := (events.RequestRef{Source: "/pipe%20line/7", ID: "d-1"}); err != nil || r.Ref != want {
@@ -244,7 +243,7 @@ func FuzzPercentEncoded(f *testing.F) {
 		if err != nil || r.Ref != whole.Ref {
 			t.Errorf("%+v, %v; want %+v", r.Ref, err, whole.Ref)
 		}
-		if _, err := url.PathUnescape(h.Get("ce-id")); err != nil {
+		if _, err := url.PathUnescape(h["ce-id"][0]); err != nil {
 			t.Errorf("%q: %v", id, err)
 		}
 	})

@@ -3,6 +3,7 @@ package events
 import (
 	"bytes"
 	"encoding/json"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -13,6 +14,26 @@ import (
 
 	"github.com/guestflow/guestflow/schemas"
 )
+
+// wholeRun has every field of a run: it is the one that the golden events show.
+func wholeRun() *Run {
+	b, err := os.ReadFile("stream/testdata/golden/run-failed-structured.json")
+	if err != nil {
+		panic(err)
+	}
+	var message struct {
+		Header map[string][]string
+		Data   json.RawMessage
+	}
+	if err := json.Unmarshal(b, &message); err != nil {
+		panic(err)
+	}
+	e, err := DecodeEvent(message.Header, message.Data)
+	if err != nil {
+		panic(err)
+	}
+	return &e.Run
+}
 
 // decoded is an event as it is read.
 func decoded(t *testing.T, h map[string][]string, data []byte) *Event {

@@ -1,23 +1,7 @@
 package events
 
-import (
-	"context"
-	"time"
-)
-
-// DeadLetter is deadLetter, for tests from outside.
-var DeadLetter = deadLetter
-
 // PercentEncode is percentEncode, for tests from outside.
 var PercentEncode = percentEncode
 
 // IsURIReference is isURIReference, for tests from outside.
 var IsURIReference = isURIReference
-
-// KeepTime sets how long refused messages wait for their dead letters' stream alone.
-func (c *Conn) KeepTime(d time.Duration) { c.keepTime = d }
-
-// ConsumeUnreadable is Consume with a reader that panics at every message.
-func (c *Conn) ConsumeUnreadable(ctx context.Context) error {
-	return c.consume(ctx, "lab", RequestsConsumer("lab"), func(delivery) (work, error) { panic("broken reader") })
-}

@@ -11,6 +11,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/guestflow/guestflow/internal/events"
+	"github.com/guestflow/guestflow/internal/events/stream"
 )
 
 // bystander is a handler in a process of its own, which has no request in hand.
@@ -19,7 +20,7 @@ func (w *world) bystander(plan ...fate) (*owner, *Handler) {
 	s := w.settings
 	s.Instance = "pod-bystander"
 	log := zerolog.Nop()
-	return o, New(s, &client{fakeVC: w.vc, o: o}, events.NewStoreJournal(&ownerStore{w.store.Client(), o}, events.Structured, log),
+	return o, New(s, &client{fakeVC: w.vc, o: o}, stream.NewStoreJournal(&ownerStore{w.store.Client(), o}, events.Structured, log),
 		&ownerLine{w.line, o}, w.secrets, log)
 }
 
@@ -297,7 +298,7 @@ func TestHandleCancel(t *testing.T) {
 }
 
 // rewrite changes the journal's newest event, and gives it as it was.
-func (w *world) rewrite(from, to string) *events.Stored {
+func (w *world) rewrite(from, to string) *stream.Stored {
 	w.t.Helper()
 	last := w.newest(">")
 	changed := *last
@@ -307,10 +308,10 @@ func (w *world) rewrite(from, to string) *events.Stored {
 }
 
 // restore puts m in the place of the journal's newest event.
-func (w *world) restore(m *events.Stored) {
+func (w *world) restore(m *stream.Stored) {
 	w.t.Helper()
 	w.store.DropLast(1)
-	if _, err := w.journal.Publish(context.Background(), events.Message{Subject: m.Subject, Header: m.Header, Data: m.Data}); err != nil {
+	if _, err := w.journal.Publish(context.Background(), stream.Message{Subject: m.Subject, Header: m.Header, Data: m.Data}); err != nil {
 		w.t.Fatal(err)
 	}
 }

@@ -7,7 +7,8 @@ import (
 	"time"
 
 	"github.com/guestflow/guestflow/internal/events"
-	"github.com/guestflow/guestflow/internal/events/memstore"
+	"github.com/guestflow/guestflow/internal/events/stream"
+	"github.com/guestflow/guestflow/internal/events/stream/memstore"
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
 
@@ -252,7 +253,7 @@ func TestRetries(t *testing.T) {
 		{name: "check skipped", request: `{"check":{"mode":"skip"},` + whole[1:]},
 		{name: "slow journal", world: func(w *world) {
 			slow := 0
-			w.slow = func(_ int, m events.Message) memstore.Fault { // slower than the send window, three times
+			w.slow = func(_ int, m stream.Message) memstore.Fault { // slower than the send window, three times
 				if strings.HasSuffix(m.Subject, ".customize.starting") && slow < 3 {
 					slow++
 					return memstore.Fault{Delay: 7 * time.Second}

@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"github.com/guestflow/guestflow/internal/events"
-	"github.com/guestflow/guestflow/internal/events/memstore"
+	"github.com/guestflow/guestflow/internal/events/stream/memstore"
 )
 
 // forget removes the events stream and makes it again; other VMs' events come first.

@@ -16,7 +16,8 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/guestflow/guestflow/internal/events"
-	"github.com/guestflow/guestflow/internal/events/memstore"
+	"github.com/guestflow/guestflow/internal/events/stream"
+	"github.com/guestflow/guestflow/internal/events/stream/memstore"
 	"github.com/guestflow/guestflow/internal/tracing"
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
@@ -170,9 +171,9 @@ func TestEndThatCannotBeStored(t *testing.T) {
 	t.Parallel()
 	inBubble(t, secretsDir(t), func(w *world) {
 		refused := false
-		w.slow = func(_ int, m events.Message) (f memstore.Fault) {
+		w.slow = func(_ int, m stream.Message) (f memstore.Fault) {
 			if strings.HasSuffix(m.Subject, "network.completed") && !refused {
-				refused, f.Refuse = true, events.CodeMessageTooLarge
+				refused, f.Refuse = true, stream.CodeMessageTooLarge
 			}
 			return f
 		}

@@ -5,7 +5,8 @@ import (
 	"testing"
 
 	"github.com/guestflow/guestflow/internal/events"
-	"github.com/guestflow/guestflow/internal/events/memstore"
+	"github.com/guestflow/guestflow/internal/events/stream"
+	"github.com/guestflow/guestflow/internal/events/stream/memstore"
 )
 
 // An event that the server refuses for good ends its run, whichever it is: the request does not come round for ever, and the VM is free.
@@ -14,11 +15,11 @@ func TestEventThatCannotBeStoredEndsTheRun(t *testing.T) {
 	secrets := secretsDir(t)
 	for _, kind := range []events.Kind{events.CheckCompleted, events.CustomizeStarting, events.CustomizeStarted, events.CustomizeCompleted, events.NetworkStarted,
 		events.VerifyCompleted, events.ProcessStarting, events.ProcessExited} {
-		for _, code := range []int{events.CodeMessageTooLarge, events.CodeHeadersTooLarge} {
+		for _, code := range []int{stream.CodeMessageTooLarge, stream.CodeHeadersTooLarge} {
 			t.Run(string(kind), func(t *testing.T) {
 				t.Parallel()
 				inWorld(t, secrets, func(w *world) {
-					w.slow = func(_ int, m events.Message) memstore.Fault {
+					w.slow = func(_ int, m stream.Message) memstore.Fault {
 						if strings.HasSuffix(m.Subject, "."+string(kind)) {
 							return memstore.Fault{Refuse: code}
 						}

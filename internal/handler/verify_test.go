@@ -9,7 +9,8 @@ import (
 	"time"
 
 	"github.com/guestflow/guestflow/internal/events"
-	"github.com/guestflow/guestflow/internal/events/memstore"
+	"github.com/guestflow/guestflow/internal/events/stream"
+	"github.com/guestflow/guestflow/internal/events/stream/memstore"
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
 
@@ -235,9 +236,9 @@ func specOf(section string) string {
 }
 
 // onKind calls fn when the first event of a kind is published.
-func onKind(kind string, fn func()) func(int, events.Message) memstore.Fault {
+func onKind(kind string, fn func()) func(int, stream.Message) memstore.Fault {
 	var once sync.Once
-	return func(_ int, m events.Message) memstore.Fault {
+	return func(_ int, m stream.Message) memstore.Fault {
 		if strings.HasSuffix(m.Subject, "."+kind) {
 			once.Do(fn)
 		}

@@ -20,7 +20,8 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/guestflow/guestflow/internal/events"
-	"github.com/guestflow/guestflow/internal/events/memstore"
+	"github.com/guestflow/guestflow/internal/events/stream"
+	"github.com/guestflow/guestflow/internal/events/stream/memstore"
 	"github.com/guestflow/guestflow/schemas"
 )
 
@@ -73,7 +74,7 @@ type world struct {
 	far      time.Duration                                // what a look for cancels takes
 	anew     bool                                         // the journal was made anew: its first event is not the first of its run
 	several  bool                                         // an act may take effect again, as the request asks
-	slow     func(n int, m events.Message) memstore.Fault // what befalls the appends, where they are not at a fate's point
+	slow     func(n int, m stream.Message) memstore.Fault // what befalls the appends, where they are not at a fate's point
 	strict   bool                                         // every event is checked against its schema
 }
 
@@ -178,7 +179,7 @@ func (w *world) cancel(req *events.Request) {
 func (w *world) waiting(req *events.Request) bool { return w.line.Has(req.Seq) }
 
 // newest is the newest message under a subject, or a filter, of the VM's journal; nil where there is none.
-func (w *world) newest(what string) *events.Stored {
+func (w *world) newest(what string) *stream.Stored {
 	return w.store.Newest(strings.TrimSuffix(events.History(vcenter, vmID), ">") + what)
 }
 
@@ -209,7 +210,7 @@ func (w *world) deliver(req *events.Request, plan ...fate) *owner {
 	if w.slow != nil {
 		store.OnPublish(w.slow)
 	}
-	h := New(s, &client{fakeVC: w.vc, o: o}, events.NewStoreJournal(&ownerStore{store, o}, events.Structured, log), &ownerLine{w.line, o}, w.secrets, log)
+	h := New(s, &client{fakeVC: w.vc, o: o}, stream.NewStoreJournal(&ownerStore{store, o}, events.Structured, log), &ownerLine{w.line, o}, w.secrets, log)
 	go func() {
 		defer close(o.finished)
 		err := h.Handle(ctx, delivery)
@@ -337,7 +338,7 @@ type event struct {
 	data json.RawMessage
 }
 
-func (w *world) read(m events.Stored) event {
+func (w *world) read(m stream.Stored) event {
 	var ce struct {
 		ID   string          `json:"id"`
 		Type string          `json:"type"`
@@ -684,33 +685,33 @@ type ownerStore struct {
 	o *owner
 }
 
-func (s *ownerStore) Publish(ctx context.Context, m events.Message) (events.Ack, error) {
+func (s *ownerStore) Publish(ctx context.Context, m stream.Message) (stream.Ack, error) {
 	kind := m.Subject[len("guestflow.events.lab.vm-42."):]
 	f := s.o.reached("publish " + kind)
 	if err := s.o.meet(f); err != nil {
-		return events.Ack{}, err
+		return stream.Ack{}, err
 	}
 	if err := spend(ctx, latency); err != nil {
-		return events.Ack{}, err
+		return stream.Ack{}, err
 	}
 	switch f.do {
 	case "fail":
-		return events.Ack{}, nats.ErrTimeout
+		return stream.Ack{}, nats.ErrTimeout
 	case "hold": // held up on the way, stored later if it then still fits
 		s.o.w.later(f.after, func() { _, _ = s.Client.Publish(context.WithoutCancel(ctx), m) })
-		return events.Ack{}, nats.ErrTimeout
+		return stream.Ack{}, nats.ErrTimeout
 	}
 	ack, err := s.Client.Publish(ctx, m)
 	if dead := s.o.at("stored " + kind); dead != nil {
-		return events.Ack{}, dead
+		return stream.Ack{}, dead
 	}
 	if f.do == "lose" {
-		return events.Ack{}, nats.ErrTimeout
+		return stream.Ack{}, nats.ErrTimeout
 	}
 	return ack, err
 }
 
-func (s *ownerStore) LastBySubject(ctx context.Context, filter string) (*events.Stored, error) {
+func (s *ownerStore) LastBySubject(ctx context.Context, filter string) (*stream.Stored, error) {
 	if err := s.o.at("last"); err != nil {
 		return nil, err
 	}
@@ -724,7 +725,7 @@ func (s *ownerStore) LastBySubject(ctx context.Context, filter string) (*events.
 	return m, err
 }
 
-func (s *ownerStore) NextBySubject(ctx context.Context, filter string, from uint64) (*events.Stored, error) {
+func (s *ownerStore) NextBySubject(ctx context.Context, filter string, from uint64) (*stream.Stored, error) {
 	if err := s.o.at("next"); err != nil {
 		return nil, err
 	}

@@ -25,7 +25,7 @@ import (
 	"github.com/santhosh-tekuri/jsonschema/v6"
 	"go.uber.org/goleak"
 
-	"github.com/guestflow/guestflow/internal/events/natstest"
+	"github.com/guestflow/guestflow/internal/events/stream/natstest"
 	"github.com/guestflow/guestflow/internal/vcsim"
 	"github.com/guestflow/guestflow/schemas"
 )

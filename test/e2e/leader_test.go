@@ -9,7 +9,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/guestflow/guestflow/internal/events/natstest"
+	"github.com/guestflow/guestflow/internal/events/stream/natstest"
 )
 
 // The server that leads the events stream is killed with SIGKILL in the middle of runs, and comes back: the runs end well, nothing was done twice.

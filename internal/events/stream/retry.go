@@ -1,0 +1,113 @@
+package stream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/rs/zerolog"
+)
+
+const (
+	firstRetry = 25 * time.Millisecond
+	lastRetry  = time.Second
+)
+
+// ask repeats a question until it is answered, or ctx ends.
+func ask[T any](ctx context.Context, log teller, vcenter, vm, what string, question func(context.Context) (T, error)) (T, error) {
+	w := newWaiter(log, vcenter, vm, what)
+	defer w.done()
+	for {
+		answer, err := try(ctx, question)
+		if err == nil {
+			return answer, nil
+		}
+		if err := w.wait(ctx, err); err != nil {
+			return answer, fmt.Errorf("vm %s: %s: %w", vm, what, err)
+		}
+	}
+}
+
+// try makes one attempt, within the time of one round trip.
+func try[T any](ctx context.Context, attempt func(context.Context) (T, error)) (T, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	return attempt(ctx)
+}
+
+// waiter waits between attempts, longer each time, and says once in the log that it waits and once that it goes on.
+type waiter struct {
+	log   zerolog.Logger
+	waits *waits
+	about wait
+	what  string
+	delay time.Duration
+	since time.Time
+}
+
+func newWaiter(log teller, vcenter, vm, what string) *waiter {
+	return &waiter{log: log.With().Str("vcenter", vcenter).Str("vm", vm).Logger(), waits: log.waits, about: wait{vcenter: vcenter, vm: vm, what: what}, what: what, delay: firstRetry}
+}
+
+// wait returns nil when it is time for the next attempt, or why there will be none: ctx ended, or the connection is closed for good.
+func (w *waiter) wait(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		w.waits.over(w)
+		return fmt.Errorf("%w; last attempt: %w", context.Cause(ctx), err)
+	}
+	if permanent(err) {
+		w.waits.over(w)
+		return err
+	}
+	err = notConnected(err)
+	if w.since.IsZero() {
+		w.since = time.Now()
+		w.log.Warn().Err(err).Msgf("cannot %s, trying again", w.what)
+	}
+	w.about.since, w.about.err = w.since, err
+	w.waits.is(w, w.about)
+	if ended := sleep(ctx, jitter(w.delay)); ended != nil {
+		w.waits.over(w)
+		return fmt.Errorf("%w; last attempt: %w", ended, err)
+	}
+	w.delay = min(2*w.delay, lastRetry)
+	return nil
+}
+
+func (w *waiter) done() {
+	w.waits.over(w)
+	if !w.since.IsZero() {
+		w.log.Info().Dur("waited", time.Since(w.since)).Msgf("no longer waiting to %s", w.what)
+	}
+}
+
+func jitter(d time.Duration) time.Duration { return d/2 + rand.N(d) }
+
+// sleep returns nil after d, or why ctx ended before.
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-t.C:
+		return nil
+	}
+}
+
+// permanent reports whether sending the same message again cannot help.
+func permanent(err error) bool {
+	return unstorable(err) || errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, errMoved)
+}
+
+// unstorable reports whether the server refuses this very message, today as tomorrow.
+func unstorable(err error) bool {
+	var refused *StoreError
+	if errors.As(err, &refused) {
+		return refused.Code == CodeMessageTooLarge || refused.Code == CodeHeadersTooLarge || refused.Code == CodeWrongStream
+	}
+	return errors.Is(err, nats.ErrMaxPayload)
+}
