@@ -97,7 +97,7 @@ func TestActAnswerWait(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, "9.0.0.0")
 	c := f.client(t)
-	c.answerWait = 50 * time.Millisecond
+	c.responseTimeout = 50 * time.Millisecond
 	f.handle("StartGuestNetwork_Task", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 	_, err := c.StartGuestNetwork(context.Background(), nil, "vm-1", testAuth)
 	var timeout net.Error

@@ -47,24 +47,24 @@ type Client struct {
 	base string // https://host, with the port only where the URL has one: proxies compare the Host header
 	tls  *tls.Config
 
-	reads *http.Client // keep-alive
-	calls *http.Client // of calls that go to guests, see guests
-	polls *http.Client // the long poll's own connection
-	files *http.Client // guests' files, each on a connection of its own, from vCenter or from an ESXi host
+	reads      *http.Client // keep-alive
+	guestCalls *http.Client // of calls that go to guests, see guests
+	polls      *http.Client // the long poll's own connection
+	files      *http.Client // guests' files, each on a connection of its own, from vCenter or from an ESXi host
 
-	vimLogin  *login        // VI JSON
-	restLogin *login        // REST; the same session as VI JSON's where vCenter takes it for both
-	split     atomic.Bool   // vCenter refused VI JSON's session on REST, although it is new enough
-	known     memory        // secrets that were in use
-	keeper    *keeper       // of all that is made on vCenter
-	histories chan struct{} // a place for each collector of task histories
-	product   string        // which vCenter it was at the last login
-	lacks     names         // properties that this vCenter does not have, as far as was seen since the last login
+	vimLogin         *login        // VI JSON
+	restLogin        *login        // REST; the same session as VI JSON's where vCenter takes it for both
+	separateSessions atomic.Bool   // vCenter refused VI JSON's session on REST, although it is new enough
+	secrets          secretStore   // secrets that were in use
+	cleaner          *cleaner      // of all that is made on vCenter
+	historySlots     chan struct{} // a place for each collector of task histories
+	product          string        // which vCenter it was at the last login
+	unsupportedProps stringSet     // properties that this vCenter does not have, as far as was seen since the last login
 
-	guests     *guests
-	watch      *watch
-	presence   presence
-	answerWait time.Duration // how long the answer to an act is awaited
+	guests          *guestLimiter
+	poller          *poller
+	reachability    reachability
+	responseTimeout time.Duration // how long the answer to an act is awaited
 }
 
 // New checks cfg and makes a Client. It dials nothing. Errors name the field that is wrong.
@@ -90,15 +90,15 @@ func New(cfg Config) (*Client, error) {
 	if port == "" {
 		port = "443"
 	}
-	c := &Client{cfg: cfg, host: cmp.Or(cfg.Name, u.Hostname()), addr: net.JoinHostPort(u.Hostname(), port), base: "https://" + u.Host, answerWait: time.Minute,
-		histories: make(chan struct{}, collectors)}
+	c := &Client{cfg: cfg, host: cmp.Or(cfg.Name, u.Hostname()), addr: net.JoinHostPort(u.Hostname(), port), base: "https://" + u.Host, responseTimeout: time.Minute,
+		historySlots: make(chan struct{}, maxHistoryReads)}
 	if c.tls, err = tlsConfig(cfg, u.Hostname()); err != nil {
 		return nil, err
 	}
-	c.reads, c.calls, c.polls, c.files = c.httpClient(connections), c.httpClient(promptGuests+lateGuests), c.httpClient(connections), c.fileClient()
-	c.keeper, c.guests = newKeeper(c), newGuests()
+	c.reads, c.guestCalls, c.polls, c.files = c.httpClient(connections), c.httpClient(fastGuestSlots+slowGuestSlots), c.httpClient(connections), c.fileClient()
+	c.cleaner, c.guests = newCleaner(c), newGuestLimiter()
 	c.vimLogin, c.restLogin = newLogin(c, c.loginVIM), newLogin(c, c.loginREST)
-	c.watch, c.presence.tell = newWatch(c), cfg.OnAnswer
+	c.poller, c.reachability.onChange = newPoller(c), cfg.OnAnswer
 	return c, nil
 }
 
@@ -170,30 +170,30 @@ func (c *Client) fileClient() *http.Client {
 func (c *Client) Close(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	defer c.keeper.end()
+	defer c.cleaner.endLifetime()
 	c.logout(ctx)
 	c.reads.CloseIdleConnections()
-	c.calls.CloseIdleConnections()
+	c.guestCalls.CloseIdleConnections()
 	c.polls.CloseIdleConnections()
 }
 
 // call is one request.
 type call struct {
-	op      string // for errors and OnCall; bounded
-	method  string
-	path    string // from the root, escaped
-	body    []byte
-	token   string // of the session; "" for calls that need none
-	header  http.Header
-	secrets secrets // that travel in it
-	once    bool    // the transport may not repeat it on another connection
-	timeout time.Duration
-	most    int    // bytes of the answer; 0: maxBody
-	guest   string // the VM, of a call that vCenter passes on to its guest: how long that takes says nothing about vCenter
-	trust   string // what lets its server's certificate be trusted, where that is not vCenter's
+	op       string // for errors and OnCall; bounded
+	method   string
+	path     string // from the root, escaped
+	body     []byte
+	token    string // of the session; "" for calls that need none
+	header   http.Header
+	secrets  secrets // that travel in it
+	noRetry  bool    // the transport may not repeat it on another connection
+	timeout  time.Duration
+	maxBytes int    // bytes of the answer; 0: maxBody
+	guest    string // the VM, of a call that vCenter passes on to its guest: how long that takes says nothing about vCenter
+	certHint string // what lets its server's certificate be trusted, where that is not vCenter's
 
 	// inside, where set, finds an error in the body of a success.
-	inside func(body []byte, s veil) *Error
+	checkBody func(body []byte, s redactor) *Error
 }
 
 func (cl *call) endpoint() string {
@@ -201,8 +201,8 @@ func (cl *call) endpoint() string {
 	return cl.method + " " + path
 }
 
-// answer is what a success holds.
-type answer struct {
+// response is what a success holds.
+type response struct {
 	status int
 	header http.Header
 	body   []byte
@@ -230,8 +230,8 @@ func (c *Client) request(ctx context.Context, cl *call) (*http.Request, error) {
 	return req, nil
 }
 
-// exchange sends an ask and reads its answer. Anything but a 2xx is an *Error.
-func (c *Client) exchange(ctx context.Context, hc *http.Client, cl *call) (ans *answer, err error) {
+// roundTrip sends an ask and reads its answer. Anything but a 2xx is an *Error.
+func (c *Client) roundTrip(ctx context.Context, hc *http.Client, cl *call) (resp *response, err error) {
 	timeout := cl.timeout
 	if timeout == 0 {
 		timeout = c.cfg.CallTimeout
@@ -242,35 +242,35 @@ func (c *Client) exchange(ctx context.Context, hc *http.Client, cl *call) (ans *
 	if err != nil {
 		return nil, err
 	}
-	if cl.once {
+	if cl.noRetry {
 		req.GetBody = nil // a body that the transport cannot rewind is a body that it cannot send twice
 	} else {
 		req.Header["X-Idempotency-Key"] = nil // not sent: it lets net/http repeat an ask by POST that met a connection just closed by the server
 	}
-	done := c.calling(ctx, cl)
+	done := c.observe(ctx, cl)
 	defer func() { done(err) }()
-	resp, err := hc.Do(req)
+	httpResp, err := hc.Do(req)
 	if err != nil {
-		failed := c.unanswered(cl, err)
+		failed := c.transportError(cl, err)
 		if ctx.Err() == nil && hc != c.polls && (cl.guest == "" || failed.Sent == NotSent) { // the poll is a witness of its own
-			c.presence.called(failed)
+			c.reachability.noteCall(failed)
 		}
 		return nil, failed
 	}
-	defer func() { _ = resp.Body.Close() }()
-	c.presence.called(nil)
-	if ans, err = c.answered(cl, resp); err == nil && cl.inside != nil {
-		if e := cl.inside(ans.body, c.veilOf(cl)); e != nil {
-			e.Status = ans.status
-			return nil, c.of(cl, e)
+	defer func() { _ = httpResp.Body.Close() }()
+	c.reachability.noteCall(nil)
+	if resp, err = c.readResponse(cl, httpResp); err == nil && cl.checkBody != nil {
+		if e := cl.checkBody(resp.body, c.redactorFor(cl)); e != nil {
+			e.Status = resp.status
+			return nil, c.completeError(cl, e)
 		}
 	}
-	return ans, err
+	return resp, err
 }
 
-// calling begins to time a call, and to trace it where ctx is part of a trace; the function that it returns tells how the call ended. A call whose
+// observe begins to time a call, and to trace it where ctx is part of a trace; the function that it returns tells how the call ended. A call whose
 // function is not called was none.
-func (c *Client) calling(ctx context.Context, cl *call) func(error) {
+func (c *Client) observe(ctx context.Context, cl *call) func(error) {
 	began := time.Now()
 	var span trace.Span
 	if c.cfg.Tracer != nil && trace.SpanContextFromContext(ctx).IsValid() { // the long poll is part of none
@@ -297,43 +297,43 @@ func (c *Client) calling(ctx context.Context, cl *call) func(error) {
 	}
 }
 
-// answered reads an answer to its end and tells success from error.
-func (c *Client) answered(cl *call, resp *http.Response) (*answer, error) {
-	most := cmp.Or(cl.most, maxBody)
-	body, err := io.ReadAll(io.LimitReader(resp.Body, int64(most)+1))
+// readResponse reads an answer to its end and tells success from error.
+func (c *Client) readResponse(cl *call, httpResp *http.Response) (*response, error) {
+	most := cmp.Or(cl.maxBytes, maxBody)
+	body, err := io.ReadAll(io.LimitReader(httpResp.Body, int64(most)+1))
 	switch {
 	case err != nil:
-		e := &Error{Status: resp.StatusCode, Class: Transient, Foreign: true, Message: "the answer broke off: " + c.hide(cl, err.Error()), Err: c.clean(cl, err)}
-		return nil, c.of(cl, e)
+		e := &Error{Status: httpResp.StatusCode, Class: Transient, Foreign: true, Message: "the answer broke off: " + c.redact(cl, err.Error()), Err: c.redactError(cl, err)}
+		return nil, c.completeError(cl, e)
 	case len(body) > most:
-		e := &Error{Status: resp.StatusCode, Class: byStatus(resp.StatusCode), Message: fmt.Sprintf("the answer is larger than %d MiB", most>>20), Err: ErrTooLarge}
-		return nil, c.of(cl, e)
-	case resp.StatusCode >= 300 && resp.StatusCode < 400:
-		e := &Error{Status: resp.StatusCode, Class: Transient, Foreign: true, // vCenter does not redirect: something before it does, now
-			Message: c.hide(cl, fmt.Sprintf("redirected to %q, which is not followed: set the URL of vCenter itself", resp.Header.Get("Location")))}
-		return nil, c.of(cl, e)
-	case resp.StatusCode < 200 || resp.StatusCode >= 300:
-		e := decodeError(resp.StatusCode, body, c.veilOf(cl))
+		e := &Error{Status: httpResp.StatusCode, Class: byStatus(httpResp.StatusCode), Message: fmt.Sprintf("the answer is larger than %d MiB", most>>20), Err: ErrTooLarge}
+		return nil, c.completeError(cl, e)
+	case httpResp.StatusCode >= 300 && httpResp.StatusCode < 400:
+		e := &Error{Status: httpResp.StatusCode, Class: Transient, Foreign: true, // vCenter does not redirect: something before it does, now
+			Message: c.redact(cl, fmt.Sprintf("redirected to %q, which is not followed: set the URL of vCenter itself", httpResp.Header.Get("Location")))}
+		return nil, c.completeError(cl, e)
+	case httpResp.StatusCode < 200 || httpResp.StatusCode >= 300:
+		e := decodeError(httpResp.StatusCode, body, c.redactorFor(cl))
 		// REST answers with a bare 404 what it does not offer; VI JSON has no error without a body of its own.
 		e.Foreign = e.Name == "" && e.LocalizedMessage == "" && len(e.Messages) == 0 && (e.Status >= 500 || strings.HasPrefix(cl.path, "/sdk/"))
-		return nil, c.of(cl, e)
+		return nil, c.completeError(cl, e)
 	}
-	return &answer{status: resp.StatusCode, header: resp.Header, body: bytes.TrimSpace(body)}, nil
+	return &response{status: httpResp.StatusCode, header: httpResp.Header, body: bytes.TrimSpace(body)}, nil
 }
 
-// of completes an error of cl.
-func (c *Client) of(cl *call, e *Error) *Error {
+// completeError completes an error of cl.
+func (c *Client) completeError(cl *call, e *Error) *Error {
 	e.Guest = cl.guest != ""
-	return e.fill(cl.op, cl.endpoint(), c.host)
+	return e.withCall(cl.op, cl.endpoint(), c.host)
 }
 
-// unanswered makes an Error of what the transport said.
-func (c *Client) unanswered(cl *call, err error) *Error {
+// transportError makes an Error of what the transport said.
+func (c *Client) transportError(cl *call, err error) *Error {
 	var wrapped *url.Error
 	if errors.As(err, &wrapped) {
 		err = wrapped.Err // without its text, which repeats method and URL
 	}
-	e := &Error{Class: Transient, Err: c.clean(cl, err), Message: c.hide(cl, err.Error())}
+	e := &Error{Class: Transient, Err: c.redactError(cl, err), Message: c.redact(cl, err.Error())}
 	var dial *net.OpError
 	var cert *tls.CertificateVerificationError
 	switch {
@@ -341,9 +341,9 @@ func (c *Client) unanswered(cl *call, err error) *Error {
 		e.Sent = NotSent
 	case errors.As(err, &cert):
 		e.Sent = NotSent
-		e.Message += ": " + cmp.Or(cl.trust, "set the CA file or the thumbprint of this vCenter")
+		e.Message += ": " + cmp.Or(cl.certHint, "set the CA file or the thumbprint of this vCenter")
 	}
-	return c.of(cl, e)
+	return c.completeError(cl, e)
 }
 
 // ErrTooLarge lies beneath the error of an answer of which more came than is read.
@@ -353,14 +353,14 @@ var ErrTooLarge = errors.New("the answer is too large")
 // vCenter does, while it starts.
 var ErrNotUnderstood = errors.New("the answer is not understood")
 
-func (c *Client) notUnderstood(cl *call, ans *answer, why error) *Error {
-	e := &Error{Status: ans.status, Class: Transient, Message: ErrNotUnderstood.Error() + ": " + c.hide(cl, why.Error()), Err: ErrNotUnderstood,
-		Foreign: len(ans.body) > 0 && !json.Valid(ans.body)}
-	return c.of(cl, e)
+func (c *Client) notUnderstood(cl *call, resp *response, why error) *Error {
+	e := &Error{Status: resp.status, Class: Transient, Message: ErrNotUnderstood.Error() + ": " + c.redact(cl, why.Error()), Err: ErrNotUnderstood,
+		Foreign: len(resp.body) > 0 && !json.Valid(resp.body)}
+	return c.completeError(cl, e)
 }
 
-// ask sends a call in a session of l and decodes its answer into out. A session that turns out to be dead is renewed, once.
-func (c *Client) ask(ctx context.Context, l *login, build func(*session) (*call, error), out any) error {
+// read sends a call in a session of l and decodes its answer into out. A session that turns out to be dead is renewed, once.
+func (c *Client) read(ctx context.Context, l *login, build func(*session) (*call, error), out any) error {
 	for renewed := false; ; renewed = true {
 		s, err := l.get(ctx)
 		if err != nil {
@@ -371,35 +371,35 @@ func (c *Client) ask(ctx context.Context, l *login, build func(*session) (*call,
 			return err
 		}
 		cl.token = s.token
-		ans, err := c.asked(ctx, cl)
+		resp, err := c.sendRead(ctx, cl)
 		if err == nil {
-			return c.decode(cl, ans, out)
+			return c.decode(cl, resp, out)
 		}
-		c.settle(ctx, cl, s, err)
+		c.handleSessionLost(ctx, cl, s, err)
 		if classOf(err) != SessionLost || renewed {
 			return err
 		}
 	}
 }
 
-// asked sends an ask over the connections that are for its kind.
-func (c *Client) asked(ctx context.Context, cl *call) (ans *answer, err error) {
+// sendRead sends an ask over the connections that are for its kind.
+func (c *Client) sendRead(ctx context.Context, cl *call) (resp *response, err error) {
 	if cl.guest == "" {
-		return c.exchange(ctx, c.reads, cl)
+		return c.roundTrip(ctx, c.reads, cl)
 	}
-	if none := c.guests.do(ctx, cl.guest, c.cfg.CallTimeout, func(ctx context.Context) { ans, err = c.exchange(ctx, c.calls, cl) }); none != nil {
-		return nil, c.of(cl, &Error{Class: Transient, Message: c.hide(cl, none.Error()), Err: none})
+	if none := c.guests.do(ctx, cl.guest, c.cfg.CallTimeout, func(ctx context.Context) { resp, err = c.roundTrip(ctx, c.guestCalls, cl) }); none != nil {
+		return nil, c.completeError(cl, &Error{Class: Transient, Message: c.redact(cl, none.Error()), Err: none})
 	}
-	return ans, err
+	return resp, err
 }
 
-// settle finds out what a 401 to a guest call was about (the guest's login, or our session), and forgets a session that is lost.
-func (c *Client) settle(ctx context.Context, cl *call, s *session, err error) {
+// handleSessionLost finds out what a 401 to a guest call was about (the guest's login, or our session), and forgets a session that is lost.
+func (c *Client) handleSessionLost(ctx context.Context, cl *call, s *session, err error) {
 	var e *Error
 	if !errors.As(err, &e) || e.Class != SessionLost {
 		return
 	}
-	if strings.HasPrefix(cl.op, guestProcesses) {
+	if strings.HasPrefix(cl.op, guestProcessesOp) {
 		switch alive, err := c.restAlive(ctx, s.token); {
 		case err != nil:
 			e.Class = Transient // cannot be told apart now
@@ -409,7 +409,7 @@ func (c *Client) settle(ctx context.Context, cl *call, s *session, err error) {
 			return
 		}
 	}
-	c.forget(s, strings.HasPrefix(cl.path, "/sdk/"))
+	c.forgetSession(s, strings.HasPrefix(cl.path, "/sdk/"))
 }
 
 func classOf(err error) Class {
@@ -421,60 +421,60 @@ func classOf(err error) Class {
 }
 
 // decode reads an answer. An empty one and null leave out as it is.
-func (c *Client) decode(cl *call, ans *answer, out any) error {
-	if out == nil || len(ans.body) == 0 || bytes.Equal(ans.body, []byte("null")) {
+func (c *Client) decode(cl *call, resp *response, out any) error {
+	if out == nil || len(resp.body) == 0 || bytes.Equal(resp.body, []byte("null")) {
 		return nil
 	}
-	if err := json.Unmarshal(ans.body, out); err != nil {
-		return c.notUnderstood(cl, ans, err)
+	if err := json.Unmarshal(resp.body, out); err != nil {
+		return c.notUnderstood(cl, resp, err)
 	}
 	return nil
 }
 
 // Hide keeps secrets out of everything that vCenter or a guest says, whoever has sent them (the owner of a run before this one, say), until forget is
 // called. Several may hide the same.
-func (c *Client) Hide(values ...string) (forget func()) { return c.known.hold(values...) }
+func (c *Client) Hide(values ...string) (forget func()) { return c.secrets.hold(values...) }
 
-func (c *Client) veilOf(cl *call) veil { return c.known.veil(cl.secrets...) }
+func (c *Client) redactorFor(cl *call) redactor { return c.secrets.redactor(cl.secrets...) }
 
-func (c *Client) hide(cl *call, text string) string { return c.veilOf(cl).text(text) }
+func (c *Client) redact(cl *call, text string) string { return c.redactorFor(cl).text(text) }
 
-// clean gives err as it is, or, where a secret is in its text (net/http quotes what it cannot read), only its text without that.
-func (c *Client) clean(cl *call, err error) error {
-	if text := c.hide(cl, err.Error()); text != err.Error() {
+// redactError gives err as it is, or, where a secret is in its text (net/http quotes what it cannot read), only its text without that.
+func (c *Client) redactError(cl *call, err error) error {
+	if text := c.redact(cl, err.Error()); text != err.Error() {
 		return errors.New(text)
 	}
 	return err
 }
 
-// names is a set of strings that grows until it is cleared.
-type names struct {
-	mu  sync.Mutex
-	all map[string]bool
+// stringSet is a set of strings that grows until it is cleared.
+type stringSet struct {
+	mu      sync.Mutex
+	members map[string]bool
 }
 
-func (n *names) add(name string) {
+func (n *stringSet) add(name string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.all == nil {
-		n.all = make(map[string]bool)
+	if n.members == nil {
+		n.members = make(map[string]bool)
 	}
-	n.all[name] = true
+	n.members[name] = true
 }
 
-func (n *names) clear() {
+func (n *stringSet) clear() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	clear(n.all)
+	clear(n.members)
 }
 
 // without gives list without what is in the set.
-func (n *names) without(list []string) []string {
+func (n *stringSet) without(list []string) []string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	var rest []string
 	for _, name := range list {
-		if !n.all[name] {
+		if !n.members[name] {
 			rest = append(rest, name)
 		}
 	}

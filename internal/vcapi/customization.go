@@ -21,7 +21,7 @@ func (c *Client) StoredSpec(ctx context.Context, name string) (json.RawMessage, 
 	in := struct {
 		Name string `json:"name"`
 	}{name}
-	err := c.vim(ctx, specManager, "CustomizationSpecManager", "GetCustomizationSpec", in, &item)
+	err := c.callVIM(ctx, specManager, "CustomizationSpecManager", "GetCustomizationSpec", in, &item)
 	return item.Spec, err
 }
 
@@ -35,8 +35,8 @@ func (c *Client) CheckCustomization(ctx context.Context, vm string) (Check, erro
 		SupportedGuestOS    *bool  `json:"supported_guest_os"`
 		SupportedPowerState *bool  `json:"supported_power_state"`
 	}
-	err := c.rest(ctx, &wire, func(*session) (*call, error) {
-		return restCall("guest/customization check", http.MethodPost, vm, "/guest/customization?action=check", nil)
+	err := c.callREST(ctx, &wire, func(*session) (*call, error) {
+		return newRESTCall("guest/customization check", http.MethodPost, vm, "/guest/customization?action=check", nil)
 	})
 	return Check(wire), err
 }
@@ -52,10 +52,10 @@ func (c *Client) CustomizationStatus(ctx context.Context, vm string) (GuestCusto
 		StartTime wireTime `json:"start_time"`
 		EndTime   wireTime `json:"end_time"`
 	}
-	err := c.rest(ctx, &wire, func(*session) (*call, error) {
-		return restCall("GET guest/customization", http.MethodGet, vm, "/guest/customization", nil)
+	err := c.callREST(ctx, &wire, func(*session) (*call, error) {
+		return newRESTCall("GET guest/customization", http.MethodGet, vm, "/guest/customization", nil)
 	})
-	return GuestCustomization{Status: wire.Status, Error: c.known.veil().text(wire.Error), StartTime: wire.StartTime.at, EndTime: wire.EndTime.at}, err
+	return GuestCustomization{Status: wire.Status, Error: c.secrets.redactor().text(wire.Error), StartTime: wire.StartTime.at, EndTime: wire.EndTime.at}, err
 }
 
 // CustomizeGuest starts CustomizeGuest_Task on a running VM and returns the task; it does not wait for it. An act: see Client.
@@ -111,13 +111,13 @@ func (c *Client) guestCall(s *session, method, vm string, auth GuestAuth, more .
 	for _, m := range more {
 		if !json.Valid(m.value) {
 			e := &Error{Class: Permanent, Sent: NotSent, Message: m.name + " is no JSON", Err: errors.New(m.name + " is no JSON")}
-			return nil, e.fill(method, "", c.host)
+			return nil, e.withCall(method, "", c.host)
 		}
 		body.WriteString(`,"` + m.name + `":`)
 		body.Write(m.value)
 	}
 	body.WriteByte('}')
-	cl, err := c.vimCall(s.service, customizer, guestCustomizationManager, method, json.RawMessage(body.Bytes()))
+	cl, err := c.newVIMCall(s.service, customizer, guestCustomizationManager, method, json.RawMessage(body.Bytes()))
 	if err != nil {
 		return nil, err
 	}

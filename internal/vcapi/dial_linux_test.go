@@ -14,7 +14,7 @@ func TestTravelTime(t *testing.T) {
 	f := newFake(t, "9.0.0.0")
 	cfg := f.config()
 	cfg.TravelTime = 1234 * time.Millisecond
-	conn, tcp, err := newClient(t, cfg).dialAct(context.Background())
+	conn, tcp, err := newClient(t, cfg).dialEffect(context.Background())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,15 +11,15 @@ import (
 	"unicode"
 )
 
-// restKind is what an error_type of vAPI means (com.vmware.vapi.std.errors).
-type restKind struct {
-	class   Class
-	refused bool // as the answer to an act it proves that nothing happened
+// errorKind is what an error_type of vAPI means (com.vmware.vapi.std.errors).
+type errorKind struct {
+	class             Class
+	provesNothingDone bool // as the answer to an act it proves that nothing happened
 }
 
-// restKinds are the 25 standard errors (Vcenter Vm Guest Customization Get, error_type). Those that may be said of a thing already begun prove
+// restErrorKinds are the 25 standard errors (Vcenter Vm Guest Customization Get, error_type). Those that may be said of a thing already begun prove
 // nothing: CANCELED, ERROR, INTERNAL_SERVER_ERROR, RESOURCE_INACCESSIBLE, TIMED_OUT.
-var restKinds = map[string]restKind{
+var restErrorKinds = map[string]errorKind{
 	"ERROR":                         {Transient, false},
 	"ALREADY_EXISTS":                {Permanent, true},
 	"ALREADY_IN_DESIRED_STATE":      {Permanent, true},
@@ -47,8 +47,8 @@ var restKinds = map[string]restKind{
 	"UNVERIFIED_PEER":               {Permanent, true},
 }
 
-// vimKinds are the faults that are treated one by one; families come after them (vimKind).
-var vimKinds = map[string]restKind{
+// faultKinds are the faults that are treated one by one; families come after them (vimKind).
+var faultKinds = map[string]errorKind{
 	"NotAuthenticated":       {SessionLost, true}, // extends NoPermission: it must be looked at first
 	"AuthenticationRequired": {SessionLost, true},
 	"InvalidLogin":           {SessionLost, true}, // of vCenter's own login; the guest's is InvalidGuestLogin
@@ -87,18 +87,18 @@ var vimKinds = map[string]restKind{
 	"RequestCanceled":         {Permanent, false},
 }
 
-// vimKind classifies a fault by its name or, where that is not listed, by its family. ok is false for a fault that neither tells.
-func vimKind(name string) (kind restKind, ok bool) {
-	if kind, ok = vimKinds[name]; ok {
+// kindOfFault classifies a fault by its name or, where that is not listed, by its family. ok is false for a fault that neither tells.
+func kindOfFault(name string) (kind errorKind, ok bool) {
+	if kind, ok = faultKinds[name]; ok {
 		return kind, true
 	}
 	switch families[name] {
 	case invalidState, customizationFault, guestOperationsFault:
-		return restKind{Permanent, true}, true
+		return errorKind{Permanent, true}, true
 	case hostCommunication:
-		return restKind{Transient, false}, true
+		return errorKind{Transient, false}, true
 	}
-	return restKind{Permanent, false}, false
+	return errorKind{Permanent, false}, false
 }
 
 // byStatus classifies an answer whose body names no error: a proxy's page, nothing at all, or an error_type that is missing (the schema allows it).
@@ -140,26 +140,26 @@ type faultMembers struct {
 
 // decodeError turns the body of an answer that is no success into an Error: every form that vCenter, or a proxy before it, is known to send, and
 // whatever else comes. It never fails: what cannot be understood is an Error without a name.
-func decodeError(status int, body []byte, s veil) *Error {
+func decodeError(status int, body []byte, s redactor) *Error {
 	e := &Error{Status: status, Class: byStatus(status)}
 	body = s.json(bytes.TrimSpace(body))
 	members, ok := membersOf(body)
 	switch {
 	case ok && (members.TypeName != "" || len(members.Fault) > 0 || members.FaultString != "" || len(members.FaultMessage) > 0):
-		e.vim(body, members, maxCauses)
+		e.decodeVIM(body, members, maxCauses)
 	case ok && strings.HasPrefix(members.Type, "com.vmware.vapi.std.errors."):
 		// The envelope of /rest: {"type":"com.vmware.vapi.std.errors.not_found","value":{"messages":[…]}}
 		inner, _ := membersOf(members.Value)
 		if inner.ErrorType == "" {
 			inner.ErrorType = upperSnake(members.Type[strings.LastIndexByte(members.Type, '.')+1:])
 		}
-		e.rest(inner)
+		e.decodeREST(inner)
 	case ok && (members.ErrorType != "" || len(members.Messages) > 0):
-		e.rest(members)
+		e.decodeREST(members)
 	case len(body) == 0:
 		e.Message = "empty answer"
 	default:
-		e.Message = words(body)
+		e.Message = oneLine(body)
 	}
 	return e
 }
@@ -175,14 +175,14 @@ func membersOf(body []byte) (m faultMembers, ok bool) {
 	} {
 		*into = textOf(raw[key])
 	}
-	m.Fault, m.FaultMessage, m.Value = present(raw["fault"]), present(raw["faultMessage"]), present(raw["value"])
-	m.FaultCause = present(raw["faultCause"])
-	m.Messages, m.Data, m.Challenge = present(raw["messages"]), present(raw["data"]), present(raw["challenge"])
+	m.Fault, m.FaultMessage, m.Value = dropNull(raw["fault"]), dropNull(raw["faultMessage"]), dropNull(raw["value"])
+	m.FaultCause = dropNull(raw["faultCause"])
+	m.Messages, m.Data, m.Challenge = dropNull(raw["messages"]), dropNull(raw["data"]), dropNull(raw["challenge"])
 	return m, true
 }
 
-// present drops a null.
-func present(raw json.RawMessage) json.RawMessage {
+// dropNull drops a null.
+func dropNull(raw json.RawMessage) json.RawMessage {
 	if bytes.Equal(bytes.TrimSpace(raw), []byte("null")) {
 		return nil
 	}
@@ -197,7 +197,7 @@ func textOf(raw json.RawMessage) string {
 	return s
 }
 
-func (e *Error) rest(m faultMembers) {
+func (e *Error) decodeREST(m faultMembers) {
 	e.Name = upperSnake(m.ErrorType)
 	if e.Name == "" {
 		e.Name = restNames[e.Status]
@@ -221,13 +221,13 @@ func (e *Error) rest(m faultMembers) {
 			texts = append(texts, firstOf(message.Localized, message.DefaultMessage, withArguments(message.ID, message.Args)))
 		}
 	}
-	if e.Message = joined(texts); e.Message == "" {
-		e.Message = memberWords(e.Data)
+	if e.Message = joinUnique(texts); e.Message == "" {
+		e.Message = describeMembers(e.Data)
 	}
-	switch kind, ok := restKinds[e.Name]; {
+	switch kind, ok := restErrorKinds[e.Name]; {
 	case ok:
 		e.Class = kind.class
-		if kind.refused && (e.Name != unavailable || e.ofOperation()) {
+		if kind.provesNothingDone && (e.Name != serviceUnavailable || e.isFromOperation()) {
 			e.Sent = Refused
 		}
 	case e.Name == "" && e.Status >= 400 && e.Status < 500 && e.Status != http.StatusRequestTimeout:
@@ -241,25 +241,25 @@ func (e *Error) rest(m faultMembers) {
 // maxCauses bounds the chain of causes that is followed.
 const maxCauses = 5
 
-// causeOf reads a faultCause, in the form of a LocalizedMethodFault or as the bare fault: VI JSON's page has the one, govmomi's types have the other.
-func causeOf(raw json.RawMessage, causes int) *Error {
+// decodeCause reads a faultCause, in the form of a LocalizedMethodFault or as the bare fault: VI JSON's page has the one, govmomi's types have the other.
+func decodeCause(raw json.RawMessage, causes int) *Error {
 	m, ok := membersOf(raw)
 	if !ok || causes == 0 || m.TypeName == "" && len(m.Fault) == 0 {
 		return nil
 	}
 	e := &Error{}
-	e.vim(raw, m, causes-1)
+	e.decodeVIM(raw, m, causes-1)
 	return e
 }
 
-// unavailable proves nothing by its name: the operation's own says that VMware Tools could not be reached, that of the vAPI endpoint before it (or of a proxy
+// serviceUnavailable proves nothing by its name: the operation's own says that VMware Tools could not be reached, that of the vAPI endpoint before it (or of a proxy
 // before that) only that what stands behind did not answer, and the call may have gone there.
 //
 // Source: people's reports of 503 with com.vmware.vapi.endpoint.cis.ServiceUnavailable, and what had been asked for done all the same.
-const unavailable = "SERVICE_UNAVAILABLE"
+const serviceUnavailable = "SERVICE_UNAVAILABLE"
 
-// ofOperation reports whether the messages are the operation's own, and not of the infrastructure that carries the call to it.
-func (e *Error) ofOperation() bool {
+// isFromOperation reports whether the messages are the operation's own, and not of the infrastructure that carries the call to it.
+func (e *Error) isFromOperation() bool {
 	for _, raw := range e.Messages {
 		var message struct {
 			ID string `json:"id"`
@@ -271,7 +271,7 @@ func (e *Error) ofOperation() bool {
 	return len(e.Messages) > 0
 }
 
-func (e *Error) vim(body []byte, m faultMembers, causes int) {
+func (e *Error) decodeVIM(body []byte, m faultMembers, causes int) {
 	e.LocalizedMessage = firstOf(m.LocalizedMessage, m.FaultString)
 	if len(m.Fault) > 0 { // LocalizedMethodFault, as TaskInfo.error is
 		if inner, ok := membersOf(m.Fault); ok {
@@ -300,25 +300,25 @@ func (e *Error) vim(body []byte, m faultMembers, causes int) {
 			texts = append(texts, firstOf(message.Message, withArguments(message.Key, args)))
 		}
 	}
-	e.Data = own(body)
-	e.Message = joined(texts)
-	if vimKinds[e.Name].class != SessionLost { // whose privilegeId is not what is missing
-		e.Message = faultWords(e.Message, e.Data)
+	e.Data = specificMembers(body)
+	e.Message = joinUnique(texts)
+	if faultKinds[e.Name].class != SessionLost { // whose privilegeId is not what is missing
+		e.Message = faultMessage(e.Message, e.Data)
 	}
-	if e.Cause = causeOf(m.FaultCause, causes); e.Cause != nil {
-		e.Message = joined([]string{e.Message, "caused by " + strings.TrimSuffix(e.Cause.Name+": "+e.Cause.Message, ": ")})
+	if e.Cause = decodeCause(m.FaultCause, causes); e.Cause != nil {
+		e.Message = joinUnique([]string{e.Message, "caused by " + strings.TrimSuffix(e.Cause.Name+": "+e.Cause.Message, ": ")})
 	}
-	kind, ok := vimKind(e.Name)
+	kind, ok := kindOfFault(e.Name)
 	if e.Name != "" {
 		e.Class = kind.class
 	}
-	if ok && kind.refused {
+	if ok && kind.provesNothingDone {
 		e.Sent = Refused
 	}
 }
 
-// own is a fault's body without what all faults have.
-func own(body []byte) json.RawMessage {
+// specificMembers is a fault's body without what all faults have.
+func specificMembers(body []byte) json.RawMessage {
 	var members map[string]json.RawMessage
 	if json.Unmarshal(body, &members) != nil {
 		return nil
@@ -336,8 +336,8 @@ func own(body []byte) json.RawMessage {
 	return data
 }
 
-// words makes a line for people of a body that is no JSON error: the title of a page, or the beginning of a text.
-func words(body []byte) string {
+// oneLine makes a line for people of a body that is no JSON error: the title of a page, or the beginning of a text.
+func oneLine(body []byte) string {
 	text := string(body)
 	if title := pageTitle.FindStringSubmatch(text); title != nil {
 		text = html.UnescapeString(title[1])
@@ -375,8 +375,8 @@ func firstOf(texts ...string) string {
 	return ""
 }
 
-// joined joins what is not empty and not a repeat.
-func joined(texts []string) string {
+// joinUnique joins what is not empty and not a repeat.
+func joinUnique(texts []string) string {
 	var b strings.Builder
 	seen := map[string]bool{"": true}
 	for _, t := range texts {
@@ -392,14 +392,14 @@ func joined(texts []string) string {
 	return b.String()
 }
 
-// fill completes what only the caller of the decoder knows.
-func (e *Error) fill(op, endpoint, host string) *Error {
+// withCall completes what only the caller of the decoder knows.
+func (e *Error) withCall(op, endpoint, host string) *Error {
 	e.Op, e.Endpoint, e.Host = op, endpoint, host
 	return e
 }
 
-// missing is the fault that vCenter would raise for an object that an empty answer left out.
-func missing(kind, id string) *Error {
+// objectNotFound is the fault that vCenter would raise for an object that an empty answer left out.
+func objectNotFound(kind, id string) *Error {
 	return &Error{
 		Name: "ManagedObjectNotFound", Class: Permanent, Sent: Refused,
 		Message: fmt.Sprintf("vCenter shows no %s %s: check the managed object ID and the account's System.View on it", kind, id),

@@ -65,13 +65,13 @@ func restBody(kind string) string {
 
 func TestRESTErrors(t *testing.T) {
 	t.Parallel()
-	if len(restErrors) != 25 || len(restKinds) != 25 {
-		t.Errorf("%d rows and %d kinds, the page lists 25 types", len(restErrors), len(restKinds))
+	if len(restErrors) != 25 || len(restErrorKinds) != 25 {
+		t.Errorf("%d rows and %d kinds, the page lists 25 types", len(restErrors), len(restErrorKinds))
 	}
 	for _, tt := range restErrors {
 		t.Run(tt.kind, func(t *testing.T) {
 			t.Parallel()
-			e := decodeError(tt.status, []byte(restBody(tt.kind)), veil{})
+			e := decodeError(tt.status, []byte(restBody(tt.kind)), redactor{})
 			tt.want.check(t, e)
 			if e.Message != "es schlug fehl; because" || len(e.Messages) != 2 || string(e.Data) != `{"reason":"FILE_NOT_FOUND"}` ||
 				e.Challenge != `Basic realm="vCenter"` {
@@ -80,7 +80,7 @@ func TestRESTErrors(t *testing.T) {
 			// The same in the envelope of /rest, as that spelled it.
 			snake := strings.ToLower(tt.kind)
 			old := decodeError(tt.status, []byte(`{"type":"com.vmware.vapi.std.errors.`+snake+`","value":{"messages":[{"args":[],`+
-				`"default_message":"This failed.","id":"x"}]}}`), veil{})
+				`"default_message":"This failed.","id":"x"}]}}`), redactor{})
 			tt.want.check(t, old)
 			if old.Message != "This failed." {
 				t.Errorf("message %q", old.Message)
@@ -89,7 +89,7 @@ func TestRESTErrors(t *testing.T) {
 			for _, word := range strings.Split(snake, "_") {
 				camel += strings.ToUpper(word[:1]) + word[1:]
 			}
-			tt.want.check(t, decodeError(tt.status, []byte(`{"type":"com.vmware.vapi.std.errors.`+camel+`","value":{"messages":[{"id":"x"}]}}`), veil{}))
+			tt.want.check(t, decodeError(tt.status, []byte(`{"type":"com.vmware.vapi.std.errors.`+camel+`","value":{"messages":[{"id":"x"}]}}`), redactor{}))
 		})
 	}
 }
@@ -165,14 +165,14 @@ func TestVIMFaults(t *testing.T) {
 			t.Parallel()
 			want := outcome{tt.name, tt.class, tt.sent}
 			bare := decodeError(500, []byte(`{"_typeName":"`+tt.name+`","faultMessage":[{"_typeName":"LocalizableMessage","key":"k","message":"more"}],`+
-				`"faultstring":"It failed."}`), veil{})
+				`"faultstring":"It failed."}`), redactor{})
 			want.check(t, bare)
 			if bare.Message != "It failed.; more" || bare.LocalizedMessage != "It failed." || len(bare.Messages) != 1 || bare.Data != nil {
 				t.Errorf("message %q, localized %q, messages %s, data %s", bare.Message, bare.LocalizedMessage, bare.Messages, bare.Data)
 			}
-			want.check(t, decodeError(500, []byte(`{"_typeName":"`+tt.name+`"}`), veil{}))
+			want.check(t, decodeError(500, []byte(`{"_typeName":"`+tt.name+`"}`), redactor{}))
 			// As TaskInfo.error has it.
-			wrapped := decodeError(0, []byte(`{"_typeName":"LocalizedMethodFault","fault":{"_typeName":"`+tt.name+`","x":1},"localizedMessage":"In words."}`), veil{})
+			wrapped := decodeError(0, []byte(`{"_typeName":"LocalizedMethodFault","fault":{"_typeName":"`+tt.name+`","x":1},"localizedMessage":"In words."}`), redactor{})
 			want.check(t, wrapped)
 			if wrapped.Message != "In words." || string(wrapped.Data) != `{"x":1}` {
 				t.Errorf("message %q, data %s", wrapped.Message, wrapped.Data)
@@ -228,7 +228,7 @@ func TestOtherErrors(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			e := decodeError(tt.status, []byte(tt.body), veil{})
+			e := decodeError(tt.status, []byte(tt.body), redactor{})
 			tt.want.check(t, e)
 			if e.Message != tt.message {
 				t.Errorf("message %q, want %q", e.Message, tt.message)
@@ -243,13 +243,13 @@ func TestOtherErrors(t *testing.T) {
 // TestFaultMembers: a fault's own members are kept, and it is reachable at any depth of wrapping.
 func TestFaultMembers(t *testing.T) {
 	t.Parallel()
-	var err error = decodeError(500, []byte(`{"_typeName":"TaskInProgress","task":{"_typeName":"ManagedObjectReference","type":"Task","value":"task-7"}}`), veil{})
+	var err error = decodeError(500, []byte(`{"_typeName":"TaskInProgress","task":{"_typeName":"ManagedObjectReference","type":"Task","value":"task-7"}}`), redactor{})
 	e := asError(t, fmt.Errorf("step customize: %w", err))
 	if e.Name != "TaskInProgress" || string(e.Data) != `{"task":{"_typeName":"ManagedObjectReference","type":"Task","value":"task-7"}}` {
 		t.Errorf("%s, data %s", e.Name, e.Data)
 	}
 	for name, want := range map[string]bool{"InvalidPowerState": true, "InvalidState": true, "NoPermission": false, "NeverHeardOf": false} {
-		if got := decodeError(500, []byte(`{"_typeName":"`+name+`"}`), veil{}).InvalidState(); got != want {
+		if got := decodeError(500, []byte(`{"_typeName":"`+name+`"}`), redactor{}).InvalidState(); got != want {
 			t.Errorf("%s of the InvalidState family: %t", name, got)
 		}
 	}
@@ -438,12 +438,12 @@ func TestSecretsStayInside(t *testing.T) {
 // TestSecretsDoNotBreakErrors: a password that is a word of the protocol leaves the error readable.
 func TestSecretsDoNotBreakErrors(t *testing.T) {
 	t.Parallel()
-	e := decodeError(500, []byte(`{"_typeName":"TaskInProgress","faultstring":"the Task is in progress"}`), secrets{"TaskInProgress", "Task"}.veil())
+	e := decodeError(500, []byte(`{"_typeName":"TaskInProgress","faultstring":"the Task is in progress"}`), secrets{"TaskInProgress", "Task"}.redactor())
 	outcome{"TaskInProgress", Transient, Refused}.check(t, e)
 	if e.Message != "the *** is in progress" {
 		t.Errorf("message %q", e.Message)
 	}
-	e = decodeError(401, []byte(`{"error_type":"UNAUTHENTICATED","messages":[{"default_message":"x"}]}`), secrets{"UNAUTHENTICATED", "x"}.veil())
+	e = decodeError(401, []byte(`{"error_type":"UNAUTHENTICATED","messages":[{"default_message":"x"}]}`), secrets{"UNAUTHENTICATED", "x"}.redactor())
 	outcome{"UNAUTHENTICATED", SessionLost, Refused}.check(t, e)
 }
 
@@ -471,7 +471,7 @@ func FuzzDecodeError(f *testing.F) {
 	f.Add(401, []byte(restBody("UNAUTHENTICATED")))
 	f.Add(404, []byte(`{"type":"com.vmware.vapi.std.errors.not_found","value":{"messages":[]}}`))
 	f.Fuzz(func(t *testing.T, status int, body []byte) {
-		e := decodeError(status, body, secrets{"hunter2", "x"}.veil())
+		e := decodeError(status, body, secrets{"hunter2", "x"}.redactor())
 		if strings.Contains(e.Message, "hunter2") || strings.Contains(string(e.Data), "hunter2") {
 			t.Errorf("a secret in %+v", e)
 		}
@@ -541,7 +541,7 @@ func TestFaultsWithoutText(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			if e := decodeError(tt.status, []byte(tt.body), veil{}); e.Message != tt.want || !strings.Contains(e.Error(), tt.want) {
+			if e := decodeError(tt.status, []byte(tt.body), redactor{}); e.Message != tt.want || !strings.Contains(e.Error(), tt.want) {
 				t.Errorf("%v\nmessage %q, want %q", e, e.Message, tt.want)
 			}
 		})
@@ -562,7 +562,7 @@ func TestCauses(t *testing.T) {
 			"answer": `{"_typeName":"CustomizationFault","faultMessage":[],"faultCause":` + cause + `}`,
 			"task":   `{"_typeName":"LocalizedMethodFault","fault":{"_typeName":"CustomizationFault","faultCause":` + cause + `}}`,
 		} {
-			e := decodeError(500, []byte(body), secrets{"hunter2"}.veil())
+			e := decodeError(500, []byte(body), secrets{"hunter2"}.redactor())
 			c := e.Cause
 			if e.Name != "CustomizationFault" || c == nil || c.Name != "GuestComponentsOutOfDate" || c.LocalizedMessage != "Tools are too old for ***." || string(c.Data) != `{"x":1}` ||
 				c.Cause == nil || c.Cause.Name != "HostCommunication" || c.Cause.Cause != nil {
@@ -578,14 +578,14 @@ func TestCauses(t *testing.T) {
 		endless = `{"_typeName":"A","faultCause":` + endless + `}`
 	}
 	n := 0
-	for c := decodeError(500, []byte(endless), veil{}).Cause; c != nil; c = c.Cause {
+	for c := decodeError(500, []byte(endless), redactor{}).Cause; c != nil; c = c.Cause {
 		n++
 	}
 	if n != maxCauses {
 		t.Errorf("%d causes are followed", n)
 	}
 	for _, odd := range []string{`null`, `7`, `{}`, `"x"`, `[]`} {
-		if c := decodeError(500, []byte(`{"_typeName":"A","faultCause":`+odd+`}`), veil{}).Cause; c != nil {
+		if c := decodeError(500, []byte(`{"_typeName":"A","faultCause":`+odd+`}`), redactor{}).Cause; c != nil {
 			t.Errorf("%s is taken for %+v", odd, c)
 		}
 	}

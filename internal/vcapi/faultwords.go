@@ -8,55 +8,55 @@ import (
 )
 
 const (
-	maxSaid      = 8   // members of a fault that are told in words
-	maxSaidBytes = 200 // of each
+	maxMembers     = 8   // members of a fault that are told in words
+	maxMemberBytes = 200 // of each
 )
 
-// unsaid are members that mean nothing to people, or are not theirs to read.
-var unsaid = []string{"_typeName", "dynamicType", "dynamicProperty", "sessionID"}
+// hiddenMembers are members that mean nothing to people, or are not theirs to read.
+var hiddenMembers = []string{"_typeName", "dynamicType", "dynamicProperty", "sessionID"}
 
-// saidAlways are members without which a text leaves open what it is about.
-var saidAlways = []string{"invalidProperty", "task"}
+// alwaysShown are members without which a text leaves open what it is about.
+var alwaysShown = []string{"invalidProperty", "task"}
 
-// faultWords is a fault's text with what its own members say where the text does not: many faults come without one, and in TaskInProgress the task, in
+// faultMessage is a fault's text with what its own members say where the text does not: many faults come without one, and in TaskInProgress the task, in
 // InvalidArgument the property, in InvalidPowerState the states are all that helps.
-func faultWords(text string, data json.RawMessage) string {
+func faultMessage(text string, data json.RawMessage) string {
 	if text == "" {
-		return memberWords(data)
+		return describeMembers(data)
 	}
 	var members map[string]any
 	if json.Unmarshal(data, &members) != nil {
 		return text
 	}
-	for _, name := range saidAlways {
-		if v := valueWords(members[name]); v != "" && !strings.Contains(text, v) {
+	for _, name := range alwaysShown {
+		if v := describeValue(members[name]); v != "" && !strings.Contains(text, v) {
 			text = strings.TrimSuffix(text, ".") + " (" + name + " " + v + ")"
 		}
 	}
 	return text
 }
 
-// memberWords are the members of data, in words: "invalidProperty spec.identity.hostName".
-func memberWords(data json.RawMessage) string {
+// describeMembers are the members of data, in words: "invalidProperty spec.identity.hostName".
+func describeMembers(data json.RawMessage) string {
 	var members map[string]any
 	if json.Unmarshal(data, &members) != nil {
 		return ""
 	}
-	inSpec, inVM := valueWords(members["numberOfNicsInSpec"]), valueWords(members["numberOfNicsInVM"])
+	inSpec, inVM := describeValue(members["numberOfNicsInSpec"]), describeValue(members["numberOfNicsInVM"])
 	if inSpec != "" && inVM != "" { // NicSettingMismatch
 		return fmt.Sprintf("adapters: %s in the spec, %s on the VM", inSpec, inVM)
 	}
 	var said []string
 	for _, name := range sortedKeys(members) {
-		if v := valueWords(members[name]); v != "" && !slices.Contains(unsaid, name) && len(said) < maxSaid {
+		if v := describeValue(members[name]); v != "" && !slices.Contains(hiddenMembers, name) && len(said) < maxMembers {
 			said = append(said, name+" "+v)
 		}
 	}
 	return strings.Join(said, ", ")
 }
 
-// valueWords is a text, a number, a reference to an object or a list of these; "" for what has no short words.
-func valueWords(v any) string {
+// describeValue is a text, a number, a reference to an object or a list of these; "" for what has no short words.
+func describeValue(v any) string {
 	words := ""
 	switch v := v.(type) {
 	case string:
@@ -68,22 +68,22 @@ func valueWords(v any) string {
 		}
 	case map[string]any:
 		if inner, ok := v["_value"]; ok { // an enumeration or a list where VI JSON has any
-			return valueWords(inner)
+			return describeValue(inner)
 		}
 		if _, ref := v["type"].(string); ref { // ManagedObjectReference
-			return valueWords(v["value"])
+			return describeValue(v["value"])
 		}
 	case []any:
 		var all []string
-		for _, item := range v[:min(len(v), maxSaid)] {
-			if w := valueWords(item); w != "" {
+		for _, item := range v[:min(len(v), maxMembers)] {
+			if w := describeValue(item); w != "" {
 				all = append(all, w)
 			}
 		}
 		words = strings.Join(all, " ")
 	}
-	if len(words) > maxSaidBytes {
-		words = strings.ToValidUTF8(words[:maxSaidBytes], "") + "…"
+	if len(words) > maxMemberBytes {
+		words = strings.ToValidUTF8(words[:maxMemberBytes], "") + "…"
 	}
 	return words
 }
@@ -93,5 +93,5 @@ func withArguments(key string, args []any) string {
 	if key == "" || len(args) == 0 {
 		return key
 	}
-	return strings.TrimSuffix(key+": "+valueWords(args), ": ")
+	return strings.TrimSuffix(key+": "+describeValue(args), ": ")
 }

@@ -26,7 +26,7 @@ const maxGuestFile = 8 << 20
 // System.View for GuestOperationsManager.fileManager.
 func (c *Client) GuestFile(ctx context.Context, vm string, auth GuestAuth, path string, most int) ([]byte, error) {
 	var manager moRef
-	if err := c.vim(ctx, guestOperations, "GuestOperationsManager", "fileManager", nil, &manager); err != nil {
+	if err := c.callVIM(ctx, guestOperations, "GuestOperationsManager", "fileManager", nil, &manager); err != nil {
 		return nil, err
 	}
 	var transfer struct {
@@ -34,8 +34,8 @@ func (c *Client) GuestFile(ctx context.Context, vm string, auth GuestAuth, path 
 		URL  string `json:"url"`
 	}
 	var last *call
-	err := c.ask(ctx, c.vimLogin, func(s *session) (cl *call, err error) {
-		cl, err = c.vimCall(s.service, at(manager.Type, manager.Value), "GuestFileManager", "InitiateFileTransferFromGuest", struct {
+	err := c.read(ctx, c.vimLogin, func(s *session) (cl *call, err error) {
+		cl, err = c.newVIMCall(s.service, objectRef(manager.Type, manager.Value), "GuestFileManager", "InitiateFileTransferFromGuest", struct {
 			VM   moRef  `json:"vm"`
 			Auth any    `json:"auth"`
 			Path string `json:"guestFilePath"`
@@ -51,7 +51,7 @@ func (c *Client) GuestFile(ctx context.Context, vm string, auth GuestAuth, path 
 	}
 	u, err := url.Parse(transfer.URL)
 	if err != nil || u.Scheme != "https" || u.Hostname() == "" { // the URL is a secret: it is not quoted
-		e := c.notUnderstood(last, &answer{status: http.StatusOK}, errors.New("the URL that it names for the file is not https://host/…"))
+		e := c.notUnderstood(last, &response{status: http.StatusOK}, errors.New("the URL that it names for the file is not https://host/…"))
 		e.Class = Permanent // vCenter's own word
 		return nil, e
 	}
@@ -66,10 +66,10 @@ func (c *Client) GuestFile(ctx context.Context, vm string, auth GuestAuth, path 
 func (c *Client) download(ctx context.Context, vm string, u *url.URL, size int64, most int) (end []byte, err error) {
 	cl := &call{op: "GET guest file", method: http.MethodGet, path: "https://" + u.Host, guest: vm, secrets: secretsOfURL(u)}
 	if cl.path != c.base {
-		cl.trust = "the file comes from host " + u.Host + ": let the CA file hold the CA of the ESXi hosts"
+		cl.certHint = "the file comes from host " + u.Host + ": let the CA file hold the CA of the ESXi hosts"
 	}
 	failed := func(status int, class Class, message string, cause error) *Error {
-		return c.of(cl, &Error{Status: status, Class: class, Message: c.hide(cl, message), Err: cause})
+		return c.completeError(cl, &Error{Status: status, Class: class, Message: c.redact(cl, message), Err: cause})
 	}
 	if size > maxGuestFile {
 		return nil, failed(http.StatusOK, Permanent, tooLarge(size), nil)
@@ -81,11 +81,11 @@ func (c *Client) download(ctx context.Context, vm string, u *url.URL, size int64
 		return nil, failed(0, Permanent, "the URL that vCenter names for the file cannot be requested", nil)
 	}
 	req.Header.Set("User-Agent", userAgent)
-	done := c.calling(ctx, cl)
+	done := c.observe(ctx, cl)
 	defer func() { done(err) }()
 	resp, err := c.files.Do(req)
 	if err != nil {
-		return nil, c.unanswered(cl, err)
+		return nil, c.transportError(cl, err)
 	}
 	defer func() { _ = resp.Body.Close() }()
 	switch {
@@ -94,16 +94,16 @@ func (c *Client) download(ctx context.Context, vm string, u *url.URL, size int64
 	case resp.StatusCode != http.StatusOK:
 		const enough = 64 << 10
 		body, _ := io.ReadAll(io.LimitReader(resp.Body, enough)) // half of it is worth more than nothing
-		e := c.of(cl, decodeError(resp.StatusCode, body, c.veilOf(cl)))
+		e := c.completeError(cl, decodeError(resp.StatusCode, body, c.redactorFor(cl)))
 		if resp.StatusCode < 500 {
 			e.Class = Transient // the URL has expired, or was used: the next one is another. It is neither the session's nor the guest's login
 		}
 		return nil, e
 	}
-	file := tail{most: max(most, 0)}
+	file := tail{limit: max(most, 0)}
 	switch n, err := io.Copy(&file, io.LimitReader(resp.Body, maxGuestFile+1)); {
 	case err != nil:
-		return nil, failed(resp.StatusCode, Transient, "the file broke off: "+err.Error(), c.clean(cl, err))
+		return nil, failed(resp.StatusCode, Transient, "the file broke off: "+err.Error(), c.redactError(cl, err))
 	case n > maxGuestFile:
 		return nil, failed(resp.StatusCode, Permanent, tooLarge(max(n, resp.ContentLength)), nil)
 	}
@@ -133,12 +133,12 @@ func secretsOfURL(u *url.URL) secrets {
 
 // tail keeps the last bytes of what is written to it.
 type tail struct {
-	most int
-	kept []byte
+	limit int
+	kept  []byte
 }
 
 func (t *tail) Write(p []byte) (int, error) {
 	t.kept = append(t.kept, p...)
-	t.kept = slices.Delete(t.kept, 0, max(len(t.kept)-t.most, 0))
+	t.kept = slices.Delete(t.kept, 0, max(len(t.kept)-t.limit, 0))
 	return len(p), nil
 }

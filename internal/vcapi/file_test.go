@@ -352,7 +352,7 @@ func TestTail(t *testing.T) {
 	const text = "the quick brown fox jumps over the lazy dog"
 	for most := range len(text) + 3 {
 		for piece := 1; piece <= len(text); piece++ {
-			got := tail{most: most}
+			got := tail{limit: most}
 			for rest := text; rest != ""; {
 				n := min(piece, len(rest))
 				if wrote, err := got.Write([]byte(rest[:n])); wrote != n || err != nil {

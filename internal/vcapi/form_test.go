@@ -286,7 +286,7 @@ func TestFormForgotten(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.forget(s, true)
+	c.forgetSession(s, true)
 	get(2, 3)
 
 	// The vCenter was updated behind the session's back: /rest is gone, /api is there. An act that meets that is not sent again, the next one asks.

@@ -64,7 +64,7 @@ func TestGuestsHang(t *testing.T) {
 			c := f.client(t)
 			f.learnt(t, c, "/api")
 			var late impatience
-			c.guests.later, c.cfg.CallTimeout = late.later, time.Hour
+			c.guests.afterFunc, c.cfg.CallTimeout = late.later, time.Hour
 			hangs, release := hanging(f)
 			defer release()
 			results := make(chan error, many)
@@ -75,7 +75,7 @@ func TestGuestsHang(t *testing.T) {
 				}()
 			}
 			givenUp := 0
-			for hung := 0; hung < min(many, lateGuests) || givenUp < many-lateGuests; {
+			for hung := 0; hung < min(many, slowGuestSlots) || givenUp < many-slowGuestSlots; {
 				select {
 				case <-hangs:
 					hung++
@@ -107,7 +107,7 @@ func TestGuestsHang(t *testing.T) {
 					t.Errorf("got %v", err)
 				}
 			}
-			if n := len(c.guests.prompt) + len(c.guests.late); n != 0 {
+			if n := len(c.guests.fast) + len(c.guests.slow); n != 0 {
 				t.Errorf("%d places taken", n)
 			}
 		})
@@ -149,7 +149,7 @@ func TestGuestOneCall(t *testing.T) {
 	calls.Wait()
 	c.guests.mu.Lock()
 	defer c.guests.mu.Unlock()
-	if line := c.guests.byVM["vm-1"]; line != nil && line.users != 0 {
+	if line := c.guests.byVM["vm-1"]; line != nil && line.waiting != 0 {
 		t.Errorf("line %+v", line)
 	}
 }
@@ -160,7 +160,7 @@ func TestGuestSilence(t *testing.T) {
 	f := newFake(t, "9.0.0.0")
 	c := f.client(t)
 	f.learnt(t, c, "/api")
-	c.cfg.CallTimeout, c.answerWait = time.Second, time.Second
+	c.cfg.CallTimeout, c.responseTimeout = time.Second, time.Second
 	hang := func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
 	f.handle("processes", hang)
 	f.handle("1", hang)

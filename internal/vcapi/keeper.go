@@ -22,102 +22,102 @@ import (
 //
 // What makes nothing of the kind: acts leave Tasks and programs, which the run follows; InitiateFileTransferFromGuest leaves a URL, for one use, which
 // ends by itself and which no method takes back.
-type keeper struct {
+type cleaner struct {
 	c *Client
 
-	closing context.Context // ended when Close begins: nothing new is made
-	close   context.CancelFunc
-	over    context.Context // ended when Close is through
-	end     context.CancelFunc
-	all     sync.WaitGroup // creations, and the work on what is owed
+	acceptCtx     context.Context // ended when Close begins: nothing new is made
+	stopAccepting context.CancelFunc
+	lifetime      context.Context // ended when Close is through
+	endLifetime   context.CancelFunc
+	running       sync.WaitGroup // creations, and the work on what is owed
 
-	mu      sync.Mutex
-	closed  bool
-	working bool
-	owed    []*made
+	mu       sync.Mutex
+	closed   bool
+	retrying bool
+	pending  []*serverObject
 }
 
-// made is one thing on vCenter that is ours to take down.
-type made struct {
-	ref  moRef
-	in   *session // it goes with this one
-	down *call    // takes it down
-	gone func()   // told once, when it is; may be nil
+// serverObject is one thing on vCenter that is ours to take down.
+type serverObject struct {
+	ref        moRef
+	session    *session // it goes with this one
+	removeCall *call    // takes it down
+	onRemoved  func()   // told once, when it is; may be nil
 }
 
 const (
-	// mostLost is how many things of one session may be there under names that nobody heard; vCenter allows it 32 collectors of a kind.
-	mostLost = 8
-	// mostOwed is how many of one session wait to be taken down, before the whole session is.
-	mostOwed = 32
-	// mostSessions is how many sessions wait for their end; an older one is left to vCenter's idle time-out.
-	mostSessions = 16
-	owedMost     = 5 * time.Second // between two tries
+	// maxUnnamed is how many things of one session may be there under names that nobody heard; vCenter allows it 32 collectors of a kind.
+	maxUnnamed = 8
+	// maxPending is how many of one session wait to be taken down, before the whole session is.
+	maxPending = 32
+	// maxPendingSessions is how many sessions wait for their end; an older one is left to vCenter's idle time-out.
+	maxPendingSessions = 16
+	removeBackoffMax   = 5 * time.Second // between two tries
 )
 
-// takenDown tells how what a method makes is removed.
-var takenDown = map[string]struct{ kind, method string }{
-	historyCollector:          {"TaskHistoryCollector", "DestroyCollector"},
+// removalMethods tells how what a method makes is removed.
+var removalMethods = map[string]struct{ kind, method string }{
+	createHistoryCollector:    {"TaskHistoryCollector", "DestroyCollector"},
 	"CreatePropertyCollector": {"PropertyCollector", "DestroyPropertyCollector"},
 	"CreateListView":          {"ListView", "DestroyView"},
 	"CreateFilter":            {"PropertyFilter", "DestroyPropertyFilter"},
 }
 
-const historyCollector = "CreateCollectorForTasks"
+const createHistoryCollector = "CreateCollectorForTasks"
 
-func newKeeper(c *Client) *keeper {
-	k := &keeper{c: c}
-	k.closing, k.close = context.WithCancel(context.Background())
-	k.over, k.end = context.WithCancel(context.Background())
+func newCleaner(c *Client) *cleaner {
+	k := &cleaner{c: c}
+	k.acceptCtx, k.stopAccepting = context.WithCancel(context.Background())
+	k.lifetime, k.endLifetime = context.WithCancel(context.Background())
 	return k
 }
 
-// begin counts one goroutine more, unless the client is closed.
-func (k *keeper) begin() bool {
+// startWork counts one goroutine more, unless the client is closed.
+func (k *cleaner) startWork() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if !k.closed {
-		k.all.Add(1)
+		k.running.Add(1)
 	}
 	return !k.closed
 }
 
-// apart is ctx without its end, but with that of until.
-func apart(ctx, until context.Context) (context.Context, func()) {
+// detach is ctx without its end, but with that of until.
+func detach(ctx, until context.Context) (context.Context, func()) {
 	own, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(until, func() { cancel(errClosed) })
 	return own, func() { stop(); cancel(nil) }
 }
 
 // create makes a thing within s by one of the methods in takenDown. Where ctx ends before the answer comes, what comes is taken down again.
-func (k *keeper) create(ctx context.Context, s *session, obj object, kind, method string, in any, gone func()) (*made, error) {
+func (k *cleaner) create(ctx context.Context, s *session, obj objectFunc, kind, method string, in any, gone func()) (*serverObject, error) {
 	if gone == nil {
 		gone = func() {}
 	}
-	if ctx.Err() != nil || !k.begin() {
+	if ctx.Err() != nil || !k.startWork() {
 		gone()
-		return nil, k.c.noSession(cmp.Or(context.Cause(ctx), errClosed), Transient)
+		return nil, k.c.noSessionError(cmp.Or(context.Cause(ctx), errClosed), Transient)
 	}
 	type result struct {
-		m   *made
+		m   *serverObject
 		err error
 	}
 	done := make(chan result)
 	go func() {
-		defer k.all.Done()
-		own, release := apart(ctx, k.closing)
+		defer k.running.Done()
+		own, release := detach(ctx, k.acceptCtx)
 		defer release()
-		m, err := k.make(own, s, obj, kind, method, in)
+		m, err := k.sendCreate(own, s, obj, kind, method, in)
 		if err != nil {
 			gone()
 		} else {
-			m.gone = sync.OnceFunc(gone)
+			m.onRemoved = sync.OnceFunc(gone)
 		}
 		select {
 		case done <- result{m, err}:
 		case <-ctx.Done():
 			if m != nil {
-				k.takeDown(own, m)
+				k.remove(own, m)
 			}
 		}
 	}()
@@ -125,179 +125,179 @@ func (k *keeper) create(ctx context.Context, s *session, obj object, kind, metho
 	case r := <-done:
 		return r.m, r.err
 	case <-ctx.Done():
-		return nil, k.c.givenUp(ctx, method)
+		return nil, k.c.canceledError(ctx, method)
 	}
 }
 
-func (k *keeper) make(ctx context.Context, s *session, obj object, kind, method string, in any) (*made, error) {
-	m, by := &made{in: s}, takenDown[method]
-	cl, err := k.c.vimCall(s.service, obj, kind, method, in)
+func (k *cleaner) sendCreate(ctx context.Context, s *session, obj objectFunc, kind, method string, in any) (*serverObject, error) {
+	m, by := &serverObject{session: s}, removalMethods[method]
+	cl, err := k.c.newVIMCall(s.service, obj, kind, method, in)
 	if err != nil {
 		return nil, err
 	}
-	cl.token, cl.once = s.token, true // the transport's own repeat could make two
-	ans, err := k.c.exchange(ctx, k.c.reads, cl)
+	cl.token, cl.noRetry = s.token, true // the transport's own repeat could make two
+	resp, err := k.c.roundTrip(ctx, k.c.reads, cl)
 	if err == nil {
-		if err = k.c.decode(cl, ans, &m.ref); err == nil && m.ref.Value == "" {
-			err = k.c.notUnderstood(cl, ans, errors.New("it names no "+by.kind))
+		if err = k.c.decode(cl, resp, &m.ref); err == nil && m.ref.Value == "" {
+			err = k.c.notUnderstood(cl, resp, errors.New("it names no "+by.kind))
 		}
 		m.ref = moRef{Type: by.kind, Value: m.ref.Value}
 	}
-	if e := (*Error)(nil); errors.As(err, &e) && nameless(e) && s.lost.Add(1) >= mostLost {
-		k.c.forget(s, false)
+	if e := (*Error)(nil); errors.As(err, &e) && mayHaveCreated(e) && s.unnamedObjects.Add(1) >= maxUnnamed {
+		k.c.forgetSession(s, false)
 	}
 	if err != nil {
 		return nil, err
 	}
-	if method == historyCollector {
-		s.histories.Add(1)
+	if method == createHistoryCollector {
+		s.historyCollectors.Add(1)
 	}
-	m.down, err = k.c.vimCall(s.service, at(by.kind, m.ref.Value), by.kind, by.method, none)
+	m.removeCall, err = k.c.newVIMCall(s.service, objectRef(by.kind, m.ref.Value), by.kind, by.method, noParams)
 	if err != nil {
 		return nil, err
 	}
-	m.down.token = s.token
+	m.removeCall.token = s.token
 	return m, nil
 }
 
-// nameless reports whether an error may hide that something was made: no answer came, or none that tells.
-func nameless(e *Error) bool {
+// mayHaveCreated reports whether an error may hide that something was made: no answer came, or none that tells.
+func mayHaveCreated(e *Error) bool {
 	return e.Sent != NotSent && (e.Status == 0 || e.Status < 300 || e.Status >= 500 && e.Name == "")
 }
 
-// givenUp is the error of a caller whose time ended before the answer came.
-func (c *Client) givenUp(ctx context.Context, op string) *Error {
+// canceledError is the error of a caller whose time ended before the answer came.
+func (c *Client) canceledError(ctx context.Context, op string) *Error {
 	why := context.Cause(ctx)
-	return (&Error{Class: Transient, Message: c.known.veil().text(why.Error()), Err: why}).fill(op, "", c.host)
+	return (&Error{Class: Transient, Message: c.secrets.redactor().text(why.Error()), Err: why}).withCall(op, "", c.host)
 }
 
-// takeDown removes m now, if it can within ctx, and reports whether it could; else it is removed later.
-func (k *keeper) takeDown(ctx context.Context, m *made) bool {
+// remove removes m now, if it can within ctx, and reports whether it could; else it is removed later.
+func (k *cleaner) remove(ctx context.Context, m *serverObject) bool {
 	if ctx.Err() == nil {
-		if gone, _ := k.down(ctx, m); gone {
+		if gone, _ := k.tryRemove(ctx, m); gone {
 			return true
 		}
 	}
-	k.owe(m)
+	k.removeLater(m)
 	return false
 }
 
-// down tries once. gone: nothing is left to be done, for it is gone, unknown to vCenter, or refused for good. answered: somebody is there.
-func (k *keeper) down(ctx context.Context, m *made) (gone, answered bool) {
-	_, err := k.c.exchange(ctx, k.c.reads, m.down)
+// tryRemove tries once. gone: nothing is left to be done, for it is gone, unknown to vCenter, or refused for good. answered: somebody is there.
+func (k *cleaner) tryRemove(ctx context.Context, m *serverObject) (gone, answered bool) {
+	_, err := k.c.roundTrip(ctx, k.c.reads, m.removeCall)
 	if e := (*Error)(nil); err != nil && (!errors.As(err, &e) || e.Status == 0 || e.Class == Transient) {
 		return false, e != nil && e.Status != 0
 	}
-	m.removed()
+	m.markRemoved()
 	return true, true
 }
 
-// session reports whether m is a whole session.
-func (m *made) session() bool { return m.ref.Value == "" }
+// isSession reports whether m is a whole session.
+func (m *serverObject) isSession() bool { return m.ref.Value == "" }
 
-func (m *made) removed() {
-	if m.gone != nil {
-		m.gone()
+func (m *serverObject) markRemoved() {
+	if m.onRemoved != nil {
+		m.onRemoved()
 	}
 }
 
-// owe keeps m until it is gone. The session itself is such a thing: what was made in it goes with it.
-func (k *keeper) owe(m *made) {
-	if k.list(m) == mostOwed {
-		k.c.forget(m.in, false) // its end is owed then
+// removeLater keeps m until it is gone. The session itself is such a thing: what was made in it goes with it.
+func (k *cleaner) removeLater(m *serverObject) {
+	if k.enqueue(m) == maxPending {
+		k.c.forgetSession(m.session, false) // its end is owed then
 	}
 }
 
-// list adds m to what is owed, and gives how much of its session is.
-func (k *keeper) list(m *made) (things int) {
+// enqueue adds m to what is owed, and gives how much of its session is.
+func (k *cleaner) enqueue(m *serverObject) (things int) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.closed && !m.session() { // its session ends with the client
-		m.removed()
+	if k.closed && !m.isSession() { // its session ends with the client
+		m.markRemoved()
 		return 0
 	}
-	k.owed = append(k.owed, m)
+	k.pending = append(k.pending, m)
 	sessions := 0
-	for _, other := range k.owed {
+	for _, other := range k.pending {
 		switch {
-		case other.session():
+		case other.isSession():
 			sessions++
-		case other.in == m.in:
+		case other.session == m.session:
 			things++
 		}
 	}
-	if sessions > mostSessions {
-		k.drop(slices.IndexFunc(k.owed, (*made).session))
+	if sessions > maxPendingSessions {
+		k.dropPending(slices.IndexFunc(k.pending, (*serverObject).isSession))
 	}
-	if !k.working && !k.closed {
-		k.working = true
-		k.all.Add(1)
-		go k.work()
+	if !k.retrying && !k.closed {
+		k.retrying = true
+		k.running.Add(1)
+		go k.retryLoop()
 	}
 	return things
 }
 
-// ended is owed for a session that is not used any more.
-func (k *keeper) ended(s *session) {
-	if s.end != nil {
-		k.list(&made{in: s, down: s.end})
+// logoutLater is owed for a session that is not used any more.
+func (k *cleaner) logoutLater(s *session) {
+	if s.logoutCall != nil {
+		k.enqueue(&serverObject{session: s, removeCall: s.logoutCall})
 	}
 }
 
-// drop takes one off the list. The caller holds mu.
-func (k *keeper) drop(i int) {
-	m := k.owed[i]
-	k.owed = slices.Delete(k.owed, i, i+1)
-	m.removed()
+// dropPending takes one off the list. The caller holds mu.
+func (k *cleaner) dropPending(i int) {
+	m := k.pending[i]
+	k.pending = slices.Delete(k.pending, i, i+1)
+	m.markRemoved()
 }
 
-// settled takes m off the list, and with a session all that was in it.
-func (k *keeper) settled(m *made) {
+// markDone takes m off the list, and with a session all that was in it.
+func (k *cleaner) markDone(m *serverObject) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	for i := len(k.owed) - 1; i >= 0; i-- {
-		if o := k.owed[i]; o == m || m.session() && o.in == m.in {
-			k.drop(i)
+	for i := len(k.pending) - 1; i >= 0; i-- {
+		if o := k.pending[i]; o == m || m.isSession() && o.session == m.session {
+			k.dropPending(i)
 		}
 	}
 }
 
-// work takes down what is owed until nothing is.
-func (k *keeper) work() {
-	defer k.all.Done()
-	for pause := backoffFirst; ; pause = min(2*pause, owedMost) {
-		if k.round() {
+// retryLoop takes down what is owed until nothing is.
+func (k *cleaner) retryLoop() {
+	defer k.running.Done()
+	for pause := backoffFirst; ; pause = min(2*pause, removeBackoffMax) {
+		if k.retryOnce() {
 			pause = backoffFirst
 		}
 		k.mu.Lock()
-		if len(k.owed) == 0 || k.closed {
-			k.working = false
+		if len(k.pending) == 0 || k.closed {
+			k.retrying = false
 			k.mu.Unlock()
 			return
 		}
 		k.mu.Unlock()
 		select {
-		case <-k.closing.Done():
+		case <-k.acceptCtx.Done():
 		case <-time.After(pause/2 + rand.N(pause/2)):
 		}
 	}
 }
 
-// round tries each once, sessions first; it ends with the first that is not answered: the others would only wait, too.
-func (k *keeper) round() (progress bool) {
+// retryOnce tries each once, sessions first; it ends with the first that is not answered: the others would only wait, too.
+func (k *cleaner) retryOnce() (progress bool) {
 	k.mu.Lock()
-	list := slices.Clone(k.owed)
+	list := slices.Clone(k.pending)
 	k.mu.Unlock()
-	for _, m := range append(slices.DeleteFunc(slices.Clone(list), func(m *made) bool { return !m.session() }), list...) {
-		if !k.owes(m) {
+	for _, m := range append(slices.DeleteFunc(slices.Clone(list), func(m *serverObject) bool { return !m.isSession() }), list...) {
+		if !k.isPending(m) {
 			continue
 		}
-		if k.closing.Err() != nil {
+		if k.acceptCtx.Err() != nil {
 			return progress
 		}
-		switch gone, answered := k.down(k.over, m); {
+		switch gone, answered := k.tryRemove(k.lifetime, m); {
 		case gone:
-			k.settled(m)
+			k.markDone(m)
 			progress = true
 		case !answered:
 			return progress
@@ -306,22 +306,22 @@ func (k *keeper) round() (progress bool) {
 	return progress
 }
 
-func (k *keeper) owes(m *made) bool {
+func (k *cleaner) isPending(m *serverObject) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return slices.Contains(k.owed, m)
+	return slices.Contains(k.pending, m)
 }
 
-// shut lets nothing new be made, waits within ctx for what is on its way, and gives the sessions that are still to be ended.
-func (k *keeper) shut(ctx context.Context) (sessions []*session) {
+// shutDown lets nothing new be made, waits within ctx for what is on its way, and gives the sessions that are still to be ended.
+func (k *cleaner) shutDown(ctx context.Context) (sessions []*session) {
 	k.mu.Lock()
 	k.closed = true
 	k.mu.Unlock()
-	k.close()
+	k.stopAccepting()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		k.all.Wait()
+		k.running.Wait()
 	}()
 	select {
 	case <-done:
@@ -329,11 +329,11 @@ func (k *keeper) shut(ctx context.Context) (sessions []*session) {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	for len(k.owed) > 0 {
-		if m := k.owed[0]; m.session() {
-			sessions = append(sessions, m.in)
+	for len(k.pending) > 0 {
+		if m := k.pending[0]; m.isSession() {
+			sessions = append(sessions, m.session)
 		}
-		k.drop(0)
+		k.dropPending(0)
 	}
 	return sessions
 }

@@ -42,10 +42,10 @@ func histories(f *fake) <-chan string {
 // TestOwnedLate: a thing whose making is answered only when its caller has given up is taken down all the same. Each kind of thing.
 func TestOwnedLate(t *testing.T) {
 	t.Parallel()
-	for create, by := range takenDown {
+	for create, by := range removalMethods {
 		t.Run(create, func(t *testing.T) {
 			t.Parallel()
-			p := newPoller(t)
+			p := newPollServer(t)
 			histories(p.fake)
 			asked, answer, gone := make(chan struct{}), make(chan struct{}), make(chan string, 10)
 			p.handle(create, func(w http.ResponseWriter, _ *http.Request) {
@@ -64,7 +64,7 @@ func TestOwnedLate(t *testing.T) {
 			ctx, cancel := context.WithCancel(context.Background())
 			over := make(chan error)
 			go func() {
-				if create == historyCollector {
+				if create == createHistoryCollector {
 					_, _, err := c.Tasks(ctx, "vm-1", time.Time{})
 					over <- err
 					return
@@ -97,7 +97,7 @@ func TestOwnedOwed(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			p := newPoller(t)
+			p := newPollServer(t)
 			gone, asked := make(chan string, 100), make(chan string, 100)
 			for _, method := range []string{"DestroyPropertyCollector", "DestroyView"} {
 				var tries atomic.Int32
@@ -148,11 +148,11 @@ func TestOwnedStubborn(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, id := range []string{"stubborn", "other"} {
-		down, err := c.vimCall(s.service, at("ListView", id), "ListView", "DestroyView", none)
+		down, err := c.newVIMCall(s.service, objectRef("ListView", id), "ListView", "DestroyView", noParams)
 		if err != nil {
 			t.Fatal(err)
 		}
-		c.keeper.owe(&made{ref: refTo("ListView", id), in: s, down: down})
+		c.cleaner.removeLater(&serverObject{ref: refTo("ListView", id), session: s, removeCall: down})
 	}
 	within(t, "the other", gone)
 }
@@ -176,7 +176,7 @@ func TestOwnedSession(t *testing.T) {
 		tokens := ended(f)
 		f.handle("CreateCollectorForTasks", func(w http.ResponseWriter, _ *http.Request) { cut(w) })
 		c := f.client(t)
-		for range mostLost {
+		for range maxUnnamed {
 			if _, _, err := c.Tasks(context.Background(), "vm-1", time.Time{}); err == nil {
 				t.Fatal("no error")
 			}
@@ -200,12 +200,12 @@ func TestOwnedSession(t *testing.T) {
 			t.Fatal(err)
 		}
 		f.handle("DestroyView", func(w http.ResponseWriter, _ *http.Request) { cut(w) })
-		for i := range mostOwed {
-			down, err := c.vimCall(s.service, at("ListView", fmt.Sprint(i)), "ListView", "DestroyView", none)
+		for i := range maxPending {
+			down, err := c.newVIMCall(s.service, objectRef("ListView", fmt.Sprint(i)), "ListView", "DestroyView", noParams)
 			if err != nil {
 				t.Fatal(err)
 			}
-			c.keeper.owe(&made{ref: refTo("ListView", fmt.Sprint(i)), in: s, down: down})
+			c.cleaner.removeLater(&serverObject{ref: refTo("ListView", fmt.Sprint(i)), session: s, removeCall: down})
 		}
 		if token := within(t, "Logout", tokens); token != "vim-token-1" {
 			t.Errorf("ended %s", token)
@@ -229,7 +229,7 @@ func TestOwnedSession(t *testing.T) {
 			w.WriteHeader(http.StatusNoContent)
 		})
 		_ = tokens
-		c.forget(s, false)
+		c.forgetSession(s, false)
 		if _, err := c.Session(context.Background()); err != nil {
 			t.Error(err)
 		}
@@ -284,9 +284,9 @@ func TestHistoryLate(t *testing.T) {
 	if _, history, err := c.Tasks(ctx, vm, time.Time{}); err != nil || !history {
 		t.Errorf("history %t, %v", history, err)
 	}
-	for range cap(c.histories) { // every place is free again: no collector is left
+	for range cap(c.historySlots) { // every place is free again: no collector is left
 		select {
-		case c.histories <- struct{}{}:
+		case c.historySlots <- struct{}{}:
 		case <-ctx.Done():
 			t.Fatal("collectors are left")
 		}

@@ -15,7 +15,7 @@ import (
 
 // inventory answers the long poll and reads of p out of its objects, as many at a time as is asked for.
 type inventory struct {
-	*poller
+	*pollServer
 	mu      sync.Mutex
 	objects map[string]map[string]string // by id: properties, JSON
 	before  func()                       // each answer of the poll, but the one that waits
@@ -23,7 +23,7 @@ type inventory struct {
 
 func newInventory(t *testing.T) *inventory {
 	t.Helper()
-	i := &inventory{poller: newPoller(t), objects: make(map[string]map[string]string), before: func() {}}
+	i := &inventory{pollServer: newPollServer(t), objects: make(map[string]map[string]string), before: func() {}}
 	i.handle("WaitForUpdatesEx", i.updates)
 	i.handle("RetrievePropertiesEx", i.read)
 	return i
@@ -43,8 +43,8 @@ func (i *inventory) ids() []string {
 // view is what was added to the newest list view and not removed.
 func (i *inventory) view() map[string]bool {
 	in := make(map[string]bool)
-	i.poller.mu.Lock()
-	defer i.poller.mu.Unlock()
+	i.pollServer.mu.Lock()
+	defer i.pollServer.mu.Unlock()
 	for _, r := range i.seen {
 		if strings.HasSuffix(r.key, "/CreateListView") {
 			clear(in)
@@ -146,14 +146,14 @@ func TestLargePage(t *testing.T) {
 // watchedBefore puts VMs on the long poll of a client that is not running yet: its first answer is to show them all.
 func watchedBefore(c *Client, ids ...string) {
 	for _, id := range ids {
-		c.watch.add(&watcher{vm: moRef{Type: virtualMachine, Value: id}, signal: make(chan struct{}, 1)})
+		c.poller.add(&watcher{vm: moRef{Type: virtualMachine, Value: id}, signal: make(chan struct{}, 1)})
 	}
 }
 
 // TestLargePageUnasked: a server that does not keep to the number of objects that is asked for is understood all the same.
 func TestLargePageUnasked(t *testing.T) {
 	t.Parallel()
-	p := newPoller(t)
+	p := newPollServer(t)
 	objects := []string{`{"kind":"enter","obj":{"type":"VirtualMachine","value":"vm-42"},"changeSet":[` + change("name", `"forty-two"`) + `]}`}
 	for n := range 10 {
 		objects = append(objects, fmt.Sprintf(`{"kind":"enter","obj":{"type":"VirtualMachine","value":"vm-%d"},"changeSet":[%s]}`, 100+n, change("guest.hostName", long(maxBody/4))))
@@ -246,7 +246,7 @@ func TestLargeTask(t *testing.T) {
 // own watches are told which member it is.
 func TestOddObject(t *testing.T) {
 	t.Parallel()
-	p := newPoller(t)
+	p := newPollServer(t)
 	p.push(200, `{"version":"1","filterSet":[{"objectSet":[{"kind":7,"obj":{"type":"VirtualMachine","value":"vm-1"},"changeSet":[]},
 		{"kind":"enter","obj":{"type":"VirtualMachine","value":"vm-2"},"changeSet":{"name":"x"}},
 		{"kind":"enter","obj":{"type":"VirtualMachine","value":"vm-42"},"changeSet":[`+change("name", `"forty-two"`)+`]}]}]}`)
@@ -291,7 +291,7 @@ func TestSlowPages(t *testing.T) {
 	}
 	i.objects["vm-zzz"] = map[string]string{"name": `"forty-two"`} // the last of the last page
 	c := i.client(t)
-	c.watch.patience = 20 * time.Millisecond
+	c.poller.showTimeout = 20 * time.Millisecond
 	i.before = func() { <-time.After(100 * time.Millisecond) }
 	watchedBefore(c, i.ids()...)
 	var waits sync.WaitGroup
@@ -346,7 +346,7 @@ func TestForgottenWithTheServer(t *testing.T) {
 		}
 	}
 	read(0, "rest-token")
-	c.watch.blind, c.watch.page, c.watch.big = true, 1, map[moRef]bool{{Type: virtualMachine, Value: "vm-42"}: true}
+	c.poller.missesAdded, c.poller.pageSize, c.poller.oversized = true, 1, map[moRef]bool{{Type: virtualMachine, Value: "vm-42"}: true}
 
 	old = false // it was updated
 	i.reply(contentPath, 200, `{"propertyCollector":{"type":"PropertyCollector","value":"propertyCollector"},"viewManager":{"type":"ViewManager","value":"ViewManager"},
@@ -357,14 +357,14 @@ func TestForgottenWithTheServer(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		c.forget(s, true)
+		c.forgetSession(s, true)
 	}
 	read(1, "vim-token-3")
 	run(t, c)
 	until(t, c, "vm-42", "", named42)
-	c.watch.mu.Lock()
-	defer c.watch.mu.Unlock()
-	if c.watch.blind || c.watch.page != pageMost || len(c.watch.big) != 0 {
-		t.Errorf("blind %t, page %d, large %v", c.watch.blind, c.watch.page, c.watch.big)
+	c.poller.mu.Lock()
+	defer c.poller.mu.Unlock()
+	if c.poller.missesAdded || c.poller.pageSize != maxPageSize || len(c.poller.oversized) != 0 {
+		t.Errorf("blind %t, page %d, large %v", c.poller.missesAdded, c.poller.pageSize, c.poller.oversized)
 	}
 }

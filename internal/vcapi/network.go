@@ -29,7 +29,7 @@ func (c *Client) DisconnectedNICs(ctx context.Context, vm string) (off NICs, err
 		return NICs{}, err
 	}
 	off.ChangeVersion = anyString(all[vm]["config.changeVersion"])
-	each(all[vm]["config.hardware.device"], func(device json.RawMessage) {
+	forEachElement(all[vm]["config.hardware.device"], func(device json.RawMessage) {
 		var nic struct {
 			MAC         *string `json:"macAddress"` // VirtualEthernetCard and its kinds have one
 			Connectable *struct {
@@ -60,7 +60,7 @@ func (c *Client) ConnectNICs(ctx context.Context, fence Fence, vm string, nics N
 	for _, nic := range nics.Devices {
 		on, err := connected(nic)
 		if err != nil {
-			return "", unsent(err)
+			return "", asNotSent(err)
 		}
 		changes = append(changes, change{"VirtualDeviceConfigSpec", "edit", on})
 	}
@@ -69,7 +69,7 @@ func (c *Client) ConnectNICs(ctx context.Context, fence Fence, vm string, nics N
 		spec["changeVersion"] = nics.ChangeVersion
 	}
 	task, err = c.startTask(ctx, fence, func(s *session) (*call, error) {
-		return c.vimCall(s.service, at(virtualMachine, vm), virtualMachine, "ReconfigVM_Task", map[string]any{"spec": spec})
+		return c.newVIMCall(s.service, objectRef(virtualMachine, vm), virtualMachine, "ReconfigVM_Task", map[string]any{"spec": spec})
 	})
 	if e := (*Error)(nil); errors.As(err, &e) && e.Name == "ConcurrentAccess" {
 		e.Sent = Refused // of this method it says that nothing was applied

@@ -31,12 +31,12 @@ func decodeNIC(raw json.RawMessage) NIC {
 			nic.Addresses = append(nic.Addresses, address)
 		}
 	}
-	each(wire.IPAddress, func(raw json.RawMessage) { add(anyString(raw)) })
+	forEachElement(wire.IPAddress, func(raw json.RawMessage) { add(anyString(raw)) })
 	var config struct {
 		IPAddress json.RawMessage `json:"ipAddress"`
 	}
 	_ = json.Unmarshal(wire.IPConfig, &config)
-	each(config.IPAddress, func(raw json.RawMessage) {
+	forEachElement(config.IPAddress, func(raw json.RawMessage) {
 		if a := decodeAddress(raw); a.IP != "" {
 			add(a.IP)
 			nic.IPConfig = append(nic.IPConfig, a)
@@ -68,7 +68,7 @@ func decodeStack(raw json.RawMessage, vm *VM) {
 			vm.DNS = append(vm.DNS, server)
 		}
 	}
-	each(wire.Routes.IPRoute, func(raw json.RawMessage) {
+	forEachElement(wire.Routes.IPRoute, func(raw json.RawMessage) {
 		var route struct {
 			Network      json.RawMessage `json:"network"`
 			PrefixLength json.RawMessage `json:"prefixLength"`
@@ -92,7 +92,7 @@ func decodeDNS(raw json.RawMessage) (servers []string) {
 		IPAddress json.RawMessage `json:"ipAddress"`
 	}
 	_ = json.Unmarshal(raw, &wire)
-	each(wire.IPAddress, func(raw json.RawMessage) {
+	forEachElement(wire.IPAddress, func(raw json.RawMessage) {
 		if server := anyString(raw); server != "" {
 			servers = append(servers, server)
 		}

@@ -47,7 +47,7 @@ func TestNetworkForms(t *testing.T) {
 					p[key] = json.RawMessage(value)
 				}
 			}
-			if got := decodeVM(p, veil{}); !reflect.DeepEqual(got, row.want) {
+			if got := decodeVM(p, redactor{}); !reflect.DeepEqual(got, row.want) {
 				t.Errorf("got\n%+v, want\n%+v", got, row.want)
 			}
 		})

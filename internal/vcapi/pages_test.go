@@ -24,7 +24,7 @@ func TestMessagesStayWhole(t *testing.T) {
 		"/api":  `{"error_type":"NOT_FOUND","messages":[` + first + `,` + second + `,` + third + `]}`,
 		"/rest": `{"type":"com.vmware.vapi.std.errors.not_found","value":{"error_type":"NOT_FOUND","messages":[` + first + `,` + second + `,` + third + `]}}`,
 	} {
-		e := decodeError(404, []byte(body), veil{})
+		e := decodeError(404, []byte(body), redactor{})
 		if e.Message != "lokalisiert; the cause; com.vmware.third" {
 			t.Errorf("%s: message %q", name, e.Message)
 		}

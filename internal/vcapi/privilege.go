@@ -19,8 +19,8 @@ func (c *Client) MissingPrivileges(ctx context.Context, vm string, wanted []stri
 			Granted bool   `json:"isGranted"`
 		} `json:"privAvailability"`
 	}
-	err := c.ask(ctx, c.vimLogin, func(s *session) (*call, error) {
-		return c.vimCall(s.service, authorizer, "AuthorizationManager", "HasPrivilegeOnEntities",
+	err := c.read(ctx, c.vimLogin, func(s *session) (*call, error) {
+		return c.newVIMCall(s.service, authorizer, "AuthorizationManager", "HasPrivilegeOnEntities",
 			question{[]moRef{refTo(virtualMachine, vm)}, s.name.Key, wanted})
 	}, &answer)
 	if err != nil {

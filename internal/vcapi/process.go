@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// guestProcesses begins the op of the calls that log in to the guest: their 401 may be the guest's.
-const guestProcesses = "guest/processes "
+// guestProcessesOp begins the op of the calls that log in to the guest: their 401 may be the guest's.
+const guestProcessesOp = "guest/processes "
 
 // credentials is the guest login in REST (Vcenter Vm Guest Credentials).
 type credentials struct {
@@ -33,23 +33,23 @@ func (a GuestAuth) rest() credentials {
 	return credentials{Type: "USERNAME_PASSWORD", Interactive: a.Interactive, UserName: a.Username, Password: a.Password}
 }
 
-// form is how a vCenter offers guest processes.
-type form int32
+// processAPI is how a vCenter offers guest processes.
+type processAPI int32
 
 const (
-	apiForm  form = iota + 1 // under /api, since 7.0.2.0
-	restForm                 // under /rest, on older ones: answers in {"value":…}, maps as lists of pairs
+	processesUnderAPI  processAPI = iota + 1 // under /api, since 7.0.2.0
+	processesUnderREST                       // under /rest, on older ones: answers in {"value":…}, maps as lists of pairs
 )
 
 // other is the form to try where f is not there.
-func (f form) other() form { return apiForm + restForm - f }
+func (f processAPI) other() processAPI { return processesUnderAPI + processesUnderREST - f }
 
 // environment is the environment of a program as the form writes maps, nil for none.
-func (f form) environment(variables map[string]string) any {
+func (f processAPI) environment(variables map[string]string) any {
 	switch {
 	case len(variables) == 0:
 		return nil
-	case f == apiForm:
+	case f == processesUnderAPI:
 		return variables
 	}
 	type pair struct {
@@ -63,98 +63,98 @@ func (f form) environment(variables map[string]string) any {
 	return pairs
 }
 
-// processCall builds one of the four calls, all of them POST with the guest's login in the body.
-func processCall(f form, vm string, auth GuestAuth, pid int64, action string, spec any) (*call, error) {
+// newProcessCall builds one of the four calls, all of them POST with the guest's login in the body.
+func newProcessCall(f processAPI, vm string, auth GuestAuth, pid int64, action string, spec any) (*call, error) {
 	path := "/guest/processes"
 	if pid != 0 {
 		path += "/" + strconv.FormatInt(pid, 10)
 	}
-	cl, err := restCall(guestProcesses+action, http.MethodPost, vm, path+"?action="+action, struct {
+	cl, err := newRESTCall(guestProcessesOp+action, http.MethodPost, vm, path+"?action="+action, struct {
 		Credentials credentials `json:"credentials"`
 		Spec        any         `json:"spec,omitempty"`
 	}{auth.rest(), spec})
 	if err != nil {
 		return nil, err
 	}
-	if f == restForm {
+	if f == processesUnderREST {
 		cl.path = "/rest" + strings.TrimPrefix(cl.path, "/api")
 	}
 	cl.guest, cl.secrets = vm, auth.secrets()
 	return cl, nil
 }
 
-// askProcesses asks in the form that this vCenter is known to offer, at first /api; where the answer says that there is no such operation, in the other.
+// readProcesses asks in the form that this vCenter is known to offer, at first /api; where the answer says that there is no such operation, in the other.
 // It gives the form whose operation it was that answered, 0 where what came does not prove that there is one. That is remembered until the next login,
 // so a vCenter that was updated is asked anew.
-func (c *Client) askProcesses(ctx context.Context, vm string, auth GuestAuth, pid int64, action string, out any) (form, error) {
+func (c *Client) readProcesses(ctx context.Context, vm string, auth GuestAuth, pid int64, action string, out any) (processAPI, error) {
 	var v *service
-	var asked form
-	ask := func(f form) error {
-		return c.rest(ctx, out, func(s *session) (*call, error) {
+	var asked processAPI
+	ask := func(f processAPI) error {
+		return c.callREST(ctx, out, func(s *session) (*call, error) {
 			v = s.service
-			asked = cmp.Or(f, form(v.processes.Load()), apiForm)
-			return processCall(asked, vm, auth, pid, action, nil)
+			asked = cmp.Or(f, processAPI(v.processAPI.Load()), processesUnderAPI)
+			return newProcessCall(asked, vm, auth, pid, action, nil)
 		})
 	}
 	err := ask(0)
-	if first := err; saidOfProcesses(err) && notOffered(err) {
-		if err = ask(asked.other()); notOffered(err) {
-			v.processes.Store(0)
+	if first := err; isProcessCallError(err) && operationMissing(err) {
+		if err = ask(asked.other()); operationMissing(err) {
+			v.processAPI.Store(0)
 			return 0, first
 		}
 	}
-	if !offered(err) {
+	if !operationExists(err) {
 		return 0, err
 	}
-	v.processes.Store(int32(asked))
+	v.processAPI.Store(int32(asked))
 	return asked, err
 }
 
-// saidOfProcesses reports whether an error came of the call itself, not of the login before it.
-func saidOfProcesses(err error) bool {
+// isProcessCallError reports whether an error came of the call itself, not of the login before it.
+func isProcessCallError(err error) bool {
 	var e *Error
-	return errors.As(err, &e) && strings.HasPrefix(e.Op, guestProcesses)
+	return errors.As(err, &e) && strings.HasPrefix(e.Op, guestProcessesOp)
 }
 
-// offered reports whether an answer proves that the operation is there: a success, or an error that only the operation gives. What passes by itself may be
+// operationExists reports whether an answer proves that the operation is there: a success, or an error that only the operation gives. What passes by itself may be
 // a proxy's, or of services that are still starting, and proves nothing.
-func offered(err error) bool {
+func operationExists(err error) bool {
 	if err == nil {
 		return true
 	}
 	var e *Error
-	if !saidOfProcesses(err) || !errors.As(err, &e) || notOffered(err) {
+	if !isProcessCallError(err) || !errors.As(err, &e) || operationMissing(err) {
 		return false
 	}
-	_, known := restKinds[e.Name]
+	_, known := restErrorKinds[e.Name]
 	return known && (e.Class == Permanent || e.Class == GuestCredentials)
 }
 
-// actOnProcesses acts in the form that this vCenter offers. Where that is not known, an ask on the same path finds it out first, whatever else it says:
+// changeProcesses acts in the form that this vCenter offers. Where that is not known, an ask on the same path finds it out first, whatever else it says:
 // an act is not sent to see whether there is one.
-func (c *Client) actOnProcesses(ctx context.Context, fence Fence, vm string, auth GuestAuth, pid int64, action string, spec func(form) any) (*answer, *call, error) {
+func (c *Client) changeProcesses(ctx context.Context, fence Fence, vm string, auth GuestAuth, pid int64, action string, spec func(processAPI) any) (*response, *call, error) {
 	s, err := c.restLogin.get(ctx)
 	if err != nil {
-		return nil, nil, unsent(err)
+		return nil, nil, asNotSent(err)
 	}
-	f := form(s.service.processes.Load())
+	f := processAPI(s.service.processAPI.Load())
 	if f == 0 {
 		harmless := "list"
 		if pid != 0 {
 			harmless = "get"
 		}
-		if f, err = c.askProcesses(ctx, vm, auth, pid, harmless, nil); f == 0 {
-			return nil, nil, unsent(err)
+		if f, err = c.readProcesses(ctx, vm, auth, pid, harmless, nil); f == 0 {
+			return nil, nil, asNotSent(err)
 		}
 	}
-	ans, cl, err := c.act(ctx, fence, c.restLogin, func(now *session) (*call, error) {
+	resp, cl, err := c.effect(ctx, fence, c.restLogin, func(now *session) (*call, error) {
 		s = now
-		return processCall(f, vm, auth, pid, action, spec(f))
+		return newProcessCall(f, vm, auth, pid, action, spec(f))
 	})
-	if saidOfProcesses(err) && notOffered(err) {
-		s.service.processes.Store(0)
+	if isProcessCallError(err) && operationMissing(err) {
+		s.service.processAPI.Store(0)
 	}
-	return ans, cl, err
+	return resp, cl, err
 }
 
 // wireProcess is Info and Summary of Vcenter Vm Guest Processes.
@@ -183,10 +183,10 @@ func (w wireProcess) process() Process {
 // /rest. Privilege, of get too: VirtualMachine.GuestOperations.Query.
 func (c *Client) Processes(ctx context.Context, vm string, auth GuestAuth) ([]Process, error) {
 	var list []wireProcess
-	if _, err := c.askProcesses(ctx, vm, auth, 0, "list", &list); err != nil {
+	if _, err := c.readProcesses(ctx, vm, auth, 0, "list", &list); err != nil {
 		return nil, err
 	}
-	processes, said := make([]Process, 0, len(list)), c.known.veil(auth.secrets()...)
+	processes, said := make([]Process, 0, len(list)), c.secrets.redactor(auth.secrets()...)
 	for _, p := range list {
 		p.Command = said.text(p.Command)
 		processes = append(processes, p.process())
@@ -200,10 +200,10 @@ func (c *Client) Processes(ctx context.Context, vm string, auth GuestAuth) ([]Pr
 // Source: Vcenter Vm Guest Processes get.
 func (c *Client) Process(ctx context.Context, vm string, auth GuestAuth, pid int64) (Process, error) {
 	var wire wireProcess
-	if _, err := c.askProcesses(ctx, vm, auth, pid, "get", &wire); err != nil {
+	if _, err := c.readProcesses(ctx, vm, auth, pid, "get", &wire); err != nil {
 		return Process{}, err
 	}
-	wire.PID, wire.Command = pid, c.known.veil(auth.secrets()...).text(wire.Command)
+	wire.PID, wire.Command = pid, c.secrets.redactor(auth.secrets()...).text(wire.Command)
 	return wire.process(), nil
 }
 
@@ -215,7 +215,7 @@ func (c *Client) Process(ctx context.Context, vm string, auth GuestAuth, pid int
 //
 // Source: Vcenter Vm Guest Processes create (7.0.2.0).
 func (c *Client) StartProcess(ctx context.Context, fence Fence, vm string, auth GuestAuth, p ProcessSpec) (pid int64, err error) {
-	ans, cl, err := c.actOnProcesses(ctx, fence, vm, auth, 0, "create", func(f form) any {
+	resp, cl, err := c.changeProcesses(ctx, fence, vm, auth, 0, "create", func(f processAPI) any {
 		return struct {
 			Path             string `json:"path"`
 			Arguments        string `json:"arguments,omitempty"`
@@ -227,11 +227,11 @@ func (c *Client) StartProcess(ctx context.Context, fence Fence, vm string, auth 
 		return 0, err
 	}
 	var number json.Number // bare, or as a string
-	if err := json.Unmarshal(unwrap(ans.body), &number); err != nil {
-		return 0, c.notUnderstood(cl, ans, err)
+	if err := json.Unmarshal(unwrap(resp.body), &number); err != nil {
+		return 0, c.notUnderstood(cl, resp, err)
 	}
 	if pid, err = number.Int64(); err != nil || pid <= 0 {
-		return 0, c.notUnderstood(cl, ans, fmt.Errorf("it is no process id: %s", words(ans.body)))
+		return 0, c.notUnderstood(cl, resp, fmt.Errorf("it is no process id: %s", oneLine(resp.body)))
 	}
 	return pid, nil
 }
@@ -241,6 +241,6 @@ func (c *Client) StartProcess(ctx context.Context, fence Fence, vm string, auth 
 //
 // Source: Vcenter Vm Guest Processes delete.
 func (c *Client) DeleteProcess(ctx context.Context, fence Fence, vm string, auth GuestAuth, pid int64) error {
-	_, _, err := c.actOnProcesses(ctx, fence, vm, auth, pid, "delete", func(form) any { return nil })
+	_, _, err := c.changeProcesses(ctx, fence, vm, auth, pid, "delete", func(processAPI) any { return nil })
 	return err
 }

@@ -10,14 +10,14 @@ import (
 // has sent, stay.
 func TestHide(t *testing.T) {
 	t.Parallel()
-	var m memory
+	var m secretStore
 	hides := func(secret string, want bool) {
 		t.Helper()
-		if got := m.veil().text("x " + secret + " y"); (got == "x *** y") != want {
+		if got := m.redactor().text("x " + secret + " y"); (got == "x *** y") != want {
 			t.Errorf("%q: %s", secret, got)
 		}
 	}
-	m.keep("own password", "shared by all")
+	m.addPermanent("own password", "shared by all")
 	first, second := m.hold("of both", "of the first", "shared by all", ""), m.hold("of both", "of both", "of the second")
 	hides("of both", true)
 	first()
@@ -30,20 +30,20 @@ func TestHide(t *testing.T) {
 	hides("of the second", false)
 	hides("own password", true)
 	hides("shared by all", true)
-	m.lately("of an act")
-	m.token("token")
-	for i := range mostOfActs - 1 {
-		m.lately(fmt.Sprintf("act %d.", i))
+	m.addRecent("of an act")
+	m.addToken("token")
+	for i := range maxRecentEffects - 1 {
+		m.addRecent(fmt.Sprintf("act %d.", i))
 	}
 	hides("of an act", true)
-	m.lately("one more")
+	m.addRecent("one more")
 	hides("of an act", false)
-	for i := range 2 * mostOfActs {
-		m.lately(fmt.Sprintf("secret of act %d.", i))
+	for i := range 2 * maxRecentEffects {
+		m.addRecent(fmt.Sprintf("secret of act %d.", i))
 	}
 	hides("own password", true)
 	hides("token", true)
-	if n := len(m.count); n > 4*mostOfActs {
+	if n := len(m.count); n > 4*maxRecentEffects {
 		t.Errorf("%d texts are remembered", n)
 	}
 }
@@ -62,13 +62,13 @@ func TestVeil(t *testing.T) {
 		{secrets{""}, "x", "x"},
 		{secrets{"aa"}, "aaa", "***a"},
 	} {
-		if got := tt.secrets.veil().text(tt.in); got != tt.want {
+		if got := tt.secrets.redactor().text(tt.in); got != tt.want {
 			t.Errorf("%q in %q: %q, want %q", tt.secrets, tt.in, got, tt.want)
 		}
 	}
-	var m memory
-	m.keep("known")
-	if got := m.veil("known", "of the call", "").text("known, of the call"); got != "***, ***" {
+	var m secretStore
+	m.addPermanent("known")
+	if got := m.redactor("known", "of the call", "").text("known, of the call"); got != "***, ***" {
 		t.Errorf("got %q", got)
 	}
 }
@@ -79,7 +79,7 @@ func FuzzVeil(f *testing.F) {
 	f.Add("12345678", "123456789", "x123456789y12345678")
 	f.Fuzz(func(t *testing.T, a, b, text string) {
 		var pairs []string
-		all := append(spellings(a), spellings(b)...)
+		all := append(encodings(a), encodings(b)...)
 		for len(all) > 0 { // the longest first
 			longest := 0
 			for i := range all {
@@ -92,7 +92,7 @@ func FuzzVeil(f *testing.F) {
 			}
 			all = append(all[:longest], all[longest+1:]...)
 		}
-		if got, want := (secrets{a, b}).veil().text(text), strings.NewReplacer(pairs...).Replace(text); got != want {
+		if got, want := (secrets{a, b}).redactor().text(text), strings.NewReplacer(pairs...).Replace(text); got != want {
 			t.Errorf("%q, %q in %q: %q, want %q", a, b, text, got, want)
 		}
 	})
@@ -103,7 +103,7 @@ func BenchmarkProcessText(b *testing.B) {
 	const command = `"/bin/sh" -c 'exit 3' # gf:abcdefghijklmnopqrstuvwxyz.first`
 	b.Run("raw", func(b *testing.B) {
 		b.ReportAllocs()
-		own := spellings("pässword-of-vm-1<&>")
+		own := encodings("pässword-of-vm-1<&>")
 		for b.Loop() {
 			for _, text := range own {
 				_ = strings.ReplaceAll(command, text, hidden)
@@ -112,25 +112,25 @@ func BenchmarkProcessText(b *testing.B) {
 	})
 	for _, n := range []int{3, 300, 4096} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			var m memory
+			var m secretStore
 			for i := range n {
 				m.hold(fmt.Sprintf("pässword-of-vm-%d<&>", i))
 			}
 			b.ReportAllocs()
 			for b.Loop() {
-				_ = m.veil("pässword-of-vm-1<&>").text(command)
+				_ = m.redactor("pässword-of-vm-1<&>").text(command)
 			}
 		})
 	}
 	b.Run("a run comes and goes among 4096", func(b *testing.B) {
-		var m memory
+		var m secretStore
 		for i := range 4096 {
 			m.hold(fmt.Sprintf("pässword-of-vm-%d<&>", i))
 		}
 		b.ReportAllocs()
 		for b.Loop() {
 			forget := m.hold("another pässword", "and a token")
-			_ = m.veil("another pässword").text(command)
+			_ = m.redactor("another pässword").text(command)
 			forget()
 		}
 	})

@@ -9,8 +9,8 @@ import (
 	"net/url"
 )
 
-// restCall builds a call under /api/vcenter/vm/{vm}.
-func restCall(op, method, vm, rest string, in any) (*call, error) {
+// newRESTCall builds a call under /api/vcenter/vm/{vm}.
+func newRESTCall(op, method, vm, rest string, in any) (*call, error) {
 	cl := &call{op: op, method: method, path: "/api/vcenter/vm/" + url.PathEscape(vm) + rest}
 	if in == nil {
 		return cl, nil
@@ -20,11 +20,11 @@ func restCall(op, method, vm, rest string, in any) (*call, error) {
 	return cl, err
 }
 
-// rest asks REST. The answer may come bare, as /api sends it, or as {"value":…}, as /rest did.
-func (c *Client) rest(ctx context.Context, out any, build func(*session) (*call, error)) error {
+// callREST asks REST. The answer may come bare, as /api sends it, or as {"value":…}, as /rest did.
+func (c *Client) callREST(ctx context.Context, out any, build func(*session) (*call, error)) error {
 	var raw json.RawMessage
 	var last *call
-	err := c.ask(ctx, c.restLogin, func(s *session) (*call, error) {
+	err := c.read(ctx, c.restLogin, func(s *session) (*call, error) {
 		var err error
 		last, err = build(s)
 		return last, err
@@ -32,7 +32,7 @@ func (c *Client) rest(ctx context.Context, out any, build func(*session) (*call,
 	if err != nil {
 		return err
 	}
-	return c.decode(last, &answer{status: http.StatusOK, body: unwrap(raw)}, out)
+	return c.decode(last, &response{status: http.StatusOK, body: unwrap(raw)}, out)
 }
 
 // unwrap takes the value out of {"value":…}, and leaves what has other members as it is.
@@ -44,11 +44,11 @@ func unwrap(raw []byte) []byte {
 	return members["value"]
 }
 
-// notOffered reports whether an answer says that the operation itself is not there, and not what it works on: OPERATION_NOT_FOUND, a page or nothing with
+// operationMissing reports whether an answer says that the operation itself is not there, and not what it works on: OPERATION_NOT_FOUND, a page or nothing with
 // 404, or a NOT_FOUND that names nothing, or the URL. A NOT_FOUND of a VM or of a pid names that.
 //
 // Source: bodies of vCenter 6.5 to 9.1 as people report them: com.vmware.vapi.rest.httpNotFound under /api, operationsForUrlNotFound under /rest.
-func notOffered(err error) bool {
+func operationMissing(err error) bool {
 	var e *Error
 	switch {
 	case !errors.As(err, &e):
@@ -78,10 +78,10 @@ const oldSession = "/rest/com/vmware/cis/session"
 // Source: Cis Session get, of /api and of /rest. Any answer but 401 counts as alive: a server that has neither does not refuse the token either.
 func (c *Client) restAlive(ctx context.Context, token string) (bool, error) {
 	cl := &call{op: "GET session", method: http.MethodGet, path: "/api/session", token: token}
-	_, err := c.exchange(ctx, c.reads, cl)
-	if notOffered(err) {
+	_, err := c.roundTrip(ctx, c.reads, cl)
+	if operationMissing(err) {
 		cl.method, cl.path = http.MethodPost, oldSession+"?~action=get"
-		_, err = c.exchange(ctx, c.reads, cl)
+		_, err = c.roundTrip(ctx, c.reads, cl)
 	}
 	var e *Error
 	switch {

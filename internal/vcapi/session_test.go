@@ -153,7 +153,7 @@ func TestLearn(t *testing.T) {
 			f.reply(contentPath, 200, content)
 			tt.prepare(f)
 			c := f.client(t)
-			v, err := c.learn(context.Background())
+			v, err := c.discover(context.Background())
 			if tt.release == "" {
 				if err == nil {
 					t.Errorf("learnt %+v", v)

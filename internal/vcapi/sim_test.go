@@ -396,7 +396,7 @@ func TestSimulatedWatchGone(t *testing.T) {
 func TestSimulatedWaiting(t *testing.T) {
 	t.Parallel()
 	const vms = 100
-	v, c := start(t, vcsim.Options{VMs: vms}, func(c *Client) { c.watch.patience = time.Minute }) // a busy machine is not a blind server
+	v, c := start(t, vcsim.Options{VMs: vms}, func(c *Client) { c.poller.showTimeout = time.Minute }) // a busy machine is not a blind server
 	until(t, c, v.VMs()[0], "", func(WatchState) bool { return true })
 	ctx, stop := context.WithCancel(patience(t))
 	var known, over sync.WaitGroup
@@ -447,7 +447,7 @@ func TestSimulatedWaiting(t *testing.T) {
 func TestSimulatedWatchAgain(t *testing.T) {
 	t.Parallel()
 	for _, linger := range []time.Duration{time.Nanosecond, time.Hour} {
-		v, c := start(t, vcsim.Options{VMs: 1}, func(c *Client) { c.watch.patience, c.watch.linger = time.Minute, linger })
+		v, c := start(t, vcsim.Options{VMs: 1}, func(c *Client) { c.poller.showTimeout, c.poller.lingerTime = time.Minute, linger })
 		for range 100 {
 			until(t, c, v.VMs()[0], "", func(s WatchState) bool { return s.VM.PowerState == "poweredOn" })
 		}

@@ -17,13 +17,13 @@ import (
 // Source: VI JSON, Task.info.
 func (c *Client) Task(ctx context.Context, id string) (Task, error) {
 	var raw json.RawMessage
-	if err := c.vim(ctx, at("Task", id), "", "info", nil, &raw); err != nil {
+	if err := c.callVIM(ctx, objectRef("Task", id), "", "info", nil, &raw); err != nil {
 		return Task{}, err
 	}
-	task, ok := decodeTask(properties{"info": raw}, c.known.veil())
+	task, ok := decodeTask(properties{"info": raw}, c.secrets.redactor())
 	if !ok {
-		e := &Error{Status: http.StatusOK, Class: Permanent, Message: "the answer is no TaskInfo: " + words(raw)}
-		return Task{}, e.fill("GET Task/info", "GET Task/"+id+"/info", c.host)
+		e := &Error{Status: http.StatusOK, Class: Permanent, Message: "the answer is no TaskInfo: " + oneLine(raw)}
+		return Task{}, e.withCall("GET Task/info", "GET Task/"+id+"/info", c.host)
 	}
 	return task, nil
 }
@@ -42,7 +42,7 @@ func (c *Client) Tasks(ctx context.Context, vm string, since time.Time) (tasks [
 	filter := map[string]any{"_typeName": "TaskFilterSpec",
 		"entity": map[string]any{"_typeName": "TaskFilterSpecByEntity", "entity": refTo(virtualMachine, vm), "recursion": "self"}}
 	if !since.IsZero() {
-		filter["time"] = map[string]any{"_typeName": "TaskFilterSpecByTime", "timeType": "queuedTime", "beginTime": wire(since)}
+		filter["time"] = map[string]any{"_typeName": "TaskFilterSpecByTime", "timeType": "queuedTime", "beginTime": formatTime(since)}
 	}
 	past, history, err := c.taskHistory(ctx, filter, 0)
 	if err != nil {
@@ -67,13 +67,13 @@ func (c *Client) Tasks(ctx context.Context, vm string, since time.Time) (tasks [
 // reaches back behind t. A history that cannot be read is an error here.
 func (c *Client) AnyTaskBefore(ctx context.Context, t time.Time) (bool, error) {
 	tasks, history, err := c.taskHistory(ctx, map[string]any{"_typeName": "TaskFilterSpec",
-		"time": map[string]any{"_typeName": "TaskFilterSpecByTime", "timeType": "queuedTime", "endTime": wire(t)}}, 1)
+		"time": map[string]any{"_typeName": "TaskFilterSpecByTime", "timeType": "queuedTime", "endTime": formatTime(t)}}, 1)
 	if err != nil {
 		return false, err
 	}
 	if !history {
 		e := &Error{Class: Permanent, Message: "this vCenter does not let the account read the task history"}
-		return false, e.fill("CreateCollectorForTasks", "", c.host)
+		return false, e.withCall("CreateCollectorForTasks", "", c.host)
 	}
 	for _, task := range tasks {
 		if task.QueueTime.Before(t) {
@@ -83,7 +83,7 @@ func (c *Client) AnyTaskBefore(ctx context.Context, t time.Time) (bool, error) {
 	return false, nil
 }
 
-func wire(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
+func formatTime(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
 
 // recentTasks reads the infos behind VM.recentTask. One that vanishes between the two reads is left out.
 func (c *Client) recentTasks(ctx context.Context, vm string) ([]Task, error) {
@@ -93,9 +93,9 @@ func (c *Client) recentTasks(ctx context.Context, vm string) ([]Task, error) {
 	}
 	props, ok := all[vm]
 	if !ok {
-		return nil, missing(virtualMachine, vm).fill("RetrievePropertiesEx", "", c.host)
+		return nil, objectNotFound(virtualMachine, vm).withCall("RetrievePropertiesEx", "", c.host)
 	}
-	ids := decodeVM(props, veil{}).RecentTasks
+	ids := decodeVM(props, redactor{}).RecentTasks
 	if len(ids) == 0 {
 		return nil, nil
 	}
@@ -116,7 +116,7 @@ func (c *Client) recentTasks(ctx context.Context, vm string) ([]Task, error) {
 	}
 	var tasks []Task
 	for id, props := range infos {
-		if task, ok := decodeTask(props, c.known.veil()); ok {
+		if task, ok := decodeTask(props, c.secrets.redactor()); ok {
 			task.ID = firstOf(task.ID, id)
 			tasks = append(tasks, task)
 		}
@@ -138,7 +138,7 @@ func (c *Client) taskHistory(ctx context.Context, filter any, most int) (tasks [
 		if err != nil {
 			return nil, false, err
 		}
-		tasks, err = c.collect(ctx, s, filter, most)
+		tasks, err = c.readHistory(ctx, s, filter, most)
 		var e *Error
 		switch {
 		case err == nil:
@@ -146,12 +146,12 @@ func (c *Client) taskHistory(ctx context.Context, filter any, most int) (tasks [
 		case !errors.As(err, &e) || e.Status == 0 && e.Name == "":
 			return nil, false, err // no answer
 		case e.Class == SessionLost:
-			c.forget(s, true)
+			c.forgetSession(s, true)
 			if renewed {
 				return nil, false, err
 			}
-		case e.Name == "InvalidState" && !renewed && s.histories.Load() > 0: // no place for more collectors: some of ours are left, which end with the session
-			c.forget(s, false)
+		case e.Name == "InvalidState" && !renewed && s.historyCollectors.Load() > 0: // no place for more collectors: some of ours are left, which end with the session
+			c.forgetSession(s, false)
 		case e.Name == "" || e.Status == http.StatusTooManyRequests:
 			if e.Class == Transient { // a proxy's answer, not vCenter's word on the history
 				return nil, false, err
@@ -163,22 +163,22 @@ func (c *Client) taskHistory(ctx context.Context, filter any, most int) (tasks [
 	}
 }
 
-// collectors is how many histories are read at once: vCenter allows a client 32 collectors [TaskManager.maxCollector], and refuses more with InvalidState.
-const collectors = 16
+// maxHistoryReads is how many histories are read at once: vCenter allows a client 32 collectors [TaskManager.maxCollector], and refuses more with InvalidState.
+const maxHistoryReads = 16
 
-// collect makes a collector, reads its pages and destroys it: vCenter allows a client few of them.
-func (c *Client) collect(ctx context.Context, s *session, filter any, most int) ([]Task, error) {
+// readHistory makes a collector, reads its pages and destroys it: vCenter allows a client few of them.
+func (c *Client) readHistory(ctx context.Context, s *session, filter any, most int) ([]Task, error) {
 	select {
-	case c.histories <- struct{}{}:
+	case c.historySlots <- struct{}{}:
 	case <-ctx.Done():
-		return nil, c.givenUp(ctx, historyCollector)
+		return nil, c.canceledError(ctx, createHistoryCollector)
 	}
-	collector, err := c.keeper.create(ctx, s, taskManager, "TaskManager", historyCollector, map[string]any{"filter": filter}, func() { <-c.histories })
+	collector, err := c.cleaner.create(ctx, s, taskManager, "TaskManager", createHistoryCollector, map[string]any{"filter": filter}, func() { <-c.historySlots })
 	if err != nil {
 		return nil, err
 	}
-	here := at(collector.ref.Type, collector.ref.Value)
-	defer c.keeper.takeDown(ctx, collector)
+	here := objectRef(collector.ref.Type, collector.ref.Value)
+	defer c.cleaner.remove(ctx, collector)
 	page := 100
 	if most > 0 {
 		page = most
@@ -187,12 +187,12 @@ func (c *Client) collect(ctx context.Context, s *session, filter any, most int) 
 	seen := make(map[string]bool)
 	for {
 		var raw json.RawMessage
-		if err := c.vimIn(ctx, s, here, "TaskHistoryCollector", "ReadNextTasks", map[string]int{"maxCount": page}, &raw); err != nil {
+		if err := c.callVIMIn(ctx, s, here, "TaskHistoryCollector", "ReadNextTasks", map[string]int{"maxCount": page}, &raw); err != nil {
 			return nil, err
 		}
 		fresh := 0
-		each(raw, func(info json.RawMessage) {
-			if task, ok := decodeTask(properties{"info": info}, c.known.veil()); ok && !seen[task.ID] {
+		forEachElement(raw, func(info json.RawMessage) {
+			if task, ok := decodeTask(properties{"info": info}, c.secrets.redactor()); ok && !seen[task.ID] {
 				seen[task.ID] = true
 				tasks = append(tasks, task)
 				fresh++
@@ -205,7 +205,7 @@ func (c *Client) collect(ctx context.Context, s *session, filter any, most int) 
 }
 
 // decodeTask reads a TaskInfo: the property info, over which the parts of it that a server may push alone (info.state) are laid.
-func decodeTask(p properties, s veil) (Task, bool) {
+func decodeTask(p properties, s redactor) (Task, bool) {
 	var info map[string]json.RawMessage
 	if json.Unmarshal(anyValue(p["info"]), &info) != nil || info == nil {
 		info = make(map[string]json.RawMessage)
@@ -241,7 +241,7 @@ func decodeTask(p properties, s veil) (Task, bool) {
 	if json.Unmarshal(anyValue(info["progress"]), &task.Progress) != nil {
 		task.Progress = nil
 	}
-	if raw := present(info["error"]); task.State == "error" {
+	if raw := dropNull(info["error"]); task.State == "error" {
 		task.Err = decodeError(0, raw, s)
 		task.Err.Op, task.Err.Sent = task.Name, Answered
 		if len(raw) == 0 {
@@ -255,24 +255,24 @@ func decodeTask(p properties, s veil) (Task, bool) {
 //
 // Faults: InvalidState (it has ended), NotSupported (it cannot be canceled), ManagedObjectNotFound. Source: VI JSON, Task.CancelTask.
 func (c *Client) CancelTask(ctx context.Context, fence Fence, task string) error {
-	_, _, err := c.act(ctx, fence, c.vimLogin, func(s *session) (*call, error) {
-		return c.vimCall(s.service, at("Task", task), "", "CancelTask", none)
+	_, _, err := c.effect(ctx, fence, c.vimLogin, func(s *session) (*call, error) {
+		return c.newVIMCall(s.service, objectRef("Task", task), "", "CancelTask", noParams)
 	})
 	return err
 }
 
 // startTask is an act whose answer is a Task.
 func (c *Client) startTask(ctx context.Context, fence Fence, build func(*session) (*call, error)) (string, error) {
-	ans, cl, err := c.act(ctx, fence, c.vimLogin, build)
+	resp, cl, err := c.effect(ctx, fence, c.vimLogin, build)
 	if err != nil {
 		return "", err
 	}
 	var ref moRef
-	if err := c.decode(cl, ans, &ref); err != nil {
+	if err := c.decode(cl, resp, &ref); err != nil {
 		return "", err
 	}
 	if ref.Value == "" {
-		return "", c.notUnderstood(cl, ans, fmt.Errorf("it names no task: %s", words(ans.body)))
+		return "", c.notUnderstood(cl, resp, fmt.Errorf("it names no task: %s", oneLine(resp.body)))
 	}
 	return ref.Value, nil
 }

@@ -18,7 +18,7 @@ func (c *Client) StrangeSession(ctx context.Context) (*Error, error) {
 	var id [16]byte
 	_, _ = rand.Read(id[:]) // never fails
 	cl := &call{op: "GET session", method: http.MethodGet, path: "/api/session", token: hex.EncodeToString(id[:])}
-	_, err := c.exchange(ctx, c.reads, cl)
+	_, err := c.roundTrip(ctx, c.reads, cl)
 	var e *Error
 	switch {
 	case err == nil:
@@ -41,41 +41,41 @@ func (c *Client) IdleWait(ctx context.Context, vm string) (status int, body stri
 	if err != nil {
 		return 0, "", err
 	}
-	collector, err := c.keeper.create(ctx, s, propertyCollector, "PropertyCollector", "CreatePropertyCollector", none, nil)
+	collector, err := c.cleaner.create(ctx, s, propertyCollector, "PropertyCollector", "CreatePropertyCollector", noParams, nil)
 	if err != nil {
 		return 0, "", err
 	}
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 		defer cancel()
-		c.keeper.takeDown(ctx, collector)
+		c.cleaner.remove(ctx, collector)
 	}()
-	of := at(collector.ref.Type, collector.ref.Value)
-	filter, err := c.keeper.create(ctx, s, of, "PropertyCollector", "CreateFilter", map[string]any{"partialUpdates": false,
+	of := objectRef(collector.ref.Type, collector.ref.Value)
+	filter, err := c.cleaner.create(ctx, s, of, "PropertyCollector", "CreateFilter", map[string]any{"partialUpdates": false,
 		"spec": filterSpec{TypeName: "PropertyFilterSpec", PropSet: []propertySpec{propertiesOf(virtualMachine, []string{"name"})},
 			ObjectSet: []objectSpec{{TypeName: "ObjectSpec", Obj: refTo(virtualMachine, vm)}}}}, nil)
 	if err != nil {
 		return 0, "", err
 	}
-	filter.removed() // it goes with its collector
-	const most = 5   // pages that tell of a change, before there is none
+	filter.markRemoved() // it goes with its collector
+	const most = 5       // pages that tell of a change, before there is none
 	in := map[string]any{"options": map[string]any{"_typeName": "WaitOptions", "maxWaitSeconds": int(idleWait / time.Second)}}
 	for range most {
-		cl, err := c.vimCall(s.service, of, "PropertyCollector", "WaitForUpdatesEx", in)
+		cl, err := c.newVIMCall(s.service, of, "PropertyCollector", "WaitForUpdatesEx", in)
 		if err != nil {
 			return 0, "", err
 		}
 		cl.token = s.token
-		ans, err := c.exchange(ctx, c.reads, cl)
+		resp, err := c.roundTrip(ctx, c.reads, cl)
 		if err != nil {
 			return 0, "", err
 		}
 		var set updateSet
-		if err := c.decode(cl, ans, &set); err != nil {
+		if err := c.decode(cl, resp, &set); err != nil {
 			return 0, "", err
 		}
 		if len(set.FilterSet) == 0 {
-			return ans.status, words(ans.body), nil
+			return resp.status, oneLine(resp.body), nil
 		}
 		in["version"] = set.Version
 	}

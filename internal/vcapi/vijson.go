@@ -32,9 +32,9 @@ const oldestRelease = "8.0.1.0"
 
 // service is what a vCenter says of itself before any login: how to speak to it, and where its managers are.
 type service struct {
-	release   string // of the schema, in the path
-	content   serviceContent
-	processes atomic.Int32 // the form of guest processes that it offers, 0 while that is not known
+	release    string // of the schema, in the path
+	content    serviceContent
+	processAPI atomic.Int32 // the form of guest processes that it offers, 0 while that is not known
 }
 
 // serviceContent is what is needed of vim.ServiceInstanceContent.
@@ -55,27 +55,27 @@ type serviceContent struct {
 	AuthorizationManager      *moRef `json:"authorizationManager"`
 }
 
-// object finds the managed object to call, by what the vCenter said of itself.
-type object func(*service) *moRef
+// objectFunc finds the managed object to call, by what the vCenter said of itself.
+type objectFunc func(*service) *moRef
 
-func at(kind, id string) object {
+func objectRef(kind, id string) objectFunc {
 	ref := refTo(kind, id)
 	return func(*service) *moRef { return &ref }
 }
 
 var (
-	sessionManager    object = func(v *service) *moRef { return v.content.SessionManager }
-	propertyCollector object = func(v *service) *moRef { return v.content.PropertyCollector }
-	viewManager       object = func(v *service) *moRef { return v.content.ViewManager }
-	taskManager       object = func(v *service) *moRef { return v.content.TaskManager }
-	customizer        object = func(v *service) *moRef { return v.content.GuestCustomizationManager }
-	guestOperations   object = func(v *service) *moRef { return v.content.GuestOperationsManager }
-	specManager       object = func(v *service) *moRef { return v.content.CustomizationSpecManager }
-	authorizer        object = func(v *service) *moRef { return v.content.AuthorizationManager }
-	serviceInstance          = at("ServiceInstance", "ServiceInstance")
+	sessionManager    objectFunc = func(v *service) *moRef { return v.content.SessionManager }
+	propertyCollector objectFunc = func(v *service) *moRef { return v.content.PropertyCollector }
+	viewManager       objectFunc = func(v *service) *moRef { return v.content.ViewManager }
+	taskManager       objectFunc = func(v *service) *moRef { return v.content.TaskManager }
+	customizer        objectFunc = func(v *service) *moRef { return v.content.GuestCustomizationManager }
+	guestOperations   objectFunc = func(v *service) *moRef { return v.content.GuestOperationsManager }
+	specManager       objectFunc = func(v *service) *moRef { return v.content.CustomizationSpecManager }
+	authorizer        objectFunc = func(v *service) *moRef { return v.content.AuthorizationManager }
+	serviceInstance              = objectRef("ServiceInstance", "ServiceInstance")
 )
 
-var none = struct{}{} // the parameters of a method that has none
+var noParams = struct{}{} // the parameters of a method that has none
 
 // vimPath is POST /sdk/vim25/{release}/{MoType}/{moId}/{Method}, or GET …/{property}. Brackets, which moIds such as session[…] have, go unescaped.
 func vimPath(release string, ref moRef, member string) string {
@@ -86,13 +86,13 @@ func pathEscape(segment string) string {
 	return strings.NewReplacer("%5B", "[", "%5D", "]").Replace(url.PathEscape(segment))
 }
 
-// vimCall builds a call on obj: a method where in is not nil, else the read of a property. kind, where not "", is the type in the path.
-func (c *Client) vimCall(v *service, obj object, kind, member string, in any) (*call, error) {
+// newVIMCall builds a call on obj: a method where in is not nil, else the read of a property. kind, where not "", is the type in the path.
+func (c *Client) newVIMCall(v *service, obj objectFunc, kind, member string, in any) (*call, error) {
 	ref := obj(v)
 	if ref == nil || ref.Value == "" {
 		e := &Error{Name: "NotSupported", Class: Permanent, Sent: NotSent,
 			Message: "this vCenter (API " + v.content.About.APIVersion + ") has no " + kind + ": its ServiceContent names none"}
-		return nil, e.fill(member, "", c.host)
+		return nil, e.withCall(member, "", c.host)
 	}
 	path := *ref
 	if kind != "" {
@@ -105,30 +105,30 @@ func (c *Client) vimCall(v *service, obj object, kind, member string, in any) (*
 	}
 	cl.method = http.MethodPost
 	if kind == "PropertyCollector" {
-		cl.inside = lostInside
+		cl.checkBody = sessionLostIn
 	}
 	var err error
 	cl.body, err = encode(in)
 	return cl, err
 }
 
-// vim asks in VI JSON: the method member of obj with the parameters in, or, where in is nil, the property member.
-func (c *Client) vim(ctx context.Context, obj object, kind, member string, in, out any) error {
-	return c.ask(ctx, c.vimLogin, func(s *session) (*call, error) { return c.vimCall(s.service, obj, kind, member, in) }, out)
+// callVIM asks in VI JSON: the method member of obj with the parameters in, or, where in is nil, the property member.
+func (c *Client) callVIM(ctx context.Context, obj objectFunc, kind, member string, in, out any) error {
+	return c.read(ctx, c.vimLogin, func(s *session) (*call, error) { return c.newVIMCall(s.service, obj, kind, member, in) }, out)
 }
 
-// vimIn is vim within one session, which it does not renew: for what lives and dies with its session.
-func (c *Client) vimIn(ctx context.Context, s *session, obj object, kind, member string, in, out any) error {
-	cl, err := c.vimCall(s.service, obj, kind, member, in)
+// callVIMIn is vim within one session, which it does not renew: for what lives and dies with its session.
+func (c *Client) callVIMIn(ctx context.Context, s *session, obj objectFunc, kind, member string, in, out any) error {
+	cl, err := c.newVIMCall(s.service, obj, kind, member, in)
 	if err != nil {
 		return err
 	}
 	cl.token = s.token
-	ans, err := c.exchange(ctx, c.reads, cl)
+	resp, err := c.roundTrip(ctx, c.reads, cl)
 	if err != nil {
 		return err
 	}
-	return c.decode(cl, ans, out)
+	return c.decode(cl, resp, out)
 }
 
 // encode writes JSON as it is, without escapes for HTML. A json.RawMessage in v is compacted: what must go word for word is put in by hand.
@@ -145,11 +145,11 @@ func encode(v any) ([]byte, error) {
 	return bytes.TrimSpace(b.Bytes()), nil
 }
 
-// learn finds out which release to speak, and where the managers are. It needs no login.
+// discover finds out which release to speak, and where the managers are. It needs no login.
 //
 // hello (8.0.2 and newer) chooses the release; else the content is read as 8.0.1.0, the oldest VI JSON, and about.apiVersion tells.
 // Source: Vcenter System hello; VI JSON, ServiceInstance.
-func (c *Client) learn(ctx context.Context) (*service, error) {
+func (c *Client) discover(ctx context.Context) (*service, error) {
 	var chosen struct {
 		Release string `json:"api_release"`
 	}
@@ -158,10 +158,10 @@ func (c *Client) learn(ctx context.Context) (*service, error) {
 		return nil, err
 	}
 	cl := &call{op: "hello", method: http.MethodPost, path: "/api/vcenter/system?action=hello", body: body}
-	ans, err := c.exchange(ctx, c.reads, cl)
+	resp, err := c.roundTrip(ctx, c.reads, cl)
 	switch e := (*Error)(nil); {
 	case err == nil:
-		_ = json.Unmarshal(unwrap(ans.body), &chosen) // not understood is as good as not known
+		_ = json.Unmarshal(unwrap(resp.body), &chosen) // not understood is as good as not known
 	case errors.As(err, &e) && e.Status == 0:
 		return nil, err // nobody answers: no use in asking the next thing
 	}
@@ -193,25 +193,25 @@ func (c *Client) serviceContent(ctx context.Context, release string) (*serviceCo
 	v := &service{release: release}
 	var content serviceContent
 	read := func(member string, in any) error {
-		cl, err := c.vimCall(v, serviceInstance, "", member, in)
+		cl, err := c.newVIMCall(v, serviceInstance, "", member, in)
 		if err != nil {
 			return err
 		}
-		ans, err := c.exchange(ctx, c.reads, cl)
+		resp, err := c.roundTrip(ctx, c.reads, cl)
 		if err != nil {
 			return err
 		}
-		if err := c.decode(cl, ans, &content); err != nil {
+		if err := c.decode(cl, resp, &content); err != nil {
 			return err
 		}
 		if content.SessionManager == nil {
-			return c.notUnderstood(cl, ans, errors.New("no sessionManager: is this a vCenter, 8.0 Update 1 or newer?"))
+			return c.notUnderstood(cl, resp, errors.New("no sessionManager: is this a vCenter, 8.0 Update 1 or newer?"))
 		}
 		return nil
 	}
 	err := read("content", nil)
 	if e := (*Error)(nil); err != nil && (!errors.As(err, &e) || e.Status != 0) {
-		err = read("RetrieveServiceContent", none)
+		err = read("RetrieveServiceContent", noParams)
 	}
 	if err != nil {
 		return nil, err
@@ -251,13 +251,13 @@ func (c *Client) About(ctx context.Context) (About, error) {
 // Source: VI JSON, ServiceInstance.CurrentTime.
 func (c *Client) Now(ctx context.Context) (time.Time, error) {
 	var raw json.RawMessage
-	if err := c.vim(ctx, serviceInstance, "", "CurrentTime", none, &raw); err != nil {
+	if err := c.callVIM(ctx, serviceInstance, "", "CurrentTime", noParams, &raw); err != nil {
 		return time.Time{}, err
 	}
 	now := anyTime(raw)
 	if now == nil {
-		e := &Error{Status: http.StatusOK, Class: Permanent, Message: "the answer is no time: " + words(raw)}
-		return time.Time{}, e.fill("CurrentTime", "POST ServiceInstance/ServiceInstance/CurrentTime", c.host)
+		e := &Error{Status: http.StatusOK, Class: Permanent, Message: "the answer is no time: " + oneLine(raw)}
+		return time.Time{}, e.withCall("CurrentTime", "POST ServiceInstance/ServiceInstance/CurrentTime", c.host)
 	}
 	return *now, nil
 }
@@ -305,8 +305,8 @@ func (t *wireTime) UnmarshalJSON(raw []byte) error {
 	return nil
 }
 
-// each calls fn for each element of an array, bare or boxed (ArrayOfX).
-func each(raw json.RawMessage, fn func(json.RawMessage)) {
+// forEachElement calls fn for each element of an array, bare or boxed (ArrayOfX).
+func forEachElement(raw json.RawMessage, fn func(json.RawMessage)) {
 	var elements []json.RawMessage
 	if json.Unmarshal(anyValue(raw), &elements) != nil {
 		return

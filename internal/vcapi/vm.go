@@ -34,9 +34,9 @@ func (c *Client) VM(ctx context.Context, vm string) (VM, error) {
 	}
 	props, ok := all[vm]
 	if !ok {
-		return VM{}, missing(virtualMachine, vm).fill("RetrievePropertiesEx", "", c.host)
+		return VM{}, objectNotFound(virtualMachine, vm).withCall("RetrievePropertiesEx", "", c.host)
 	}
-	return decodeVM(props, c.known.veil()), nil
+	return decodeVM(props, c.secrets.redactor()), nil
 }
 
 // properties are an object's, by path, as they came.
@@ -74,7 +74,7 @@ func propertiesOf(kind string, paths []string) propertySpec {
 // retrieve reads properties of objects of one kind. Properties that this vCenter does not have are left out; so are objects that are not shown, of several.
 // Where the answer is too large, fewer objects are asked for at a time, and of one that is too large by itself its properties one by one.
 func (c *Client) retrieve(ctx context.Context, kind string, paths []string, ids ...string) (map[string]properties, error) {
-	all, err := c.retrieveWhole(ctx, kind, paths, ids)
+	all, err := c.retrieveOnce(ctx, kind, paths, ids)
 	switch {
 	case !errors.Is(err, ErrTooLarge):
 		return all, err
@@ -96,8 +96,8 @@ func (c *Client) retrieve(ctx context.Context, kind string, paths []string, ids 
 	return all, nil
 }
 
-// unread is, among the properties of an object, the list of those that were too large to be read.
-const unread = "…unread"
+// unreadKey is, among the properties of an object, the list of those that were too large to be read.
+const unreadKey = "…unread"
 
 // taskParts are what a Task's info is read by where it is too large as a whole.
 var taskParts = []string{"info.key", "info.task", "info.name", "info.descriptionId", "info.entity", "info.state", "info.reason", "info.progress", "info.cancelable",
@@ -111,7 +111,7 @@ func (c *Client) retrieveParts(ctx context.Context, kind string, paths []string,
 	var props properties
 	var large []string
 	for _, path := range paths {
-		one, err := c.retrieveWhole(ctx, kind, []string{path}, []string{id})
+		one, err := c.retrieveOnce(ctx, kind, []string{path}, []string{id})
 		switch {
 		case errors.Is(err, ErrTooLarge):
 			large = append(large, path)
@@ -132,7 +132,7 @@ func (c *Client) retrieveParts(ctx context.Context, kind string, paths []string,
 		if err != nil {
 			return nil, err
 		}
-		props[unread] = list
+		props[unreadKey] = list
 	}
 	return props, nil
 }
@@ -145,20 +145,20 @@ type objectContent struct {
 		Val  json.RawMessage `json:"val"`
 	} `json:"propSet"`
 	missingSet
-	odd error // why it is not understood
+	decodeErr error // why it is not understood
 }
 
 // UnmarshalJSON takes what is odd in one object for that object's own, so that it does not make the others unreadable.
 func (o *objectContent) UnmarshalJSON(raw []byte) error {
 	type plain objectContent
 	if err := json.Unmarshal(raw, (*plain)(o)); err != nil {
-		*o = objectContent{Obj: whose(raw), odd: err}
+		*o = objectContent{Obj: objectOf(raw), decodeErr: err}
 	}
 	return nil
 }
 
-// whose finds what an element that is not understood as a whole is about.
-func whose(raw []byte) moRef {
+// objectOf finds what an element that is not understood as a whole is about.
+func objectOf(raw []byte) moRef {
 	var element struct {
 		Obj json.RawMessage `json:"obj"`
 	}
@@ -168,7 +168,7 @@ func whose(raw []byte) moRef {
 	return ref
 }
 
-func (c *Client) retrieveWhole(ctx context.Context, kind string, paths, ids []string) (map[string]properties, error) {
+func (c *Client) retrieveOnce(ctx context.Context, kind string, paths, ids []string) (map[string]properties, error) {
 	spec := filterSpec{TypeName: "PropertyFilterSpec"}
 	for _, id := range ids {
 		spec.ObjectSet = append(spec.ObjectSet, objectSpec{TypeName: "ObjectSpec", Obj: refTo(kind, id)})
@@ -176,9 +176,9 @@ func (c *Client) retrieveWhole(ctx context.Context, kind string, paths, ids []st
 	var result struct {
 		Objects []objectContent `json:"objects"`
 	}
-	err := c.avoiding(paths, func(paths []string) error {
+	err := c.withSupportedProps(paths, func(paths []string) error {
 		spec.PropSet = []propertySpec{propertiesOf(kind, paths)}
-		return c.vim(ctx, propertyCollector, "PropertyCollector", "RetrievePropertiesEx", map[string]any{
+		return c.callVIM(ctx, propertyCollector, "PropertyCollector", "RetrievePropertiesEx", map[string]any{
 			"specSet": []filterSpec{spec}, "options": map[string]any{"_typeName": "RetrieveOptions"}}, &result)
 	})
 	if err != nil {
@@ -186,12 +186,12 @@ func (c *Client) retrieveWhole(ctx context.Context, kind string, paths, ids []st
 	}
 	all := make(map[string]properties, len(result.Objects))
 	for _, object := range result.Objects {
-		if denied := object.denied(c.known.veil()); len(ids) == 1 && len(object.PropSet) == 0 && denied != nil {
-			return nil, denied.fill("RetrievePropertiesEx", "", c.host)
+		if denied := object.denied(c.secrets.redactor()); len(ids) == 1 && len(object.PropSet) == 0 && denied != nil {
+			return nil, denied.withCall("RetrievePropertiesEx", "", c.host)
 		}
-		if object.odd != nil {
+		if object.decodeErr != nil {
 			if len(ids) == 1 {
-				return nil, c.notUnderstood(&call{op: "RetrievePropertiesEx"}, &answer{status: http.StatusOK}, object.odd)
+				return nil, c.notUnderstood(&call{op: "RetrievePropertiesEx"}, &response{status: http.StatusOK}, object.decodeErr)
 			}
 			continue
 		}
@@ -212,7 +212,7 @@ type missingSet struct {
 }
 
 // denied is the want of a privilege for which properties could not be read; nil where that was not the reason.
-func (m missingSet) denied(s veil) *Error {
+func (m missingSet) denied(s redactor) *Error {
 	for _, property := range m.MissingSet {
 		if e := decodeError(0, property.Fault, s); e.Name == "NoPermission" {
 			e.Sent = Refused
@@ -222,9 +222,9 @@ func (m missingSet) denied(s veil) *Error {
 	return nil
 }
 
-// lostInside finds NotAuthenticated among the reasons for missing properties: that is how a property collector may tell that the session is gone,
+// sessionLostIn finds NotAuthenticated among the reasons for missing properties: that is how a property collector may tell that the session is gone,
 // with a success of its own.
-func lostInside(body []byte, s veil) *Error {
+func sessionLostIn(body []byte, s redactor) *Error {
 	const lost = "NotAuthenticated"
 	if !bytes.Contains(body, []byte(lost)) {
 		return nil
@@ -250,10 +250,10 @@ func lostInside(body []byte, s veil) *Error {
 	return nil
 }
 
-// avoiding calls fn with the paths that this vCenter has. The fault InvalidProperty names one that it has not: remembered, left out, tried again.
-func (c *Client) avoiding(paths []string, fn func(paths []string) error) error {
+// withSupportedProps calls fn with the paths that this vCenter has. The fault InvalidProperty names one that it has not: remembered, left out, tried again.
+func (c *Client) withSupportedProps(paths []string, fn func(paths []string) error) error {
 	for {
-		have := c.lacks.without(paths)
+		have := c.unsupportedProps.without(paths)
 		err := fn(have)
 		var e *Error
 		if err == nil || !errors.As(err, &e) || e.Name != "InvalidProperty" {
@@ -265,12 +265,12 @@ func (c *Client) avoiding(paths []string, fn func(paths []string) error) error {
 		if json.Unmarshal(e.Data, &data) != nil || !slices.Contains(have, data.Name) || len(have) == 1 {
 			return err
 		}
-		c.lacks.add(data.Name)
+		c.unsupportedProps.add(data.Name)
 	}
 }
 
 // decodeVM makes a VM of what is known of it, without the secrets that its guest may repeat. What is missing, or odd, stays empty.
-func decodeVM(p properties, s veil) VM {
+func decodeVM(p properties, s redactor) VM {
 	vm := VM{
 		Name:                 anyString(p["name"]),
 		InstanceUUID:         anyString(p["config.instanceUuid"]),
@@ -287,11 +287,11 @@ func decodeVM(p properties, s veil) VM {
 	if vm.Customization != nil {
 		vm.Customization.Error = s.text(vm.Customization.Error)
 	}
-	_ = json.Unmarshal(p[unread], &vm.Unread) // our own
-	each(p["guest.net"], func(raw json.RawMessage) { vm.NICs = append(vm.NICs, decodeNIC(raw)) })
-	each(p["guest.ipStack"], func(raw json.RawMessage) { decodeStack(raw, &vm) })
+	_ = json.Unmarshal(p[unreadKey], &vm.Unread) // our own
+	forEachElement(p["guest.net"], func(raw json.RawMessage) { vm.NICs = append(vm.NICs, decodeNIC(raw)) })
+	forEachElement(p["guest.ipStack"], func(raw json.RawMessage) { decodeStack(raw, &vm) })
 	vm.Cards = decodeCards(p["config.hardware.device"])
-	each(p["config.extraConfig"], func(raw json.RawMessage) {
+	forEachElement(p["config.extraConfig"], func(raw json.RawMessage) {
 		var option struct {
 			Key   string          `json:"key"`
 			Value json.RawMessage `json:"value"`
@@ -301,7 +301,7 @@ func decodeVM(p properties, s veil) VM {
 			vm.CloudInit = true
 		}
 	})
-	each(p["recentTask"], func(raw json.RawMessage) {
+	forEachElement(p["recentTask"], func(raw json.RawMessage) {
 		var ref moRef
 		if json.Unmarshal(raw, &ref) == nil && ref.Value != "" {
 			vm.RecentTasks = append(vm.RecentTasks, ref.Value)

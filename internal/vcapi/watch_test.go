@@ -13,15 +13,15 @@ import (
 	"time"
 )
 
-// poller is a fake whose long poll the test answers: each answer is taken once, and without one the poll hangs until the client gives up.
-type poller struct {
+// pollServer is a fake whose long poll the test answers: each answer is taken once, and without one the poll hangs until the client gives up.
+type pollServer struct {
 	*fake
 	answers chan func(w http.ResponseWriter, r *http.Request)
 }
 
-func newPoller(t *testing.T) *poller {
+func newPollServer(t *testing.T) *pollServer {
 	t.Helper()
-	p := &poller{fake: newFake(t, "9.0.0.0"), answers: make(chan func(http.ResponseWriter, *http.Request), 100)}
+	p := &pollServer{fake: newFake(t, "9.0.0.0"), answers: make(chan func(http.ResponseWriter, *http.Request), 100)}
 	p.reply("CreatePropertyCollector", 200, `{"type":"PropertyCollector","value":"session[52ab]52cd"}`)
 	p.reply("CreateListView", 200, `{"type":"ListView","value":"session[52ab]view"}`)
 	p.reply("CreateFilter", 200, `{"type":"PropertyFilter","value":"session[52ab]filter"}`)
@@ -39,7 +39,7 @@ func newPoller(t *testing.T) *poller {
 }
 
 // push answers the next poll.
-func (p *poller) push(status int, body string) {
+func (p *pollServer) push(status int, body string) {
 	p.answers <- func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, status, body) }
 }
 
@@ -55,7 +55,7 @@ func change(name, val string) string {
 }
 
 // polling gives a client of p, its Run running.
-func (p *poller) polling(t *testing.T, change func(*Client)) *Client {
+func (p *pollServer) polling(t *testing.T, change func(*Client)) *Client {
 	t.Helper()
 	c := p.client(t)
 	if change != nil {
@@ -70,7 +70,7 @@ func named42(s WatchState) bool { return s.VM.Name == "forty-two" }
 // TestPollNothing: null, 204 and an empty body mean that nothing changed, also chunked; the version goes from answer to request.
 func TestPollNothing(t *testing.T) {
 	t.Parallel()
-	p := newPoller(t)
+	p := newPollServer(t)
 	p.push(200, `null`)
 	p.push(204, ``)
 	p.push(200, ``)
@@ -110,7 +110,7 @@ func TestPollNothing(t *testing.T) {
 // TestPollParts: values that come in parts, change kinds and types that nobody knows.
 func TestPollParts(t *testing.T) {
 	t.Parallel()
-	p := newPoller(t)
+	p := newPollServer(t)
 	p.push(200, updateOf("1", "enter", "VirtualMachine", "vm-42", change("name", `"x"`)+`,`+change("guest.hostName", `"h"`)+`,`+change("guest.net",
 		`{"_typeName":"Odd"}`)))
 	p.push(200, updateOf("2", "enter", "Task", "task-1", change("info", `{"_typeName":"TaskInfo","key":"task-1","state":"queued","name":"N"}`)))
@@ -144,7 +144,7 @@ func TestPollParts(t *testing.T) {
 // TestPollTruncated: more is asked for at once.
 func TestPollTruncated(t *testing.T) {
 	t.Parallel()
-	p := newPoller(t)
+	p := newPollServer(t)
 	p.push(200, strings.TrimSuffix(updateOf("1", "enter", "VirtualMachine", "vm-41", change("name", `"other"`)), "}")+`,"truncated":true}`)
 	p.push(200, updateOf("2", "enter", "VirtualMachine", "vm-42", change("name", `"forty-two"`)))
 	until(t, p.polling(t, nil), "vm-42", "", named42)
@@ -153,9 +153,9 @@ func TestPollTruncated(t *testing.T) {
 // TestWatchersShare: two watches of one VM stand in the view once, until the last one ends; each gets the state.
 func TestWatchersShare(t *testing.T) {
 	t.Parallel()
-	p := newPoller(t)
+	p := newPollServer(t)
 	p.push(200, `null`)
-	c := p.polling(t, func(c *Client) { c.watch.linger = time.Nanosecond })
+	c := p.polling(t, func(c *Client) { c.poller.lingerTime = time.Nanosecond })
 	var known, over sync.WaitGroup
 	known.Add(2)
 	ctx, stop := context.WithCancel(patience(t))
@@ -194,7 +194,7 @@ func TestWatchersShare(t *testing.T) {
 // TestPollBlind: a server that does not show what is added while a poll waits is polled anew, once for each object.
 func TestPollBlind(t *testing.T) {
 	t.Parallel()
-	p := newPoller(t)
+	p := newPollServer(t)
 	waiting := make(chan struct{}, 1)
 	p.handle("WaitForUpdatesEx", func(w http.ResponseWriter, r *http.Request) {
 		if all := p.of("WaitForUpdatesEx"); strings.Contains(all[len(all)-1].body, `"version"`) || len(p.of("ModifyListView")) == 0 {
@@ -204,7 +204,7 @@ func TestPollBlind(t *testing.T) {
 		}
 		writeJSON(w, 200, updateOf("1", "enter", "VirtualMachine", "vm-42", change("name", `"forty-two"`)))
 	})
-	c := p.polling(t, func(c *Client) { c.watch.patience = 20 * time.Millisecond })
+	c := p.polling(t, func(c *Client) { c.poller.showTimeout = 20 * time.Millisecond })
 	<-waiting // the first generation waits, over an empty view
 	s := until(t, c, "vm-42", "", func(s WatchState) bool {
 		if s.Down {
@@ -223,7 +223,7 @@ func TestPollBlind(t *testing.T) {
 // TestPollNeverShows: an object that even a new generation does not show is read by itself.
 func TestPollNeverShows(t *testing.T) {
 	t.Parallel()
-	p := newPoller(t)
+	p := newPollServer(t)
 	p.handle("WaitForUpdatesEx", func(w http.ResponseWriter, r *http.Request) {
 		if all := p.of("WaitForUpdatesEx"); !strings.Contains(all[len(all)-1].body, `"version"`) {
 			writeJSON(w, 200, `{"version":"1"}`)
@@ -232,7 +232,7 @@ func TestPollNeverShows(t *testing.T) {
 		<-r.Context().Done()
 	})
 	p.reply("RetrievePropertiesEx", 200, `{"objects":[{"obj":{"type":"VirtualMachine","value":"vm-42"},"propSet":[{"name":"name","val":"forty-two"}]}]}`)
-	c := p.polling(t, func(c *Client) { c.watch.patience = 20 * time.Millisecond })
+	c := p.polling(t, func(c *Client) { c.poller.showTimeout = 20 * time.Millisecond })
 	until(t, c, "vm-42", "", named42)
 	p.reply("RetrievePropertiesEx", 500, `{"_typeName":"ManagedObjectNotFound","obj":{"type":"VirtualMachine","value":"vm-43"}}`)
 	until(t, c, "vm-43", "", func(s WatchState) bool { return s.VMGone })
@@ -241,7 +241,7 @@ func TestPollNeverShows(t *testing.T) {
 // TestPollStaleRead: what was read before the poll brought something newer does not take its place.
 func TestPollStaleRead(t *testing.T) {
 	t.Parallel()
-	p := newPoller(t)
+	p := newPollServer(t)
 	applied := make(chan struct{}, 1)
 	p.handle("WaitForUpdatesEx", func(w http.ResponseWriter, r *http.Request) {
 		if all := p.of("WaitForUpdatesEx"); strings.Contains(all[len(all)-1].body, `"version":"3"`) {
@@ -276,7 +276,7 @@ func TestPollStaleRead(t *testing.T) {
 // TestPollPart: a part of an object that is not known yet makes the whole be read.
 func TestPollPart(t *testing.T) {
 	t.Parallel()
-	p := newPoller(t)
+	p := newPollServer(t)
 	p.push(200, updateOf("1", "modify", "VirtualMachine", "vm-42", change("guest.hostName", `"h"`)))
 	p.reply("RetrievePropertiesEx", 200, `{"objects":[{"obj":{"type":"VirtualMachine","value":"vm-42"},"propSet":[{"name":"name","val":"forty-two"}]}]}`)
 	until(t, p.polling(t, nil), "vm-42", "", func(s WatchState) bool {
@@ -290,7 +290,7 @@ func TestPollPart(t *testing.T) {
 // TestPollSlowRead: objects that vCenter is slow to read hold up neither the others that are read by themselves, nor those that are added.
 func TestPollSlowRead(t *testing.T) {
 	t.Parallel()
-	p := newPoller(t)
+	p := newPollServer(t)
 	over, asked := make(chan struct{}), make(chan struct{}, 10)
 	defer close(over)
 	p.push(200, updateOf("1", "modify", "VirtualMachine", "vm-1", change("guest.hostName", `"a part of what is not known"`)))
@@ -315,7 +315,7 @@ func TestPollSlowRead(t *testing.T) {
 // TestPollLeave: an object that leaves the view is gone where a read says so, and else is not.
 func TestPollLeave(t *testing.T) {
 	t.Parallel()
-	p := newPoller(t)
+	p := newPollServer(t)
 	p.push(200, updateOf("1", "enter", "VirtualMachine", "vm-42", change("name", `"x"`)))
 	p.push(200, updateOf("2", "leave", "VirtualMachine", "vm-42", ""))
 	p.reply("RetrievePropertiesEx", 200, `{"objects":[{"obj":{"type":"VirtualMachine","value":"vm-42"},"propSet":[{"name":"name","val":"forty-two"}]}]}`)
@@ -355,7 +355,7 @@ func TestPollUnresolved(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			p := newPoller(t)
+			p := newPollServer(t)
 			p.handle("ModifyListView", modify)
 			p.reply("RetrievePropertiesEx", 500, `{"_typeName":"ManagedObjectNotFound"}`)
 			p.push(200, updateOf("1", "enter", "VirtualMachine", "vm-42", change("name", `"forty-two"`)))
@@ -370,7 +370,7 @@ func TestPollUnresolved(t *testing.T) {
 // TestPollOldServer: properties that this vCenter does not have are left out, and a collector of one's own is not needed.
 func TestPollOldServer(t *testing.T) {
 	t.Parallel()
-	p := newPoller(t)
+	p := newPollServer(t)
 	p.reply("CreatePropertyCollector", 500, `{"_typeName":"NotSupported"}`)
 	p.handle("CreateFilter", func(w http.ResponseWriter, r *http.Request) {
 		all := p.of("CreateFilter")
@@ -420,7 +420,7 @@ func TestPollBegunAnew(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			p := newPoller(t)
+			p := newPollServer(t)
 			p.handle("WaitForUpdatesEx", func(w http.ResponseWriter, r *http.Request) {
 				all := p.of("WaitForUpdatesEx")
 				switch n := len(all); {
@@ -478,7 +478,7 @@ func TestPollNotUnderstood(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			p := newPoller(t)
+			p := newPollServer(t)
 			p.handle("WaitForUpdatesEx", func(w http.ResponseWriter, r *http.Request) {
 				all := p.of("WaitForUpdatesEx")
 				if strings.Contains(all[len(all)-1].body, `"version"`) {
@@ -541,7 +541,7 @@ func TestPollNotUnderstood(t *testing.T) {
 // TestWatchEnds: by fn, by ctx's cause; and with the poll away it says so instead of keeping silent.
 func TestWatchEnds(t *testing.T) {
 	t.Parallel()
-	p := newPoller(t)
+	p := newPollServer(t)
 	p.srv.Close()
 	c := p.polling(t, nil)
 	s := until(t, c, "vm-42", "task-1", func(s WatchState) bool { return s.Down })
@@ -676,8 +676,8 @@ func FuzzUpdateSet(f *testing.F) {
 		if json.Unmarshal(body, &set) != nil {
 			return
 		}
-		_ = lostInside(body, veil{})
-		p := newWatch(&Client{})
+		_ = sessionLostIn(body, redactor{})
+		p := newPoller(&Client{})
 		w := &watcher{vm: moRef{Type: virtualMachine, Value: "vm-1"}, task: moRef{Type: "Task", Value: "task-1"}, signal: make(chan struct{}, 1)}
 		p.add(w)
 		p.apply(set, true, true)
@@ -706,14 +706,14 @@ func FuzzProperties(f *testing.F) {
 		if json.Unmarshal(body, &p) != nil {
 			return
 		}
-		task, ok := decodeTask(p, secrets{"canary"}.veil())
+		task, ok := decodeTask(p, secrets{"canary"}.redactor())
 		if ok && task.State == "" || task.State == "error" && task.Err == nil {
 			t.Errorf("task %+v", task)
 		}
 		if task.Err != nil && task.Err.Error() == "" {
 			t.Error("an error without words")
 		}
-		for _, n := range decodeVM(p, veil{}).NICs {
+		for _, n := range decodeVM(p, redactor{}).NICs {
 			if slices.Contains(n.Addresses, "") {
 				t.Errorf("NIC %+v", n)
 			}
