@@ -2,6 +2,7 @@ package vcapi
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"html"
@@ -181,22 +182,6 @@ func membersOf(body []byte) (m faultMembers, ok bool) {
 	return m, true
 }
 
-// dropNull drops a null.
-func dropNull(raw json.RawMessage) json.RawMessage {
-	if bytes.Equal(bytes.TrimSpace(raw), []byte("null")) {
-		return nil
-	}
-	return raw
-}
-
-func textOf(raw json.RawMessage) string {
-	var s string
-	if json.Unmarshal(raw, &s) != nil {
-		return ""
-	}
-	return s
-}
-
 func (e *Error) decodeREST(m faultMembers) {
 	e.Name = upperSnake(m.ErrorType)
 	if e.Name == "" {
@@ -218,7 +203,7 @@ func (e *Error) decodeREST(m faultMembers) {
 			Args           []any  `json:"args"`
 		}
 		if json.Unmarshal(raw, &message) == nil {
-			texts = append(texts, firstOf(message.Localized, message.DefaultMessage, withArguments(message.ID, message.Args)))
+			texts = append(texts, cmp.Or(message.Localized, message.DefaultMessage, withArguments(message.ID, message.Args)))
 		}
 	}
 	if e.Message = joinUnique(texts); e.Message == "" {
@@ -272,11 +257,11 @@ func (e *Error) isFromOperation() bool {
 }
 
 func (e *Error) decodeVIM(body []byte, m faultMembers, causes int) {
-	e.LocalizedMessage = firstOf(m.LocalizedMessage, m.FaultString)
+	e.LocalizedMessage = cmp.Or(m.LocalizedMessage, m.FaultString)
 	if len(m.Fault) > 0 { // LocalizedMethodFault, as TaskInfo.error is
 		if inner, ok := membersOf(m.Fault); ok {
 			body, m = m.Fault, inner
-			e.LocalizedMessage = firstOf(e.LocalizedMessage, m.LocalizedMessage, m.FaultString)
+			e.LocalizedMessage = cmp.Or(e.LocalizedMessage, m.LocalizedMessage, m.FaultString)
 		}
 	}
 	e.Name = m.TypeName
@@ -297,7 +282,7 @@ func (e *Error) decodeVIM(body []byte, m faultMembers, causes int) {
 			for _, a := range message.Arg {
 				args = append(args, a.Value)
 			}
-			texts = append(texts, firstOf(message.Message, withArguments(message.Key, args)))
+			texts = append(texts, cmp.Or(message.Message, withArguments(message.Key, args)))
 		}
 	}
 	e.Data = specificMembers(body)
@@ -364,15 +349,6 @@ func upperSnake(s string) string {
 		b.WriteRune(unicode.ToUpper(r))
 	}
 	return b.String()
-}
-
-func firstOf(texts ...string) string {
-	for _, t := range texts {
-		if t != "" {
-			return t
-		}
-	}
-	return ""
 }
 
 // joinUnique joins what is not empty and not a repeat.

@@ -138,11 +138,3 @@ func decodeCards(devices json.RawMessage) []Card {
 	})
 	return cards
 }
-
-// anyInt32 is a number that fits; 0 where there is none.
-func anyInt32(raw json.RawMessage) (n int32) {
-	if json.Unmarshal(anyValue(raw), &n) != nil {
-		return 0
-	}
-	return n
-}

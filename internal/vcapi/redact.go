@@ -3,7 +3,9 @@ package vcapi
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"html"
+	"maps"
 	"net/url"
 	"slices"
 	"strings"
@@ -289,7 +291,7 @@ func redactValue(v any, hide func(string) string) (any, bool) {
 		}
 		return v, changed
 	case map[string]any:
-		for _, key := range sortedKeys(v) {
+		for _, key := range slices.Sorted(maps.Keys(v)) {
 			if key == "_typeName" || key == "error_type" {
 				continue
 			}
@@ -308,11 +310,18 @@ func redactValue(v any, hide func(string) string) (any, bool) {
 	return v, false
 }
 
-func sortedKeys(m map[string]any) []string {
-	keys := make([]string, 0, len(m))
-	for key := range m {
-		keys = append(keys, key)
+// Hide keeps secrets out of everything that vCenter or a guest says, whoever has sent them (the owner of a run before this one, say), until forget is
+// called. Several may hide the same.
+func (c *Client) Hide(values ...string) (forget func()) { return c.secrets.hold(values...) }
+
+func (c *Client) redactorFor(cl *call) redactor { return c.secrets.redactor(cl.secrets...) }
+
+func (c *Client) redact(cl *call, text string) string { return c.redactorFor(cl).text(text) }
+
+// redactError gives err as it is, or, where a secret is in its text (net/http quotes what it cannot read), only its text without that.
+func (c *Client) redactError(cl *call, err error) error {
+	if text := c.redact(cl, err.Error()); text != err.Error() {
+		return errors.New(text)
 	}
-	slices.Sort(keys)
-	return keys
+	return err
 }

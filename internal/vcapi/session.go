@@ -1,6 +1,7 @@
 package vcapi
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -285,7 +286,7 @@ func (c *Client) loginVIM(ctx context.Context, password string) (s *session, err
 		c.product = product
 		c.separateSessions.Store(false)
 	}
-	s.name = Session{Key: user.Key, UserName: firstOf(user.UserName, c.cfg.Username)}
+	s.name = Session{Key: user.Key, UserName: cmp.Or(user.UserName, c.cfg.Username)}
 	return s, nil
 }
 

@@ -1,6 +1,7 @@
 package vcapi
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -117,7 +118,7 @@ func (c *Client) recentTasks(ctx context.Context, vm string) ([]Task, error) {
 	var tasks []Task
 	for id, props := range infos {
 		if task, ok := decodeTask(props, c.secrets.redactor()); ok {
-			task.ID = firstOf(task.ID, id)
+			task.ID = cmp.Or(task.ID, id)
 			tasks = append(tasks, task)
 		}
 	}
@@ -223,7 +224,7 @@ func decodeTask(p properties, s redactor) (Task, bool) {
 	_ = json.Unmarshal(info["entity"], &entity)
 	_ = json.Unmarshal(info["reason"], &reason)
 	task := Task{
-		ID:            firstOf(ref.Value, textOf(info["key"])),
+		ID:            cmp.Or(ref.Value, textOf(info["key"])),
 		Name:          textOf(info["name"]),
 		DescriptionID: textOf(info["descriptionId"]),
 		Entity:        entity.Value,

@@ -3,6 +3,7 @@ package vcapi
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 )
@@ -47,7 +48,7 @@ func describeMembers(data json.RawMessage) string {
 		return fmt.Sprintf("adapters: %s in the spec, %s on the VM", inSpec, inVM)
 	}
 	var said []string
-	for _, name := range sortedKeys(members) {
+	for _, name := range slices.Sorted(maps.Keys(members)) {
 		if v := describeValue(members[name]); v != "" && !slices.Contains(hiddenMembers, name) && len(said) < maxMembers {
 			said = append(said, name+" "+v)
 		}

@@ -1,0 +1,242 @@
+package vcapi
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"maps"
+	"net/http"
+	"slices"
+)
+
+// properties are an object's, by path, as they came.
+type properties map[string]json.RawMessage
+
+type propertySpec struct {
+	TypeName string   `json:"_typeName"`
+	Type     string   `json:"type"`
+	PathSet  []string `json:"pathSet"`
+}
+
+type traversalSpec struct {
+	TypeName string `json:"_typeName"`
+	Type     string `json:"type"`
+	Path     string `json:"path"`
+}
+
+type objectSpec struct {
+	TypeName  string          `json:"_typeName"`
+	Obj       moRef           `json:"obj"`
+	Skip      *bool           `json:"skip,omitempty"`
+	SelectSet []traversalSpec `json:"selectSet,omitempty"`
+}
+
+type filterSpec struct {
+	TypeName  string         `json:"_typeName"`
+	PropSet   []propertySpec `json:"propSet"`
+	ObjectSet []objectSpec   `json:"objectSet"`
+}
+
+func propertiesOf(kind string, paths []string) propertySpec {
+	return propertySpec{TypeName: "PropertySpec", Type: kind, PathSet: paths}
+}
+
+// retrieve reads properties of objects of one kind. Properties that this vCenter does not have are left out; so are objects that are not shown, of several.
+// Where the answer is too large, fewer objects are asked for at a time, and of one that is too large by itself its properties one by one.
+func (c *Client) retrieve(ctx context.Context, kind string, paths []string, ids ...string) (map[string]properties, error) {
+	all, err := c.retrieveOnce(ctx, kind, paths, ids)
+	switch {
+	case !errors.Is(err, ErrTooLarge):
+		return all, err
+	case len(ids) == 1:
+		props, parts := c.retrieveParts(ctx, kind, paths, ids[0])
+		if props == nil {
+			return nil, cmp.Or(parts, err)
+		}
+		return map[string]properties{ids[0]: props}, nil
+	}
+	all = make(map[string]properties, len(ids))
+	for _, some := range [][]string{ids[:len(ids)/2], ids[len(ids)/2:]} {
+		half, err := c.retrieve(ctx, kind, paths, some...)
+		if err != nil {
+			return nil, err
+		}
+		maps.Copy(all, half)
+	}
+	return all, nil
+}
+
+// unreadKey is, among the properties of an object, the list of those that were too large to be read.
+const unreadKey = "…unread"
+
+// taskParts are what a Task's info is read by where it is too large as a whole.
+var taskParts = []string{"info.key", "info.task", "info.name", "info.descriptionId", "info.entity", "info.state", "info.reason", "info.progress", "info.cancelable",
+	"info.queueTime", "info.startTime", "info.completeTime", "info.error"}
+
+// retrieveParts reads the properties of one object that is too large, each by itself. nil: not one of them could be read.
+func (c *Client) retrieveParts(ctx context.Context, kind string, paths []string, id string) (properties, error) {
+	if kind == "Task" {
+		paths = taskParts
+	}
+	var props properties
+	var large []string
+	for _, path := range paths {
+		one, err := c.retrieveOnce(ctx, kind, []string{path}, []string{id})
+		switch {
+		case errors.Is(err, ErrTooLarge):
+			large = append(large, path)
+			continue
+		case err != nil:
+			if e := (*Error)(nil); errors.As(err, &e) && e.Name == "InvalidProperty" {
+				continue // vCenter does not have it
+			}
+			return nil, err
+		}
+		if props == nil {
+			props = make(properties)
+		}
+		maps.Copy(props, one[id])
+	}
+	if props != nil && len(large) > 0 {
+		list, err := json.Marshal(large)
+		if err != nil {
+			return nil, err
+		}
+		props[unreadKey] = list
+	}
+	return props, nil
+}
+
+// objectContent is what a RetrievePropertiesEx tells of one object.
+type objectContent struct {
+	Obj     moRef `json:"obj"`
+	PropSet []struct {
+		Name string          `json:"name"`
+		Val  json.RawMessage `json:"val"`
+	} `json:"propSet"`
+	missingSet
+	decodeErr error // why it is not understood
+}
+
+// UnmarshalJSON takes what is odd in one object for that object's own, so that it does not make the others unreadable.
+func (o *objectContent) UnmarshalJSON(raw []byte) error {
+	type plain objectContent
+	if err := json.Unmarshal(raw, (*plain)(o)); err != nil {
+		*o = objectContent{Obj: objectOf(raw), decodeErr: err}
+	}
+	return nil
+}
+
+// objectOf finds what an element that is not understood as a whole is about.
+func objectOf(raw []byte) moRef {
+	var element struct {
+		Obj json.RawMessage `json:"obj"`
+	}
+	var ref moRef
+	_ = json.Unmarshal(raw, &element) // what cannot be read names nothing
+	_ = json.Unmarshal(element.Obj, &ref)
+	return ref
+}
+
+func (c *Client) retrieveOnce(ctx context.Context, kind string, paths, ids []string) (map[string]properties, error) {
+	spec := filterSpec{TypeName: "PropertyFilterSpec"}
+	for _, id := range ids {
+		spec.ObjectSet = append(spec.ObjectSet, objectSpec{TypeName: "ObjectSpec", Obj: refTo(kind, id)})
+	}
+	var result struct {
+		Objects []objectContent `json:"objects"`
+	}
+	err := c.withSupportedProps(paths, func(paths []string) error {
+		spec.PropSet = []propertySpec{propertiesOf(kind, paths)}
+		return c.callVIM(ctx, propertyCollector, "PropertyCollector", "RetrievePropertiesEx", map[string]any{
+			"specSet": []filterSpec{spec}, "options": map[string]any{"_typeName": "RetrieveOptions"}}, &result)
+	})
+	if err != nil {
+		return nil, err
+	}
+	all := make(map[string]properties, len(result.Objects))
+	for _, object := range result.Objects {
+		if denied := object.denied(c.secrets.redactor()); len(ids) == 1 && len(object.PropSet) == 0 && denied != nil {
+			return nil, denied.withCall("RetrievePropertiesEx", "", c.host)
+		}
+		if object.decodeErr != nil {
+			if len(ids) == 1 {
+				return nil, c.notUnderstood(&call{op: "RetrievePropertiesEx"}, &response{status: http.StatusOK}, object.decodeErr)
+			}
+			continue
+		}
+		props := make(properties, len(object.PropSet))
+		for _, p := range object.PropSet {
+			props[p.Name] = p.Val
+		}
+		all[object.Obj.Value] = props
+	}
+	return all, nil
+}
+
+// missingSet is what a property collector could not read of an object, and why.
+type missingSet struct {
+	MissingSet []struct {
+		Fault json.RawMessage `json:"fault"`
+	} `json:"missingSet"`
+}
+
+// denied is the want of a privilege for which properties could not be read; nil where that was not the reason.
+func (m missingSet) denied(s redactor) *Error {
+	for _, property := range m.MissingSet {
+		if e := decodeError(0, property.Fault, s); e.Name == "NoPermission" {
+			e.Sent = Refused
+			return e
+		}
+	}
+	return nil
+}
+
+// sessionLostIn finds NotAuthenticated among the reasons for missing properties: that is how a property collector may tell that the session is gone,
+// with a success of its own.
+func sessionLostIn(body []byte, s redactor) *Error {
+	const lost = "NotAuthenticated"
+	if !bytes.Contains(body, []byte(lost)) {
+		return nil
+	}
+	var result struct {
+		Objects   []missingSet `json:"objects"` // RetrieveResult
+		FilterSet []struct {
+			ObjectSet []missingSet `json:"objectSet"`
+		} `json:"filterSet"` // UpdateSet
+	}
+	_ = json.Unmarshal(body, &result) // what cannot be read is found out by who reads it
+	objects := result.Objects
+	for _, filter := range result.FilterSet {
+		objects = append(objects, filter.ObjectSet...)
+	}
+	for _, object := range objects {
+		for _, property := range object.MissingSet {
+			if e := decodeError(0, property.Fault, s); e.Name == lost {
+				return e
+			}
+		}
+	}
+	return nil
+}
+
+// withSupportedProps calls fn with the paths that this vCenter has. The fault InvalidProperty names one that it has not: remembered, left out, tried again.
+func (c *Client) withSupportedProps(paths []string, fn func(paths []string) error) error {
+	for {
+		have := c.unsupportedProps.without(paths)
+		err := fn(have)
+		var e *Error
+		if err == nil || !errors.As(err, &e) || e.Name != "InvalidProperty" {
+			return err
+		}
+		var data struct {
+			Name string `json:"name"`
+		}
+		if json.Unmarshal(e.Data, &data) != nil || !slices.Contains(have, data.Name) || len(have) == 1 {
+			return err
+		}
+		c.unsupportedProps.add(data.Name)
+	}
+}

@@ -1,0 +1,144 @@
+package vcapi
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"time"
+)
+
+// maintainView follows the set of what is watched, and looks after what the poll does not show.
+func (g *generation) maintainView(ctx context.Context) error {
+	for {
+		if err := g.syncView(ctx); err != nil {
+			return err
+		}
+		next, err := g.readOverdue(ctx)
+		if err != nil {
+			return err
+		}
+		var timer <-chan time.Time
+		if !next.IsZero() {
+			timer = time.After(time.Until(next))
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-g.p.changed:
+		case <-timer:
+		}
+	}
+}
+
+// syncView brings the view in line with what is watched, in one call for all that changed meanwhile.
+func (g *generation) syncView(ctx context.Context) error {
+	add, remove := g.p.viewChanges(g.inView, g.removed)
+	for len(add)+len(remove) > 0 {
+		params := make(map[string]any)
+		if len(add) > 0 {
+			params["add"] = refList(add)
+		}
+		if len(remove) > 0 {
+			params["remove"] = refList(remove)
+		}
+		var raw json.RawMessage
+		err := g.call(ctx, &g.view, "ListView", "ModifyListView", params, &raw)
+		if lost, rest := unresolved(err, add); lost != nil { // a server that refuses the whole call for one object
+			g.inView[*lost] = true
+			g.p.requestRead(*lost)
+			add = rest
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		for _, ref := range add {
+			g.inView[ref] = true
+		}
+		for _, ref := range remove {
+			delete(g.inView, ref)
+			g.removed[ref] = time.Now()
+		}
+		forEachElement(raw, func(element json.RawMessage) { // those that vCenter could not resolve
+			var ref moRef
+			if json.Unmarshal(element, &ref) == nil {
+				g.p.requestRead(moRef{Type: ref.Type, Value: ref.Value})
+			}
+		})
+		return nil
+	}
+	return nil
+}
+
+func refList(refs []moRef) []moRef {
+	list := make([]moRef, len(refs))
+	for i, ref := range refs {
+		list[i] = refTo(ref.Type, ref.Value)
+	}
+	return list
+}
+
+// unresolved finds the one of refs that a ManagedObjectNotFound is about.
+func unresolved(err error, refs []moRef) (lost *moRef, rest []moRef) {
+	var e *Error
+	if !errors.As(err, &e) || e.Name != "ManagedObjectNotFound" {
+		return nil, refs
+	}
+	var data struct {
+		Obj moRef `json:"obj"`
+	}
+	_ = json.Unmarshal(e.Data, &data)
+	for _, ref := range refs {
+		if ref.Type == data.Obj.Type && ref.Value == data.Obj.Value {
+			lost = &ref
+			continue
+		}
+		rest = append(rest, ref)
+	}
+	return lost, rest
+}
+
+// viewChanges is what stands between the view and what is watched. An object is forgotten here and nowhere else, together with its removal from the view:
+// one that was watched again before that is still the same.
+func (p *poller) viewChanges(inView map[moRef]bool, removed map[moRef]time.Time) (add, remove []moRef) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	for ref, o := range p.objects {
+		switch idle := len(o.watchers) == 0; {
+		case idle && inView[ref] && now.Sub(o.idleSince) < p.lingerTime:
+		case idle:
+			delete(p.objects, ref)
+			if inView[ref] && p.oversized[ref] {
+				delete(inView, ref) // it never was
+			} else if inView[ref] {
+				remove = append(remove, ref)
+			}
+		case !inView[ref] && p.oversized[ref]:
+			inView[ref] = true // as far as the view goes
+			o.shown, o.reAdded, o.mustRead, o.checkAt = false, false, true, time.Time{}
+		case !inView[ref]:
+			add = append(add, ref)
+			o.shown, o.reAdded, o.checkAt = false, false, now.Add(p.showGrace())
+			if _, lately := removed[ref]; lately && !p.missesAdded {
+				o.reAdded, o.mustRead, o.checkAt = true, true, now.Add(min(p.showTimeout, 4*gatherTime))
+			}
+		}
+	}
+	for ref, at := range removed {
+		if now.Sub(at) > 2*(p.c.cfg.PollWait+p.c.cfg.PollGrace) { // a whole poll has passed since: it would be shown as new
+			delete(removed, ref)
+		}
+	}
+	return add, remove
+}
+
+// requestRead notes that vCenter does not show an object which is watched.
+func (p *poller) requestRead(ref moRef) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if o := p.objects[ref]; o != nil {
+		o.mustRead, o.checkAt = true, time.Time{}
+		wake(p.changed)
+	}
+}
