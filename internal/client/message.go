@@ -250,7 +250,7 @@ func marshal(v any) ([]byte, error) {
 
 // Sections are the steps that a request asks for beside the check, in the order in which they are done.
 func (m *Message) Sections() ([]string, error) {
-	var asked events.Asked
+	var asked events.RequestSpec
 	if err := json.Unmarshal(m.Asked, &asked); err != nil {
 		return nil, err
 	}

@@ -228,7 +228,7 @@ func TestWhatIsTakenCanBeTold(t *testing.T) {
 			continue
 		}
 		run := &Run{Run: req.Run, N: 1, VCenter: "lab", VM: "vm-42", Request: &req.Ref, Status: StatusRunning, Requested: req.Data}
-		for _, p := range req.Asked.Processes {
+		for _, p := range req.Spec.Processes {
 			run.Processes = append(run.Processes, Process{Name: p.Name, State: Pending})
 		}
 		h, data, err := EncodeEvent(time.Now(), RunAccepted, req.Attrs, run, Structured)
@@ -242,8 +242,8 @@ func TestWhatIsTakenCanBeTold(t *testing.T) {
 			continue
 		}
 		for i, p := range e.Run.Processes {
-			if p.Name != req.Asked.Processes[i].Name {
-				t.Errorf("%s: process %q is told as %q", name, req.Asked.Processes[i].Name, p.Name)
+			if p.Name != req.Spec.Processes[i].Name {
+				t.Errorf("%s: process %q is told as %q", name, req.Spec.Processes[i].Name, p.Name)
 			}
 			if p.Name != Clean(p.Name) {
 				t.Errorf("%s: process %q is not fit to be shown", name, p.Name)

@@ -130,13 +130,13 @@ func (r *Request) read(env *envelope) error {
 	if err != nil {
 		return invalid("", "%v", err)
 	}
-	if err := json.Unmarshal(canonical, &r.Asked); err != nil {
+	if err := json.Unmarshal(canonical, &r.Spec); err != nil {
 		return invalid("", "%v", err)
 	}
-	if r.Asked.VM != r.VM {
-		return invalid("vm", "is %s, but the message's subject names %s: they must be one", r.Asked.VM, r.VM)
+	if r.Spec.VM != r.VM {
+		return invalid("vm", "is %s, but the message's subject names %s: they must be one", r.Spec.VM, r.VM)
 	}
-	if c := r.Asked.Customize; c != nil { // word for word, where the canonical form sorts
+	if c := r.Spec.Customize; c != nil { // word for word, where the canonical form sorts
 		var asWritten struct {
 			Customize struct{ Spec, ConfigParams json.RawMessage }
 		}

@@ -86,8 +86,8 @@ func TestDecodeRequestForms(t *testing.T) {
 			if diff := cmp.Diff(tt.attrs, r.Attrs); diff != "" {
 				t.Errorf("attributes -want +got\n%s", diff)
 			}
-			if r.Asked.VM != "vm-42" || r.Asked.Timeout.Or(0) != 45*time.Minute || string(r.Data) != data {
-				t.Errorf("asked: %+v, data %s", r.Asked, r.Data)
+			if r.Spec.VM != "vm-42" || r.Spec.Timeout.Or(0) != 45*time.Minute || string(r.Data) != data {
+				t.Errorf("asked: %+v, data %s", r.Spec, r.Data)
 			}
 		})
 	}
@@ -103,19 +103,19 @@ func TestDecodeRequestData(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if string(r.Asked.Customize.Spec) != spec {
-		t.Errorf("spec is %s, want it word for word", r.Asked.Customize.Spec)
+	if string(r.Spec.Customize.Spec) != spec {
+		t.Errorf("spec is %s, want it word for word", r.Spec.Customize.Spec)
 	}
-	want := events.Asked{
-		VM: "vm-42", OnUncertain: "repeat", Guest: &events.AskedGuest{Credentials: &events.AskedCredentials{SecretRef: "root"}},
-		Customize: &events.AskedCustomize{Spec: json.RawMessage(spec), Timeout: events.Duration(90 * time.Minute)},
-		Network:   &events.AskedNetwork{},
-		Processes: []events.AskedProcess{
-			{Name: "a", Run: &events.AskedExec{Path: "/bin/a", Environment: map[string]events.AskedText{"A": {Text: "1"}}}, SuccessExitCodes: []int64{0, 3}},
-			{Name: "b", Run: &events.AskedExec{Path: "/bin/b"}},
+	want := events.RequestSpec{
+		VM: "vm-42", OnUncertain: "repeat", Guest: &events.GuestSpec{Credentials: &events.CredentialsRef{SecretRef: "root"}},
+		Customize: &events.CustomizeSpec{Spec: json.RawMessage(spec), Timeout: events.Duration(90 * time.Minute)},
+		Network:   &events.NetworkSpec{},
+		Processes: []events.ProcessSpec{
+			{Name: "a", Run: &events.ExecSpec{Path: "/bin/a", Environment: map[string]events.TextOrSecret{"A": {Text: "1"}}}, SuccessExitCodes: []int64{0, 3}},
+			{Name: "b", Run: &events.ExecSpec{Path: "/bin/b"}},
 		},
 	}
-	if diff := cmp.Diff(want, r.Asked); diff != "" {
+	if diff := cmp.Diff(want, r.Spec); diff != "" {
 		t.Errorf("-want +got\n%s", diff)
 	}
 	if !r.Expires.Equal(time.Date(2026, 1, 2, 2, 4, 5, 500_000_000, time.UTC)) {
@@ -407,7 +407,7 @@ func FuzzDecodeRequest(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if r.VM != "vm-42" || r.Asked.VM != r.VM || r.Ref.ID == "" || r.Ref.Source == "" || len(r.Run) != 26 || len(r.Digest) != 64 {
+		if r.VM != "vm-42" || r.Spec.VM != r.VM || r.Ref.ID == "" || r.Ref.Source == "" || len(r.Run) != 26 || len(r.Digest) != 64 {
 			t.Fatalf("incomplete: %+v", r)
 		}
 		again, err := events.DecodeRequest("lab", subject, header("ce-specversion", "1.0", "ce-id", "7", "ce-source", "/a", "ce-type", requestedType), r.Data)

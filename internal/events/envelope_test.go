@@ -133,8 +133,8 @@ func TestTimestamps(t *testing.T) {
 	}
 	// In the data, too.
 	r, err := events.DecodeRequest("lab", subject, nil, structured(`{"vm":"vm-42",`+creds+`,"processes":[{"name":"a","watch":{"pid":7,"startedAt":"2016-12-31t23:59:60z"}}]}`, ""))
-	if err != nil || !r.Asked.Processes[0].Watch.StartedAt.Equal(newYear) {
-		t.Errorf("%+v, %v", r.Asked, err)
+	if err != nil || !r.Spec.Processes[0].Watch.StartedAt.Equal(newYear) {
+		t.Errorf("%+v, %v", r.Spec, err)
 	}
 	if _, err := events.DecodeRequest("lab", subject, nil, readCase(t, "13-lower-case-rfc3339.json")); err != nil {
 		t.Error(err)

@@ -29,47 +29,47 @@ type Request struct {
 	Expires   time.Time       // expirytime; zero: never
 	Digest    string          // hex SHA-256 of the canonical JSON of Data
 	Data      json.RawMessage // the request's data as taken: it holds no secret
-	Asked     Asked           // Data, decoded
+	Spec      RequestSpec     // Data, decoded
 	Warnings  []Remark        // what vCenter may refuse or pass over of the spec
 }
 
 // DefaultTimeout is how long a run may take where its request does not say.
 const DefaultTimeout = time.Hour
 
-// Asked is the data of a request, see schemas/requested.v1.json. A section that is absent is a step not done.
-type Asked struct {
-	VM        string          `json:"vm"`
-	Timeout   Duration        `json:"timeout"` // of the run; default 1h
-	Check     AskedCheck      `json:"check"`
-	Guest     *AskedGuest     `json:"guest"`
-	Customize *AskedCustomize `json:"customize"`
-	Network   *AskedNetwork   `json:"network"`
-	Verify    *AskedVerify    `json:"verify"`
-	Processes []AskedProcess  `json:"processes"`
+// Spec is the data of a request, see schemas/requested.v1.json. Omit a section to skip that step.
+type RequestSpec struct {
+	VM        string         `json:"vm"`
+	Timeout   Duration       `json:"timeout"` // of the run; default 1h
+	Check     CheckSpec      `json:"check"`
+	Guest     *GuestSpec     `json:"guest"`
+	Customize *CustomizeSpec `json:"customize"`
+	Network   *NetworkSpec   `json:"network"`
+	Verify    *VerifySpec    `json:"verify"`
+	Processes []ProcessSpec  `json:"processes"`
 	// OnUncertain is "fail" or "repeat": what to do when a crash or a lost answer hid whether a call was made, and vCenter cannot tell.
 	OnUncertain string `json:"onUncertain"`
 }
 
-// AskedCheck chooses what to make of the check: auto carries on where the vCenter is older than 9.0 and has none.
-type AskedCheck struct {
+// CheckSpec chooses what to make of the check: auto carries on where the vCenter is older than 9.0 and has none.
+type CheckSpec struct {
 	Mode string `json:"mode"` // auto, required, skip
 }
 
-// AskedGuest is how to speak to the guest.
-type AskedGuest struct {
-	Credentials        *AskedCredentials `json:"credentials"`
-	InteractiveSession bool              `json:"interactiveSession"`
-	ReadyTimeout       Duration          `json:"readyTimeout"` // default 5m
+// GuestSpec is how to speak to the guest.
+type GuestSpec struct {
+	Credentials        *CredentialsRef `json:"credentials"`
+	InteractiveSession bool            `json:"interactiveSession"`
+	ReadyTimeout       Duration        `json:"readyTimeout"` // default 5m
 }
 
-// AskedCredentials names a secret; it never holds one.
-type AskedCredentials struct {
+// CredentialsRef names a secret; it never holds one.
+type CredentialsRef struct {
 	SecretRef string `json:"secretRef"`
 	Type      string `json:"type"` // USERNAME_PASSWORD, SAML_BEARER_TOKEN; empty: whichever file is there
 }
 
-// AskedCustomize is the customization asked for.
-type AskedCustomize struct {
+// CustomizeSpec is the customization asked for.
+type CustomizeSpec struct {
 	Spec         json.RawMessage `json:"spec"`         // VI JSON CustomizationSpec, sent word for word; or
 	SpecName     string          `json:"specName"`     // that of one stored in vCenter
 	ConfigParams json.RawMessage `json:"configParams"` // VI JSON array of OptionValue, sent word for word
@@ -77,14 +77,14 @@ type AskedCustomize struct {
 	Timeout      Duration        `json:"timeout"`      // default 20m
 }
 
-// AskedNetwork asks for the guest's network to be started.
-type AskedNetwork struct {
+// NetworkSpec asks for the guest's network to be started.
+type NetworkSpec struct {
 	ConnectNICs bool     `json:"connectNics"` // first connect the virtual NICs that are not
 	Timeout     Duration `json:"timeout"`     // default 5m
 }
 
-// AskedVerify asks for what the guest shows to be held against the spec.
-type AskedVerify struct {
+// VerifySpec asks for what the guest shows to be held against the spec.
+type VerifySpec struct {
 	Off           bool     `json:"-"` // "verify": false
 	HostName      *bool    `json:"hostName"`
 	Addresses     *bool    `json:"addresses"`
@@ -97,48 +97,48 @@ type AskedVerify struct {
 }
 
 // UnmarshalJSON reads false, or an object.
-func (v *AskedVerify) UnmarshalJSON(b []byte) error {
+func (v *VerifySpec) UnmarshalJSON(b []byte) error {
 	if string(b) == "false" {
-		*v = AskedVerify{Off: true}
+		*v = VerifySpec{Off: true}
 		return nil
 	}
-	type plain AskedVerify
+	type plain VerifySpec
 	return json.Unmarshal(b, (*plain)(v))
 }
 
-// AskedProcess is a guest process to run, or one that was started elsewhere to watch.
-type AskedProcess struct {
-	Name             string            `json:"name"`
-	Run              *AskedExec        `json:"run"`
-	Watch            *AskedWatch       `json:"watch"`
-	SuccessExitCodes []int64           `json:"successExitCodes"` // default [0]; with Watch: its end is enough
-	Timeout          Duration          `json:"timeout"`          // default 10m
-	Credentials      *AskedCredentials `json:"credentials"`      // default guest.credentials
-	AllowLiteral     []string          `json:"allowLiteral"`     // paths below this object that look like secrets and are none
+// ProcessSpec is a guest process to run, or one that was started elsewhere to watch.
+type ProcessSpec struct {
+	Name             string          `json:"name"`
+	Run              *ExecSpec       `json:"run"`
+	Watch            *WatchSpec      `json:"watch"`
+	SuccessExitCodes []int64         `json:"successExitCodes"` // default [0]; with Watch: its end is enough
+	Timeout          Duration        `json:"timeout"`          // default 10m
+	Credentials      *CredentialsRef `json:"credentials"`      // default guest.credentials
+	AllowLiteral     []string        `json:"allowLiteral"`     // paths below this object that look like secrets and are none
 }
 
-// AskedWatch names a process that was started elsewhere.
-type AskedWatch struct {
+// WatchSpec names a process that was started elsewhere.
+type WatchSpec struct {
 	PID       int64      `json:"pid"`
 	StartedAt *time.Time `json:"startedAt"` // the guest's clock
 }
 
-// AskedExec is a program to start in the guest.
-type AskedExec struct {
-	Path             string               `json:"path"`
-	Arguments        string               `json:"arguments"` // one string, as vSphere gives it to the guest's shell
-	WorkingDirectory string               `json:"workingDirectory"`
-	Environment      map[string]AskedText `json:"environment"` // replaces the guest's own
+// ExecSpec is a program to start in the guest.
+type ExecSpec struct {
+	Path             string                  `json:"path"`
+	Arguments        string                  `json:"arguments"` // one string, as vSphere gives it to the guest's shell
+	WorkingDirectory string                  `json:"workingDirectory"`
+	Environment      map[string]TextOrSecret `json:"environment"` // replaces the guest's own
 }
 
-// AskedText is a string, or names a secret that stands for it.
-type AskedText struct {
+// TextOrSecret is a string, or names a secret that stands for it.
+type TextOrSecret struct {
 	Text           string
 	SecretRef, Key string
 }
 
 // UnmarshalJSON reads a string, or {"secretRef":…,"key":…}.
-func (t *AskedText) UnmarshalJSON(b []byte) error {
+func (t *TextOrSecret) UnmarshalJSON(b []byte) error {
 	if len(b) > 0 && b[0] == '"' {
 		return json.Unmarshal(b, &t.Text)
 	}

@@ -17,7 +17,7 @@ type Step struct {
 }
 
 // Plan puts the steps that a request asks for into the run, each of them pending. What is absent is not done.
-func (r *Run) Plan(asked *Asked) {
+func (r *Run) Plan(asked *RequestSpec) {
 	r.Check = &Check{State: Pending}
 	if asked.Customize != nil {
 		r.Customize = &Customize{State: Pending}
@@ -35,7 +35,7 @@ func (r *Run) Plan(asked *Asked) {
 
 // verifies reports whether what the guest shows is compared with the request: where it is asked for, and after a
 // customization unless the request turns it off.
-func (a *Asked) verifies() bool {
+func (a *RequestSpec) verifies() bool {
 	if a.Verify == nil {
 		return a.Customize != nil
 	}

@@ -24,7 +24,7 @@ func TestPlan(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
-			var asked Asked
+			var asked RequestSpec
 			if err := json.Unmarshal([]byte(row.asked), &asked); err != nil {
 				t.Fatal(err)
 			}

@@ -98,7 +98,7 @@ func (r *run) checkSecrets(ctx context.Context, block func(*stepError, string)) 
 			block(f, field)
 		}
 	}
-	credentials := func(c *events.AskedCredentials, field string) {
+	credentials := func(c *events.CredentialsRef, field string) {
 		if c == nil {
 			return
 		}

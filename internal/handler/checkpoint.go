@@ -78,7 +78,7 @@ type pastRun struct {
 	Digest   string   `json:"digest"`
 	Tasks    []string `json:"tasks,omitempty"`
 	Instance string   `json:"vcenter,omitempty"` // the instance UUID of the vCenter that they are of
-	// Asked names what it made the guest show, where it customized it, and Until is how long the guest may not show that yet.
+	// Spec names what it made the guest show, where it customized it, and Until is how long the guest may not show that yet.
 	Asked string     `json:"asked,omitempty"`
 	Until *time.Time `json:"until,omitempty"`
 	// Doubt names the acts of which this run ended without knowing whether they took effect: their Task may still appear, and is nobody's to adopt.

@@ -13,7 +13,7 @@ import (
 // comparison is what the guest shows, held against a spec. What is neither compared nor refused is told: silence is no consent.
 type comparison struct {
 	e           expected
-	asked       events.AskedVerify
+	asked       events.VerifySpec
 	vm          vcapi.VM
 	nics        []shownNIC
 	sure        bool // the order of nics is known
@@ -24,7 +24,7 @@ type comparison struct {
 func on(b *bool) bool { return b == nil || *b }
 
 // compare holds what the guest shows against e, as far as asked.
-func compare(e expected, asked events.AskedVerify, vm vcapi.VM, name string) *comparison {
+func compare(e expected, asked events.VerifySpec, vm vcapi.VM, name string) *comparison {
 	c := &comparison{e: e, asked: asked, vm: vm}
 	c.nics, c.sure = nicsOfVM(vm)
 	for _, u := range e.unread {
@@ -396,7 +396,7 @@ func (e expected) evidence(vm vcapi.VM, vmName string) map[string]bool {
 	for _, a := range e.adapters {
 		for _, f := range a.fixed {
 			one := expected{adapters: []adapter{{field: a.field, mac: a.mac, place: a.place, fixed: []fixedAddress{f}}}}
-			c := compare(one, events.AskedVerify{Prefix: &no, AnyAddress: &no, NICsConnected: &no}, vm, "")
+			c := compare(one, events.VerifySpec{Prefix: &no, AnyAddress: &no, NICsConnected: &no}, vm, "")
 			seen[f.field] = len(c.mismatches) == 0
 		}
 	}

@@ -15,7 +15,7 @@ import (
 const mac1, mac2 = "00:50:56:00:00:01", "00:50:56:00:00:02"
 
 // secretOf stands for a secrets folder with one secret for each of the values that the tests need.
-func secretOf(t events.AskedText) (string, error) {
+func secretOf(t events.TextOrSecret) (string, error) {
 	values := map[string]string{"host": "web01", "address": "10.0.0.7", "mask": "255.255.255.0", "gateway": "10.0.0.1", "mac": mac1, "none": "no address"}
 	if v, ok := values[t.Key]; ok && t.SecretRef == "names" {
 		return v, nil
@@ -99,7 +99,7 @@ func TestCompare(t *testing.T) {
 	swapped := shows("web01").two().nic(4000, "192.168.5.7/24").nic(4001, "10.0.0.7/24").routes("10.0.0.1")
 	rows := map[string]struct {
 		spec   string
-		asked  events.AskedVerify
+		asked  events.VerifySpec
 		vm     guest
 		name   string // of the VM
 		want   []string
@@ -111,7 +111,7 @@ func TestCompare(t *testing.T) {
 		"the spec is no JSON object": {spec: `[]`, vm: web, untold: []string{"customize.spec: no object"}},
 		"NICs too large to be read": {spec: linux("", fixed("10.0.0.7")), vm: shows("web01").with(func(vm *vcapi.VM) { vm.Unread = []string{"guest.net"} }),
 			untold: []string{"guest.net: too large"}},
-		"wrong types": {spec: `{"identity":3,"nicSettingMap":{"a":1},"globalIPSettings":[]}`, vm: web, asked: events.AskedVerify{DNS: &yes},
+		"wrong types": {spec: `{"identity":3,"nicSettingMap":{"a":1},"globalIPSettings":[]}`, vm: web, asked: events.VerifySpec{DNS: &yes},
 			untold: []string{"customize.spec.identity: no object", "customize.spec.nicSettingMap: no array", "customize.spec.globalIPSettings: no object"}},
 		"wrong types, deeper": {spec: linux(`{"_typeName":"CustomizationFixedName","name":["web01"]}`, `7`, `{"adapter":{"ip":"10.0.0.7"}}`), vm: web.two().nic(4001),
 			untold: []string{"identity.hostName.name: no string", "nicSettingMap[0]: no object", "nicSettingMap[1].adapter.ip: no object"}},
@@ -121,10 +121,10 @@ func TestCompare(t *testing.T) {
 		"host name, the spec's has more":              {spec: linux(`{"_typeName":"CustomizationFixedName","name":"Web01.example.org"}`), vm: web},
 		"another host name":                           {spec: linux(""), vm: shows("web010").nic(4000), want: []string{"host name: want web01, the guest shows web010"}},
 		"no host name":                                {spec: linux(""), vm: shows("").nic(4000), want: []string{"host name: want web01, the guest shows none"}},
-		"another host name, nobody asked":             {spec: linux(""), asked: events.AskedVerify{HostName: &no}, vm: shows("x").nic(4000)},
+		"another host name, nobody asked":             {spec: linux(""), asked: events.VerifySpec{HostName: &no}, vm: shows("x").nic(4000)},
 		"an empty host name in the spec":              {spec: linux(`{"_typeName":"CustomizationFixedName","name":" "}`), vm: web, untold: []string{"identity.hostName.name: empty"}},
 		"no name in the spec's":                       {spec: linux(`{"_typeName":"CustomizationFixedName"}`), vm: web, untold: []string{"identity.hostName.name: empty"}},
-		"an empty host name, nobody asked":            {spec: linux(`{"_typeName":"CustomizationFixedName","name":""}`), asked: events.AskedVerify{HostName: &no}, vm: web},
+		"an empty host name, nobody asked":            {spec: linux(`{"_typeName":"CustomizationFixedName","name":""}`), asked: events.VerifySpec{HostName: &no}, vm: web},
 		"a name to be asked for":                      {spec: linux(`{"_typeName":"CustomizationUnknownName"}`), vm: web, untold: []string{"identity.hostName: asked for"}},
 		"a name that a program makes":                 {spec: linux(`{"_typeName":"CustomizationCustomName","argument":"x"}`), vm: web, untold: []string{"identity.hostName: program"}},
 		"a kind of name that is not known":            {spec: linux(`{"_typeName":"CustomizationFutureName"}`), vm: web, untold: []string{"identity.hostName: CustomizationFutureName"}},
@@ -185,7 +185,7 @@ func TestCompare(t *testing.T) {
 		"MAC that is none":                {spec: linux("", onMAC("eth0", fixed("10.0.0.7"))), vm: web, want: []string{"address: want 10.0.0.7 on NIC eth0, the VM has no such NIC"}},
 		"MAC by a secret":                 {spec: linux("", `{"macAddress":{"secretRef":"names","key":"mac"},`+fixed("10.0.0.8")[1:]), vm: web, want: []string{"address: want 10.0.0.8 on NIC the value of secret names, key mac, the guest does not show it"}},
 		"part of another address":         {spec: linux("", fixed("10.0.0.7")), vm: shows("web01").nic(4000, "10.0.0.77").routes("10.0.0.1"), want: []string{"address: want 10.0.0.7 on NIC 1"}},
-		"address, nobody asked":           {spec: linux("", fixed("10.0.0.9")), asked: events.AskedVerify{Addresses: &no}, vm: web},
+		"address, nobody asked":           {spec: linux("", fixed("10.0.0.9")), asked: events.VerifySpec{Addresses: &no}, vm: web},
 		"case 04: with a prefix":          {spec: linux("", fixed("10.0.0.11/24")), vm: shows("web01").nic(4000, "169.254.7.7").routes("10.0.0.1"), want: []string{"address: want 10.0.0.11/24 on NIC 1 (" + mac1 + "), which is not an address"}},
 		"case 04: leading zeros":          {spec: linux("", fixed("010.000.000.011")), vm: shows("web01").nic(4000, "10.0.0.11").routes("10.0.0.1"), want: []string{"address: want 010.000.000.011 on"}},
 		"case 04: 300":                    {spec: linux("", fixed("10.0.0.300")), vm: web, want: []string{"address: want 10.0.0.300 on"}},
@@ -197,7 +197,7 @@ func TestCompare(t *testing.T) {
 		"case 06: duplicate":              {spec: linux("", fixed("10.0.0.7")), vm: shows("web01").nic(4000, "10.0.0.7/24 duplicate").routes("10.0.0.1"), want: []string{"address: 10.0.0.7 on NIC 1 (" + mac1 + ") is in use elsewhere too (duplicate)"}},
 		"case 06: tentative, IPv6":        {spec: linux("", v6(fixedIP, "", fixedIP6)), vm: shows("web01").nic(4000, "10.0.0.7/24", "2001:db8::7/64 tentative"), want: []string{"address: 2001:db8::7 on NIC 1 (" + mac1 + ") is not settled yet (tentative)"}},
 		"duplicate, and nobody asked for": {vm: shows("x").nic(4000, "10.9.9.9/24 duplicate"), want: []string{"address: 10.9.9.9 on NIC 1"}},
-		"duplicate, nobody looks":         {asked: events.AskedVerify{Addresses: &no}, vm: shows("x").nic(4000, "10.9.9.9/24 duplicate")},
+		"duplicate, nobody looks":         {asked: events.VerifySpec{Addresses: &no}, vm: shows("x").nic(4000, "10.9.9.9/24 duplicate")},
 		"tentative, link-local, unasked":  {spec: linux("", fixed("10.0.0.7")), vm: shows("web01").nic(4000, "10.0.0.7/24", "fe80::7/64 tentative").routes("10.0.0.1")},
 		"tentative, link-local, asked":    {spec: linux("", v6(fixedIP, "", `{"_typeName":"CustomizationFixedIpV6","ipAddress":"fe80::7","subnetMask":64}`)), vm: shows("web01").nic(4000, "10.0.0.7/24", "fe80::7%2/64 tentative"), want: []string{"address: fe80::7"}},
 		"invalid":                         {spec: linux("", fixed("10.0.0.7")), vm: shows("web01").nic(4000, "10.0.0.7/24 invalid").routes("10.0.0.1"), want: []string{"address: 10.0.0.7 on NIC 1 (" + mac1 + ") is invalid, says the guest"}},
@@ -217,11 +217,11 @@ func TestCompare(t *testing.T) {
 		"DHCP, a guest without states":  {spec: linux("", dhcp), vm: shows("web01").nic(4000, "10.1.2.3")},
 		"DHCP, no address":              {spec: linux("", dhcp), vm: shows("web01").nic(4000), want: []string{"address: want one by DHCP on NIC 1 (" + mac1 + ") that others can reach, the guest shows none"}},
 		"DHCP, duplicate":               {spec: linux("", dhcp), vm: shows("web01").nic(4000, "10.1.2.3/24 duplicate"), want: []string{"address: want one by DHCP on NIC 1 (" + mac1 + ") that others can reach, the guest shows 10.1.2.3 (duplicate)", "address: 10.1.2.3"}},
-		"DHCP, turned off":              {spec: linux("", dhcp), asked: events.AskedVerify{AnyAddress: &no}, vm: shows("web01").nic(4000)},
+		"DHCP, turned off":              {spec: linux("", dhcp), asked: events.VerifySpec{AnyAddress: &no}, vm: shows("web01").nic(4000)},
 		"DHCP, on one of two":           {spec: linux("", fixed("10.0.0.7"), dhcp), vm: web.two().nic(4001, "fe80::1"), want: []string{"address: want one by DHCP on NIC 2"}},
-		"any address, explicitly":       {spec: linux("", fixed("10.0.0.7")), asked: events.AskedVerify{AnyAddress: &yes}, vm: web.two().nic(4001, "fe80::1"), want: []string{"address: want one on NIC 2 (" + mac2 + ") that others can reach"}},
-		"any address, no spec":          {asked: events.AskedVerify{AnyAddress: &yes}, vm: shows("x").nic(4000, "127.0.0.1"), want: []string{"address: want one on NIC 1"}},
-		"any address, no NIC":           {asked: events.AskedVerify{AnyAddress: &yes}, vm: guest{}, want: []string{"address: want one on every NIC"}, untold: []string{"verify.nicsConnected: neither"}},
+		"any address, explicitly":       {spec: linux("", fixed("10.0.0.7")), asked: events.VerifySpec{AnyAddress: &yes}, vm: web.two().nic(4001, "fe80::1"), want: []string{"address: want one on NIC 2 (" + mac2 + ") that others can reach"}},
+		"any address, no spec":          {asked: events.VerifySpec{AnyAddress: &yes}, vm: shows("x").nic(4000, "127.0.0.1"), want: []string{"address: want one on NIC 1"}},
+		"any address, no NIC":           {asked: events.VerifySpec{AnyAddress: &yes}, vm: guest{}, want: []string{"address: want one on every NIC"}, untold: []string{"verify.nicsConnected: neither"}},
 		"fixed and DHCP of IPv6":        {spec: linux("", v6(fixedIP, "", `{"_typeName":"CustomizationDhcpIpV6Generator"}`)), vm: web, want: []string{"address: want one by DHCP on NIC 1"}},
 		"fixed and DHCP of IPv6, there": {spec: linux("", v6(fixedIP, "", `{"_typeName":"CustomizationDhcpIpV6Generator"}`)), vm: shows("web01").nic(4000, "10.0.0.7/24", "2001:db8::1234/128 preferred")},
 		"IPv6 that the guest makes": {spec: linux("", v6(dhcpIP, "", `{"_typeName":"CustomizationStatelessIpV6Generator"}`, `{"_typeName":"CustomizationAutoIpV6Generator"}`)), vm: web,
@@ -233,13 +233,13 @@ func TestCompare(t *testing.T) {
 		// prefix, gateway, DNS
 		"another prefix":              {spec: linux("", fixed("10.0.0.7")), vm: shows("web01").nic(4000, "10.0.0.7/16").routes("10.0.0.1"), want: []string{"prefix: want /24 for 10.0.0.7 on NIC 1 (" + mac1 + "), the guest shows /16"}},
 		"another prefix, IPv6":        {spec: linux("", v6(fixedIP, "", fixedIP6)), vm: shows("web01").nic(4000, "10.0.0.7", "2001:db8::7/128"), want: []string{"prefix: want /64 for 2001:DB8::0:7"}},
-		"another prefix, nobody asks": {spec: linux("", fixed("10.0.0.7")), asked: events.AskedVerify{Prefix: &no}, vm: shows("web01").nic(4000, "10.0.0.7/16").routes("10.0.0.1")},
+		"another prefix, nobody asks": {spec: linux("", fixed("10.0.0.7")), asked: events.VerifySpec{Prefix: &no}, vm: shows("web01").nic(4000, "10.0.0.7/16").routes("10.0.0.1")},
 		"a prefix not shown":          {spec: linux("", fixed("10.0.0.7")), vm: shows("web01").nic(4000, "10.0.0.7").routes("10.0.0.1"), untold: []string{"nicSettingMap[0].adapter.subnetMask: does not show the prefix"}},
 		"a mask that is none":         {spec: linux("", strings.Replace(fixed("10.0.0.7"), "255.255.255.0", "255.0.255.0", 1)), vm: web, want: []string{"prefix: want that of 255.0.255.0 for 10.0.0.7"}},
 		"a mask by a secret": {spec: linux("", strings.Replace(fixed("10.0.0.7"), `"255.255.255.0"`, `{"secretRef":"names","key":"mask"}`, 1)), vm: shows("web01").nic(4000, "10.0.0.7/8").routes("10.0.0.1"),
 			want: []string{"prefix: want the value of secret names, key mask for 10.0.0.7"}},
 		"another gateway":                        {spec: linux("", fixed("10.0.0.7")), vm: web.routes("10.0.0.254"), want: []string{"gateway: want 10.0.0.1, the guest's default route goes by 10.0.0.254"}},
-		"another gateway, nobody asks":           {spec: linux("", fixed("10.0.0.7")), asked: events.AskedVerify{Gateway: &no}, vm: web.routes("10.0.0.254")},
+		"another gateway, nobody asks":           {spec: linux("", fixed("10.0.0.7")), asked: events.VerifySpec{Gateway: &no}, vm: web.routes("10.0.0.254")},
 		"no gateway":                             {spec: linux("", fixed("10.0.0.7")), vm: web.routes(), want: []string{"gateway: want 10.0.0.1, the guest's default route goes by none"}},
 		"no routes shown":                        {spec: linux("", fixed("10.0.0.7")), vm: web.with(func(vm *vcapi.VM) { vm.Routes, vm.Gateways = 0, nil }), untold: []string{"gateway[0]: no routes"}},
 		"a gateway that is none":                 {spec: linux("", strings.Replace(fixed("10.0.0.7"), "10.0.0.1", "10.0.0.1/24", 1)), vm: web, want: []string{"gateway: want 10.0.0.1/24"}},
@@ -252,17 +252,17 @@ func TestCompare(t *testing.T) {
 		"gateway of IPv6, with a zone":           {spec: linux("", v6(fixedIP, `"fe80::1"`, fixedIP6)), vm: shows("web01").nic(4000, "10.0.0.7", "2001:db8::7/64").routes("fe80::1%eth0")},
 		"gateway by a secret":                    {spec: linux("", strings.Replace(fixed("10.0.0.7"), `"10.0.0.1"`, `{"secretRef":"names","key":"gateway"}`, 1)), vm: web.routes("10.0.0.9"), want: []string{"gateway: want the value of secret names, key gateway"}},
 		"DNS is not asked for":                   {spec: linux("", fixed("10.0.0.7")), vm: web.servers("9.9.9.9")},
-		"DNS":                                    {spec: linux("", fixed("10.0.0.7")), asked: events.AskedVerify{DNS: &yes}, vm: web.servers("10.0.0.2")},
-		"DNS of a NIC":                           {spec: linux("", fixed("10.0.0.7")), asked: events.AskedVerify{DNS: &yes}, vm: web.with(func(vm *vcapi.VM) { vm.NICs[0].DNS = []string{"10.0.0.2"} })},
-		"another DNS server":                     {spec: linux("", fixed("10.0.0.7")), asked: events.AskedVerify{DNS: &yes}, vm: web.servers("9.9.9.9"), want: []string{"DNS: want 10.0.0.2, the guest shows 9.9.9.9"}},
-		"a resolver of the guest's own":          {spec: linux("", fixed("10.0.0.7")), asked: events.AskedVerify{DNS: &yes}, vm: web.servers("127.0.0.53"), untold: []string{"dnsServerList[0]: own resolver"}},
-		"DNS not shown":                          {spec: linux("", fixed("10.0.0.7")), asked: events.AskedVerify{DNS: &yes}, vm: web, untold: []string{"dnsServerList[0]: no DNS servers"}},
-		"an adapter's DNS servers are ignored":   {spec: linux("", strings.Replace(fixed("10.0.0.7"), `"gateway"`, `"dnsServerList":["9.9.9.9"],"gateway"`, 1)), asked: events.AskedVerify{DNS: &yes}, vm: web.servers("10.0.0.2"), untold: []string{"adapter.dnsServerList[0]: ignores"}},
+		"DNS":                                    {spec: linux("", fixed("10.0.0.7")), asked: events.VerifySpec{DNS: &yes}, vm: web.servers("10.0.0.2")},
+		"DNS of a NIC":                           {spec: linux("", fixed("10.0.0.7")), asked: events.VerifySpec{DNS: &yes}, vm: web.with(func(vm *vcapi.VM) { vm.NICs[0].DNS = []string{"10.0.0.2"} })},
+		"another DNS server":                     {spec: linux("", fixed("10.0.0.7")), asked: events.VerifySpec{DNS: &yes}, vm: web.servers("9.9.9.9"), want: []string{"DNS: want 10.0.0.2, the guest shows 9.9.9.9"}},
+		"a resolver of the guest's own":          {spec: linux("", fixed("10.0.0.7")), asked: events.VerifySpec{DNS: &yes}, vm: web.servers("127.0.0.53"), untold: []string{"dnsServerList[0]: own resolver"}},
+		"DNS not shown":                          {spec: linux("", fixed("10.0.0.7")), asked: events.VerifySpec{DNS: &yes}, vm: web, untold: []string{"dnsServerList[0]: no DNS servers"}},
+		"an adapter's DNS servers are ignored":   {spec: linux("", strings.Replace(fixed("10.0.0.7"), `"gateway"`, `"dnsServerList":["9.9.9.9"],"gateway"`, 1)), asked: events.VerifySpec{DNS: &yes}, vm: web.servers("10.0.0.2"), untold: []string{"adapter.dnsServerList[0]: ignores"}},
 		"an adapter's DNS servers, nobody asked": {spec: linux("", strings.Replace(fixed("10.0.0.7"), `"gateway"`, `"dnsServerList":["9.9.9.9"],"gateway"`, 1)), vm: web},
 
 		// NICs
 		"NIC off":                               {vm: shows("x").nic(4000).with(func(vm *vcapi.VM) { vm.NICs[0].Connected = false }), want: []string{"NIC " + mac1 + " is not connected"}},
-		"NIC off, nobody asked":                 {asked: events.AskedVerify{NICsConnected: &no}, vm: shows("x").nic(4000).with(func(vm *vcapi.VM) { vm.NICs[0].Connected = false })},
+		"NIC off, nobody asked":                 {asked: events.VerifySpec{NICsConnected: &no}, vm: shows("x").nic(4000).with(func(vm *vcapi.VM) { vm.NICs[0].Connected = false })},
 		"NIC that the guest does not show":      {vm: shows("x").two().nic(4000), untold: []string{"verify.nicsConnected: " + mac2}},
 		"NIC that the guest does not show, off": {vm: shows("x").two().nic(4000).with(func(vm *vcapi.VM) { vm.Cards[1].Connected = false }), want: []string{"NIC " + mac2 + " is not connected"}},
 		"no NIC shown where one is asked for":   {spec: linux("", fixed("10.0.0.7")), vm: shows("web01").routes("10.0.0.1"), want: []string{"address: want 10.0.0.7 on NIC 1", "the guest shows no NIC"}},
@@ -327,7 +327,7 @@ func TestHiddenSecrets(t *testing.T) {
 	}
 	vm := shows("web01").nic(4000, "10.0.0.7 duplicate", "169.254.1.1").routes("10.0.0.1").VM
 	yes := true
-	c := compare(e, events.AskedVerify{AnyAddress: &yes}, vm, "")
+	c := compare(e, events.VerifySpec{AnyAddress: &yes}, vm, "")
 	for _, m := range c.mismatches {
 		if strings.Contains(m, "web01") || strings.Contains(m, "10.0.0.") || strings.Contains(m, mac1) {
 			t.Errorf("a secret is told: %s", m)
@@ -380,7 +380,7 @@ func FuzzExpect(f *testing.F) {
 		vm := vcapi.VM{HostName: host, Cards: []vcapi.Card{{Key: 1, MAC: mac}}, Routes: 1, Gateways: []string{address}, DNS: []string{address},
 			NICs: []vcapi.NIC{{MAC: mac, Device: 1, Addresses: []string{address}, IPConfig: []vcapi.Address{{IP: address, Prefix: 24}}}}}
 		e := expect(spec, secretOf)
-		c := compare(e, events.AskedVerify{DNS: &yes}, vm, host)
+		c := compare(e, events.VerifySpec{DNS: &yes}, vm, host)
 		for _, a := range e.adapters {
 			for _, fixed := range a.fixed {
 				if _, ok := fixed.address(); !ok && len(c.mismatches) == 0 {

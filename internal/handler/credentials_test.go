@@ -42,7 +42,7 @@ func TestGuestAuth(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
-			got, err := s.guestAuth(t.Context(), &events.AskedCredentials{SecretRef: row.secret, Type: row.kind}, row.interactive)
+			got, err := s.guestAuth(t.Context(), &events.CredentialsRef{SecretRef: row.secret, Type: row.kind}, row.interactive)
 			if row.missing {
 				if !missing(err) {
 					t.Errorf("got %v, %v", got, err)
@@ -64,7 +64,7 @@ func TestRotatedSecret(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(string(s), "root", "password"), []byte(password), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if auth, err := s.guestAuth(t.Context(), &events.AskedCredentials{SecretRef: "root"}, false); err != nil || auth.Password != password {
+		if auth, err := s.guestAuth(t.Context(), &events.CredentialsRef{SecretRef: "root"}, false); err != nil || auth.Password != password {
 			t.Errorf("%s was not read: %v", password, err)
 		}
 	}

@@ -81,7 +81,7 @@ func (a fixedAddress) bits() (int, bool) {
 
 // specReader reads a spec, word by word: what it does not understand it notes, instead of taking it for nothing.
 type specReader struct {
-	secret func(events.AskedText) (string, error)
+	secret func(events.TextOrSecret) (string, error)
 	unread []events.NotCompared
 }
 
@@ -114,7 +114,7 @@ func (r *specReader) text(raw json.RawMessage, field string) *setting {
 		return nil
 	}
 	s := setting{field: field}
-	var t events.AskedText
+	var t events.TextOrSecret
 	var number json.Number
 	switch {
 	case json.Unmarshal(raw, &number) == nil && raw[0] != '"':
@@ -152,7 +152,7 @@ func typeOf(members map[string]json.RawMessage) (name string) {
 const specField = "customize.spec"
 
 // expect reads what a spec asks for. secret gives the value of a secret that stands for a string.
-func expect(spec json.RawMessage, secret func(events.AskedText) (string, error)) (e expected) {
+func expect(spec json.RawMessage, secret func(events.TextOrSecret) (string, error)) (e expected) {
 	if absent(spec) {
 		return e
 	}

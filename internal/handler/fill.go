@@ -102,7 +102,7 @@ func secretRefs(tree json.RawMessage) ([]secretRef, error) {
 }
 
 // text is the string that a request gives or names.
-func (s Secrets) text(ctx context.Context, t events.AskedText) (string, error) {
+func (s Secrets) text(ctx context.Context, t events.TextOrSecret) (string, error) {
 	if t.SecretRef == "" {
 		return t.Text, nil
 	}

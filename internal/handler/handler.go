@@ -17,7 +17,7 @@ import (
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
 
-// Journal is the VM's linear history of events; events.Journal is the real one.
+// Journal is the VM's linear history of events; stream.Journal is the real one.
 type Journal interface {
 	// Last reads the VM's last event from the stream's leader; nil where there is none.
 	Last(ctx context.Context, vcenter, vm string) (*events.Entry, error)
@@ -35,7 +35,7 @@ type Journal interface {
 	Runs(ctx context.Context, vcenter, vm string, fn func(*events.Entry) (more bool)) error
 }
 
-// Line is what the requests stream holds for a VM; events.Line is the real one. What it shows may be older than the truth: of what is not there, Gone
+// Line is what the requests stream holds for a VM; stream.Line is the real one. What it shows may be older than the truth: of what is not there, Gone
 // alone tells that it has left.
 type Line interface {
 	// Head is the oldest request for this VM, nil for none.
@@ -253,7 +253,7 @@ func (h *Handler) begin(ctx context.Context, req *events.Request, last *events.E
 	if last != nil {
 		r.on = events.Mark{Seq: last.Seq, MsgID: last.MsgID}
 	}
-	r.req, r.asked = req, &req.Asked
+	r.req, r.asked = req, &req.Spec
 	r.point = checkpoint{Version: checkpointVersion, Digest: req.Digest, Past: before.Past}
 	r.point.stands(req.Place())
 	r.state = events.Run{Run: req.Run, VCenter: req.VCenter, VM: req.VM, Request: &req.Ref, Status: events.StatusRunning,
@@ -291,7 +291,7 @@ func (h *Handler) begin(ctx context.Context, req *events.Request, last *events.E
 func (h *Handler) resume(ctx context.Context, req *events.Request, last *events.Entry, point checkpoint) error {
 	r := h.newRun(h.inTrace(ctx, req), req.VM, req.Attrs)
 	defer r.done()
-	r.req, r.asked = req, &req.Asked
+	r.req, r.asked = req, &req.Spec
 	trusted := last.Kind == events.RunReleased && point.Released.followedBy(req)
 	point.stands(req.Place())
 	if err := r.takeOver(last, point); err != nil {
@@ -314,7 +314,7 @@ func (h *Handler) closeOrphan(ctx context.Context, last *events.Entry, point che
 	if err != nil {
 		return err
 	}
-	if asked := new(events.Asked); data != nil && json.Unmarshal(data, asked) == nil {
+	if asked := new(events.RequestSpec); data != nil && json.Unmarshal(data, asked) == nil {
 		r.asked = asked
 		r.hide()
 	}

@@ -25,7 +25,7 @@ func TestMarkerReachesNoProgram(t *testing.T) {
 		if with, without := inShell(t, marked(arguments, mark)), inShell(t, arguments); with != without {
 			t.Errorf("arguments %q: the program was given %s, without the marker %s", arguments, with, without)
 		}
-		if !bears(commandLine(&events.AskedExec{Path: "/bin/x", Arguments: arguments}, mark), mark) {
+		if !bears(commandLine(&events.ExecSpec{Path: "/bin/x", Arguments: arguments}, mark), mark) {
 			t.Errorf("arguments %q: the command line does not end in the marker", arguments)
 		}
 	}
@@ -129,7 +129,7 @@ func TestMarkerByPath(t *testing.T) {
 		{"windowsGuest", "/bin/sh", false}, {"", "/bin/sh", true}, {"", agent, false}, {"", "agent.exe", false},
 	} {
 		r := &run{guestFamily: row.family}
-		if got := r.markOf(&events.AskedProcess{Name: "p", Run: &events.AskedExec{Path: row.path}}) != ""; got != row.marked {
+		if got := r.markOf(&events.ProcessSpec{Name: "p", Run: &events.ExecSpec{Path: row.path}}) != ""; got != row.marked {
 			t.Errorf("family %q, path %s: marked %v", row.family, row.path, got)
 		}
 	}

@@ -45,7 +45,7 @@ func bears(command, mark string) bool {
 
 // markOf is the marker that the program is started with; "" on Windows, where no shell would take it away from the program: a process is known by
 // its pid and start time alone there. Where the guest does not say what it is, the path does.
-func (r *run) markOf(asked *events.AskedProcess) string {
+func (r *run) markOf(asked *events.ProcessSpec) string {
 	windows := r.guestFamily == "windowsGuest"
 	if r.guestFamily == "" {
 		windows = !strings.HasPrefix(asked.Run.Path, "/")
@@ -57,7 +57,7 @@ func (r *run) markOf(asked *events.AskedProcess) string {
 }
 
 // sentMark is the marker that the process was started with, "" for none.
-func (r *run) sentMark(asked *events.AskedProcess) string {
+func (r *run) sentMark(asked *events.ProcessSpec) string {
 	if asked.Run == nil || slices.Contains(r.point.Unmarked, asked.Name) {
 		return ""
 	}
@@ -65,7 +65,7 @@ func (r *run) sentMark(asked *events.AskedProcess) string {
 }
 
 // startProcess is the act of starting a program in the guest: guest/processes create.
-func (r *run) startProcess(asked *events.AskedProcess, p *events.Process) *act {
+func (r *run) startProcess(asked *events.ProcessSpec, p *events.Process) *act {
 	var auth vcapi.GuestAuth
 	var environment map[string]string
 	return &act{
@@ -112,7 +112,7 @@ func (r *run) startProcess(asked *events.AskedProcess, p *events.Process) *act {
 	}
 }
 
-func argumentsOf(e *events.AskedExec, mark string) string {
+func argumentsOf(e *events.ExecSpec, mark string) string {
 	if mark == "" {
 		return e.Arguments
 	}
@@ -120,14 +120,14 @@ func argumentsOf(e *events.AskedExec, mark string) string {
 }
 
 // commandLine is what the guest will show of a program. (guest/processes: "path" arguments.)
-func commandLine(e *events.AskedExec, mark string) string {
+func commandLine(e *events.ExecSpec, mark string) string {
 	return strings.TrimRight(`"`+e.Path+`" `+argumentsOf(e, mark), " ")
 }
 
 // isProcess reports whether what the guest shows under the pid of p is that process, and not another one that got its pid later: by our marker, else by
 // the start time that was read at its beginning. Where that could not be read, the command line must be the one that was sent; of a process that was
 // started elsewhere nothing else is known.
-func (r *run) isProcess(asked *events.AskedProcess, p *events.Process, shown vcapi.Process) bool {
+func (r *run) isProcess(asked *events.ProcessSpec, p *events.Process, shown vcapi.Process) bool {
 	mark := r.sentMark(asked)
 	switch {
 	case mark != "" && bears(shown.Command, mark):
@@ -155,7 +155,7 @@ func noteProcess(p *events.Process, shown vcapi.Process) {
 }
 
 // processAuth reads the credentials for a process: its own, or the run's.
-func (r *run) processAuth(ctx context.Context, asked *events.AskedProcess) (vcapi.GuestAuth, error) {
+func (r *run) processAuth(ctx context.Context, asked *events.ProcessSpec) (vcapi.GuestAuth, error) {
 	if asked.Credentials != nil {
 		return r.authOf(ctx, asked.Credentials, "process", "processes["+asked.Name+"].credentials")
 	}
@@ -163,7 +163,7 @@ func (r *run) processAuth(ctx context.Context, asked *events.AskedProcess) (vcap
 }
 
 // watchProcess begins to watch a process that was started elsewhere: it must be there, and be the one that the request names.
-func (r *run) watchProcess(ctx context.Context, asked *events.AskedProcess, p *events.Process) error {
+func (r *run) watchProcess(ctx context.Context, asked *events.ProcessSpec, p *events.Process) error {
 	s := r.current()
 	shown, err := ask(ctx, r, s, func(ctx context.Context) (vcapi.Process, error) {
 		auth, err := r.processAuth(ctx, asked)
@@ -187,7 +187,7 @@ func (r *run) watchProcess(ctx context.Context, asked *events.AskedProcess, p *e
 
 // lookForProcess looks in the guest for the process of the run: by its marker. One that is started without a marker cannot be told from another one
 // of the same program, so it is never adopted: either none of that program has appeared since the intent, or it cannot be known.
-func (r *run) lookForProcess(ctx context.Context, asked *events.AskedProcess, p *events.Process) (sighting, error) {
+func (r *run) lookForProcess(ctx context.Context, asked *events.ProcessSpec, p *events.Process) (sighting, error) {
 	auth, err := r.processAuth(ctx, asked)
 	if err != nil {
 		return sighting{}, err
@@ -241,7 +241,7 @@ func withMarker(list []vcapi.Process, mark, command string) (found *vcapi.Proces
 }
 
 // alike are the processes of a list that run the same program, by pid and start time.
-func alike(list []vcapi.Process, e *events.AskedExec) (same []string) {
+func alike(list []vcapi.Process, e *events.ExecSpec) (same []string) {
 	program := programName(e.Path)
 	for _, shown := range list {
 		if programName(shown.Name) == program || strings.TrimRight(shown.Command, " ") == commandLine(e, "") {
@@ -263,7 +263,7 @@ func identity(p vcapi.Process) string {
 
 // mayBeAmong reports whether a process without a marker may have been started already: one of its program has appeared since the intent; or, where no
 // intent is known and an owner before us may have had one, one runs with the very command line and is none that this run knows of.
-func (r *run) mayBeAmong(now []string, list []vcapi.Process, asked *events.AskedProcess) bool {
+func (r *run) mayBeAmong(now []string, list []vcapi.Process, asked *events.ProcessSpec) bool {
 	if open := r.point.Intent; r.open && open != nil {
 		return slices.ContainsFunc(now, func(id string) bool { return !slices.Contains(open.Alike, id) })
 	}
@@ -290,7 +290,7 @@ func guestIdentity(list []vcapi.Process) string {
 }
 
 // exited waits for the end of a process. vSphere does not push it, so it is asked for, ever more rarely.
-func (r *run) exited(ctx context.Context, asked *events.AskedProcess, p *events.Process) error {
+func (r *run) exited(ctx context.Context, asked *events.ProcessSpec, p *events.Process) error {
 	s := r.current()
 	poll, away := &backoff{first: firstPoll, cur: firstPoll}, false
 	for {
@@ -352,7 +352,7 @@ func (r *run) exited(ctx context.Context, asked *events.AskedProcess, p *events.
 	}
 }
 
-func (r *run) exitedWith(s *step, asked *events.AskedProcess, p *events.Process, shown vcapi.Process) error {
+func (r *run) exitedWith(s *step, asked *events.ProcessSpec, p *events.Process, shown vcapi.Process) error {
 	p.FinishedAt, p.ExitCode = shown.Finished, shown.ExitCode
 	if p.StartedAt != nil && p.FinishedAt != nil {
 		r.endedAfter(p.FinishedAt.Sub(*p.StartedAt))

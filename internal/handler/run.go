@@ -24,7 +24,7 @@ type run struct {
 	attrs events.Attributes
 	token string          // of this owner: no other one writes message IDs with it
 	req   *events.Request // nil where an orphan is closed
-	asked *events.Asked
+	asked *events.RequestSpec
 
 	// ctx ends, with its cause, when the run is to be given back, canceled or out of time: asks live in it. life outlasts it by the drain time:
 	// appends and acts live in it, since neither may be left half done.

@@ -47,7 +47,7 @@ const (
 )
 
 // guestAuth reads the credentials that a request names.
-func (s Secrets) guestAuth(ctx context.Context, c *events.AskedCredentials, interactive bool) (vcapi.GuestAuth, error) {
+func (s Secrets) guestAuth(ctx context.Context, c *events.CredentialsRef, interactive bool) (vcapi.GuestAuth, error) {
 	kind := c.Type
 	if kind == "" {
 		kind = userPassword
@@ -81,7 +81,7 @@ func (r *run) guestAuth(ctx context.Context, step string) (vcapi.GuestAuth, erro
 	return r.authOf(ctx, r.asked.Guest.Credentials, step, "guest.credentials")
 }
 
-func (r *run) authOf(ctx context.Context, c *events.AskedCredentials, step, field string) (vcapi.GuestAuth, error) {
+func (r *run) authOf(ctx context.Context, c *events.CredentialsRef, step, field string) (vcapi.GuestAuth, error) {
 	auth, err := r.secrets.guestAuth(ctx, c, r.asked.Guest != nil && r.asked.Guest.InteractiveSession)
 	if err != nil {
 		return auth, r.noSecret(ctx, step, field, err)
@@ -103,7 +103,7 @@ func (r *run) named(ctx context.Context) (all []string, err error) {
 	add := func(values []string, unread error) {
 		all, err = append(all, values...), errors.Join(err, unread)
 	}
-	of := func(c *events.AskedCredentials) {
+	of := func(c *events.CredentialsRef) {
 		if c != nil {
 			auth, unread := r.secrets.guestAuth(ctx, c, false)
 			add([]string{auth.Password, auth.SAMLToken}, unread)

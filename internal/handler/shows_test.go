@@ -121,20 +121,20 @@ func TestVerifyTellsNoSecret(t *testing.T) {
 // A mismatch says where the request does not ask for what the guest may need.
 func TestWithoutNetwork(t *testing.T) {
 	t.Parallel()
-	customize, network, connect := new(events.AskedCustomize), new(events.AskedNetwork), &events.AskedNetwork{ConnectNICs: true}
+	customize, network, connect := new(events.CustomizeSpec), new(events.NetworkSpec), &events.NetworkSpec{ConnectNICs: true}
 	for name, row := range map[string]struct {
-		asked events.Asked
+		asked events.RequestSpec
 		off   bool
 		want  string // a piece of it; "": nothing
 	}{
-		"customize alone":                  {events.Asked{Customize: customize}, false, `"network": {} starts`},
-		"customize alone, a NIC is off":    {events.Asked{Customize: customize}, true, `"connectNics": true} connects NICs and starts`},
-		"network, a NIC is off":            {events.Asked{Customize: customize, Network: network}, true, `asks for NICs to be connected`},
-		"network":                          {events.Asked{Customize: customize, Network: network}, false, ""},
-		"NICs connected, and off again":    {events.Asked{Customize: customize, Network: connect}, true, ""},
-		"verify alone, a NIC is off":       {events.Asked{}, true, `"connectNics": true} connects`},
-		"verify alone, something else":     {events.Asked{}, false, ""},
-		"network without customize, a NIC": {events.Asked{Network: network}, true, "NICs to be connected"},
+		"customize alone":                  {events.RequestSpec{Customize: customize}, false, `"network": {} starts`},
+		"customize alone, a NIC is off":    {events.RequestSpec{Customize: customize}, true, `"connectNics": true} connects NICs and starts`},
+		"network, a NIC is off":            {events.RequestSpec{Customize: customize, Network: network}, true, `asks for NICs to be connected`},
+		"network":                          {events.RequestSpec{Customize: customize, Network: network}, false, ""},
+		"NICs connected, and off again":    {events.RequestSpec{Customize: customize, Network: connect}, true, ""},
+		"verify alone, a NIC is off":       {events.RequestSpec{}, true, `"connectNics": true} connects`},
+		"verify alone, something else":     {events.RequestSpec{}, false, ""},
+		"network without customize, a NIC": {events.RequestSpec{Network: network}, true, "NICs to be connected"},
 	} {
 		r := &run{asked: &row.asked, state: events.Run{Verify: &events.Verify{NICs: []events.NIC{{MAC: mac1, Connected: !row.off}}}}}
 		if got := r.withoutNetwork(); (got == "") != (row.want == "") || !strings.Contains(strings.Replace(got, "does not ask for NICs", "asks for NICs", 1), row.want) {

@@ -28,7 +28,7 @@ func (r *run) expected(ctx context.Context) expected {
 	if spec == nil && r.asked != nil && r.asked.Customize != nil {
 		spec = r.asked.Customize.Spec
 	}
-	e := expect(spec, func(t events.AskedText) (string, error) { return r.secrets.text(ctx, t) })
+	e := expect(spec, func(t events.TextOrSecret) (string, error) { return r.secrets.text(ctx, t) })
 	if r.specGone != "" {
 		e.unread = append(e.unread, events.NotCompared{Field: "customize.specName", Reason: r.specGone})
 	}
@@ -37,7 +37,7 @@ func (r *run) expected(ctx context.Context) expected {
 
 // compare holds what the guest shows against the spec, as far as the request asks for it.
 func (r *run) compare(e expected, vm vcapi.VM) *comparison {
-	var asked events.AskedVerify
+	var asked events.VerifySpec
 	if r.asked.Verify != nil {
 		asked = *r.asked.Verify
 	}

@@ -748,7 +748,7 @@ func (r *run) taskOver(ctx context.Context, id string) (bool, error) {
 }
 
 // processOver reports whether a process has ended, or the guest no longer knows it.
-func (r *run) processOver(ctx context.Context, asked *events.AskedProcess, p *events.Process) (bool, error) {
+func (r *run) processOver(ctx context.Context, asked *events.ProcessSpec, p *events.Process) (bool, error) {
 	auth, err := r.processAuth(ctx, asked)
 	if err != nil {
 		return false, err

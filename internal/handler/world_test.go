@@ -461,7 +461,7 @@ func (w *world) problems() []string {
 // wrongEffects holds what was done in vCenter against the end of the only run.
 func (w *world) wrongEffects(end event) []string {
 	var all []string
-	asked := w.owners[0].req.Asked
+	asked := w.owners[0].req.Spec
 	acts := map[string]bool{"customize": asked.Customize != nil, "network": asked.Network != nil}
 	for _, p := range asked.Processes {
 		acts["process "+p.Name] = p.Run != nil

@@ -515,7 +515,7 @@ func (c *Conn) tooLong(r *events.Request) error {
 	c.mu.Lock()
 	keepFor := c.keepFor
 	c.mu.Unlock()
-	if timeout := r.Asked.Timeout.Or(events.DefaultTimeout); keepFor > 0 && timeout >= keepFor {
+	if timeout := r.Spec.Timeout.Or(events.DefaultTimeout); keepFor > 0 && timeout >= keepFor {
 		return &events.RejectError{Code: events.InvalidRequest, Field: "timeout", Message: fmt.Sprintf(
 			"is %s, but events are kept for %s only: make it shorter, or raise the service's GUESTFLOW_EVENTS_MAX_AGE", timeout, keepFor)}
 	}

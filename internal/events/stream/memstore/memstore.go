@@ -158,7 +158,7 @@ type Fault struct {
 	Refuse     int           // refused with this code, such as events.CodeLastSequenceRace; nothing is stored
 }
 
-// Client is one owner's connection to the store. It implements events.Store.
+// Client is one owner's connection to the store. It implements stream.Store.
 type Client struct {
 	store   *Store
 	crashed chan struct{}
@@ -228,7 +228,7 @@ func (c *Client) LoseReads(n int) {
 	c.lost = n
 }
 
-// Publish implements events.Store.
+// Publish implements stream.Store.
 func (c *Client) Publish(ctx context.Context, m stream.Message) (stream.Ack, error) {
 	c.mu.Lock()
 	c.published++
@@ -274,7 +274,7 @@ func (c *Client) Publish(ctx context.Context, m stream.Message) (stream.Ack, err
 	return ack, err
 }
 
-// LastBySubject implements events.Store.
+// LastBySubject implements stream.Store.
 func (c *Client) LastBySubject(ctx context.Context, filter string) (*stream.Stored, error) {
 	msgs, err := c.read(ctx)
 	if err != nil {
@@ -283,7 +283,7 @@ func (c *Client) LastBySubject(ctx context.Context, filter string) (*stream.Stor
 	return newest(msgs, filter), nil
 }
 
-// NextBySubject implements events.Store.
+// NextBySubject implements stream.Store.
 func (c *Client) NextBySubject(ctx context.Context, filter string, from uint64) (*stream.Stored, error) {
 	msgs, err := c.read(ctx)
 	if err != nil {
@@ -297,7 +297,7 @@ func (c *Client) NextBySubject(ctx context.Context, filter string, from uint64) 
 	return nil, nil
 }
 
-// Since implements events.Store.
+// Since implements stream.Store.
 func (c *Client) Since(ctx context.Context) (time.Time, error) {
 	if err := c.alive(ctx); err != nil {
 		return time.Time{}, err

@@ -17,7 +17,7 @@ import (
 	"github.com/guestflow/guestflow/internal/events/stream"
 )
 
-// Queue is one vCenter's requests stream and its durable consumer, in memory: what events.Line and Conn.Consume do.
+// Queue is one vCenter's requests stream and its durable consumer, in memory: what stream.Line and Conn.Consume do.
 type Queue struct {
 	vcenter string
 	ackWait time.Duration
@@ -158,7 +158,7 @@ func (q *Queue) Len() int {
 	return len(q.msgs)
 }
 
-// Back is events.Line's: this queue is never away.
+// Back is stream.Line's: this queue is never away.
 func (q *Queue) Back() time.Time { return time.Time{} }
 
 // Has reports whether the message is in the stream.
@@ -212,7 +212,7 @@ func (q *Queue) view() ([]queued, stream.StreamView) {
 	return all, v
 }
 
-// Head is events.Line's.
+// Head is stream.Line's.
 func (q *Queue) Head(_ context.Context, _, vm string) (*events.Queued, error) {
 	all, _ := q.view()
 	for _, m := range all {
@@ -231,7 +231,7 @@ func (q *Queue) standing(m queued) *events.Queued {
 	return e
 }
 
-// Waiting is events.Line's: each of its answers may be of another replica.
+// Waiting is stream.Line's: each of its answers may be of another replica.
 func (q *Queue) Waiting(_ context.Context, _, vm string) (events.InLine, error) {
 	var in events.InLine
 	for from := uint64(1); ; {
@@ -259,7 +259,7 @@ func (q *Queue) next(from uint64, subjects ...string) *queued {
 	return nil
 }
 
-// Cancels is events.Line's.
+// Cancels is stream.Line's.
 func (q *Queue) Cancels(_ context.Context, _, vm string) ([]events.Cancel, error) {
 	var all []events.Cancel
 	for from := uint64(1); ; {
@@ -275,13 +275,13 @@ func (q *Queue) Cancels(_ context.Context, _, vm string) ([]events.Cancel, error
 	}
 }
 
-// Gone is events.Line's.
+// Gone is stream.Line's.
 func (q *Queue) Gone(_ context.Context, _, _ string, p events.Place) (bool, error) {
 	_, v := q.view()
 	return v.Of(p) == stream.Gone, nil
 }
 
-// Wake is events.Line's.
+// Wake is stream.Line's.
 func (q *Queue) Wake(_, vm string) (<-chan struct{}, func()) {
 	c := make(chan struct{}, 1)
 	q.mu.Lock()
