@@ -1,5 +1,7 @@
 package events
 
+import "time"
+
 // The names of the steps, as events, errors and metrics have them.
 const (
 	StepCheck     = "check"
@@ -14,6 +16,8 @@ type Step struct {
 	Name    string
 	Process string
 	State   *State // in the run
+
+	FinishedAt **time.Time // in the run; of a process by the guest's clock
 }
 
 // Plan puts the steps that a request asks for into the run, each of them pending. What is absent is not done.
@@ -46,20 +50,20 @@ func (a *RequestSpec) verifies() bool {
 func (r *Run) Steps() []Step {
 	var all []Step
 	if r.Check != nil {
-		all = append(all, Step{Name: StepCheck, State: &r.Check.State})
+		all = append(all, Step{Name: StepCheck, State: &r.Check.State, FinishedAt: &r.Check.FinishedAt})
 	}
 	if r.Customize != nil {
-		all = append(all, Step{Name: StepCustomize, State: &r.Customize.State})
+		all = append(all, Step{Name: StepCustomize, State: &r.Customize.State, FinishedAt: &r.Customize.FinishedAt})
 	}
 	if r.Network != nil {
-		all = append(all, Step{Name: StepNetwork, State: &r.Network.State})
+		all = append(all, Step{Name: StepNetwork, State: &r.Network.State, FinishedAt: &r.Network.FinishedAt})
 	}
 	if r.Verify != nil {
-		all = append(all, Step{Name: StepVerify, State: &r.Verify.State})
+		all = append(all, Step{Name: StepVerify, State: &r.Verify.State, FinishedAt: &r.Verify.FinishedAt})
 	}
 	for i := range r.Processes {
 		p := &r.Processes[i]
-		all = append(all, Step{Name: StepProcess, Process: p.Name, State: &p.State})
+		all = append(all, Step{Name: StepProcess, Process: p.Name, State: &p.State, FinishedAt: &p.FinishedAt})
 	}
 	return all
 }

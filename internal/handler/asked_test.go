@@ -157,6 +157,9 @@ func TestWatchedProcess(t *testing.T) {
 		{name: "its exit code is lost", data: data("", `,"successExitCodes":[0]`), forget: true, code: events.ExitCodeUnknown,
 			kinds: "process.started process.exited run.failed"},
 		{name: "there is none", data: data("", ""), absent: true, code: events.NotFound, kinds: "run.failed"},
+		{name: "its start is rounded in the request and cut in the guest", data: data(`,"startedAt":"2000-01-01T00:00:01Z"`, ""),
+			kinds: "process.started process.exited run.succeeded"},
+		{name: "it was started two seconds later", data: data(`,"startedAt":"2000-01-01T00:00:02Z"`, ""), code: events.NotFound, kinds: "run.failed"},
 		{name: "another process has the pid", data: data(`,"startedAt":"2001-01-01T00:00:00Z"`, ""), code: events.NotFound, kinds: "run.failed"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -133,15 +133,12 @@ func (r *run) isProcess(asked *events.ProcessSpec, p *events.Process, shown vcap
 	case mark != "" && bears(shown.Command, mark):
 		return true
 	case p.StartedAt != nil && !shown.Started.IsZero():
-		return sameStart(*p.StartedAt, shown.Started)
+		return sameTime(*p.StartedAt, shown.Started)
 	case asked.Run == nil:
 		return true
 	}
 	return mark == "" && strings.TrimRight(shown.Command, " ") == commandLine(asked.Run, "")
 }
-
-// sameStart compares start times of the guest's clock in the precision of the coarsest source, seconds, whether cut or rounded to it.
-func sameStart(a, b time.Time) bool { return a.Sub(b).Abs() < time.Second }
 
 func noteProcess(p *events.Process, shown vcapi.Process) {
 	p.ProcessName, p.Owner = shown.Name, shown.Owner
@@ -175,7 +172,7 @@ func (r *run) watchProcess(ctx context.Context, asked *events.ProcessSpec, p *ev
 	if err != nil {
 		return err
 	}
-	if at := asked.Watch.StartedAt; at != nil && !sameStart(shown.Started, *at) {
+	if at := asked.Watch.StartedAt; at != nil && !sameTime(shown.Started, *at) {
 		return &stepError{step: s.name, process: p.Name, code: events.NotFound, message: fmt.Sprintf(
 			"pid %d was started at %s, the request names one of %s: another process has the pid now; correct startedAt, or leave it out to wait for that one", asked.Watch.PID,
 			shown.Started.UTC().Format(time.RFC3339), at.UTC().Format(time.RFC3339))}

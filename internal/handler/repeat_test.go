@@ -1,6 +1,7 @@
 package handler
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -207,6 +208,58 @@ func TestAbortOutlivesItsOwner(t *testing.T) {
 					w.t.Errorf("%s goes on after the last event", task.name)
 				}
 			}
+		})
+	}
+}
+
+// "onUncertain": "repeat" is decided once for a call, whoever goes on: the owner after an abort does not abort again, although vCenter's answer
+// tells as little as before.
+func TestRepeatIsDecidedOnce(t *testing.T) {
+	t.Parallel()
+	secrets := secretsDir(t)
+	for _, point := range []string{"stored customize.aborted", "Session", "publish customize.starting"} {
+		t.Run(point, func(t *testing.T) {
+			t.Parallel()
+			inWorld(t, secrets, func(w *world) {
+				w.several = true
+				w.vc.naming = func(string) (string, string) { return "", "" } // nobody can tell whose a Task is
+				w.run(`{"onUncertain":"repeat",`+only(customizeOnly)[1:], crash("CustomizeGuest landed"), crash("stored customize.aborted"), crash(point))
+				mustSucceed(w)
+				w.wantEffects("customize", 2)
+				w.wantEffects("abort", 1)
+			})
+		})
+	}
+}
+
+// An abort of which nobody can tell whether it was made leaves no doubt about the customization that had failed before it, which the VM's next run
+// would inherit. It does where that one was to be repeated because nobody could tell.
+func TestAbortInDoubtAtTheEnd(t *testing.T) {
+	t.Parallel()
+	secrets := secretsDir(t)
+	for name, doubtful := range map[string]bool{"after a failure": false, "after a doubt": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			inBriefWorld(t, secrets, func(w *world) {
+				w.several, w.vc.history, w.vc.forever = true, false, nil
+				data, plan, want := faulty, []fate(nil), []string(nil)
+				if doubtful {
+					data, want = `{"onUncertain":"repeat",`+only(customizeOnly)[1:], []string{"customize"}
+					plan = []fate{{point: "CustomizeGuest landed", do: "call, then crash", fn: w.vc.restartNow}}
+				} else {
+					w.vm.faulty = 1
+				}
+				req := w.request("order-1", data)
+				w.vc.on(rule{op: "AbortCustomization sent", lost: "answer", fn: func() {
+					w.later(time.Second, w.vc.restartNow)
+					w.later(2*time.Second, func() { w.cancel(req) })
+				}})
+				w.drive(req, plan)
+				w.wantEnds("run.canceled")
+				if got := w.pointOf("run.canceled").Doubt; !slices.Equal(got, want) {
+					w.t.Errorf("doubt about %v, want %v", got, want)
+				}
+			})
 		})
 	}
 }

@@ -416,6 +416,12 @@ func (r *run) settle() error {
 	case *s.state == events.Running, s.state.Ended(): // its act's fact is stored: what was outstanding only stops it, and has landed
 		r.open = false
 		return nil
+	case r.open && r.point.Intent != nil && r.point.Intent.Act == "abort": // it is no question what it did: awaitAbort lets it end
+		if r.point.Repeat == s.act.key(s) { // the customization before it still is one
+			r.doubts(s.act.name)
+		}
+		r.open = false
+		return nil
 	}
 	for pause := newBackoff(askPause); ; {
 		seen, err := s.act.look(ctx)

@@ -46,6 +46,9 @@ type act struct {
 	refused func(s *step, v *vcapi.Error) error
 }
 
+// key names the act of a step in the checkpoint.
+func (a *act) key(s *step) string { return a.name + "/" + s.process }
+
 // sighting is the answer to a look.
 type sighting struct {
 	adopt func() // takes the effect that was found for the run's own; nil: none was found
@@ -105,20 +108,31 @@ func (r *run) current() *step {
 	return &step{name: "run"}
 }
 
-// closeSteps gives every step that has not ended its last state: last for the one that the run ended in, skipped for those behind it.
+// closeSteps gives every step that has not ended its last state: last for the one that the run ended in, skipped for
+// those behind it. What ends with the run ends now; when a guest's process ended only the guest's clock tells.
 func (r *run) closeSteps(last events.State) {
-	for _, step := range r.state.Steps() {
-		s := step.State
+	for _, s := range r.state.Steps() {
 		switch {
-		case s.Ended():
-			if *s == events.Failed || *s == events.Canceled {
+		case s.State.Ended():
+			if *s.State == events.Failed || *s.State == events.Canceled {
 				last = events.Skipped
 			}
-		case *s == events.Running && last == events.Canceled: // it could not be stopped, and says why
+		case *s.State == events.Running && last == events.Canceled: // it could not be stopped, and says why
 			last = events.Skipped
 		default: // the first one is where the run ended, the others were not begun
-			*s, last = last, events.Skipped
+			*s.State, last = last, events.Skipped
 		}
+		if s.Name != events.StepProcess {
+			endsNow(*s.State, s.FinishedAt)
+		}
+	}
+}
+
+// endsNow dates the end of a step that has ended, unless it was skipped or is dated already.
+func endsNow(state events.State, finished **time.Time) {
+	if *finished == nil && state.Ended() && state != events.Skipped {
+		now := stamp(time.Now())
+		*finished = &now
 	}
 }
 
@@ -186,7 +200,7 @@ func (r *run) doAndAsk(ctx context.Context, s *step) error {
 // do is the only way to change a guest: look, prepare, intend, read back, call, record. There is no shortcut through it.
 func (r *run) do(ctx context.Context, s *step) error {
 	pause, logins, late := newBackoff(askPause), 0, 0
-	decided := false // that the act is repeated, although a call before it may have taken effect
+	decided := r.point.Repeat == s.act.key(s) // perhaps by an owner before us
 	for {
 		// What an owner before us, or we ourselves, may have sent has landed and shows before we look.
 		if err := r.landed(ctx, r.notBefore); err != nil {
@@ -305,6 +319,9 @@ func (r *run) mayAct(ctx context.Context) error {
 // fact stores that the step's call has taken effect.
 func (r *run) fact(s *step) error {
 	r.open, r.doubt, r.lookOn, r.point.Intent = false, nil, false, nil
+	if r.point.Repeat == s.act.key(s) {
+		r.point.Repeat = ""
+	}
 	r.lost, r.notBefore, r.unheard = 0, time.Time{}, time.Time{}
 	*s.state = events.Running
 	if s.act.started == "" {
@@ -373,6 +390,6 @@ func (r *run) uncertain(s *step) error {
 		return &stepError{step: s.name, process: s.process, code: events.Uncertain, message: message, err: r.doubt, doubt: s.act.name}
 	}
 	r.logger().Warn().Str("step", s.name).Msg("uncertain whether the call took effect: repeated, as the request asks")
-	r.open, r.point.Abort = false, s.act.name == "customize"
+	r.open, r.point.Abort, r.point.Repeat = false, s.act.name == "customize", s.act.key(s)
 	return nil
 }

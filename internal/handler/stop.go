@@ -27,9 +27,10 @@ func (r *run) stop() error {
 	switch s.name {
 	case "customize":
 		c := r.state.Customize
-		return r.stopTask(s, c.Task, &c.Reason, func(ctx context.Context) error { return r.abort(ctx, s) })
+		return r.stopTask(s, c.Task, &c.Reason, &c.FinishedAt, func(ctx context.Context) error { return r.abort(ctx, s) })
 	case "network":
-		return r.stopTask(s, r.state.Network.Task, &r.state.Network.Reason, nil)
+		n := r.state.Network
+		return r.stopTask(s, n.Task, &n.Reason, &n.FinishedAt, nil)
 	default:
 		ctx, cancel := r.toStop()
 		defer cancel()
@@ -43,7 +44,7 @@ func (r *run) toStop() (context.Context, context.CancelFunc) {
 }
 
 // stopTask cancels a Task, or where vCenter does not let it be canceled uses the other way; then it waits for the Task's end.
-func (r *run) stopTask(s *step, id string, reason *string, other func(context.Context) error) error {
+func (r *run) stopTask(s *step, id string, reason *string, finished **time.Time, other func(context.Context) error) error {
 	ctx, cancel := r.toStop()
 	defer cancel()
 	err := r.insist(ctx, func(gate vcapi.Fence) error { return r.vc.CancelTask(ctx, gate, id) })
@@ -76,6 +77,7 @@ func (r *run) stopTask(s *step, id string, reason *string, other func(context.Co
 	default:
 		*s.state = events.Canceled
 	}
+	endsNow(*s.state, finished)
 	return nil
 }
 
@@ -119,6 +121,9 @@ func (r *run) stopProcess(ctx context.Context, s *step) error {
 			return onlyFenced(err)
 		}
 		p.State = events.Canceled
+		if shown, unread := r.vc.Process(ctx, r.vm, auth, p.PID); unread == nil && r.isProcess(asked, p, shown) {
+			p.FinishedAt = shown.Finished // as the guest tells, if it does
+		}
 	}
 	return nil
 }

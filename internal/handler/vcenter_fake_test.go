@@ -577,7 +577,7 @@ const exitKept = 5 * time.Minute
 
 func (p *fakeProc) end() time.Time { return p.started.Add(p.program.takes) }
 
-func (p *fakeProc) known() bool { return !p.killed && time.Since(p.end()) < exitKept }
+func (p *fakeProc) known() bool { return time.Since(p.end()) < exitKept }
 
 func (c *client) process(p *fakeProc) vcapi.Process {
 	return vcapi.Process{PID: p.pid, Name: cmp.Or(p.name, "bash"), Owner: "root", Command: p.command, Started: p.started.Add(c.guestOffset)}
@@ -954,6 +954,7 @@ func (c *client) DeleteProcess(ctx context.Context, gate vcapi.Fence, vm string,
 			if p.pid == pid {
 				c.effect(vm, "delete process")
 				p.killed = true
+				p.program.takes = min(p.program.takes, time.Since(p.started)) // the guest tells its end, as of every process
 			}
 		}
 		return struct{}{}, nil

@@ -419,6 +419,9 @@ func (w *world) problems() []string {
 		if e.kind.Last() {
 			ended[run] = e
 		}
+		for _, name := range wrongEnds(&e.run) {
+			say("%s %s: step %s has ended and has no finishedAt, or has it and goes on", e.kind, e.id, name)
+		}
 		if (len(e.run.Requested) > 0) != (e.kind == events.RunAccepted) {
 			say("%s %s holds the request: %v", e.kind, e.id, len(e.run.Requested) > 0)
 		}
@@ -456,6 +459,19 @@ func (w *world) problems() []string {
 		}
 	}
 	return all
+}
+
+// wrongEnds are the steps whose finishedAt does not go with their state. A process's is the guest's clock, which may not
+// tell; a check that is skipped looks at the request alone, and has its times.
+func wrongEnds(run *events.Run) []string {
+	var wrong []string
+	for _, s := range run.Steps() {
+		over := s.State.Ended() && *s.State != events.Skipped
+		if over != (*s.FinishedAt != nil) && s.Name != events.StepProcess && (s.Name != events.StepCheck || over) {
+			wrong = append(wrong, s.Name)
+		}
+	}
+	return wrong
 }
 
 // wrongEffects holds what was done in vCenter against the end of the only run.
