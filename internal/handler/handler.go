@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -75,7 +76,7 @@ type Handler struct {
 	log     zerolog.Logger
 
 	mu     sync.Mutex
-	spared map[string]uint64 // by VM: the last event whose owner was left its run once
+	spared map[string]spared // by VM
 }
 
 // New makes the handler of one vCenter.
@@ -83,7 +84,7 @@ func New(s Settings, vc VCenter, journal Journal, line Line, secrets Secrets, lo
 	if s.Meter == nil {
 		s.Meter = unmetered{}
 	}
-	return &Handler{Settings: s, vc: vc, journal: journal, line: line, secrets: secrets, log: log, spared: map[string]uint64{}}
+	return &Handler{Settings: s, vc: vc, journal: journal, line: line, secrets: secrets, log: log, spared: map[string]spared{}}
 }
 
 // Handle works on a request until its run has ended, or this process must let go of it. ctx ends when the process is to stop: the run is then
@@ -176,11 +177,19 @@ func (h *Handler) spare(last *events.Entry) bool {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.spared[last.Run.VM] == last.Seq {
+	// One that is older is not asked for: its event is no longer young, and the outage before it is over for longer than an ack wait.
+	maps.DeleteFunc(h.spared, func(_ string, s spared) bool { return time.Since(s.at) > 2*h.AckWait })
+	if h.spared[last.Run.VM].seq == last.Seq {
 		return false
 	}
-	h.spared[last.Run.VM] = last.Seq
+	h.spared[last.Run.VM] = spared{seq: last.Seq, at: time.Now()}
 	return true
+}
+
+// spared is the event whose owner was left its run once, and when.
+type spared struct {
+	seq uint64
+	at  time.Time
 }
 
 // unknownVersionDelay leaves a roll-out time to replace this build, or the other one time to end the run.

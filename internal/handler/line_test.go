@@ -31,33 +31,37 @@ func (w *world) wantEffects(act string, want int) {
 	}
 }
 
-// Two requests for one VM run one after another in the stream's order, whichever is delivered first; a second copy does nothing.
+// runTurns delivers a request, the next one and a copy of the first, in another order than the stream's: the two run one after another in the stream's
+// order, and the copy does nothing.
+func (w *world) runTurns() {
+	w.t.Helper()
+	a, b := w.request("a", brief), w.request("b", only(networkOnly))
+	copyOfA := w.request("a", brief)
+	owners := []*owner{w.deliver(copyOfA), w.deliver(b), w.deliver(a)}
+	for _, o := range owners {
+		w.await(o)
+		if o.err != nil {
+			w.t.Errorf("request %d: %v", o.req.Seq, o.err)
+		}
+	}
+	w.wantEnds("run.succeeded", "run.succeeded")
+	w.wantEffects("customize", 1)
+	w.wantEffects("network", 2)
+	w.wantEffects("process first", 1)
+	all := w.events()
+	if all[0].run.Run != a.Run || all[len(all)-1].run.Run != b.Run {
+		w.t.Error("not in the stream's order")
+	}
+	for _, e := range all {
+		if e.run.Owner.Takeovers != 0 {
+			w.t.Fatalf("%s %s: taken over from its healthy owner", e.kind, e.id)
+		}
+	}
+}
+
 func TestTurns(t *testing.T) {
 	t.Parallel()
-	secrets := secretsDir(t)
-	inWorld(t, secrets, func(w *world) {
-		a, b := w.request("a", brief), w.request("b", only(networkOnly))
-		copyOfA := w.request("a", brief)
-		owners := []*owner{w.deliver(copyOfA), w.deliver(b), w.deliver(a)}
-		for _, o := range owners {
-			w.await(o)
-			if o.err != nil {
-				w.t.Errorf("request %d: %v", o.req.Seq, o.err)
-			}
-		}
-		w.wantEnds("run.succeeded", "run.succeeded")
-		w.wantEffects("customize", 1)
-		w.wantEffects("network", 2)
-		w.wantEffects("process first", 1)
-		if all := w.events(); all[0].run.Run != a.Run || all[len(all)-1].run.Run != b.Run {
-			w.t.Error("not in the stream's order")
-		}
-		for _, e := range w.events() {
-			if e.run.Owner.Takeovers != 0 {
-				w.t.Fatalf("%s %s: a copy took the run over from its healthy owner", e.kind, e.id)
-			}
-		}
-	})
+	inWorld(t, secretsDir(t), (*world).runTurns)
 }
 
 // An ended run's request comes again, also after a later run: nothing happens. Other data under its name is refused.

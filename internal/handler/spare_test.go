@@ -3,8 +3,12 @@ package handler
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"github.com/rs/zerolog"
 
 	"github.com/guestflow/guestflow/internal/events"
 )
@@ -92,4 +96,23 @@ func TestSpare(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Of the runs that were left to their owners no more are remembered than those of the last two ack waits.
+func TestSparedAreForgotten(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := New(Settings{AckWait: ackWait, Instance: "pod-1"}, nil, nil, backLine{}, "", zerolog.Nop())
+		for n := range uint64(1000) {
+			last := &events.Entry{Seq: n + 1, At: time.Now(), Kind: events.CustomizeStarted}
+			last.Run.VM, last.Run.Owner = fmt.Sprintf("vm-%d", n), &events.Owner{Instance: "pod-2"}
+			if !h.spare(last) || h.spare(last) {
+				t.Fatalf("event %d: not left to its owner once", n)
+			}
+			<-time.After(time.Second)
+		}
+		if most := int(2*ackWait/time.Second) + 1; len(h.spared) > most {
+			t.Errorf("%d are remembered", len(h.spared))
+		}
+	})
 }

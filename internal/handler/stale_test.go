@@ -157,26 +157,7 @@ func TestOrphanOnStaleViews(t *testing.T) {
 // The next request for the VM meets a run whose request it cannot see: whoever is right, a live run is not closed, and an orphan is not waited for.
 func TestTurnsOnStaleViews(t *testing.T) {
 	t.Parallel()
-	secrets := secretsDir(t)
-	onViews(t, secrets, func(w *world) {
-		a, b := w.request("a", brief), w.request("b", only(networkOnly))
-		copyOfA := w.request("a", brief)
-		owners := []*owner{w.deliver(copyOfA), w.deliver(b), w.deliver(a)}
-		for _, o := range owners {
-			w.await(o)
-			if o.err != nil {
-				w.t.Errorf("request %d: %v", o.req.Seq, o.err)
-			}
-		}
-		w.wantEnds("run.succeeded", "run.succeeded")
-		w.wantEffects("customize", 1)
-		w.wantEffects("network", 2)
-		for _, e := range w.events() {
-			if e.run.Owner.Takeovers != 0 {
-				w.t.Fatalf("%s %s: taken over from its healthy owner", e.kind, e.id)
-			}
-		}
-	})
+	onViews(t, secretsDir(t), (*world).runTurns)
 }
 
 // A request whose run has ended comes back, its acknowledgement lost, while a later run of the VM is alive, or after it: it changes nothing.

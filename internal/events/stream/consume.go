@@ -67,7 +67,7 @@ type work struct {
 
 func (c *Conn) consume(ctx context.Context, vcenter, durable string, read func(d delivery) (work, error)) error {
 	i := &intake{
-		conn: c, vcenter: vcenter, durable: durable, read: read, stopping: ctx, held: map[uint64]*held{}, panics: map[identity]int{},
+		conn: c, vcenter: vcenter, durable: durable, read: read, stopping: ctx, held: map[uint64]*held{}, panics: map[identity]panicked{},
 		period: make(chan time.Duration, 1), quiet: make(chan struct{}), log: c.log.With().Str("vcenter", vcenter).Logger(),
 	}
 	c.mu.Lock()
@@ -78,6 +78,9 @@ func (c *Conn) consume(ctx context.Context, vcenter, durable string, read func(d
 	beats.Go(func() { i.heartbeats(quit) })
 	err := i.run(ctx)
 	close(i.quiet)
+	i.mu.Lock()
+	i.over = true
+	i.mu.Unlock()
 	i.handles.Wait()
 	close(quit)
 	beats.Wait()
@@ -101,10 +104,11 @@ type intake struct {
 
 	mu      sync.Mutex
 	held    map[uint64]*held // by stream sequence: what handle has in hand
-	panics  map[identity]int // of handle, by message
-	stream  time.Time        // when the stream was made: which incarnation of it the durable belongs to
-	looked  time.Time        // when that was so
-	ackWait time.Duration    // of the durable
+	over    bool             // all that was taken is waited for: nothing more is
+	panics  map[identity]panicked
+	stream  time.Time     // when the stream was made: which incarnation of it the durable belongs to
+	looked  time.Time     // when that was so
+	ackWait time.Duration // of the durable
 }
 
 // identity is who a message is. Its sequence alone is not: a stream that was removed and made again, or restored, uses its sequences again.
@@ -289,6 +293,10 @@ func (i *intake) take(m *nats.Msg) {
 		i.letGo(slices.Collect(maps.Values(i.held))...)
 		i.stream, i.looked, msg.stream = time.Time{}, time.Time{}, time.Time{} // which incarnation this is has to be asked
 	}
+	if i.over { // it was on its way for longer than pull waits
+		i.answer("nak", msg.nak)
+		return
+	}
 	if i.stopping.Err() != nil {
 		i.handles.Go(func() { i.giveBack(msg) })
 		return
@@ -360,8 +368,16 @@ func (i *intake) failed() {
 	}
 }
 
-// maxPanics is how often this process lets one message panic.
-const maxPanics = 3
+const (
+	maxPanics  = 3              // how often this process lets one message panic
+	panicsKept = 24 * time.Hour // how long they are counted: another process may have ended what panicked here
+)
+
+// panicked is how often a message made handle panic, and when last.
+type panicked struct {
+	times int
+	last  time.Time
+}
 
 // refusal is handle's error, as a refusal of the message where another delivery of it would come to nothing else: its events can never be stored, or it
 // makes handle panic again and again.
@@ -373,7 +389,9 @@ func (i *intake) refusal(h *held, err error) error {
 	case errors.As(err, &crash):
 		i.mu.Lock()
 		defer i.mu.Unlock()
-		if i.panics[h.identity]++; i.panics[h.identity] >= maxPanics {
+		maps.DeleteFunc(i.panics, func(_ identity, p panicked) bool { return time.Since(p.last) > panicsKept })
+		i.panics[h.identity] = panicked{times: i.panics[h.identity].times + 1, last: time.Now()}
+		if i.panics[h.identity].times >= maxPanics {
 			delete(i.panics, h.identity)
 			i.log.Error().Err(err).Uint64("seq", h.seq).Msg("a request that panics again and again is refused")
 			return &events.RejectError{Code: events.Internal, Message: fmt.Sprintf("guestflow panicked at this request %d times: report it, with what the service's log says of it", maxPanics)} // its words may hold a secret
