@@ -83,7 +83,7 @@ func Run(ctx context.Context, cfg Config, log zerolog.Logger) error {
 		meter := m.of(v.Name)
 		settings := handler.Settings{VCenter: v.Name, Instance: cfg.Service.Instance, SendWindow: v.SendWindow, TravelTime: v.TravelTime,
 			VisibilityLag: v.VisibilityLag, AckWait: cfg.Service.AckWait, Drain: cfg.Service.DrainTimeout, Meter: meter, Tracer: tracer}
-		run := handler.New(settings, client, journal, conn.Line(), handler.Secrets(filepath.Join(cfg.Service.SecretsDir, v.Name)),
+		run := handler.New(settings, client, journal, conn.RequestQueue(), handler.Secrets(filepath.Join(cfg.Service.SecretsDir, v.Name)),
 			log.With().Str("vcenter", v.Name).Logger())
 
 		// The long poll outlives the consumers: runs that come to their end while the service drains still watch.
@@ -103,7 +103,7 @@ func Run(ctx context.Context, cfg Config, log zerolog.Logger) error {
 		takers.Go(func() {
 			failed(ctx, stop, conn.ConsumeCancels(ctx, v.Name, func(_ context.Context, c *events.Cancel) error { return run.HandleCancel(ctx, c) }))
 		})
-		takers.Go(func() { sweep(ctx, conn.Line(), run, v.Name, log) })
+		takers.Go(func() { sweep(ctx, conn.RequestQueue(), run, v.Name, log) })
 		loops.Go(func() {
 			takers.Wait()
 			endPoll()
@@ -142,10 +142,10 @@ func failed(ctx context.Context, stop context.CancelCauseFunc, err error) {
 const sweepEvery = time.Hour
 
 // sweep closes, at the start and now and then, the runs that nobody will be handed again.
-func sweep(ctx context.Context, line *stream.Line, run *handler.Handler, vcenter string, log zerolog.Logger) {
+func sweep(ctx context.Context, queue *stream.RequestQueue, run *handler.Handler, vcenter string, log zerolog.Logger) {
 	for ctx.Err() == nil {
 		round, cancel := context.WithTimeout(ctx, sweepEvery)
-		vms, err := line.Begun(round, vcenter)
+		vms, err := queue.RunningVMs(round, vcenter)
 		if err == nil {
 			err = run.Sweep(round, vms)
 		}

@@ -28,7 +28,7 @@ type Standing struct {
 	Unreadable *UnreadableError
 	// Unfinished is how many requests the VM has in the requests stream, the one in hand included, and Limit how many it may have. -1: not known.
 	Unfinished, Limit int
-	Queue             []events.Queued // of one VM alone: those requests, oldest first
+	Queue             []events.QueuedRequest // of one VM alone: those requests, oldest first
 }
 
 // Last is the newest event of a VM; nil where it has none.
@@ -163,9 +163,9 @@ func (c *Client) Queues(ctx context.Context, vcenter string) (depths map[string]
 }
 
 // queue are the VM's unfinished requests, oldest first.
-func (c *Client) queue(ctx context.Context, vcenter, vm string) (all []events.Queued, err error) {
+func (c *Client) queue(ctx context.Context, vcenter, vm string) (all []events.QueuedRequest, err error) {
 	err = c.each(ctx, events.RequestsStream(vcenter), events.RequestSubject(vcenter, vm), func(s *stream.Stored) {
-		q := events.Queued{Seq: s.Seq}
+		q := events.QueuedRequest{Seq: s.Seq}
 		if r, err := events.DecodeRequest(vcenter, s.Subject, s.Header, s.Data); err == nil {
 			q.Ref, q.Run = r.Ref, r.Run
 		}

@@ -31,8 +31,8 @@ func (p Place) Replaces(q Place) bool {
 	return p.Seq == q.Seq && p.At.After(q.At) || p.Seq < q.Seq && p.At.After(q.At.Add(ClockSkew))
 }
 
-// Queued is a request that is still in the requests stream.
-type Queued struct {
+// QueuedRequest is a request that is still in the requests stream.
+type QueuedRequest struct {
 	Seq uint64
 	At  time.Time  // when the stream stored it
 	Ref RequestRef // zero where the message cannot be read
@@ -40,22 +40,22 @@ type Queued struct {
 }
 
 // Place is where it stands.
-func (q *Queued) Place() Place { return Place{Seq: q.Seq, At: q.At} }
+func (q *QueuedRequest) Place() Place { return Place{Seq: q.Seq, At: q.At} }
 
-// InLine is what the requests stream holds for a VM, as one read of it after the other has it. A read may be older than the truth, so what is not
+// VMQueue is what the requests stream holds for a VM, as one read of it after the other has it. A read may be older than the truth, so what is not
 // here proves nothing by itself; see Reaches.
-type InLine struct {
-	Requests []Queued // oldest first
+type VMQueue struct {
+	Requests []QueuedRequest // oldest first
 	Cancels  []Place
 }
 
-// Reaches reports whether the answers have seen the cancel at p: what stood before it and is not among the requests has left the stream. Each answer
+// HasSeen reports whether the answers have seen the cancel at p: what stood before it and is not among the requests has left the stream. Each answer
 // shows the first message behind the one before it, and who shows a message has seen all that were stored before.
-func (w InLine) Reaches(p Place) bool { return slices.ContainsFunc(w.Cancels, p.Is) }
+func (w VMQueue) HasSeen(p Place) bool { return slices.ContainsFunc(w.Cancels, p.Is) }
 
-// Holds reports whether the stream may hold a request of the run: a message that this build cannot read may be anybody's.
-func (w InLine) Holds(run string) bool {
-	return slices.ContainsFunc(w.Requests, func(q Queued) bool { return q.Run == run || q.Run == "" })
+// MayHold reports whether the stream may hold a request of the run: a message that this build cannot read may be anybody's.
+func (w VMQueue) MayHold(run string) bool {
+	return slices.ContainsFunc(w.Requests, func(q QueuedRequest) bool { return q.Run == run || q.Run == "" })
 }
 
 // ClockSkew is how far the clocks of a cluster's servers may be apart: each leader stamps what it stores.

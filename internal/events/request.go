@@ -17,7 +17,7 @@ type Attributes struct {
 
 // Request is a request as the stream delivered it: decoded, checked against its schema, named.
 type Request struct {
-	Seq       uint64    // in the requests stream: the VM's line is in this order
+	Seq       uint64    // in the requests stream: the VM's requests run in this order
 	Delivered uint64    // how often the stream delivered it, this time included
 	At        time.Time // when the stream stored it
 	Stream    time.Time // when the stream was made: one that is made anew begins its sequences again; zero: not known

@@ -72,7 +72,7 @@ const (
 // Ended reports whether nothing more will happen in a step that stands at s.
 func (s State) Ended() bool { return s != Pending && s != Starting && s != Running }
 
-// Waiting is why a run goes on but cannot move.
+// Unfinished is why a run goes on but cannot move.
 type Waiting string
 
 // The reasons of the contract.

@@ -20,7 +20,7 @@ func (h *Handler) HandleCancel(ctx context.Context, c *events.Cancel) error {
 	held := false
 	for pause := newBackoff(turnPause); ; {
 		// The queue first: a run that ends between the two reads is then in the journal.
-		queue, err := h.line.Waiting(ctx, c.VCenter, c.VM)
+		queue, err := h.line.Unfinished(ctx, c.VCenter, c.VM)
 		if err != nil {
 			return h.givenBack(ctx, err)
 		}
@@ -32,7 +32,7 @@ func (h *Handler) HandleCancel(ctx context.Context, c *events.Cancel) error {
 		if err != nil {
 			return &events.RetryError{After: unknownVersionDelay, Err: err}
 		}
-		inQueue := queue.Holds(c.Run)
+		inQueue := queue.MayHold(c.Run)
 		held = held || inQueue || where == running
 		answered, err := h.answerCancel(ctx, c, queue, last, where, held && where == ended)
 		if answered || err != nil {
@@ -50,15 +50,15 @@ func (h *Handler) HandleCancel(ctx context.Context, c *events.Cancel) error {
 
 // answerCancel reports whether a cancel is done with, and how; where it is not, its run goes on, or what was read is older than the truth. over: its run
 // has ended while it was held, and its own last event has told how.
-func (h *Handler) answerCancel(ctx context.Context, c *events.Cancel, queue events.InLine, last *events.Entry, where standingAt, over bool) (bool, error) {
+func (h *Handler) answerCancel(ctx context.Context, c *events.Cancel, queue events.VMQueue, last *events.Entry, where standingAt, over bool) (bool, error) {
 	switch {
 	case where == byThis, over:
 		return true, nil
 	case where == ended:
 		return true, nothingToCancel(c, nil)
-	case queue.Holds(c.Run):
+	case queue.MayHold(c.Run):
 		return false, nil
-	case !queue.Reaches(c.Place()):
+	case !queue.HasSeen(c.Place()):
 		// The answers have not come as far as this cancel: its request may be in the stream. Unless it is this cancel that is gone: somebody answered it.
 		gone, err := h.line.Gone(ctx, c.VCenter, c.VM, c.Place())
 		if err == nil && gone {
@@ -184,7 +184,7 @@ func (h *Handler) sweepOnce(ctx context.Context, vms []string) (open []string, e
 
 // sweep closes a VM's run, if it is an orphan, and reports whether it could be told.
 func (h *Handler) sweep(ctx context.Context, vm string) (told bool, err error) {
-	queue, err := h.line.Waiting(ctx, h.VCenter, vm)
+	queue, err := h.line.Unfinished(ctx, h.VCenter, vm)
 	if err != nil {
 		return false, err
 	}
@@ -192,7 +192,7 @@ func (h *Handler) sweep(ctx context.Context, vm string) (told bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	if last == nil || last.Kind.Last() || queue.Holds(last.Run.Run) {
+	if last == nil || last.Kind.Last() || queue.MayHold(last.Run.Run) {
 		return true, nil
 	}
 	point, err := readCheckpoint(last)

@@ -24,7 +24,7 @@ type Journal interface {
 	Last(ctx context.Context, vcenter, vm string) (*events.Entry, error)
 	// Append stores run as the event that follows sequence after in the VM's history, or fails with events.ErrFenced.
 	Append(ctx context.Context, after uint64, msgID string, k events.Kind, attrs events.Attributes, run *events.Run) (uint64, error)
-	// Holds proves that the VM's last event is mine and stands on the event before (zero: on none), or fails with events.ErrFenced.
+	// MayHold proves that the VM's last event is mine and stands on the event before (zero: on none), or fails with events.ErrFenced.
 	Holds(ctx context.Context, vcenter, vm string, mine, before events.Mark) error
 	// Stands fails with events.ErrFenced where the event at the sequence of mine is another one.
 	Stands(ctx context.Context, vcenter, vm string, mine events.Mark) error
@@ -36,19 +36,19 @@ type Journal interface {
 	Runs(ctx context.Context, vcenter, vm string, fn func(*events.Entry) (more bool)) error
 }
 
-// Line is what the requests stream holds for a VM; stream.Line is the real one. What it shows may be older than the truth: of what is not there, Gone
+// RequestQueue is what the requests stream holds for a VM; stream.RequestQueue is the real one. What it shows may be older than the truth: of what is not there, Gone
 // alone tells that it has left.
-type Line interface {
-	// Head is the oldest request for this VM, nil for none.
-	Head(ctx context.Context, vcenter, vm string) (*events.Queued, error)
-	// Waiting is what the stream holds for this VM.
-	Waiting(ctx context.Context, vcenter, vm string) (events.InLine, error)
+type RequestQueue interface {
+	// Oldest is the oldest request for this VM, nil for none.
+	Oldest(ctx context.Context, vcenter, vm string) (*events.QueuedRequest, error)
+	// Unfinished is what the stream holds for this VM.
+	Unfinished(ctx context.Context, vcenter, vm string) (events.VMQueue, error)
 	// Gone reports whether one answer proves that what stood at a place has left the stream: it has seen it, and does not hold it.
 	Gone(ctx context.Context, vcenter, vm string, p events.Place) (bool, error)
 	// Cancels are the cancels that wait for this VM.
 	Cancels(ctx context.Context, vcenter, vm string) ([]events.Cancel, error)
-	// Back is when NATS was there again after it was away; zero: it never was.
-	Back() time.Time
+	// ReconnectedAt is when NATS was there again after it was away; zero: it never was.
+	ReconnectedAt() time.Time
 	// Wake signals when a run. event of this VM, or a cancel for it, was published.
 	Wake(vcenter, vm string) (ch <-chan struct{}, stop func())
 }
@@ -71,7 +71,7 @@ type Handler struct {
 	Settings
 	vc      VCenter
 	journal Journal
-	line    Line
+	line    RequestQueue
 	secrets Secrets
 	log     zerolog.Logger
 
@@ -80,7 +80,7 @@ type Handler struct {
 }
 
 // New makes the handler of one vCenter.
-func New(s Settings, vc VCenter, journal Journal, line Line, secrets Secrets, log zerolog.Logger) *Handler {
+func New(s Settings, vc VCenter, journal Journal, line RequestQueue, secrets Secrets, log zerolog.Logger) *Handler {
 	if s.Meter == nil {
 		s.Meter = unmetered{}
 	}
@@ -170,7 +170,7 @@ func (h *Handler) spare(last *events.Entry) bool {
 	if h.AckWait <= 0 || last.Kind == events.RunReleased || owner == nil || owner.Instance == h.Instance {
 		return false
 	}
-	age, back := time.Since(last.At), h.line.Back()
+	age, back := time.Since(last.At), h.line.ReconnectedAt()
 	alive := age > -h.AckWait/2 && age < h.AckWait/2
 	if !alive && (back.IsZero() || time.Since(back) > h.AckWait) {
 		return false
@@ -220,7 +220,7 @@ func (h *Handler) turn(ctx context.Context, req *events.Request) error {
 	pause, here := newBackoff(turnPause), func() {}
 	defer func() { here() }()
 	for first := true; ; first = false {
-		head, err := h.line.Head(ctx, req.VCenter, req.VM)
+		head, err := h.line.Oldest(ctx, req.VCenter, req.VM)
 		switch {
 		case err != nil:
 			return h.givenBack(ctx, err)

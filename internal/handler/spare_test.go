@@ -15,11 +15,11 @@ import (
 
 // backLine is a line whose process had lost NATS until a moment ago.
 type backLine struct {
-	Line
+	RequestQueue
 	back time.Time
 }
 
-func (l backLine) Back() time.Time { return l.back }
+func (l backLine) ReconnectedAt() time.Time { return l.back }
 
 // A run's request is delivered to another process while its owner lives: that one leaves the run to its owner, once, where the owner was alive just now
 // or where NATS was away; it takes over where it comes again, and at once where nothing speaks for the owner.
@@ -59,7 +59,7 @@ func TestSpare(t *testing.T) {
 				if h.AckWait = ackWait; row.same {
 					h.Instance = "pod-1"
 				}
-				line := backLine{Line: h.line}
+				line := backLine{RequestQueue: h.line}
 				if row.away {
 					line.back = time.Now()
 				}

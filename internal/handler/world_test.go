@@ -656,18 +656,18 @@ func (l *ownerLine) reach(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
-func (l *ownerLine) Head(ctx context.Context, vcenter, vm string) (*events.Queued, error) {
+func (l *ownerLine) Oldest(ctx context.Context, vcenter, vm string) (*events.QueuedRequest, error) {
 	if err := l.reach(ctx); err != nil {
 		return nil, err
 	}
-	return l.Queue.Head(ctx, vcenter, vm)
+	return l.Queue.Oldest(ctx, vcenter, vm)
 }
 
-func (l *ownerLine) Waiting(ctx context.Context, vcenter, vm string) (events.InLine, error) {
+func (l *ownerLine) Unfinished(ctx context.Context, vcenter, vm string) (events.VMQueue, error) {
 	if err := l.reach(ctx); err != nil {
-		return events.InLine{}, err
+		return events.VMQueue{}, err
 	}
-	return l.Queue.Waiting(ctx, vcenter, vm)
+	return l.Queue.Unfinished(ctx, vcenter, vm)
 }
 
 func (l *ownerLine) Gone(ctx context.Context, vcenter, vm string, p events.Place) (bool, error) {

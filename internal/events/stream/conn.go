@@ -61,7 +61,7 @@ type Conn struct {
 	waits     *waits
 	on        Told
 
-	line *Line
+	queue *RequestQueue
 
 	mu          sync.Mutex
 	streams     *Streams  // as Provision was asked for; nil before
@@ -81,8 +81,8 @@ func Connect(_ context.Context, cfg NATSConfig, log zerolog.Logger) (*Conn, erro
 	}
 	w := &waits{open: map[*waiter]wait{}}
 	c := &Conn{log: teller{log, w}, waits: w, keepTime: keepTime, unkeptSince: map[string]time.Time{}, mode: cfg.EventMode, on: cfg.On, apiPrefix: jetstream.DefaultAPIPrefix}
-	c.line = newLine(c)
-	nc, err := nats.Connect(cfg.URL, append(opts, stateLog(log, c.line.wakeAll)...)...)
+	c.queue = newRequestQueue(c)
+	nc, err := nats.Connect(cfg.URL, append(opts, stateLog(log, c.queue.wakeAll)...)...)
 	if err != nil {
 		return nil, fmt.Errorf("connect to NATS: %w", err)
 	}
@@ -110,8 +110,8 @@ func (c *Conn) Close() { c.nc.Close() }
 // Connected reports whether NATS is connected at this moment.
 func (c *Conn) Connected() bool { return c.nc.IsConnected() }
 
-// Line answers what is waiting in the requests streams.
-func (c *Conn) Line() *Line { return c.line }
+// RequestQueue answers what is waiting in the requests streams.
+func (c *Conn) RequestQueue() *RequestQueue { return c.queue }
 
 // Store is the events stream, for a journal.
 func (c *Conn) Store() Store { return &jetStore{conn: c, stream: events.EventsStream} }

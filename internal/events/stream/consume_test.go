@@ -428,8 +428,8 @@ func TestConsumeThroughRestart(t *testing.T) {
 func TestLine(t *testing.T) {
 	t.Parallel()
 	s := newStation(t, func(st *stream.Streams) { st.QueuePerVM = 3 })
-	ctx, line := testContext(t), s.conn.Line()
-	if head, err := line.Head(ctx, "lab", "vm-1"); err != nil || head != nil {
+	ctx, line := testContext(t), s.conn.RequestQueue()
+	if head, err := line.Oldest(ctx, "lab", "vm-1"); err != nil || head != nil {
 		t.Errorf("head of nothing: %+v, %v", head, err)
 	}
 	first := s.publish(t, events.KindRequested, "vm-1", "r1", map[string]any{"vm": "vm-1"})
@@ -438,24 +438,24 @@ func TestLine(t *testing.T) {
 	third := s.publish(t, events.KindRequested, "vm-1", "r3", map[string]any{"vm": "vm-1"})
 	cancel := s.publish(t, events.KindCancelRequested, "vm-1", "c1", map[string]any{"vm": "vm-1", "request": map[string]any{"source": "/test", "id": "r3"}, "reason": "why"})
 	s.publish(t, events.KindCancelRequested, "vm-1", "c2", map[string]any{"vm": "vm-1"}) // cannot be read
-	if head, err := line.Head(ctx, "lab", "vm-1"); err != nil || head == nil || head.Seq != first || head.Ref.ID != "r1" {
+	if head, err := line.Oldest(ctx, "lab", "vm-1"); err != nil || head == nil || head.Seq != first || head.Ref.ID != "r1" {
 		t.Errorf("head: %+v, %v; want %d", head, err, first)
 	}
-	in, err := line.Waiting(ctx, "lab", "vm-1")
+	in, err := line.Unfinished(ctx, "lab", "vm-1")
 	if err != nil {
 		t.Fatal(err)
 	}
 	ref := func(id string) events.RequestRef { return events.RequestRef{Source: "/test", ID: id} }
-	want := []events.Queued{
+	want := []events.QueuedRequest{
 		{Seq: first, Ref: ref("r1"), Run: events.RunID("lab", "vm-1", ref("r1"))}, {Seq: broken}, {Seq: third, Ref: ref("r3"), Run: events.RunID("lab", "vm-1", ref("r3"))},
 	}
-	if diff := cmp.Diff(want, in.Requests, cmpopts.IgnoreFields(events.Queued{}, "At")); diff != "" {
+	if diff := cmp.Diff(want, in.Requests, cmpopts.IgnoreFields(events.QueuedRequest{}, "At")); diff != "" {
 		t.Errorf("requests -want +got\n%s", diff)
 	}
 	if len(in.Cancels) != 2 || in.Cancels[0].Seq != cancel {
 		t.Errorf("places of cancels: %+v", in.Cancels)
 	}
-	if !in.Holds("anybody's, for one of them cannot be read") {
+	if !in.MayHold("anybody's, for one of them cannot be read") {
 		t.Error("a message that cannot be read may be anybody's")
 	}
 	cancels, err := line.Cancels(ctx, "lab", "vm-1")
@@ -478,13 +478,13 @@ func TestLine(t *testing.T) {
 func TestWake(t *testing.T) {
 	t.Parallel()
 	s := newStation(t, nil)
-	line := s.conn.Line()
+	line := s.conn.RequestQueue()
 	ch, stop := line.Wake("lab", "vm-1")
 	second, stopSecond := line.Wake("lab", "vm-1")
 	other, stopOther := line.Wake("lab", "vm-2")
 	defer stopOther()
 	// A round trip, so that the server knows the subscriptions.
-	if _, err := line.Head(testContext(t), "lab", "vm-1"); err != nil {
+	if _, err := line.Oldest(testContext(t), "lab", "vm-1"); err != nil {
 		t.Fatal(err)
 	}
 	j := stream.NewJournal(s.conn, events.Structured)

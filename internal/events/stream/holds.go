@@ -11,7 +11,7 @@ import (
 	"github.com/guestflow/guestflow/internal/events"
 )
 
-// Holds proves, as far as a read can, that the VM's last event is mine and stands on the event before (the zero Mark: on none): the read-back right
+// MayHold proves, as far as a read can, that the VM's last event is mine and stands on the event before (the zero Mark: on none): the read-back right
 // before an act. The message IDs are compared too, since a journal that lost its tail uses sequences again. ErrFenced: something else stands
 // there. A read that is older than mine is made again, until ctx ends.
 func (j *Journal) Holds(ctx context.Context, vcenter, vm string, mine, before events.Mark) error {

@@ -337,7 +337,7 @@ func TestConsumeBrokenHeaders(t *testing.T) {
 		raw(t, s.server.URL(), "guestflow.requests.lab.vm-1", h, "")
 	}
 	until(t, "all are stored", func() bool { return s.left(t) == uint64(len(headers)) })
-	line, err := s.conn.Line().Waiting(testContext(t), "lab", "vm-1")
+	line, err := s.conn.RequestQueue().Unfinished(testContext(t), "lab", "vm-1")
 	if err != nil || len(line.Requests) != len(headers) {
 		t.Errorf("the line: %v, %v", line, err)
 	}

@@ -77,11 +77,11 @@ func TestLineGone(t *testing.T) {
 			url := url()
 			conn := connect(t, url)
 			provision(t, conn, url, settings(servers))
-			c, ctx, line := dial(t, url), testContext(t), conn.Line()
+			c, ctx, line := dial(t, url), testContext(t), conn.RequestQueue()
 			place := func(vm, id string) events.Place {
 				t.Helper()
 				c.publish(t, events.KindRequested, vm, id, map[string]any{"vm": vm})
-				in, err := line.Waiting(ctx, "lab", vm)
+				in, err := line.Unfinished(ctx, "lab", vm)
 				if err != nil || len(in.Requests) == 0 {
 					t.Fatalf("waiting %+v, %v", in, err)
 				}

@@ -208,10 +208,10 @@ func TestQueue(t *testing.T) {
 			t.Fatal(err)
 		}
 		<-ch
-		if head, err := q.Head(t.Context(), "lab", "vm-1"); err != nil || head.Seq != first {
+		if head, err := q.Oldest(t.Context(), "lab", "vm-1"); err != nil || head.Seq != first {
 			t.Errorf("head %+v, %v", head, err)
 		}
-		in, err := q.Waiting(t.Context(), "lab", "vm-1")
+		in, err := q.Unfinished(t.Context(), "lab", "vm-1")
 		if r := in.Requests; err != nil || len(r) != 2 || r[1].Seq != second || r[1].Ref.ID != "2" || len(in.Cancels) != 1 {
 			t.Errorf("waiting %+v, %v", in, err)
 		}
@@ -292,7 +292,7 @@ func TestQueueLags(t *testing.T) {
 		}
 		want := func(what string, r *events.Request, head uint64, gone bool) {
 			t.Helper()
-			h, err := q.Head(t.Context(), "lab", "vm-1")
+			h, err := q.Oldest(t.Context(), "lab", "vm-1")
 			if err != nil || (h == nil) != (head == 0) || h != nil && h.Seq != head {
 				t.Errorf("%s: head %+v, %v; want %d", what, h, err, head)
 			}

@@ -17,7 +17,7 @@ import (
 	"github.com/guestflow/guestflow/internal/events/stream"
 )
 
-// Queue is one vCenter's requests stream and its durable consumer, in memory: what stream.Line and Conn.Consume do.
+// Queue is one vCenter's requests stream and its durable consumer, in memory: what stream.RequestQueue and Conn.Consume do.
 type Queue struct {
 	vcenter string
 	ackWait time.Duration
@@ -158,8 +158,8 @@ func (q *Queue) Len() int {
 	return len(q.msgs)
 }
 
-// Back is stream.Line's: this queue is never away.
-func (q *Queue) Back() time.Time { return time.Time{} }
+// ReconnectedAt is stream.RequestQueue's: this queue is never away.
+func (q *Queue) ReconnectedAt() time.Time { return time.Time{} }
 
 // Has reports whether the message is in the stream.
 func (q *Queue) Has(seq uint64) bool {
@@ -212,8 +212,8 @@ func (q *Queue) view() ([]queued, stream.StreamView) {
 	return all, v
 }
 
-// Head is stream.Line's.
-func (q *Queue) Head(_ context.Context, _, vm string) (*events.Queued, error) {
+// Oldest is stream.RequestQueue's.
+func (q *Queue) Oldest(_ context.Context, _, vm string) (*events.QueuedRequest, error) {
 	all, _ := q.view()
 	for _, m := range all {
 		if m.subject == events.RequestSubject(q.vcenter, vm) {
@@ -223,17 +223,17 @@ func (q *Queue) Head(_ context.Context, _, vm string) (*events.Queued, error) {
 	return nil, nil
 }
 
-func (q *Queue) standing(m queued) *events.Queued {
-	e := &events.Queued{Seq: m.seq, At: m.at}
+func (q *Queue) standing(m queued) *events.QueuedRequest {
+	e := &events.QueuedRequest{Seq: m.seq, At: m.at}
 	if r, err := events.DecodeRequest(q.vcenter, m.subject, m.header, m.data); err == nil {
 		e.Ref, e.Run = r.Ref, r.Run
 	}
 	return e
 }
 
-// Waiting is stream.Line's: each of its answers may be of another replica.
-func (q *Queue) Waiting(_ context.Context, _, vm string) (events.InLine, error) {
-	var in events.InLine
+// Unfinished is stream.RequestQueue's: each of its answers may be of another replica.
+func (q *Queue) Unfinished(_ context.Context, _, vm string) (events.VMQueue, error) {
+	var in events.VMQueue
 	for from := uint64(1); ; {
 		m := q.next(from, events.RequestSubject(q.vcenter, vm), events.CancelSubject(q.vcenter, vm))
 		if m == nil {
@@ -259,7 +259,7 @@ func (q *Queue) next(from uint64, subjects ...string) *queued {
 	return nil
 }
 
-// Cancels is stream.Line's.
+// Cancels is stream.RequestQueue's.
 func (q *Queue) Cancels(_ context.Context, _, vm string) ([]events.Cancel, error) {
 	var all []events.Cancel
 	for from := uint64(1); ; {
@@ -275,13 +275,13 @@ func (q *Queue) Cancels(_ context.Context, _, vm string) ([]events.Cancel, error
 	}
 }
 
-// Gone is stream.Line's.
+// Gone is stream.RequestQueue's.
 func (q *Queue) Gone(_ context.Context, _, _ string, p events.Place) (bool, error) {
 	_, v := q.view()
 	return v.Of(p) == stream.Gone, nil
 }
 
-// Wake is stream.Line's.
+// Wake is stream.RequestQueue's.
 func (q *Queue) Wake(_, vm string) (<-chan struct{}, func()) {
 	c := make(chan struct{}, 1)
 	q.mu.Lock()
