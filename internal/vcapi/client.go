@@ -1,9 +1,13 @@
-// Package vcapi is what guestflow says to one vCenter, and what it hears back: VI JSON (/sdk/vim25), the REST API (/api, or
-// its older form /rest), and one long poll.
+// Package vcapi is guestflow's client of one vCenter. It speaks VI JSON (/sdk/vim25) and REST (/api, or its older form
+// /rest), and watches all VMs and Tasks of its runs with one long poll.
 //
-// A call either asks or acts. To ask is to read: it may be repeated, and a session that has expired is renewed once on the way. An act changes the
-// guest: it is sent at most once, on a connection of its own, and what is known about it afterwards is in Error.Sent. Every error that vCenter or
-// the way to it causes is an *Error.
+// There are two kinds of calls. A read may be repeated, and renews an expired session once on the way. An effect changes
+// something: it is sent at most once, on a connection of its own, after the caller's Fence; Error.Sent says what is known
+// about it when it failed. Every error that vCenter or the network causes is an *Error.
+//
+// client.go holds the Client, roundtrip.go reads, effect.go effects, session.go logins, cleaner.go what is left on vCenter;
+// vijson.go and rest.go build calls, fault.go decodes errors. Each API has a file of its own: customization.go,
+// network.go, process.go, file.go, task.go, vm.go, privilege.go. The long poll begins in poller.go.
 package vcapi
 
 import (
@@ -27,9 +31,9 @@ const (
 	userAgent     = "guestflow"
 	sessionHeader = "vmware-api-session-id"
 	dialTimeout   = 10 * time.Second
-	connections   = 64        // at once, for asks
-	maxHead       = 256 << 10 // bytes of status line and header lines, interim answers included
-	maxBody       = 4 << 20   // bytes of one answer; vCenter's own are far below it (pages of 100)
+	connections   = 64        // open at once, for reads
+	maxHead       = 256 << 10 // bytes of a status line and headers, interim responses included
+	maxBody       = 4 << 20   // bytes of one response; vCenter's own are far smaller (pages of 100)
 )
 
 // Client speaks to one vCenter. It is safe for use by many goroutines, which share its sessions.
@@ -41,27 +45,63 @@ type Client struct {
 	tls  *tls.Config
 
 	reads      *http.Client // keep-alive
-	guestCalls *http.Client // of calls that go to guests, see guests
-	polls      *http.Client // the long poll's own connection
-	files      *http.Client // guests' files, each on a connection of its own, from vCenter or from an ESXi host
+	guestCalls *http.Client // for calls that vCenter passes on to guests, see guestLimiter
+	polls      *http.Client // the long poll has a connection of its own
+	files      *http.Client // for guests' files, each on a connection of its own, from vCenter or from an ESXi host
 
 	vimLogin         *login        // VI JSON
-	restLogin        *login        // REST; the same session as VI JSON's where vCenter takes it for both
-	separateSessions atomic.Bool   // vCenter refused VI JSON's session on REST, although it is new enough
+	restLogin        *login        // REST; shares the session of VI JSON where vCenter accepts it for both
+	separateSessions atomic.Bool   // vCenter refused VI JSON's session on REST, although its release should accept it
 	secrets          secretStore   // secrets that were in use
-	cleaner          *cleaner      // of all that is made on vCenter
-	historySlots     chan struct{} // a place for each collector of task histories
-	product          string        // which vCenter it was at the last login
-	unsupportedProps stringSet     // properties that this vCenter does not have, as far as was seen since the last login
+	cleaner          *cleaner      // removes what was created on vCenter
+	historySlots     chan struct{} // one for each task history that is being read
+	product          string        // which vCenter answered the last login
+	unsupportedProps stringSet     // properties that this vCenter was seen not to have, since the last login
 
 	guests          *guestLimiter
 	poller          *poller
 	reachability    reachability
-	responseTimeout time.Duration // how long the answer to an act is awaited
+	responseTimeout time.Duration // how long an effect waits for its response
 }
 
 // New checks cfg and makes a Client. It dials nothing. Errors name the field that is wrong.
 func New(cfg Config) (*Client, error) {
+	u, err := checkConfig(cfg)
+	if err != nil {
+		return nil, err
+	}
+
+	setDefault(&cfg.TravelTime, 10*time.Second)
+	setDefault(&cfg.CallTimeout, 30*time.Second)
+	setDefault(&cfg.PollWait, 30*time.Second)
+	setDefault(&cfg.PollGrace, 15*time.Second)
+
+	c := &Client{
+		cfg:             cfg,
+		host:            cmp.Or(cfg.Name, u.Hostname()),
+		addr:            net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), "443")),
+		base:            "https://" + u.Host,
+		responseTimeout: time.Minute,
+		historySlots:    make(chan struct{}, maxHistoryReads),
+		guests:          newGuestLimiter(),
+	}
+	if c.tls, err = tlsConfig(cfg, u.Hostname()); err != nil {
+		return nil, err
+	}
+
+	c.reads = c.httpClient(connections)
+	c.guestCalls = c.httpClient(fastGuestSlots + slowGuestSlots)
+	c.polls = c.httpClient(connections)
+	c.files = c.fileClient()
+
+	c.cleaner = newCleaner(c)
+	c.vimLogin, c.restLogin = newLogin(c, c.loginVIM), newLogin(c, c.loginREST)
+	c.poller, c.reachability.onChange = newPoller(c), cfg.OnAnswer
+	return c, nil
+}
+
+// checkConfig parses the URL and checks what has no default.
+func checkConfig(cfg Config) (*url.URL, error) {
 	u, err := url.Parse(cfg.URL)
 	switch {
 	case err != nil:
@@ -75,24 +115,7 @@ func New(cfg Config) (*Client, error) {
 	case cfg.Password == nil:
 		return nil, errors.New("vcenter password: no way to read it was given")
 	}
-	setDefault(&cfg.TravelTime, 10*time.Second)
-	setDefault(&cfg.CallTimeout, 30*time.Second)
-	setDefault(&cfg.PollWait, 30*time.Second)
-	setDefault(&cfg.PollGrace, 15*time.Second)
-	port := u.Port()
-	if port == "" {
-		port = "443"
-	}
-	c := &Client{cfg: cfg, host: cmp.Or(cfg.Name, u.Hostname()), addr: net.JoinHostPort(u.Hostname(), port), base: "https://" + u.Host, responseTimeout: time.Minute,
-		historySlots: make(chan struct{}, maxHistoryReads)}
-	if c.tls, err = tlsConfig(cfg, u.Hostname()); err != nil {
-		return nil, err
-	}
-	c.reads, c.guestCalls, c.polls, c.files = c.httpClient(connections), c.httpClient(fastGuestSlots+slowGuestSlots), c.httpClient(connections), c.fileClient()
-	c.cleaner, c.guests = newCleaner(c), newGuestLimiter()
-	c.vimLogin, c.restLogin = newLogin(c, c.loginVIM), newLogin(c, c.loginREST)
-	c.poller, c.reachability.onChange = newPoller(c), cfg.OnAnswer
-	return c, nil
+	return u, nil
 }
 
 func setDefault(d *time.Duration, to time.Duration) {
@@ -101,18 +124,26 @@ func setDefault(d *time.Duration, to time.Duration) {
 	}
 }
 
-// tlsConfig always verifies: against the roots, or, where a thumbprint is given, against nothing but that one certificate.
+// tlsConfig always verifies the server: against the roots or, where a thumbprint is given, against that one certificate.
 func tlsConfig(cfg Config, host string) (*tls.Config, error) {
-	t := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: cfg.RootCAs, ServerName: host, NextProtos: []string{"http/1.1"}}
+	t := &tls.Config{
+		MinVersion: tls.VersionTLS12,
+		RootCAs:    cfg.RootCAs,
+		ServerName: host,
+		NextProtos: []string{"http/1.1"},
+	}
 	if cfg.Thumbprint == "" {
 		return t, nil
 	}
+
 	pin, err := hex.DecodeString(strings.ReplaceAll(cfg.Thumbprint, ":", ""))
 	if err != nil || len(pin) != sha256.Size {
-		return nil, fmt.Errorf("vcenter thumbprint %q: want the SHA-256 of the server's certificate, 64 hex digits, with or without colons", cfg.Thumbprint)
+		return nil, fmt.Errorf("vcenter thumbprint %q: want the SHA-256 of the server's certificate, "+
+			"64 hex digits, with or without colons", cfg.Thumbprint)
 	}
-	// Chain and host name are not looked at, because the pin is stricter than both: VerifyConnection, which runs on every handshake, resumed ones
-	// included, lets exactly one certificate through.
+
+	// Chain and host name are not checked, because the pin is stricter than both: VerifyConnection runs on every
+	// handshake, resumed ones included, and accepts exactly one certificate.
 	pinned := true
 	t.InsecureSkipVerify = pinned
 	t.VerifyConnection = func(state tls.ConnectionState) error {
@@ -125,16 +156,16 @@ func tlsConfig(cfg Config, host string) (*tls.Config, error) {
 	return t, nil
 }
 
-// httpClient is for asks: HTTP/1.1, no proxy, no redirect.
+// httpClient is for reads: HTTP/1.1, no proxy, no redirect.
 func (c *Client) httpClient(connections int) *http.Client {
 	return &http.Client{
 		Transport: &http.Transport{
 			DialContext:         (&net.Dialer{Timeout: dialTimeout}).DialContext,
 			TLSClientConfig:     c.tls.Clone(),
 			TLSHandshakeTimeout: dialTimeout,
-			MaxConnsPerHost:     connections,      // more asks at once wait here: vCenter has its limits
-			MaxIdleConnsPerHost: connections,      // fewer, and calls close and dial again
-			IdleConnTimeout:     30 * time.Second, // below what load balancers close idle connections after
+			MaxConnsPerHost:     connections,      // further reads wait here: vCenter has its limits
+			MaxIdleConnsPerHost: connections,      // with fewer, calls would close and dial again
+			IdleConnTimeout:     30 * time.Second, // shorter than load balancers keep idle connections
 
 			MaxResponseHeaderBytes: maxHead,
 		},
@@ -142,17 +173,18 @@ func (c *Client) httpClient(connections int) *http.Client {
 	}
 }
 
-// fileClient is for guests' files: certificates are verified in the same way, but for the host that the URL names.
+// fileClient is for guests' files. Certificates are verified in the same way, but for the host that the URL names.
 func (c *Client) fileClient() *http.Client {
 	t := c.tls.Clone()
 	t.ServerName = ""
+
 	hc := c.httpClient(connections)
 	hc.Transport = &http.Transport{
 		DialContext:         (&net.Dialer{Timeout: dialTimeout}).DialContext,
 		TLSClientConfig:     t,
 		TLSHandshakeTimeout: dialTimeout,
 		DisableKeepAlives:   true, // the next file may be at another host
-		DisableCompression:  true, // what is counted is what comes
+		DisableCompression:  true, // the limit is on the bytes that arrive
 
 		MaxResponseHeaderBytes: maxHead,
 	}
@@ -164,6 +196,7 @@ func (c *Client) Close(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	defer c.cleaner.endLifetime()
+
 	c.logout(ctx)
 	c.reads.CloseIdleConnections()
 	c.guestCalls.CloseIdleConnections()

@@ -9,12 +9,30 @@ import (
 
 var (
 	errRestart        = errors.New("the poll does not show an object that was added") // the next generation begins at once
-	errShrunk         = errors.New("the poll's answer is too large")                  // the next generation asks for smaller ones
+	errShrunk         = errors.New("the poll's answer is too large")                  // the next generation asks for smaller pages
 	errPollUnanswered = errors.New("the long poll was not answered in time")
 )
 
-// runGeneration makes collector, view and filter, and polls until something goes wrong. answered reports whether the poll was answered at all. wary: the first
-// answer of the generations before was understood, a later one was not, so the first is no proof that the poll stands.
+// generation is what was created on the server for one stretch of polling.
+type generation struct {
+	p         *poller
+	s         *session
+	cautious  bool            // see runGeneration
+	created   []*serverObject // collector (where it is not the session's own), view and filter
+	collector moRef
+	view      moRef
+	cancel    context.CancelCauseFunc
+	readers   sync.WaitGroup // the reads of single objects
+	readSlots chan struct{}
+	inView    map[moRef]bool
+	removed   map[moRef]time.Time // objects that were recently removed from the view
+}
+
+// runGeneration creates collector, view and filter, and polls until something fails. answered reports whether the poll was
+// answered at all.
+//
+// cautious means that in the generations before the first response was understood and a later one was not: then the first
+// response does not prove that the poll works.
 func (p *poller) runGeneration(ctx context.Context, cautious bool) (answered bool, err error) {
 	s, err := p.c.vimLogin.get(ctx)
 	if err != nil {
@@ -25,19 +43,24 @@ func (p *poller) runGeneration(ctx context.Context, cautious bool) (answered boo
 			p.c.forgetSession(s, true)
 		}
 	}()
-	if p.session != s { // perhaps another server than before, or another release of it
-		p.mu.Lock()
-		p.session, p.missesAdded, p.pageSize, p.maxBytes, p.oversized, p.allShownTook = s, false, maxPageSize, maxBody, nil, 0
-		p.mu.Unlock()
+	p.useSession(s)
+
+	g := &generation{
+		p:         p,
+		s:         s,
+		cautious:  cautious,
+		readSlots: make(chan struct{}, maxReaders),
+		inView:    make(map[moRef]bool),
+		removed:   make(map[moRef]time.Time),
 	}
-	g := &generation{p: p, s: s, cautious: cautious, inView: make(map[moRef]bool), removed: make(map[moRef]time.Time)}
 	defer func() { g.tearDown(ctx, classOf(err) == SessionLost) }()
 	if err := g.setUp(ctx); err != nil {
 		return false, err
 	}
+
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	g.cancel, g.readSlots = cancel, make(chan struct{}, maxReaders)
+	g.cancel = cancel
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -46,16 +69,17 @@ func (p *poller) runGeneration(ctx context.Context, cautious bool) (answered boo
 		}
 		g.readers.Wait()
 	}()
+
 	answered, err = g.poll(ctx)
 	if cause := context.Cause(ctx); cause != nil {
-		err = cause // of keepView, or the caller's
+		err = cause // maintainView's error, or the caller's
 	}
 	cancel(err)
 	<-done
 	return answered, err
 }
 
-// startGeneration forgets what was shown in the last one; what is known stays, until it is shown anew.
+// startGeneration resets what belongs to one generation. What is known of the objects stays until the poll shows them anew.
 func (p *poller) startGeneration() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -65,44 +89,22 @@ func (p *poller) startGeneration() {
 		if len(o.watchers) == 0 {
 			delete(p.objects, ref)
 		} else if !p.oversized[ref] {
-			p.allShownAt = time.Time{} // where there is nothing to show, the first answer may take the whole wait
+			p.allShownAt = time.Time{} // with nothing to show, the first response may take the whole PollWait
 		}
 	}
 }
 
-// generation is what was made on the server for one stretch of polling.
-type generation struct {
-	p         *poller
-	s         *session
-	cautious  bool
-	created   []*serverObject // the collector, where it is not the session's, else the filter; the view
-	collector moRef
-	view      moRef
-	cancel    context.CancelCauseFunc
-	readers   sync.WaitGroup // what reads objects by themselves
-	readSlots chan struct{}
-	inView    map[moRef]bool
-	removed   map[moRef]time.Time // from the view, lately
-}
-
+// call calls a method of the generation's view or collector, in its session.
 func (g *generation) call(ctx context.Context, ref *moRef, kind, method string, in, out any) error {
 	return g.p.c.callVIMIn(ctx, g.s, func(*service) *moRef { return ref }, kind, method, in, out)
 }
 
+// setUp creates collector, view and filter.
 func (g *generation) setUp(ctx context.Context) error {
-	// A collector of our own, because a poll whose connection was cut may still be waiting on the old one, and would take the updates away.
-	collector, err := g.create(ctx, propertyCollector, "PropertyCollector", "CreatePropertyCollector", noParams)
-	if err == nil {
-		g.collector = collector.ref
-	} else {
-		var e *Error
-		if errors.As(err, &e) && (e.Status == 0 || e.Class != Permanent) {
-			return err
-		}
-		if ref := g.s.service.content.PropertyCollector; ref != nil {
-			g.collector = *ref
-		}
+	if err := g.createCollector(ctx); err != nil {
+		return err
 	}
+
 	view, err := g.create(ctx, viewManager, "ViewManager", "CreateListView", noParams)
 	if err != nil {
 		return err
@@ -112,20 +114,54 @@ func (g *generation) setUp(ctx context.Context) error {
 	if err := g.syncView(ctx); err != nil {
 		return err
 	}
+
+	return g.createFilter(ctx)
+}
+
+// createCollector creates a collector for this generation: a poll whose connection was cut may still wait on the old one, and
+// would take the updates away. Where vCenter refuses that, the session's own collector is used.
+func (g *generation) createCollector(ctx context.Context) error {
+	collector, err := g.create(ctx, propertyCollector, "PropertyCollector", "CreatePropertyCollector", noParams)
+	if err == nil {
+		g.collector = collector.ref
+		return nil
+	}
+
+	var e *Error
+	if errors.As(err, &e) && (e.Status == 0 || e.Class != Permanent) {
+		return err
+	}
+	if ref := g.s.service.content.PropertyCollector; ref != nil {
+		g.collector = *ref
+	}
+	return nil
+}
+
+// createFilter creates the filter that covers all VMs and Tasks in the view.
+func (g *generation) createFilter(ctx context.Context) error {
 	skip := true
+	objects := []objectSpec{{
+		TypeName:  "ObjectSpec",
+		Obj:       refTo("ListView", g.view.Value),
+		Skip:      &skip,
+		SelectSet: []traversalSpec{{TypeName: "TraversalSpec", Type: "ListView", Path: "view"}},
+	}}
+	collector := objectRef(g.collector.Type, g.collector.Value)
+
 	return g.p.c.withSupportedProps(watchedVM, func(paths []string) error {
-		_, err := g.create(ctx, objectRef(g.collector.Type, g.collector.Value), "PropertyCollector", "CreateFilter", map[string]any{
+		_, err := g.create(ctx, collector, "PropertyCollector", "CreateFilter", map[string]any{
 			"partialUpdates": false,
-			"spec": filterSpec{TypeName: "PropertyFilterSpec",
-				PropSet: []propertySpec{propertiesOf(virtualMachine, paths), propertiesOf("Task", []string{"info"})},
-				ObjectSet: []objectSpec{{TypeName: "ObjectSpec", Obj: refTo("ListView", g.view.Value), Skip: &skip,
-					SelectSet: []traversalSpec{{TypeName: "TraversalSpec", Type: "ListView", Path: "view"}}}},
-			}})
+			"spec": filterSpec{
+				TypeName:  "PropertyFilterSpec",
+				PropSet:   []propertySpec{propertiesOf(virtualMachine, paths), propertiesOf("Task", watchedProps("Task"))},
+				ObjectSet: objects,
+			},
+		})
 		return err
 	})
 }
 
-// create makes a part of the generation.
+// create creates a part of the generation, and notes it for tearDown.
 func (g *generation) create(ctx context.Context, obj objectFunc, kind, method string, in any) (*serverObject, error) {
 	m, err := g.p.c.cleaner.create(ctx, g.s, obj, kind, method, in, nil)
 	if err == nil {
@@ -134,7 +170,8 @@ func (g *generation) create(ctx context.Context, obj objectFunc, kind, method st
 	return m, err
 }
 
-// tearDown takes down what was made: what is not reached now, later. A filter goes with a collector of our own.
+// tearDown removes what was created; what vCenter does not answer now is removed later. lost means that the session is gone,
+// and all of it with the session. A filter goes with its collector.
 func (g *generation) tearDown(ctx context.Context, lost bool) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
@@ -143,51 +180,29 @@ func (g *generation) tearDown(ctx context.Context, lost bool) {
 		case lost || m.ref.Type == "PropertyFilter" && g.created[0].ref.Type == "PropertyCollector":
 			m.markRemoved()
 		case !g.p.c.cleaner.remove(ctx, m):
-			cancel() // nobody there: the other calls would only wait
+			cancel() // vCenter does not answer: the other calls would only wait
 		}
 	}
 }
 
-// poll waits for updates until an error.
+// poll waits for updates until an error. answered reports whether the poll was answered at all.
 func (g *generation) poll(ctx context.Context) (answered bool, err error) {
-	c := g.p.c
 	version := ""
-	page, most := g.p.answerLimits()
-	options := map[string]any{"_typeName": "WaitOptions", "maxWaitSeconds": max(int(c.cfg.PollWait/time.Second), 1), "maxObjectUpdates": page}
 	began := time.Now()
+	pageSize, maxBytes := g.p.answerLimits()
 	for {
-		params := map[string]any{"options": options}
-		if version != "" {
-			params["version"] = version
-		}
-		cl, err := c.newVIMCall(g.s.service, func(*service) *moRef { return &g.collector }, "PropertyCollector", "WaitForUpdatesEx", params)
+		set, err := g.waitForUpdates(ctx, version, pageSize, maxBytes)
 		if err != nil {
 			return answered, err
 		}
-		cl.token, cl.noRetry, cl.timeout, cl.maxBytes = g.s.token, true, c.cfg.PollWait+c.cfg.PollGrace, most
-		resp, err := c.roundTrip(ctx, c.polls, cl)
-		if err != nil {
-			switch {
-			case errors.Is(err, context.DeadlineExceeded):
-				err = errors.Join(errPollUnanswered, err)
-			case errors.Is(err, ErrTooLarge):
-				err = g.shrinkPages(ctx, err)
-			}
-			return answered, err
+
+		works := answered || !g.cautious
+		if works {
+			g.p.c.reachability.notePoll(nil)
 		}
-		var set updateSet // null, 204 and an empty body leave it empty: nothing changed
-		if err := c.decode(cl, resp, &set); err != nil {
-			return answered, err
-		}
-		if set.Version == "" && len(set.FilterSet) > 0 {
-			return answered, c.notUnderstood(cl, resp, errors.New("updates without a version"))
-		}
-		stands := answered || !g.cautious
-		if stands {
-			c.reachability.notePoll(nil)
-		}
-		g.p.apply(set, !answered, stands)
+		g.p.apply(set, !answered, works)
 		answered = true
+
 		if set.Version == "" {
 			continue
 		}
@@ -195,14 +210,54 @@ func (g *generation) poll(ctx context.Context) (answered bool, err error) {
 		if set.hasMore() {
 			continue
 		}
-		if !began.IsZero() { // all is shown
+		if !began.IsZero() { // this was the last page of the first reading
 			g.p.noteAllShown(time.Since(began))
 			began = time.Time{}
 		}
+
 		select {
 		case <-ctx.Done():
 			return answered, context.Cause(ctx)
 		case <-time.After(gatherTime):
 		}
 	}
+}
+
+// waitForUpdates is one call of the long poll: it waits until something changes after version, at most PollWait. null, 204 and
+// an empty body are an empty set: nothing changed.
+func (g *generation) waitForUpdates(ctx context.Context, version string, pageSize, maxBytes int) (set updateSet, err error) {
+	c := g.p.c
+	params := map[string]any{"options": map[string]any{
+		"_typeName":        "WaitOptions",
+		"maxWaitSeconds":   max(int(c.cfg.PollWait/time.Second), 1),
+		"maxObjectUpdates": pageSize,
+	}}
+	if version != "" {
+		params["version"] = version
+	}
+	collector := func(*service) *moRef { return &g.collector }
+	cl, err := c.newVIMCall(g.s.service, collector, "PropertyCollector", "WaitForUpdatesEx", params)
+	if err != nil {
+		return set, err
+	}
+	cl.token, cl.noRetry = g.s.token, true
+	cl.timeout, cl.maxBytes = c.cfg.PollWait+c.cfg.PollGrace, maxBytes
+
+	resp, err := c.roundTrip(ctx, c.polls, cl)
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return set, errors.Join(errPollUnanswered, err)
+	case errors.Is(err, ErrTooLarge):
+		return set, g.shrinkPages(ctx, err)
+	case err != nil:
+		return set, err
+	}
+
+	if err := c.decode(cl, resp, &set); err != nil {
+		return set, err
+	}
+	if set.Version == "" && len(set.FilterSet) > 0 {
+		return set, c.notUnderstood(cl, resp, errors.New("updates without a version"))
+	}
+	return set, nil
 }

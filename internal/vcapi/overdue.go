@@ -6,24 +6,27 @@ import (
 	"time"
 )
 
-// maxReaders is how many objects are read by themselves at once: fewer than there are connections, which others need, too.
+// maxReaders is how many objects are read by themselves at once: fewer than there are connections, because others need some.
 const maxReaders = 8
 
-// readOverdue reads by themselves the objects in doubt, and those that even a new generation did not show; for one that was not shown for the first
-// time it asks for a new generation. It tells when to look next; the zero time: when something changes. It does not wait for what it reads: an object
-// that vCenter is slow about holds nobody else up, nor those that are to be added meanwhile.
+// readOverdue starts a read of each object that the poll cannot show, or did not show even in a new generation. Where one was
+// not shown for the first time, it returns errRestart instead. next is when to check again; the zero time means when something
+// changes.
+//
+// It does not wait for the reads: an object that vCenter is slow about must not delay the others, nor those to be added.
 func (g *generation) readOverdue(ctx context.Context) (next time.Time, err error) {
-	read, anew, next := g.p.overdue(time.Now())
-	if anew {
+	read, restart, next := g.p.overdue(time.Now())
+	if restart {
 		return next, errRestart
 	}
-	for ref, news := range read {
+
+	for ref, updates := range read {
 		g.readers.Go(func() {
 			defer g.p.readDone(ref)
 			select {
 			case g.readSlots <- struct{}{}:
 				defer func() { <-g.readSlots }()
-				g.readObject(ctx, ref, news)
+				g.readObject(ctx, ref, updates)
 			case <-ctx.Done():
 			}
 		})
@@ -31,11 +34,13 @@ func (g *generation) readOverdue(ctx context.Context) (next time.Time, err error
 	return next, nil
 }
 
-// overdue tells what should have been shown by now.
-func (p *poller) overdue(now time.Time) (read map[moRef]int, anew bool, next time.Time) {
+// overdue finds the objects that should have been shown by now. read has them with their watchedObject.updates; restart
+// means that a new generation should try to show them first.
+func (p *poller) overdue(now time.Time) (read map[moRef]int, restart bool, next time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	read = make(map[moRef]int) // with the news before
+
+	read = make(map[moRef]int)
 	for ref, o := range p.objects {
 		due := o.checkAt
 		switch {
@@ -45,48 +50,50 @@ func (p *poller) overdue(now time.Time) (read map[moRef]int, anew bool, next tim
 		case o.mustRead:
 		case o.shown, o.gone, p.allShownAt.IsZero():
 			continue
-		default: // a slow first answer is not taken for one that leaves things out
+		default: // the first response may be slow: the time counts from its end
 			due = latest(due, p.allShownAt.Add(p.showGrace()))
 		}
 		if o.reading {
-			continue // its end wakes
+			continue // readDone wakes maintainView
 		}
 		if due.After(now) {
 			next = earliest(next, due)
 			continue
 		}
+
 		if !o.mustRead && o.attempts == 0 {
-			anew, p.missesAdded = true, true
+			restart, p.missesAdded = true, true
 		} else {
 			read[ref], o.reading = o.updates, true
 		}
 		o.attempts++
-		o.checkAt = now.Add(min(p.showTimeout<<min(o.attempts, 5), backoffMax))
-		if p.oversized[ref] { // a read is all that shows it
-			o.checkAt = now.Add(min(p.showTimeout<<min(o.attempts, 5), oversizedPause))
+		longest := backoffMax
+		if p.oversized[ref] {
+			longest = oversizedPause // only reads show it
 		}
+		o.checkAt = now.Add(min(p.showTimeout<<min(o.attempts, 5), longest))
 		next = earliest(next, o.checkAt)
 	}
-	return read, anew, next
+	return read, restart, next
 }
 
-// readObject reads one object.
-func (g *generation) readObject(ctx context.Context, ref moRef, news int) {
-	all, err := g.p.c.retrieve(ctx, ref.Type, watchedOf(ref.Type), ref.Value)
+// readObject reads one object. updates is its watchedObject.updates from before the read.
+func (g *generation) readObject(ctx context.Context, ref moRef, updates int) {
+	all, err := g.p.c.retrieve(ctx, ref.Type, watchedProps(ref.Type), ref.Value)
 	switch {
 	case ctx.Err() != nil:
 	case isGone(err):
-		g.p.storeRead(ref, news, nil)
+		g.p.storeRead(ref, updates, nil)
 	case err == nil:
-		g.p.storeRead(ref, news, all[ref.Value])
+		g.p.storeRead(ref, updates, all[ref.Value])
 	case classOf(err) == SessionLost:
 		g.cancel(err)
 	default:
-		g.p.storeReadError(ref, news, err)
+		g.p.storeReadError(ref, updates, err)
 	}
 }
 
-// readDone notes that an object is no longer being read.
+// readDone notes that the read of an object has ended.
 func (p *poller) readDone(ref moRef) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -96,13 +103,15 @@ func (p *poller) readDone(ref moRef) {
 	}
 }
 
-// storeRead takes in what a read of one object gave; nil: that there is none. What the poll brought meanwhile is newer.
-func (p *poller) storeRead(ref moRef, news int, props properties) {
+// storeRead stores what a read of one object returned; nil means that the object does not exist. What the poll showed
+// meanwhile is newer and stays.
+func (p *poller) storeRead(ref moRef, updates int, props properties) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+
 	o := p.objects[ref]
 	switch {
-	case o == nil, o.updates != news:
+	case o == nil, o.updates != updates:
 	case props == nil:
 		o.gone, o.mustRead, o.readErr = true, false, nil
 		o.notify()
@@ -113,12 +122,17 @@ func (p *poller) storeRead(ref moRef, news int, props properties) {
 	}
 }
 
-// storeReadError notes why one object cannot be read: its own watchers are told. No answer at all is a matter of the whole poll.
-func (p *poller) storeReadError(ref moRef, news int, err error) {
+// storeReadError stores why one object cannot be read, and tells its watchers. Where vCenter did not answer at all, that
+// concerns the whole poll and is reported there.
+func (p *poller) storeReadError(ref moRef, updates int, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+
 	o, e := p.objects[ref], (*Error)(nil)
-	if o == nil || o.updates != news || !errors.As(err, &e) || e.Status == 0 && e.Name == "" || sameReason(o.readErr, e) {
+	switch {
+	case o == nil, o.updates != updates:
+		return
+	case !errors.As(err, &e), e.Status == 0 && e.Name == "", sameReason(o.readErr, e):
 		return
 	}
 	o.readErr = e

@@ -8,71 +8,85 @@ import (
 	"time"
 )
 
-// One long poll (PropertyCollector.WaitForUpdatesEx) shows the changes of every VM and task that is watched: waiting costs no call per object.
+// poller is the one long poll of a vCenter (PropertyCollector.WaitForUpdatesEx). It shows the changes of every VM and Task
+// that is watched, so that waiting costs no call per object.
 //
-// The objects stand in a ListView, over which one property filter looks; a watch that begins or ends changes the view (ModifyListView), not the
-// filter. Collector, view and filter are made anew, and everything is read again (version ""), after whatever goes wrong: a "generation". What a
-// server loses while a connection is down, or does not show although it stands in the view, is found that way.
+// The watched objects are members of a ListView, and one property filter covers the view. A watch that begins or ends changes
+// the view (ModifyListView), not the filter. Collector, view and filter together are a generation. After any failure the
+// poller begins a new generation and reads everything again (version ""): that finds what a server lost while a connection
+// was down.
+//
+// Source: VI JSON, PropertyCollector.WaitForUpdatesEx, ListView.ModifyListView.
 type poller struct {
-	c           *Client
-	showTimeout time.Duration // how long the poll may take to show an object that was added
-	lingerTime  time.Duration // how long an object stays in the view after its last watch: the next one, of the run's next step, then costs no call
+	c *Client
+
+	// showTimeout is how long the poll may take to show an object that was added.
+	showTimeout time.Duration
+	// lingerTime is how long an object stays in the view after its last watch, so that the next step's watch costs no call.
+	lingerTime time.Duration
 
 	mu           sync.Mutex
 	objects      map[moRef]*watchedObject
-	down         error // why the poll is; nil while it stands
+	down         error // why the poll is not answered; nil while it is
 	lastAnswer   time.Time
-	missesAdded  bool           // this server was seen not to show what was added
-	allShownAt   time.Time      // when the present generation had shown all there was; zero before that, and while more is announced
-	allShownTook time.Duration  // how long it took to show all, in this generation or the one before
-	pageSize     int            // objects in one answer at most
-	maxBytes     int            // bytes in one answer at most
-	oversized    map[moRef]bool // objects too large for an answer: they are read by themselves
-	session      *session       // of the present generation: another may be of another server
-	changed      chan struct{}  // the set of objects changed; holds one
+	missesAdded  bool           // this server was seen not to show objects that were added to the view
+	allShownAt   time.Time      // when this generation had shown all objects; zero before that, and while more pages follow
+	allShownTook time.Duration  // how long that took, in this generation or the one before
+	pageSize     int            // the largest number of objects in one response
+	maxBytes     int            // the largest size of one response
+	oversized    map[moRef]bool // objects that are too large for a response: each is read by itself
+	session      *session       // of this generation; another session may be of another server
+	changed      chan struct{}  // signals that the set of objects changed; holds one
 }
 
-// watchedObject is a VM or a task that is watched, or lately was.
+// watchedObject is a VM or a Task that is watched, or recently was.
 type watchedObject struct {
 	ref       moRef
 	watchers  map[*watcher]bool
-	idleSince time.Time // when the last of them ended
+	idleSince time.Time // when the last watch ended
 	props     properties
 	known     bool // props are what vCenter showed
-	gone      bool // vCenter says that there is none
+	gone      bool // vCenter says that the object does not exist
 
-	// Of the present generation:
-	shown    bool      // the poll has shown it, or has no reason to
-	reAdded  bool      // it was in the view a moment ago: where it did not change meanwhile, there is nothing for the poll to show
-	mustRead bool      // vCenter said that it is none, or left the view: to be read by itself
-	checkAt  time.Time // when to do something about it where it was not shown
-	reading  bool      // it is just being read
-	attempts int       // how often something was done
-	updates  int       // how often the poll brought something: what was read before is old then
-	readErr  error     // why it cannot be read, by itself
+	// The state in this generation:
+	shown    bool      // the poll has shown the object, or has no reason to
+	reAdded  bool      // it was in the view a moment ago: unless it changed meanwhile, the poll has nothing to show
+	mustRead bool      // vCenter did not resolve it, or it left the view: it has to be read by itself
+	checkAt  time.Time // when to act if it was not shown by then
+	reading  bool      // a read of it is in flight
+	attempts int       // how often the poller acted because it was not shown
+	updates  int       // how often the poll showed it: an older read is outdated then
+	readErr  error     // why it cannot be read by itself
 }
 
-// maxPollBytes is how many bytes of an answer are read where the server does not keep to smaller ones.
+// maxPollBytes is the most that is read of a response, from a server that does not keep to smaller pages.
 const maxPollBytes = 64 << 20
 
-// maxPageSize is how many objects are in one answer of the poll, where they are of the usual size.
+// maxPageSize is the number of objects in one response of the poll, where they have the usual size.
 const maxPageSize = 100
 
 const (
 	backoffFirst   = 250 * time.Millisecond
 	backoffMax     = 30 * time.Second
 	oversizedPause = 10 * time.Second      // between two reads of an object that is too large for the poll
-	gatherTime     = 50 * time.Millisecond // between an update and the next poll, so that changes that come together cost one call
+	gatherTime     = 50 * time.Millisecond // between an update and the next poll: changes that come together cost one call
 )
 
 func newPoller(c *Client) *poller {
 	return &poller{
-		c: c, showTimeout: 2 * time.Second, lingerTime: 5 * time.Second, pageSize: maxPageSize, maxBytes: maxBody,
-		objects: make(map[moRef]*watchedObject), lastAnswer: time.Now(), changed: make(chan struct{}, 1),
+		c:           c,
+		showTimeout: 2 * time.Second,
+		lingerTime:  5 * time.Second,
+		pageSize:    maxPageSize,
+		maxBytes:    maxBody,
+		objects:     make(map[moRef]*watchedObject),
+		lastAnswer:  time.Now(),
+		changed:     make(chan struct{}, 1),
 	}
 }
 
-// Run keeps the long poll of this vCenter going until ctx ends, over lost connections, expired sessions and restarts of vCenter; it returns ctx's cause.
+// Run keeps the long poll of this vCenter going until ctx ends, over lost connections, expired sessions and restarts of
+// vCenter. It returns the cause of ctx's end.
 func (c *Client) Run(ctx context.Context) error {
 	failures, cautious := 0, false
 	for ctx.Err() == nil {
@@ -84,14 +98,20 @@ func (c *Client) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			break
 		}
-		odd := errors.Is(err, ErrNotUnderstood)
-		if answered && (!odd || time.Since(began) > backoffMax) { // else it may be answered, and not understood, for ever
+
+		// A poll whose responses are never understood is answered each time, and is a failure all the same.
+		notUnderstood := errors.Is(err, ErrNotUnderstood)
+		if answered && (!notUnderstood || time.Since(began) > backoffMax) {
 			failures = 0
 		}
-		if failures++; failures > 1 || errors.Is(err, errPollUnanswered) {
-			c.poller.setDown(err) // a single cut, or an expired session, is not worth telling: the next generation stands within a second
+		failures++
+
+		// One cut connection or expired session is not reported: the next generation is up within a second.
+		if failures > 1 || errors.Is(err, errPollUnanswered) {
+			c.poller.setDown(err)
 		}
-		cautious = odd && failures > 1
+		cautious = notUnderstood && failures > 1
+
 		pause := min(backoffFirst<<min(failures-1, 10), backoffMax)
 		pause = pause/2 + rand.N(pause/2)
 		select {
@@ -102,19 +122,20 @@ func (c *Client) Run(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
-// PollAge is the time since the long poll was last answered; before the first answer, since New.
+// PollAge is the time since the long poll was last answered; before the first response, the time since New.
 func (c *Client) PollAge() time.Duration {
 	c.poller.mu.Lock()
 	defer c.poller.mu.Unlock()
 	return time.Since(c.poller.lastAnswer)
 }
 
-// setDown says why the poll is not answered, or not understood.
+// setDown records why the poll is not answered, or not understood, and tells every watcher.
 func (p *poller) setDown(why error) {
 	if e := (*Error)(nil); errors.As(why, &e) {
 		why = e // without what was joined to it
 	}
 	p.c.reachability.notePoll(why)
+
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if sameReason(p.down, why) {
@@ -126,41 +147,56 @@ func (p *poller) setDown(why error) {
 	}
 }
 
-// answerLimits is how large an answer may be, in objects and in bytes.
+// useSession begins to poll in s. Another session may be of another server, or of another release of it: what was learned
+// about the one before does not count.
+func (p *poller) useSession(s *session) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.session == s {
+		return
+	}
+	p.session = s
+	p.missesAdded, p.allShownTook = false, 0
+	p.pageSize, p.maxBytes, p.oversized = maxPageSize, maxBody, nil
+}
+
+// answerLimits is how large one response may be, in objects and in bytes.
 func (p *poller) answerLimits() (objects, bytes int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.pageSize, p.maxBytes
 }
 
-// noteAllShown notes how long this server takes to show all that there is.
+// noteAllShown records how long this server takes to show all objects.
 func (p *poller) noteAllShown(took time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.allShownTook = took
 }
 
-// showGrace is how long the poll may take to show an object that was added: a slow server is not taken for one that leaves things out. The caller holds mu.
+// showGrace is how long the poll may take to show an object that was added. It follows the speed of the server: a slow one
+// is not taken for one that leaves objects out. The caller holds mu.
 func (p *poller) showGrace() time.Duration {
 	return max(p.showTimeout, min(2*p.allShownTook, backoffMax))
 }
 
-// notify wakes all who watch o. The caller holds mu.
+// notify wakes all watchers of o. The caller holds poller.mu.
 func (o *watchedObject) notify() {
 	for w := range o.watchers {
 		wake(w.signal)
 	}
 }
 
-// setProps takes in what vCenter shows of o. The caller holds mu.
+// setProps stores what the poll showed of o. The caller holds poller.mu.
 func (o *watchedObject) setProps(props properties) {
-	o.props, o.known, o.gone, o.shown, o.mustRead, o.readErr = props, true, false, true, false, nil
+	o.props, o.known, o.gone = props, true, false
+	o.shown, o.mustRead, o.readErr = true, false, nil
 	o.updates++
 	o.notify()
 }
 
-// watchedOf are the properties of a kind of object that the poll shows.
-func watchedOf(kind string) []string {
+// watchedProps are the properties of a kind of object that the poll shows.
+func watchedProps(kind string) []string {
 	if kind == virtualMachine {
 		return watchedVM
 	}

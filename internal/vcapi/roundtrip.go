@@ -22,20 +22,20 @@ import (
 
 // call is one request.
 type call struct {
-	op       string // for errors and OnCall; bounded
+	op       string // names the call in errors and for OnCall; one of a bounded set
 	method   string
 	path     string // from the root, escaped
 	body     []byte
 	token    string // of the session; "" for calls that need none
 	header   http.Header
 	secrets  secrets // that travel in it
-	noRetry  bool    // the transport may not repeat it on another connection
+	noRetry  bool    // the transport must not repeat it on another connection
 	timeout  time.Duration
-	maxBytes int    // bytes of the answer; 0: maxBody
-	guest    string // the VM, of a call that vCenter passes on to its guest: how long that takes says nothing about vCenter
-	certHint string // what lets its server's certificate be trusted, where that is not vCenter's
+	maxBytes int    // the largest response body; 0 means maxBody
+	guest    string // the VM, where vCenter passes the call on to a guest: how long that takes says nothing about vCenter
+	certHint string // how to make its server's certificate trusted, where that server is not vCenter
 
-	// inside, where set, finds an error in the body of a success.
+	// checkBody, where set, finds an error in the body of a successful response.
 	checkBody func(body []byte, s redactor) *Error
 }
 
@@ -44,7 +44,7 @@ func (cl *call) endpoint() string {
 	return cl.method + " " + path
 }
 
-// response is what a success holds.
+// response is a successful HTTP response, read to its end.
 type response struct {
 	status int
 	header http.Header
@@ -61,6 +61,7 @@ func (c *Client) request(ctx context.Context, cl *call) (*http.Request, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: vcenter %s: request: %w", cl.op, c.host, err)
 	}
+
 	for key, values := range cl.header {
 		req.Header[key] = values
 	}
@@ -73,53 +74,64 @@ func (c *Client) request(ctx context.Context, cl *call) (*http.Request, error) {
 	return req, nil
 }
 
-// roundTrip sends an ask and reads its answer. Anything but a 2xx is an *Error.
+// roundTrip sends a read and reads its response. Anything but a 2xx is an *Error.
 func (c *Client) roundTrip(ctx context.Context, hc *http.Client, cl *call) (resp *response, err error) {
-	timeout := cl.timeout
-	if timeout == 0 {
-		timeout = c.cfg.CallTimeout
-	}
-	callCtx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("no answer within %s: %w", timeout, context.DeadlineExceeded))
+	timeout := cmp.Or(cl.timeout, c.cfg.CallTimeout)
+	callCtx, cancel := context.WithTimeoutCause(ctx, timeout,
+		fmt.Errorf("no answer within %s: %w", timeout, context.DeadlineExceeded))
 	defer cancel()
+
 	req, err := c.request(callCtx, cl)
 	if err != nil {
 		return nil, err
 	}
 	if cl.noRetry {
-		req.GetBody = nil // a body that the transport cannot rewind is a body that it cannot send twice
+		req.GetBody = nil // the transport cannot send twice a body that it cannot rewind
 	} else {
-		req.Header["X-Idempotency-Key"] = nil // not sent: it lets net/http repeat an ask by POST that met a connection just closed by the server
+		// The nil value keeps the header from being sent. That it is there lets net/http repeat a POST which met a connection
+		// that the server had just closed.
+		req.Header["X-Idempotency-Key"] = nil
 	}
+
 	done := c.observe(ctx, cl)
 	defer func() { done(err) }()
+
 	httpResp, err := hc.Do(req)
 	if err != nil {
 		failed := c.transportError(cl, err)
-		if ctx.Err() == nil && hc != c.polls && (cl.guest == "" || failed.Sent == NotSent) { // the poll is a witness of its own
+		// The poll reports for itself. A call to a guest counts only where it did not get as far as vCenter.
+		if ctx.Err() == nil && hc != c.polls && (cl.guest == "" || failed.Sent == NotSent) {
 			c.reachability.noteCall(failed)
 		}
 		return nil, failed
 	}
 	defer func() { _ = httpResp.Body.Close() }()
 	c.reachability.noteCall(nil)
-	if resp, err = c.readResponse(cl, httpResp); err == nil && cl.checkBody != nil {
-		if e := cl.checkBody(resp.body, c.redactorFor(cl)); e != nil {
-			e.Status = resp.status
-			return nil, c.completeError(cl, e)
-		}
+
+	resp, err = c.readResponse(cl, httpResp)
+	if err != nil || cl.checkBody == nil {
+		return resp, err
 	}
-	return resp, err
+	if e := cl.checkBody(resp.body, c.redactorFor(cl)); e != nil {
+		e.Status = resp.status
+		return nil, c.completeError(cl, e)
+	}
+	return resp, nil
 }
 
-// observe begins to time a call, and to trace it where ctx is part of a trace; the function that it returns tells how the call ended. A call whose
-// function is not called was none.
+// observe begins to time a call, and to trace it where ctx is part of a trace. The caller reports the end of the call to the
+// function that observe returns; where it does not, nothing is reported.
 func (c *Client) observe(ctx context.Context, cl *call) func(error) {
 	began := time.Now()
 	var span trace.Span
-	if c.cfg.Tracer != nil && trace.SpanContextFromContext(ctx).IsValid() { // the long poll is part of none
-		ctx, span = c.cfg.Tracer.Start(ctx, cl.op, trace.WithSpanKind(trace.SpanKindClient),
-			trace.WithAttributes(attribute.String("server.address", c.host), attribute.String("http.request.method", cl.method)))
+	if c.cfg.Tracer != nil && trace.SpanContextFromContext(ctx).IsValid() { // the long poll is part of no trace
+		ctx, span = c.cfg.Tracer.Start(ctx, cl.op,
+			trace.WithSpanKind(trace.SpanKindClient),
+			trace.WithAttributes(
+				attribute.String("server.address", c.host),
+				attribute.String("http.request.method", cl.method)))
 	}
+
 	return func(err error) {
 		if c.cfg.OnCall != nil {
 			c.cfg.OnCall(ctx, cl.op, time.Since(began), err)
@@ -127,6 +139,7 @@ func (c *Client) observe(ctx context.Context, cl *call) func(error) {
 		if span == nil {
 			return
 		}
+
 		var e *Error
 		if errors.As(err, &e) {
 			name := cmp.Or(e.Name, http.StatusText(e.Status), "no answer")
@@ -140,42 +153,48 @@ func (c *Client) observe(ctx context.Context, cl *call) func(error) {
 	}
 }
 
-// readResponse reads an answer to its end and tells success from error.
+// readResponse reads a response to its end and distinguishes success from error.
 func (c *Client) readResponse(cl *call, httpResp *http.Response) (*response, error) {
-	most := cmp.Or(cl.maxBytes, maxBody)
-	body, err := io.ReadAll(io.LimitReader(httpResp.Body, int64(most)+1))
-	switch {
+	limit := cmp.Or(cl.maxBytes, maxBody)
+	body, err := io.ReadAll(io.LimitReader(httpResp.Body, int64(limit)+1))
+
+	switch status := httpResp.StatusCode; {
 	case err != nil:
-		e := &Error{Status: httpResp.StatusCode, Class: Transient, Foreign: true, Message: "the answer broke off: " + c.redact(cl, err.Error()), Err: c.redactError(cl, err)}
+		e := &Error{Status: status, Class: Transient, Foreign: true, Err: c.redactError(cl, err)}
+		e.Message = "the answer broke off: " + c.redact(cl, err.Error())
 		return nil, c.completeError(cl, e)
-	case len(body) > most:
-		e := &Error{Status: httpResp.StatusCode, Class: byStatus(httpResp.StatusCode), Message: fmt.Sprintf("the answer is larger than %d MiB", most>>20), Err: ErrTooLarge}
+	case len(body) > limit:
+		e := &Error{Status: status, Class: byStatus(status), Err: ErrTooLarge}
+		e.Message = fmt.Sprintf("the answer is larger than %d MiB", limit>>20)
 		return nil, c.completeError(cl, e)
-	case httpResp.StatusCode >= 300 && httpResp.StatusCode < 400:
-		e := &Error{Status: httpResp.StatusCode, Class: Transient, Foreign: true, // vCenter does not redirect: something before it does, now
-			Message: c.redact(cl, fmt.Sprintf("redirected to %q, which is not followed: set the URL of vCenter itself", httpResp.Header.Get("Location")))}
+	case status >= 300 && status < 400:
+		e := &Error{Status: status, Class: Transient, Foreign: true} // vCenter does not redirect: a proxy does, for now
+		e.Message = c.redact(cl, fmt.Sprintf("redirected to %q, which is not followed: set the URL of vCenter itself",
+			httpResp.Header.Get("Location")))
 		return nil, c.completeError(cl, e)
-	case httpResp.StatusCode < 200 || httpResp.StatusCode >= 300:
-		e := decodeError(httpResp.StatusCode, body, c.redactorFor(cl))
-		// REST answers with a bare 404 what it does not offer; VI JSON has no error without a body of its own.
-		e.Foreign = e.Name == "" && e.LocalizedMessage == "" && len(e.Messages) == 0 && (e.Status >= 500 || strings.HasPrefix(cl.path, "/sdk/"))
+	case status < 200 || status >= 300:
+		e := decodeError(status, body, c.redactorFor(cl))
+		// REST answers a bare 404 for operations that it does not offer; an error of VI JSON always has a body.
+		unnamed := e.Name == "" && e.LocalizedMessage == "" && len(e.Messages) == 0
+		e.Foreign = unnamed && (status >= 500 || strings.HasPrefix(cl.path, "/sdk/"))
 		return nil, c.completeError(cl, e)
 	}
 	return &response{status: httpResp.StatusCode, header: httpResp.Header, body: bytes.TrimSpace(body)}, nil
 }
 
-// completeError completes an error of cl.
+// completeError fills in which call an error belongs to.
 func (c *Client) completeError(cl *call, e *Error) *Error {
 	e.Guest = cl.guest != ""
 	return e.withCall(cl.op, cl.endpoint(), c.host)
 }
 
-// transportError makes an Error of what the transport said.
+// transportError is the Error of a call that got no response.
 func (c *Client) transportError(cl *call, err error) *Error {
 	var wrapped *url.Error
 	if errors.As(err, &wrapped) {
 		err = wrapped.Err // without its text, which repeats method and URL
 	}
+
 	e := &Error{Class: Transient, Err: c.redactError(cl, err), Message: c.redact(cl, err.Error())}
 	var dial *net.OpError
 	var cert *tls.CertificateVerificationError
@@ -189,20 +208,24 @@ func (c *Client) transportError(cl *call, err error) *Error {
 	return c.completeError(cl, e)
 }
 
-// ErrTooLarge lies beneath the error of an answer of which more came than is read.
+// ErrTooLarge is wrapped by the error of a response that is larger than the client reads.
 var ErrTooLarge = errors.New("the answer is too large")
 
-// ErrNotUnderstood lies beneath the error of a success whose body is not what it should be: something on the way answers in vCenter's place, or part of
-// vCenter does, while it starts.
+// ErrNotUnderstood is wrapped by the error of a successful response whose body has not the expected form: a proxy answers
+// in vCenter's place, or a part of vCenter does while it starts.
 var ErrNotUnderstood = errors.New("the answer is not understood")
 
 func (c *Client) notUnderstood(cl *call, resp *response, why error) *Error {
-	e := &Error{Status: resp.status, Class: Transient, Message: ErrNotUnderstood.Error() + ": " + c.redact(cl, why.Error()), Err: ErrNotUnderstood,
-		Foreign: len(resp.body) > 0 && !json.Valid(resp.body)}
-	return c.completeError(cl, e)
+	return c.completeError(cl, &Error{
+		Status:  resp.status,
+		Class:   Transient,
+		Message: ErrNotUnderstood.Error() + ": " + c.redact(cl, why.Error()),
+		Err:     ErrNotUnderstood,
+		Foreign: len(resp.body) > 0 && !json.Valid(resp.body),
+	})
 }
 
-// read sends a call in a session of l and decodes its answer into out. A session that turns out to be dead is renewed, once.
+// read sends a call in a session of l and decodes its response into out. It renews a session that has expired, once.
 func (c *Client) read(ctx context.Context, l *login, build func(*session) (*call, error), out any) error {
 	for renewed := false; ; renewed = true {
 		s, err := l.get(ctx)
@@ -214,6 +237,7 @@ func (c *Client) read(ctx context.Context, l *login, build func(*session) (*call
 			return err
 		}
 		cl.token = s.token
+
 		resp, err := c.sendRead(ctx, cl)
 		if err == nil {
 			return c.decode(cl, resp, out)
@@ -225,18 +249,22 @@ func (c *Client) read(ctx context.Context, l *login, build func(*session) (*call
 	}
 }
 
-// sendRead sends an ask over the connections that are for its kind.
+// sendRead sends a read over the connections for its kind: calls to guests have their own.
 func (c *Client) sendRead(ctx context.Context, cl *call) (resp *response, err error) {
 	if cl.guest == "" {
 		return c.roundTrip(ctx, c.reads, cl)
 	}
-	if none := c.guests.do(ctx, cl.guest, c.cfg.CallTimeout, func(ctx context.Context) { resp, err = c.roundTrip(ctx, c.guestCalls, cl) }); none != nil {
-		return nil, c.completeError(cl, &Error{Class: Transient, Message: c.redact(cl, none.Error()), Err: none})
+	noSlot := c.guests.do(ctx, cl.guest, c.cfg.CallTimeout, func(ctx context.Context) {
+		resp, err = c.roundTrip(ctx, c.guestCalls, cl)
+	})
+	if noSlot != nil {
+		return nil, c.completeError(cl, &Error{Class: Transient, Message: c.redact(cl, noSlot.Error()), Err: noSlot})
 	}
 	return resp, err
 }
 
-// handleSessionLost finds out what a 401 to a guest call was about (the guest's login, or our session), and forgets a session that is lost.
+// handleSessionLost forgets a session that vCenter no longer knows. Where the call went to a guest, it first finds out what
+// its 401 was about, the guest's login or this session, and sets the class of err.
 func (c *Client) handleSessionLost(ctx context.Context, cl *call, s *session, err error) {
 	var e *Error
 	if !errors.As(err, &e) || e.Class != SessionLost {
@@ -245,7 +273,7 @@ func (c *Client) handleSessionLost(ctx context.Context, cl *call, s *session, er
 	if strings.HasPrefix(cl.op, guestProcessesOp) {
 		switch alive, err := c.restAlive(ctx, s.token); {
 		case err != nil:
-			e.Class = Transient // cannot be told apart now
+			e.Class = Transient // which of the two it was cannot be found out now
 			return
 		case alive:
 			e.Class = GuestCredentials
@@ -263,7 +291,7 @@ func classOf(err error) Class {
 	return Permanent
 }
 
-// decode reads an answer. An empty one and null leave out as it is.
+// decode decodes a response into out. An empty body and null leave out unchanged.
 func (c *Client) decode(cl *call, resp *response, out any) error {
 	if out == nil || len(resp.body) == 0 || bytes.Equal(resp.body, []byte("null")) {
 		return nil

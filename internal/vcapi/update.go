@@ -2,10 +2,11 @@ package vcapi
 
 import (
 	"encoding/json"
+	"maps"
 	"time"
 )
 
-// updateSet is what is needed of vmodl.query.PropertyCollector.UpdateSet: what else is in it cannot make it unreadable.
+// updateSet has the members of vmodl.query.PropertyCollector.UpdateSet that are used. Others cannot make it unreadable.
 type updateSet struct {
 	Version   string `json:"version"`
 	Truncated *bool  `json:"truncated"`
@@ -14,9 +15,10 @@ type updateSet struct {
 	} `json:"filterSet"`
 }
 
-// hasMore reports whether there is more, to be had at once.
+// hasMore reports whether another page can be had at once.
 func (set *updateSet) hasMore() bool { return set.Truncated != nil && *set.Truncated }
 
+// objectUpdate is a change of one object.
 type objectUpdate struct {
 	Kind      string `json:"kind"` // enter, modify, leave
 	Obj       moRef  `json:"obj"`
@@ -25,11 +27,12 @@ type objectUpdate struct {
 		Op   string          `json:"op"` // assign, add, remove, indirectRemove
 		Val  json.RawMessage `json:"val"`
 	} `json:"changeSet"`
-	malformed bool // it is not understood
+
+	malformed bool // only Obj could be decoded
 }
 
-// UnmarshalJSON takes what is odd in one object for that object's own: it is read by itself then, and the others are not held up. Where it cannot be
-// told whose it is, the whole is not understood.
+// UnmarshalJSON accepts an update that cannot be decoded as a whole, as long as it names its object: that object is read by
+// itself then, and the others are not delayed.
 func (u *objectUpdate) UnmarshalJSON(raw []byte) error {
 	type plain objectUpdate
 	err := json.Unmarshal(raw, (*plain)(u))
@@ -42,64 +45,77 @@ func (u *objectUpdate) UnmarshalJSON(raw []byte) error {
 	return err
 }
 
-// apply takes an update in. The first of a generation is fresh; the one that shows that the poll stands also ends Down, together with what it brings.
-func (p *poller) apply(set updateSet, fresh, stands bool) {
+// apply stores a response of the poll. first is that it is the first of its generation; works, that it proves that the poll
+// works: then the poll is no longer down, and its watchers see that together with what the response shows.
+func (p *poller) apply(set updateSet, first, works bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+
 	p.lastAnswer = time.Now()
-	stood := !p.allShownAt.IsZero() && !fresh
-	switch { // what is on a later page is not overdue
-	case set.hasMore():
+	allWereShown := !p.allShownAt.IsZero() && !first
+	switch {
+	case set.hasMore(): // an object on a later page is not overdue
 		p.allShownAt = time.Time{}
-	case !stood:
+	case !allWereShown:
 		p.allShownAt = p.lastAnswer
 		wake(p.changed)
 	}
-	if stands && p.down != nil {
+
+	if works && p.down != nil {
 		p.down = nil
 		for _, o := range p.objects {
 			o.notify()
 		}
 	}
+
 	for _, filter := range set.FilterSet {
 		for _, update := range filter.ObjectSet {
-			o := p.objects[moRef{Type: update.Obj.Type, Value: update.Obj.Value}]
-			if o == nil || len(o.watchers) == 0 && update.Kind == "leave" {
-				continue // not watched any more
-			}
-			if stood && update.Kind == "enter" && !o.shown && !o.reAdded {
-				p.missesAdded = false // it does show what is added
-			}
-			if update.Kind == "leave" { // deleted, or taken out of the view and already added again
-				o.shown, o.mustRead, o.checkAt = false, true, time.Time{}
-				wake(p.changed)
-				continue
-			}
-			if update.malformed || update.Kind != "enter" && !o.known { // a part of what is not known: the whole is read
-				o.shown, o.mustRead, o.checkAt = true, true, time.Time{}
-				o.updates++
-				wake(p.changed)
-				continue
-			}
-			props := make(properties, len(o.props)+len(update.ChangeSet))
-			if update.Kind != "enter" {
-				for name, value := range o.props {
-					props[name] = value
-				}
-			}
-			for _, change := range update.ChangeSet {
-				if change.Op == "remove" || change.Op == "indirectRemove" {
-					delete(props, change.Name)
-					continue
-				}
-				props.set(change.Name, change.Val)
-			}
-			o.setProps(props)
+			p.applyObject(update, allWereShown)
 		}
 	}
 }
 
-// set assigns a property. A whole TaskInfo replaces the parts of an older one.
+// applyObject stores the change of one object. allWereShown is that the poll had shown all objects before: then an object that
+// enters was added to the view since. The caller holds mu.
+func (p *poller) applyObject(update objectUpdate, allWereShown bool) {
+	o := p.objects[moRef{Type: update.Obj.Type, Value: update.Obj.Value}]
+	if o == nil || len(o.watchers) == 0 && update.Kind == "leave" {
+		return // no longer watched
+	}
+	if allWereShown && update.Kind == "enter" && !o.shown && !o.reAdded {
+		p.missesAdded = false // this server does show what is added
+	}
+
+	switch {
+	case update.Kind == "leave": // deleted, or removed from the view and already added again
+		o.shown, o.mustRead, o.checkAt = false, true, time.Time{}
+		wake(p.changed)
+	case update.malformed, update.Kind != "enter" && !o.known: // a change of what is not known: read the whole object
+		o.shown, o.mustRead, o.checkAt = true, true, time.Time{}
+		o.updates++
+		wake(p.changed)
+	default:
+		o.setProps(update.props(o.props))
+	}
+}
+
+// props are the object's properties after the update, given those before it.
+func (u *objectUpdate) props(before properties) properties {
+	props := make(properties, len(before)+len(u.ChangeSet))
+	if u.Kind != "enter" {
+		maps.Copy(props, before)
+	}
+	for _, change := range u.ChangeSet {
+		if change.Op == "remove" || change.Op == "indirectRemove" {
+			delete(props, change.Name)
+			continue
+		}
+		props.set(change.Name, change.Val)
+	}
+	return props
+}
+
+// set assigns a property. A whole TaskInfo replaces the single members of an older one.
 func (p properties) set(name string, value json.RawMessage) {
 	if name == "info" {
 		clear(p)

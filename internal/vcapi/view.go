@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// maintainView follows the set of what is watched, and looks after what the poll does not show.
+// maintainView keeps the view in line with what is watched, and reads by themselves the objects that the poll does not show.
 func (g *generation) maintainView(ctx context.Context) error {
 	for {
 		if err := g.syncView(ctx); err != nil {
@@ -17,6 +17,7 @@ func (g *generation) maintainView(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+
 		var timer <-chan time.Time
 		if !next.IsZero() {
 			timer = time.After(time.Until(next))
@@ -30,7 +31,9 @@ func (g *generation) maintainView(ctx context.Context) error {
 	}
 }
 
-// syncView brings the view in line with what is watched, in one call for all that changed meanwhile.
+// syncView adds to the view what is newly watched, and removes what no longer is, in one call for all of it.
+//
+// Source: VI JSON, ListView.ModifyListView, which returns the objects that vCenter could not resolve.
 func (g *generation) syncView(ctx context.Context) error {
 	add, remove := g.p.viewChanges(g.inView, g.removed)
 	for len(add)+len(remove) > 0 {
@@ -41,17 +44,19 @@ func (g *generation) syncView(ctx context.Context) error {
 		if len(remove) > 0 {
 			params["remove"] = refList(remove)
 		}
+
 		var raw json.RawMessage
 		err := g.call(ctx, &g.view, "ListView", "ModifyListView", params, &raw)
-		if lost, rest := unresolved(err, add); lost != nil { // a server that refuses the whole call for one object
-			g.inView[*lost] = true
-			g.p.requestRead(*lost)
+		if missing, rest := unresolved(err, add); missing != nil { // this server refuses the whole call for one object
+			g.inView[*missing] = true
+			g.p.requestRead(*missing)
 			add = rest
 			continue
 		}
 		if err != nil {
 			return err
 		}
+
 		for _, ref := range add {
 			g.inView[ref] = true
 		}
@@ -59,7 +64,7 @@ func (g *generation) syncView(ctx context.Context) error {
 			delete(g.inView, ref)
 			g.removed[ref] = time.Now()
 		}
-		forEachElement(raw, func(element json.RawMessage) { // those that vCenter could not resolve
+		forEachElement(raw, func(element json.RawMessage) {
 			var ref moRef
 			if json.Unmarshal(element, &ref) == nil {
 				g.p.requestRead(moRef{Type: ref.Type, Value: ref.Value})
@@ -79,61 +84,69 @@ func refList(refs []moRef) []moRef {
 }
 
 // unresolved finds the one of refs that a ManagedObjectNotFound is about.
-func unresolved(err error, refs []moRef) (lost *moRef, rest []moRef) {
+func unresolved(err error, refs []moRef) (missing *moRef, rest []moRef) {
 	var e *Error
 	if !errors.As(err, &e) || e.Name != "ManagedObjectNotFound" {
 		return nil, refs
 	}
+
 	var data struct {
 		Obj moRef `json:"obj"`
 	}
 	_ = json.Unmarshal(e.Data, &data)
 	for _, ref := range refs {
 		if ref.Type == data.Obj.Type && ref.Value == data.Obj.Value {
-			lost = &ref
+			missing = &ref
 			continue
 		}
 		rest = append(rest, ref)
 	}
-	return lost, rest
+	return missing, rest
 }
 
-// viewChanges is what stands between the view and what is watched. An object is forgotten here and nowhere else, together with its removal from the view:
-// one that was watched again before that is still the same.
+// viewChanges is the difference between the view and what is watched. It updates inView for oversized objects, which are
+// never in the view, and drops old entries of removed.
+//
+// An object is forgotten here and nowhere else, together with its removal from the view: one that is watched again before
+// that is still the same object.
 func (p *poller) viewChanges(inView map[moRef]bool, removed map[moRef]time.Time) (add, remove []moRef) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+
 	now := time.Now()
 	for ref, o := range p.objects {
 		switch idle := len(o.watchers) == 0; {
 		case idle && inView[ref] && now.Sub(o.idleSince) < p.lingerTime:
+			// The run's next step may watch it soon.
 		case idle:
 			delete(p.objects, ref)
 			if inView[ref] && p.oversized[ref] {
-				delete(inView, ref) // it never was
+				delete(inView, ref)
 			} else if inView[ref] {
 				remove = append(remove, ref)
 			}
 		case !inView[ref] && p.oversized[ref]:
-			inView[ref] = true // as far as the view goes
+			inView[ref] = true // treated as if it were
 			o.shown, o.reAdded, o.mustRead, o.checkAt = false, false, true, time.Time{}
 		case !inView[ref]:
 			add = append(add, ref)
 			o.shown, o.reAdded, o.checkAt = false, false, now.Add(p.showGrace())
-			if _, lately := removed[ref]; lately && !p.missesAdded {
+			if _, recently := removed[ref]; recently && !p.missesAdded {
 				o.reAdded, o.mustRead, o.checkAt = true, true, now.Add(min(p.showTimeout, 4*gatherTime))
 			}
 		}
 	}
+
+	// After a whole poll the collector has seen the removal, and shows the object as new when it is added again.
 	for ref, at := range removed {
-		if now.Sub(at) > 2*(p.c.cfg.PollWait+p.c.cfg.PollGrace) { // a whole poll has passed since: it would be shown as new
+		if now.Sub(at) > 2*(p.c.cfg.PollWait+p.c.cfg.PollGrace) {
 			delete(removed, ref)
 		}
 	}
 	return add, remove
 }
 
-// requestRead notes that vCenter does not show an object which is watched.
+// requestRead notes that the poll cannot show a watched object, so that it is read by itself.
 func (p *poller) requestRead(ref moRef) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

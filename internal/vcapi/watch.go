@@ -7,17 +7,21 @@ import (
 	"time"
 )
 
-// watcher is one Watch.
+// watcher is one call of Watch.
 type watcher struct {
 	vm, task moRef
-	signal   chan struct{} // holds one: something may have changed
+	signal   chan struct{} // something may have changed; holds one
 }
 
-// Watch adds a VM and, where task is not "", a task to the long poll, and calls fn with what is known of them: once when both were first shown, and
-// after each change; several changes may come as one, and a call of fn is never concurrent with another of the same Watch. It returns nil once fn
-// returns true, and context.Cause(ctx) when ctx ends. It needs Run to be running, and makes no call of its own while nothing changes.
+// Watch adds a VM and, where task is not "", a Task to the long poll, and calls fn with what is known of them: once both were
+// shown, and after each change. Several changes may come as one call. Calls of fn in the same Watch are never concurrent. It
+// returns nil once fn returns true, and context.Cause(ctx) when ctx ends. Run must be running; Watch makes no call of its own
+// while nothing changes, and may be repeated.
 //
-// Where the poll is not answered, fn is told so once (Down), and again when it is back, with everything read anew.
+// When the poll is not answered, fn is told once (WatchState.Down), and again when the poll is back and everything was read
+// anew.
+//
+// Source: VI JSON, PropertyCollector.WaitForUpdatesEx. Privilege: System.Read on the VM.
 func (c *Client) Watch(ctx context.Context, vm, task string, fn func(WatchState) (done bool)) error {
 	w := &watcher{signal: make(chan struct{}, 1)}
 	if vm != "" {
@@ -28,6 +32,7 @@ func (c *Client) Watch(ctx context.Context, vm, task string, fn func(WatchState)
 	}
 	c.poller.add(w)
 	defer c.poller.remove(w)
+
 	var last *WatchState
 	for {
 		select {
@@ -35,6 +40,7 @@ func (c *Client) Watch(ctx context.Context, vm, task string, fn func(WatchState)
 			return context.Cause(ctx)
 		case <-w.signal:
 		}
+
 		state, ok := c.poller.state(w)
 		if !ok || last != nil && reflect.DeepEqual(*last, state) {
 			continue
@@ -55,6 +61,7 @@ func (w *watcher) refs() (refs []moRef) {
 	return refs
 }
 
+// wake signals without waiting: a signal that is still there is enough.
 func wake(signal chan struct{}) {
 	select {
 	case signal <- struct{}{}:
@@ -65,13 +72,14 @@ func wake(signal chan struct{}) {
 func (p *poller) add(w *watcher) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+
 	for _, ref := range w.refs() {
 		o := p.objects[ref]
 		if o == nil {
 			o = &watchedObject{ref: ref, watchers: make(map[*watcher]bool)}
 			p.objects[ref] = o
 			wake(p.changed)
-		} else if len(o.watchers) == 0 && o.gone { // that was then
+		} else if len(o.watchers) == 0 && o.gone { // it may exist again
 			o.gone, o.known, o.mustRead, o.checkAt = false, false, true, time.Time{}
 			wake(p.changed)
 		}
@@ -83,6 +91,7 @@ func (p *poller) add(w *watcher) {
 func (p *poller) remove(w *watcher) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+
 	for _, ref := range w.refs() {
 		o := p.objects[ref]
 		delete(o.watchers, w)
@@ -93,10 +102,11 @@ func (p *poller) remove(w *watcher) {
 	}
 }
 
-// state is what w's objects show. It is not ok while one of them is still to be shown, unless the poll is down.
+// state is what w's objects show. ok is false while one of them is still to be shown, unless the poll is down.
 func (p *poller) state(w *watcher) (state WatchState, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+
 	state.Down, state.Err, ok = p.down != nil, p.down, true
 	for _, ref := range w.refs() {
 		o := p.objects[ref]
@@ -106,6 +116,7 @@ func (p *poller) state(w *watcher) (state WatchState, ok bool) {
 		if !o.known && !o.gone && o.readErr == nil && p.down == nil {
 			ok = false
 		}
+
 		if ref == w.vm {
 			state.VMGone = o.gone
 			state.VM = decodeVM(o.props, p.c.secrets.redactor())
