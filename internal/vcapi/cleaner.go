@@ -10,26 +10,30 @@ import (
 	"time"
 )
 
-// What is made on vCenter outlives the answer that names it, and the caller who wanted it; vCenter itself removes it with its session only, and a session
-// that is in use never ends. So each thing that is made there has an owner, from before its call is sent until vCenter says that it is gone:
+// cleaner removes what the client created on vCenter: collectors, views, filters and sessions. Such an object outlives the
+// response that names it and the caller who wanted it. vCenter removes it only with its session, and a session in use never
+// ends. So the cleaner is responsible for each object from before the call that creates it is sent until vCenter says that the
+// object is gone:
 //
-//   - it is made under a context of its own (create; of sessions login.get): the answer is awaited also when its caller has given up;
-//   - what could not be taken down is owed, and tried again until it is gone, or its session is;
-//   - what may have been made under a name that nobody heard (the answer was lost) is counted, and its session is changed before that is many: ending
-//     a session removes all that was made in it;
-//   - a session that is not used any more is such a thing itself. One whose own answer was lost has no name: to find it takes the privilege
-//     Sessions.TerminateSession, which nothing else needs, so it is left to vCenter's idle time-out, and logins are spaced (login.keep).
+//   - An object is created under a context of its own (create; of sessions login.get): its response is awaited even when the
+//     caller has given up.
+//   - An object that could not be removed is pending, and is tried again until it is gone, or its session is.
+//   - When a response was lost, an object may exist whose name is not known. These are counted, and the session is replaced
+//     before they are many: the end of a session removes all that was created in it.
+//   - A session that is no longer used is such an object, too. One whose own response was lost has no name: to find it takes
+//     the privilege Sessions.TerminateSession, which nothing else needs. So it is left to vCenter's idle timeout, and logins
+//     are spaced out (login.record).
 //
-// What makes nothing of the kind: acts leave Tasks and programs, which the run follows; InitiateFileTransferFromGuest leaves a URL, for one use, which
-// ends by itself and which no method takes back.
+// Not its business: effects leave Tasks and programs, which the run follows, and InitiateFileTransferFromGuest leaves a URL
+// for one use, which expires by itself and which no method takes back.
 type cleaner struct {
 	c *Client
 
-	acceptCtx     context.Context // ended when Close begins: nothing new is made
+	acceptCtx     context.Context // ends when Close begins: nothing new is created
 	stopAccepting context.CancelFunc
-	lifetime      context.Context // ended when Close is through
+	lifetime      context.Context // ends when Close is done
 	endLifetime   context.CancelFunc
-	running       sync.WaitGroup // creations, and the work on what is owed
+	running       sync.WaitGroup // goroutines that create, and the one that retries removals
 
 	mu       sync.Mutex
 	closed   bool
@@ -37,25 +41,27 @@ type cleaner struct {
 	pending  []*serverObject
 }
 
-// serverObject is one thing on vCenter that is ours to take down.
+// serverObject is one object on vCenter that the client has to remove.
 type serverObject struct {
-	ref        moRef
-	session    *session // it goes with this one
-	removeCall *call    // takes it down
-	onRemoved  func()   // told once, when it is; may be nil
+	ref        moRef    // zero for a session
+	session    *session // vCenter removes the object with this session
+	removeCall *call
+	onRemoved  func() // called once, when the object is gone; may be nil
 }
 
 const (
-	// maxUnnamed is how many things of one session may be there under names that nobody heard; vCenter allows it 32 collectors of a kind.
+	// maxUnnamed is how many objects of one session may exist under names that are not known. vCenter allows a session 32
+	// collectors of a kind.
 	maxUnnamed = 8
-	// maxPending is how many of one session wait to be taken down, before the whole session is.
+	// maxPending is how many objects of one session wait for their removal before the whole session is ended.
 	maxPending = 32
-	// maxPendingSessions is how many sessions wait for their end; an older one is left to vCenter's idle time-out.
+	// maxPendingSessions is how many sessions wait for their end; older ones are left to vCenter's idle timeout.
 	maxPendingSessions = 16
-	removeBackoffMax   = 5 * time.Second // between two tries
+	// removeBackoffMax is the longest pause between two tries.
+	removeBackoffMax = 5 * time.Second
 )
 
-// removalMethods tells how what a method makes is removed.
+// removalMethods are the methods that remove what a method creates.
 var removalMethods = map[string]struct{ kind, method string }{
 	createHistoryCollector:    {"TaskHistoryCollector", "DestroyCollector"},
 	"CreatePropertyCollector": {"PropertyCollector", "DestroyPropertyCollector"},
@@ -72,7 +78,7 @@ func newCleaner(c *Client) *cleaner {
 	return k
 }
 
-// startWork counts one goroutine more, unless the client is closed.
+// startWork counts one more goroutine. It returns false where the client is closed.
 func (k *cleaner) startWork() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -82,15 +88,18 @@ func (k *cleaner) startWork() bool {
 	return !k.closed
 }
 
-// detach is ctx without its end, but with that of until.
+// detach is ctx with the end of until in place of its own.
 func detach(ctx, until context.Context) (context.Context, func()) {
 	own, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(until, func() { cancel(errClosed) })
 	return own, func() { stop(); cancel(nil) }
 }
 
-// create makes a thing within s by one of the methods in takenDown. Where ctx ends before the answer comes, what comes is taken down again.
-func (k *cleaner) create(ctx context.Context, s *session, obj objectFunc, kind, method string, in any, gone func()) (*serverObject, error) {
+// create creates an object in s by one of the methods in removalMethods. Where ctx ends before the response comes, the object
+// is removed when it comes. gone, where not nil, is called once, when the object does not exist, or no longer.
+func (k *cleaner) create(
+	ctx context.Context, s *session, obj objectFunc, kind, method string, in any, gone func(),
+) (*serverObject, error) {
 	if gone == nil {
 		gone = func() {}
 	}
@@ -98,6 +107,7 @@ func (k *cleaner) create(ctx context.Context, s *session, obj objectFunc, kind, 
 		gone()
 		return nil, k.c.noSessionError(cmp.Or(context.Cause(ctx), errClosed), Transient)
 	}
+
 	type result struct {
 		m   *serverObject
 		err error
@@ -107,6 +117,7 @@ func (k *cleaner) create(ctx context.Context, s *session, obj objectFunc, kind, 
 		defer k.running.Done()
 		own, release := detach(ctx, k.acceptCtx)
 		defer release()
+
 		m, err := k.sendCreate(own, s, obj, kind, method, in)
 		if err != nil {
 			gone()
@@ -121,6 +132,7 @@ func (k *cleaner) create(ctx context.Context, s *session, obj objectFunc, kind, 
 			}
 		}
 	}()
+
 	select {
 	case r := <-done:
 		return r.m, r.err
@@ -129,19 +141,23 @@ func (k *cleaner) create(ctx context.Context, s *session, obj objectFunc, kind, 
 	}
 }
 
-func (k *cleaner) sendCreate(ctx context.Context, s *session, obj objectFunc, kind, method string, in any) (*serverObject, error) {
-	m, by := &serverObject{session: s}, removalMethods[method]
+// sendCreate makes the call that creates an object, and prepares the one that removes it.
+func (k *cleaner) sendCreate(
+	ctx context.Context, s *session, obj objectFunc, kind, method string, in any,
+) (*serverObject, error) {
 	cl, err := k.c.newVIMCall(s.service, obj, kind, method, in)
 	if err != nil {
 		return nil, err
 	}
-	cl.token, cl.noRetry = s.token, true // the transport's own repeat could make two
+	cl.token, cl.noRetry = s.token, true // a repeat by the transport could create two
+
+	m, removal := &serverObject{session: s}, removalMethods[method]
 	resp, err := k.c.roundTrip(ctx, k.c.reads, cl)
 	if err == nil {
 		if err = k.c.decode(cl, resp, &m.ref); err == nil && m.ref.Value == "" {
-			err = k.c.notUnderstood(cl, resp, errors.New("it names no "+by.kind))
+			err = k.c.notUnderstood(cl, resp, errors.New("it names no "+removal.kind))
 		}
-		m.ref = moRef{Type: by.kind, Value: m.ref.Value}
+		m.ref = moRef{Type: removal.kind, Value: m.ref.Value}
 	}
 	if e := (*Error)(nil); errors.As(err, &e) && mayHaveCreated(e) && s.unnamedObjects.Add(1) >= maxUnnamed {
 		k.c.forgetSession(s, false)
@@ -152,7 +168,8 @@ func (k *cleaner) sendCreate(ctx context.Context, s *session, obj objectFunc, ki
 	if method == createHistoryCollector {
 		s.historyCollectors.Add(1)
 	}
-	m.removeCall, err = k.c.newVIMCall(s.service, objectRef(by.kind, m.ref.Value), by.kind, by.method, noParams)
+
+	m.removeCall, err = k.c.newVIMCall(s.service, objectRef(removal.kind, m.ref.Value), removal.kind, removal.method, noParams)
 	if err != nil {
 		return nil, err
 	}
@@ -160,18 +177,19 @@ func (k *cleaner) sendCreate(ctx context.Context, s *session, obj objectFunc, ki
 	return m, nil
 }
 
-// mayHaveCreated reports whether an error may hide that something was made: no answer came, or none that tells.
+// mayHaveCreated reports whether the object may exist in spite of the error: no response came, or none that says.
 func mayHaveCreated(e *Error) bool {
 	return e.Sent != NotSent && (e.Status == 0 || e.Status < 300 || e.Status >= 500 && e.Name == "")
 }
 
-// canceledError is the error of a caller whose time ended before the answer came.
+// canceledError is the error for a caller whose context ended before the response came.
 func (c *Client) canceledError(ctx context.Context, op string) *Error {
 	why := context.Cause(ctx)
-	return (&Error{Class: Transient, Message: c.secrets.redactor().text(why.Error()), Err: why}).withCall(op, "", c.host)
+	e := &Error{Class: Transient, Message: c.secrets.redactor().text(why.Error()), Err: why}
+	return e.withCall(op, "", c.host)
 }
 
-// remove removes m now, if it can within ctx, and reports whether it could; else it is removed later.
+// remove removes m now, if it can within ctx, and reports whether it could; else m is removed later.
 func (k *cleaner) remove(ctx context.Context, m *serverObject) bool {
 	if ctx.Err() == nil {
 		if gone, _ := k.tryRemove(ctx, m); gone {
@@ -182,7 +200,8 @@ func (k *cleaner) remove(ctx context.Context, m *serverObject) bool {
 	return false
 }
 
-// tryRemove tries once. gone: nothing is left to be done, for it is gone, unknown to vCenter, or refused for good. answered: somebody is there.
+// tryRemove tries once. gone means that nothing is left to do: m is removed, unknown to vCenter, or vCenter refuses for good.
+// answered reports whether there was a response.
 func (k *cleaner) tryRemove(ctx context.Context, m *serverObject) (gone, answered bool) {
 	_, err := k.c.roundTrip(ctx, k.c.reads, m.removeCall)
 	if e := (*Error)(nil); err != nil && (!errors.As(err, &e) || e.Status == 0 || e.Class == Transient) {
@@ -201,21 +220,22 @@ func (m *serverObject) markRemoved() {
 	}
 }
 
-// removeLater keeps m until it is gone. The session itself is such a thing: what was made in it goes with it.
+// removeLater keeps m until it is gone. Where too many objects of its session wait, the whole session is ended.
 func (k *cleaner) removeLater(m *serverObject) {
 	if k.enqueue(m) == maxPending {
-		k.c.forgetSession(m.session, false) // its end is owed then
+		k.c.forgetSession(m.session, false)
 	}
 }
 
-// enqueue adds m to what is owed, and gives how much of its session is.
-func (k *cleaner) enqueue(m *serverObject) (things int) {
+// enqueue adds m to what is pending, starts the retries, and returns how many objects of its session are pending.
+func (k *cleaner) enqueue(m *serverObject) (ofSession int) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.closed && !m.isSession() { // its session ends with the client
 		m.markRemoved()
 		return 0
 	}
+
 	k.pending = append(k.pending, m)
 	sessions := 0
 	for _, other := range k.pending {
@@ -223,21 +243,22 @@ func (k *cleaner) enqueue(m *serverObject) (things int) {
 		case other.isSession():
 			sessions++
 		case other.session == m.session:
-			things++
+			ofSession++
 		}
 	}
 	if sessions > maxPendingSessions {
 		k.dropPending(slices.IndexFunc(k.pending, (*serverObject).isSession))
 	}
+
 	if !k.retrying && !k.closed {
 		k.retrying = true
 		k.running.Add(1)
 		go k.retryLoop()
 	}
-	return things
+	return ofSession
 }
 
-// logoutLater is owed for a session that is not used any more.
+// logoutLater ends a session that is no longer used.
 func (k *cleaner) logoutLater(s *session) {
 	if s.logoutCall != nil {
 		k.enqueue(&serverObject{session: s, removeCall: s.logoutCall})
@@ -251,7 +272,7 @@ func (k *cleaner) dropPending(i int) {
 	m.markRemoved()
 }
 
-// markDone takes m off the list, and with a session all that was in it.
+// markDone takes m off the list, and with a session all that was created in it.
 func (k *cleaner) markDone(m *serverObject) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -262,13 +283,14 @@ func (k *cleaner) markDone(m *serverObject) {
 	}
 }
 
-// retryLoop takes down what is owed until nothing is.
+// retryLoop tries to remove what is pending until nothing is.
 func (k *cleaner) retryLoop() {
 	defer k.running.Done()
 	for pause := backoffFirst; ; pause = min(2*pause, removeBackoffMax) {
 		if k.retryOnce() {
 			pause = backoffFirst
 		}
+
 		k.mu.Lock()
 		if len(k.pending) == 0 || k.closed {
 			k.retrying = false
@@ -276,6 +298,7 @@ func (k *cleaner) retryLoop() {
 			return
 		}
 		k.mu.Unlock()
+
 		select {
 		case <-k.acceptCtx.Done():
 		case <-time.After(pause/2 + rand.N(pause/2)):
@@ -283,12 +306,15 @@ func (k *cleaner) retryLoop() {
 	}
 }
 
-// retryOnce tries each once, sessions first; it ends with the first that is not answered: the others would only wait, too.
+// retryOnce tries each object once, sessions first. It stops at the first that is not answered: the others would only wait,
+// too. progress reports whether anything was removed.
 func (k *cleaner) retryOnce() (progress bool) {
 	k.mu.Lock()
 	list := slices.Clone(k.pending)
 	k.mu.Unlock()
-	for _, m := range append(slices.DeleteFunc(slices.Clone(list), func(m *serverObject) bool { return !m.isSession() }), list...) {
+
+	sessions := slices.DeleteFunc(slices.Clone(list), func(m *serverObject) bool { return !m.isSession() })
+	for _, m := range append(sessions, list...) {
 		if !k.isPending(m) {
 			continue
 		}
@@ -312,12 +338,14 @@ func (k *cleaner) isPending(m *serverObject) bool {
 	return slices.Contains(k.pending, m)
 }
 
-// shutDown lets nothing new be made, waits within ctx for what is on its way, and gives the sessions that are still to be ended.
+// shutDown lets nothing new be created, waits within ctx for the calls in flight, and returns the sessions that are still to
+// be ended.
 func (k *cleaner) shutDown(ctx context.Context) (sessions []*session) {
 	k.mu.Lock()
 	k.closed = true
 	k.mu.Unlock()
 	k.stopAccepting()
+
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -327,6 +355,7 @@ func (k *cleaner) shutDown(ctx context.Context) (sessions []*session) {
 	case <-done:
 	case <-ctx.Done():
 	}
+
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for len(k.pending) > 0 {

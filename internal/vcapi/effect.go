@@ -14,8 +14,11 @@ import (
 	"time"
 )
 
-// effect sends a call that changes the guest: once, on a connection of its own that is up before fence is asked. It never logs in and sends again.
-func (c *Client) effect(ctx context.Context, fence Fence, l *login, build func(*session) (*call, error)) (*response, *call, error) {
+// effect sends a call that changes something, once, on a connection of its own that is open before the fence is asked. It
+// never logs in and sends again.
+func (c *Client) effect(
+	ctx context.Context, fence Fence, l *login, build func(*session) (*call, error),
+) (*response, *call, error) {
 	s, err := l.get(ctx)
 	if err != nil {
 		return nil, nil, asNotSent(err)
@@ -25,7 +28,8 @@ func (c *Client) effect(ctx context.Context, fence Fence, l *login, build func(*
 		return nil, nil, asNotSent(err)
 	}
 	cl.token = s.token
-	c.secrets.addRecent(cl.secrets...) // the task's own error, much later, may still tell them
+	c.secrets.addRecent(cl.secrets...) // the Task's own error, much later, may still quote them
+
 	resp, err := c.sendOnce(ctx, fence, cl)
 	if err != nil {
 		c.handleSessionLost(ctx, cl, s, err)
@@ -33,7 +37,7 @@ func (c *Client) effect(ctx context.Context, fence Fence, l *login, build func(*
 	return resp, cl, err
 }
 
-// asNotSent is what an error before the act means for the act: it was not sent.
+// asNotSent is an error from before the effect, as the error of the effect: that was not sent.
 func asNotSent(err error) error {
 	var e *Error
 	if !errors.As(err, &e) {
@@ -44,28 +48,17 @@ func asNotSent(err error) error {
 	return &before
 }
 
-// sendOnce dials, asks fence, writes the request, and awaits its answer. Until the first byte is written every error is NotSent; from then on only
-// vCenter's own word can tell that nothing happened.
+// sendOnce dials, asks the fence, writes the request, and waits for its response. Until the first byte is written every error
+// is NotSent; from then on only vCenter's own word can prove that nothing happened.
 func (c *Client) sendOnce(ctx context.Context, fence Fence, cl *call) (resp *response, err error) {
-	req, err := c.request(context.WithoutCancel(ctx), cl) // the connection's deadlines follow ctx, see below
+	req, wire, err := c.encodeRequest(ctx, cl)
 	if err != nil {
-		return nil, &Error{Op: cl.op, Host: c.host, Class: Permanent, Sent: NotSent, Message: err.Error(), Err: err}
+		return nil, err
 	}
-	req.GetBody, req.Close = nil, true
-	var wire bytes.Buffer
-	if err := req.Write(&wire); err != nil {
-		return nil, c.completeError(cl, &Error{Class: Permanent, Sent: NotSent, Message: err.Error(), Err: err})
-	}
-	done := c.observe(ctx, cl)
-	conn, tcp, err := c.dialEffect(ctx)
+
+	conn, tcp, err := c.connect(ctx, cl)
 	if err != nil {
-		e := c.transportError(cl, err)
-		e.Sent = NotSent
-		if ctx.Err() == nil {
-			c.reachability.noteCall(e)
-		}
-		done(e)
-		return nil, e
+		return nil, err
 	}
 	defer func() { _ = conn.Close() }()
 	if fence != nil {
@@ -73,7 +66,8 @@ func (c *Client) sendOnce(ctx context.Context, fence Fence, cl *call) (resp *res
 			return nil, c.notSentError(cl, err)
 		}
 	}
-	done = c.observe(ctx, cl) // what came before was the way to it
+
+	done := c.observe(ctx, cl) // the call begins here; what came before was the way to it
 	began := time.Now()
 	_ = conn.SetWriteDeadline(began.Add(c.cfg.TravelTime))
 	_ = conn.SetReadDeadline(began.Add(c.responseTimeout))
@@ -82,32 +76,62 @@ func (c *Client) sendOnce(ctx context.Context, fence Fence, cl *call) (resp *res
 	if ctx.Err() != nil {
 		return nil, c.notSentError(cl, context.Cause(ctx))
 	}
+
 	defer func() { done(err) }()
-	if _, err := conn.Write(wire.Bytes()); err != nil {
+	if _, err := conn.Write(wire); err != nil {
 		return nil, c.noResponse(ctx, cl, fmt.Errorf("the request could not be sent whole: %w", err))
 	}
-	head := &io.LimitedReader{R: conn, N: maxHead}
-	httpResp, err := readFinalResponse(bufio.NewReader(head), req)
-	if err != nil && head.N <= 0 {
-		err = fmt.Errorf("its head is larger than %d KiB", maxHead>>10)
-	}
-	head.N = math.MaxInt64 // the body has a limit of its own
+	httpResp, err := readHead(conn, req)
 	if err != nil {
 		return nil, c.noResponse(ctx, cl, fmt.Errorf("the request was sent, its answer did not come: %w", err))
 	}
 	defer func() { _ = httpResp.Body.Close() }()
 	c.reachability.noteCall(nil)
+
 	if resp, err = c.readResponse(cl, httpResp); err == nil {
-		_ = tcp.SetLinger(-1) // all is said: a farewell in order
+		_ = tcp.SetLinger(-1) // the exchange is complete: close the connection in the usual way
 	}
 	return resp, err
 }
 
-// dialEffect opens the connection of one act. Its bytes are given up by the kernel when they stay unacknowledged for TravelTime, and thrown away when
-// the connection is closed, even by this process's death: a call does not arrive long after its owner gave it up.
+// encodeRequest is the request of cl, and its bytes. It is without ctx, whose end the connection's deadlines follow.
+func (c *Client) encodeRequest(ctx context.Context, cl *call) (*http.Request, []byte, error) {
+	req, err := c.request(context.WithoutCancel(ctx), cl)
+	if err != nil {
+		return nil, nil, &Error{Op: cl.op, Host: c.host, Class: Permanent, Sent: NotSent, Message: err.Error(), Err: err}
+	}
+	req.GetBody, req.Close = nil, true
+	var wire bytes.Buffer
+	if err := req.Write(&wire); err != nil {
+		return nil, nil, c.completeError(cl, &Error{Class: Permanent, Sent: NotSent, Message: err.Error(), Err: err})
+	}
+	return req, wire.Bytes(), nil
+}
+
+// connect opens the connection of an effect; its error says that nothing was sent.
+func (c *Client) connect(ctx context.Context, cl *call) (*tls.Conn, *net.TCPConn, error) {
+	done := c.observe(ctx, cl)
+	conn, tcp, err := c.dialEffect(ctx)
+	if err == nil {
+		return conn, tcp, nil
+	}
+
+	e := c.transportError(cl, err)
+	e.Sent = NotSent
+	if ctx.Err() == nil {
+		c.reachability.noteCall(e)
+	}
+	done(e)
+	return nil, nil, e
+}
+
+// dialEffect opens the connection of an effect. The kernel gives its bytes up when they stay unacknowledged for TravelTime, and
+// throws them away when the connection is closed, even by this process's death: so a call cannot arrive long after its owner
+// gave it up.
 func (c *Client) dialEffect(ctx context.Context) (*tls.Conn, *net.TCPConn, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, dialTimeout, fmt.Errorf("no connection within %s", dialTimeout))
 	defer cancel()
+
 	dialer := net.Dialer{Control: userTimeout(c.cfg.TravelTime)}
 	raw, err := dialer.DialContext(ctx, "tcp", c.addr)
 	if err != nil {
@@ -118,6 +142,7 @@ func (c *Client) dialEffect(ctx context.Context) (*tls.Conn, *net.TCPConn, error
 		_ = raw.Close()
 		return nil, nil, fmt.Errorf("%s is not reached by TCP", c.addr)
 	}
+
 	conn := tls.Client(tcp, c.tls.Clone())
 	if err = tcp.SetLinger(0); err == nil {
 		err = conn.HandshakeContext(ctx)
@@ -129,7 +154,18 @@ func (c *Client) dialEffect(ctx context.Context) (*tls.Conn, *net.TCPConn, error
 	return conn, tcp, nil
 }
 
-// readFinalResponse passes over 1xx answers, which have no body.
+// readHead reads a response up to its body, which has a limit of its own.
+func readHead(conn io.Reader, req *http.Request) (*http.Response, error) {
+	head := &io.LimitedReader{R: conn, N: maxHead}
+	resp, err := readFinalResponse(bufio.NewReader(head), req)
+	if err != nil && head.N <= 0 {
+		err = fmt.Errorf("its head is larger than %d KiB", maxHead>>10)
+	}
+	head.N = math.MaxInt64
+	return resp, err
+}
+
+// readFinalResponse skips 1xx responses, which have no body.
 func readFinalResponse(r *bufio.Reader, req *http.Request) (*http.Response, error) {
 	const most = 8
 	for range most {
@@ -141,19 +177,20 @@ func readFinalResponse(r *bufio.Reader, req *http.Request) (*http.Response, erro
 	return nil, errors.New("only interim answers")
 }
 
-// notSentError is the error of an act that its fence, or the end of ctx, kept from being sent.
+// notSentError is the error of an effect that its fence, or the end of ctx, kept from being sent.
 func (c *Client) notSentError(cl *call, err error) *Error {
 	e := &Error{Class: Transient, Sent: NotSent, Message: c.redact(cl, err.Error()), Err: c.redactError(cl, err)}
 	return c.completeError(cl, e)
 }
 
-// noResponse is the error of an act whose answer did not come.
+// noResponse is the error of an effect that was sent, at least in part, and whose response did not come.
 func (c *Client) noResponse(ctx context.Context, cl *call, err error) *Error {
 	ended := ctx.Err() != nil
 	if ended {
 		err = errors.Join(context.Cause(ctx), err)
 	}
-	e := c.completeError(cl, &Error{Class: Transient, Sent: Unknown, Message: c.redact(cl, err.Error()), Err: c.redactError(cl, err)})
+	e := &Error{Class: Transient, Sent: Unknown, Message: c.redact(cl, err.Error()), Err: c.redactError(cl, err)}
+	e = c.completeError(cl, e)
 	if !ended && cl.guest == "" {
 		c.reachability.noteCall(e)
 	}

@@ -209,3 +209,13 @@ func readFile(t *testing.T, name string) string {
 }
 
 var testAuth = GuestAuth{Username: "root", Password: "guest-pw<1>"}
+
+// whyDown is why vCenter cannot be used: it refused the login, the long poll is down, or the last call was not answered.
+func whyDown(c *Client) error {
+	if refused := c.loginRefusal(); refused != nil {
+		return refused
+	}
+	c.reachability.mu.Lock()
+	defer c.reachability.mu.Unlock()
+	return c.reachability.reason()
+}

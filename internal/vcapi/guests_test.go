@@ -99,7 +99,7 @@ func TestGuestsHang(t *testing.T) {
 				}
 			}
 			if !c.Up() {
-				t.Errorf("down: %v", c.Why())
+				t.Errorf("down: %v", whyDown(c))
 			}
 			release()
 			for range many - givenUp {
@@ -180,7 +180,7 @@ func TestGuestSilence(t *testing.T) {
 			t.Errorf("%s: guest %t, %v", name, e.Guest, err)
 		}
 		if !c.Up() {
-			t.Errorf("%s: down: %v", name, c.Why())
+			t.Errorf("%s: down: %v", name, whyDown(c))
 		}
 	}
 	f.srv.CloseClientConnections()

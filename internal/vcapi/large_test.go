@@ -195,8 +195,8 @@ func TestLargeObject(t *testing.T) {
 			until(t, c, "vm-42", "", named42)
 			until(t, c, "vm-666", "", tt.want)
 			s := until(t, c, "vm-42", "", named42)
-			if s.Down || c.Why() != nil {
-				t.Errorf("down: %v, %v", s.Err, c.Why())
+			if s.Down || whyDown(c) != nil {
+				t.Errorf("down: %v, %v", s.Err, whyDown(c))
 			}
 			if view := i.view(); view["vm-666"] || !view["vm-42"] {
 				t.Errorf("in the view: %v", view)

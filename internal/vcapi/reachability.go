@@ -7,37 +7,38 @@ import (
 	"unicode"
 )
 
-// reachability is whether vCenter answers, by two witnesses: the calls, and the long poll, which may be down while single calls are answered (its answers
-// are not understood, or something on the way ends what takes long): runs wait for both.
+// reachability is whether vCenter answers: its calls, and its long poll. The poll may be down while single calls are answered
+// (its responses are not understood, or a proxy cuts calls that take long), and runs need both.
 type reachability struct {
-	onChange func(why error) // may be nil; it is called in the order of the changes
+	onChange func(why error) // may be nil; called in the order of the changes
 
 	mu        sync.Mutex
-	contacted bool
-	callErr   error // why the last call was not answered
-	pollErr   error // why the long poll is down
+	contacted bool  // there was a call or a poll
+	callErr   error // why the last call was not answered; nil where it was
+	pollErr   error // why the long poll is down; nil where it is up
 }
 
-// noteCall notes whether the last call was answered: why is why it was not, nil where it was.
+// noteCall records whether vCenter answered a call: nil where it did, else why not.
 func (p *reachability) noteCall(why error) { p.set(&p.callErr, why) }
 
-// notePoll notes whether the long poll stands.
+// notePoll records whether the long poll is up: nil where it is, else why not.
 func (p *reachability) notePoll(why error) { p.set(&p.pollErr, why) }
 
-func (p *reachability) set(witness *error, why error) {
+func (p *reachability) set(target *error, why error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+
 	before, known := p.reason(), p.contacted
-	if sameReason(*witness, why) && known {
+	if sameReason(*target, why) && known {
 		return
 	}
-	*witness, p.contacted = why, true
+	*target, p.contacted = why, true
 	if now := p.reason(); p.onChange != nil && (!known || !sameReason(before, now)) {
 		p.onChange(now)
 	}
 }
 
-// reason prefers what the poll says: it stays until the poll stands again. The caller holds mu.
+// reason is why vCenter cannot be used. The poll's comes first: it lasts until the poll is up again. The caller holds mu.
 func (p *reachability) reason() error {
 	if p.pollErr != nil {
 		return p.pollErr
@@ -45,7 +46,8 @@ func (p *reachability) reason() error {
 	return p.callErr
 }
 
-// sameReason reports whether two errors give one reason. Numbers do not count: each try comes from a port of its own; nor does which call met it first.
+// sameReason reports whether two errors have the same reason. Numbers do not count, because each try comes from another port;
+// nor does which call failed first.
 func sameReason(a, b error) bool {
 	if a == nil || b == nil {
 		return a == nil && b == nil
@@ -73,7 +75,8 @@ func reasonOf(err error) (r reason) {
 	return r
 }
 
-// Up reports whether vCenter answers calls, and takes this client's login. An error of vCenter's own is an answer too. How the long poll is, PollAge tells.
+// Up reports whether vCenter answers calls and accepts this client's login. An error of vCenter's own is an answer too. For
+// the state of the long poll, see PollAge.
 func (c *Client) Up() bool {
 	c.reachability.mu.Lock()
 	up := c.reachability.contacted && c.reachability.callErr == nil
@@ -81,18 +84,7 @@ func (c *Client) Up() bool {
 	return up && c.loginRefusal() == nil
 }
 
-// Why tells why vCenter cannot be used: the login that it refused, the long poll that is down, or the last call, which it did not answer; nil where it
-// can, or was not asked yet.
-func (c *Client) Why() error {
-	if refused := c.loginRefusal(); refused != nil {
-		return refused
-	}
-	c.reachability.mu.Lock()
-	defer c.reachability.mu.Unlock()
-	return c.reachability.reason()
-}
-
-// loginRefusal is the last login's, nil where vCenter took it.
+// loginRefusal is the error with which vCenter refused the last login; nil where it accepted it.
 func (c *Client) loginRefusal() error {
 	if err := c.vimLogin.refusal(); err != nil {
 		return err

@@ -502,8 +502,8 @@ func TestPollNotUnderstood(t *testing.T) {
 			if e := asError(t, s.Err); !errors.Is(s.Err, ErrNotUnderstood) || !strings.Contains(e.Message, tt.want) || e.Op != "WaitForUpdatesEx" {
 				t.Errorf("told %v, want %q in it", s.Err, tt.want)
 			}
-			if !c.Up() || !errors.Is(c.Why(), ErrNotUnderstood) { // calls are answered
-				t.Errorf("up %t, why %v", c.Up(), c.Why())
+			if !c.Up() || !errors.Is(whyDown(c), ErrNotUnderstood) { // calls are answered
+				t.Errorf("up %t, why %v", c.Up(), whyDown(c))
 			}
 			if _, err := c.Session(t.Context()); err != nil { // a call that is answered does not make it well
 				t.Error(err)
@@ -522,8 +522,8 @@ func TestPollNotUnderstood(t *testing.T) {
 				}
 			})
 			until(t, c, "vm-42", "", func(s WatchState) bool { return !s.Down && s.Err == nil && s.VM.HostName == "h" })
-			if !c.Up() || c.Why() != nil {
-				t.Errorf("up %t, why %v", c.Up(), c.Why())
+			if !c.Up() || whyDown(c) != nil {
+				t.Errorf("up %t, why %v", c.Up(), whyDown(c))
 			}
 			c.Close(context.Background())
 			close(told)
