@@ -13,6 +13,7 @@ import (
 
 	"github.com/guestflow/guestflow/internal/events"
 	"github.com/guestflow/guestflow/internal/events/stream"
+	"github.com/guestflow/guestflow/internal/handler"
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
 
@@ -163,7 +164,7 @@ func (m *metrics) of(vcenter string) meter {
 	for _, c := range []*prometheus.CounterVec{m.started, m.fenced, m.takeovers, m.unkept, m.failed} {
 		c.WithLabelValues(vcenter)
 	}
-	for _, act := range []string{"customize", "network", "process"} {
+	for _, act := range handler.Effects() {
 		m.adopted.WithLabelValues(vcenter, act)
 		m.uncertain.WithLabelValues(vcenter, act)
 	}

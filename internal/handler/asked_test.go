@@ -229,7 +229,7 @@ func TestConnectNICs(t *testing.T) {
 		w.vc.on(rule{op: "ConnectNICs sent", times: 1, err: busy})
 		w.vc.on(rule{op: "ConnectNICs sent", times: 1, err: changed})
 		var before []bool
-		w.vc.onEffect = func(e effect) {
+		w.vc.onEffect = func(e fakeEffect) {
 			if e.act == "network" {
 				before = append(before, vm.nics[0].Connected)
 			}

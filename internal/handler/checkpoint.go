@@ -68,7 +68,7 @@ type checkpoint struct {
 	Doubt     []string      `json:"doubt,omitempty"`    // in the last event: the acts that may or may not have taken effect
 	Aborted   bool          `json:"aborted,omitempty"`  // the customization was aborted and begun again once
 	Abort     bool          `json:"abort,omitempty"`    // the customization must be aborted before the next attempt
-	Repeat    string        `json:"repeat,omitempty"`   // the act that is made again although it may have taken effect, as the request asks (act.key)
+	Repeat    string        `json:"repeat,omitempty"`   // the act that is made again although it may have taken effect, as the request asks (effect.key)
 	Unmarked  []string      `json:"unmarked,omitempty"` // the processes that were started without our marker, by name
 	Aborting  string        `json:"aborting,omitempty"` // the Task of an abort that is not known to have ended
 }

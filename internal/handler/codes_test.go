@@ -74,12 +74,8 @@ func TestOutcomeOfEachError(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
 			for i, name := range steps {
-				state := events.Starting
-				s := &step{name: name, state: &state}
-				if name == "process" {
-					s.act = &act{}
-				}
-				if got := new(run).outcome(s, vcError(row.name, 500, row.class)); got != row.want[i] {
+				r, s := stepOf(t, name, events.Starting)
+				if got := r.outcome(s, vcError(row.name, 500, row.class)); got != row.want[i] {
 					t.Errorf("in step %s: got %+v, want %+v", name, got, row.want[i])
 				}
 			}
@@ -87,13 +83,14 @@ func TestOutcomeOfEachError(t *testing.T) {
 	}
 	// What is answered to a question about a process that runs says nothing about its start.
 	for _, name := range []string{"ALREADY_EXISTS", "ALREADY_IN_DESIRED_STATE", "FEATURE_IN_USE", "UNABLE_TO_ALLOCATE_RESOURCE", "NEVER_HEARD_OF"} {
-		state := events.Running
-		if got := new(run).outcome(&step{name: "process", state: &state}, vcError(name, 500, vcapi.Permanent)); got.code != events.Internal {
+		r, s := stepOf(t, "process", events.Running)
+		if got := r.outcome(s, vcError(name, 500, vcapi.Permanent)); got.code != events.Internal {
 			t.Errorf("%s of a running process: %+v", name, got)
 		}
 	}
 	// The 401 of a guest operation is the guest's, not that of the service's own login.
-	if got := new(run).outcome(&step{name: "process"}, vcError("UNAUTHENTICATED", 401, vcapi.GuestCredentials)); got.code != events.GuestLoginRefused {
+	r, s := stepOf(t, "process", events.Starting)
+	if got := r.outcome(s, vcError("UNAUTHENTICATED", 401, vcapi.GuestCredentials)); got.code != events.GuestLoginRefused {
 		t.Errorf("a guest login refused: %+v", got)
 	}
 }

@@ -125,17 +125,6 @@ func (b before) began(g *vcapi.GuestCustomization) bool {
 	return b.GuestRead && g != nil && g.StartTime != nil && (b.GuestStart == nil || g.StartTime.After(*b.GuestStart) && !sameTime(*g.StartTime, *b.GuestStart))
 }
 
-// lookBefore reads what there is of the guest before a call. other reports whether a VM shows something else than what the act is to bring about. Where
-// something cannot be read, it costs only this evidence: the Task still tells.
-func (r *run) lookBefore(ctx context.Context, other func(vcapi.VM) bool) (before, error) {
-	vm, unseen := askLate(ctx, r, r.current(), r.seenBefore) // a vCenter that is away is waited for, or its evidence would be missing later
-	status, unread := askLate(ctx, r, r.current(), r.guestStatus)
-	if ctx.Err() != nil { // what was not read to its end is not what was there
-		return before{}, r.interrupted(ctx)
-	}
-	return before{GuestRead: unread == nil, GuestStart: status.StartTime, Other: unseen == nil && other(vm)}, nil
-}
-
 // noteBefore puts it into the checkpoint, with the intent. Where a call of this act was not answered, what was there before that one stays: the guest may
 // be what it is now by its effect.
 func (r *run) noteBefore(b before) {

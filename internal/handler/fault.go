@@ -1,7 +1,6 @@
 package handler
 
 import (
-	"fmt"
 	"strconv"
 	"strings"
 
@@ -67,27 +66,4 @@ func wordsOf(v *vcapi.Error) string {
 		words = append(words, string(m))
 	}
 	return strings.Join(words, "\n")
-}
-
-// taskFailure is why a Task that has ended did not succeed, nil where it did, and what that means.
-func (r *run) taskFailure(s *step, t vcapi.Task) (*stepError, faultKind) {
-	if t.State == "success" {
-		return nil, final
-	}
-	if t.Err == nil {
-		return &stepError{step: s.name, code: unnamed[s.name], message: fmt.Sprintf("%s %s ended in state %s without a fault: see it in vCenter's recent tasks", t.Name, t.ID, t.State)}, unknownEnd
-	}
-	return r.failure(s, fmt.Errorf("%s: %w", t.ID, t.Err)), r.kindOf(s, t.Err) // which names its method
-}
-
-// harmless is the error of a Task that may be made again at any time: an againError where its fault will pass.
-func (r *run) harmless(s *step, t vcapi.Task) error {
-	switch f, kind := r.taskFailure(s, t); {
-	case f == nil:
-		return nil
-	case kind == passes, kind == toolsLost:
-		return &againError{err: f.err}
-	default:
-		return f
-	}
 }

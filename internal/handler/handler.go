@@ -24,7 +24,7 @@ type Journal interface {
 	Last(ctx context.Context, vcenter, vm string) (*events.Entry, error)
 	// Append stores run as the event that follows sequence after in the VM's history, or fails with events.ErrFenced.
 	Append(ctx context.Context, after uint64, msgID string, k events.Kind, attrs events.Attributes, run *events.Run) (uint64, error)
-	// MayHold proves that the VM's last event is mine and stands on the event before (zero: on none), or fails with events.ErrFenced.
+	// Holds proves that the VM's last event is mine and stands on the event before (zero: on none), or fails with events.ErrFenced.
 	Holds(ctx context.Context, vcenter, vm string, mine, before events.Mark) error
 	// Stands fails with events.ErrFenced where the event at the sequence of mine is another one.
 	Stands(ctx context.Context, vcenter, vm string, mine events.Mark) error
@@ -74,6 +74,7 @@ type Handler struct {
 	line    RequestQueue
 	secrets Secrets
 	log     zerolog.Logger
+	kinds   []stepKind
 
 	mu     sync.Mutex
 	spared map[string]spared // by VM
@@ -84,7 +85,7 @@ func New(s Settings, vc VCenter, journal Journal, line RequestQueue, secrets Sec
 	if s.Meter == nil {
 		s.Meter = unmetered{}
 	}
-	return &Handler{Settings: s, vc: vc, journal: journal, line: line, secrets: secrets, log: log, spared: map[string]spared{}}
+	return &Handler{Settings: s, vc: vc, journal: journal, line: line, secrets: secrets, log: log, kinds: stepKinds(), spared: map[string]spared{}}
 }
 
 // Handle works on a request until its run has ended, or this process must let go of it. ctx ends when the process is to stop: the run is then

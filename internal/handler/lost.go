@@ -49,12 +49,12 @@ func (h *Handler) mayHaveBegun(ctx context.Context, req *events.Request) (*lost,
 var errForgotten = errors.New("the events of this run from before are gone, and vCenter does not prove that nothing was done")
 
 // foundLost decides, before the first act of a run whose earlier events may be gone, whether it was made before: then what is seen is not sure.
-func (r *run) foundLost(ctx context.Context, s *step, seen *sighting) error {
+func (r *run) foundLost(ctx context.Context, s *step, seen *found) error {
 	if r.point.Lost == nil || seen.adopt != nil {
 		r.point.Lost = nil // what was found shows how far the run came
 		return nil
 	}
-	nothing, err := ask(ctx, r, s, func(ctx context.Context) (bool, error) { return r.nothingDone(ctx, s) })
+	nothing, err := retryRead(ctx, r, s, func(ctx context.Context) (bool, error) { return r.nothingDone(ctx, s) })
 	if err != nil {
 		return err
 	}
@@ -86,14 +86,14 @@ func (r *run) nothingDone(ctx context.Context, s *step) (bool, error) {
 		switch {
 		case t.QueueTime.Before(since):
 			older = true
-		case mayBeOurs(t) && !r.point.named(t):
+		case r.mayBeOurs(t) && !r.point.named(t):
 			return false, nil
 		}
 	}
 	switch {
 	case !r.point.Lost.All:
 		return true, nil
-	case s.process != "" || !history:
+	case !s.effect.task || !history:
 		return false, nil
 	case older:
 		return true, nil
@@ -102,10 +102,12 @@ func (r *run) nothingDone(ctx context.Context, s *step) (bool, error) {
 }
 
 // mayBeOurs reports whether a Task is, or may be, of a method that a run calls to change the guest.
-func mayBeOurs(t vcapi.Task) bool {
-	return slices.ContainsFunc([]string{customizeMethod, networkMethod, abortMethod}, func(method string) bool {
-		yes, maybe := madeBy(t, method)
-		return yes || maybe
+func (h *Handler) mayBeOurs(t vcapi.Task) bool {
+	return slices.ContainsFunc(h.kinds, func(kind stepKind) bool {
+		return slices.ContainsFunc(kind.methods, func(method string) bool {
+			yes, maybe := madeBy(t, method)
+			return yes || maybe
+		})
 	})
 }
 

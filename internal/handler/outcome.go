@@ -101,11 +101,17 @@ var byName = map[string]outcome{
 	"CANCELED":                      {events.CodeCanceled, ""},
 }
 
-// unnamed is what an answer means whose name tells nothing, by the step that got it.
-var unnamed = map[string]events.Code{"customize": events.CustomizationFailed, "network": events.NetworkFailed, "process": events.ProcessNotStarted}
-
-// outcome looks an error up.
+// outcome is what an answer means in a step.
 func (r *run) outcome(s *step, v *vcapi.Error) outcome {
+	o := r.outcomeInAny(s, v)
+	if s.answer != nil {
+		o = s.answer(v, o)
+	}
+	return o
+}
+
+// outcomeInAny is what an answer means in any step.
+func (r *run) outcomeInAny(s *step, v *vcapi.Error) outcome {
 	o, named := byName[v.Name]
 	switch {
 	case v.Class == vcapi.GuestCredentials:
@@ -115,13 +121,8 @@ func (r *run) outcome(s *step, v *vcapi.Error) outcome {
 				o.waiting = events.WaitingGuestLogin
 			}
 		}
-	case v.Name == "SERVICE_UNAVAILABLE" && s.name == "process":
-		o = outcome{events.ToolsNotRunning, events.WaitingTools}
-	case s.name == "process" && s.act != nil && *s.state != events.Running && v.Class == vcapi.Permanent &&
-		(o.code == events.InvalidRequest || o.code == events.NotFound && len(v.Data) > 0):
-		o = outcome{code: events.ProcessNotStarted} // a bad path, or a program that does not exist
 	case v.Name == "CustomizationFault", v.Name == "UnexpectedCustomizationFault":
-		o = outcome{code: cmp.Or(unnamed[s.name], events.Internal)}
+		o = outcome{code: cmp.Or(s.fallback, events.Internal)}
 	case named:
 	case v.InvalidState():
 		o = outcome{code: events.InvalidState}
@@ -131,10 +132,7 @@ func (r *run) outcome(s *step, v *vcapi.Error) outcome {
 	case v.Class == vcapi.Transient, v.Class == vcapi.SessionLost:
 		o = outcome{events.CodeUnavailable, events.WaitingVCenterUnavailable}
 	default:
-		o = outcome{code: unnamed[s.name]}
-		if o.code == "" || s.name == "process" && *s.state == events.Running { // it was started: this is about the question
-			o.code = events.Internal
-		}
+		o = outcome{code: cmp.Or(s.fallback, events.Internal)}
 	}
 	return o
 }
@@ -148,7 +146,7 @@ func loginRefused(err error) bool {
 // passwordMayChange reports whether the guest may be changing the very password that it refuses: right after a customization.
 func (r *run) passwordMayChange(s *step) bool {
 	c := r.state.Customize
-	return s.name != "customize" && c != nil && c.FinishedAt != nil && time.Since(*c.FinishedAt) < time.Minute
+	return s.name != events.StepCustomize && c != nil && c.FinishedAt != nil && time.Since(*c.FinishedAt) < time.Minute
 }
 
 // permanent reports whether an answer will not change when the call is repeated.
@@ -269,3 +267,8 @@ func vsphereOf(v *vcapi.Error) *events.VSphere {
 }
 
 func sleepFor(ctx context.Context, d time.Duration) error { return sleepUntil(ctx, time.Now().Add(d)) }
+
+// isTimeOver reports whether an error only says that a time has ended: a failure that is known is not dropped for that.
+func isTimeOver(err error) bool {
+	return errors.Is(err, errLooked) || errors.Is(err, errStepTime) || errors.Is(err, errDeadline)
+}

@@ -38,6 +38,7 @@ type run struct {
 
 	state events.Run
 	point checkpoint
+	steps []*step     // that the state lists
 	on    events.Mark // the event that the next one stands on
 	under events.Mark // the event that on stands on
 
@@ -208,6 +209,7 @@ func (r *run) put(ctx context.Context, k events.Kind) error {
 // takeOver makes this owner the run's: its append fences the one before.
 func (r *run) takeOver(last *events.Entry, point checkpoint) error {
 	r.state, r.point = last.Run.Carried(), point
+	r.plan()
 	if last.Kind == events.RunAccepted {
 		r.point.Accepted = last.Seq
 	}
@@ -245,8 +247,8 @@ func (r *run) walk() error {
 		}
 	}
 	go r.listen(ctx, r.state.Run)
-	for _, s := range r.steps() {
-		if err := r.step(s); err != nil {
+	for _, s := range r.steps {
+		if err := r.doStep(s); err != nil {
 			return r.end(err)
 		}
 	}
@@ -314,14 +316,14 @@ func (r *run) end(why error) error {
 		return r.release()
 	case why == nil, errors.As(why, &canceled), errors.As(why, &failed):
 	case errors.Is(why, errDeadline):
-		failed = r.timeError(events.DeadlineExceeded, r.current(), fmt.Sprintf("the run's time is over (timeout %s)", r.timeout()))
+		failed = r.timeError(events.DeadlineExceeded, r.stands(), fmt.Sprintf("the run's time is over (timeout %s)", r.timeout()))
 		if known := r.point.Failed; known != nil { // it was to be aborted and repeated
 			failed = &stepError{stored: changedError(known, "; "+failed.message)}
 		}
 	case r.life.Err() != nil:
 		return events.ErrReleased
 	default:
-		failed = r.failure(r.current(), why)
+		failed = r.failure(r.stands(), why)
 	}
 	if why != nil { // a run that succeeded has the fact of every call
 		if err := r.settle(); err != nil {
@@ -345,7 +347,7 @@ func (r *run) end(why error) error {
 		last, state = events.RunCanceled, events.Canceled
 		r.state.Status = events.StatusCanceled
 		r.state.CanceledBy = &events.CanceledBy{Source: canceled.by.Ref.Source, ID: canceled.by.Ref.ID, Reason: canceled.by.Reason}
-		in := r.current()
+		in := r.stands()
 		r.state.Error = &events.Error{Step: in.name, Process: in.process, Code: events.CodeCanceled, Message: canceled.Error()}
 	case failed != nil:
 		last, state = events.RunFailed, events.Failed
@@ -405,9 +407,9 @@ func (r *run) settle() error {
 	if err := r.landed(ctx, time.Time{}); err != nil {
 		return cmp.Or(onlyFenced(err), events.ErrReleased)
 	}
-	s := r.current()
+	s := r.stands()
 	switch {
-	case s.act == nil:
+	case s.effect == nil:
 		if r.open { // an orphan whose request is gone too: nobody can look
 			r.doubts(r.point.Intent.Act)
 		}
@@ -416,23 +418,23 @@ func (r *run) settle() error {
 	case *s.state == events.Running, s.state.Ended(): // its act's fact is stored: what was outstanding only stops it, and has landed
 		r.open = false
 		return nil
-	case r.open && r.point.Intent != nil && r.point.Intent.Act == "abort": // it is no question what it did: awaitAbort lets it end
-		if r.point.Repeat == s.act.key(s) { // the customization before it still is one
-			r.doubts(s.act.name)
+	case r.open && r.point.Intent != nil && r.point.Intent.Act == abortEffect: // it is no question what it did: awaitAbort lets it end
+		if r.point.Repeat == s.effect.key(s) { // the customization before it still is one
+			r.doubts(s.effect.name)
 		}
 		r.open = false
 		return nil
 	}
 	for pause := newBackoff(askPause); ; {
-		seen, err := s.act.look(ctx)
+		seen, err := s.effect.find(ctx)
 		if err == nil {
 			if seen.adopt != nil {
 				seen.adopt()
-				r.Meter.Adopted(s.act.name)
+				r.Meter.Adopted(s.effect.name)
 				return r.endOn(r.fact(s))
 			}
 			if !seen.sure {
-				r.doubts(s.act.name)
+				r.doubts(s.effect.name)
 			}
 			r.open = false
 			return nil
@@ -449,7 +451,7 @@ func (r *run) settle() error {
 			if r.life.Err() != nil {
 				return events.ErrReleased
 			}
-			r.doubts(s.act.name)
+			r.doubts(s.effect.name)
 			r.open = false
 			return nil
 		}

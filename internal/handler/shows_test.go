@@ -136,8 +136,8 @@ func TestWithoutNetwork(t *testing.T) {
 		"verify alone, something else":     {events.RequestSpec{}, false, ""},
 		"network without customize, a NIC": {events.RequestSpec{Network: network}, true, "NICs to be connected"},
 	} {
-		r := &run{asked: &row.asked, state: events.Run{Verify: &events.Verify{NICs: []events.NIC{{MAC: mac1, Connected: !row.off}}}}}
-		if got := r.withoutNetwork(); (got == "") != (row.want == "") || !strings.Contains(strings.Replace(got, "does not ask for NICs", "asks for NICs", 1), row.want) {
+		v := &verifyStep{run: &run{asked: &row.asked}, status: &events.Verify{NICs: []events.NIC{{MAC: mac1, Connected: !row.off}}}}
+		if got := v.withoutNetwork(); (got == "") != (row.want == "") || !strings.Contains(strings.Replace(got, "does not ask for NICs", "asks for NICs", 1), row.want) {
 			t.Errorf("%s: %q, want %q", name, got, row.want)
 		}
 	}

@@ -95,7 +95,7 @@ func TestInteractiveSessionWithTokenFile(t *testing.T) {
 // An ID as other programs write it is told beside vCenter's answer that there is no such VM.
 func TestNoSuchVMHint(t *testing.T) {
 	t.Parallel()
-	r := &run{vm: "VirtualMachine-vm-42", Handler: &Handler{}}
+	r := &checkStep{run: &run{vm: "VirtualMachine-vm-42", Handler: &Handler{}}, step: &step{name: events.StepCheck}}
 	if f := r.noVM(&stepError{code: events.NotFound, message: "not found"}); !strings.HasSuffix(f.message, "not found: the managed object ID seems to be vm-42, without its type before it") {
 		t.Error(f.message)
 	}

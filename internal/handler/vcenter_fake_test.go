@@ -51,13 +51,13 @@ type fakeVC struct {
 	mute     bool  // the long poll waits in silence, and nobody has noticed yet
 	restart  time.Time
 	rules    []*rule
-	effects  []effect
+	effects  []fakeEffect
 	changed  chan struct{} // closed at each change
-	onEffect func(effect)
+	onEffect func(fakeEffect)
 }
 
-// effect is something that a call changed.
-type effect struct {
+// fakeEffect is something that a call changed.
+type fakeEffect struct {
 	vm, act string // act: customize, network, abort, process <marker>
 	at      time.Time
 }
@@ -135,7 +135,7 @@ type fakeProc struct {
 func newFakeVC() *fakeVC {
 	return &fakeVC{apiVersion: "9.0.0.0", history: true, connects: time.Second, aborts: 2 * time.Second, instance: "uuid-1",
 		naming: func(method string) (string, string) { return method, "" }, rest: cut(time.Millisecond), push: cut(time.Microsecond), forever: []string{"task-1"}, vms: map[string]*fakeVM{}, sessions: map[string]bool{},
-		lastID: 100, changed: make(chan struct{}), onEffect: func(effect) {}}
+		lastID: 100, changed: make(chan struct{}), onEffect: func(fakeEffect) {}}
 }
 
 func cut(d time.Duration) func(time.Time) time.Time {
@@ -764,7 +764,7 @@ func call[T any](ctx context.Context, c *client, gate vcapi.Fence, op string, la
 }
 
 func (c *client) effect(vm, act string) {
-	e := effect{vm: vm, act: act, at: time.Now()}
+	e := fakeEffect{vm: vm, act: act, at: time.Now()}
 	c.effects = append(c.effects, e)
 	c.onEffect(e)
 }

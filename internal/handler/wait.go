@@ -20,9 +20,8 @@ const (
 	overtime = 30 * time.Second
 	// readyDefault is guest.readyTimeout where the request names none.
 	readyDefault = 5 * time.Minute
-	// lostMost bounds the time between two attempts whose answers were lost; a look for a process must be sure (processReach) after it.
-	lostMost        = 5 * time.Minute
-	lostMostProcess = 150 * time.Second
+	// lostMost bounds the time between two attempts whose answers were lost.
+	lostMost = 5 * time.Minute
 )
 
 // patient is what a run knows of what it waits for.
@@ -34,10 +33,10 @@ type patient struct {
 	notBefore time.Time // the next attempt after one whose answer was lost
 }
 
-// ask repeats a read of vCenter until it is answered, the answer is one that will not pass, or ctx ends.
-func ask[T any](ctx context.Context, r *run, s *step, read func(context.Context) (T, error)) (T, error) {
+// retryRead repeats a read of vCenter until it is answered, the answer is one that will not pass, or ctx ends.
+func retryRead[T any](ctx context.Context, r *run, s *step, read func(context.Context) (T, error)) (T, error) {
 	for pause, tries := newBackoff(askPause), 1; ; tries++ {
-		v, err := try(ctx, r, tries == 1, read)
+		v, err := readOnce(ctx, r, tries == 1, read)
 		if err == nil {
 			r.heard()
 			return v, nil
@@ -48,7 +47,7 @@ func ask[T any](ctx context.Context, r *run, s *step, read func(context.Context)
 	}
 }
 
-func try[T any](ctx context.Context, r *run, first bool, read func(context.Context) (T, error)) (T, error) {
+func readOnce[T any](ctx context.Context, r *run, first bool, read func(context.Context) (T, error)) (T, error) {
 	r.asking = true
 	r.calling()
 	if first {
@@ -59,10 +58,10 @@ func try[T any](ctx context.Context, r *run, first bool, read func(context.Conte
 	return read(ctx)
 }
 
-// askLate makes the one read that decides, such as about a time that is over. Only a vCenter that is away is waited for; any other error is its word.
-func askLate[T any](ctx context.Context, r *run, s *step, read func(context.Context) (T, error)) (T, error) {
+// readDecisive makes the one read that decides, such as about a time that is over. Only a vCenter that is away is waited for; any other error is its word.
+func readDecisive[T any](ctx context.Context, r *run, s *step, read func(context.Context) (T, error)) (T, error) {
 	for pause, tries := newBackoff(askPause), 1; ; tries++ {
-		v, err := try(ctx, r, tries == 1, read)
+		v, err := readOnce(ctx, r, tries == 1, read)
 		var said *vcapi.Error
 		if err == nil || ctx.Err() == nil && (!errors.As(err, &said) || !r.away(ctx, said)) {
 			r.heard()
@@ -224,16 +223,6 @@ func (r *run) unreachable(err error) error {
 	return r.record(events.ProcessUnreachable)
 }
 
-// notRead notes, once, why the guest's own word on its customization could not be read: the others decide then.
-func (r *run) notRead(ctx context.Context, err error) {
-	c := r.state.Customize
-	if c == nil || c.NotRead != nil || ctx.Err() != nil {
-		return
-	}
-	c.NotRead = reasonOf(err)
-	r.logger().Warn().Err(err).Msg("the guest's own status cannot be read: the Task and what the guest shows decide")
-}
-
 // moved ends a wait that no event ends.
 func (r *run) moved(why events.Waiting) {
 	r.moves(why)
@@ -287,10 +276,7 @@ func (r *run) powerOf(vm vcapi.VM) error {
 // lostAnswer notes that the present act's call has no answer that reports whether it took effect. It is looked for once it must show; where there is
 // nothing, each next attempt waits longer, for the call before may well be what makes vCenter answer so.
 func (r *run) lostAnswer(s *step, err error) {
-	lands, most := r.TravelTime+r.VisibilityLag, lostMost
-	if s.name == "process" {
-		most = lostMostProcess
-	}
+	lands, most := r.TravelTime+r.VisibilityLag, s.effect.lostMost
 	r.doubt, r.lookOn, r.actFrom = err, true, time.Now().Add(lands)
 	r.notBefore = time.Now().Add(max(lands, min(lands<<min(r.lost, 10), most)))
 	r.lost++
@@ -329,20 +315,20 @@ func (r *run) landed(ctx context.Context, also time.Time) error {
 func (r *run) inTime(s *step) error {
 	for {
 		ctx, cancel := r.stepTime(s)
-		err := r.doAndAsk(ctx, s)
+		err := r.doAndRead(ctx, s)
 		cancel()
 		if !errors.Is(err, errStepTime) {
-			return r.outOfTime(s, err)
+			return outOfTime(s, err)
 		}
-		late := func() error { return r.outOfTime(s, errStepTime) }
-		if f := r.timeError(events.StepTimeout, s, fmt.Sprintf("the step's time is over (%s %s)", s.timeoutField(), s.timeout)); r.point.Failed == nil {
+		late := func() error { return outOfTime(s, errStepTime) }
+		if f := r.timeError(events.StepTimeout, s, fmt.Sprintf("the step's time is over (%s %s)", s.timeoutField, s.timeout)); r.point.Failed == nil {
 			late = func() error { return f }
 		}
-		over := s.over
+		over := s.ended
 		if *s.state != events.Running {
 			over = r.answers
 		}
-		ended, err := askLate(r.ctx, r, s, over)
+		ended, err := readDecisive(r.ctx, r, s, over)
 		switch {
 		case r.ctx.Err() != nil:
 			return r.interrupted(r.ctx)
@@ -353,14 +339,22 @@ func (r *run) inTime(s *step) error {
 		case err == nil && ended:
 			ctx, cancel := r.clock.within(r.ctx, overtime, errStepTime)
 			defer cancel()
-			if err := r.doAndAsk(ctx, s); !errors.Is(err, errStepTime) {
-				return r.outOfTime(s, err)
+			if err := r.doAndRead(ctx, s); !errors.Is(err, errStepTime) {
+				return outOfTime(s, err)
 			}
 			return late()
 		case !r.clock.now().Before(r.stepEnd(s)):
 			return late()
 		}
 	}
+}
+
+// outOfTime is the error of a step whose time may be over.
+func outOfTime(s *step, err error) error {
+	if s.outOfTime == nil {
+		return err
+	}
+	return s.outOfTime(err)
 }
 
 // answers is a read that tells no end.
@@ -376,17 +370,6 @@ func (r *run) stepTime(s *step) (context.Context, context.CancelFunc) {
 		r.point.Step, r.point.StepSince, r.point.StepStood = key, &begun.Since, begun.Stood
 	}
 	return r.clock.until(r.ctx, r.stepEnd(s), errStepTime)
-}
-
-// verifyTime bounds verify, across takeovers too.
-func (r *run) verifyTime(ctx context.Context) (context.Context, context.CancelFunc) {
-	const key = "verify/"
-	if r.point.Step != key || r.point.StepSince == nil {
-		begun := r.begun(key)
-		r.point.Step, r.point.StepSince, r.point.StepStood = key, &begun.Since, begun.Stood
-		r.state.Verify.StartedAt = &begun.Since
-	}
-	return r.clock.until(ctx, phase{Since: *r.point.StepSince, Stood: r.point.StepStood}.end(r.verifyTimeout()), errStepTime)
 }
 
 // stepEnd is when, by the steps' clock, the time of s is over.
@@ -452,7 +435,7 @@ func (r *run) endsWait(k events.Kind) bool {
 
 // ready waits for VMware Tools before a step that speaks to the guest.
 func (r *run) ready(ctx context.Context, s *step) error {
-	vm, err := ask(ctx, r, s, r.readVM)
+	vm, err := retryRead(ctx, r, s, r.readVM)
 	if err != nil {
 		return err
 	}
@@ -515,7 +498,7 @@ func (r *run) readVM(ctx context.Context) (vcapi.VM, error) {
 		return vm, err
 	}
 	if was := r.state.InstanceUUID; was != "" && vm.InstanceUUID != "" && was != vm.InstanceUUID {
-		s := r.current()
+		s := r.stands()
 		return vm, &stepError{step: s.name, process: s.process, code: events.NotFound, message: fmt.Sprintf(
 			"%s is another VM now (%s, instance UUID %s) than when the run began (%s): vCenter gave its ID again; see which VM is meant, then send a new request",
 			r.vm, vm.Name, vm.InstanceUUID, was)}
@@ -533,7 +516,7 @@ func (r *run) shown(ctx, within context.Context, s *step, fn func(vcapi.VM) (boo
 	}
 	late, cancel := r.clock.within(ctx, overtime, errLooked) // no word about the step's own time
 	defer cancel()
-	vm, err := ask(late, r, s, r.readVM)
+	vm, err := retryRead(late, r, s, r.readVM)
 	if err != nil {
 		return false, err
 	}
@@ -621,7 +604,7 @@ var errPollDown = errors.New("vCenter does not answer the long poll")
 
 // pollByHand reads once what the long poll would show.
 func (r *run) pollByHand(ctx context.Context, s *step, task string, see func(vcapi.WatchState) (bool, error)) (bool, error) {
-	w, err := try(ctx, r, true, func(ctx context.Context) (w vcapi.WatchState, err error) {
+	w, err := readOnce(ctx, r, true, func(ctx context.Context) (w vcapi.WatchState, err error) {
 		w.VM, err = r.readVM(ctx)
 		if w.VMGone = gone(err); w.VMGone || err != nil || task == "" {
 			return w, ignored(err, w.VMGone)
@@ -727,7 +710,7 @@ func (p *powerWatch) limit() time.Duration {
 // decide ends the wait, by one read made after the VM's time was over.
 func (p *powerWatch) decide(ctx context.Context) error {
 	p.on()
-	vm, err := ask(ctx, p.r, p.s, p.r.readVM)
+	vm, err := retryRead(ctx, p.r, p.s, p.r.readVM)
 	if err != nil {
 		return err
 	}
@@ -736,27 +719,4 @@ func (p *powerWatch) decide(ctx context.Context) error {
 			message: fmt.Sprintf("%v: it has been so for %s (guest.readyTimeout) in the middle of %s", off, p.limit(), p.task)}
 	}
 	return nil
-}
-
-// taskOver reports whether a Task has ended, or vCenter no longer has it.
-func (r *run) taskOver(ctx context.Context, id string) (bool, error) {
-	t, err := r.vc.Task(ctx, id)
-	if gone(err) {
-		return true, nil
-	}
-	return err == nil && taskEnded(t), err
-}
-
-// processOver reports whether a process has ended, or the guest no longer knows it.
-func (r *run) processOver(ctx context.Context, asked *events.ProcessSpec, p *events.Process) (bool, error) {
-	auth, err := r.processAuth(ctx, asked)
-	if err != nil {
-		return false, err
-	}
-	shown, err := r.vc.Process(ctx, r.vm, auth, p.PID)
-	var v *vcapi.Error
-	if errors.As(err, &v) && byName[v.Name].code == events.NotFound {
-		return true, nil
-	}
-	return err == nil && (shown.Finished != nil || shown.ExitCode != nil || !r.isProcess(asked, p, shown)), err
 }

@@ -3,7 +3,6 @@ package handler
 import (
 	"context"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/guestflow/guestflow/internal/events"
@@ -90,14 +89,14 @@ func (r *run) since(now time.Time) time.Time {
 	return from.Add(-historyReach)
 }
 
-// lookForTask looks for the Task that a call of method may have made: one that is not known. Who asks for the first time, with no other
+// findTask looks for the Task that a call of method may have made: one that is not known. Who asks for the first time, with no other
 // owner before and no call of its own that was not answered, has nothing to look for and only notes what a later look needs.
-func (r *run) lookForTask(ctx context.Context, act, method string, adopt func(vcapi.Task)) (sighting, error) {
+func (r *run) findTask(ctx context.Context, act, method string, adopt func(vcapi.Task)) (found, error) {
 	now, about, err := r.clockOf(ctx)
 	if err != nil {
-		return sighting{}, err
+		return found{}, err
 	}
-	s := sighting{sure: true, now: intent{At: now, Newest: r.newest}}
+	s := found{sure: true, now: intent{At: now, Newest: r.newest}}
 	vs, err := r.vc.Session(ctx)
 	if err != nil {
 		return s, err
@@ -150,7 +149,7 @@ func (r *run) sameVCenter(about vcapi.About) error {
 	if was == "" || about.InstanceUUID == "" || was == about.InstanceUUID {
 		return nil
 	}
-	s := r.current()
+	s := r.stands()
 	f := &stepError{step: s.name, process: s.process, code: events.NotFound, message: fmt.Sprintf(
 		"vCenter %s is another one now (instance UUID %s) than when the run was accepted (%s): its %s may be another VM; look at the VM, then send a new request",
 		r.VCenter, about.InstanceUUID, was, r.vm)}
@@ -198,63 +197,3 @@ func proof(yes bool, err error) (bool, error) {
 	}
 	return yes, err
 }
-
-// followTask waits for the end of a Task, or until each fails. That vCenter does not show the Task counts only once it must: V after its fact, and after
-// the history was asked, which remembers it for longer than the ten minutes for which it is shown.
-func (r *run) followTask(ctx context.Context, s *step, id string, each func(vcapi.WatchState) error) (vcapi.Task, error) {
-	from := time.Now() // the fact is no newer than this
-	for pause := newBackoff(askPause); ; {
-		end, gone, err := r.watchTask(ctx, s, id, each)
-		if err != nil || !gone {
-			return end, err
-		}
-		late := time.Since(from) >= r.VisibilityLag
-		tasks, err := ask(ctx, r, s, func(ctx context.Context) ([]vcapi.Task, error) {
-			now, err := r.vc.Now(ctx)
-			if err != nil {
-				return nil, err
-			}
-			tasks, _, err := r.vc.Tasks(ctx, r.vm, r.since(now))
-			return tasks, err
-		})
-		if err != nil {
-			return end, err
-		}
-		i := slices.IndexFunc(tasks, func(t vcapi.Task) bool { return t.ID == id && r.point.sameTask(t) })
-		switch {
-		case i >= 0 && taskEnded(tasks[i]):
-			r.point.sawTask(tasks[i])
-			return tasks[i], nil
-		case i < 0 && late:
-			return end, &stepError{step: s.name, code: events.Uncertain,
-				message: "vCenter no longer knows " + id + ": how it ended can not be told; look at the guest, then send a new request"}
-		}
-		select {
-		case <-pause.next():
-		case <-ctx.Done():
-			return end, r.interrupted(ctx)
-		}
-	}
-}
-
-// watchTask follows a Task on the long poll until it has ended, or is not shown. One of another VM, or of another time, is not it: its ID was given again.
-func (r *run) watchTask(ctx context.Context, s *step, id string, each func(vcapi.WatchState) error) (end vcapi.Task, gone bool, err error) {
-	err = r.watch(ctx, s, id, func(w vcapi.WatchState) (bool, error) {
-		if w.TaskGone || w.Task != nil && (w.Task.Entity != "" && w.Task.Entity != r.vm || !r.point.sameTask(*w.Task)) {
-			gone = true
-			return true, nil
-		}
-		if w.Task == nil {
-			return false, nil
-		}
-		end = *w.Task
-		r.point.sawTask(end)
-		if taskEnded(end) {
-			return true, nil
-		}
-		return false, each(w)
-	})
-	return end, gone, err
-}
-
-func taskEnded(t vcapi.Task) bool { return t.State == "success" || t.State == "error" }

@@ -55,6 +55,7 @@ type measured struct {
 // stage is a step under way.
 type stage struct {
 	name  string
+	end   events.Kind // the event of its end
 	ctx   context.Context
 	span  trace.Span
 	since time.Time
@@ -94,7 +95,7 @@ func (r *run) enter(s *step) (leave func(error)) {
 		span.SetAttributes(attribute.String("guestflow.process", s.process))
 	}
 	r.ctx, r.life = within, trace.ContextWithSpan(r.life, span)
-	r.stage = &stage{name: s.name, ctx: within, span: span, since: since}
+	r.stage = &stage{name: s.name, end: s.end, ctx: within, span: span, since: since}
 	r.acted, r.endedAt = time.Time{}, time.Time{}
 	left := r.Meter.At(s.name)
 	return func(err error) {
@@ -156,7 +157,7 @@ func (r *run) append(ctx context.Context, id string, k events.Kind) (uint64, err
 		return 0, err
 	}
 	r.Meter.Stored(ctx, k, &r.state, time.Since(began))
-	if ends := k == events.CustomizeCompleted || k == events.NetworkCompleted || k == events.ProcessExited; ends && !r.endedAt.IsZero() {
+	if r.stage != nil && r.stage.end == k && !r.endedAt.IsZero() {
 		r.Meter.EndStored(ctx, r.stage.name, max(0, time.Since(r.endedAt)))
 		r.endedAt = time.Time{}
 	}
