@@ -18,6 +18,7 @@ func (h *Handler) HandleCancel(ctx context.Context, c *events.Cancel) error {
 	wake, stop := h.line.Wake(c.VCenter, c.VM)
 	defer stop()
 	held := false
+	var lastSeen time.Time // when its run was seen last
 	for pause := newBackoff(turnPause); ; {
 		// The queue first: a run that ends between the two reads is then in the journal.
 		queue, err := h.line.Unfinished(ctx, c.VCenter, c.VM)
@@ -33,10 +34,16 @@ func (h *Handler) HandleCancel(ctx context.Context, c *events.Cancel) error {
 			return &events.RetryError{After: unknownVersionDelay, Err: err}
 		}
 		inQueue := queue.MayHold(c.Run)
-		held = held || inQueue || where == running
-		answered, err := h.answerCancel(ctx, c, queue, last, where, held && where == ended)
-		if answered || err != nil {
-			return err
+		if inQueue || where == running {
+			held, lastSeen = true, time.Now()
+		}
+		// A run that was seen and is not any more is most likely in a journal that this answer is older than. Who is handed the cancel after a refusal
+		// that the journal does not take would not know that it was held.
+		if !held || where != unheardOf || time.Since(lastSeen) > unseenFor {
+			answered, err := h.answerCancel(ctx, c, queue, last, where, held && where == ended)
+			if answered || err != nil {
+				return err
+			}
 		}
 		select {
 		case <-wake:
@@ -47,6 +54,9 @@ func (h *Handler) HandleCancel(ctx context.Context, c *events.Cancel) error {
 		}
 	}
 }
+
+// unseenFor is how long a run that was seen may be missing from the journal that is shown: longer than a leader that was deposed goes on answering.
+const unseenFor = 15 * time.Second
 
 // answerCancel reports whether a cancel is done with, and how; where it is not, its run goes on, or what was read is older than the truth. over: its run
 // has ended while it was held, and its own last event has told how.

@@ -80,7 +80,7 @@ func TestCrashLateCall(t *testing.T) {
 func TestCrashPairs(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	for _, first := range weighty(points(t, secrets, brief, inBriefWorld)) {
+	for n, first := range weighty(points(t, secrets, brief, inBriefWorld)) {
 		t.Run(first, func(t *testing.T) {
 			t.Parallel()
 			var second []string
@@ -90,7 +90,10 @@ func TestCrashPairs(t *testing.T) {
 					second = weighty(w.owners[1].trace)
 				}
 			})
-			for _, second := range second {
+			for m, second := range second {
+				if !sampled(n, m) {
+					continue
+				}
 				inBriefWorld(t, secrets, func(w *world) {
 					w.atOnce = true
 					w.run(brief, crash(first), crash(second))
@@ -108,14 +111,17 @@ func TestCrashPairs(t *testing.T) {
 func TestPause(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	for _, point := range points(t, secrets, brief, inBriefWorld) {
+	for n, point := range points(t, secrets, brief, inBriefWorld) {
 		t.Run(point, func(t *testing.T) {
 			t.Parallel()
-			for _, pause := range []time.Duration{2 * time.Second, 7 * time.Second, 31 * time.Second, 46 * time.Second, 100 * time.Second, 2 * time.Hour} {
+			for m, pause := range []time.Duration{2 * time.Second, 7 * time.Second, 31 * time.Second, 46 * time.Second, 100 * time.Second, 2 * time.Hour} {
 				if strings.Contains(point, " sent") && pause > settings.TravelTime {
 					continue // its call is on its way: none travels longer
 				}
-				for _, atOnce := range []bool{false, true} {
+				for i, atOnce := range []bool{false, true} {
+					if !sampled(n, m+i) {
+						continue
+					}
 					inBriefWorld(t, secrets, func(w *world) {
 						w.atOnce = atOnce
 						w.run(brief, []fate{{point: point, do: "pause", after: pause}})

@@ -69,7 +69,7 @@ func TestAbortAndRepeat(t *testing.T) {
 func TestAbortAndRepeatCrashPairs(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	for _, first := range weighty(points(t, secrets, faulty, inFaultyWorld)) {
+	for n, first := range weighty(points(t, secrets, faulty, inFaultyWorld)) {
 		t.Run(first, func(t *testing.T) {
 			t.Parallel()
 			var second []string
@@ -79,7 +79,10 @@ func TestAbortAndRepeatCrashPairs(t *testing.T) {
 					second = weighty(w.owners[1].trace)
 				}
 			})
-			for _, second := range second {
+			for m, second := range second {
+				if !sampled(n, m) {
+					continue
+				}
 				inFaultyWorld(t, secrets, func(w *world) {
 					w.atOnce, w.vc.lag = true, 29*time.Second
 					w.run(faulty, crash(first), crash(second))
