@@ -63,6 +63,10 @@ service:
 packages:
 	$(GO) test -race -vet=off -shuffle=on -timeout 12m ./internal/handler ./docs $$($(GO) list ./... | grep -v /test/e2e$$)
 
+.PHONY: docs
+docs: ## every snippet of the pages, those too that need nats (built here), Python, Node.js, Terraform or Ansible: 3 minutes; not part of test
+	$(GO) test -vet=off -count=1 -v -run 'TestSnippets|TestEveryBlock|TestCommandsInSentences' ./docs -all
+
 .PHONY: cover
 cover: ## the tests with their coverage: bin/cover.html
 	@mkdir -p bin

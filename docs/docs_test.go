@@ -23,7 +23,10 @@ import (
 // bin is where programs builds.
 var bin string
 
-var update = flag.Bool("update", false, "write the examples and outputs that a run produced into the pages")
+var (
+	update     = flag.Bool("update", false, "write the examples and outputs that a run produced into the pages")
+	everything = flag.Bool("all", false, "run the snippets too that need programs of others: nats, Python, Node.js, Terraform, Ansible")
+)
 
 func TestMain(m *testing.M) {
 	dir, err := os.MkdirTemp("", "guestflow-docs-")
@@ -31,6 +34,10 @@ func TestMain(m *testing.M) {
 		panic(err)
 	}
 	bin = dir
+	flag.Parse()
+	if err := flag.Set("test.parallel", "10"); err != nil { // these tests wait more than they compute
+		panic(err)
+	}
 	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
 		_ = os.RemoveAll(dir)
 		os.Exit(code)

@@ -23,7 +23,7 @@ import (
 // block is a fenced block of a page. What its first line says behind the language is for these tests, and TestEveryBlock wants one of these:
 //
 //	```sh run                   runs with sh -e, in the page's own folder, against the page's own sandbox; exit=N: that is its exit code
-//	```sh run needs=node        only where that program has what the example needs
+//	```sh run needs=node        only with -all, where that program is; a block that calls nats needs it without saying so
 //	```sh run fresh             against a second NATS and vCenter without a service, where nothing has happened yet
 //	```sh run interrupt         until it has printed the last line that the page shows; then Ctrl-C. with=--x,--y adds to its command
 //	```text output              what the block before it printed: go test ./docs -run TestSnippets -update writes it; a line with … stands for any number of them
@@ -80,10 +80,11 @@ func programs(t *testing.T) string {
 }
 
 var buildPrograms = sync.OnceValues(func() (string, error) {
-	for _, args := range [][]string{ // with the flags of the other tests that build them: what they compiled is used
-		{"build", "-race", "-o", bin, "../cmd/guestflow"},
-		{"build", "-C", "../tools/nats", "-o", filepath.Join(bin, "nats"), "github.com/nats-io/natscli/nats"},
-	} {
+	builds := [][]string{{"build", "-race", "-o", bin, "../cmd/guestflow"}} // as other tests build it: what they compiled is used
+	if *everything {
+		builds = append(builds, []string{"build", "-C", "../tools/nats", "-o", filepath.Join(bin, "nats"), natscli})
+	}
+	for _, args := range builds {
 		if said, err := exec.CommandContext(context.Background(), "go", args...).CombinedOutput(); err != nil {
 			return string(said), fmt.Errorf("go %s: %w", strings.Join(args, " "), err)
 		}
@@ -91,21 +92,47 @@ var buildPrograms = sync.OnceValues(func() (string, error) {
 	return "", nil
 })
 
-// needs reports whether a program and the packages of its example are here.
-func needs(t *testing.T, program, folder string) bool {
-	t.Helper()
-	try := map[string][]string{
-		"python3": {"-c", "import nats, cloudevents.core"},
-		"node":    {"--input-type=module", "-e", "import '@nats-io/transport-node'; import '@nats-io/jetstream'; import 'cloudevents'"},
+const natscli = "github.com/nats-io/natscli/nats"
 
-		"terraform": {"version"}, "ansible-playbook": {"--version"},
-	}[program]
-	if try == nil {
+var runsNATS = regexp.MustCompile(`(?m)(^|[|;&(])\s*nats `)
+
+// needs is the program of others that a block needs, or "".
+func (b block) needs() string {
+	if program := b.args["needs"]; program != "" || !runsNATS.MatchString(b.text) {
+		return program
+	}
+	return "nats"
+}
+
+// others are the programs of others that pages use, with what shows that one is here, and what fetches the packages of its example.
+var others = map[string]struct{ here, fetch string }{
+	"nats":             {here: "true"}, // it is built
+	"python3":          {here: "python3 -m venv python", fetch: "python/bin/pip install --quiet --retries 0 -r examples/python/requirements.txt"},
+	"node":             {here: "npm --version", fetch: "npm install --prefix examples/js --no-audit --no-fund"},
+	"terraform":        {here: "terraform version"},
+	"ansible-playbook": {here: "ansible-playbook --version"},
+}
+
+// ready reports whether a program is to be run and is here; the packages of its example are then beside it.
+func ready(t *testing.T, program, dir string) bool {
+	t.Helper()
+	if program == "" {
+		return true
+	}
+	other, known := others[program]
+	if !known {
 		t.Fatalf("needs=%s is not known", program)
 	}
-	cmd := exec.CommandContext(patient(t), program, try...)
-	cmd.Dir = filepath.Join(folder, "examples", "js")
-	return cmd.Run() == nil
+	if !*everything {
+		return false
+	}
+	cmd := exec.CommandContext(patient(t), "sh", "-ec", other.here+"\n"+other.fetch)
+	cmd.Dir = dir // not with the page's HOME: the settings of pip and npm are in ours
+	if said, err := cmd.CombinedOutput(); err != nil {
+		t.Logf("the snippets of %s are not run, it or its packages are not to be had: %v\n%s", program, err, said)
+		return false
+	}
+	return true
 }
 
 // Every snippet that a page marks is run, and prints what the page says.
@@ -142,7 +169,7 @@ func play(t *testing.T, page string, all []block) {
 		t.Fatal(err)
 	}
 	env := append(append(os.Environ(), box.Env()...), "HOME="+dir, "XDG_CONFIG_HOME="+dir, "GOFLAGS=-mod=mod",
-		"PATH="+bin+string(os.PathListSeparator)+os.Getenv("PATH"))
+		"PATH="+strings.Join([]string{bin, filepath.Join(dir, "python", "bin"), os.Getenv("PATH")}, string(os.PathListSeparator)))
 	for _, key := range []string{"GOPATH", "GOCACHE", "GOMODCACHE"} { // they follow HOME
 		value, err := exec.CommandContext(patient(t), "go", "env", key).Output()
 		if err != nil {
@@ -162,7 +189,7 @@ func play(t *testing.T, page string, all []block) {
 				t.Fatal(err)
 			}
 		}
-		if program := b.args["needs"]; !b.run || program != "" && !needs(t, program, dir) {
+		if !b.run || !ready(t, b.needs(), dir) {
 			continue
 		}
 		var next block

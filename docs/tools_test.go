@@ -18,27 +18,32 @@ func TestToolExamples(t *testing.T) {
 	t.Parallel()
 	box := start(t, sandbox.Options{})
 	env := append(box.Env(), "PATH="+programs(t)+":/usr/bin:/bin")
-	vm, failing := box.VMs()[0].ID, ""
+	vms := map[string]string{}
 	for _, m := range box.VMs() {
-		if m.Ends == "run.failed NotCustomizable" {
-			failing = m.ID
-		}
+		vms[m.Ends] += " " + m.ID
 	}
-	for name, made := range map[string]func(t *testing.T, vm string) *exec.Cmd{"ansible": playbook, "terraform": resource} {
-		for vm, want := range map[string]int{vm: 0, failing: 1} {
-			cmd := made(t, vm)
-			cmd.Env = append(cmd.Env, env...)
-			said, err := cmd.CombinedOutput()
-			if cmd.ProcessState == nil || cmd.ProcessState.ExitCode() != want {
-				t.Errorf("%s, %s: %v, want exit code %d\n%s", name, vm, err, want, said)
+	well, failing := strings.Fields(vms["run.succeeded"]), strings.Fields(vms["run.failed NotCustomizable"])[0]
+	for name, tool := range map[string]struct {
+		command func(t *testing.T, vm string) *exec.Cmd
+		vm      string
+	}{"ansible": {playbook, well[0]}, "terraform": {resource, well[3]}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			for vm, want := range map[string]int{tool.vm: 0, failing: 1} {
+				cmd := tool.command(t, vm)
+				cmd.Env = append(cmd.Env, env...)
+				said, err := cmd.CombinedOutput()
+				if cmd.ProcessState == nil || cmd.ProcessState.ExitCode() != want {
+					t.Errorf("%s: %v, want exit code %d\n%s", vm, err, want, said)
+				}
+				if want == 0 && !strings.Contains(string(said), "run.succeeded") {
+					t.Errorf("it prints\n%s", said)
+				}
 			}
-			if want == 0 && !strings.Contains(string(said), "run.succeeded") {
-				t.Errorf("%s prints\n%s", name, said)
+			if e := box.Effects(tool.vm); e.Customizations != 1 || e.NetworkStarts != 1 {
+				t.Errorf("%+v", e)
 			}
-		}
-	}
-	if e := box.Effects(vm); e.Customizations != 2 || e.NetworkStarts != 2 {
-		t.Errorf("two tools, and %+v", e)
+		})
 	}
 }
 
