@@ -18,7 +18,7 @@ func (h *Handler) HandleCancel(ctx context.Context, c *events.Cancel) error {
 	wake, stop := h.line.Wake(c.VCenter, c.VM)
 	defer stop()
 	held := false
-	var lastSeen time.Time // when its run was seen last
+	var unseen time.Time // since when its run is not seen any more
 	for pause := newBackoff(turnPause); ; {
 		// The queue first: a run that ends between the two reads is then in the journal.
 		queue, err := h.line.Unfinished(ctx, c.VCenter, c.VM)
@@ -35,11 +35,13 @@ func (h *Handler) HandleCancel(ctx context.Context, c *events.Cancel) error {
 		}
 		inQueue := queue.MayHold(c.Run)
 		if inQueue || where == running {
-			held, lastSeen = true, time.Now()
+			held, unseen = true, time.Time{}
+		} else if unseen.IsZero() {
+			unseen = time.Now()
 		}
 		// A run that was seen and is not any more is most likely in a journal that this answer is older than. Who is handed the cancel after a refusal
 		// that the journal does not take would not know that it was held.
-		if !held || where != unheardOf || time.Since(lastSeen) > unseenFor {
+		if !held || where != unheardOf || time.Since(unseen) > unseenFor {
 			answered, err := h.answerCancel(ctx, c, queue, last, where, held && where == ended)
 			if answered || err != nil {
 				return err
