@@ -12,8 +12,8 @@ import (
 // Secrets that a request names reach the guest, and nothing that anybody can read.
 func TestNamedSecretsStaySecret(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, startNATS(t), vcsim.Options{})
-	quick(s.vc)
+	s := newHarness(t, startNATS(t), vcsim.Options{})
+	fastGuests(s.vc)
 	const canary = "canary-7f1d"
 	ad := filepath.Join(s.secrets, "lab", "ad")
 	if err := os.MkdirAll(ad, 0o700); err != nil {
@@ -24,13 +24,16 @@ func TestNamedSecretsStaySecret(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	data := whole("exit 0")
+	data := fullRequest("exit 0")
 	customize := data["customize"].(map[string]any)
 	identity := customize["spec"].(map[string]any)["identity"].(map[string]any)
 	named := func(key string) map[string]any { return map[string]any{"secretRef": "ad", "key": key} }
-	identity["password"] = map[string]any{"_typeName": "CustomizationPassword", "value": named("join"), "plainText": true}
-	customize["configParams"] = []any{map[string]any{"_typeName": "OptionValue", "key": "k", "value": map[string]any{"_typeName": "string", "_value": named("param")}}}
-	data["processes"].([]any)[0].(map[string]any)["run"].(map[string]any)["environment"] = map[string]any{"TOKEN": named("token")}
+	identity["password"] = map[string]any{"_typeName": "CustomizationPassword", "value": named("join"),
+		"plainText": true}
+	customize["configParams"] = []any{map[string]any{"_typeName": "OptionValue", "key": "k",
+		"value": map[string]any{"_typeName": "string", "_value": named("param")}}}
+	data["processes"].([]any)[0].(map[string]any)["run"].(map[string]any)["environment"] = map[string]any{
+		"TOKEN": named("token")}
 
 	var reached []string // what of it vCenter was sent
 	s.vc.OnCall(func(c vcsim.Call, phase vcsim.Phase) vcsim.Action {
@@ -45,7 +48,8 @@ func TestNamedSecretsStaySecret(t *testing.T) {
 	if e := s.ended("r-1"); e.kind != "run.succeeded" {
 		t.Fatalf("ended with %s: %s", e.kind, e.Data)
 	}
-	if sent := strings.Join(reached, "\n"); !strings.Contains(sent, canary+"-param") || !strings.Contains(sent, canary+"-token") || strings.Contains(sent, "secretRef") {
+	if sent := strings.Join(reached, "\n"); !strings.Contains(sent, canary+"-param") ||
+		!strings.Contains(sent, canary+"-token") || strings.Contains(sent, "secretRef") {
 		t.Errorf("vCenter was sent %s", sent)
 	}
 	for _, e := range s.events("r-1") {
@@ -64,12 +68,12 @@ func TestNamedSecretsStaySecret(t *testing.T) {
 // NICs that are off are connected before the guest's network is started, and verify sees them on.
 func TestNICsAreConnected(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, startNATS(t), vcsim.Options{})
-	quick(s.vc)
+	s := newHarness(t, startNATS(t), vcsim.Options{})
+	fastGuests(s.vc)
 	s.start()
 	vm := s.vc.VMs()[0]
 	s.vc.VM(vm).SetNICs(false)
-	data := whole("exit 0")
+	data := fullRequest("exit 0")
 	data["network"] = map[string]any{"connectNics": true}
 	data["verify"] = map[string]any{"timeout": "20s"}
 	s.publish(vm, "r-1", data)

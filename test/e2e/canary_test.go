@@ -38,8 +38,9 @@ const leastCanary = 8
 
 // forms are the ways in which a secret may be written.
 func forms(secret string) map[string]string {
-	f := map[string]string{"as it is": secret, "query": url.QueryEscape(secret), "path": url.PathEscape(secret), "HTML": html.EscapeString(secret),
-		"hex": hex.EncodeToString([]byte(secret)), "quoted": strings.Trim(fmt.Sprintf("%q", secret), `"`)}
+	f := map[string]string{"as it is": secret, "query": url.QueryEscape(secret), "path": url.PathEscape(secret),
+		"HTML": html.EscapeString(secret),
+		"hex":  hex.EncodeToString([]byte(secret)), "quoted": strings.Trim(fmt.Sprintf("%q", secret), `"`)}
 	for name, escape := range map[string]bool{"JSON": false, "JSON for HTML": true} {
 		var b strings.Builder
 		e := json.NewEncoder(&b)
@@ -54,7 +55,8 @@ func forms(secret string) map[string]string {
 	}
 	// In base64 it looks different at each of three places in a text.
 	for at := range 3 {
-		for name, encoding := range map[string]*base64.Encoding{"base64": base64.RawStdEncoding, "base64 for URLs": base64.RawURLEncoding} {
+		for name, encoding := range map[string]*base64.Encoding{"base64": base64.RawStdEncoding,
+			"base64 for URLs": base64.RawURLEncoding} {
 			text := encoding.EncodeToString(append(make([]byte, at), secret...))
 			f[fmt.Sprintf("%s at %d", name, at)] = text[(at*8+5)/6 : (at+len(secret))*8/6]
 		}
@@ -67,7 +69,8 @@ func (c canaries) finder() func(text string) []string {
 	names := map[string]string{} // by what is searched for
 	for _, name := range slices.Sorted(maps.Keys(c)) {
 		all := forms(c[name])
-		for _, form := range slices.Backward(slices.Sorted(maps.Keys(all))) { // what several forms have in common is called by the first
+		// what several forms have in common is called by the first
+		for _, form := range slices.Backward(slices.Sorted(maps.Keys(all))) {
 			names[all[form]] = fmt.Sprintf("%s (%s)", name, form)
 		}
 	}
@@ -82,8 +85,9 @@ func (c canaries) finder() func(text string) []string {
 	}
 }
 
-// canaries are the secrets of a site: vCenter's password, NATS', and all that the secrets folder holds but user names.
-func (s *site) canaries() canaries {
+// canaries are the secrets of a harness: vCenter's password, NATS', and all that the secrets folder holds but user
+// names.
+func (s *harness) canaries() canaries {
 	c := canaries{"password of vCenter": s.vc.Password()}
 	maps.Copy(c, s.more)
 	err := filepath.WalkDir(s.secrets, func(path string, d fs.DirEntry, err error) error {
@@ -103,7 +107,7 @@ func (s *site) canaries() canaries {
 }
 
 // secret puts a secret into the folder.
-func (s *site) secret(name, key, value string) {
+func (s *harness) secret(name, key, value string) {
 	s.t.Helper()
 	dir := filepath.Join(s.secrets, s.vcenter, name)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -115,7 +119,7 @@ func (s *site) secret(name, key, value string) {
 }
 
 // silent fails the test where text holds a secret.
-func (s *site) silent(what, text string) {
+func (s *harness) silent(what, text string) {
 	if found := s.canaries().finder()(text); len(found) > 0 {
 		s.t.Errorf("%s holds %s:\n%s", what, strings.Join(found, ", "), text)
 	}
@@ -139,9 +143,9 @@ func (p *service) listen() {
 	}
 }
 
-// leaks are the messages of all streams that hold a secret, headers included. What tests themselves publish counts where it is still there: a refused
-// request leaves the stream.
-func (s *site) leaks(ctx context.Context) (found []string, err error) {
+// leaks are the messages of all streams that hold a secret, headers included. What tests themselves publish counts
+// where it is still there: a refused request leaves the stream.
+func (s *harness) leaks(ctx context.Context) (found []string, err error) {
 	find := s.canaries().finder()
 	names := s.js.StreamNames(ctx)
 	for name := range names.Name() {
@@ -157,7 +161,8 @@ func (s *site) leaks(ctx context.Context) (found []string, err error) {
 			}
 			all.Write(data)
 			if in := find(all.String()); len(in) > 0 {
-				found = append(found, fmt.Sprintf("stream %s, %s: %s:\n%s", name, subject, strings.Join(in, ", "), all.String()))
+				found = append(found, fmt.Sprintf("stream %s, %s: %s:\n%s", name, subject, strings.Join(in, ", "),
+					all.String()))
 			}
 		}
 		if err := each(ctx, s.js, stream, look); err != nil {
@@ -168,7 +173,8 @@ func (s *site) leaks(ctx context.Context) (found []string, err error) {
 }
 
 // each reads all messages of a stream.
-func each(ctx context.Context, js jetstream.JetStream, stream jetstream.Stream, look func(subject string, h nats.Header, data []byte)) error {
+func each(ctx context.Context, js jetstream.JetStream, stream jetstream.Stream, look func(subject string, h nats.Header,
+	data []byte)) error {
 	info, err := stream.Info(ctx)
 	if err != nil || info.State.Msgs == 0 {
 		return err
@@ -206,8 +212,9 @@ func each(ctx context.Context, js jetstream.JetStream, stream jetstream.Stream, 
 	}
 }
 
-// secretive is called at the end of every test: no secret is in any stream. The services' own words are looked at where they end.
-func (s *site) secretive() {
+// checkNoSecrets is called at the end of every test: no secret is in any stream. The services' own words are looked at
+// where they end.
+func (s *harness) checkNoSecrets() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	found, err := s.leaks(ctx)
@@ -242,10 +249,11 @@ func TestSearchFindsSecrets(t *testing.T) {
 	}
 }
 
-// A secret that is in a stream, in a header or in the data, or in the log, is found: the search at the end of every test can fail.
+// A secret that is in a stream, in a header or in the data, or in the log, is found: the search at the end of every
+// test can fail.
 func TestSearchFindsLeaks(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, startNATS(t), vcsim.Options{VMs: 1})
+	s := newHarness(t, startNATS(t), vcsim.Options{VMs: 1})
 	s.start().kill()
 	const secret = "thrown away: 5d2b"
 	s.secret("leaked", "password", secret)
@@ -255,8 +263,10 @@ func TestSearchFindsLeaks(t *testing.T) {
 		}
 	}
 	publish(&nats.Msg{Subject: "guestflow.events.other.vm-1.run.accepted", Data: []byte(`{"a":"` + secret + `"}`)})
-	publish(&nats.Msg{Subject: "guestflow.deadletters.lab.vm-1", Header: nats.Header{"Guestflow-Reason": {url.QueryEscape(secret)}}})
-	publish(&nats.Msg{Subject: "guestflow.rejections.other.vm-1", Data: []byte(base64.StdEncoding.EncodeToString([]byte("xy" + secret)))})
+	publish(&nats.Msg{Subject: "guestflow.deadletters.lab.vm-1",
+		Header: nats.Header{"Guestflow-Reason": {url.QueryEscape(secret)}}})
+	publish(&nats.Msg{Subject: "guestflow.rejections.other.vm-1",
+		Data: []byte(base64.StdEncoding.EncodeToString([]byte("xy" + secret)))})
 	publish(&nats.Msg{Subject: "guestflow.requests.lab.vm-1", Data: []byte(secret)})
 	found, err := s.leaks(t.Context())
 	if err != nil || len(found) != 4 {
@@ -276,7 +286,9 @@ func TestNoSecretGetsOut(t *testing.T) {
 	const natsPassword = "canary-nats/4e1f&"
 	dir := t.TempDir()
 	conf := filepath.Join(dir, "server.conf")
-	if err := os.WriteFile(conf, fmt.Appendf(nil, "port: -1\njetstream { store_dir: %q }\nauthorization { user: svc, password: %q }\n", dir, natsPassword), 0o600); err != nil {
+	if err := os.WriteFile(conf,
+		fmt.Appendf(nil, "port: -1\njetstream { store_dir: %q }\nauthorization { user: svc, password: %q }\n", dir,
+			natsPassword), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	server := natstest.StartConfig(t, conf, nil)
@@ -284,14 +296,16 @@ func TestNoSecretGetsOut(t *testing.T) {
 	if err := os.WriteFile(passwordFile, []byte(natsPassword+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	const guestPassword, token, hidden, inSpec = `canary-guest "<7a>" \& ü`, "canary-saml-token+/8b==", "canary-env 9c'$(x)", `canary-spec{"0d"}`
-	s := newSite(t, server.URL(), vcsim.Options{VMs: 40, Password: "canary-vcenter <6f>&\"é"}, nats.UserInfo("svc", natsPassword))
+	const guestPassword, token, hidden, inSpec = `canary-guest "<7a>" \& ü`, "canary-saml-token+/8b==",
+		"canary-env 9c'$(x)", `canary-spec{"0d"}`
+	s := newHarness(t, server.URL(), vcsim.Options{VMs: 40, Password: "canary-vcenter <6f>&\"é"}, nats.UserInfo("svc",
+		natsPassword))
 	s.more = canaries{"password of NATS": natsPassword}
 	s.secret("linux-root", "password", guestPassword)
 	s.secret("saml", "saml-token", token)
 	s.secret("app", "token", hidden)
 	s.secret("web", "password", inSpec)
-	quick(s.vc)
+	fastGuests(s.vc)
 	for _, id := range s.vc.VMs() {
 		s.vc.VM(id).Configure(func(g *vcsim.Guest) { g.Password, g.SAMLToken = guestPassword, token })
 	}
@@ -306,28 +320,34 @@ func TestNoSecretGetsOut(t *testing.T) {
 		return string(b)
 	}
 	fault := func(name, said string) *vcsim.Answer {
-		return &vcsim.Answer{Status: 500, ContentType: "application/json", Body: fmt.Sprintf(`{"_typeName":%q,"faultMessage":[{"_typeName":"LocalizableMessage",
-			"key":"x","message":%[2]s}],"localizedMessage":%[2]s,"invalidProperty":%[2]s,"reason":%[2]s,"said":{%[2]s:[%[2]s]}}`, name, quoted(said))}
+		return &vcsim.Answer{Status: 500, ContentType: "application/json",
+			Body: fmt.Sprintf(`{"_typeName":%q,"faultMessage":[{"_typeName":"LocalizableMessage",
+			"key":"x","message":%[2]s}],"localizedMessage":%[2]s,"invalidProperty":%[2]s,
+			"reason":%[2]s,"said":{%[2]s:[%[2]s]}}`, name, quoted(said))}
 	}
 	rest := func(status int, name, said string) *vcsim.Answer {
 		return &vcsim.Answer{Status: status, ContentType: "application/json", Body: fmt.Sprintf(
-			`{"error_type":%q,"messages":[{"id":"x","default_message":%[2]s,"args":[%[2]s]}],"data":{"body":%[2]s},"challenge":%[2]s}`, name, quoted(said))}
+			`{"error_type":%q,"messages":[{"id":"x","default_message":%[2]s,"args":[%[2]s]}],"data":{"body":%[2]s},`+
+				`"challenge":%[2]s}`, name, quoted(said))}
 	}
 	page := func(said string) *vcsim.Answer {
-		return &vcsim.Answer{Status: 502, ContentType: "text/html", Body: "<html><title>" + html.EscapeString(said) + "</title><body>" + said + "</body></html>"}
+		return &vcsim.Answer{Status: 502, ContentType: "text/html", Body: "<html><title>" + html.EscapeString(said) +
+			"</title><body>" + said + "</body></html>"}
 	}
 	text := &vcsim.Answer{Status: 400, ContentType: "text/plain", Body: url.QueryEscape(sent) + sent}
-	taskError := &types.SystemError{RuntimeFault: types.RuntimeFault{MethodFault: types.MethodFault{FaultMessage: []types.LocalizableMessage{{
-		Key: "x", Message: sent}}}}, Reason: sent}
+	taskError := &types.SystemError{RuntimeFault: types.RuntimeFault{MethodFault: types.MethodFault{
+		FaultMessage: []types.LocalizableMessage{{
+			Key: "x", Message: sent}}}}, Reason: sent}
 
 	// full is a request that carries every kind of secret.
 	full := func(credentials string) map[string]any {
-		data := whole("exit 0")
+		data := fullRequest("exit 0")
 		data["guest"] = map[string]any{"credentials": map[string]any{"secretRef": credentials}}
 		data["verify"] = map[string]any{"timeout": "1s"}
 		customize := data["customize"].(map[string]any)
 		customize["timeout"] = "2s"
-		customize["spec"].(map[string]any)["identity"].(map[string]any)["password"] = map[string]any{"_typeName": "CustomizationPassword", "plainText": true,
+		customize["spec"].(map[string]any)["identity"].(map[string]any)["password"] = map[string]any{
+			"_typeName": "CustomizationPassword", "plainText": true,
 			"value": map[string]any{"secretRef": "web", "key": "password"}}
 		process := data["processes"].([]any)[0].(map[string]any)
 		process["timeout"] = "3s"
@@ -355,11 +375,15 @@ func TestNoSecretGetsOut(t *testing.T) {
 	none := func(*vcsim.VM, map[string]any) {}
 	ask("password", "linux-root", none)
 	ask("token", "saml", none)
-	ask("wrong password", "linux-root", func(vm *vcsim.VM, _ map[string]any) { vm.Configure(func(g *vcsim.Guest) { g.Password = "another" }) })
+	ask("wrong password", "linux-root", func(vm *vcsim.VM, _ map[string]any) {
+		vm.Configure(func(g *vcsim.Guest) { g.Password = "another" })
+	})
 	for _, credentials := range []string{"linux-root", "saml"} {
 		ask("fault with "+credentials, credentials, answers("CustomizeGuest_Task", fault("InvalidArgument", sent)))
-		ask("REST error with "+credentials, credentials, answers("guest/processes create", rest(400, "INVALID_ARGUMENT", all)))
-		ask("REST list error with "+credentials, credentials, answers("guest/processes list", rest(401, "UNAUTHENTICATED", sent)))
+		ask("REST error with "+credentials, credentials, answers("guest/processes create",
+			rest(400, "INVALID_ARGUMENT", all)))
+		ask("REST list error with "+credentials, credentials, answers("guest/processes list",
+			rest(401, "UNAUTHENTICATED", sent)))
 	}
 	ask("fault of a name of its own", "linux-root", answers("StartGuestNetwork_Task", fault("FaultOfAProxy", sent)))
 	ask("busy", "linux-root", answers("CustomizeGuest_Task", fault("TaskInProgress", sent)))
@@ -367,7 +391,9 @@ func TestNoSecretGetsOut(t *testing.T) {
 	ask("page for a create", "linux-root", answers("guest/processes create", page(all)))
 	ask("text for an act", "linux-root", answers("StartGuestNetwork_Task", text))
 	ask("REST error while it runs", "linux-root", answers("guest/processes get", rest(503, "SERVICE_UNAVAILABLE", all)))
-	ask("Task's error", "linux-root", func(vm *vcsim.VM, _ map[string]any) { vm.Configure(func(g *vcsim.Guest) { g.TaskError = taskError }) })
+	ask("Task's error", "linux-root", func(vm *vcsim.VM, _ map[string]any) {
+		vm.Configure(func(g *vcsim.Guest) { g.TaskError = taskError })
+	})
 	var saying sync.Map // VMs
 	ask("guest's word", "linux-root", func(vm *vcsim.VM, _ map[string]any) { saying.Store(vm.ID(), true) })
 	s.vc.OnCall(func(c vcsim.Call, phase vcsim.Phase) vcsim.Action {
@@ -414,8 +440,10 @@ func TestNoSecretGetsOut(t *testing.T) {
 		{"guest": map[string]any{"credentials": guestPassword}},
 		{"guest": map[string]any{"credentials": map[string]any{"secretRef": "saml", "samlToken": token}}},
 		{"password": []any{inSpec}},
-		{"customize": map[string]any{"spec": map[string]any{"_typeName": "CustomizationSpec", "identity": map[string]any{"_typeName": "CustomizationLinuxPrep",
-			"password": map[string]any{"_typeName": "CustomizationPassword", "plainText": true, "value": inSpec}}}}},
+		{"customize": map[string]any{"spec": map[string]any{"_typeName": "CustomizationSpec",
+			"identity": map[string]any{"_typeName": "CustomizationLinuxPrep",
+				"password": map[string]any{"_typeName": "CustomizationPassword", "plainText": true,
+					"value": inSpec}}}}},
 	} {
 		id := fmt.Sprintf("literal-%d", i)
 		s.publish(next().ID(), id, literal)
@@ -424,7 +452,8 @@ func TestNoSecretGetsOut(t *testing.T) {
 		}
 	}
 	unreadable := `{"specversion":"1.0","id":"broken","password":` + quoted(guestPassword)
-	if _, err := s.js.PublishMsg(t.Context(), &nats.Msg{Subject: "guestflow.requests.lab." + next().ID(), Data: []byte(unreadable),
+	if _, err := s.js.PublishMsg(t.Context(), &nats.Msg{Subject: "guestflow.requests.lab." + next().ID(),
+		Data:   []byte(unreadable),
 		Header: nats.Header{"Content-Type": {"application/cloudevents+json"}}}); err != nil {
 		t.Fatal(err)
 	}
@@ -452,13 +481,15 @@ func TestNoSecretGetsOut(t *testing.T) {
 
 	withPassword := strings.Replace(server.URL(), "://", "://svc:"+url.QueryEscape(natsPassword)+"@", 1)
 	for name, env := range map[string][]string{
-		"NATS that is not there":  {"NATS_URL=nats://svc:" + url.QueryEscape(natsPassword) + "@127.0.0.1:1"},
-		"NATS that does not fit":  {"NATS_URL=" + withPassword, "NATS_INBOX_PREFIX=bad.>"},
-		"NATS URL that is none":   {"NATS_URL=http://svc:" + natsPassword + "@nowhere"},
-		"NATS login refused":      {"NATS_USER=somebody", "NATS_PASSWORD_FILE=" + passwordFile},
-		"vCenter URL with a user": {"VCENTER_LAB_URL=https://svc:" + url.QueryEscape(s.vc.Password()) + "@127.0.0.1/sdk"},
-		"two passwords":           {"VCENTER_LAB_PASSWORD=" + s.vc.Password()},
-		"settings that are wrong": {"GUESTFLOW_ACK_WAIT=soon", "VCENTER_LAB_PASSWORD_FILE=", "VCENTER_LAB_PASSWORD=" + s.vc.Password()},
+		"NATS that is not there": {"NATS_URL=nats://svc:" + url.QueryEscape(natsPassword) + "@127.0.0.1:1"},
+		"NATS that does not fit": {"NATS_URL=" + withPassword, "NATS_INBOX_PREFIX=bad.>"},
+		"NATS URL that is none":  {"NATS_URL=http://svc:" + natsPassword + "@nowhere"},
+		"NATS login refused":     {"NATS_USER=somebody", "NATS_PASSWORD_FILE=" + passwordFile},
+		"vCenter URL with a user": {"VCENTER_LAB_URL=https://svc:" + url.QueryEscape(s.vc.Password()) +
+			"@127.0.0.1/sdk"},
+		"two passwords": {"VCENTER_LAB_PASSWORD=" + s.vc.Password()},
+		"settings that are wrong": {"GUESTFLOW_ACK_WAIT=soon", "VCENTER_LAB_PASSWORD_FILE=", "VCENTER_LAB_PASSWORD=" +
+			s.vc.Password()},
 	} {
 		q := s.launch(append([]string{"LOG_LEVEL=trace"}, env...)...)
 		s.until(name+": a complaint", func() bool {
@@ -467,7 +498,8 @@ func TestNoSecretGetsOut(t *testing.T) {
 				return true
 			default:
 				said := q.log.String()
-				return strings.Contains(said, `"warn"`) || strings.Contains(said, `"error"`) || strings.Contains(said, "connected to NATS")
+				return strings.Contains(said, `"warn"`) || strings.Contains(said, `"error"`) ||
+					strings.Contains(said, "connected to NATS")
 			}
 		})
 		q.kill()

@@ -15,32 +15,34 @@ import (
 // forEver is a step that only a cancel ends.
 const forEver = time.Hour
 
-// A cancel of a queued run lets it end without a call when its turn comes; one of a running one stops it in vCenter, whatever it is at; one that has nothing
-// to cancel is refused.
+// A cancel of a queued run lets it end without a call when its turn comes; one of a running one stops it in vCenter,
+// whatever it is at; one that has nothing to cancel is refused.
 func TestCancels(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, startNATS(t), vcsim.Options{})
-	brief(s.vc)
+	s := newHarness(t, startNATS(t), vcsim.Options{})
+	briefGuests(s.vc)
 	vms := s.vc.VMs()
 	s.replicate(1)
 
 	t.Run("queued", func(t *testing.T) {
 		vm := vms[0]
 		s.vc.VM(vm).Configure(func(g *vcsim.Guest) { g.CustomizeFor = time.Second })
-		s.publish(vm, "first", whole("exit 0"))
+		s.publish(vm, "first", fullRequest("exit 0"))
 		s.await("first", "customize.starting")
-		s.publish(vm, "second", whole("exit 0"))
+		s.publish(vm, "second", fullRequest("exit 0"))
 		s.cancel(vm, "cancel second", "second")
 		if e := s.ended("second"); e.kind != "run.canceled" || e.run.N != 1 || e.run.Customize.State != "" {
 			t.Errorf("ended with %s: %s", e.kind, e.Data)
 		}
 		s.settled("second", vm)
 		all := s.stored(vm)
-		if n := len(all); n < 2 || all[n-1].run.Request.ID != "second" || all[n-2].kind != "run.succeeded" || len(s.numbered("second", vm)) != 1 {
+		if n := len(all); n < 2 || all[n-1].run.Request.ID != "second" || all[n-2].kind != "run.succeeded" ||
+			len(s.numbered("second", vm)) != 1 {
 			t.Errorf("events: %v", kindsOf(all))
 		}
 		s.once("first", vm)
-		for _, c := range s.vc.Calls() { // the first one's last event has the time when it was made, before it was stored
+		// the first one's last event has the time when it was made, before it was stored
+		for _, c := range s.vc.Calls() {
 			if c.VM == vm && c.Time.After(all[len(all)-2].run.FinishedAt.Add(time.Millisecond)) {
 				t.Errorf("%s was called for a run that was canceled in the queue", c.Op)
 			}
@@ -56,7 +58,9 @@ func TestCancels(t *testing.T) {
 		{"customize", "customize.started", func(g *vcsim.Guest) { g.CustomizeFor = forEver }, "exit 0",
 			func(e vcsim.Effects) bool { return e.Customizations == 1 && e.NetworkStarts == 0 && e.Aborts == 0 },
 			func(r runData) string { return r.Customize.State }},
-		{"customize, not cancelable", "customize.started", func(g *vcsim.Guest) { g.CustomizeFor, g.Cancelable = forEver, false }, "exit 0",
+		{"customize, not cancelable", "customize.started", func(g *vcsim.Guest) {
+			g.CustomizeFor, g.Cancelable = forEver, false
+		}, "exit 0",
 			func(e vcsim.Effects) bool { return e.Customizations == 1 && e.NetworkStarts == 0 && e.Aborts == 1 },
 			func(r runData) string { return r.Customize.State }},
 		{"network", "network.started", func(g *vcsim.Guest) { g.NetworkFor = forEver }, "exit 0",
@@ -69,7 +73,7 @@ func TestCancels(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			vm := vms[n+1]
 			s.vc.VM(vm).Configure(test.guest)
-			s.publish(vm, test.name, whole(test.script))
+			s.publish(vm, test.name, fullRequest(test.script))
 			s.await(test.name, test.at)
 			begun := time.Now()
 			s.cancel(vm, "cancel "+test.name, test.name)
@@ -84,8 +88,8 @@ func TestCancels(t *testing.T) {
 				t.Errorf("in vCenter: %+v", e)
 			}
 			// The VM is free for the next one.
-			brief(s.vc)
-			s.publish(vm, test.name+", afterwards", whole("exit 0"))
+			briefGuests(s.vc)
+			s.publish(vm, test.name+", afterwards", fullRequest("exit 0"))
 			if e := s.ended(test.name + ", afterwards"); e.kind != "run.succeeded" {
 				t.Errorf("the request that followed ended with %s: %+v", e.kind, e.run.Error)
 			}
@@ -99,7 +103,8 @@ func TestCancels(t *testing.T) {
 			}
 			before := len(s.stored(vm))
 			seq := s.cancel(vm, id, request)
-			if e := s.ended(id); e.kind != "rejected" || e.run.Error.Code != "NothingToCancel" || e.ID != fmt.Sprintf("rejected.%d", seq) {
+			if e := s.ended(id); e.kind != "rejected" || e.run.Error.Code != "NothingToCancel" ||
+				e.ID != fmt.Sprintf("rejected.%d", seq) {
 				t.Errorf("%s %s: %+v", e.kind, e.ID, e.run.Error)
 			}
 			s.emptied()
@@ -109,7 +114,7 @@ func TestCancels(t *testing.T) {
 		})
 	}
 	t.Run("before its request", func(t *testing.T) {
-		s.publish(vms[6], "nobody", whole("exit 0")) // its cancel was refused: nobody knew of it
+		s.publish(vms[6], "nobody", fullRequest("exit 0")) // its cancel was refused: nobody knew of it
 		if e := s.ended("nobody"); e.kind != "run.succeeded" {
 			t.Errorf("ended with %s: %+v", e.kind, e.run.Error)
 		}
@@ -118,8 +123,8 @@ func TestCancels(t *testing.T) {
 	})
 }
 
-// A run is stopped by its owner at once, also where JetStream hands the cancel to somebody else, who only holds it. On a replicated stream the owner
-// hears of the cancel before it is stored.
+// A run is stopped by its owner at once, also where JetStream hands the cancel to somebody else, who only holds it. On
+// a replicated stream the owner hears of the cancel before it is stored.
 func TestCancelIsHeardByTheOwner(t *testing.T) {
 	t.Parallel()
 	for _, copies := range []int{1, 3} {
@@ -136,13 +141,13 @@ func TestCancelIsHeardByTheOwner(t *testing.T) {
 
 func cancelHeard(t *testing.T, natsURL string, copies int) {
 	t.Helper()
-	s := newSite(t, natsURL, vcsim.Options{})
+	s := newHarness(t, natsURL, vcsim.Options{})
 	for _, vm := range s.vc.VMs() {
 		s.vc.VM(vm).Configure(func(g *vcsim.Guest) { g.CustomizeFor = forEver })
 	}
 	s.start("GUESTFLOW_INSTANCE=owner", "GUESTFLOW_ACK_WAIT=30s", fmt.Sprintf("GUESTFLOW_STREAM_REPLICAS=%d", copies))
 	for _, vm := range s.vc.VMs() {
-		s.publish(vm, vm, whole("exit 0"))
+		s.publish(vm, vm, fullRequest("exit 0"))
 		s.await(vm, "customize.started")
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -151,7 +156,8 @@ func cancelHeard(t *testing.T, natsURL string, copies int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The server hands the cancels to whoever asks, in turn: to the service, and to this test, which plays the other replica.
+	// The server hands the cancels to whoever asks, in turn: to the service, and to this test, which plays the other
+	// replica.
 	taken := make(chan jetstream.Msg, len(s.vc.VMs()))
 	consuming, err := consumer.Consume(func(m jetstream.Msg) { taken <- m }, jetstream.PullMaxMessages(1))
 	if err != nil {

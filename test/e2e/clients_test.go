@@ -25,7 +25,8 @@ import (
 	"github.com/guestflow/guestflow/internal/vcsim"
 )
 
-// sdkMessage is a NATS message as the CloudEvents SDK reads and writes one, in the words of the NATS protocol binding: none of guestflow's code.
+// sdkMessage is a NATS message as the CloudEvents SDK reads and writes one, in the words of the NATS protocol binding:
+// none of guestflow's code.
 type sdkMessage struct{ *nats.Msg }
 
 var ceSpecs = spec.WithPrefix("ce-")
@@ -52,7 +53,8 @@ func (m sdkMessage) ReadBinary(_ context.Context, w binding.BinaryWriter) error 
 	if version == nil {
 		return fmt.Errorf("specversion %q", m.Header.Get("ce-specversion"))
 	}
-	if err := w.SetAttribute(version.AttributeFromKind(spec.SpecVersion), version.String()); err != nil { // the SDK wants it first
+	// the SDK wants it first
+	if err := w.SetAttribute(version.AttributeFromKind(spec.SpecVersion), version.String()); err != nil {
 		return err
 	}
 	for name, values := range m.Header {
@@ -119,9 +121,10 @@ func TestCloudEventsSDK(t *testing.T) {
 	for _, mode := range []string{"structured", "binary"} {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
-			s := newSite(t, startNATS(t), vcsim.Options{VMs: 2})
-			quick(s.vc)
-			// The vCenter goes by another name than the one that the harness listens to, which reads structured events only.
+			s := newHarness(t, startNATS(t), vcsim.Options{VMs: 2})
+			fastGuests(s.vc)
+			// The vCenter goes by another name than the one that the harness listens to, which reads structured events
+			// only.
 			s.writeSecrets("sdk")
 			env := []string{"GUESTFLOW_VCENTERS=sdk", "GUESTFLOW_EVENT_MODE=" + mode}
 			for _, e := range s.env {
@@ -144,7 +147,7 @@ func TestCloudEventsSDK(t *testing.T) {
 				request.SetType("io.guestflow.customization.requested.v1")
 				request.SetSubject(vms[i])
 				request.SetExtension("correlationid", "order 66 · 100 %")
-				data := whole("exit 0")
+				data := fullRequest("exit 0")
 				if data["vm"] = vms[i]; wrong {
 					data["nonsense"] = true
 				}
@@ -188,9 +191,13 @@ func TestCloudEventsSDK(t *testing.T) {
 					if wrong {
 						id = fmt.Sprintf("rejected.%d", ack.Sequence)
 					}
-					if encoding := (sdkMessage{got}).ReadEncoding().String(); encoding != mode || e.ID() != id || e.Source() != "/guestflow/sdk" ||
-						e.Subject() != vms[i] || run.Request.Source != request.Source() || run.Request.ID != request.ID() || e.Time().IsZero() ||
-						e.DataContentType() != ce.ApplicationJSON || e.Extensions()["correlationid"] != "order 66 · 100 %" || e.Extensions()["causationid"] != request.ID() {
+					if encoding := (sdkMessage{got}).ReadEncoding().String(); encoding != mode || e.ID() != id ||
+						e.Source() != "/guestflow/sdk" ||
+						e.Subject() != vms[i] || run.Request.Source != request.Source() ||
+						run.Request.ID != request.ID() || e.Time().IsZero() ||
+						e.DataContentType() != ce.ApplicationJSON ||
+						e.Extensions()["correlationid"] != "order 66 · 100 %" ||
+						e.Extensions()["causationid"] != request.ID() {
 						t.Errorf("event %d (%s) is %s", n, encoding, e)
 					}
 				}
@@ -210,17 +217,19 @@ func natsCommand(t *testing.T) string {
 	return out
 }
 
-// The nats command asks for a run, reads what became of it, and looks after the streams, with the permissions of the files.
+// The nats command asks for a run, reads what became of it, and looks after the streams, with the permissions of the
+// files.
 func TestNATSCommand(t *testing.T) {
 	t.Parallel()
 	command, home := natsCommand(t), t.TempDir()
 	g := guard(t, nil)
-	s := newSite(t, g.as("admin"), vcsim.Options{})
-	quick(s.vc)
+	s := newHarness(t, g.as("admin"), vcsim.Options{})
+	fastGuests(s.vc)
 	s.start(g.service("service")...)
 	vms := s.vc.VMs()
 	as := func(role string, args ...string) *exec.Cmd {
-		cmd := exec.CommandContext(t.Context(), command, append([]string{"--server", g.URL(), "--user", role, "--password", password(role),
+		cmd := exec.CommandContext(t.Context(), command, append([]string{"--server", g.URL(), "--user", role,
+			"--password", password(role),
 			"--inbox-prefix", roles[role]}, args...)...)
 		cmd.Env = append(os.Environ(), "HOME="+home, "XDG_CONFIG_HOME="+home)
 		return cmd
@@ -239,35 +248,46 @@ func TestNATSCommand(t *testing.T) {
 	}
 	s.until("a subscription", func() bool { return strings.Contains(said.String(), "Subscribing on") })
 	request := func(vm, id, data string) []string {
-		return []string{"pub", "--jetstream", "-H", "ce-specversion: 1.0", "-H", "ce-id: " + id, "-H", "ce-source: /cli",
+		return []string{"pub", "--jetstream", "-H", "ce-specversion: 1.0", "-H", "ce-id: " + id, "-H",
+			"ce-source: /cli",
 			"-H", "ce-type: io.guestflow.customization.requested.v1",
 			"-H", "Content-Type: application/json", "guestflow.requests.lab." + vm, data}
 	}
-	const customize = `{"vm":%q,"guest":{"credentials":{"secretRef":"linux-root"}},"customize":{"spec":{"_typeName":"CustomizationSpec",
-		"identity":{"_typeName":"CustomizationLinuxPrep","domain":"example.test","hostName":{"_typeName":"CustomizationFixedName","name":"web-1"}},
-		"globalIPSettings":{"_typeName":"CustomizationGlobalIPSettings"},"nicSettingMap":[{"_typeName":"CustomizationAdapterMapping",
-		"adapter":{"_typeName":"CustomizationIPSettings","ip":{"_typeName":"CustomizationFixedIp","ipAddress":"10.0.0.7"},"subnetMask":"255.255.255.0"}}]}},"network":{}}`
-	says("publisher", "Stored in Stream: GUESTFLOW_REQUESTS_lab", request(vms[0], "cli-1", fmt.Sprintf(customize, vms[0]))...)
+	const customize = `{"vm":%q,"guest":{"credentials":{"secretRef":"linux-root"}},
+		"customize":{"spec":{"_typeName":"CustomizationSpec",
+		"identity":{"_typeName":"CustomizationLinuxPrep","domain":"example.test",
+		"hostName":{"_typeName":"CustomizationFixedName","name":"web-1"}},
+		"globalIPSettings":{"_typeName":"CustomizationGlobalIPSettings"},
+		"nicSettingMap":[{"_typeName":"CustomizationAdapterMapping","adapter":{"_typeName":"CustomizationIPSettings",
+		"ip":{"_typeName":"CustomizationFixedIp","ipAddress":"10.0.0.7"},"subnetMask":"255.255.255.0"}}]}},"network":{}}`
+	says("publisher", "Stored in Stream: GUESTFLOW_REQUESTS_lab", request(vms[0], "cli-1", fmt.Sprintf(customize,
+		vms[0]))...)
 	if e := s.ended("cli-1"); e.kind != "run.succeeded" {
 		t.Fatalf("ended with %s: %s", e.kind, e.Data)
 	}
 	if err := follow.Wait(); err != nil || !strings.Contains(said.String(), `"id":"cli-1"`) {
 		t.Errorf("nats sub: %v\n%s", err, said)
 	}
-	says("publisher", `"status":"succeeded"`, "req", "--raw", "$JS.API.DIRECT.GET.GUESTFLOW_EVENTS.guestflow.events.lab."+vms[0]+".>", "")
-	says("publisher", "Stored in Stream: GUESTFLOW_REQUESTS_lab", request(vms[1], "cli-2", `{"vm":"`+vms[1]+`","nonsense":1}`)...)
+	says("publisher", `"status":"succeeded"`, "req", "--raw",
+		"$JS.API.DIRECT.GET.GUESTFLOW_EVENTS.guestflow.events.lab."+vms[0]+".>", "")
+	says("publisher", "Stored in Stream: GUESTFLOW_REQUESTS_lab", request(vms[1], "cli-2", `{"vm":"`+vms[1]+
+		`","nonsense":1}`)...)
 	if e := s.ended("cli-2"); e.kind != "rejected" {
 		t.Errorf("ended with %s", e.kind)
 	}
-	says("publisher", "Stored in Stream: GUESTFLOW_REQUESTS_lab", "pub", "--jetstream", "-H", "ce-specversion: 1.0", "-H", "ce-id: cli-c", "-H", "ce-source: /cli",
-		"-H", "ce-type: io.guestflow.customization.cancel.requested.v1", "guestflow.cancels.lab."+vms[0], `{"vm":"`+vms[0]+`","request":{"source":"/cli","id":"cli-1"}}`)
+	says("publisher", "Stored in Stream: GUESTFLOW_REQUESTS_lab", "pub", "--jetstream", "-H", "ce-specversion: 1.0",
+		"-H", "ce-id: cli-c", "-H", "ce-source: /cli",
+		"-H", "ce-type: io.guestflow.customization.cancel.requested.v1", "guestflow.cancels.lab."+vms[0], `{"vm":"`+
+			vms[0]+`","request":{"source":"/cli","id":"cli-1"}}`)
 
-	says("operator", "audit", "consumer", "add", "GUESTFLOW_EVENTS", "audit", "--pull", "--deliver", "all", "--ack", "explicit",
+	says("operator", "audit", "consumer", "add", "GUESTFLOW_EVENTS", "audit", "--pull", "--deliver", "all", "--ack",
+		"explicit",
 		"--filter", "guestflow.events.>", "--defaults")
 	says("subscriber", "run.accepted", "consumer", "next", "GUESTFLOW_EVENTS", "audit", "--count", "3", "--ack")
 	says("operator", "GUESTFLOW_DEADLETTERS", "stream", "ls")
 	says("operator", "GUESTFLOW_DEADLETTERS", "stream", "ls", "--names")
-	says("operator", "Guestflow-Code: InvalidRequest", "stream", "get", "GUESTFLOW_DEADLETTERS", "--last-for", "guestflow.deadletters.lab."+vms[1])
+	says("operator", "Guestflow-Code: InvalidRequest", "stream", "get", "GUESTFLOW_DEADLETTERS", "--last-for",
+		"guestflow.deadletters.lab."+vms[1])
 	says("operator", "guestflow.deadletters.lab."+vms[1], "stream", "subjects", "GUESTFLOW_DEADLETTERS")
 	says("operator", "Maximum Per Subject: 2", "stream", "info", "GUESTFLOW_REQUESTS_lab")
 	says("operator", "guestflow-cancels-lab", "consumer", "ls", "GUESTFLOW_REQUESTS_lab")
@@ -281,7 +301,8 @@ func TestNATSCommand(t *testing.T) {
 	if v := g.violations(); len(v) > 0 {
 		t.Errorf("the server refused %q", v)
 	}
-	if _, err := s.js.Consumer(t.Context(), "GUESTFLOW_EVENTS", "audit"); !errors.Is(err, jetstream.ErrConsumerNotFound) {
+	if _, err := s.js.Consumer(t.Context(), "GUESTFLOW_EVENTS", "audit"); !errors.Is(err,
+		jetstream.ErrConsumerNotFound) {
 		t.Errorf("the consumer is still there: %v", err)
 	}
 }

@@ -19,11 +19,12 @@ func (s spans) String() string {
 	}
 	sorted := slices.Sorted(slices.Values(s))
 	ms := func(d time.Duration) time.Duration { return d.Round(time.Millisecond) }
-	return fmt.Sprintf("min %s, median %s, max %s (%d)", ms(sorted[0]), ms(sorted[len(sorted)/2]), ms(sorted[len(sorted)-1]), len(sorted))
+	return fmt.Sprintf("min %s, median %s, max %s (%d)", ms(sorted[0]), ms(sorted[len(sorted)/2]),
+		ms(sorted[len(sorted)-1]), len(sorted))
 }
 
-// From the end of a run's owner to the other replica's run.resumed, and to its next call that changes the guest: by SIGTERM, which gives the run back,
-// and by SIGKILL, which leaves it to the ack wait.
+// From the end of a run's owner to the other replica's run.resumed, and to its next call that changes the guest: by
+// SIGTERM, which gives the run back, and by SIGKILL, which leaves it to the ack wait.
 func TestHandOverAndTakeoverTimes(t *testing.T) {
 	t.Parallel()
 	const lanes, perLane = 4, 3
@@ -40,11 +41,13 @@ func TestHandOverAndTakeoverTimes(t *testing.T) {
 				mu.Unlock()
 			}
 		})
-		t.Logf("%s with an ack wait of 1s, T+D+V = 2.4s: the process was gone after: %s; run.resumed after: %s; the next act after: %s", how, ended, resumed, acted)
+		t.Logf("%s with an ack wait of 1s, T+D+V = 2.4s: the process was gone after: %s; run.resumed after: %s; the "+
+			"next act after: %s", how, ended, resumed, acted)
 	}
 }
 
-// handOver ends the owner of a run when its customization has begun, and measures until the other replica has it, and starts the network.
+// handOver ends the owner of a run when its customization has begun, and measures until the other replica has it, and
+// starts the network.
 func (l *lane) handOver(id, how string) (ended, resumed, acted time.Duration) {
 	l.t.Helper()
 	vm := l.vm()
@@ -61,7 +64,7 @@ func (l *lane) handOver(id, how string) (ended, resumed, acted time.Duration) {
 		}
 		return vcsim.Proceed
 	})
-	l.publish(vm, id, whole("exit 0"))
+	l.publish(vm, id, fullRequest("exit 0"))
 	owner := <-signal
 	begun := time.Now()
 	if how == "SIGKILL" {

@@ -33,7 +33,8 @@ import (
 // binary is the service as it ships, but for the race detector in it.
 var binary string
 
-var asShipped = flag.Bool("as-shipped", false, "the service without the race detector: for long campaigns, whose schedules the detector slows down")
+var asShipped = flag.Bool("as-shipped", false,
+	"the service without the race detector: for long campaigns, whose schedules the detector slows down")
 
 func TestMain(m *testing.M) {
 	natstest.Main()
@@ -67,8 +68,8 @@ const patience = 5 * time.Minute
 // ownInbox tells the tests' own questions from those of the service.
 const ownInbox = "_INBOX_TEST"
 
-// site is a NATS server and a vCenter, and the settings of a service that works on them.
-type site struct {
+// harness is a NATS server and a vCenter, and the settings of a service that works on them.
+type harness struct {
 	t       *testing.T
 	url     string // NATS
 	vcenter string // its name
@@ -130,13 +131,14 @@ type runData struct {
 	FinishedAt time.Time
 }
 
-func newSite(t *testing.T, natsURL string, opts vcsim.Options, login ...nats.Option) *site {
+func newHarness(t *testing.T, natsURL string, opts vcsim.Options, login ...nats.Option) *harness {
 	t.Helper()
-	return newSiteNamed(t, natsURL, "lab", opts, login...)
+	return newHarnessNamed(t, natsURL, "lab", opts, login...)
 }
 
-// newSiteNamed is a site whose vCenter has a name of its own: several of them share one NATS. login is how the test itself connects to it.
-func newSiteNamed(t *testing.T, natsURL, vcenter string, opts vcsim.Options, login ...nats.Option) *site {
+// newHarnessNamed is a harness whose vCenter has a name of its own: several of them share one NATS. login is how the
+// test itself connects to it.
+func newHarnessNamed(t *testing.T, natsURL, vcenter string, opts vcsim.Options, login ...nats.Option) *harness {
 	t.Helper()
 	vc, err := vcsim.Start(opts)
 	if err != nil {
@@ -144,20 +146,26 @@ func newSiteNamed(t *testing.T, natsURL, vcenter string, opts vcsim.Options, log
 	}
 	t.Cleanup(vc.Close)
 	dir := t.TempDir()
-	s := &site{t: t, url: natsURL, vcenter: vcenter, vc: vc, secrets: filepath.Join(dir, "secrets"), change: make(chan struct{})}
+	s := &harness{t: t, url: natsURL, vcenter: vcenter, vc: vc, secrets: filepath.Join(dir, "secrets"),
+		change: make(chan struct{})}
 	s.writeSecrets(vcenter)
-	for name, content := range map[string]string{"vcenter-password": vc.Password(), "vcenter-ca.pem": string(vc.CAPEM())} {
+	for name, content := range map[string]string{"vcenter-password": vc.Password(),
+		"vcenter-ca.pem": string(vc.CAPEM())} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	s.env = []string{"NATS_URL=" + natsURL, "GUESTFLOW_VCENTERS=" + vcenter, "GUESTFLOW_SECRETS_DIR=" + s.secrets, "GUESTFLOW_ACK_WAIT=2s",
+	s.env = []string{"NATS_URL=" + natsURL, "GUESTFLOW_VCENTERS=" + vcenter, "GUESTFLOW_SECRETS_DIR=" + s.secrets,
+		"GUESTFLOW_ACK_WAIT=2s",
 		"GORACE=halt_on_error=1 atexit_sleep_ms=0"}
-	for key, value := range map[string]string{"URL": vc.URL(), "USERNAME": vc.Username(), "PASSWORD_FILE": filepath.Join(dir, "vcenter-password"),
-		"CA_FILE": filepath.Join(dir, "vcenter-ca.pem"), "SEND_WINDOW": "2s", "TRAVEL_TIME": "500ms", "VISIBILITY_LAG": "500ms"} {
+	for key, value := range map[string]string{"URL": vc.URL(), "USERNAME": vc.Username(),
+		"PASSWORD_FILE": filepath.Join(dir, "vcenter-password"),
+		"CA_FILE":       filepath.Join(dir, "vcenter-ca.pem"), "SEND_WINDOW": "2s", "TRAVEL_TIME": "500ms",
+		"VISIBILITY_LAG": "500ms"} {
 		s.env = append(s.env, s.setting(key)+"="+value)
 	}
-	if s.conn, err = nats.Connect(natsURL, append(login, nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond),
+	if s.conn, err = nats.Connect(natsURL, append(login, nats.MaxReconnects(-1),
+		nats.ReconnectWait(50*time.Millisecond),
 		nats.CustomInboxPrefix(ownInbox))...); err != nil {
 		t.Fatal(err)
 	}
@@ -165,7 +173,7 @@ func newSiteNamed(t *testing.T, natsURL, vcenter string, opts vcsim.Options, log
 	if s.js, err = jetstream.New(s.conn); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(s.secretive)
+	t.Cleanup(s.checkNoSecrets)
 	for _, subject := range []string{"guestflow.events." + vcenter + ".>", "guestflow.rejections." + vcenter + ".>"} {
 		if _, err := s.conn.Subscribe(subject, s.hear); err != nil {
 			t.Fatal(err)
@@ -177,27 +185,29 @@ func newSiteNamed(t *testing.T, natsURL, vcenter string, opts vcsim.Options, log
 	return s
 }
 
-// setting is the name of a setting of the site's vCenter.
-func (s *site) setting(key string) string {
+// setting is the name of a setting of the harness's vCenter.
+func (s *harness) setting(key string) string {
 	return "VCENTER_" + strings.ToUpper(strings.ReplaceAll(s.vcenter, "-", "_")) + "_" + key
 }
 
 // writeSecrets puts the guests' credentials where the service looks for them for a vCenter.
-func (s *site) writeSecrets(vcenter string) {
+func (s *harness) writeSecrets(vcenter string) {
 	s.t.Helper()
 	guest := filepath.Join(s.secrets, vcenter, "linux-root")
 	if err := os.MkdirAll(guest, 0o700); err != nil {
 		s.t.Fatal(err)
 	}
-	for name, content := range map[string]string{"username": vcsim.DefaultGuestUsername, "password": vcsim.DefaultGuestPassword + "\n"} {
+	for name, content := range map[string]string{"username": vcsim.DefaultGuestUsername,
+		"password": vcsim.DefaultGuestPassword + "\n"} {
 		if err := os.WriteFile(filepath.Join(guest, name), []byte(content), 0o600); err != nil {
 			s.t.Fatal(err)
 		}
 	}
 }
 
-// hear notes an event that was published: stored, or on its way to it, or about to be refused; stored tells what was stored.
-func (s *site) hear(m *nats.Msg) {
+// hear notes an event that was published: stored, or on its way to it, or about to be refused; stored tells what was
+// stored.
+func (s *harness) hear(m *nats.Msg) {
 	e := s.read(m)
 	s.check(e, m.Data)
 	s.mu.Lock()
@@ -214,7 +224,7 @@ func (s *site) hear(m *nats.Msg) {
 }
 
 // read reads an event.
-func (s *site) read(m *nats.Msg) event {
+func (s *harness) read(m *nats.Msg) event {
 	e := event{at: time.Now()}
 	if err := json.Unmarshal(m.Data, &e); err != nil {
 		s.t.Errorf("event on %s: %v", m.Subject, err)
@@ -228,7 +238,7 @@ func (s *site) read(m *nats.Msg) event {
 }
 
 // check holds an event against what every event must be.
-func (s *site) check(e event, raw []byte) {
+func (s *harness) check(e event, raw []byte) {
 	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(e.Data))
 	if err != nil {
 		s.t.Errorf("data of event %s: %v", e.ID, err)
@@ -241,8 +251,9 @@ func (s *site) check(e event, raw []byte) {
 	}
 }
 
-// stored are the events of a VM that the events stream holds, read from its leader. A message that was refused was heard, but is not here.
-func (s *site) stored(vm string) []event {
+// stored are the events of a VM that the events stream holds, read from its leader. A message that was refused was
+// heard, but is not here.
+func (s *harness) stored(vm string) []event {
 	s.t.Helper()
 	var all []event
 	for from := uint64(1); ; {
@@ -256,12 +267,13 @@ func (s *site) stored(vm string) []event {
 }
 
 // everything are all events that the stream holds, by VM: one pass over many, for a server that has no followers.
-func (s *site) everything() map[string][]event {
+func (s *harness) everything() map[string][]event {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
 	defer cancel()
 	all := map[string][]event{}
-	consumer, err := s.js.OrderedConsumer(ctx, "GUESTFLOW_EVENTS", jetstream.OrderedConsumerConfig{FilterSubjects: []string{"guestflow.events." + s.vcenter + ".>"}})
+	consumer, err := s.js.OrderedConsumer(ctx, "GUESTFLOW_EVENTS", jetstream.OrderedConsumerConfig{
+		FilterSubjects: []string{"guestflow.events." + s.vcenter + ".>"}})
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -289,7 +301,7 @@ func (s *site) everything() map[string][]event {
 }
 
 // storedOf are those of one request.
-func (s *site) storedOf(id, vm string) (of []event) {
+func (s *harness) storedOf(id, vm string) (of []event) {
 	s.t.Helper()
 	for _, e := range s.stored(vm) {
 		if e.run.Request.ID == id {
@@ -300,7 +312,7 @@ func (s *site) storedOf(id, vm string) (of []event) {
 }
 
 // fetch asks the leader of the events stream for one event; nil where there is none.
-func (s *site) fetch(question map[string]any) *event {
+func (s *harness) fetch(question map[string]any) *event {
 	s.t.Helper()
 	ask, err := json.Marshal(question)
 	if err != nil {
@@ -339,7 +351,7 @@ func (s *site) fetch(question map[string]any) *event {
 }
 
 // soon lets a moment pass between two looks at something that tells nobody of its changes.
-func (s *site) soon() {
+func (s *harness) soon() {
 	t := time.NewTimer(20 * time.Millisecond)
 	defer t.Stop()
 	select {
@@ -350,7 +362,7 @@ func (s *site) soon() {
 }
 
 // until looks again and again until fine is true.
-func (s *site) until(what string, fine func() bool) {
+func (s *harness) until(what string, fine func() bool) {
 	s.t.Helper()
 	for late := time.Now().Add(patience); !fine(); s.soon() {
 		if time.Now().After(late) {
@@ -359,9 +371,9 @@ func (s *site) until(what string, fine func() bool) {
 	}
 }
 
-// settled waits until the stream holds the last event of the request, and the requests stream is empty of it: what was heard may be less, where the
-// connection of the one who hears was cut.
-func (s *site) settled(id, vm string) event {
+// settled waits until the stream holds the last event of the request, and the requests stream is empty of it: what was
+// heard may be less, where the connection of the one who hears was cut.
+func (s *harness) settled(id, vm string) event {
 	s.t.Helper()
 	var end *event
 	s.until("the end of "+id+" on "+vm, func() bool {
@@ -373,7 +385,7 @@ func (s *site) settled(id, vm string) event {
 }
 
 // emptied waits until no request and no cancel is left.
-func (s *site) emptied() {
+func (s *harness) emptied() {
 	s.t.Helper()
 	s.until("an empty requests stream", func() bool {
 		ctx, cancel := context.WithTimeout(s.t.Context(), 2*time.Second)
@@ -388,13 +400,13 @@ func isLast(kind string) bool {
 }
 
 // events are those heard so far of one request.
-func (s *site) events(id string) []event {
+func (s *harness) events(id string) []event {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.of(id)
 }
 
-func (s *site) of(id string) (of []event) {
+func (s *harness) of(id string) (of []event) {
 	for _, e := range s.heard {
 		if e.run.Request.ID == id {
 			of = append(of, e)
@@ -404,7 +416,7 @@ func (s *site) of(id string) (of []event) {
 }
 
 // await waits until an event of the request is one of kinds.
-func (s *site) await(id string, kinds ...string) event {
+func (s *harness) await(id string, kinds ...string) event {
 	s.t.Helper()
 	late := time.NewTimer(patience)
 	defer late.Stop()
@@ -426,7 +438,7 @@ func (s *site) await(id string, kinds ...string) event {
 }
 
 // ended waits for the request's last event.
-func (s *site) ended(id string) event {
+func (s *harness) ended(id string) event {
 	s.t.Helper()
 	return s.await(id, "run.succeeded", "run.failed", "run.canceled", "rejected")
 }
@@ -440,7 +452,7 @@ func kindsOf(events []event) []string {
 }
 
 // publish sends a request as any client would, and returns its stream sequence.
-func (s *site) publish(vm, id string, data map[string]any) uint64 {
+func (s *harness) publish(vm, id string, data map[string]any) uint64 {
 	s.t.Helper()
 	seq, err := s.tryPublish(vm, id, data)
 	if err != nil {
@@ -449,43 +461,46 @@ func (s *site) publish(vm, id string, data map[string]any) uint64 {
 	return seq
 }
 
-func (s *site) tryPublish(vm, id string, data map[string]any) (uint64, error) {
+func (s *harness) tryPublish(vm, id string, data map[string]any) (uint64, error) {
 	data["vm"] = vm
 	return s.send("guestflow.requests."+s.vcenter+"."+vm, vm, id, "requested", data)
 }
 
 // cancel sends a cancel for a request, under an id of its own.
-func (s *site) cancel(vm, id, request string) uint64 {
+func (s *harness) cancel(vm, id, request string) uint64 {
 	s.t.Helper()
 	seq, err := s.send("guestflow.cancels."+s.vcenter+"."+vm, vm, id, "cancel.requested",
-		map[string]any{"vm": vm, "request": map[string]any{"source": "/test", "id": request}, "reason": "not wanted any more"})
+		map[string]any{"vm": vm, "request": map[string]any{"source": "/test", "id": request},
+			"reason": "not wanted any more"})
 	if err != nil {
 		s.t.Fatalf("publish cancel %s: %v", id, err)
 	}
 	return seq
 }
 
-func (s *site) send(subject, vm, id, kind string, data map[string]any) (uint64, error) {
+func (s *harness) send(subject, vm, id, kind string, data map[string]any) (uint64, error) {
 	return s.sendWithin(patience, subject, vm, id, kind, data)
 }
 
-func (s *site) sendWithin(limit time.Duration, subject, vm, id, kind string, data map[string]any) (uint64, error) {
-	body, err := json.Marshal(map[string]any{"specversion": "1.0", "id": id, "source": "/test", "type": "io.guestflow.customization." + kind + ".v1",
+func (s *harness) sendWithin(limit time.Duration, subject, vm, id, kind string, data map[string]any) (uint64, error) {
+	body, err := json.Marshal(map[string]any{"specversion": "1.0", "id": id, "source": "/test",
+		"type":    "io.guestflow.customization." + kind + ".v1",
 		"subject": vm, "datacontenttype": "application/json", "data": data})
 	if err != nil {
 		return 0, err
 	}
 	ctx, cancel := context.WithTimeout(s.t.Context(), limit)
 	defer cancel()
-	ack, err := s.js.PublishMsg(ctx, &nats.Msg{Subject: subject, Data: body, Header: nats.Header{"Content-Type": {"application/cloudevents+json"}}})
+	ack, err := s.js.PublishMsg(ctx, &nats.Msg{Subject: subject, Data: body,
+		Header: nats.Header{"Content-Type": {"application/cloudevents+json"}}})
 	if err != nil {
 		return 0, err
 	}
 	return ack.Sequence, nil
 }
 
-// whole is the data of a request that asks for everything.
-func whole(script string) map[string]any {
+// fullRequest is the data of a request that asks for everything.
+func fullRequest(script string) map[string]any {
 	return map[string]any{
 		"guest": map[string]any{"credentials": map[string]any{"secretRef": "linux-root"}},
 		"customize": map[string]any{"spec": map[string]any{
@@ -493,11 +508,14 @@ func whole(script string) map[string]any {
 			"identity": map[string]any{"_typeName": "CustomizationLinuxPrep", "domain": "example.test",
 				"hostName": map[string]any{"_typeName": "CustomizationFixedName", "name": "web-1"}},
 			"globalIPSettings": map[string]any{"_typeName": "CustomizationGlobalIPSettings"},
-			"nicSettingMap": []any{map[string]any{"_typeName": "CustomizationAdapterMapping", "adapter": map[string]any{"_typeName": "CustomizationIPSettings",
-				"ip": map[string]any{"_typeName": "CustomizationFixedIp", "ipAddress": "10.0.0.7"}, "subnetMask": "255.255.255.0"}}},
+			"nicSettingMap": []any{map[string]any{"_typeName": "CustomizationAdapterMapping",
+				"adapter": map[string]any{"_typeName": "CustomizationIPSettings",
+					"ip":         map[string]any{"_typeName": "CustomizationFixedIp", "ipAddress": "10.0.0.7"},
+					"subnetMask": "255.255.255.0"}}},
 		}},
-		"network":   map[string]any{},
-		"processes": []any{map[string]any{"name": "join", "run": map[string]any{"path": "/bin/sh", "arguments": "-c '" + script + "'"}}},
+		"network": map[string]any{},
+		"processes": []any{map[string]any{"name": "join", "run": map[string]any{"path": "/bin/sh", "arguments": "-c '" +
+			script + "'"}}},
 	}
 }
 
@@ -533,7 +551,7 @@ func (l *logBuffer) String() string {
 }
 
 // start runs the service and waits until it is ready.
-func (s *site) start(env ...string) *service {
+func (s *harness) start(env ...string) *service {
 	s.t.Helper()
 	p := s.launch(env...)
 	tick := time.NewTicker(10 * time.Millisecond)
@@ -555,13 +573,14 @@ func (s *site) start(env ...string) *service {
 }
 
 // launch runs the service.
-func (s *site) launch(env ...string) *service {
+func (s *harness) launch(env ...string) *service {
 	s.t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	p := &service{t: s.t, addr: l.Addr().String(), log: &logBuffer{}, done: make(chan struct{}), said: map[string]string{}}
+	p := &service{t: s.t, addr: l.Addr().String(), log: &logBuffer{}, done: make(chan struct{}),
+		said: map[string]string{}}
 	_ = l.Close()
 	p.cmd = exec.Command(binary)
 	p.cmd.Env = append(append(slices.Clone(s.env), "HTTP_ADDR="+p.addr), env...)
@@ -622,20 +641,22 @@ func (p *service) get(path string) (status int, body string) {
 }
 
 // once checks what must hold of a request that succeeded, whatever happened on the way.
-func (s *site) once(id, vm string) {
+func (s *harness) once(id, vm string) {
 	s.t.Helper()
 	all := s.numbered(id, vm)
 	if len(all) == 0 || all[len(all)-1].kind != "run.succeeded" {
 		s.t.Errorf("%s on %s did not succeed: %v", id, vm, kindsOf(all))
 	}
 	if e := s.vc.VM(vm).Effects(); e.Customizations != 1 || e.NetworkStarts != 1 || len(e.Processes) != 1 {
-		s.t.Errorf("the guest %s was customized %d times, its network started %d times, its processes are %q: want one of each; events: %v",
+		s.t.Errorf("the guest %s was customized %d times, its network started %d times, its processes are %q: want "+
+			"one of each; events: %v",
 			vm, e.Customizations, e.NetworkStarts, e.Processes, kindsOf(all))
 	}
 }
 
-// numbered checks what must hold of the events of every run that has ended: their numbers have no gaps, and there is one last event, at the end.
-func (s *site) numbered(id, vm string) []event {
+// numbered checks what must hold of the events of every run that has ended: their numbers have no gaps, and there is
+// one last event, at the end.
+func (s *harness) numbered(id, vm string) []event {
 	s.t.Helper()
 	var all []event
 	s.until("the end of "+id+" on "+vm+" is stored", func() bool { // its last event is heard a moment before
@@ -647,7 +668,7 @@ func (s *site) numbered(id, vm string) []event {
 }
 
 // inOrder is numbered for events that were read already.
-func (s *site) inOrder(id, vm string, all []event) {
+func (s *harness) inOrder(id, vm string, all []event) {
 	s.t.Helper()
 	for i, e := range all {
 		if e.run.N != i+1 || e.ID != fmt.Sprintf("%s.%d", e.run.Run, e.run.N) {

@@ -18,16 +18,18 @@ var acts = []act{
 	{"guest/processes create", "process.starting", "process.started"},
 }
 
-// The service is killed with SIGKILL around each call that changes the guest and started again: the run succeeds, and everything was done once.
+// The service is killed with SIGKILL around each call that changes the guest and started again: the run succeeds, and
+// everything was done once.
 func TestKilledAroundEachAct(t *testing.T) {
 	t.Parallel()
 	for _, act := range acts {
-		for _, point := range []string{"when the intent is stored", "before the call arrives", "with the call on its way", "with the call done and not answered",
+		for _, point := range []string{"when the intent is stored", "before the call arrives",
+			"with the call on its way", "with the call done and not answered",
 			"when the fact is stored"} {
 			t.Run(act.op+"/"+point, func(t *testing.T) {
 				t.Parallel()
-				s := newSite(t, startNATS(t), vcsim.Options{VisibilityLag: 200 * time.Millisecond})
-				quick(s.vc)
+				s := newHarness(t, startNATS(t), vcsim.Options{VisibilityLag: 200 * time.Millisecond})
+				fastGuests(s.vc)
 				vm := s.vc.VMs()[0]
 				p := s.start()
 				var once sync.Once
@@ -37,14 +39,15 @@ func TestKilledAroundEachAct(t *testing.T) {
 					}
 					action := vcsim.Proceed
 					switch {
-					case point == "before the call arrives" && phase == vcsim.Before, point == "with the call done and not answered" && phase == vcsim.After:
+					case point == "before the call arrives" && phase == vcsim.Before,
+						point == "with the call done and not answered" && phase == vcsim.After:
 						once.Do(func() { p.kill(); action = vcsim.Drop })
 					case point == "with the call on its way" && phase == vcsim.Before:
 						once.Do(p.kill)
 					}
 					return action
 				})
-				s.publish(vm, "r-1", whole("exit 0"))
+				s.publish(vm, "r-1", fullRequest("exit 0"))
 				switch point {
 				case "when the intent is stored":
 					s.await("r-1", act.starting)
@@ -57,7 +60,8 @@ func TestKilledAroundEachAct(t *testing.T) {
 				}
 				s.start()
 				if e := s.ended("r-1"); e.kind != "run.succeeded" || e.run.Owner.Takeovers == 0 {
-					t.Errorf("ended with %s after %d takeovers: %+v; events: %v", e.kind, e.run.Owner.Takeovers, e.run.Error, kindsOf(s.events("r-1")))
+					t.Errorf("ended with %s after %d takeovers: %+v; events: %v", e.kind, e.run.Owner.Takeovers,
+						e.run.Error, kindsOf(s.events("r-1")))
 				}
 				s.once("r-1", vm)
 			})
@@ -71,11 +75,11 @@ func TestTerminatedInTheMiddle(t *testing.T) {
 	for _, kind := range []string{"customize.started", "network.started", "process.started"} {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
-			s := newSite(t, startNATS(t), vcsim.Options{})
+			s := newHarness(t, startNATS(t), vcsim.Options{})
 			vm := s.vc.VMs()[0]
 			s.vc.VM(vm).Configure(func(g *vcsim.Guest) { g.CustomizeFor, g.NetworkFor = 2*time.Second, 2*time.Second })
 			p := s.start()
-			s.publish(vm, "r-1", whole("sleep 3; exit 0"))
+			s.publish(vm, "r-1", fullRequest("sleep 3; exit 0"))
 			s.await("r-1", kind)
 			if err := p.stop(); err != nil {
 				t.Errorf("after SIGTERM: %v", err)

@@ -15,15 +15,18 @@ import (
 
 var kills = flag.Int("kills", 3, "how many servers TestServersKilledUnderLoad kills, one every ten seconds")
 
-// Three servers, one killed every ten seconds under load, when the one before is current again; each time another process starts, and sweeps: it may be
-// shown streams as they were. No run ends other than it would without: all succeed, everything was done once, in the stream's order.
+// Three servers, one killed every ten seconds under load, when the one before is current again; each time another
+// process starts, and sweeps: it may be shown streams as they were. No run ends other than it would without: all
+// succeed, everything was done once, in the stream's order.
 func TestServersKilledUnderLoad(t *testing.T) {
 	t.Parallel()
 	const between = 10 * time.Second
 	cluster := natstest.StartProcesses(t, 3)
-	s := newSite(t, cluster.URL(), vcsim.Options{VMs: 12, VisibilityLag: 100 * time.Millisecond})
+	s := newHarness(t, cluster.URL(), vcsim.Options{VMs: 12, VisibilityLag: 100 * time.Millisecond})
 	for _, id := range s.vc.VMs() {
-		s.vc.VM(id).Configure(func(g *vcsim.Guest) { g.CustomizeFor, g.NetworkFor = 1500*time.Millisecond, 300*time.Millisecond })
+		s.vc.VM(id).Configure(func(g *vcsim.Guest) {
+			g.CustomizeFor, g.NetworkFor = 1500*time.Millisecond, 300*time.Millisecond
+		})
 	}
 	r := s.replicate(3, "GUESTFLOW_ACK_WAIT=5s")
 	s.until("streams and consumers with all their copies", s.replicated)
@@ -77,26 +80,31 @@ func TestServersKilledUnderLoad(t *testing.T) {
 			}
 		}
 		runs += len(order)
-		if e := s.vc.VM(vm).Effects(); e.Customizations != len(order) || e.NetworkStarts != len(order) || len(e.Processes) != len(order) {
-			t.Errorf("%s: %d runs, customized %d times, its network started %d times, %d processes", vm, len(order), e.Customizations, e.NetworkStarts, len(e.Processes))
+		if e := s.vc.VM(vm).Effects(); e.Customizations != len(order) || e.NetworkStarts != len(order) ||
+			len(e.Processes) != len(order) {
+			t.Errorf("%s: %d runs, customized %d times, its network started %d times, %d processes", vm, len(order),
+				e.Customizations, e.NetworkStarts, len(e.Processes))
 		}
 	}
-	t.Logf("%d servers killed in %s: %d runs, ends %v, %d takeovers", *kills, time.Since(begun).Round(time.Second), runs, ends, taken)
+	t.Logf("%d servers killed in %s: %d runs, ends %v, %d takeovers", *kills, time.Since(begun).Round(time.Second),
+		runs, ends, taken)
 }
 
-// keepBusy publishes one request for a VM after the other, as its queue has room, until stop is set; it returns their IDs. A publish without an answer is
-// sent again: the stream may hold the request twice then, which is one run.
-func (s *site) keepBusy(vm string, stop *atomic.Bool) (ids []string) {
+// keepBusy publishes one request for a VM after the other, as its queue has room, until stop is set; it returns their
+// IDs. A publish without an answer is sent again: the stream may hold the request twice then, which is one run.
+func (s *harness) keepBusy(vm string, stop *atomic.Bool) (ids []string) {
 	for n := 0; !stop.Load(); n++ {
 		id := fmt.Sprintf("%s-%d", vm, n)
 		for {
-			data := whole("exit 0")
+			data := fullRequest("exit 0")
 			data["vm"] = vm
-			if _, err := s.sendWithin(2*time.Second, "guestflow.requests."+s.vcenter+"."+vm, vm, id, "requested", data); err == nil {
+			if _, err := s.sendWithin(2*time.Second, "guestflow.requests."+s.vcenter+"."+vm, vm, id, "requested",
+				data); err == nil {
 				ids = append(ids, id)
 				break
 			}
-			again := time.NewTimer(200 * time.Millisecond) // its queue is full, or nobody knows whether it was stored: it is sent until it is
+			// its queue is full, or nobody knows whether it was stored: it is sent until it is
+			again := time.NewTimer(200 * time.Millisecond)
 			<-again.C
 		}
 	}

@@ -12,7 +12,8 @@ import (
 	"github.com/guestflow/guestflow/internal/events/stream/natstest"
 )
 
-// The server that leads the events stream is killed with SIGKILL in the middle of runs, and comes back: the runs end well, nothing was done twice.
+// The server that leads the events stream is killed with SIGKILL in the middle of runs, and comes back: the runs end
+// well, nothing was done twice.
 func TestStreamLeaderKilled(t *testing.T) {
 	t.Parallel()
 	cluster := natstest.StartProcesses(t, 3)
@@ -38,7 +39,7 @@ func TestStreamLeaderKilled(t *testing.T) {
 		})
 		begun := time.Now()
 		for i, vm := range vms {
-			l.publish(vm, fmt.Sprintf("%s %d", point, i), whole("exit 0"))
+			l.publish(vm, fmt.Sprintf("%s %d", point, i), fullRequest("exit 0"))
 		}
 		down := <-killed
 		for i, vm := range vms {
@@ -57,9 +58,9 @@ func TestStreamLeaderKilled(t *testing.T) {
 }
 
 // leader is the name of the server that leads the events stream, leaderOf the one that leads a stream.
-func (s *site) leader() string { return s.leaderOf("GUESTFLOW_EVENTS") }
+func (s *harness) leader() string { return s.leaderOf("GUESTFLOW_EVENTS") }
 
-func (s *site) leaderOf(name string) (leader string) {
+func (s *harness) leaderOf(name string) (leader string) {
 	s.t.Helper()
 	s.until("a leader of "+name, func() bool {
 		ctx, cancel := context.WithTimeout(s.t.Context(), 5*time.Second)
@@ -75,7 +76,7 @@ func (s *site) leaderOf(name string) (leader string) {
 }
 
 // replicated reports whether the streams and consumers have leaders and followers that are current.
-func (s *site) replicated() bool {
+func (s *harness) replicated() bool {
 	ctx, cancel := context.WithTimeout(s.t.Context(), 5*time.Second)
 	defer cancel()
 	current := func(c *jetstream.ClusterInfo) bool {

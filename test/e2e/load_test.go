@@ -12,16 +12,19 @@ import (
 	"github.com/guestflow/guestflow/internal/vcsim"
 )
 
-// A thousand requests for two hundred VMs over two replicas: per VM one after the other, in the order of the stream, never more runs at once than the
-// cap, and each ends once.
+// A thousand requests for two hundred VMs over two replicas: per VM one after the other, in the order of the stream,
+// never more runs at once than the cap, and each ends once.
 func TestThousandRequests(t *testing.T) {
 	t.Parallel()
 	const vms, perVM, limit, publishers = 200, 5, 64, 8
-	s := newSite(t, startNATS(t), vcsim.Options{VMs: vms})
+	s := newHarness(t, startNATS(t), vcsim.Options{VMs: vms})
 	for _, id := range s.vc.VMs() {
-		s.vc.VM(id).Configure(func(g *vcsim.Guest) { g.CustomizeFor, g.NetworkFor = 50*time.Millisecond, 20*time.Millisecond })
+		s.vc.VM(id).Configure(func(g *vcsim.Guest) {
+			g.CustomizeFor, g.NetworkFor = 50*time.Millisecond, 20*time.Millisecond
+		})
 	}
-	r := s.replicate(1, fmt.Sprintf("GUESTFLOW_QUEUE_PER_VM=%d", perVM), fmt.Sprintf("%s=%d", s.setting("MAX_IN_FLIGHT"), limit), "GUESTFLOW_ACK_WAIT=30s")
+	r := s.replicate(1, fmt.Sprintf("GUESTFLOW_QUEUE_PER_VM=%d", perVM), fmt.Sprintf("%s=%d",
+		s.setting("MAX_IN_FLIGHT"), limit), "GUESTFLOW_ACK_WAIT=30s")
 	var mu sync.Mutex
 	inOrder := map[string][]string{} // by VM: ids, as the stream took them
 	begun := time.Now()
@@ -33,7 +36,7 @@ func TestThousandRequests(t *testing.T) {
 					if i%publishers != p {
 						continue
 					}
-					id, data := fmt.Sprintf("%s-%d", vm, n), whole("exit 0")
+					id, data := fmt.Sprintf("%s-%d", vm, n), fullRequest("exit 0")
 					delete(data, "processes")
 					if _, err := s.tryPublish(vm, id, data); err != nil {
 						t.Errorf("publish %s: %v", id, err)
@@ -90,7 +93,8 @@ func TestThousandRequests(t *testing.T) {
 			s.inOrder(id, vm, of[id])
 		}
 		if e := s.vc.VM(vm).Effects(); e.Customizations != perVM || e.NetworkStarts != perVM {
-			t.Errorf("%s was customized %d times, its network started %d times: want %d", vm, e.Customizations, e.NetworkStarts, perVM)
+			t.Errorf("%s was customized %d times, its network started %d times: want %d", vm, e.Customizations,
+				e.NetworkStarts, perVM)
 		}
 	}
 	slices.SortFunc(edges, func(a, b edge) int { return int(a.seq) - int(b.seq) })
@@ -122,9 +126,11 @@ func TestThousandRequests(t *testing.T) {
 	for _, op := range slices.Sorted(maps.Keys(calls)) {
 		lines = append(lines, fmt.Sprintf("%8.3f %s", float64(calls[op])/float64(runs), op))
 	}
-	t.Logf("%d runs in %s (%.1f a second), by replica %v, at most %d at once of %d; events %v", runs, took.Round(time.Millisecond),
+	t.Logf("%d runs in %s (%.1f a second), by replica %v, at most %d at once of %d; events %v", runs,
+		took.Round(time.Millisecond),
 		float64(runs)/took.Seconds(), owners, most, limit, kinds)
-	t.Logf("calls to vCenter per run: %.2f without the long poll; in all:\n%s", float64(total)/float64(runs), strings.Join(lines, "\n"))
+	t.Logf("calls to vCenter per run: %.2f without the long poll; in all:\n%s", float64(total)/float64(runs),
+		strings.Join(lines, "\n"))
 	for _, instance := range instances {
 		if err := r.replica(instance).stop(); err != nil {
 			t.Errorf("replica %s after SIGTERM: %v", instance, err)

@@ -10,7 +10,8 @@ import (
 	"github.com/guestflow/guestflow/internal/vcsim"
 )
 
-// metric is a series' value as /metrics shows it, "" where it is not there. labels are in the order of their names, as Prometheus writes them.
+// metric is a series' value as /metrics shows it, "" where it is not there. labels are in the order of their names, as
+// Prometheus writes them.
 func (p *service) metric(series string) string {
 	p.t.Helper()
 	status, body := p.get("/metrics")
@@ -26,18 +27,19 @@ func (p *service) metric(series string) string {
 }
 
 // shows waits until /metrics shows all these.
-func (s *site) shows(p *service, want map[string]string) {
+func (s *harness) shows(p *service, want map[string]string) {
 	s.t.Helper()
 	for series, value := range want {
 		s.until(series+" "+value, func() bool { return p.metric(series) == value })
 	}
 }
 
-// The metrics tell where the requests stand: in the stream, behind an earlier one of their VM, in a step, or waiting and for what; and what became of them.
+// The metrics tell where the requests stand: in the stream, behind an earlier one of their VM, in a step, or waiting
+// and for what; and what became of them.
 func TestMetricsTellWhereRequestsStand(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, startNATS(t), vcsim.Options{VisibilityLag: 200 * time.Millisecond})
-	quick(s.vc)
+	s := newHarness(t, startNATS(t), vcsim.Options{VisibilityLag: 200 * time.Millisecond})
+	fastGuests(s.vc)
 	vms := s.vc.VMs()
 	slow := s.vc.VM(vms[0])
 	slow.Configure(func(g *vcsim.Guest) { g.CustomizeFor = time.Hour })
@@ -50,8 +52,8 @@ func TestMetricsTellWhereRequestsStand(t *testing.T) {
 	})
 	p := s.start()
 
-	s.publish(vms[0], "slow", whole("exit 0"))
-	s.publish(vms[0], "behind", whole("exit 0"))
+	s.publish(vms[0], "slow", fullRequest("exit 0"))
+	s.publish(vms[0], "behind", fullRequest("exit 0"))
 	s.publish(vms[1], "wrong", map[string]any{"nonsense": true})
 	s.await("slow", "customize.started")
 	s.shows(p, map[string]string{
@@ -71,11 +73,13 @@ func TestMetricsTellWhereRequestsStand(t *testing.T) {
 		t.Errorf("the oldest request is %q seconds old", age)
 	}
 	s.vc.Stop()
-	s.shows(p, map[string]string{`guestflow_runs_waiting{reason="vcenter-unavailable",vcenter="lab"}`: "1", `guestflow_vcenter_up{vcenter="lab"}`: "0"})
+	s.shows(p, map[string]string{`guestflow_runs_waiting{reason="vcenter-unavailable",vcenter="lab"}`: "1",
+		`guestflow_vcenter_up{vcenter="lab"}`: "0"})
 	s.vc.Resume()
-	s.shows(p, map[string]string{`guestflow_runs_waiting{reason="vcenter-unavailable",vcenter="lab"}`: "0", `guestflow_vcenter_up{vcenter="lab"}`: "1"})
+	s.shows(p, map[string]string{`guestflow_runs_waiting{reason="vcenter-unavailable",vcenter="lab"}`: "0",
+		`guestflow_vcenter_up{vcenter="lab"}`: "1"})
 
-	s.publish(vms[2], "lost", whole("exit 0"))
+	s.publish(vms[2], "lost", fullRequest("exit 0"))
 	if e := s.ended("lost"); e.kind != "run.succeeded" {
 		t.Errorf("ended with %s", e.kind)
 	}
@@ -102,7 +106,8 @@ func TestMetricsTellWhereRequestsStand(t *testing.T) {
 	})
 	// Of the network start whose answer was lost nobody knows when it began.
 	for _, step := range []string{"network", "process"} {
-		if n := p.metric(`guestflow_end_to_event_seconds_count{step="` + step + `",vcenter="lab"}`); n == "" || n == "0" {
+		if n := p.metric(`guestflow_end_to_event_seconds_count{step="` + step + `",vcenter="lab"}`); n == "" ||
+			n == "0" {
 			t.Errorf("no end of a %s was measured", step)
 		}
 	}

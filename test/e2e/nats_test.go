@@ -37,29 +37,34 @@ type reach struct {
 	secrets []string // what no log may hold
 }
 
-// wrong are settings of the service with which it cannot work, and a word of what it says then; with "|" one of several.
+// wrong are settings of the service with which it cannot work, and a word of what it says then; with "|" one of
+// several.
 type wrong struct {
 	env  []string
 	says string
 }
 
 func (w wrong) said(log string) bool {
-	return slices.ContainsFunc(strings.Split(w.says, "|"), func(word string) bool { return strings.Contains(log, word) })
+	return slices.ContainsFunc(strings.Split(w.says, "|"), func(word string) bool {
+		return strings.Contains(log, word)
+	})
 }
 
-// Every setting of NATS against a server that asks for it: a whole run with the right value; with a wrong one the service says what is wrong, is
-// not ready, and keeps its secrets.
+// Every setting of NATS against a server that asks for it: a whole run with the right value; with a wrong one the
+// service says what is wrong, is not ready, and keeps its secrets.
 func TestNATSSettings(t *testing.T) {
 	t.Parallel()
 	for name, prepare := range map[string]func(*testing.T) reach{
-		"user and password": passwordReach, "nkey": nkeyReach, "credentials": credsReach, "CA": caReach, "client certificate": clientCertReach,
-		"JetStream domain": domainReach, "API prefix": apiPrefixReach, "inbox prefix": inboxReach, "several URLs": urlsReach,
+		"user and password": passwordReach, "nkey": nkeyReach, "credentials": credsReach, "CA": caReach,
+		"client certificate": clientCertReach,
+		"JetStream domain":   domainReach, "API prefix": apiPrefixReach, "inbox prefix": inboxReach,
+		"several URLs": urlsReach,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			r := prepare(t)
-			s := newSite(t, r.url, vcsim.Options{VMs: 2}, r.login...)
-			quick(s.vc)
+			s := newHarness(t, r.url, vcsim.Options{VMs: 2}, r.login...)
+			fastGuests(s.vc)
 			quiet := func(p *service) {
 				for _, secret := range r.secrets {
 					if strings.Contains(p.log.String(), secret) {
@@ -69,7 +74,9 @@ func TestNATSSettings(t *testing.T) {
 			}
 			for _, w := range r.wrong {
 				p := s.launch(slices.Concat(r.env, w.env)...)
-				s.until(fmt.Sprintf("%q in the log with %q", w.says, w.env), func() bool { return w.said(p.log.String()) })
+				s.until(fmt.Sprintf("%q in the log with %q", w.says, w.env), func() bool {
+					return w.said(p.log.String())
+				})
 				if status, body := p.get("/readyz"); status == http.StatusOK {
 					t.Errorf("ready with %q: %s", w.env, body)
 				}
@@ -77,7 +84,7 @@ func TestNATSSettings(t *testing.T) {
 				quiet(p)
 			}
 			p := s.start(r.env...)
-			s.publish(s.vc.VMs()[0], "r-1", whole("exit 0"))
+			s.publish(s.vc.VMs()[0], "r-1", fullRequest("exit 0"))
 			if e := s.ended("r-1"); e.kind != "run.succeeded" {
 				t.Errorf("ended with %s: %s", e.kind, e.Data)
 			}
@@ -117,12 +124,13 @@ func jetStream(t *testing.T, more string) string {
 func passwordReach(t *testing.T) reach {
 	g := guard(t, nil)
 	const secret = "not-the-password"
-	return reach{url: g.as("admin"), env: g.service("service"), secrets: []string{password("service"), secret}, wrong: []wrong{
-		{[]string{"NATS_PASSWORD_FILE=" + write(t, "password", secret)}, "Authorization Violation"},
-		{[]string{"NATS_USER=nobody"}, "Authorization Violation"},
-		{[]string{"NATS_PASSWORD_FILE=/nowhere/password"}, "NATS_PASSWORD_FILE: open /nowhere/password"},
-		{[]string{"NATS_PASSWORD_FILE="}, "NATS_USER and NATS_PASSWORD_FILE: set both or none"},
-	}}
+	return reach{url: g.as("admin"), env: g.service("service"), secrets: []string{password("service"), secret},
+		wrong: []wrong{
+			{[]string{"NATS_PASSWORD_FILE=" + write(t, "password", secret)}, "Authorization Violation"},
+			{[]string{"NATS_USER=nobody"}, "Authorization Violation"},
+			{[]string{"NATS_PASSWORD_FILE=/nowhere/password"}, "NATS_PASSWORD_FILE: open /nowhere/password"},
+			{[]string{"NATS_PASSWORD_FILE="}, "NATS_USER and NATS_PASSWORD_FILE: set both or none"},
+		}}
 }
 
 // inboxReach is a service that may only hear its own inbox.
@@ -138,7 +146,8 @@ func nkeyReach(t *testing.T) reach {
 	user, seed := key(t, nkeys.PrefixByteUser)
 	_, other := key(t, nkeys.PrefixByteUser)
 	dir := t.TempDir()
-	text := fmt.Sprintf("port: -1\n%sauthorization { users: [\n{ user: admin, password: admin }\n{ nkey: %s, permissions {\n include %q\n} }\n] }\n",
+	text := fmt.Sprintf("port: -1\n%sauthorization { users: [\n{ user: admin, password: admin }\n{ nkey: %s, "+
+		"permissions {\n include %q\n} }\n] }\n",
 		jetStream(t, ""), user, included(t, dir, "service"))
 	file := filepath.Join(dir, "server.conf")
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
@@ -146,7 +155,8 @@ func nkeyReach(t *testing.T) reach {
 	}
 	s := natstest.StartConfig(t, file, nil)
 	return reach{url: as(s, "admin", "admin"),
-		env:     []string{"NATS_URL=" + s.URL(), "NATS_NKEY_FILE=" + write(t, "user.nk", seed), "NATS_INBOX_PREFIX=_INBOX_guestflow"},
+		env: []string{"NATS_URL=" + s.URL(), "NATS_NKEY_FILE=" + write(t, "user.nk", seed),
+			"NATS_INBOX_PREFIX=_INBOX_guestflow"},
 		secrets: []string{strings.TrimSpace(seed), strings.TrimSpace(other)}, wrong: []wrong{
 			{[]string{"NATS_NKEY_FILE=" + write(t, "user.nk", other)}, "Authorization Violation"},
 			{[]string{"NATS_NKEY_FILE=" + write(t, "user.nk", "no seed")}, "NATS_NKEY_FILE: "},
@@ -206,7 +216,8 @@ func newTenancy(t *testing.T) *tenancy {
 	ac.Limits.JetStreamLimits = jwt.JetStreamLimits{MemoryStorage: -1, DiskStorage: -1, Streams: -1, Consumer: -1}
 	return &tenancy{t: t, account: account, server: configured(t, fmt.Sprintf(
 		"%soperator: %s\nsystem_account: %s\nresolver: MEMORY\nresolver_preload: { %s: %s, %s: %s }\n",
-		jetStream(t, ""), sign(oc.Encode(operator)), systemID, accountID, sign(ac.Encode(operator)), systemID, sign(jwt.NewAccountClaims(systemID).Encode(operator))))}
+		jetStream(t, ""), sign(oc.Encode(operator)), systemID, accountID, sign(ac.Encode(operator)), systemID,
+		sign(jwt.NewAccountClaims(systemID).Encode(operator))))}
 }
 
 // creds is a credentials file of a user who may do what p says; everything where p is nil.
@@ -238,7 +249,8 @@ func credsReach(t *testing.T) reach {
 	admin, _ := n.creds(nil)
 	foreign, other := newTenancy(t).creds(may)
 	return reach{url: n.server.URL(), login: []nats.Option{nats.UserCredentials(admin)}, secrets: []string{seed, other},
-		env: []string{"NATS_URL=" + n.server.URL(), "NATS_CREDS_FILE=" + own, "NATS_INBOX_PREFIX=_INBOX_guestflow"}, wrong: []wrong{
+		env: []string{"NATS_URL=" + n.server.URL(), "NATS_CREDS_FILE=" + own, "NATS_INBOX_PREFIX=_INBOX_guestflow"},
+		wrong: []wrong{
 			{[]string{"NATS_CREDS_FILE=" + foreign}, "Authorization Violation"},
 			{[]string{"NATS_CREDS_FILE="}, "Authorization Violation"},
 			{[]string{"NATS_CREDS_FILE=/nowhere/user.creds"}, "NATS_CREDS_FILE: open /nowhere/user.creds"},
@@ -256,7 +268,8 @@ type authority struct {
 
 func newAuthority(t *testing.T) *authority {
 	t.Helper()
-	a := &authority{t: t, cert: &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test CA"}, NotAfter: time.Now().Add(time.Hour),
+	a := &authority{t: t, cert: &x509.Certificate{SerialNumber: big.NewInt(1),
+		Subject: pkix.Name{CommonName: "test CA"}, NotAfter: time.Now().Add(time.Hour),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}}
 	a.file, _ = a.sign(a.cert)
 	return a
@@ -286,15 +299,18 @@ func (a *authority) sign(c *x509.Certificate) (certFile, keyFile string) {
 
 // issue makes a certificate for a server at loopback, or for a client.
 func (a *authority) issue(usage x509.ExtKeyUsage) (certFile, keyFile string) {
-	return a.sign(&x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "guestflow"}, NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{usage}})
+	return a.sign(&x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "guestflow"},
+		NotAfter:    time.Now().Add(time.Hour),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, KeyUsage: x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{usage}})
 }
 
 func caReach(t *testing.T) reach {
 	ca := newAuthority(t)
 	cert, key := ca.issue(x509.ExtKeyUsageServerAuth)
 	s := configured(t, fmt.Sprintf("%stls { cert_file: %q, key_file: %q }\n", jetStream(t, ""), cert, key))
-	return reach{url: s.URL(), login: []nats.Option{nats.RootCAs(ca.file)}, env: []string{"NATS_URL=" + s.URL(), "NATS_CA_FILE=" + ca.file}, wrong: []wrong{
+	return reach{url: s.URL(), login: []nats.Option{nats.RootCAs(ca.file)}, env: []string{"NATS_URL=" + s.URL(),
+		"NATS_CA_FILE=" + ca.file}, wrong: []wrong{
 		{[]string{"NATS_CA_FILE="}, "x509: certificate signed by unknown authority"},
 		{[]string{"NATS_CA_FILE=" + newAuthority(t).file}, "x509: certificate signed by unknown authority"},
 		{[]string{"NATS_CA_FILE=" + write(t, "ca.pem", "no PEM")}, "NATS_CA_FILE: "},
@@ -307,7 +323,8 @@ func clientCertReach(t *testing.T) reach {
 	cert, key := ca.issue(x509.ExtKeyUsageServerAuth)
 	client, clientKey := ca.issue(x509.ExtKeyUsageClientAuth)
 	foreign, foreignKey := other.issue(x509.ExtKeyUsageClientAuth)
-	s := configured(t, fmt.Sprintf("%stls { cert_file: %q, key_file: %q, ca_file: %q, verify: true }\n", jetStream(t, ""), cert, key, ca.file))
+	s := configured(t, fmt.Sprintf("%stls { cert_file: %q, key_file: %q, ca_file: %q, verify: true }\n",
+		jetStream(t, ""), cert, key, ca.file))
 	pem, err := os.ReadFile(clientKey)
 	if err != nil {
 		t.Fatal(err)
@@ -315,11 +332,15 @@ func clientCertReach(t *testing.T) reach {
 	if _, err := tls.LoadX509KeyPair(client, clientKey); err != nil {
 		t.Fatal(err)
 	}
-	return reach{url: s.URL(), login: []nats.Option{nats.RootCAs(ca.file), nats.ClientCert(client, clientKey)}, secrets: strings.Split(string(pem), "\n")[1:3],
-		env: []string{"NATS_URL=tls" + strings.TrimPrefix(s.URL(), "nats"), "NATS_CA_FILE=" + ca.file, "NATS_CERT_FILE=" + client,
+	return reach{url: s.URL(), login: []nats.Option{nats.RootCAs(ca.file), nats.ClientCert(client, clientKey)},
+		secrets: strings.Split(string(pem), "\n")[1:3],
+		env: []string{"NATS_URL=tls" + strings.TrimPrefix(s.URL(), "nats"), "NATS_CA_FILE=" + ca.file,
+			"NATS_CERT_FILE=" + client,
 			"NATS_KEY_FILE=" + clientKey}, wrong: []wrong{
-			{[]string{"NATS_CERT_FILE=", "NATS_KEY_FILE="}, "tls: certificate required|closed by remote after TLS handshake"},
-			{[]string{"NATS_CERT_FILE=" + foreign, "NATS_KEY_FILE=" + foreignKey}, "tls: unknown certificate authority|closed by remote after TLS handshake"},
+			{[]string{"NATS_CERT_FILE=", "NATS_KEY_FILE="},
+				"tls: certificate required|closed by remote after TLS handshake"},
+			{[]string{"NATS_CERT_FILE=" + foreign, "NATS_KEY_FILE=" + foreignKey},
+				"tls: unknown certificate authority|closed by remote after TLS handshake"},
 			{[]string{"NATS_KEY_FILE=" + foreignKey}, "private key does not match public key"},
 			{[]string{"NATS_KEY_FILE="}, "NATS_CERT_FILE and NATS_KEY_FILE: set both or none"},
 		}}
@@ -333,15 +354,18 @@ func domainReach(t *testing.T) reach {
 	}
 	port := l.Addr().(*net.TCPAddr).Port
 	_ = l.Close()
-	hub := configured(t, fmt.Sprintf("server_name: hub\n%sleafnodes { host: 127.0.0.1, port: %d }\n", jetStream(t, "domain: hub"), port))
-	leaf := configured(t, fmt.Sprintf("server_name: leaf\nleafnodes { remotes: [ { url: \"nats-leaf://127.0.0.1:%d\" } ] }\n", port))
+	hub := configured(t, fmt.Sprintf("server_name: hub\n%sleafnodes { host: 127.0.0.1, port: %d }\n",
+		jetStream(t, "domain: hub"), port))
+	leaf := configured(t,
+		fmt.Sprintf("server_name: leaf\nleafnodes { remotes: [ { url: \"nats-leaf://127.0.0.1:%d\" } ] }\n", port))
 	return reach{url: hub.URL(), env: []string{"NATS_URL=" + leaf.URL(), "NATS_JS_DOMAIN=hub"}, wrong: []wrong{
 		{[]string{"NATS_JS_DOMAIN=nowhere"}, "no responders"},
 		{[]string{"NATS_JS_API_PREFIX=x"}, "NATS_JS_DOMAIN and NATS_JS_API_PREFIX: set one of them"},
 	}}
 }
 
-// apiPrefixReach is a service in an account without JetStream, which imports that of another one under a name of its own.
+// apiPrefixReach is a service in an account without JetStream, which imports that of another one under a name of its
+// own.
 func apiPrefixReach(t *testing.T) reach {
 	var exports, imports []string
 	for _, subject := range []string{"$JS.ACK.>", "guestflow.rejections.>", "guestflow.deadletters.>"} {
@@ -350,15 +374,18 @@ func apiPrefixReach(t *testing.T) reach {
 	}
 	s := configured(t, fmt.Sprintf(`%saccounts {
   DATA { jetstream: enabled, users: [ { user: admin, password: admin } ], exports: [
-    { service: "$JS.API.>", response_type: stream }, { service: "guestflow.events.>" }, { stream: "guestflow.cancels.>" }
+    { service: "$JS.API.>", response_type: stream }, { service: "guestflow.events.>" }
+    { stream: "guestflow.cancels.>" }
     %s ] }
   APP { users: [ { user: app, password: app } ], imports: [
-    { service: { account: DATA, subject: "$JS.API.>" }, to: "JS.data.API.>" }, { service: { account: DATA, subject: "guestflow.events.>" } }
+    { service: { account: DATA, subject: "$JS.API.>" }, to: "JS.data.API.>" }
+    { service: { account: DATA, subject: "guestflow.events.>" } }
     { stream: { account: DATA, subject: "guestflow.cancels.>" } }
     %s ] }
 }
 `, jetStream(t, ""), strings.Join(exports, "\n    "), strings.Join(imports, "\n    ")))
-	return reach{url: as(s, "admin", "admin"), env: []string{"NATS_URL=" + s.URL(), "NATS_USER=app", "NATS_PASSWORD_FILE=" + write(t, "password", "app"),
+	return reach{url: as(s, "admin", "admin"), env: []string{"NATS_URL=" + s.URL(), "NATS_USER=app",
+		"NATS_PASSWORD_FILE=" + write(t, "password", "app"),
 		"NATS_JS_API_PREFIX=JS.data.API"}, wrong: []wrong{
 		{[]string{"NATS_JS_API_PREFIX=JS.other.API"}, "no responders"},
 		{[]string{"NATS_JS_API_PREFIX="}, "JetStream not enabled for account"},
@@ -370,19 +397,21 @@ func urlsReach(t *testing.T) reach {
 	down := natstest.StartServer(t)
 	down.Stop()
 	up := natstest.StartServer(t)
-	return reach{url: up.URL(), env: []string{"NATS_URL=" + down.URL() + ", " + up.URL()}, secrets: []string{"hush"}, wrong: []wrong{
-		{[]string{"NATS_URL=" + down.URL()}, "NATS cannot be reached"},
-		{[]string{"NATS_URL=nats://me:hush@/," + up.URL()}, "NATS_URL: "},
-	}}
+	return reach{url: up.URL(), env: []string{"NATS_URL=" + down.URL() + ", " + up.URL()}, secrets: []string{"hush"},
+		wrong: []wrong{
+			{[]string{"NATS_URL=" + down.URL()}, "NATS cannot be reached"},
+			{[]string{"NATS_URL=nats://me:hush@/," + up.URL()}, "NATS_URL: "},
+		}}
 }
 
-// The server's password changes before the service's file does: the service keeps trying, and works once the file has followed.
+// The server's password changes before the service's file does: the service keeps trying, and works once the file has
+// followed.
 func TestPasswordChangesUnderWay(t *testing.T) {
 	t.Parallel()
 	var o *server.Options
 	g := guard(t, func(opts *server.Options) { o = opts })
-	s := newSite(t, g.as("admin"), vcsim.Options{VMs: 2})
-	quick(s.vc)
+	s := newHarness(t, g.as("admin"), vcsim.Options{VMs: 2})
+	fastGuests(s.vc)
 	file := write(t, "password", password("service"))
 	p := s.start(append(g.service("service"), "NATS_PASSWORD_FILE="+file)...)
 	g.Stop()
@@ -411,7 +440,7 @@ func TestPasswordChangesUnderWay(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.until("ready again", func() bool { status, _ := p.get("/readyz"); return status == http.StatusOK })
-	s.publish(s.vc.VMs()[0], "r-1", whole("exit 0"))
+	s.publish(s.vc.VMs()[0], "r-1", fullRequest("exit 0"))
 	if e := s.ended("r-1"); e.kind != "run.succeeded" {
 		t.Errorf("ended with %s: %s", e.kind, e.Data)
 	}

@@ -16,17 +16,18 @@ import (
 	"github.com/guestflow/guestflow/internal/vcsim"
 )
 
-// NATS is away in the middle of runs, for several ack waits: the runs go on where they were, nothing is done twice, and the log tells it in few lines.
+// NATS is away in the middle of runs, for several ack waits: the runs go on where they were, nothing is done twice, and
+// the log tells it in few lines.
 func TestNATSAway(t *testing.T) {
 	t.Parallel()
 	server := natstest.StartServer(t)
-	s := newSite(t, server.URL(), vcsim.Options{})
+	s := newHarness(t, server.URL(), vcsim.Options{})
 	for _, vm := range s.vc.VMs() {
 		s.vc.VM(vm).Configure(func(g *vcsim.Guest) { g.CustomizeFor, g.NetworkFor = time.Second, 100*time.Millisecond })
 	}
 	r := s.replicate(1)
 	for _, vm := range s.vc.VMs() {
-		s.publish(vm, vm, whole("exit 0"))
+		s.publish(vm, vm, fullRequest("exit 0"))
 	}
 	for _, vm := range s.vc.VMs() {
 		s.await(vm, "customize.started")
@@ -52,7 +53,8 @@ func TestNATSAway(t *testing.T) {
 		t.Logf("%s: %v", vm, kindsOf(s.stored(vm)))
 	}
 	t.Logf("%d warnings while NATS was away, of two replicas with %d runs in hand", during, len(s.vc.VMs()))
-	// Once for each thing that a run waits for (an append, a look for cancels, its VM's last event), and a few about the connection, however long it lasts.
+	// Once for each thing that a run waits for (an append, a look for cancels, its VM's last event), and a few about
+	// the connection, however long it lasts.
 	if most := 3*len(s.vc.VMs()) + 4*len(instances); during > most {
 		t.Errorf("%d warnings while NATS was away, more than %d", during, most)
 		for _, instance := range instances {
@@ -61,12 +63,13 @@ func TestNATSAway(t *testing.T) {
 	}
 }
 
-// NATS that is not there when the service starts does not end it: it is not ready, and takes requests once NATS has come.
+// NATS that is not there when the service starts does not end it: it is not ready, and takes requests once NATS has
+// come.
 func TestStartsWithoutNATS(t *testing.T) {
 	t.Parallel()
 	server := natstest.StartServer(t)
-	s := newSite(t, server.URL(), vcsim.Options{})
-	brief(s.vc)
+	s := newHarness(t, server.URL(), vcsim.Options{})
+	briefGuests(s.vc)
 	server.Stop()
 	p := s.launch()
 	s.until("the service says that it waits for NATS", func() bool {
@@ -86,21 +89,23 @@ func TestStartsWithoutNATS(t *testing.T) {
 		return status == http.StatusOK
 	})
 	vm := s.vc.VMs()[0]
-	s.publish(vm, "r-1", whole("exit 0"))
+	s.publish(vm, "r-1", fullRequest("exit 0"))
 	s.settled("r-1", vm)
 	s.once("r-1", vm)
 }
 
-// A vCenter that is away, or takes calls and does not answer, delays no run of another one; its own runs go on when it is back.
+// A vCenter that is away, or takes calls and does not answer, delays no run of another one; its own runs go on when it
+// is back.
 func TestDeadVCenterDelaysNoOther(t *testing.T) {
 	t.Parallel()
 	for _, how := range []string{"stopped", "silent"} {
 		t.Run(how, func(t *testing.T) {
 			t.Parallel()
 			url := startNATS(t)
-			lab, dead := newSiteNamed(t, url, "lab", vcsim.Options{}), newSiteNamed(t, url, "dead", vcsim.Options{})
-			brief(lab.vc)
-			brief(dead.vc)
+			lab, dead := newHarnessNamed(t, url, "lab", vcsim.Options{}), newHarnessNamed(t, url, "dead",
+				vcsim.Options{})
+			briefGuests(lab.vc)
+			briefGuests(dead.vc)
 			lab.writeSecrets("dead")
 			release := make(chan struct{})
 			back := sync.OnceFunc(func() { close(release); dead.vc.Resume() })
@@ -121,10 +126,10 @@ func TestDeadVCenterDelaysNoOther(t *testing.T) {
 			}
 			p := lab.start(append(env, "GUESTFLOW_VCENTERS=lab,dead")...)
 			for i := range dead.vc.VMs() {
-				dead.publish(dead.vc.VMs()[i], fmt.Sprintf("dead %d", i), whole("exit 0"))
+				dead.publish(dead.vc.VMs()[i], fmt.Sprintf("dead %d", i), fullRequest("exit 0"))
 			}
 			for i := range lab.vc.VMs() {
-				lab.publish(lab.vc.VMs()[i], fmt.Sprintf("lab %d", i), whole("exit 0"))
+				lab.publish(lab.vc.VMs()[i], fmt.Sprintf("lab %d", i), fullRequest("exit 0"))
 			}
 			for i, vm := range lab.vc.VMs() {
 				lab.settled(fmt.Sprintf("lab %d", i), vm)
@@ -137,7 +142,8 @@ func TestDeadVCenterDelaysNoOther(t *testing.T) {
 					}
 				}
 			}
-			if _, body := p.get("/metrics"); how == "stopped" && !strings.Contains(body, `guestflow_vcenter_up{vcenter="dead"} 0`) {
+			if _, body := p.get("/metrics"); how == "stopped" &&
+				!strings.Contains(body, `guestflow_vcenter_up{vcenter="dead"} 0`) {
 				t.Error("guestflow_vcenter_up of the dead vCenter is not 0")
 			}
 			if status, body := p.get("/readyz"); status != http.StatusOK {
@@ -155,17 +161,17 @@ func TestDeadVCenterDelaysNoOther(t *testing.T) {
 // A VM whose queue is full refuses the next request, and leaves the other VMs alone.
 func TestFullQueueLeavesOthersAlone(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, startNATS(t), vcsim.Options{})
-	brief(s.vc)
+	s := newHarness(t, startNATS(t), vcsim.Options{})
+	briefGuests(s.vc)
 	full, others := s.vc.VMs()[:2], s.vc.VMs()[2:]
 	for _, vm := range full {
 		s.vc.VM(vm).Configure(func(g *vcsim.Guest) { g.CustomizeFor = forEver })
 	}
 	s.start("GUESTFLOW_QUEUE_PER_VM=2", "VCENTER_LAB_MAX_IN_FLIGHT=6")
 	for _, vm := range full {
-		s.publish(vm, vm+" 1", whole("exit 0"))
-		s.publish(vm, vm+" 2", whole("exit 0"))
-		_, err := s.tryPublish(vm, vm+" 3", whole("exit 0"))
+		s.publish(vm, vm+" 1", fullRequest("exit 0"))
+		s.publish(vm, vm+" 2", fullRequest("exit 0"))
+		_, err := s.tryPublish(vm, vm+" 3", fullRequest("exit 0"))
 		if api := new(jetstream.APIError); !errors.As(err, &api) || api.ErrorCode != 10077 {
 			t.Errorf("the third request for %s: %v, want 10077", vm, err)
 		}
@@ -175,7 +181,8 @@ func TestFullQueueLeavesOthersAlone(t *testing.T) {
 	}
 	for round := range 2 {
 		for _, vm := range others {
-			s.publish(vm, fmt.Sprintf("%s round %d", vm, round), map[string]any{"verify": false, "network": map[string]any{}, "guest": whole("")["guest"]})
+			s.publish(vm, fmt.Sprintf("%s round %d", vm, round), map[string]any{"verify": false,
+				"network": map[string]any{}, "guest": fullRequest("")["guest"]})
 		}
 	}
 	for round := range 2 {
@@ -187,7 +194,7 @@ func TestFullQueueLeavesOthersAlone(t *testing.T) {
 	}
 	for _, vm := range full {
 		s.cancel(vm, "cancel "+vm, vm+" 1")
-		brief(s.vc)
+		briefGuests(s.vc)
 		if e := s.ended(vm + " 2"); e.kind != "run.succeeded" {
 			t.Errorf("%s 2 ended with %s: %+v", vm, e.kind, e.run.Error)
 		}
@@ -198,7 +205,7 @@ func TestFullQueueLeavesOthersAlone(t *testing.T) {
 // MaxAckPending, the cap, follows the setting at the next start, up and down, also while requests are in hand.
 func TestCapFollowsTheSetting(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, startNATS(t), vcsim.Options{})
+	s := newHarness(t, startNATS(t), vcsim.Options{})
 	for _, vm := range s.vc.VMs() {
 		s.vc.VM(vm).Configure(func(g *vcsim.Guest) { g.CustomizeFor = 500 * time.Millisecond })
 	}
@@ -206,7 +213,7 @@ func TestCapFollowsTheSetting(t *testing.T) {
 		p := s.start(fmt.Sprintf("VCENTER_LAB_MAX_IN_FLIGHT=%d", limit))
 		if i == 0 {
 			for _, vm := range s.vc.VMs() {
-				s.publish(vm, vm, whole("exit 0"))
+				s.publish(vm, vm, fullRequest("exit 0"))
 			}
 			s.await(s.vc.VMs()[0], "customize.started")
 		}
@@ -232,20 +239,22 @@ func TestCapFollowsTheSetting(t *testing.T) {
 	}
 }
 
-// A vCenter that is away for longer than a step may take fails no run, in whichever step it is: the steps' clocks stand still.
+// A vCenter that is away for longer than a step may take fails no run, in whichever step it is: the steps' clocks stand
+// still.
 func TestVCenterAwayLongerThanASteps(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, startNATS(t), vcsim.Options{})
-	brief(s.vc)
+	s := newHarness(t, startNATS(t), vcsim.Options{})
+	briefGuests(s.vc)
 	const limit, outage = "8s", 16 * time.Second
-	steps := []struct{ step, after string }{{"customize", "customize.started"}, {"network", "network.started"}, {"verify", "network.completed"}}
+	steps := []struct{ step, after string }{{"customize", "customize.started"}, {"network", "network.started"},
+		{"verify", "network.completed"}}
 	vms := s.vc.VMs()[:len(steps)]
 	s.vc.VM(vms[0]).Configure(func(g *vcsim.Guest) { g.CustomizeFor = outage - time.Second })
 	s.vc.VM(vms[1]).Configure(func(g *vcsim.Guest) { g.NetworkFor = outage - time.Second })
 	s.vc.VM(vms[2]).Configure(func(g *vcsim.Guest) { g.ReportAfter = outage - time.Second })
 	s.start()
 	for i, at := range steps {
-		request := whole("exit 0")
+		request := fullRequest("exit 0")
 		section, _ := request[at.step].(map[string]any)
 		if section == nil {
 			section = map[string]any{}
@@ -259,7 +268,8 @@ func TestVCenterAwayLongerThanASteps(t *testing.T) {
 	}
 	s.vc.Stop()
 	for i := range steps {
-		if e := s.await(vms[i], "run.waiting"); e.run.Waiting != "vcenter-unavailable" || e.run.WaitingFor.Message == "" {
+		if e := s.await(vms[i], "run.waiting"); e.run.Waiting != "vcenter-unavailable" ||
+			e.run.WaitingFor.Message == "" {
 			t.Errorf("%s waits for %q: %q", vms[i], e.run.Waiting, e.run.WaitingFor.Message)
 		}
 	}

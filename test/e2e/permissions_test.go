@@ -28,8 +28,9 @@ const permissionFiles = "../../deploy/nats"
 
 // roles are the users of a guarded server, by their permission file, and their inbox prefixes as the files give them.
 var roles = map[string]string{
-	"service": "_INBOX_guestflow", "service-fixed": "_INBOX_guestflow", "publisher": "_INBOX_publisher_lab", "subscriber": "_INBOX_audit",
-	"operator": "_INBOX_operator",
+	"service": "_INBOX_guestflow", "service-fixed": "_INBOX_guestflow", "publisher": "_INBOX_publisher_lab",
+	"subscriber": "_INBOX_audit",
+	"operator":   "_INBOX_operator",
 }
 
 // password is that of a user of a guarded server.
@@ -45,9 +46,11 @@ type guarded struct {
 func guard(t *testing.T, edit func(*server.Options)) *guarded {
 	t.Helper()
 	dir := t.TempDir()
-	conf := "port: -1\njetstream { store_dir: \"" + dir + "\" }\nauthorization { users: [\n{ user: admin, password: " + password("admin") + " }\n"
+	conf := "port: -1\njetstream { store_dir: \"" + dir + "\" }\nauthorization { users: [\n{ user: admin, password: " +
+		password("admin") + " }\n"
 	for role := range roles {
-		conf += fmt.Sprintf("{ user: %s, password: %s, permissions {\n include %q\n} }\n", role, password(role), included(t, dir, role))
+		conf += fmt.Sprintf("{ user: %s, password: %s, permissions {\n include %q\n} }\n", role, password(role),
+			included(t, dir, role))
 	}
 	file := filepath.Join(dir, "server.conf")
 	if err := os.WriteFile(file, []byte(conf+"] }\n"), 0o600); err != nil {
@@ -81,7 +84,8 @@ func (g *guarded) service(role string) []string {
 	if err := os.WriteFile(file, []byte(password(role)+"\n"), 0o600); err != nil {
 		g.t.Fatal(err)
 	}
-	return []string{"NATS_URL=" + g.URL(), "NATS_USER=" + role, "NATS_PASSWORD_FILE=" + file, "NATS_INBOX_PREFIX=" + roles[role]}
+	return []string{"NATS_URL=" + g.URL(), "NATS_USER=" + role, "NATS_PASSWORD_FILE=" + file, "NATS_INBOX_PREFIX=" +
+		roles[role]}
 }
 
 // violations are what the server has refused so far.
@@ -152,24 +156,26 @@ func provision(t *testing.T, url string, queue int, age time.Duration) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	if err := conn.Provision(t.Context(), stream.Streams{EventsMaxAge: age, DeadlettersMaxAge: age, QueuePerVM: queue, AckWait: 2 * time.Second,
+	if err := conn.Provision(t.Context(), stream.Streams{EventsMaxAge: age, DeadlettersMaxAge: age, QueuePerVM: queue,
+		AckWait:     2 * time.Second,
 		MaxInFlight: map[string]int{"lab": 64}, Provision: true}); err != nil {
 		t.Fatal(err)
 	}
 }
 
 // bad is a request that is refused: its message becomes a dead letter, and its publisher is told.
-func (s *site) bad(vm, id string) { s.publish(vm, id, map[string]any{"nonsense": true}) }
+func (s *harness) bad(vm, id string) { s.publish(vm, id, map[string]any{"nonsense": true}) }
 
-// The whole service as the role that the files give it: made streams, raised limits, a run, a queue, a cancel, a refused message, a stop.
+// The whole service as the role that the files give it: made streams, raised limits, a run, a queue, a cancel, a
+// refused message, a stop.
 func TestServicePermissions(t *testing.T) {
 	t.Parallel()
 	for _, role := range []string{"service", "service-fixed"} {
 		t.Run(role, func(t *testing.T) {
 			t.Parallel()
 			g := guard(t, nil)
-			s := newSite(t, g.as("admin"), vcsim.Options{})
-			quick(s.vc)
+			s := newHarness(t, g.as("admin"), vcsim.Options{})
+			fastGuests(s.vc)
 			vms := s.vc.VMs()
 			var env []string
 			if role == "service-fixed" {
@@ -181,7 +187,7 @@ func TestServicePermissions(t *testing.T) {
 			if e := s.ended("bad"); e.kind != "rejected" {
 				t.Errorf("a bad request ended with %s", e.kind)
 			}
-			s.publish(vms[0], "r-1", whole("exit 0"))
+			s.publish(vms[0], "r-1", fullRequest("exit 0"))
 			s.publish(vms[0], "r-2", map[string]any{})
 			s.cancel(vms[0], "c-1", "r-2")
 			if e := s.ended("r-1"); e.kind != "run.succeeded" {
@@ -196,7 +202,8 @@ func TestServicePermissions(t *testing.T) {
 			}
 			logs := p.log.String()
 			if role == "service" { // and raises its own limits at the next start
-				p = s.start(append(g.service(role), "GUESTFLOW_QUEUE_PER_VM=3", "GUESTFLOW_EVENTS_MAX_AGE=1000h", "GUESTFLOW_DEADLETTERS_MAX_AGE=1000h",
+				p = s.start(append(g.service(role), "GUESTFLOW_QUEUE_PER_VM=3", "GUESTFLOW_EVENTS_MAX_AGE=1000h",
+					"GUESTFLOW_DEADLETTERS_MAX_AGE=1000h",
 					s.setting("MAX_IN_FLIGHT")+"=32")...)
 				logs += p.log.String()
 			}
@@ -207,7 +214,8 @@ func TestServicePermissions(t *testing.T) {
 	}
 }
 
-// Nothing that the service may do is too much: without a single subject the service stands still, or is worse, where the table says.
+// Nothing that the service may do is too much: without a single subject the service stands still, or is worse, where
+// the table says.
 func TestServiceNeedsEachPermission(t *testing.T) {
 	t.Parallel()
 	const (
@@ -240,8 +248,10 @@ func TestServiceNeedsEachPermission(t *testing.T) {
 		{subject: stream + "MSG.GET." + lab, breaks: noRun},
 		{subject: "$JS.API.CONSUMER.INFO." + lab + ".guestflow-requests-lab", breaks: unready},
 		{subject: "$JS.API.CONSUMER.INFO." + lab + ".guestflow-cancels-lab", breaks: unready},
-		{subject: "$JS.API.CONSUMER.CREATE." + lab + ".guestflow-requests-lab.guestflow.requests.lab.*", breaks: unready, none: true},
-		{subject: "$JS.API.CONSUMER.CREATE." + lab + ".guestflow-cancels-lab.guestflow.cancels.lab.*", breaks: unready, none: true},
+		{subject: "$JS.API.CONSUMER.CREATE." + lab + ".guestflow-requests-lab.guestflow.requests.lab.*",
+			breaks: unready, none: true},
+		{subject: "$JS.API.CONSUMER.CREATE." + lab + ".guestflow-cancels-lab.guestflow.cancels.lab.*", breaks: unready,
+			none: true},
 		{subject: "$JS.API.CONSUMER.MSG.NEXT." + lab + ".guestflow-requests-lab", breaks: noRun},
 		{subject: "$JS.API.CONSUMER.MSG.NEXT." + lab + ".guestflow-cancels-lab", breaks: noCancel},
 		{subject: "$JS.ACK." + lab + ".guestflow-requests-lab.>", breaks: noEnd},
@@ -263,7 +273,8 @@ func TestServiceNeedsEachPermission(t *testing.T) {
 		slices.Sort(fixed)
 		for role, want := range map[string][]string{"service": want, "service-fixed": fixed} {
 			if have := subjects(permissionsOf(o, role)); !slices.Equal(have, want) {
-				t.Errorf("%s may do\n%s\nwhich is not what this test takes away:\n%s", role, strings.Join(have, "\n"), strings.Join(want, "\n"))
+				t.Errorf("%s may do\n%s\nwhich is not what this test takes away:\n%s", role, strings.Join(have, "\n"),
+					strings.Join(want, "\n"))
 			}
 		}
 	})
@@ -272,8 +283,8 @@ func TestServiceNeedsEachPermission(t *testing.T) {
 		t.Run(n.subject, func(t *testing.T) {
 			t.Parallel()
 			g := guard(t, without("service", n.subject))
-			s := newSite(t, g.as("admin"), vcsim.Options{VMs: 3})
-			quick(s.vc)
+			s := newHarness(t, g.as("admin"), vcsim.Options{VMs: 3})
+			fastGuests(s.vc)
 			vms := s.vc.VMs()
 			switch {
 			case n.low:
@@ -286,7 +297,9 @@ func TestServiceNeedsEachPermission(t *testing.T) {
 				s.bad(vms[2], "bad")
 			}
 			p := s.launch(g.service("service")...)
-			s.until("a refusal of what was taken away", func() bool { return g.refused(strings.TrimPrefix(n.subject, "sub ")) })
+			s.until("a refusal of what was taken away", func() bool {
+				return g.refused(strings.TrimPrefix(n.subject, "sub "))
+			})
 			works := false
 			switch n.breaks {
 			case unready:
@@ -304,7 +317,9 @@ func TestServiceNeedsEachPermission(t *testing.T) {
 			if works {
 				t.Errorf("without %s it is not so that the service %s", n.subject, n.breaks)
 			}
-			s.until("a word about it in the log", func() bool { return strings.Contains(strings.ToLower(p.log.String()), "violation") })
+			s.until("a word about it in the log", func() bool {
+				return strings.Contains(strings.ToLower(p.log.String()), "violation")
+			})
 		})
 	}
 }
@@ -316,13 +331,15 @@ func TestStreamInTheWayIsNamed(t *testing.T) {
 		t.Run("without "+taken, func(t *testing.T) {
 			t.Parallel()
 			g := guard(t, without("service", taken))
-			s := newSite(t, g.as("admin"), vcsim.Options{VMs: 1})
-			if _, err := s.js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "OTHER", Subjects: []string{"guestflow.deadletters.>"}}); err != nil {
+			s := newHarness(t, g.as("admin"), vcsim.Options{VMs: 1})
+			if _, err := s.js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "OTHER",
+				Subjects: []string{"guestflow.deadletters.>"}}); err != nil {
 				t.Fatal(err)
 			}
 			p := s.launch(g.service("service")...)
 			<-p.done
-			if named := strings.Contains(p.log.String(), "stream OTHER has the subject guestflow.deadletters"); named != (taken == "") {
+			if named := strings.Contains(p.log.String(), "stream OTHER has the subject guestflow.deadletters"); named !=
+				(taken == "") {
 				t.Errorf("the stream is named: %v\n%s", named, p.log)
 			}
 		})
@@ -330,7 +347,7 @@ func TestStreamInTheWayIsNamed(t *testing.T) {
 }
 
 // holds reports whether a stream has a message on the subject, which may be a filter.
-func (s *site) holds(stream, subject string) bool {
+func (s *harness) holds(stream, subject string) bool {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
 	defer cancel()
@@ -345,18 +362,21 @@ func (s *site) holds(stream, subject string) bool {
 	return len(info.State.Subjects) > 0
 }
 
-// deed is one thing that a role does, and the subject that it may do it for.
-type deed struct {
+// operation is one thing that a role does, and the subject that it may do it for.
+type operation struct {
 	subject string // as without takes it
 	do      func(ctx context.Context, conn *nats.Conn, js jetstream.JetStream) error
 }
 
 // attempt does something as a user who has the role; what the server refuses ends it.
-func (s *site) attempt(url, role string, do func(context.Context, *nats.Conn, jetstream.JetStream) error) error {
+func (s *harness) attempt(url, role string, do func(context.Context, *nats.Conn, jetstream.JetStream) error) error {
 	s.t.Helper()
 	ctx, end := context.WithCancelCause(s.t.Context())
 	defer end(nil)
-	conn, err := nats.Connect(url, nats.CustomInboxPrefix(roles[role]), nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { end(err) }))
+	conn, err := nats.Connect(url, nats.CustomInboxPrefix(roles[role]), nats.ErrorHandler(func(_ *nats.Conn,
+		_ *nats.Subscription, err error) {
+		end(err)
+	}))
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -416,7 +436,7 @@ func last(subject string) func(context.Context, *nats.Conn, jetstream.JetStream)
 }
 
 // hearing subscribes, and hears what the test publishes there.
-func (s *site) hearing(pattern, subject string) func(context.Context, *nats.Conn, jetstream.JetStream) error {
+func (s *harness) hearing(pattern, subject string) func(context.Context, *nats.Conn, jetstream.JetStream) error {
 	return func(ctx context.Context, conn *nats.Conn, _ jetstream.JetStream) error {
 		sub, err := conn.SubscribeSync(pattern)
 		if err != nil {
@@ -454,74 +474,88 @@ func fetchOne(ctx context.Context, consumer jetstream.Consumer, do func(jetstrea
 	return errors.Join(errors.New("no message"), batch.Error())
 }
 
-// deeds are what each client role does with each of its subjects. vm is one that is in no stream yet, dead and asked
-// are the sequences of a dead letter and a request.
-func (s *site) deeds(role, vm string, dead, asked uint64) []deed {
-	requests := deed{"guestflow.requests.lab.*", send("guestflow.requests.lab." + vm)}
-	cancels := deed{"guestflow.cancels.lab.*", send("guestflow.cancels.lab." + vm)}
+// operations are what each client role does with each of its subjects. vm is one that is in no stream yet, dead and
+// asked are the sequences of a dead letter and a request.
+func (s *harness) operations(role, vm string, dead, asked uint64) []operation {
+	requests := operation{"guestflow.requests.lab.*", send("guestflow.requests.lab." + vm)}
+	cancels := operation{"guestflow.cancels.lab.*", send("guestflow.cancels.lab." + vm)}
 	switch role {
 	case "publisher":
-		return []deed{requests, cancels,
+		return []operation{requests, cancels,
 			{"$JS.API.DIRECT.GET.GUESTFLOW_EVENTS.guestflow.events.lab.>", last("guestflow.events.lab.vm-1.>")},
 			{"$JS.API.DIRECT.GET.GUESTFLOW_EVENTS.guestflow.rejections.lab.*", last("guestflow.rejections.lab.vm-1")},
 			{"sub _INBOX_publisher_lab.>", requests.do},
-			{"sub guestflow.events.lab.>", s.hearing("guestflow.events.lab."+vm+".>", "guestflow.events.lab."+vm+".run.accepted")},
-			{"sub guestflow.rejections.lab.*", s.hearing("guestflow.rejections.lab."+vm, "guestflow.rejections.lab."+vm)},
+			{"sub guestflow.events.lab.>", s.hearing("guestflow.events.lab."+vm+".>", "guestflow.events.lab."+vm+
+				".run.accepted")},
+			{"sub guestflow.rejections.lab.*", s.hearing("guestflow.rejections.lab."+vm,
+				"guestflow.rejections.lab."+vm)},
 		}
 	case "subscriber":
-		return []deed{
+		return []operation{
 			{"$JS.API.CONSUMER.INFO.GUESTFLOW_EVENTS.audit", durable},
 			{"$JS.API.CONSUMER.MSG.NEXT.GUESTFLOW_EVENTS.audit", durable},
 			{"$JS.ACK.GUESTFLOW_EVENTS.audit.>", durable},
 			{"sub _INBOX_audit.>", durable},
-			{"sub guestflow.events.>", s.hearing("guestflow.events.*.*.run.*", "guestflow.events.lab."+vm+".run.accepted")},
+			{"sub guestflow.events.>", s.hearing("guestflow.events.*.*.run.*", "guestflow.events.lab."+vm+
+				".run.accepted")},
 			{"sub guestflow.rejections.>", s.hearing("guestflow.rejections.>", "guestflow.rejections.lab."+vm)},
 		}
 	}
-	all := []deed{requests, cancels,
+	all := []operation{requests, cancels,
 		{"sub _INBOX_operator.>", requests.do},
 		{"sub guestflow.events.>", s.hearing("guestflow.events.>", "guestflow.events.lab."+vm+".run.accepted")},
 		{"sub guestflow.rejections.>", s.hearing("guestflow.rejections.>", "guestflow.rejections.lab."+vm)},
 		{"sub guestflow.deadletters.>", s.hearing("guestflow.deadletters.>", "guestflow.deadletters.lab."+vm)},
 	}
-	asks := func(subject, question string) { all = append(all, deed{subject, api(subject, question)}) }
+	asks := func(subject, question string) { all = append(all, operation{subject, api(subject, question)}) }
 	asks("$JS.API.STREAM.NAMES", "")
 	asks("$JS.API.STREAM.LIST", "")
-	for stream, consumer := range map[string]string{"GUESTFLOW_EVENTS": "audit", "GUESTFLOW_REQUESTS_lab": "guestflow-requests-lab", "GUESTFLOW_DEADLETTERS": ""} {
+	for stream, consumer := range map[string]string{"GUESTFLOW_EVENTS": "audit",
+		"GUESTFLOW_REQUESTS_lab": "guestflow-requests-lab", "GUESTFLOW_DEADLETTERS": ""} {
 		asks("$JS.API.STREAM.INFO."+stream, "")
 		asks("$JS.API.STREAM.MSG.GET."+stream, `{"last_by_subj":"guestflow.>"}`)
 		if consumer != "" {
 			asks("$JS.API.CONSUMER.NAMES."+stream, "")
 			asks("$JS.API.CONSUMER.LIST."+stream, "")
-			all = append(all, deed{"$JS.API.CONSUMER.INFO." + stream + ".*", api("$JS.API.CONSUMER.INFO."+stream+"."+consumer, "")})
+			all = append(all, operation{"$JS.API.CONSUMER.INFO." + stream + ".*", api("$JS.API.CONSUMER.INFO."+stream+
+				"."+consumer, "")})
 		}
 	}
-	remove := func(stream string, seq uint64) deed {
+	remove := func(stream string, seq uint64) operation {
 		subject := "$JS.API.STREAM.MSG.DELETE." + stream
-		return deed{subject, api(subject, fmt.Sprintf(`{"seq":%d}`, seq))}
+		return operation{subject, api(subject, fmt.Sprintf(`{"seq":%d}`, seq))}
 	}
 	return append(all, remove("GUESTFLOW_DEADLETTERS", dead), remove("GUESTFLOW_REQUESTS_lab", asked),
-		deed{"$JS.API.STREAM.PURGE.GUESTFLOW_DEADLETTERS", api("$JS.API.STREAM.PURGE.GUESTFLOW_DEADLETTERS", `{"filter":"guestflow.deadletters.lab.vm-404"}`)},
-		deed{"$JS.API.CONSUMER.CREATE.GUESTFLOW_EVENTS.>", func(ctx context.Context, _ *nats.Conn, js jetstream.JetStream) error {
-			_, err := js.CreateConsumer(ctx, "GUESTFLOW_EVENTS", jetstream.ConsumerConfig{Durable: "new-" + vm, FilterSubject: "guestflow.events.lab.>"})
+		operation{"$JS.API.STREAM.PURGE.GUESTFLOW_DEADLETTERS", api("$JS.API.STREAM.PURGE.GUESTFLOW_DEADLETTERS",
+			`{"filter":"guestflow.deadletters.lab.vm-404"}`)},
+		operation{"$JS.API.CONSUMER.CREATE.GUESTFLOW_EVENTS.>", func(ctx context.Context, _ *nats.Conn,
+			js jetstream.JetStream) error {
+			_, err := js.CreateConsumer(ctx, "GUESTFLOW_EVENTS", jetstream.ConsumerConfig{Durable: "new-" + vm,
+				FilterSubject: "guestflow.events.lab.>"})
 			return err
 		}},
-		deed{"$JS.API.CONSUMER.MSG.NEXT.GUESTFLOW_EVENTS.*", func(ctx context.Context, _ *nats.Conn, js jetstream.JetStream) error { // guestflow watch
-			journal, err := js.OrderedConsumer(ctx, "GUESTFLOW_EVENTS", jetstream.OrderedConsumerConfig{FilterSubjects: []string{"guestflow.events.lab.>"}})
+		// guestflow watch
+		operation{"$JS.API.CONSUMER.MSG.NEXT.GUESTFLOW_EVENTS.*", func(ctx context.Context, _ *nats.Conn,
+			js jetstream.JetStream) error {
+			journal, err := js.OrderedConsumer(ctx, "GUESTFLOW_EVENTS", jetstream.OrderedConsumerConfig{
+				FilterSubjects: []string{"guestflow.events.lab.>"}})
 			if err != nil {
 				return err
 			}
 			return fetchOne(ctx, journal, func(jetstream.Msg) error { return nil })
 		}},
-		deed{"$JS.API.CONSUMER.DELETE.GUESTFLOW_EVENTS.*", func(ctx context.Context, _ *nats.Conn, js jetstream.JetStream) error {
-			if _, err := s.js.CreateConsumer(ctx, "GUESTFLOW_EVENTS", jetstream.ConsumerConfig{Durable: "old-" + vm}); err != nil {
+		operation{"$JS.API.CONSUMER.DELETE.GUESTFLOW_EVENTS.*", func(ctx context.Context, _ *nats.Conn,
+			js jetstream.JetStream) error {
+			if _, err := s.js.CreateConsumer(ctx, "GUESTFLOW_EVENTS", jetstream.ConsumerConfig{Durable: "old-" +
+				vm}); err != nil {
 				return err
 			}
 			return js.DeleteConsumer(ctx, "GUESTFLOW_EVENTS", "old-"+vm)
 		}})
 }
 
-// Publishers, subscribers and operators can do what the files say that they may, and cannot where a single subject of them is taken away.
+// Publishers, subscribers and operators can do what the files say that they may, and cannot where a single subject of
+// them is taken away.
 func TestClientsNeedEachPermission(t *testing.T) {
 	t.Parallel()
 	all := map[string][]string{} // the subjects of each role
@@ -535,9 +569,10 @@ func TestClientsNeedEachPermission(t *testing.T) {
 			}
 		}
 	})
-	s := newSiteNamed(t, g.as("admin"), "other", vcsim.Options{VMs: 1}) // what is said about lab here is no event
+	s := newHarnessNamed(t, g.as("admin"), "other", vcsim.Options{VMs: 1}) // what is said about lab here is no event
 	provision(t, g.as("admin"), 2, 30*24*time.Hour)
-	if _, err := s.js.CreateConsumer(t.Context(), "GUESTFLOW_EVENTS", jetstream.ConsumerConfig{Durable: "audit"}); err != nil {
+	audit := jetstream.ConsumerConfig{Durable: "audit"}
+	if _, err := s.js.CreateConsumer(t.Context(), "GUESTFLOW_EVENTS", audit); err != nil {
 		t.Fatal(err)
 	}
 	n := 0
@@ -557,21 +592,23 @@ func TestClientsNeedEachPermission(t *testing.T) {
 	}
 	for role, may := range all {
 		var does []string
-		for _, d := range s.deeds(role, "", 0, 0) {
+		for _, d := range s.operations(role, "", 0, 0) {
 			does = append(does, d.subject)
 		}
 		slices.Sort(does)
 		if !slices.Equal(may, does) {
-			t.Errorf("%s may do\n%s\nwhich is not what this test does:\n%s", role, strings.Join(may, "\n"), strings.Join(does, "\n"))
+			t.Errorf("%s may do\n%s\nwhich is not what this test does:\n%s", role, strings.Join(may, "\n"),
+				strings.Join(does, "\n"))
 			continue
 		}
 		for i := range may {
 			vm, dead, asked := fresh()
-			for _, d := range s.deeds(role, vm, dead, asked) {
+			for _, d := range s.operations(role, vm, dead, asked) {
 				if d.subject != may[i] {
 					continue
 				}
-				if err := s.attempt(g.as(fmt.Sprintf("%s-%d", role, i)), role, d.do); !errors.Is(err, nats.ErrPermissionViolation) {
+				if err := s.attempt(g.as(fmt.Sprintf("%s-%d", role, i)), role, d.do); !errors.Is(err,
+					nats.ErrPermissionViolation) {
 					t.Errorf("%s without %s: %v", role, d.subject, err)
 				}
 				if err := s.attempt(g.as(role), role, d.do); err != nil {
@@ -586,39 +623,57 @@ func TestClientsNeedEachPermission(t *testing.T) {
 func TestRolesAreRefused(t *testing.T) {
 	t.Parallel()
 	g := guard(t, nil)
-	s := newSiteNamed(t, g.as("admin"), "other", vcsim.Options{VMs: 1})
+	s := newHarnessNamed(t, g.as("admin"), "other", vcsim.Options{VMs: 1})
 	provision(t, g.as("admin"), 2, 30*24*time.Hour)
 	const requests = "GUESTFLOW_REQUESTS_lab"
 	nobody := []string{
-		"$JS.API.STREAM.DELETE.GUESTFLOW_EVENTS", "$JS.API.STREAM.DELETE.GUESTFLOW_DEADLETTERS", "$JS.API.STREAM.DELETE." + requests,
-		"$JS.API.STREAM.PURGE.GUESTFLOW_EVENTS", "$JS.API.STREAM.PURGE." + requests, "$JS.API.STREAM.MSG.DELETE.GUESTFLOW_EVENTS",
-		"$JS.API.STREAM.CREATE.OTHER", "$JS.API.STREAM.SNAPSHOT.GUESTFLOW_EVENTS", "$JS.API.STREAM.RESTORE.GUESTFLOW_EVENTS",
-		"$JS.API.CONSUMER.DELETE." + requests + ".guestflow-requests-lab", "$JS.API.CONSUMER.CREATE." + requests + ".mine",
-		"$JS.API.CONSUMER.DURABLE.CREATE." + requests + ".mine", "guestflow.events.prod.vm-1.run.accepted", "guestflow.rejections.prod.vm-1",
+		"$JS.API.STREAM.DELETE.GUESTFLOW_EVENTS", "$JS.API.STREAM.DELETE.GUESTFLOW_DEADLETTERS",
+		"$JS.API.STREAM.DELETE." + requests,
+		"$JS.API.STREAM.PURGE.GUESTFLOW_EVENTS", "$JS.API.STREAM.PURGE." +
+			requests, "$JS.API.STREAM.MSG.DELETE.GUESTFLOW_EVENTS",
+		"$JS.API.STREAM.CREATE.OTHER", "$JS.API.STREAM.SNAPSHOT.GUESTFLOW_EVENTS",
+		"$JS.API.STREAM.RESTORE.GUESTFLOW_EVENTS",
+		"$JS.API.CONSUMER.DELETE." + requests + ".guestflow-requests-lab", "$JS.API.CONSUMER.CREATE." +
+			requests + ".mine",
+		"$JS.API.CONSUMER.DURABLE.CREATE." + requests + ".mine", "guestflow.events.prod.vm-1.run.accepted",
+		"guestflow.rejections.prod.vm-1",
 		"guestflow.requests.prod.vm-1", "guestflow.cancels.prod.vm-1", "$SYS.REQ.SERVER.PING", "_INBOX.1",
-		"sub >", "sub guestflow.>", "sub guestflow.requests.lab.*", "sub guestflow.requests.>", "sub _INBOX.>", "sub $JS.>", "sub $JS.API.>", "sub $JS.EVENT.>",
+		"sub >", "sub guestflow.>", "sub guestflow.requests.lab.*", "sub guestflow.requests.>", "sub _INBOX.>",
+		"sub $JS.>", "sub $JS.API.>", "sub $JS.EVENT.>",
 	}
 	outside := append([]string{ // who is not the service
 		"guestflow.events.lab.vm-1.run.accepted", "guestflow.rejections.lab.vm-1", "guestflow.deadletters.lab.vm-1",
-		"$JS.API.STREAM.UPDATE.GUESTFLOW_EVENTS", "$JS.API.STREAM.UPDATE." + requests, "$JS.API.STREAM.CREATE.GUESTFLOW_EVENTS",
-		"$JS.API.CONSUMER.MSG.NEXT." + requests + ".guestflow-requests-lab", "$JS.API.CONSUMER.MSG.NEXT." + requests + ".guestflow-cancels-lab",
-		"$JS.ACK." + requests + ".guestflow-requests-lab.1.1.1.1795270563201858968.0", "sub _INBOX_guestflow.>", "sub guestflow.cancels.lab.*",
+		"$JS.API.STREAM.UPDATE.GUESTFLOW_EVENTS", "$JS.API.STREAM.UPDATE." +
+			requests, "$JS.API.STREAM.CREATE.GUESTFLOW_EVENTS",
+		"$JS.API.CONSUMER.MSG.NEXT." + requests + ".guestflow-requests-lab", "$JS.API.CONSUMER.MSG.NEXT." + requests +
+			".guestflow-cancels-lab",
+		"$JS.ACK." + requests + ".guestflow-requests-lab.1.1.1.1795270563201858968.0", "sub _INBOX_guestflow.>",
+		"sub guestflow.cancels.lab.*",
 	}, nobody...)
 	reader := append([]string{ // who is neither the service nor an operator
-		"$JS.API.STREAM.NAMES", "$JS.API.STREAM.LIST", "$JS.API.STREAM.INFO." + requests, "$JS.API.STREAM.MSG.GET.GUESTFLOW_EVENTS",
-		"$JS.API.STREAM.MSG.GET." + requests, "$JS.API.STREAM.MSG.GET.GUESTFLOW_DEADLETTERS", "$JS.API.DIRECT.GET.GUESTFLOW_EVENTS",
-		"$JS.API.DIRECT.GET.GUESTFLOW_DEADLETTERS", "$JS.API.DIRECT.GET.GUESTFLOW_DEADLETTERS.guestflow.deadletters.lab.vm-1",
-		"$JS.API.DIRECT.GET.GUESTFLOW_EVENTS.guestflow.events.prod.vm-1.>", "$JS.API.CONSUMER.CREATE.GUESTFLOW_EVENTS.audit",
-		"$JS.API.CONSUMER.CREATE.GUESTFLOW_DEADLETTERS.mine", "sub guestflow.deadletters.>", "sub guestflow.deadletters.lab.*", "sub _INBOX_operator.>",
+		"$JS.API.STREAM.NAMES", "$JS.API.STREAM.LIST", "$JS.API.STREAM.INFO." +
+			requests, "$JS.API.STREAM.MSG.GET.GUESTFLOW_EVENTS",
+		"$JS.API.STREAM.MSG.GET." + requests, "$JS.API.STREAM.MSG.GET.GUESTFLOW_DEADLETTERS",
+		"$JS.API.DIRECT.GET.GUESTFLOW_EVENTS",
+		"$JS.API.DIRECT.GET.GUESTFLOW_DEADLETTERS",
+		"$JS.API.DIRECT.GET.GUESTFLOW_DEADLETTERS.guestflow.deadletters.lab.vm-1",
+		"$JS.API.DIRECT.GET.GUESTFLOW_EVENTS.guestflow.events.prod.vm-1.>",
+		"$JS.API.CONSUMER.CREATE.GUESTFLOW_EVENTS.audit",
+		"$JS.API.CONSUMER.CREATE.GUESTFLOW_DEADLETTERS.mine", "sub guestflow.deadletters.>",
+		"sub guestflow.deadletters.lab.*", "sub _INBOX_operator.>",
 	}, outside...)
 	for role, refused := range map[string][]string{
-		"publisher": append([]string{"sub guestflow.events.prod.>", "sub guestflow.events.>", "sub guestflow.rejections.prod.*", "sub guestflow.rejections.>",
+		"publisher": append([]string{"sub guestflow.events.prod.>", "sub guestflow.events.>",
+			"sub guestflow.rejections.prod.*", "sub guestflow.rejections.>",
 			"$JS.API.CONSUMER.MSG.NEXT.GUESTFLOW_EVENTS.audit", "sub _INBOX_audit.>"}, reader...),
-		"subscriber": append([]string{"guestflow.requests.lab.vm-1", "guestflow.cancels.lab.vm-1", "$JS.API.CONSUMER.MSG.NEXT.GUESTFLOW_EVENTS.other",
+		"subscriber": append([]string{"guestflow.requests.lab.vm-1", "guestflow.cancels.lab.vm-1",
+			"$JS.API.CONSUMER.MSG.NEXT.GUESTFLOW_EVENTS.other",
 			"$JS.ACK.GUESTFLOW_EVENTS.other.1.1.1.1795270563201858968.0", "sub _INBOX_publisher_lab.>"}, reader...),
 		"operator": outside,
-		"service":  append([]string{"guestflow.requests.lab.vm-1", "guestflow.cancels.lab.vm-1", "sub _INBOX_operator.>"}, nobody...),
-		"service-fixed": append([]string{"guestflow.requests.lab.vm-1", "$JS.API.STREAM.CREATE.GUESTFLOW_EVENTS", "$JS.API.STREAM.UPDATE.GUESTFLOW_EVENTS",
+		"service": append([]string{"guestflow.requests.lab.vm-1", "guestflow.cancels.lab.vm-1",
+			"sub _INBOX_operator.>"}, nobody...),
+		"service-fixed": append([]string{"guestflow.requests.lab.vm-1", "$JS.API.STREAM.CREATE.GUESTFLOW_EVENTS",
+			"$JS.API.STREAM.UPDATE.GUESTFLOW_EVENTS",
 			"$JS.API.CONSUMER.CREATE." + requests + ".guestflow-requests-lab.guestflow.requests.lab.*"}, nobody...),
 	} {
 		for _, subject := range refused {
@@ -641,9 +696,10 @@ func TestRolesAreRefused(t *testing.T) {
 	}
 }
 
-// follow is contract "Publish, wait": subscribed first, then published, then read until the end. It returns the kinds of the events of this request, and
-// the id of the last one.
-func follow(ctx context.Context, conn *nats.Conn, js jetstream.JetStream, vm, id, data string) (kinds []string, last string, err error) {
+// follow is contract "Publish, wait": subscribed first, then published, then read until the end. It returns the kinds
+// of the events of this request, and the id of the last one.
+func follow(ctx context.Context, conn *nats.Conn, js jetstream.JetStream, vm, id, data string) (kinds []string,
+	last string, err error) {
 	heard := make(chan *nats.Msg, 256)
 	for _, subject := range []string{"guestflow.events.lab." + vm + ".>", "guestflow.rejections.lab." + vm} {
 		sub, err := conn.ChanSubscribe(subject, heard)
@@ -652,8 +708,10 @@ func follow(ctx context.Context, conn *nats.Conn, js jetstream.JetStream, vm, id
 		}
 		defer func() { _ = sub.Unsubscribe() }()
 	}
-	ack, err := js.PublishMsg(ctx, &nats.Msg{Subject: "guestflow.requests.lab." + vm, Data: []byte(data), Header: nats.Header{"ce-specversion": {"1.0"},
-		"ce-id": {id}, "ce-source": {"/publisher"}, "ce-type": {"io.guestflow.customization.requested.v1"}, "Content-Type": {"application/json"}}})
+	ack, err := js.PublishMsg(ctx, &nats.Msg{Subject: "guestflow.requests.lab." + vm, Data: []byte(data),
+		Header: nats.Header{"ce-specversion": {"1.0"},
+			"ce-id": {id}, "ce-source": {"/publisher"}, "ce-type": {"io.guestflow.customization.requested.v1"},
+			"Content-Type": {"application/json"}}})
 	if err != nil {
 		return nil, "", err
 	}
@@ -683,12 +741,13 @@ func follow(ctx context.Context, conn *nats.Conn, js jetstream.JetStream, vm, id
 	}
 }
 
-// A publisher with nothing but its permissions publishes, waits, asks and cancels as the contract says; the same from an account of its own.
+// A publisher with nothing but its permissions publishes, waits, asks and cancels as the contract says; the same from
+// an account of its own.
 func TestPublisherWaitsAndAsks(t *testing.T) {
 	t.Parallel()
 	g := guard(t, nil)
-	s := newSite(t, g.as("admin"), vcsim.Options{})
-	quick(s.vc)
+	s := newHarness(t, g.as("admin"), vcsim.Options{})
+	fastGuests(s.vc)
 	s.start(g.service("service")...)
 	s.publishes(g.as("publisher"))
 	if v := g.violations(); len(v) > 0 {
@@ -696,7 +755,7 @@ func TestPublisherWaitsAndAsks(t *testing.T) {
 	}
 }
 
-func (s *site) publishes(url string) {
+func (s *harness) publishes(url string) {
 	s.t.Helper()
 	vms := s.vc.VMs()
 	if err := s.attempt(url, "publisher", func(ctx context.Context, conn *nats.Conn, js jetstream.JetStream) error {
@@ -705,13 +764,15 @@ func (s *site) publishes(url string) {
 			s.t.Errorf("a run ended as %v: %v", kinds, err)
 		}
 		for last := ""; last != end; { // it is heard before it is stored
-			m, err := conn.RequestWithContext(ctx, "$JS.API.DIRECT.GET.GUESTFLOW_EVENTS.guestflow.events.lab."+vms[0]+".>", nil)
+			m, err := conn.RequestWithContext(ctx, "$JS.API.DIRECT.GET.GUESTFLOW_EVENTS.guestflow.events.lab."+
+				vms[0]+".>", nil)
 			if err != nil {
 				return fmt.Errorf("ask for event %s, after %s: %w", end, last, err)
 			}
 			last = s.read(m).ID
 		}
-		if kinds, _, err = follow(ctx, conn, js, vms[1], "p-2", `{"vm":"`+vms[1]+`","nonsense":1}`); err != nil || !slices.Equal(kinds, []string{"rejected"}) {
+		if kinds, _, err = follow(ctx, conn, js, vms[1], "p-2", `{"vm":"`+vms[1]+`","nonsense":1}`); err != nil ||
+			!slices.Equal(kinds, []string{"rejected"}) {
 			s.t.Errorf("a wrong request ended as %v: %v", kinds, err)
 		}
 		for rejection := last("guestflow.rejections.lab." + vms[1]); ; { // this one too
@@ -722,7 +783,7 @@ func (s *site) publishes(url string) {
 			}
 		}
 		s.vc.VM(vms[2]).Configure(func(g *vcsim.Guest) { g.CustomizeFor = time.Hour })
-		customize, err := json.Marshal(whole("exit 0"))
+		customize, err := json.Marshal(fullRequest("exit 0"))
 		if err != nil {
 			return err
 		}
@@ -736,12 +797,16 @@ func (s *site) publishes(url string) {
 				canceled <- err
 				return
 			}
-			_, err := js.PublishMsg(ctx, &nats.Msg{Subject: "guestflow.cancels.lab." + vms[2], Header: nats.Header{"Content-Type": {"application/cloudevents+json"}},
-				Data: []byte(`{"specversion":"1.0","id":"p-c","source":"/publisher","type":"io.guestflow.customization.cancel.requested.v1","data":{"vm":"` +
-					vms[2] + `","request":{"source":"/publisher","id":"p-3"}}}`)})
+			_, err := js.PublishMsg(ctx, &nats.Msg{Subject: "guestflow.cancels.lab." + vms[2],
+				Header: nats.Header{"Content-Type": {"application/cloudevents+json"}},
+				Data: []byte(
+					`{"specversion":"1.0","id":"p-c","source":"/publisher",` +
+						`"type":"io.guestflow.customization.cancel.requested.v1","data":{"vm":"` +
+						vms[2] + `","request":{"source":"/publisher","id":"p-3"}}}`)})
 			canceled <- err
 		}()
-		kinds, _, err = follow(ctx, conn, js, vms[2], "p-3", strings.Replace(string(customize), "{", `{"vm":"`+vms[2]+`",`, 1))
+		kinds, _, err = follow(ctx, conn, js, vms[2], "p-3", strings.Replace(string(customize), "{", `{"vm":"`+
+			vms[2]+`",`, 1))
 		if err != nil || kinds[len(kinds)-1] != "run.canceled" {
 			s.t.Errorf("a canceled run ended as %v: %v", kinds, err)
 		}
@@ -751,13 +816,15 @@ func (s *site) publishes(url string) {
 	}
 }
 
-// What permissions cannot hold back: whoever may ask for anything names where the answer goes, and the server stores it there. To who has an account
-// of its own, as server.conf has it, the answer stays in that account.
+// What permissions cannot hold back: whoever may ask for anything names where the answer goes, and the server stores it
+// there. To who has an account of its own, as server.conf has it, the answer stays in that account.
 func TestRepliesStayInTheAccount(t *testing.T) {
 	const journal = "guestflow.events.lab.vm-9.run.failed"
-	// A publisher has the answer to a request go into a journal, and a copy of another VM's event; a subscriber has an event stored a second time.
+	// A publisher has the answer to a request go into a journal, and a copy of another VM's event; a subscriber has an
+	// event stored a second time.
 	publisher := func(ctx context.Context, conn *nats.Conn, js jetstream.JetStream) error {
-		for _, subject := range []string{"guestflow.requests.lab.vm-1", "$JS.API.DIRECT.GET.GUESTFLOW_EVENTS.guestflow.events.lab.vm-1.>"} {
+		for _, subject := range []string{"guestflow.requests.lab.vm-1",
+			"$JS.API.DIRECT.GET.GUESTFLOW_EVENTS.guestflow.events.lab.vm-1.>"} {
 			if err := conn.PublishRequest(subject, journal, []byte("{}")); err != nil {
 				return err
 			}
@@ -766,7 +833,8 @@ func TestRepliesStayInTheAccount(t *testing.T) {
 	}
 	subscriber := func(prefix string) func(context.Context, *nats.Conn, jetstream.JetStream) error {
 		return func(ctx context.Context, conn *nats.Conn, _ jetstream.JetStream) error {
-			if err := conn.PublishRequest(prefix+".CONSUMER.MSG.NEXT.GUESTFLOW_EVENTS.audit", journal, []byte("1")); err != nil {
+			if err := conn.PublishRequest(prefix+".CONSUMER.MSG.NEXT.GUESTFLOW_EVENTS.audit", journal,
+				[]byte("1")); err != nil {
 				return err
 			}
 			js, err := jetstream.NewWithAPIPrefix(conn, prefix)
@@ -782,7 +850,8 @@ func TestRepliesStayInTheAccount(t *testing.T) {
 	dir := t.TempDir()
 	split := natstest.StartConfig(t, filepath.Join(permissionFiles, "server.conf"), func(o *server.Options) {
 		o.Port, o.StoreDir = -1, dir
-		o.Users = append(o.Users, &server.User{Username: "admin", Password: password("admin"), Account: accountOf(o, "guestflow")})
+		o.Users = append(o.Users, &server.User{Username: "admin", Password: password("admin"), Account: accountOf(o,
+			"guestflow")})
 	})
 	shared := guard(t, nil)
 	for _, test := range []struct {
@@ -790,12 +859,14 @@ func TestRepliesStayInTheAccount(t *testing.T) {
 		stored                                     uint64 // at the end, of 2 events
 	}{
 		{"one account", shared.as("admin"), shared.as("publisher"), shared.as("subscriber"), "$JS.API", 5},
-		{"accounts of their own", as(split, "admin", password("admin")), as(split, "lab", password("service")), as(split, "audit", password("service")),
+		{"accounts of their own", as(split, "admin", password("admin")), as(split, "lab", password("service")),
+			as(split, "audit", password("service")),
 			"guestflow-js", 2},
 	} {
 		provision(t, test.admin, 2, 30*24*time.Hour)
-		s := newSiteNamed(t, test.admin, "other", vcsim.Options{VMs: 1})
-		if _, err := s.js.CreateConsumer(t.Context(), "GUESTFLOW_EVENTS", jetstream.ConsumerConfig{Durable: "audit"}); err != nil {
+		s := newHarnessNamed(t, test.admin, "other", vcsim.Options{VMs: 1})
+		audit := jetstream.ConsumerConfig{Durable: "audit"}
+		if _, err := s.js.CreateConsumer(t.Context(), "GUESTFLOW_EVENTS", audit); err != nil {
 			t.Fatal(err)
 		}
 		for range 2 {
@@ -803,7 +874,8 @@ func TestRepliesStayInTheAccount(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if err := errors.Join(s.attempt(test.publisher, "publisher", publisher), s.attempt(test.subscriber, "subscriber", subscriber(test.prefix))); err != nil {
+		if err := errors.Join(s.attempt(test.publisher, "publisher", publisher), s.attempt(test.subscriber,
+			"subscriber", subscriber(test.prefix))); err != nil {
 			t.Errorf("%s: %v", test.name, err)
 		}
 		st, err := s.js.Stream(t.Context(), "GUESTFLOW_EVENTS")
@@ -818,8 +890,8 @@ func TestRepliesStayInTheAccount(t *testing.T) {
 		}
 	}
 	g := &guarded{Server: split, t: t}
-	s := newSite(t, as(split, "admin", password("admin")), vcsim.Options{})
-	quick(s.vc)
+	s := newHarness(t, as(split, "admin", password("admin")), vcsim.Options{})
+	fastGuests(s.vc)
 	s.start(append(g.service("service"), "NATS_USER=guestflow")...)
 	s.publishes(as(split, "lab", password("service")))
 	if v := g.violations(); len(v) > 0 {

@@ -33,7 +33,7 @@ func allBut(all []string, one string) []string {
 
 // withNICs is the data of a request that connects NICs, too.
 func withNICs() map[string]any {
-	data := whole("exit 0")
+	data := fullRequest("exit 0")
 	data["network"] = map[string]any{"connectNics": true}
 	data["verify"] = map[string]any{"timeout": "20s"}
 	return data
@@ -41,21 +41,22 @@ func withNICs() map[string]any {
 
 // byStoredSpec is the data of a request that customizes by a specification that is stored in vCenter.
 func byStoredSpec() map[string]any {
-	data := whole("exit 0")
+	data := fullRequest("exit 0")
 	data["customize"] = map[string]any{"specName": "vcsim-linux"}
 	data["verify"] = false
 	return data
 }
 
-// loseCall loses a VM's next customization on its way, where nothing but a session that lives on can prove that it was lost: vCenter remembers no Task.
-func (s *site) loseCall(vm string) {
+// loseCall loses a VM's next customization on its way, where nothing but a session that lives on can prove that it was
+// lost: vCenter remembers no Task.
+func (s *harness) loseCall(vm string) {
 	s.vc.ForgetTasks()
 	s.vc.ForgetHistory()
 	s.vc.Script(vcsim.Rule{VM: vm, Op: "CustomizeGuest_Task", Times: 1, LoseCall: true})
 }
 
 // refused are the calls that vCenter refused for want of a privilege, by VM.
-func (s *site) refused() map[string][]string {
+func (s *harness) refused() map[string][]string {
 	all := map[string][]string{}
 	for _, c := range s.vc.Calls() {
 		if c.Fault == "NoPermission" || c.Fault == "UNAUTHORIZED" {
@@ -65,15 +66,17 @@ func (s *site) refused() map[string][]string {
 	return all
 }
 
-// With the roles that deploy/vcenter has, and nothing more, all that the service does is allowed: with a vCenter that has one session for everything, and
-// with ones that have two, of which the oldest knows REST's processes in the older form alone.
+// With the roles that deploy/vcenter has, and nothing more, all that the service does is allowed: with a vCenter that
+// has one session for everything, and with ones that have two, of which the oldest knows REST's processes in the older
+// form alone.
 func TestLeastRoleIsEnough(t *testing.T) {
 	t.Parallel()
 	for _, version := range []string{"9.0.0.0", "8.0.2.0", "8.0.1.0"} {
 		t.Run(version, func(t *testing.T) {
 			t.Parallel()
-			s := newSite(t, startNATS(t), vcsim.Options{APIVersion: version, OnlyRest: version == "8.0.1.0", VMs: 9, Privileges: leastRole(t)})
-			brief(s.vc)
+			s := newHarness(t, startNATS(t), vcsim.Options{APIVersion: version, OnlyRest: version == "8.0.1.0", VMs: 9,
+				Privileges: leastRole(t)})
+			briefGuests(s.vc)
 			vms := s.vc.VMs()
 			r := s.replicate(1)
 			succeeded := func(id string) event {
@@ -86,7 +89,7 @@ func TestLeastRoleIsEnough(t *testing.T) {
 			}
 
 			s.loseCall(vms[0])
-			s.publish(vms[0], "lost call", whole("exit 0"))
+			s.publish(vms[0], "lost call", fullRequest("exit 0"))
 			succeeded("lost call")
 			s.settled("lost call", vms[0])
 			s.once("lost call", vms[0])
@@ -97,19 +100,20 @@ func TestLeastRoleIsEnough(t *testing.T) {
 			s.vc.VM(vms[1]).SetNICs(false)
 			s.publish(vms[1], "nics", withNICs())
 			s.publish(vms[2], "stored spec", byStoredSpec())
-			s.publish(vms[3], "process", whole("exit 0"))
+			s.publish(vms[3], "process", fullRequest("exit 0"))
 			s.vc.VM(vms[4]).Configure(func(g *vcsim.Guest) { g.CustomizeFor = forEver })
-			s.publish(vms[4], "cancel", whole("exit 0"))
+			s.publish(vms[4], "cancel", fullRequest("exit 0"))
 			s.vc.VM(vms[5]).Configure(func(g *vcsim.Guest) { g.CustomizeFor, g.Cancelable = forEver, false })
-			s.publish(vms[5], "abort", whole("exit 0"))
-			s.publish(vms[6], "delete", whole("sleep 3600"))
+			s.publish(vms[5], "abort", fullRequest("exit 0"))
+			s.publish(vms[6], "delete", fullRequest("sleep 3600"))
 			s.vc.VM(vms[7]).Configure(func(g *vcsim.Guest) { // aborted, and customized once more
 				g.Crash, g.Files["/var/log/vmware-gosc/instant_clone_customization.log"] = true, "said the engine\n"
 			})
-			crash := whole("exit 3")
+			crash := fullRequest("exit 3")
 			crash["verify"] = map[string]any{"timeout": "1s"}
 			s.publish(vms[7], "crash", crash)
-			for id, at := range map[string]string{"cancel": "customize.started", "abort": "customize.started", "delete": "process.started"} {
+			for id, at := range map[string]string{"cancel": "customize.started", "abort": "customize.started",
+				"delete": "process.started"} {
 				vm := s.await(id, at).run.VM
 				s.cancel(vm, "cancel of "+id, id)
 			}
@@ -118,19 +122,20 @@ func TestLeastRoleIsEnough(t *testing.T) {
 					t.Errorf("%s ended with %s: %s", id, e.kind, e.Data)
 				}
 			}
-			if e := s.ended("crash"); e.run.Error.Code != "ExitCode" || !strings.Contains(string(e.Data), "said the engine") {
+			if e := s.ended("crash"); e.run.Error.Code != "ExitCode" ||
+				!strings.Contains(string(e.Data), "said the engine") {
 				t.Errorf("crash ended with %s: %s", e.kind, e.Data)
 			}
 			succeeded("nics")
 			succeeded("stored spec")
 			pid := succeeded("process").run.Processes[0].PID
 			s.settled("process", vms[3])
-			s.publish(vms[3], "watch", map[string]any{"guest": whole("")["guest"],
+			s.publish(vms[3], "watch", map[string]any{"guest": fullRequest("")["guest"],
 				"processes": []any{map[string]any{"name": "elsewhere", "watch": map[string]any{"pid": pid}}}})
 			succeeded("watch")
 
 			s.vc.VM(vms[8]).Configure(func(g *vcsim.Guest) { g.CustomizeFor = 2 * time.Second })
-			s.publish(vms[8], "takeover", whole("exit 0"))
+			s.publish(vms[8], "takeover", fullRequest("exit 0"))
 			r.kill(s.await("takeover", "customize.started").run.Owner.Instance)
 			if e := succeeded("takeover"); e.run.Owner.Takeovers != 1 {
 				t.Errorf("the run was taken over %d times, want once", e.run.Owner.Takeovers)
@@ -148,9 +153,11 @@ func TestLeastRoleIsEnough(t *testing.T) {
 			if refused := s.refused(); len(refused) > 0 {
 				t.Errorf("vCenter refused calls: %v", refused)
 			}
-			for op, vm := range map[string]string{"ReconfigVM_Task": vms[1], "GetCustomizationSpec": "", "CancelTask": vms[4], "AbortCustomization_Task": vms[5],
-				"guest/processes delete": vms[6], "guest/processes get": vms[3], "guest/processes list": vms[3], "CreateCollectorForTasks": vms[8],
-				"GET guest file": vms[7]} {
+			for op, vm := range map[string]string{"ReconfigVM_Task": vms[1], "GetCustomizationSpec": "",
+				"CancelTask": vms[4], "AbortCustomization_Task": vms[5],
+				"guest/processes delete": vms[6], "guest/processes get": vms[3], "guest/processes list": vms[3],
+				"CreateCollectorForTasks": vms[8],
+				"GET guest file":          vms[7]} {
 				if s.vc.Count(op, vm) == 0 {
 					t.Errorf("%s was not called for %q: this test does not show that it is allowed", op, vm)
 				}
@@ -159,11 +166,12 @@ func TestLeastRoleIsEnough(t *testing.T) {
 	}
 }
 
-// Each privilege of the roles is needed: without it a run ends, or goes on, as docs/operate/vcenter-role.md says. What a request needs on its VM is found out
-// before anything is changed; taken away after that, it is found by the call.
+// Each privilege of the roles is needed: without it a run ends, or goes on, as docs/operate/vcenter-role.md says. What
+// a request needs on its VM is found out before anything is changed; taken away after that, it is found by the call.
 func TestEachPrivilegeIsNeeded(t *testing.T) {
 	t.Parallel()
-	const customize, connect, edit = "VirtualMachine.Provisioning.Customize", "VirtualMachine.Interact.DeviceConnection", "VirtualMachine.Config.EditDevice"
+	const customize, connect, edit = "VirtualMachine.Provisioning.Customize",
+		"VirtualMachine.Interact.DeviceConnection", "VirtualMachine.Config.EditDevice"
 	const execute, query = "VirtualMachine.GuestOperations.Execute", "VirtualMachine.GuestOperations.Query"
 	tests := []struct {
 		name  string
@@ -174,25 +182,31 @@ func TestEachPrivilegeIsNeeded(t *testing.T) {
 		calls []string
 		did   func(vcsim.Effects) bool
 	}{
-		{name: "customize", lacks: []string{customize}, data: whole("exit 0"), step: "check"},
-		{name: "network", lacks: []string{customize}, data: map[string]any{"guest": whole("")["guest"], "network": map[string]any{}}, step: "check"},
-		{name: "process", lacks: []string{execute}, data: whole("exit 0"), step: "check"},
-		{name: "look for the process", lacks: []string{query}, data: whole("exit 0"), step: "check"},
+		{name: "customize", lacks: []string{customize}, data: fullRequest("exit 0"), step: "check"},
+		{name: "network", lacks: []string{customize}, data: map[string]any{"guest": fullRequest("")["guest"],
+			"network": map[string]any{}}, step: "check"},
+		{name: "process", lacks: []string{execute}, data: fullRequest("exit 0"), step: "check"},
+		{name: "look for the process", lacks: []string{query}, data: fullRequest("exit 0"), step: "check"},
 		{name: "nics", lacks: []string{connect}, data: withNICs(), step: "check"},
-		{name: "the VM is not seen", lacks: []string{"System.View", "System.Read"}, data: whole("exit 0"), step: "check"},
-		{name: "customize, late", lacks: []string{customize}, late: true, data: whole("exit 0"), step: "customize", calls: []string{"CustomizeGuest_Task"}},
-		{name: "process, late", lacks: []string{execute}, late: true, data: whole("exit 0"), step: "process", calls: []string{"guest/processes create"},
-			did: func(e vcsim.Effects) bool { return e.Customizations == 1 && len(e.Processes) == 0 }},
-		{name: "look for the process, late", lacks: []string{query}, late: true, data: whole("exit 0"), step: "process",
+		{name: "the VM is not seen", lacks: []string{"System.View", "System.Read"}, data: fullRequest("exit 0"),
+			step: "check"},
+		{name: "customize, late", lacks: []string{customize}, late: true, data: fullRequest("exit 0"),
+			step: "customize", calls: []string{"CustomizeGuest_Task"}},
+		{name: "process, late", lacks: []string{execute}, late: true, data: fullRequest("exit 0"), step: "process",
+			calls: []string{"guest/processes create"},
+			did:   func(e vcsim.Effects) bool { return e.Customizations == 1 && len(e.Processes) == 0 }},
+		{name: "look for the process, late", lacks: []string{query}, late: true, data: fullRequest("exit 0"),
+			step:  "process",
 			calls: []string{"guest/processes list", "InitiateFileTransferFromGuest"},
 			did:   func(e vcsim.Effects) bool { return e.Customizations == 1 && len(e.Processes) == 0 }},
-		{name: "nics, late", lacks: []string{connect}, late: true, data: withNICs(), step: "network", calls: []string{"ReconfigVM_Task"},
-			did: func(e vcsim.Effects) bool { return e.Customizations == 1 && e.NetworkStarts == 0 }},
+		{name: "nics, late", lacks: []string{connect}, late: true, data: withNICs(), step: "network",
+			calls: []string{"ReconfigVM_Task"},
+			did:   func(e vcsim.Effects) bool { return e.Customizations == 1 && e.NetworkStarts == 0 }},
 		{name: "nics at power-on", lacks: []string{edit}, data: withNICs(), step: "check"},
 	}
 	role := leastRole(t)
-	s := newSite(t, startNATS(t), vcsim.Options{VMs: len(tests) + 4, Privileges: role})
-	brief(s.vc)
+	s := newHarness(t, startNATS(t), vcsim.Options{VMs: len(tests) + 4, Privileges: role})
+	briefGuests(s.vc)
 	vms := s.vc.VMs()
 	var mu sync.Mutex
 	late := map[string][]string{}
@@ -227,10 +241,14 @@ func TestEachPrivilegeIsNeeded(t *testing.T) {
 			}
 			did := s.vc.VM(vms[i]).Effects()
 			if test.step == "check" {
-				if !slices.ContainsFunc(s.blockers(test.name), func(b blocker) bool { return b.Code == "Unauthorized" && b.Field != "" }) {
+				if !slices.ContainsFunc(s.blockers(test.name), func(b blocker) bool {
+					return b.Code == "Unauthorized" && b.Field != ""
+				}) {
 					t.Errorf("blockers: %+v", s.blockers(test.name))
 				}
-				if !slices.ContainsFunc(test.lacks, func(p string) bool { return strings.Contains(e.run.Error.Message, p) }) {
+				if !slices.ContainsFunc(test.lacks, func(p string) bool {
+					return strings.Contains(e.run.Error.Message, p)
+				}) {
 					t.Errorf("it does not name the privilege: %s", e.run.Error.Message)
 				}
 			}
@@ -247,26 +265,29 @@ func TestEachPrivilegeIsNeeded(t *testing.T) {
 	t.Run("cancel of a customization", func(t *testing.T) {
 		s.vc.Deny(vms[0], "Global.CancelTask")
 		s.vc.VM(vms[0]).Configure(func(g *vcsim.Guest) { g.CustomizeFor = forEver })
-		s.publish(vms[0], t.Name(), whole("exit 0"))
+		s.publish(vms[0], t.Name(), fullRequest("exit 0"))
 		s.await(t.Name(), "customize.started")
 		s.cancel(vms[0], "cancel of "+t.Name(), t.Name())
-		if e := s.ended(t.Name()); e.kind != "run.canceled" || e.run.Customize.State != "canceled" || s.vc.VM(vms[0]).Effects().Aborts != 1 {
+		if e := s.ended(t.Name()); e.kind != "run.canceled" || e.run.Customize.State != "canceled" ||
+			s.vc.VM(vms[0]).Effects().Aborts != 1 {
 			t.Errorf("ended with %s: %s", e.kind, e.Data)
 		}
 	})
 	t.Run("cancel of a network start", func(t *testing.T) {
 		s.vc.Deny(vms[1], "Global.CancelTask")
 		s.vc.VM(vms[1]).Configure(func(g *vcsim.Guest) { g.NetworkFor = forEver })
-		s.publish(vms[1], t.Name(), whole("exit 0"))
+		s.publish(vms[1], t.Name(), fullRequest("exit 0"))
 		s.await(t.Name(), "network.started")
 		s.cancel(vms[1], "cancel of "+t.Name(), t.Name())
 		e := s.ended(t.Name())
-		if e.kind != "run.canceled" || e.run.Network.State != "running" || !strings.Contains(string(e.Data), "could not be stopped") {
+		if e.kind != "run.canceled" || e.run.Network.State != "running" ||
+			!strings.Contains(string(e.Data), "could not be stopped") {
 			t.Errorf("ended with %s: %s", e.kind, e.Data)
 		}
 	})
 	t.Run("stored specification", func(t *testing.T) {
-		s.vc.SetPrivileges(&vcsim.Privileges{Root: allBut(role.Root, "VirtualMachine.Provisioning.ReadCustSpecs"), VMs: role.VMs})
+		s.vc.SetPrivileges(&vcsim.Privileges{Root: allBut(role.Root, "VirtualMachine.Provisioning.ReadCustSpecs"),
+			VMs: role.VMs})
 		s.publish(vms[2], t.Name(), byStoredSpec())
 		e := s.ended(t.Name())
 		if e.kind != "run.failed" || e.run.Error.Step != "check" || e.run.Error.Code != "Unauthorized" {
@@ -279,7 +300,7 @@ func TestEachPrivilegeIsNeeded(t *testing.T) {
 	t.Run("lost call", func(t *testing.T) {
 		s.vc.SetPrivileges(&vcsim.Privileges{Root: allBut(role.Root, "Sessions.ValidateSession"), VMs: role.VMs})
 		s.loseCall(vms[3])
-		s.publish(vms[3], t.Name(), whole("exit 0"))
+		s.publish(vms[3], t.Name(), fullRequest("exit 0"))
 		e := s.ended(t.Name())
 		if e.kind != "run.failed" || e.run.Error.Code != "Uncertain" || s.vc.VM(vms[3]).Effects().Customizations != 0 {
 			t.Errorf("ended with %s: %+v", e.kind, e.run.Error)
@@ -290,7 +311,7 @@ func TestEachPrivilegeIsNeeded(t *testing.T) {
 type blocker struct{ Code, Message, Field string }
 
 // blockers are those of a request's check.
-func (s *site) blockers(id string) []blocker {
+func (s *harness) blockers(id string) []blocker {
 	s.t.Helper()
 	var data struct {
 		Check struct{ Blockers []blocker }

@@ -12,9 +12,9 @@ import (
 	"github.com/guestflow/guestflow/internal/vcsim"
 )
 
-// replicas are two services on one site. Whichever is killed can be started again.
+// replicas are two services on one harness. Whichever is killed can be started again.
 type replicas struct {
-	*site
+	*harness
 	env []string
 
 	mu   sync.Mutex
@@ -23,15 +23,17 @@ type replicas struct {
 
 var instances = []string{"a", "b"}
 
-// hasty are settings under which a takeover takes little more than three seconds.
-func (s *site) hasty() []string {
-	return []string{"GUESTFLOW_ACK_WAIT=1s", s.setting("SEND_WINDOW") + "=2s", s.setting("TRAVEL_TIME") + "=200ms", s.setting("VISIBILITY_LAG") + "=200ms"}
+// fastTakeover are settings under which a takeover takes little more than three seconds.
+func (s *harness) fastTakeover() []string {
+	return []string{"GUESTFLOW_ACK_WAIT=1s", s.setting("SEND_WINDOW") + "=2s", s.setting("TRAVEL_TIME") + "=200ms",
+		s.setting("VISIBILITY_LAG") + "=200ms"}
 }
 
 // replicate starts two replicas, on streams with as many copies as said.
-func (s *site) replicate(copies int, env ...string) *replicas {
+func (s *harness) replicate(copies int, env ...string) *replicas {
 	s.t.Helper()
-	r := &replicas{site: s, env: append(append(s.hasty(), fmt.Sprintf("GUESTFLOW_STREAM_REPLICAS=%d", copies)), env...), live: map[string]*service{}}
+	r := &replicas{harness: s, env: append(append(s.fastTakeover(), fmt.Sprintf("GUESTFLOW_STREAM_REPLICAS=%d",
+		copies)), env...), live: map[string]*service{}}
 	r.both()
 	return r
 }
@@ -87,7 +89,8 @@ func (r *replicas) holder() string {
 		if p == nil {
 			continue
 		}
-		if _, body := p.get("/metrics"); strings.Contains(body, fmt.Sprintf("guestflow_requests_in_hand{vcenter=%q} 1", r.vcenter)) {
+		if _, body := p.get("/metrics"); strings.Contains(body, fmt.Sprintf("guestflow_requests_in_hand{vcenter=%q} 1",
+			r.vcenter)) {
 			return instance
 		}
 	}
@@ -105,32 +108,38 @@ func other(instance string) string {
 // keptUp reports whether a call keeps the connection to vCenter and the long poll going, whatever runs there are.
 func keptUp(c vcsim.Call) bool {
 	switch c.Op {
-	case "WaitForUpdatesEx", "Login", "Logout", "system hello", "POST /api/session", "DELETE /api/session", "CancelWaitForUpdates",
-		"RetrieveServiceContent", "GET ServiceInstance/content", "CreatePropertyCollector", "DestroyPropertyCollector", "CreateListView", "DestroyView",
+	case "WaitForUpdatesEx", "Login", "Logout", "system hello", "POST /api/session", "DELETE /api/session",
+		"CancelWaitForUpdates",
+		"RetrieveServiceContent", "GET ServiceInstance/content", "CreatePropertyCollector", "DestroyPropertyCollector",
+		"CreateListView", "DestroyView",
 		"CreateFilter":
 		return true
 	}
 	return false
 }
 
-// brief makes every guest quick, but so that each of the three acts takes longer than a call.
-func brief(vc *vcsim.VCenter) {
+// briefGuests makes every guest quick, but so that each of the three acts takes longer than a call.
+func briefGuests(vc *vcsim.VCenter) {
 	for _, id := range vc.VMs() {
-		vc.VM(id).Configure(func(g *vcsim.Guest) { g.CustomizeFor, g.NetworkFor = 200*time.Millisecond, 100*time.Millisecond })
+		vc.VM(id).Configure(func(g *vcsim.Guest) {
+			g.CustomizeFor, g.NetworkFor = 200*time.Millisecond, 100*time.Millisecond
+		})
 	}
 }
 
 // crash is one point at which the owner of a run is killed.
 type crash struct {
-	name  string
-	kind  string // when an event of this kind is heard: it is on its way to the stream, or stored
-	n     int    // of progress events, of which a run has more or fewer: its number in the run
-	op    string // when its call of this operation with the number nth arrives, which is lost; or, with effect, has taken effect, and its answer is lost
+	name string
+	kind string // when an event of this kind is heard: it is on its way to the stream, or stored
+	n    int    // of progress events, of which a run has more or fewer: its number in the run
+	// when its call of this operation with the number nth arrives, which is lost; or, with effect, has taken effect,
+	// and its answer is lost
+	op    string
 	nth   int
 	phase vcsim.Phase
 }
 
-// lane is a site with two replicas on which one case is tried after the other, each with a VM of its own.
+// lane is a harness with two replicas on which one case is tried after the other, each with a VM of its own.
 type lane struct {
 	*replicas
 	free []string // VMs
@@ -141,8 +150,8 @@ type lane struct {
 
 func newLane(t *testing.T, natsURL, vcenter string, copies, vms int) *lane {
 	t.Helper()
-	s := newSiteNamed(t, natsURL, vcenter, vcsim.Options{VMs: vms, VisibilityLag: 100 * time.Millisecond})
-	brief(s.vc)
+	s := newHarnessNamed(t, natsURL, vcenter, vcsim.Options{VMs: vms, VisibilityLag: 100 * time.Millisecond})
+	briefGuests(s.vc)
 	l := &lane{free: s.vc.VMs()}
 	s.vc.OnCall(func(c vcsim.Call, phase vcsim.Phase) vcsim.Action {
 		l.mu.Lock()
@@ -166,8 +175,8 @@ func (l *lane) hook(f func(vcsim.Call, vcsim.Phase) vcsim.Action) {
 
 // listen sets what is called at each event, nil for nothing.
 func (l *lane) listen(f func(event)) {
-	l.site.mu.Lock()
-	defer l.site.mu.Unlock()
+	l.harness.mu.Lock()
+	defer l.harness.mu.Unlock()
 	l.react = f
 }
 
@@ -195,7 +204,7 @@ func (l *lane) undisturbed() (kinds, calls []string) {
 		return vcsim.Proceed
 	})
 	vm := l.vm()
-	l.publish(vm, "undisturbed", whole("exit 0"))
+	l.publish(vm, "undisturbed", fullRequest("exit 0"))
 	l.settled("undisturbed", vm)
 	l.hook(nil)
 	l.once("undisturbed", vm)
@@ -204,7 +213,8 @@ func (l *lane) undisturbed() (kinds, calls []string) {
 	return kindsOf(l.stored(vm)), calls
 }
 
-// try kills the owner of a new run at the point, and reports whether the run came there. The other replica takes the run to its end by itself.
+// try kills the owner of a new run at the point, and reports whether the run came there. The other replica takes the
+// run to its end by itself.
 func (l *lane) try(c crash) (vm string, reached bool) {
 	l.t.Helper()
 	vm = l.vm()
@@ -237,7 +247,7 @@ func (l *lane) try(c crash) (vm string, reached bool) {
 			kill(e.run.Owner.Instance)
 		}
 	})
-	l.publish(vm, c.name, whole("exit 0"))
+	l.publish(vm, c.name, fullRequest("exit 0"))
 	end := l.settled(c.name, vm)
 	l.hook(nil)
 	l.listen(nil)
@@ -250,8 +260,8 @@ func (l *lane) try(c crash) (vm string, reached bool) {
 	return vm, killed != ""
 }
 
-// The replica that owns a run is killed at every append and at every call of a whole run, and after each call that changes the guest. The other one
-// takes the run to its end: everything was done once, and the run ended once.
+// The replica that owns a run is killed at every append and at every call of a whole run, and after each call that
+// changes the guest. The other one takes the run to its end: everything was done once, and the run ended once.
 func TestOwnerKilledAtEveryPoint(t *testing.T) {
 	t.Parallel()
 	cluster := natstest.StartCluster(t, 3)
@@ -273,7 +283,8 @@ func TestOwnerKilledAtEveryPoint(t *testing.T) {
 	seen := map[string]int{}
 	for _, op := range calls {
 		seen[op]++
-		cases = append(cases, crash{name: fmt.Sprintf("call %s %d", op, seen[op]), op: op, nth: seen[op], phase: vcsim.Before})
+		cases = append(cases, crash{name: fmt.Sprintf("call %s %d", op, seen[op]), op: op, nth: seen[op],
+			phase: vcsim.Before})
 	}
 	for _, act := range acts {
 		cases = append(cases, crash{name: "effect of " + act.op, op: act.op, nth: 1, phase: vcsim.After})
@@ -295,7 +306,8 @@ func TestOwnerKilledAtEveryPoint(t *testing.T) {
 			switch {
 			case reached:
 				t.Logf("%s: %d events, %s", cases[k].name, len(l.stored(vm)), time.Since(begun).Round(time.Millisecond))
-			case slices.ContainsFunc(acts, func(a act) bool { return a.op == cases[k].op }), cases[k].kind != "" && cases[k].n == 0:
+			case slices.ContainsFunc(acts, func(a act) bool { return a.op == cases[k].op }), cases[k].kind != "" &&
+				cases[k].n == 0:
 				t.Errorf("%s: this run did not come there", cases[k].name)
 			default: // how often a process is polled, and a Task tells its progress, differs from run to run
 				t.Logf("%s: this run did without it", cases[k].name)

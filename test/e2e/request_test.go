@@ -11,20 +11,22 @@ import (
 	"github.com/guestflow/guestflow/internal/vcsim"
 )
 
-// quick makes every guest customize in a moment.
-func quick(vc *vcsim.VCenter) {
+// fastGuests makes every guest customize in a moment.
+func fastGuests(vc *vcsim.VCenter) {
 	for _, id := range vc.VMs() {
-		vc.VM(id).Configure(func(g *vcsim.Guest) { g.CustomizeFor, g.NetworkFor = 300*time.Millisecond, 100*time.Millisecond })
+		vc.VM(id).Configure(func(g *vcsim.Guest) {
+			g.CustomizeFor, g.NetworkFor = 300*time.Millisecond, 100*time.Millisecond
+		})
 	}
 }
 
 func TestRequestToExitCode(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, startNATS(t), vcsim.Options{})
-	quick(s.vc)
+	s := newHarness(t, startNATS(t), vcsim.Options{})
+	fastGuests(s.vc)
 	p := s.start()
 	vm := s.vc.VMs()[0]
-	s.publish(vm, "r-1", whole("exit 0"))
+	s.publish(vm, "r-1", fullRequest("exit 0"))
 	if e := s.ended("r-1"); e.kind != "run.succeeded" {
 		t.Fatalf("ended with %s: %s", e.kind, e.Data)
 	}
@@ -34,17 +36,21 @@ func TestRequestToExitCode(t *testing.T) {
 			kinds = append(kinds, k)
 		}
 	}
-	want := []string{"run.accepted", "check.completed", "customize.starting", "customize.started", "customize.completed", "network.starting", "network.started",
-		"network.completed", "verify.completed", "process.starting", "process.started", "process.exited", "run.succeeded"}
+	want := []string{"run.accepted", "check.completed", "customize.starting", "customize.started",
+		"customize.completed", "network.starting", "network.started",
+		"network.completed", "verify.completed", "process.starting", "process.started", "process.exited",
+		"run.succeeded"}
 	if diff := cmp.Diff(want, kinds); diff != "" {
 		t.Errorf("events (-want +got):\n%s", diff)
 	}
 	s.once("r-1", vm)
 	end := s.ended("r-1").run
-	if end.Check.Status != "SUPPORTED" || end.Customize.State != "succeeded" || end.Network.State != "succeeded" || *end.Processes[0].ExitCode != 0 {
+	if end.Check.Status != "SUPPORTED" || end.Customize.State != "succeeded" || end.Network.State != "succeeded" ||
+		*end.Processes[0].ExitCode != 0 {
 		t.Errorf("the last event says %+v", end)
 	}
-	if status, body := p.get("/metrics"); status != http.StatusOK || !strings.Contains(body, `guestflow_runs_finished_total{code="",outcome="succeeded",vcenter="lab"} 1`) ||
+	if status, body := p.get("/metrics"); status != http.StatusOK ||
+		!strings.Contains(body, `guestflow_runs_finished_total{code="",outcome="succeeded",vcenter="lab"} 1`) ||
 		!strings.Contains(body, `guestflow_vcenter_up{vcenter="lab"} 1`) {
 		t.Errorf("/metrics: %d\n%s", status, body)
 	}
@@ -58,27 +64,27 @@ func TestRequestToExitCode(t *testing.T) {
 
 func TestFailuresAreNamed(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, startNATS(t), vcsim.Options{})
-	quick(s.vc)
+	s := newHarness(t, startNATS(t), vcsim.Options{})
+	fastGuests(s.vc)
 	vms := s.vc.VMs()
 	s.vc.VM(vms[1]).Configure(func(g *vcsim.Guest) { g.Supported = false })
 	s.vc.VM(vms[2]).PowerOff()
 	s.vc.VM(vms[3]).Configure(func(g *vcsim.Guest) { g.Password = "another" })
 	s.vc.VM(vms[4]).Configure(func(g *vcsim.Guest) { g.Engine = false })
 	s.start()
-	unknown := whole("exit 0")
+	unknown := fullRequest("exit 0")
 	unknown["guest"] = map[string]any{"credentials": map[string]any{"secretRef": "nobody"}}
 	for _, test := range []struct {
 		name, vm   string
 		data       map[string]any
 		step, code string
 	}{
-		{"exit code", vms[0], whole("exit 3"), "process", "ExitCode"},
-		{"guest OS", vms[1], whole("exit 0"), "check", "NotCustomizable"},
-		{"powered off", vms[2], whole("exit 0"), "check", "PowerState"},
-		{"guest login", vms[3], whole("exit 0"), "customize", "GuestLoginRefused"},
-		{"no engine", vms[4], whole("exit 0"), "customize", "CustomizationFailed"},
-		{"no such VM", "vm-404404", whole("exit 0"), "check", "NotFound"},
+		{"exit code", vms[0], fullRequest("exit 3"), "process", "ExitCode"},
+		{"guest OS", vms[1], fullRequest("exit 0"), "check", "NotCustomizable"},
+		{"powered off", vms[2], fullRequest("exit 0"), "check", "PowerState"},
+		{"guest login", vms[3], fullRequest("exit 0"), "customize", "GuestLoginRefused"},
+		{"no engine", vms[4], fullRequest("exit 0"), "customize", "CustomizationFailed"},
+		{"no such VM", "vm-404404", fullRequest("exit 0"), "check", "NotFound"},
 		{"no such secret", vms[5], unknown, "check", "UnknownSecret"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -95,12 +101,12 @@ func TestFailuresAreNamed(t *testing.T) {
 // A vCenter that is away, and NATS that is away, stop no start; a run goes on once they are back.
 func TestStartsWithoutVCenter(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, startNATS(t), vcsim.Options{})
-	quick(s.vc)
+	s := newHarness(t, startNATS(t), vcsim.Options{})
+	fastGuests(s.vc)
 	s.vc.Stop()
 	p := s.start()
 	vm := s.vc.VMs()[0]
-	s.publish(vm, "r-1", whole("exit 0"))
+	s.publish(vm, "r-1", fullRequest("exit 0"))
 	if e := s.await("r-1", "run.waiting"); e.run.Waiting != "vcenter-unavailable" {
 		t.Errorf("waiting for %q, want vcenter-unavailable", e.run.Waiting)
 	}
@@ -117,11 +123,11 @@ func TestStartsWithoutVCenter(t *testing.T) {
 // While a guest customizes, its run makes no call of its own: the one long poll of the vCenter tells.
 func TestWaitingMakesNoCall(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, startNATS(t), vcsim.Options{})
+	s := newHarness(t, startNATS(t), vcsim.Options{})
 	vm := s.vc.VMs()[0]
 	s.vc.VM(vm).Configure(func(g *vcsim.Guest) { g.CustomizeFor = 4 * time.Second })
 	s.start()
-	s.publish(vm, "r-1", whole("exit 0"))
+	s.publish(vm, "r-1", fullRequest("exit 0"))
 	s.await("r-1", "customize.started")
 	s.await("r-1", "customize.progressed") // the poll knows the Task by now
 	count := func() (n int) {

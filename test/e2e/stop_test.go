@@ -24,8 +24,9 @@ const (
 	meanwhile  = "with its intent published, until the other is in the middle of the run"
 )
 
-// An owner is stopped with SIGSTOP between the intent and the fact of each act, until the other replica has taken the run to its end, or has the next
-// fact of it; then it goes on, not knowing that time has passed. It does nothing more: everything was done once, and the run ended once.
+// An owner is stopped with SIGSTOP between the intent and the fact of each act, until the other replica has taken the
+// run to its end, or has the next fact of it; then it goes on, not knowing that time has passed. It does nothing more:
+// everything was done once, and the run ended once.
 func TestOwnerStoppedForLongerThanTheAckWait(t *testing.T) {
 	t.Parallel()
 	cluster := natstest.StartCluster(t, 3)
@@ -83,7 +84,8 @@ func (l *lane) stopped(name string, a act, point string) (vm string) {
 	})
 	// One channel keeps what was published in order.
 	said := make(chan *nats.Msg, 1024)
-	for _, subject := range []string{"guestflow.events." + l.vcenter + "." + vm + ".>", "$JS.API.STREAM.MSG.GET.GUESTFLOW_EVENTS"} {
+	for _, subject := range []string{"guestflow.events." + l.vcenter + "." + vm + ".>",
+		"$JS.API.STREAM.MSG.GET.GUESTFLOW_EVENTS"} {
 		sub, err := l.conn.ChanSubscribe(subject, said)
 		if err != nil {
 			l.t.Fatal(err)
@@ -109,7 +111,8 @@ func (l *lane) stopped(name string, a act, point string) (vm string) {
 					if intent != "" && (point == atIntent || point == meanwhile) {
 						stop(intent)
 					}
-				case intent != "" && point == inReadBack && strings.Contains(string(m.Data), vm) && !strings.HasPrefix(m.Reply, ownInbox):
+				case intent != "" && point == inReadBack && strings.Contains(string(m.Data), vm) &&
+					!strings.HasPrefix(m.Reply, ownInbox):
 					stop(intent)
 				}
 			case <-quit:
@@ -120,12 +123,14 @@ func (l *lane) stopped(name string, a act, point string) (vm string) {
 	defer listening.Wait()
 	defer close(quit)
 
-	l.publish(vm, name, whole("exit 0"))
+	l.publish(vm, name, fullRequest("exit 0"))
 	stale := <-owner
 	p := l.replica(stale)
 	if point == meanwhile {
 		l.until(name+": the other has its fact", func() bool {
-			return slices.ContainsFunc(l.stored(vm), func(e event) bool { return e.kind == a.started && e.run.Owner.Instance == other(stale) })
+			return slices.ContainsFunc(l.stored(vm), func(e event) bool {
+				return e.kind == a.started && e.run.Owner.Instance == other(stale)
+			})
 		})
 		p.signal(syscall.SIGCONT)
 	}
@@ -137,7 +142,8 @@ func (l *lane) stopped(name string, a act, point string) (vm string) {
 	p.signal(syscall.SIGCONT)
 	l.until(name+": the stale owner gives up", func() bool {
 		return slices.ContainsFunc(strings.Split(p.log.String(), "\n"), func(line string) bool {
-			return strings.Contains(line, "another owner goes on with this request") && strings.Contains(line, `"`+vm+`"`)
+			return strings.Contains(line, "another owner goes on with this request") &&
+				strings.Contains(line, `"`+vm+`"`)
 		})
 	})
 	l.once(name, vm)

@@ -67,7 +67,8 @@ type receiver struct {
 func newReceiver(t *testing.T) *receiver {
 	t.Helper()
 	command := filepath.Join(t.TempDir(), "otlp")
-	if said, err := exec.Command("go", "build", "-C", "../../tools/otlp", "-o", command, ".").CombinedOutput(); err != nil {
+	if said, err := exec.Command("go", "build", "-C", "../../tools/otlp", "-o", command, ".").CombinedOutput(); err !=
+		nil {
 		t.Fatalf("build the receiver: %v\n%s", err, said)
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -91,7 +92,8 @@ func newReceiver(t *testing.T) *receiver {
 
 // settings make a service send its traces here, soon.
 func (r *receiver) settings() []string {
-	return []string{"OTEL_EXPORTER_OTLP_ENDPOINT=" + r.url, "OTEL_BSP_SCHEDULE_DELAY=50", "OTEL_RESOURCE_ATTRIBUTES=deployment.environment.name=test"}
+	return []string{"OTEL_EXPORTER_OTLP_ENDPOINT=" + r.url, "OTEL_BSP_SCHEDULE_DELAY=50",
+		"OTEL_RESOURCE_ATTRIBUTES=deployment.environment.name=test"}
 }
 
 // spans are those that came so far.
@@ -118,13 +120,14 @@ func (r *receiver) spans() (all []span) {
 	return all
 }
 
-// One trace goes from the publisher to the subscribers, also where the run's owner is killed in the middle: the run and each of its steps are one span, every
-// call and every append stands under the step that made it, and every event names the append that stored it.
+// One trace goes from the publisher to the subscribers, also where the run's owner is killed in the middle: the run and
+// each of its steps are one span, every call and every append stands under the step that made it, and every event names
+// the append that stored it.
 func TestTraceAcrossATakeover(t *testing.T) {
 	t.Parallel()
 	collector := newReceiver(t)
-	s := newSite(t, startNATS(t), vcsim.Options{})
-	quick(s.vc)
+	s := newHarness(t, startNATS(t), vcsim.Options{})
+	fastGuests(s.vc)
 	vm := s.vc.VMs()[0]
 	s.vc.VM(vm).Configure(func(g *vcsim.Guest) { g.NetworkFor = time.Second })
 	parents := map[string]string{} // of the events
@@ -134,9 +137,10 @@ func TestTraceAcrossATakeover(t *testing.T) {
 	}
 	first := s.start(collector.settings()...)
 	const traceID, publisher = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
-	data := whole("exit 0")
+	data := fullRequest("exit 0")
 	data["vm"] = vm
-	request, err := json.Marshal(map[string]any{"specversion": "1.0", "id": "r-1", "source": "/test", "type": "io.guestflow.customization.requested.v1",
+	request, err := json.Marshal(map[string]any{"specversion": "1.0", "id": "r-1", "source": "/test",
+		"type":        "io.guestflow.customization.requested.v1",
 		"traceparent": "00-" + traceID + "-" + publisher + "-01", "tracestate": "vendor=kept", "data": data})
 	if err != nil {
 		t.Fatal(err)
@@ -153,7 +157,8 @@ func TestTraceAcrossATakeover(t *testing.T) {
 	if end.kind != "run.succeeded" || end.run.Owner.Takeovers != 1 {
 		t.Fatalf("ended with %s after %d takeovers", end.kind, end.run.Owner.Takeovers)
 	}
-	for _, of := range []string{"guestflow_step_seconds_bucket", "guestflow_run_seconds_bucket", "guestflow_vcenter_call_seconds_bucket", "guestflow_runs_finished_total"} {
+	for _, of := range []string{"guestflow_step_seconds_bucket", "guestflow_run_seconds_bucket",
+		"guestflow_vcenter_call_seconds_bucket", "guestflow_runs_finished_total"} {
 		exemplar := regexp.MustCompile(`(?m)^` + of + `\{.*# \{trace_id="` + traceID + `"\}`)
 		s.until("an exemplar of "+of, func() bool { // the last event is heard before its append is answered
 			_, body := second.getOpenMetrics()
@@ -201,7 +206,8 @@ func TestTraceAcrossATakeover(t *testing.T) {
 		return byName[name][0]
 	}
 	run := only("run")
-	if run.Parent != publisher || run.Kind != consumerSpan || run.attribute("guestflow.vm") != vm || run.attribute("guestflow.outcome") != "succeeded" ||
+	if run.Parent != publisher || run.Kind != consumerSpan || run.attribute("guestflow.vm") != vm ||
+		run.attribute("guestflow.outcome") != "succeeded" ||
 		run.attribute("guestflow.takeovers") != "1" || run.Status.Code != 0 {
 		t.Errorf("the run's span is %+v", run)
 	}
@@ -211,14 +217,16 @@ func TestTraceAcrossATakeover(t *testing.T) {
 		}
 	}
 	for call, step := range map[string]string{"CustomizeGuest_Task": "customize", "StartGuestNetwork_Task": "network"} {
-		if one := only(call); one.Parent != only(step).SpanID || one.Kind != clientSpan || one.attribute("server.address") != "lab" {
+		if one := only(call); one.Parent != only(step).SpanID || one.Kind != clientSpan ||
+			one.attribute("server.address") != "lab" {
 			t.Errorf("call %s: %+v", call, one)
 		}
 	}
 	for id, parent := range parents {
 		id16 := strings.Split(parent, "-")[2]
 		one, ok := byID[id16]
-		if !ok || !strings.HasPrefix(one.Name, "append ") || one.Kind != producerSpan || parent != fmt.Sprintf("00-%s-%s-01", traceID, id16) {
+		if !ok || !strings.HasPrefix(one.Name, "append ") || one.Kind != producerSpan ||
+			parent != fmt.Sprintf("00-%s-%s-01", traceID, id16) {
 			t.Errorf("event %s names %s, which is span %+v", id, parent, one)
 		}
 	}
@@ -230,8 +238,8 @@ func TestTraceAcrossATakeover(t *testing.T) {
 func TestUnsampled(t *testing.T) {
 	t.Parallel()
 	collector := newReceiver(t)
-	s := newSite(t, startNATS(t), vcsim.Options{})
-	quick(s.vc)
+	s := newHarness(t, startNATS(t), vcsim.Options{})
+	fastGuests(s.vc)
 	vms := s.vc.VMs()
 	sub, err := s.conn.SubscribeSync("guestflow.events.lab." + vms[0] + ".run.succeeded")
 	if err != nil {
@@ -239,7 +247,9 @@ func TestUnsampled(t *testing.T) {
 	}
 	p := s.start(collector.settings()...)
 	const parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00"
-	request := `{"specversion":"1.0","id":"r-1","source":"/test","type":"io.guestflow.customization.requested.v1","traceparent":"` + parent + `","data":{"vm":"` + vms[0] + `"}}`
+	request :=
+		`{"specversion":"1.0","id":"r-1","source":"/test","type":"io.guestflow.customization.requested.v1",` +
+			`"traceparent":"` + parent + `","data":{"vm":"` + vms[0] + `"}}`
 	if _, err := s.js.Publish(t.Context(), "guestflow.requests.lab."+vms[0], []byte(request)); err != nil {
 		t.Fatal(err)
 	}
@@ -268,12 +278,13 @@ func TestUnsampled(t *testing.T) {
 // A collector that does not answer costs no run, and the log says so once.
 func TestCollectorAway(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, startNATS(t), vcsim.Options{})
-	quick(s.vc)
-	p := s.start("OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:1", "OTEL_BSP_SCHEDULE_DELAY=20", "OTEL_EXPORTER_OTLP_TIMEOUT=100")
+	s := newHarness(t, startNATS(t), vcsim.Options{})
+	fastGuests(s.vc)
+	p := s.start("OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:1", "OTEL_BSP_SCHEDULE_DELAY=20",
+		"OTEL_EXPORTER_OTLP_TIMEOUT=100")
 	for i, vm := range s.vc.VMs()[:2] {
 		id := fmt.Sprintf("r-%d", i)
-		s.publish(vm, id, whole("exit 0"))
+		s.publish(vm, id, fullRequest("exit 0"))
 		if e := s.ended(id); e.kind != "run.succeeded" {
 			t.Errorf("ended with %s", e.kind)
 		}

@@ -21,15 +21,16 @@ var (
 	together = flag.Int("runs-at-once", 96, "how many runs TestTruth has in hand at once")
 )
 
-// However guests lie, hang, answer late and lose their VMware Tools: no run says that it succeeded where it did not, none that it failed where it
-// succeeded, and nothing is done twice. The simulated guests know what is so.
+// However guests lie, hang, answer late and lose their VMware Tools: no run says that it succeeded where it did not,
+// none that it failed where it succeeded, and nothing is done twice. The simulated guests know what is so.
 func TestTruth(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, startNATS(t), vcsim.Options{VMs: *together, NICs: 2})
-	tr := &truth{site: s, lots: map[string]*lot{}, ends: map[string]chan event{}, rows: map[string]*row{}}
+	s := newHarness(t, startNATS(t), vcsim.Options{VMs: *together, NICs: 2})
+	tr := &truth{harness: s, scenarios: map[string]*scenario{}, ends: map[string]chan event{}, rows: map[string]*row{}}
 	s.react = tr.heard
 	s.vc.OnCall(tr.called)
-	s.start("GUESTFLOW_ACK_WAIT=30s", fmt.Sprintf("%s=%d", s.setting("MAX_IN_FLIGHT"), *together), s.setting("SEND_WINDOW")+"=20s",
+	s.start("GUESTFLOW_ACK_WAIT=30s", fmt.Sprintf("%s=%d", s.setting("MAX_IN_FLIGHT"), *together),
+		s.setting("SEND_WINDOW")+"=20s",
 		s.setting("TRAVEL_TIME")+"=1s", s.setting("VISIBILITY_LAG")+"=1s")
 	free := make(chan string, *together)
 	for _, vm := range s.vc.VMs() {
@@ -55,18 +56,20 @@ func TestTruth(t *testing.T) {
 	s.emptied()
 	took := time.Since(begun)
 	tr.journal()
-	t.Logf("%d runs in %s: %d false successes, %d false failures, %d other faults; %d where either end is honest\n%s", *runs,
+	t.Logf("%d runs in %s: %d false successes, %d false failures, %d other faults; %d where either end is honest\n%s",
+		*runs,
 		took.Round(time.Second), tr.falseSuccesses, tr.falseFailures, tr.faults, tr.eithers, tr.table())
 }
 
-// A Task that somebody made before the run is not the run's, also where vCenter's history could not be read when the run began and can be later.
+// A Task that somebody made before the run is not the run's, also where vCenter's history could not be read when the
+// run began and can be later.
 func TestOldTaskIsNotAdopted(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, startNATS(t), vcsim.Options{VMs: 1})
-	quick(s.vc)
+	s := newHarness(t, startNATS(t), vcsim.Options{VMs: 1})
+	fastGuests(s.vc)
 	p := s.start()
 	vm := s.vc.VMs()[0]
-	s.publish(vm, "r-1", whole("exit 0"))
+	s.publish(vm, "r-1", fullRequest("exit 0"))
 	s.ended("r-1")
 	if err := p.stop(); err != nil {
 		t.Fatal(err)
@@ -86,7 +89,7 @@ func TestOldTaskIsNotAdopted(t *testing.T) {
 		s.vc.Script(vcsim.Rule{Op: op, Times: 1, LoseCall: true})
 	}
 	s.start()
-	again := whole("exit 0")
+	again := fullRequest("exit 0")
 	again["verify"] = map[string]any{"timeout": "30s"}
 	s.publish(vm, "r-2", again)
 	if e := s.ended("r-2"); e.kind != "run.succeeded" {
@@ -97,11 +100,11 @@ func TestOldTaskIsNotAdopted(t *testing.T) {
 
 // truth is TestTruth at work.
 type truth struct {
-	*site
-	mu   sync.Mutex
-	lots map[string]*lot       // by VM: the run that is on
-	ends map[string]chan event // by request, of those that are on
-	rows map[string]*row
+	*harness
+	mu        sync.Mutex
+	scenarios map[string]*scenario  // by VM: the run that is on
+	ends      map[string]chan event // by request, of those that are on
+	rows      map[string]*row
 
 	falseSuccesses, falseFailures, faults, eithers int
 }
@@ -112,10 +115,10 @@ type row struct {
 	by   map[string]int
 }
 
-// called lets the VM's lot know of a call.
+// called lets the VM's scenario know of a call.
 func (tr *truth) called(c vcsim.Call, phase vcsim.Phase) vcsim.Action {
 	tr.mu.Lock()
-	l := tr.lots[c.VM]
+	l := tr.scenarios[c.VM]
 	tr.mu.Unlock()
 	if l == nil {
 		return vcsim.Proceed
@@ -125,9 +128,9 @@ func (tr *truth) called(c vcsim.Call, phase vcsim.Phase) vcsim.Action {
 
 // heard passes a last event on, and keeps no other.
 func (tr *truth) heard(e event) {
-	tr.site.mu.Lock()
-	tr.site.heard = nil
-	tr.site.mu.Unlock()
+	tr.harness.mu.Lock()
+	tr.harness.heard = nil
+	tr.harness.mu.Unlock()
 	if !isLast(e.kind) && e.kind != "rejected" {
 		return
 	}
@@ -146,10 +149,12 @@ func (tr *truth) play(n int, vm string) {
 	l := draw(n, tr.vc, guest, tr.secret)
 	end := make(chan event, 1)
 	tr.mu.Lock()
-	tr.lots[vm], tr.ends[l.id] = l, end
+	tr.scenarios[vm], tr.ends[l.id] = l, end
 	tr.mu.Unlock()
 	_, err := tr.tryPublish(vm, l.id, l.data)
-	for until := time.Now().Add(patience); err != nil && strings.Contains(err.Error(), "10077") && time.Now().Before(until); { // the copy of a run before is not gone yet
+	// the copy of a run before is not gone yet
+	for until := time.Now().Add(patience); err != nil && strings.Contains(err.Error(), "10077") &&
+		time.Now().Before(until); {
 		tr.soon()
 		_, err = tr.tryPublish(vm, l.id, l.data)
 	}
@@ -158,13 +163,15 @@ func (tr *truth) play(n int, vm string) {
 		return
 	}
 	if l.twice {
-		_, _ = tr.tryPublish(vm, l.id, l.data) // also where the run has ended by then, or the queue is full: it changes nothing
+		// also where the run has ended by then, or the queue is full: it changes nothing
+		_, _ = tr.tryPublish(vm, l.id, l.data)
 	}
 	var e event
 	select {
 	case e = <-end:
 	case <-time.After(patience):
-		tr.t.Errorf("%s (%s) on %s did not end: %v", l.id, strings.Join(l.names, " + "), vm, kindsOf(tr.storedOf(l.id, vm)))
+		tr.t.Errorf("%s (%s) on %s did not end: %v", l.id, strings.Join(l.names, " + "), vm,
+			kindsOf(tr.storedOf(l.id, vm)))
 		return
 	}
 	l.mu.Lock()
@@ -172,19 +179,19 @@ func (tr *truth) play(n int, vm string) {
 	l.mu.Unlock()
 	tr.judge(l, e)
 	tr.mu.Lock()
-	delete(tr.lots, vm)
+	delete(tr.scenarios, vm)
 	tr.mu.Unlock()
 	guest.Reset()
 }
 
 // judge holds the end of a run against the truth.
-func (tr *truth) judge(l *lot, e event) {
+func (tr *truth) judge(l *scenario, e event) {
 	falsely, wrong := "", l.wrong(e)
 	ended := "succeeded"
 	if e.kind != "run.succeeded" {
 		ended = e.run.Error.Code
 	}
-	step, codes := l.fate()
+	step, codes := l.mustFailIn()
 	switch {
 	case e.kind == "run.succeeded" && step != "":
 		falsely = "false success"
@@ -226,13 +233,15 @@ func (tr *truth) judge(l *lot, e event) {
 		tr.faults++
 	}
 	if falsely != "" || len(wrong) > 0 {
-		tr.t.Errorf("%s (%s) on %s: %s ended with %s %+v, decidedBy %q, effects %+v; %s\n%v", l.id, strings.Join(l.names, " + "), l.vm.ID(), falsely,
-			e.kind, e.run.Error, e.run.Customize.DecidedBy, l.vm.Effects(), strings.Join(wrong, "; "), kindsOf(tr.storedOf(l.id, l.vm.ID())))
+		tr.t.Errorf("%s (%s) on %s: %s ended with %s %+v, decidedBy %q, effects %+v; %s\n%v", l.id,
+			strings.Join(l.names, " + "), l.vm.ID(), falsely,
+			e.kind, e.run.Error, e.run.Customize.DecidedBy, l.vm.Effects(), strings.Join(wrong,
+				"; "), kindsOf(tr.storedOf(l.id, l.vm.ID())))
 	}
 }
 
-// fate is the step in which the run must fail, and the codes with which it may; "" where it must succeed.
-func (l *lot) fate() (string, []string) {
+// mustFailIn is the step in which the run must fail, and the codes with which it may; "" where it must succeed.
+func (l *scenario) mustFailIn() (string, []string) {
 	for _, step := range order {
 		if codes := l.fails[step]; len(codes) > 0 {
 			return step, codes
@@ -242,7 +251,7 @@ func (l *lot) fate() (string, []string) {
 }
 
 // wrong is what must not be so, however the run ended.
-func (l *lot) wrong(e event) (wrong []string) {
+func (l *scenario) wrong(e event) (wrong []string) {
 	reached := len(order)
 	if e.kind != "run.succeeded" {
 		reached = slices.Index(order, e.run.Error.Step)
@@ -253,14 +262,16 @@ func (l *lot) wrong(e event) (wrong []string) {
 		is   int
 		want [2]int
 	}{
-		{"customize", effects.Customizations, l.customized}, {"customize", effects.Aborts, l.aborts}, {"network", effects.NetworkStarts, l.started},
+		{"customize", effects.Customizations, l.customized}, {"customize", effects.Aborts, l.aborts}, {"network",
+			effects.NetworkStarts, l.started},
 		{"process", len(effects.Processes), l.processes},
 	} {
 		if slices.Index(order, c.step) > reached {
 			c.want = [2]int{}
 		}
 		if c.is < c.want[0] || c.is > c.want[1] {
-			wrong = append(wrong, fmt.Sprintf("%s was done %d times, want %d to %d", c.step, c.is, c.want[0], c.want[1]))
+			wrong = append(wrong, fmt.Sprintf("%s was done %d times, want %d to %d", c.step, c.is, c.want[0],
+				c.want[1]))
 		}
 	}
 	if by := e.run.Customize.DecidedBy; by != "" && !slices.Contains(l.decided, by) {
@@ -273,7 +284,7 @@ func (l *lot) wrong(e event) (wrong []string) {
 }
 
 // untrue is what a run that succeeded claims and is not so in the guest.
-func (l *lot) untrue(e event) (claims []string) {
+func (l *scenario) untrue(e event) (claims []string) {
 	so := l.vm.GroundTruth()
 	if so.HostName != l.hostName {
 		claims = append(claims, fmt.Sprintf("the guest's host name is %q, not %s", so.HostName, l.hostName))

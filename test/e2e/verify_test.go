@@ -13,7 +13,8 @@ import (
 	"github.com/guestflow/guestflow/internal/vcsim"
 )
 
-// Guests whose customization succeeds, says vCenter, and that show something else than was asked for, or the very thing: out of public reports.
+// Guests whose customization succeeds, says vCenter, and that show something else than was asked for, or the very
+// thing: out of public reports.
 func TestWhatGuestsShow(t *testing.T) {
 	t.Parallel()
 	host := func(name string, addresses ...string) func(*vcsim.VM) {
@@ -36,8 +37,10 @@ func TestWhatGuestsShow(t *testing.T) {
 	bridge := func(vm *vcsim.VM) {
 		mac := vm.MACs()[0]
 		vm.Configure(func(g *vcsim.Guest) {
-			g.Others = []types.GuestNicInfo{{MacAddress: mac, Connected: true, DeviceConfigId: -1, IpAddress: []string{"10.0.0.7"},
-				IpConfig: &types.NetIpConfigInfo{IpAddress: []types.NetIpConfigInfoIpAddress{{IpAddress: "172.17.0.1", PrefixLength: 16, State: "duplicate"}}}}}
+			g.Others = []types.GuestNicInfo{{MacAddress: mac, Connected: true, DeviceConfigId: -1,
+				IpAddress: []string{"10.0.0.7"},
+				IpConfig: &types.NetIpConfigInfo{IpAddress: []types.NetIpConfigInfoIpAddress{{IpAddress: "172.17.0.1",
+					PrefixLength: 16, State: "duplicate"}}}}}
 		})
 	}
 	rows := []struct {
@@ -47,41 +50,64 @@ func TestWhatGuestsShow(t *testing.T) {
 		want          []string // how each mismatch begins; none: the run succeeds
 		two           bool     // NICs
 	}{
-		{name: "swapped", request: "01-nics-swapped", two: true, guest: []func(*vcsim.VM){nics("192.168.5.7", "10.0.0.7")},
+		{name: "swapped", request: "01-nics-swapped", two: true, guest: []func(*vcsim.VM){nics("192.168.5.7",
+			"10.0.0.7")},
 			want: []string{"address: want 10.0.0.7 on NIC 1", "address: want 192.168.5.7 on NIC 2"}},
-		{name: "not swapped", request: "01-nics-swapped", two: true, guest: []func(*vcsim.VM){nics("10.0.0.7", "192.168.5.7")}},
-		{name: "slots", request: "01-nics-swapped", two: true, guest: []func(*vcsim.VM){slots, nics("10.0.0.7", "192.168.5.7")}},
-		{name: "slots swapped", request: "01-nics-swapped", two: true, guest: []func(*vcsim.VM){slots, nics("192.168.5.7", "10.0.0.7")},
+		{name: "not swapped", request: "01-nics-swapped", two: true, guest: []func(*vcsim.VM){nics("10.0.0.7",
+			"192.168.5.7")}},
+		{name: "slots", request: "01-nics-swapped", two: true, guest: []func(*vcsim.VM){slots,
+			nics("10.0.0.7", "192.168.5.7")}},
+		{name: "slots swapped", request: "01-nics-swapped", two: true, guest: []func(*vcsim.VM){slots,
+			nics("192.168.5.7", "10.0.0.7")},
 			want: []string{"address: want 10.0.0.7 on NIC 1", "address: want 192.168.5.7 on NIC 2"}},
-		{name: "prefix", request: "02-prefix-name", guest: []func(*vcsim.VM){host("template", "10.0.0.7")}, want: []string{"host name: want web- and a number, the guest shows template"}},
+		{name: "prefix", request: "02-prefix-name", guest: []func(*vcsim.VM){host("template", "10.0.0.7")},
+			want: []string{"host name: want web- and a number, the guest shows template"}},
 		{name: "prefix and number", request: "02-prefix-name", guest: []func(*vcsim.VM){host("web-17", "10.0.0.7")}},
-		{name: "secret", request: "05-secretref-blinds-verify", guest: []func(*vcsim.VM){host("template", "169.254.7.7/16")},
-			want: []string{"host name: want the value of secret names, key host, the guest shows template", "address: want 10.0.0.7"}},
-		{name: "secret shown", request: "05-secretref-blinds-verify", guest: []func(*vcsim.VM){host("web01.example.test", "10.0.0.7")}},
-		{name: "duplicate", request: "06-duplicate-address", guest: []func(*vcsim.VM){host("web01", "10.0.0.7/24 duplicate")}, want: []string{"address: 10.0.0.7 on NIC 1"}},
-		{name: "tentative", request: "06-duplicate-address", guest: []func(*vcsim.VM){host("web01", "10.0.0.7", "2001:db8::7/64 tentative")}, want: []string{"address: 2001:db8::7 on NIC 1"}},
-		{name: "preferred", request: "06-duplicate-address", guest: []func(*vcsim.VM){host("web01", "10.0.0.7", "2001:db8::7/64 deprecated")}},
-		{name: "link-local", request: "08-dhcp-without-address", guest: []func(*vcsim.VM){host("web01", "fe80::250:56ff:fe00:1", "169.254.3.4/16")},
+		{name: "secret", request: "05-secretref-blinds-verify", guest: []func(*vcsim.VM){host("template",
+			"169.254.7.7/16")},
+			want: []string{"host name: want the value of secret names, key host, the guest shows template",
+				"address: want 10.0.0.7"}},
+		{name: "secret shown", request: "05-secretref-blinds-verify",
+			guest: []func(*vcsim.VM){host("web01.example.test", "10.0.0.7")}},
+		{name: "duplicate", request: "06-duplicate-address", guest: []func(*vcsim.VM){host("web01",
+			"10.0.0.7/24 duplicate")}, want: []string{"address: 10.0.0.7 on NIC 1"}},
+		{name: "tentative", request: "06-duplicate-address", guest: []func(*vcsim.VM){host("web01", "10.0.0.7",
+			"2001:db8::7/64 tentative")}, want: []string{"address: 2001:db8::7 on NIC 1"}},
+		{name: "preferred", request: "06-duplicate-address", guest: []func(*vcsim.VM){host("web01", "10.0.0.7",
+			"2001:db8::7/64 deprecated")}},
+		{name: "link-local", request: "08-dhcp-without-address", guest: []func(*vcsim.VM){host("web01",
+			"fe80::250:56ff:fe00:1", "169.254.3.4/16")},
 			want: []string{"address: want one by DHCP on NIC 1"}},
-		{name: "leased", request: "08-dhcp-without-address", guest: []func(*vcsim.VM){host("web01", "fe80::250:56ff:fe00:1", "10.7.7.7")}},
-		{name: "mask", request: "06-duplicate-address", guest: []func(*vcsim.VM){host("web01", "10.0.0.7/16")}, want: []string{"prefix: want /24 for 10.0.0.7"}},
-		{name: "gateway", request: "06-duplicate-address", guest: []func(*vcsim.VM){host("web01", "10.0.0.7"), func(vm *vcsim.VM) { vm.SetGateways("10.0.0.254") }},
+		{name: "leased", request: "08-dhcp-without-address", guest: []func(*vcsim.VM){host("web01",
+			"fe80::250:56ff:fe00:1", "10.7.7.7")}},
+		{name: "mask", request: "06-duplicate-address", guest: []func(*vcsim.VM){host("web01", "10.0.0.7/16")},
+			want: []string{"prefix: want /24 for 10.0.0.7"}},
+		{name: "gateway", request: "06-duplicate-address", guest: []func(*vcsim.VM){host("web01", "10.0.0.7"),
+			func(vm *vcsim.VM) { vm.SetGateways("10.0.0.254") }},
 			want: []string{"gateway: want 10.0.0.1, the guest's default route goes by 10.0.0.254"}},
-		{name: "dns", request: "06-duplicate-address", guest: []func(*vcsim.VM){host("web01", "10.0.0.7"), func(vm *vcsim.VM) { vm.SetDNS("9.9.9.9") }},
-			change: func(data map[string]any) { data["verify"].(map[string]any)["dns"] = true }, want: []string{"DNS: want 10.0.0.2, the guest shows 9.9.9.9"}},
-		{name: "bridge", request: "06-duplicate-address", guest: []func(*vcsim.VM){host("web01", "10.0.0.8"), bridge}, want: []string{"address: want 10.0.0.7 on NIC 1"}},
-		{name: "without network", request: "06-duplicate-address", guest: []func(*vcsim.VM){host("template", "10.0.0.8")},
-			change: func(data map[string]any) { delete(data, "network") }, want: []string{"host name: want web01", "address: want 10.0.0.7"}},
-		{name: "off without network", request: "06-duplicate-address", guest: []func(*vcsim.VM){host("web01", "10.0.0.7"), func(vm *vcsim.VM) { vm.SetNICs(false) }},
+		{name: "dns", request: "06-duplicate-address", guest: []func(*vcsim.VM){host("web01", "10.0.0.7"),
+			func(vm *vcsim.VM) { vm.SetDNS("9.9.9.9") }},
+			change: func(data map[string]any) {
+				data["verify"].(map[string]any)["dns"] = true
+			}, want: []string{"DNS: want 10.0.0.2, the guest shows 9.9.9.9"}},
+		{name: "bridge", request: "06-duplicate-address", guest: []func(*vcsim.VM){host("web01", "10.0.0.8"), bridge},
+			want: []string{"address: want 10.0.0.7 on NIC 1"}},
+		{name: "without network", request: "06-duplicate-address", guest: []func(*vcsim.VM){host("template",
+			"10.0.0.8")},
+			change: func(data map[string]any) {
+				delete(data, "network")
+			}, want: []string{"host name: want web01", "address: want 10.0.0.7"}},
+		{name: "off without network", request: "06-duplicate-address", guest: []func(*vcsim.VM){host("web01",
+			"10.0.0.7"), func(vm *vcsim.VM) { vm.SetNICs(false) }},
 			change: func(data map[string]any) { delete(data, "network") }, want: []string{"NIC 00:50:56:"}},
 	}
-	sites := map[bool]*site{}
+	sites := map[bool]*harness{}
 	for _, two := range []bool{false, true} {
 		opts := vcsim.Options{VMs: len(rows), NICs: 1}
 		if two {
 			opts.NICs = 2
 		}
-		s := newSite(t, startNATS(t), opts)
+		s := newHarness(t, startNATS(t), opts)
 		names := filepath.Join(s.secrets, "lab", "names")
 		if err := os.MkdirAll(names, 0o700); err != nil {
 			t.Fatal(err)
@@ -89,7 +115,7 @@ func TestWhatGuestsShow(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(names, "host"), []byte("web01\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		quick(s.vc)
+		fastGuests(s.vc)
 		s.start()
 		sites[two] = s
 	}
@@ -122,7 +148,8 @@ func TestWhatGuestsShow(t *testing.T) {
 				t.Errorf("ended with %s: %s", e.kind, e.Data)
 			case row.name == "secret shown" && strings.Contains(string(e.Data), "web01"):
 				t.Errorf("the secret is told: %s", e.Data)
-			case strings.HasSuffix(row.name, "without network") && !strings.Contains(e.run.Error.Message, "asks for no network step"):
+			case strings.HasSuffix(row.name, "without network") && !strings.Contains(e.run.Error.Message,
+				"asks for no network step"):
 				t.Errorf("the message does not say what is missing: %s", e.run.Error.Message)
 			}
 		})
@@ -132,8 +159,8 @@ func TestWhatGuestsShow(t *testing.T) {
 // A spec whose address is none ends no run as succeeded, whether it is refused before anything is done or not.
 func TestAddressesThatAreNone(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, startNATS(t), vcsim.Options{})
-	quick(s.vc)
+	s := newHarness(t, startNATS(t), vcsim.Options{})
+	fastGuests(s.vc)
 	s.start()
 	names := []string{"04-address-not-read", "04-address-not-read-300", "04-address-not-read-zeros"}
 	for i, name := range names {
@@ -145,7 +172,8 @@ func TestAddressesThatAreNone(t *testing.T) {
 		s.publish(id, name, caseRequest(t, name))
 	}
 	for _, name := range names {
-		if e := s.ended(name); e.kind == "run.succeeded" || e.run.Error.Code != "VerifyMismatch" && e.run.Error.Code != "InvalidRequest" {
+		if e := s.ended(name); e.kind == "run.succeeded" || e.run.Error.Code != "VerifyMismatch" &&
+			e.run.Error.Code != "InvalidRequest" {
 			t.Errorf("%s ended with %s: %s", name, e.kind, e.Data)
 		}
 	}
