@@ -1,6 +1,7 @@
-// Package sandbox runs guestflow whole in the calling process: a nats-server with JetStream, a simulated vCenter with VMs that succeed and fail in
-// every way worth seeing, and the service. It is what `guestflow sandbox` starts, and what tests of other programs can start: what they publish is
-// taken, checked, worked on and answered as in a data centre, and nothing leaves the machine.
+// Package sandbox runs guestflow whole in the calling process: a nats-server with JetStream, a simulated vCenter with
+// VMs that succeed and fail in every way worth seeing, and the service. It is what `guestflow sandbox` starts, and what
+// tests of other programs can start: what they publish is taken, checked, worked on and answered as in a data centre,
+// and nothing leaves the machine.
 package sandbox
 
 import (
@@ -59,12 +60,14 @@ func Start(ctx context.Context, o Options) (s *Sandbox, err error) {
 			s = nil
 		}
 	}()
+
 	if s.dir == "" {
 		if s.dir, err = os.MkdirTemp("", "guestflow-sandbox-"); err != nil {
 			return s, err
 		}
 		s.ownDir = true
 	}
+
 	if s.natsURL == "" {
 		if o.NATSListen, err = free(ctx, o.NATSListen); err != nil {
 			return s, err
@@ -74,9 +77,11 @@ func Start(ctx context.Context, o Options) (s *Sandbox, err error) {
 		}
 		s.natsURL = s.nats.URL()
 	}
+
 	if s.vc, err = vcsim.Start(vcsim.Options{Listen: o.VCenterListen, VMs: len(behaviours)}); err != nil {
 		return s, err
 	}
+
 	s.vms = prepare(s.vc)
 	if err := s.writeFiles(); err != nil {
 		return s, err
@@ -87,6 +92,7 @@ func Start(ctx context.Context, o Options) (s *Sandbox, err error) {
 	if !o.NoService {
 		err = s.serve(ctx, o.Log)
 	}
+
 	return s, err
 }
 
@@ -97,6 +103,7 @@ func (s *Sandbox) serve(ctx context.Context, log io.Writer) error {
 		key, value, _ := strings.Cut(setting, "=")
 		env[key] = value
 	}
+
 	cfg, err := app.LoadConfig(envconfig.MapLookuper(env))
 	if err != nil {
 		return err
@@ -104,6 +111,7 @@ func (s *Sandbox) serve(ctx context.Context, log io.Writer) error {
 	if log == nil {
 		log = io.Discard
 	}
+
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	s.stop, s.failed = stop, make(chan error, 1)
 	go func() {
@@ -112,6 +120,7 @@ func (s *Sandbox) serve(ctx context.Context, log io.Writer) error {
 			s.failed <- err
 		}
 	}()
+
 	return s.ready(ctx)
 }
 
@@ -124,12 +133,14 @@ func (s *Sandbox) ready(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+
 		if resp, err := http.DefaultClient.Do(req); err == nil {
 			_ = resp.Body.Close()
 			if resp.StatusCode == http.StatusOK {
 				return nil
 			}
 		}
+
 		select {
 		case <-tick.C:
 		case err := <-s.failed:
@@ -149,6 +160,7 @@ func (s *Sandbox) Close() error {
 			wrong = append(wrong, err)
 		}
 	}
+
 	if s.vc != nil {
 		s.vc.Close()
 	}
@@ -158,6 +170,7 @@ func (s *Sandbox) Close() error {
 	if s.ownDir {
 		wrong = append(wrong, os.RemoveAll(s.dir))
 	}
+
 	return errors.Join(wrong...)
 }
 
@@ -198,12 +211,24 @@ func (s *Sandbox) Effects(vm string) Effects {
 	return Effects{e.Customizations, e.NetworkStarts, e.Aborts, e.Processes}
 }
 
-// Env are the settings with which a service works on this sandbox, as KEY=value. The times are short: in a sandbox nobody wants to wait.
+// Env are the settings with which a service works on this sandbox, as KEY=value. The times are short: in a sandbox
+// nobody wants to wait.
 func (s *Sandbox) Env() []string {
-	return []string{"NATS_URL=" + s.natsURL, "HTTP_ADDR=" + s.httpAddr, "GUESTFLOW_VCENTERS=" + VCenter, "GUESTFLOW_INSTANCE=sandbox",
-		"GUESTFLOW_SECRETS_DIR=" + filepath.Join(s.dir, "secrets"), "GUESTFLOW_ACK_WAIT=5s",
-		"VCENTER_LAB_URL=" + s.vc.URL(), "VCENTER_LAB_USERNAME=" + s.vc.Username(), "VCENTER_LAB_PASSWORD_FILE=" + filepath.Join(s.dir, "vcenter-password"),
-		"VCENTER_LAB_CA_FILE=" + s.CAFile(), "VCENTER_LAB_SEND_WINDOW=2s", "VCENTER_LAB_TRAVEL_TIME=1s", "VCENTER_LAB_VISIBILITY_LAG=1s"}
+	return []string{
+		"NATS_URL=" + s.natsURL,
+		"HTTP_ADDR=" + s.httpAddr,
+		"GUESTFLOW_VCENTERS=" + VCenter,
+		"GUESTFLOW_INSTANCE=sandbox",
+		"GUESTFLOW_SECRETS_DIR=" + filepath.Join(s.dir, "secrets"),
+		"GUESTFLOW_ACK_WAIT=5s",
+		"VCENTER_LAB_URL=" + s.vc.URL(),
+		"VCENTER_LAB_USERNAME=" + s.vc.Username(),
+		"VCENTER_LAB_PASSWORD_FILE=" + filepath.Join(s.dir, "vcenter-password"),
+		"VCENTER_LAB_CA_FILE=" + s.CAFile(),
+		"VCENTER_LAB_SEND_WINDOW=2s",
+		"VCENTER_LAB_TRAVEL_TIME=1s",
+		"VCENTER_LAB_VISIBILITY_LAG=1s",
+	}
 }
 
 // writeFiles puts what the service must know into files, as Kubernetes would mount them.
@@ -215,11 +240,13 @@ func (s *Sandbox) writeFiles() error {
 	if err := os.MkdirAll(filepath.Join(s.dir, "requests"), 0o700); err != nil {
 		return err
 	}
+
 	for _, vm := range s.vms {
 		if err := os.WriteFile(s.RequestFile(vm), append(vm.Request, '\n'), 0o600); err != nil {
 			return err
 		}
 	}
+
 	for name, content := range map[string]string{
 		filepath.Join(guest, "username"): vcsim.DefaultGuestUsername, filepath.Join(guest, "password"): vcsim.DefaultGuestPassword,
 		filepath.Join(s.dir, "vcenter-password"): s.vc.Password(), s.CAFile(): string(s.vc.CAPEM()),
@@ -228,6 +255,7 @@ func (s *Sandbox) writeFiles() error {
 			return err
 		}
 	}
+
 	return nil
 }
 

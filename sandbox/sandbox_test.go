@@ -39,6 +39,7 @@ func start(t *testing.T, o sandbox.Options) *sandbox.Sandbox {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, log)
 	}
+
 	t.Cleanup(func() {
 		if err := s.Close(); err != nil {
 			t.Error(err)
@@ -47,6 +48,7 @@ func start(t *testing.T, o sandbox.Options) *sandbox.Sandbox {
 			t.Log(log)
 		}
 	})
+
 	return s
 }
 
@@ -71,10 +73,19 @@ func (b *buffer) String() string {
 // submit publishes an event for a VM, as any client would.
 func submit(t *testing.T, js jetstream.JetStream, subject, id, kind string, data any) error {
 	t.Helper()
-	event, err := json.Marshal(map[string]any{"specversion": "1.0", "id": id, "source": "/test", "type": "io.guestflow.customization." + kind + ".v1", "data": data})
+	event, err := json.Marshal(
+		map[string]any{
+			"specversion": "1.0",
+			"id":          id,
+			"source":      "/test",
+			"type":        "io.guestflow.customization." + kind + ".v1",
+			"data":        data,
+		},
+	)
 	if err != nil {
 		return err
 	}
+
 	for { // for some milliseconds after a run's end its VM's queue is still full
 		_, err := js.Publish(patience(t), subject, event)
 		var api *jetstream.APIError
@@ -92,43 +103,52 @@ func TestVMs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	t.Cleanup(nc.Close)
 	js, err := jetstream.New(nc)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var all sync.WaitGroup
 	seen := map[string]bool{}
 	for _, vm := range s.VMs() {
 		if seen[vm.Shows] || vm.Name == "" {
 			t.Errorf("VM %+v", vm)
 		}
+
 		seen[vm.Shows] = true
 		all.Go(func() { // all at once: most of it is waiting
 			tries := 2
-			// Right after a run that asked for the same, what the guest comes to show may be that one's doing, and proves nothing of the next.
+			// Right after a run that asked for the same, what the guest comes to show may be that one's doing, and
+			// proves nothing of the next.
 			if strings.HasPrefix(vm.Shows, "slow") || strings.HasPrefix(vm.Shows, "vCenter says that the Task failed") {
 				tries = 1
 			}
+
 			for try := range tries {
 				told, err := nc.SubscribeSync("guestflow.*." + sandbox.VCenter + "." + vm.ID + ".>")
 				if err != nil {
 					t.Error(err)
 					return
 				}
+
 				id := fmt.Sprintf("try-%d", try)
 				got, err := ends(t, js, told, vm, id)
 				if err != nil || got != vm.Ends {
 					t.Errorf("%s: try %d ended with %s, want %s: %v", vm.Shows, try, got, vm.Ends, err)
 				}
+
 				_ = told.Unsubscribe()
 			}
+
 			// At most once for each try; an abort may be followed by a second one.
 			if e := s.Effects(vm.ID); e.Customizations > 2+e.Aborts || e.NetworkStarts > 2 || len(e.Processes) > 2 {
 				t.Errorf("%s: effects %+v", vm.Shows, e)
 			}
 		})
 	}
+
 	all.Wait()
 	if e := s.Effects("vm-0"); e.Customizations != 0 {
 		t.Errorf("effects of no VM: %+v", e)
@@ -141,12 +161,14 @@ func ends(t *testing.T, js jetstream.JetStream, told *nats.Subscription, vm sand
 	if err := submit(t, js, "guestflow.requests."+sandbox.VCenter+"."+vm.ID, id, "requested", vm.Request); err != nil {
 		return "", err
 	}
+
 	unreachable := !strings.Contains(vm.Shows, "process.unreachable")
 	for {
 		m, err := told.NextMsgWithContext(patience(t))
 		if err != nil {
 			return "", err
 		}
+
 		var e struct {
 			Type string
 			Data struct {
@@ -154,12 +176,14 @@ func ends(t *testing.T, js jetstream.JetStream, told *nats.Subscription, vm sand
 				Error   struct{ Code string }
 			}
 		}
+
 		if err := json.Unmarshal(m.Data, &e); err != nil {
 			return "", err
 		}
 		if e.Data.Request.ID != id {
 			continue
 		}
+
 		switch kind := strings.TrimSuffix(strings.TrimPrefix(e.Type, "io.guestflow.customization."), ".v1"); kind {
 		case "process.started":
 			if vm.Ends != "run.canceled" {
@@ -194,17 +218,20 @@ func TestIDsStay(t *testing.T) {
 					t.Error(err)
 					return
 				}
+
 				for i, vm := range s.VMs() {
 					if want := fmt.Sprintf("vm-%d", 29+2*i); vm.ID != want {
 						t.Errorf("VM %d is %s, want %s", i+1, vm.ID, want)
 					}
 				}
+
 				if err := s.Close(); err != nil {
 					t.Error(err)
 				}
 			}
 		})
 	}
+
 	all.Wait()
 }
 
@@ -213,14 +240,29 @@ func TestParts(t *testing.T) {
 	t.Parallel()
 	nats := start(t, sandbox.Options{NoService: true})
 	dir := t.TempDir()
-	s := start(t, sandbox.Options{NATS: nats.NATSURL(), Dir: dir, HTTPListen: "127.0.0.1:0", VCenterListen: "127.0.0.1:0", NoService: true})
+	s := start(
+		t,
+		sandbox.Options{
+			NATS:          nats.NATSURL(),
+			Dir:           dir,
+			HTTPListen:    "127.0.0.1:0",
+			VCenterListen: "127.0.0.1:0",
+			NoService:     true,
+		},
+	)
+
 	if s.NATSURL() != nats.NATSURL() || s.VCenterURL() == nats.VCenterURL() {
 		t.Errorf("NATS %s, vCenter %s", s.NATSURL(), s.VCenterURL())
 	}
 	if _, err := os.Stat(s.CAFile()); err != nil || !strings.HasPrefix(s.CAFile(), dir) {
 		t.Errorf("%s: %v", s.CAFile(), err)
 	}
-	if env := strings.Join(s.Env(), "\n"); !strings.Contains(env, "VCENTER_LAB_URL="+s.VCenterURL()) || !strings.Contains(env, "NATS_URL="+s.NATSURL()) {
+
+	if env := strings.Join(
+		s.Env(),
+		"\n",
+	); !strings.Contains(env, "VCENTER_LAB_URL="+s.VCenterURL()) ||
+		!strings.Contains(env, "NATS_URL="+s.NATSURL()) {
 		t.Errorf("settings %s", env)
 	}
 }

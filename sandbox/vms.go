@@ -39,26 +39,51 @@ type behaviour struct {
 
 var behaviours = []behaviour{
 	{shows: "all is well; without the network step it would end as VerifyMismatch", ends: "run.succeeded"},
-	{shows: "slow: half a minute, with progress", ends: "run.succeeded", guest: func(g *vcsim.Guest) { g.CustomizeFor = 30 * time.Second }},
+	{
+		shows: "slow: half a minute, with progress",
+		ends:  "run.succeeded",
+		guest: func(g *vcsim.Guest) { g.CustomizeFor = 30 * time.Second },
+	},
 	{shows: "the guest lies: its Task succeeds, its host name stays what it was", ends: "run.failed VerifyMismatch",
 		guest: func(g *vcsim.Guest) { g.Faults.KeepsHostName = true }},
 	{shows: "a NIC is left disconnected (cure: network.connectNics)", ends: "run.failed VerifyMismatch",
 		each: func(_ *vcsim.VCenter, m *vcsim.VM) { m.SetNICs(false) }},
-	{shows: "VMware Tools are away, and come back after 8 s", ends: "run.succeeded", each: func(_ *vcsim.VCenter, m *vcsim.VM) { awayFor(8*time.Second, m) }},
-	{shows: "the guest refuses the login", ends: "run.failed GuestLoginRefused", guest: func(g *vcsim.Guest) { g.Password = "another one" }},
+	{
+		shows: "VMware Tools are away, and come back after 8 s",
+		ends:  "run.succeeded",
+		each:  func(_ *vcsim.VCenter, m *vcsim.VM) { awayFor(8*time.Second, m) },
+	},
+	{
+		shows: "the guest refuses the login",
+		ends:  "run.failed GuestLoginRefused",
+		guest: func(g *vcsim.Guest) { g.Password = "another one" },
+	},
 	{shows: "the process in the guest exits with 3", ends: "run.failed ExitCode",
 		guest: func(g *vcsim.Guest) { g.Programs[program] = vcsim.Program{For: time.Second, ExitCode: 3} }},
 	{shows: "the answer to CustomizeGuest_Task is lost: the Task is found, and made once", ends: "run.succeeded",
 		rules: []vcsim.Rule{{Op: "CustomizeGuest_Task", LoseAnswer: true}}},
-	{shows: "vCenter says that the Task failed, and the guest was customized", ends: "run.succeeded", guest: func(g *vcsim.Guest) {
-		g.TaskError, g.AppliesAnyway, g.AppliesAtOnce = &types.CustomizationFault{}, true, true
-	}, each: func(_ *vcsim.VCenter, m *vcsim.VM) { m.SetHostName("template") }}, // what it showed before would prove nothing
+	{
+		shows: "vCenter says that the Task failed, and the guest was customized",
+		ends:  "run.succeeded",
+		guest: func(g *vcsim.Guest) {
+			g.TaskError, g.AppliesAnyway, g.AppliesAtOnce = &types.CustomizationFault{}, true, true
+		},
+		each: func(_ *vcsim.VCenter, m *vcsim.VM) { m.SetHostName("template") },
+	}, // what it showed before would prove nothing
 	{shows: "the customization engine crashes and leaves its lock: aborted, and repeated once", ends: "run.succeeded",
 		each: func(_ *vcsim.VCenter, m *vcsim.VM) { m.Configure(func(g *vcsim.Guest) { g.Crash = true }) }},
-	{shows: "vCenter says for some seconds that the VM is busy", ends: "run.succeeded", each: func(v *vcsim.VCenter, m *vcsim.VM) {
-		v.Script(vcsim.Rule{VM: m.ID(), Op: "CustomizeGuest_Task", Times: 3, Fault: &types.TaskInProgress{}})
-	}},
-	{shows: "the customization engine is not installed in the guest", ends: "run.failed CustomizationFailed", guest: func(g *vcsim.Guest) { g.Engine = false }},
+	{
+		shows: "vCenter says for some seconds that the VM is busy",
+		ends:  "run.succeeded",
+		each: func(v *vcsim.VCenter, m *vcsim.VM) {
+			v.Script(vcsim.Rule{VM: m.ID(), Op: "CustomizeGuest_Task", Times: 3, Fault: &types.TaskInProgress{}})
+		},
+	},
+	{
+		shows: "the customization engine is not installed in the guest",
+		ends:  "run.failed CustomizationFailed",
+		guest: func(g *vcsim.Guest) { g.Engine = false },
+	},
 	{shows: "a guest OS that cannot be customized: known before anything is done", ends: "run.failed NotCustomizable",
 		guest: func(g *vcsim.Guest) { g.Supported = false }},
 	{shows: "powered off", ends: "run.failed PowerState", vm: (*vcsim.VM).PowerOff},
@@ -76,9 +101,12 @@ var behaviours = []behaviour{
 			r["processes"].([]any)[0].(map[string]any)["timeout"] = "1h"
 			r["timeout"] = "2h"
 		}},
-	{shows: "VMware Tools go away while the process runs: process.unreachable, and on when they are back after 5 s", ends: "run.succeeded",
+	{
+		shows:   "VMware Tools go away while the process runs: process.unreachable, and on when they are back after 5 s",
+		ends:    "run.succeeded",
 		guest:   func(g *vcsim.Guest) { g.Programs[program] = vcsim.Program{For: 8 * time.Second} },
-		started: func(m *vcsim.VM) { awayFor(5*time.Second, m) }},
+		started: func(m *vcsim.VM) { awayFor(5*time.Second, m) },
+	},
 }
 
 // awayFor lets VMware Tools not answer for a while.
@@ -96,15 +124,19 @@ func prepare(v *vcsim.VCenter) []VM {
 		m.Configure(func(g *vcsim.Guest) {
 			g.CustomizeFor, g.NetworkFor = 3*time.Second, time.Second
 			g.Programs[program] = vcsim.Program{For: 2 * time.Second}
-			g.Files = map[string]string{"/var/log/vmware-gosc/instant_clone_customization.log": "INFO the sandbox's guest was here\n"}
+			g.Files = map[string]string{
+				"/var/log/vmware-gosc/instant_clone_customization.log": "INFO the sandbox's guest was here\n",
+			}
 			if b.guest != nil {
 				b.guest(g)
 			}
 		})
+
 		for _, rule := range b.rules {
 			rule.VM = id
 			v.Script(rule)
 		}
+
 		if b.vm != nil {
 			b.vm(m)
 		}
@@ -114,17 +146,21 @@ func prepare(v *vcsim.VCenter) []VM {
 		if b.started != nil {
 			started[id] = func() { b.started(m) }
 		}
+
 		all = append(all, VM{ID: id, Name: m.Name(), Shows: b.shows, Ends: b.ends, Request: requestFor(id, i, b)})
 	}
+
 	v.OnCall(func(c vcsim.Call, phase vcsim.Phase) vcsim.Action {
 		if begin := each[c.VM]; begin != nil && phase == vcsim.Before && c.Op == "guest/customization check" {
 			begin()
 		}
-		if has := started[c.VM]; has != nil && phase == vcsim.After && c.Op == "guest/processes create" && c.Status == http.StatusCreated {
+		if has := started[c.VM]; has != nil && phase == vcsim.After && c.Op == "guest/processes create" &&
+			c.Status == http.StatusCreated {
 			has()
 		}
 		return vcsim.Proceed
 	})
+
 	return all
 }
 
@@ -137,21 +173,40 @@ func requestFor(vm string, n int, b behaviour) json.RawMessage {
 			"_typeName": "CustomizationSpec",
 			"identity": map[string]any{"_typeName": "CustomizationLinuxPrep", "domain": "example.test",
 				"hostName": map[string]any{"_typeName": "CustomizationFixedName", "name": fmt.Sprintf("web-%d", n+1)}},
-			"globalIPSettings": map[string]any{"_typeName": "CustomizationGlobalIPSettings", "dnsServerList": []any{"10.0.0.2"}},
-			"nicSettingMap": []any{map[string]any{"_typeName": "CustomizationAdapterMapping", "adapter": map[string]any{"_typeName": "CustomizationIPSettings",
-				"ip":         map[string]any{"_typeName": "CustomizationFixedIp", "ipAddress": fmt.Sprintf("10.0.0.%d", n+11)},
-				"subnetMask": "255.255.255.0", "gateway": []any{"10.0.0.1"}}}},
+			"globalIPSettings": map[string]any{
+				"_typeName":     "CustomizationGlobalIPSettings",
+				"dnsServerList": []any{"10.0.0.2"},
+			},
+			"nicSettingMap": []any{
+				map[string]any{"_typeName": "CustomizationAdapterMapping", "adapter": map[string]any{
+					"_typeName": "CustomizationIPSettings",
+					"ip": map[string]any{
+						"_typeName": "CustomizationFixedIp",
+						"ipAddress": fmt.Sprintf("10.0.0.%d", n+11),
+					},
+					"subnetMask": "255.255.255.0",
+					"gateway":    []any{"10.0.0.1"},
+				}},
+			},
 		}},
-		"network":   map[string]any{},
-		"verify":    map[string]any{"timeout": "10s"},
-		"processes": []any{map[string]any{"name": "join-domain", "run": map[string]any{"path": program, "arguments": "--domain example.test"}}},
+		"network": map[string]any{},
+		"verify":  map[string]any{"timeout": "10s"},
+		"processes": []any{
+			map[string]any{
+				"name": "join-domain",
+				"run":  map[string]any{"path": program, "arguments": "--domain example.test"},
+			},
+		},
 	}
+
 	if b.request != nil {
 		b.request(request)
 	}
+
 	data, err := json.MarshalIndent(request, "", "  ")
 	if err != nil {
 		panic(err) // maps and strings
 	}
+
 	return data
 }

@@ -1,6 +1,6 @@
-// Package custspec reads a CustomizationSpec before anything is done with it: its shape by the types of VI JSON, its values by vSphere's rules. What
-// vCenter surely refuses is refused with its path and the rule; what it only may refuse, and what this program does not know, is a warning: a newer
-// vCenter may know it.
+// Package custspec reads a CustomizationSpec before anything is done with it: its shape by the types of VI JSON, its
+// values by vSphere's rules. What vCenter surely refuses is refused with its path and the rule; what it only may
+// refuse, and what this program does not know, is a warning: a newer vCenter may know it.
 package custspec
 
 import (
@@ -43,7 +43,8 @@ type Report struct {
 // maxWarnings bounds how many warnings are told one by one: a run's events carry them.
 const maxWarnings = 24
 
-// Check reads a CustomizationSpec that stands at the path at. It is made of map[string]any, []any, string, bool, nil and json.Number.
+// Check reads a CustomizationSpec that stands at the path at. It is made of map[string]any, []any, string, bool, nil
+// and json.Number.
 func Check(spec any, at string) Report {
 	r := &reader{}
 	r.object(spec, at, "CustomizationSpec")
@@ -78,7 +79,10 @@ type reader struct {
 
 func (r *reader) report(at string) Report {
 	if r.more > 0 {
-		r.Warnings = append(r.Warnings, Finding{DoubtfulValue, at, fmt.Sprintf("has %d more warnings, which are not told", r.more)})
+		r.Warnings = append(
+			r.Warnings,
+			Finding{DoubtfulValue, at, fmt.Sprintf("has %d more warnings, which are not told", r.more)},
+		)
 	}
 	return r.Report
 }
@@ -121,8 +125,15 @@ const (
 	anything
 )
 
-var kindNames = [...]string{text: "a string", enum: "a string", boolean: "true or false", integer: "an integer", binary: "an array of bytes",
-	object: "an object", anything: "a value with its _typeName"}
+var kindNames = [...]string{
+	text:     "a string",
+	enum:     "a string",
+	boolean:  "true or false",
+	integer:  "an integer",
+	binary:   "an array of bytes",
+	object:   "an object",
+	anything: "a value with its _typeName",
+}
 
 // abstract reports whether a type only stands for others: VI JSON then needs a _typeName.
 func (t dataType) abstract() bool { return len(t.kinds) > 0 && len(t.members) == 0 }
@@ -164,6 +175,7 @@ func (r *reader) one(v any, at string, m member) {
 		}
 		return
 	}
+
 	switch m.kind {
 	case object:
 		r.object(v, at, m.of)
@@ -172,10 +184,12 @@ func (r *reader) one(v any, at string, m member) {
 		r.anything(v, at)
 		return
 	}
+
 	if !fits(v, m.kind) {
 		r.refuse(at, "must be %s, not %s%s", kindNames[m.kind], jsonKind(v), quoted(v, m.kind))
 		return
 	}
+
 	if s, _ := v.(string); m.kind == enum && s != "" && !slices.Contains(enums[m.of], s) {
 		r.warn(DoubtfulValue, at, "%.80q is none of the values that are known: %s", s, strings.Join(enums[m.of], ", "))
 	}
@@ -222,17 +236,20 @@ func jsonKind(v any) string {
 	case bool:
 		return "a boolean"
 	case json.Number:
-		if f, err := v.Float64(); err == nil && f == math.Trunc(f) && !isInt32(v.String()) && !strings.ContainsAny(v.String(), ".eE") {
+		if f, err := v.Float64(); err == nil && f == math.Trunc(f) && !isInt32(v.String()) &&
+			!strings.ContainsAny(v.String(), ".eE") {
 			return "a number out of its range"
 		}
 		return "a number"
 	case []any:
 		return "an array"
 	}
+
 	return "an object"
 }
 
-// isSecret reports whether v names a secret, which stands for a string. Whether it does so rightly is checked where requests are decoded.
+// isSecret reports whether v names a secret, which stands for a string. Whether it does so rightly is checked where
+// requests are decoded.
 func isSecret(v any) bool {
 	m, is := v.(map[string]any)
 	_, has := m["secretRef"]
@@ -250,10 +267,12 @@ func (r *reader) object(v any, at, of string) {
 		r.refuse(at, "must be an object, not %s%s", jsonKind(v), cut)
 		return
 	}
+
 	name, walk := r.typeOf(m, at, of)
 	if !walk {
 		return
 	}
+
 	t := dataTypes[name]
 	for _, member := range slices.Sorted(maps.Keys(m)) {
 		child := join(at, member)
@@ -261,9 +280,16 @@ func (r *reader) object(v any, at, of string) {
 		case is:
 			r.value(m[member], child, known)
 		case member != typeName:
-			r.warn(UnknownMember, child, "is no member of %s that this guestflow knows%s; it is passed on", name, nearest(member, slices.Collect(maps.Keys(t.members))))
+			r.warn(
+				UnknownMember,
+				child,
+				"is no member of %s that this guestflow knows%s; it is passed on",
+				name,
+				nearest(member, slices.Collect(maps.Keys(t.members))),
+			)
 		}
 	}
+
 	r.required(m, at, name)
 	r.rules(name, m, at)
 }
@@ -274,6 +300,7 @@ func (r *reader) typeOf(m map[string]any, at, of string) (name string, walk bool
 	if dataTypes[of].abstract() {
 		belongs = belongs[1:]
 	}
+
 	v, said := m[typeName]
 	name, is := v.(string)
 	_, known := dataTypes[name]
@@ -287,17 +314,34 @@ func (r *reader) typeOf(m map[string]any, at, of string) (name string, walk bool
 	case slices.Contains(belongs, name):
 		return name, true
 	case name == of:
-		r.warn(UnknownType, join(at, typeName), "%s stands for its kinds and says nothing itself: give %s", name, oneOf(belongs))
+		r.warn(
+			UnknownType,
+			join(at, typeName),
+			"%s stands for its kinds and says nothing itself: give %s",
+			name,
+			oneOf(belongs),
+		)
 	case known:
 		r.refuse(join(at, typeName), "is %s, which does not belong here: give %s", name, oneOf(belongs))
 	default:
-		r.warn(UnknownType, join(at, typeName), "%.80q is no type that this guestflow knows here%s; it is passed on", name, nearest(name, belongs))
+		r.warn(
+			UnknownType,
+			join(at, typeName),
+			"%.80q is no type that this guestflow knows here%s; it is passed on",
+			name,
+			nearest(name, belongs),
+		)
 	}
+
 	return "", false
 }
 
 func oneOf(names []string) string {
-	names = slices.DeleteFunc(slices.Clone(names), func(name string) bool { return strings.HasPrefix(name, "CustomizationUnknown") }) // refused all the same
+	// Refused all the same.
+	names = slices.DeleteFunc(
+		slices.Clone(names),
+		func(name string) bool { return strings.HasPrefix(name, "CustomizationUnknown") },
+	)
 	if len(names) == 1 {
 		return names[0]
 	}
@@ -317,16 +361,26 @@ func guess(m map[string]any, among []string) string {
 			fit = append(fit, name)
 		}
 	}
+
 	if len(fit) != 1 {
 		return ""
 	}
+
 	return fmt.Sprintf(`; it looks like "_typeName": %q`, fit[0])
 }
 
-// needed are the members without which a spec says nothing: what vCenter refuses to be without. All others that VI JSON calls required are warned of.
-var needed = map[string]bool{"CustomizationSpec.identity": true, "CustomizationLinuxPrep.hostName": true, "CustomizationUserData.computerName": true,
-	"CustomizationAdapterMapping.adapter": true, "CustomizationIPSettings.ip": true, "CustomizationFixedName.name": true,
-	"CustomizationFixedIp.ipAddress": true, "CustomizationFixedIpV6.ipAddress": true}
+// needed are the members without which a spec says nothing: what vCenter refuses to be without. All others that VI JSON
+// calls required are warned of.
+var needed = map[string]bool{
+	"CustomizationSpec.identity":          true,
+	"CustomizationLinuxPrep.hostName":     true,
+	"CustomizationUserData.computerName":  true,
+	"CustomizationAdapterMapping.adapter": true,
+	"CustomizationIPSettings.ip":          true,
+	"CustomizationFixedName.name":         true,
+	"CustomizationFixedIp.ipAddress":      true,
+	"CustomizationFixedIpV6.ipAddress":    true,
+}
 
 // required tells which members are missing.
 func (r *reader) required(m map[string]any, at, name string) {
@@ -336,27 +390,43 @@ func (r *reader) required(m map[string]any, at, name string) {
 			unknown = append(unknown, member)
 		}
 	}
+
 	for _, member := range slices.Sorted(maps.Keys(dataTypes[name].members)) {
 		if !dataTypes[name].members[member].required || m[member] != nil {
 			continue
 		}
+
 		instead := ""
 		if near := Nearest(member, unknown); near != "" {
 			instead = fmt.Sprintf(": %.80s is there, but VI JSON calls it %s", near, member)
 		}
+
 		if needed[name+"."+member] {
 			r.refuse(join(at, member), "is required%s", instead)
 		} else {
-			r.warn(MissingMember, join(at, member), "is missing, and VI JSON requires it of %s: vCenter may refuse the spec%s", name, instead)
+			r.warn(
+				MissingMember,
+				join(at, member),
+				"is missing, and VI JSON requires it of %s: vCenter may refuse the spec%s",
+				name,
+				instead,
+			)
 		}
 	}
 }
 
 // primitives are the types that a value of any kind may be of, beside data types.
 var primitives = map[string]func(v any) bool{
-	"string": isString, "dateTime": isString, "binary": isString, "boolean": func(v any) bool { _, is := v.(bool); return is },
-	"byte": bits(16), "short": bits(16), "int": bits(32), "long": bits(64),
-	"float": isNumber, "double": isNumber,
+	"string":   isString,
+	"dateTime": isString,
+	"binary":   isString,
+	"boolean":  func(v any) bool { _, is := v.(bool); return is },
+	"byte":     bits(16),
+	"short":    bits(16),
+	"int":      bits(32),
+	"long":     bits(64),
+	"float":    isNumber,
+	"double":   isNumber,
 }
 
 func isString(v any) bool { _, is := v.(string); return is || isSecret(v) }
@@ -375,13 +445,20 @@ func bits(n int) func(v any) bool {
 func (r *reader) anything(v any, at string) {
 	m, is := v.(map[string]any)
 	if !is {
-		r.warn(DoubtfulValue, at, `is %s without its type, which vCenter may refuse: write {"_typeName": "string", "_value": …}`, jsonKind(v))
+		r.warn(
+			DoubtfulValue,
+			at,
+			`is %s without its type, which vCenter may refuse: write {"_typeName": "string", "_value": …}`,
+			jsonKind(v),
+		)
 		return
 	}
+
 	name, is := m[typeName].(string)
 	fit, primitive := primitives[name]
 	_, known := dataTypes[name]
 	value, has := m["_value"]
+
 	switch {
 	case !is:
 		r.refuse(at, `has no _typeName, which says what it is: for a text {"_typeName": "string", "_value": …}`)
@@ -393,8 +470,13 @@ func (r *reader) anything(v any, at string) {
 	case known:
 		r.object(v, at, name)
 	default:
-		r.warn(UnknownType, join(at, typeName), "%.80q is no type that this guestflow knows here%s; it is passed on", name,
-			nearest(name, slices.Collect(maps.Keys(primitives))))
+		r.warn(
+			UnknownType,
+			join(at, typeName),
+			"%.80q is no type that this guestflow knows here%s; it is passed on",
+			name,
+			nearest(name, slices.Collect(maps.Keys(primitives))),
+		)
 	}
 }
 

@@ -35,6 +35,7 @@ func changed(t *testing.T, path string, to any) any {
 	tree := decode(json.RawMessage(whole))
 	steps := strings.Split(path, ".")
 	at := tree
+
 	for _, step := range steps[:len(steps)-1] {
 		switch v := at.(type) {
 		case map[string]any:
@@ -43,6 +44,7 @@ func changed(t *testing.T, path string, to any) any {
 			at = v[int(step[0]-'0')]
 		}
 	}
+
 	last := steps[len(steps)-1]
 	switch v := at.(type) {
 	case map[string]any:
@@ -55,6 +57,7 @@ func changed(t *testing.T, path string, to any) any {
 	default:
 		t.Fatalf("no %s", path)
 	}
+
 	return tree
 }
 
@@ -71,6 +74,7 @@ func TestNothingToSay(t *testing.T) {
 	if r := CheckJSON(json.RawMessage(whole), "spec"); len(r.Refused)+len(r.Warnings) > 0 {
 		t.Errorf("%+v", r)
 	}
+
 	secret := map[string]any{"secretRef": "a", "key": "b"} // stands for any string
 	for _, path := range []string{prep + ".domain", prep + ".timeZone", prep + ".hostName.name", nic + ".ip.ipAddress", nic + ".subnetMask", nic + ".gateway.0",
 		"nicSettingMap.0.macAddress", "globalIPSettings.dnsServerList.0", nic + ".ipV6Spec.ip.0.ipAddress"} {
@@ -91,9 +95,16 @@ func (r row) check(t *testing.T) {
 	t.Helper()
 	got := Check(changed(t, r.path, r.to), "spec")
 	all, others := got.Refused, []Finding(nil)
-	if code, _, _ := strings.Cut(r.says, " "); slices.Contains([]string{UnknownType, UnknownMember, MissingMember, DoubtfulValue, UnsupportedIdentity, IgnoredByGuest}, code) {
+	if code, _, _ := strings.Cut(
+		r.says,
+		" ",
+	); slices.Contains(
+		[]string{UnknownType, UnknownMember, MissingMember, DoubtfulValue, UnsupportedIdentity, IgnoredByGuest},
+		code,
+	) {
 		all, others = got.Warnings, got.Refused
 	}
+
 	if len(all) == 0 || len(others) > 0 || !strings.HasPrefix(says(all), r.says) {
 		t.Errorf("%s = %v:\ngot %s\nand %s\nwant %s", r.path, r.to, says(all), says(others), r.says)
 	}
@@ -145,6 +156,7 @@ func TestShape(t *testing.T) {
 	} {
 		r.check(t)
 	}
+
 	if r := Check([]any{}, "spec"); says(r.Refused) != "spec: must be an object, not an array" {
 		t.Errorf("%+v", r)
 	}
@@ -161,6 +173,7 @@ func TestValues(t *testing.T) {
 		change(identity)
 		return identity
 	}
+
 	in := func(member, name string, v any) func(object) {
 		return func(identity object) { identity[member].(object)[name] = v }
 	}
@@ -222,6 +235,7 @@ func TestValues(t *testing.T) {
 	} {
 		r.check(t)
 	}
+
 	for _, r := range []struct {
 		identity any
 		refused  string
@@ -237,9 +251,16 @@ func TestValues(t *testing.T) {
 		{windows(func(m object) { m["identification"] = object{"joinDomain": "example.test"} }), "", "needs domainAdmin and domainAdminPassword"},
 	} {
 		got := Check(changed(t, "identity", r.identity), "spec")
-		if !strings.HasPrefix(says(got.Refused), r.refused) || r.refused == "" && len(got.Refused) > 0 || !strings.Contains(says(got.Warnings), r.warned) ||
+		if !strings.HasPrefix(says(got.Refused), r.refused) || r.refused == "" && len(got.Refused) > 0 ||
+			!strings.Contains(says(got.Warnings), r.warned) ||
 			!strings.Contains(says(got.Warnings), "UnsupportedIdentity spec.identity: ") {
-			t.Errorf("refused %s, warned %s, want %q and %q", says(got.Refused), says(got.Warnings), r.refused, r.warned)
+			t.Errorf(
+				"refused %s, warned %s, want %q and %q",
+				says(got.Refused),
+				says(got.Warnings),
+				r.refused,
+				r.warned,
+			)
 		}
 	}
 }
@@ -256,14 +277,41 @@ func TestTimeZones(t *testing.T) {
 
 func TestWarnings(t *testing.T) {
 	t.Parallel()
-	password := map[string]any{"_typeName": "CustomizationPassword", "value": map[string]any{"secretRef": "a", "key": "b"}, "plainText": true}
-	row{"identity.password", password, "IgnoredByGuest spec.identity.password: the engine that customizes running guests is known to drop it"}.check(t)
-	row{"identity.scriptText", "#!/bin/sh\n" + strings.Repeat("#", 1500), "DoubtfulValue spec.identity.scriptText: has 1510 bytes"}.check(t)
-	row{"identity", map[string]any{"_typeName": "CustomizationCloudinitPrep", "metadata": "instance-id: i"}, "UnsupportedIdentity spec.identity: CustomizationCloudinitPrep"}.check(t)
+	password := map[string]any{
+		"_typeName": "CustomizationPassword",
+		"value":     map[string]any{"secretRef": "a", "key": "b"},
+		"plainText": true,
+	}
+
+	row{
+		"identity.password",
+		password,
+		"IgnoredByGuest spec.identity.password: the engine that customizes running guests is known to drop it",
+	}.check(
+		t,
+	)
+
+	row{
+		"identity.scriptText",
+		"#!/bin/sh\n" + strings.Repeat("#", 1500),
+		"DoubtfulValue spec.identity.scriptText: has 1510 bytes",
+	}.check(
+		t,
+	)
+
+	row{
+		"identity",
+		map[string]any{"_typeName": "CustomizationCloudinitPrep", "metadata": "instance-id: i"},
+		"UnsupportedIdentity spec.identity: CustomizationCloudinitPrep",
+	}.check(
+		t,
+	)
+
 	many := map[string]any{"_typeName": "CustomizationGlobalIPSettings"}
 	for i := range 1000 {
 		many[fmt.Sprintf("unknown-%d", i)] = 1
 	}
+
 	r := Check(changed(t, "globalIPSettings", many), "spec")
 	if n := len(r.Warnings); n != maxWarnings+1 || !strings.Contains(r.Warnings[n-1].Message, "976 more warnings") {
 		t.Errorf("%d warnings, the last is %+v", n, r.Warnings[n-1])
@@ -275,7 +323,9 @@ func TestAdapters(t *testing.T) {
 	mapping := func(macs ...string) any {
 		var list []any
 		for _, mac := range macs {
-			m := map[string]any{"adapter": map[string]any{"ip": map[string]any{"_typeName": "CustomizationDhcpIpGenerator"}}}
+			m := map[string]any{
+				"adapter": map[string]any{"ip": map[string]any{"_typeName": "CustomizationDhcpIpGenerator"}},
+			}
 			if mac != "" {
 				m["macAddress"] = mac
 			}
@@ -283,6 +333,7 @@ func TestAdapters(t *testing.T) {
 		}
 		return changed(t, "nicSettingMap", list)
 	}
+
 	const a, b = "00:50:56:00:00:0a", "00:50:56:00:00:0b"
 	for _, r := range []struct {
 		spec            any
@@ -298,9 +349,16 @@ func TestAdapters(t *testing.T) {
 	} {
 		got := Check(r.spec, "spec")
 		if says(got.Refused) != r.refused || says(got.Warnings) != r.warned {
-			t.Errorf("refused %s, warned %s, want %q and %q", says(got.Refused), says(got.Warnings), r.refused, r.warned)
+			t.Errorf(
+				"refused %s, warned %s, want %q and %q",
+				says(got.Refused),
+				says(got.Warnings),
+				r.refused,
+				r.warned,
+			)
 		}
 	}
+
 	for _, r := range []struct {
 		spec any
 		macs []string
@@ -367,6 +425,7 @@ func TestForeign(t *testing.T) {
 			t.Errorf("%s: %q, want %q", doc, got, want)
 		}
 	}
+
 	for text, want := range map[string]string{"<a/>": "it is XML, and JSON is wanted", "---\na: 1": "YAML", "# c\nvm: vm-1": "YAML", "- a": "YAML", "hello": "", "{": "", "": "", " \n": "", "hello: world": "YAML"} {
 		if got := ForeignText([]byte(text)); !strings.Contains(got, want) || want == "" && got != "" {
 			t.Errorf("%q: %q, want %q", text, got, want)
@@ -374,13 +433,14 @@ func TestForeign(t *testing.T) {
 	}
 }
 
-// What is made of govmomi's own types, with everything that they can hold, has the right shape; and one value of another kind anywhere in it is refused, as
-// govmomi's decoder refuses it.
+// What is made of govmomi's own types, with everything that they can hold, has the right shape; and one value of
+// another kind anywhere in it is refused, as govmomi's decoder refuses it.
 func TestShapeAsGovmomi(t *testing.T) {
 	t.Parallel()
 	random := rand.New(rand.NewPCG(1, 2))
 	kinds := []any{"text", json.Number("5"), true, []any{}, map[string]any{}}
 	refused := 0
+
 	for range 400 {
 		var b bytes.Buffer
 		spec := reflect.New(reflect.TypeFor[types.CustomizationSpec]()).Elem()
@@ -388,31 +448,40 @@ func TestShapeAsGovmomi(t *testing.T) {
 		if err := types.NewJSONEncoder(&b).Encode(spec.Interface()); err != nil {
 			t.Fatal(err)
 		}
+
 		tree := decode(b.Bytes())
 		for _, f := range Check(tree, "").Refused {
-			if strings.Contains(f.Message, "must be") || strings.Contains(f.Message, "_typeName") || strings.Contains(f.Message, "is required") {
+			if strings.Contains(f.Message, "must be") || strings.Contains(f.Message, "_typeName") ||
+				strings.Contains(f.Message, "is required") {
 				t.Fatalf("%s\n%v", b.Bytes(), f)
 			}
 		}
+
 		for _, w := range Check(tree, "").Warnings {
 			if w.Code == UnknownMember || w.Code == UnknownType {
 				t.Fatalf("%s\n%v", b.Bytes(), w)
 			}
 		}
+
 		spoil(random, tree, kinds[random.IntN(len(kinds))])
 		spoiled, err := json.Marshal(tree)
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		var into types.CustomizationSpec
-		if err := types.NewJSONDecoder(bytes.NewReader(spoiled)).Decode(&into); err == nil || strings.Contains(err.Error(), "invalid discriminator") {
+		if err := types.NewJSONDecoder(bytes.NewReader(spoiled)).
+			Decode(&into); err == nil ||
+			strings.Contains(err.Error(), "invalid discriminator") {
 			continue
 		}
+
 		refused++
 		if r := Check(tree, ""); len(r.Refused) == 0 {
 			t.Fatalf("not refused, as govmomi does: %s", spoiled)
 		}
 	}
+
 	if refused < 100 {
 		t.Errorf("govmomi refused %d only", refused)
 	}
@@ -444,6 +513,7 @@ func fill(random *rand.Rand, v reflect.Value, depth int) {
 			v.Set(reflect.ValueOf("text"))
 			return
 		}
+
 		of := dataTypes[strings.TrimPrefix(v.Type().Name(), "Base")].kinds
 		name := of[random.IntN(len(of))]
 		kind, _ := types.TypeFunc()(name)
@@ -470,20 +540,24 @@ func spoil(random *rand.Rand, tree, by any) {
 			if name == "_typeName" {
 				continue
 			}
+
 			if random.IntN(3) == 0 || !isTree(v[name]) {
 				v[name] = by
 				return
 			}
+
 			tree = v[name]
 		case []any:
 			if len(v) == 0 {
 				return
 			}
+
 			i := random.IntN(len(v))
 			if random.IntN(3) == 0 || !isTree(v[i]) {
 				v[i] = by
 				return
 			}
+
 			tree = v[i]
 		}
 	}
@@ -502,7 +576,12 @@ func isTree(v any) bool {
 // FuzzCheck: no spec makes the reader fail, or say much more than it was given; what it says is text.
 func FuzzCheck(f *testing.F) {
 	f.Add([]byte(whole))
-	f.Add([]byte(`{"identity":{"_typeName":"CustomizationSysprep"},"nicSettingMap":[{"adapter":{"ip":{"_typeName":"CustomizationFixedIp","ipAddress":"1.2.3.4/33"}}}]}`))
+	f.Add(
+		[]byte(
+			`{"identity":{"_typeName":"CustomizationSysprep"},"nicSettingMap":[{"adapter":{"ip":{"_typeName":"CustomizationFixedIp","ipAddress":"1.2.3.4/33"}}}]}`,
+		),
+	)
+
 	f.Add([]byte(`{"identity":{"hostName":[],"\u0000":1},"nicSettingMap":{}}`))
 	f.Fuzz(func(t *testing.T, doc []byte) {
 		tree := decode(doc)
@@ -513,11 +592,13 @@ func FuzzCheck(f *testing.F) {
 		if len(first.Warnings) > maxWarnings+1 {
 			t.Errorf("%d warnings", len(first.Warnings))
 		}
+
 		for _, found := range append(first.Refused, first.Warnings...) {
 			if !strings.HasPrefix(found.Field, "spec") || found.Message == "" || len(found.Message) > 1000+len(doc) {
 				t.Errorf("%+v", found)
 			}
 		}
+
 		CheckAdapters(doc, []string{"00:50:56:00:00:01"}, "spec")
 		CheckParams(tree, "spec")
 		Foreign(tree)

@@ -7,7 +7,8 @@ import (
 	"unicode/utf16"
 )
 
-// Foreign says what a tree is that stands where a CustomizationSpec belongs, and what to do with it; "" where it may be one.
+// Foreign says what a tree is that stands where a CustomizationSpec belongs, and what to do with it; "" where it may be
+// one.
 func Foreign(v any) string {
 	m, is := v.(map[string]any)
 	if !is {
@@ -16,6 +17,7 @@ func Foreign(v any) string {
 		}
 		return ""
 	}
+
 	has := func(names ...string) bool {
 		for _, name := range names {
 			if m[name] == nil {
@@ -24,6 +26,7 @@ func Foreign(v any) string {
 		}
 		return true
 	}
+
 	inner, _ := m["spec"].(map[string]any)
 	switch {
 	case m["identity"] != nil:
@@ -42,6 +45,7 @@ func Foreign(v any) string {
 	case m["_vimtype"] != nil:
 		return "is written by pyVmomi: VI JSON names a type in _typeName (CustomizationSpec), not in _vimtype"
 	}
+
 	return ""
 }
 
@@ -59,6 +63,7 @@ func ForeignText(b []byte) string {
 	case b[0] == '<':
 		return "it is XML, and JSON is wanted"
 	}
+
 	for line := range strings.Lines(string(b)) {
 		if line = strings.TrimRight(line, "\r\n\t "); line == "" || strings.HasPrefix(line, "#") {
 			continue
@@ -68,6 +73,7 @@ func ForeignText(b []byte) string {
 		}
 		break
 	}
+
 	return ""
 }
 
@@ -77,8 +83,8 @@ var bom = []byte("\ufeff")
 // WithoutBOM is a text without the byte order mark of UTF-8.
 func WithoutBOM(b []byte) []byte { return bytes.TrimPrefix(b, bom) }
 
-// UTF16 tells in which other encoding than UTF-8 a text is, "" where it seems to be in none: by its byte order mark, or by the zeros of an ASCII
-// character that stands first.
+// UTF16 tells in which other encoding than UTF-8 a text is, "" where it seems to be in none: by its byte order mark, or
+// by the zeros of an ASCII character that stands first.
 func UTF16(b []byte) string {
 	switch {
 	case bytes.HasPrefix(b, []byte{0xff, 0xfe, 0, 0}), bytes.HasPrefix(b, []byte{0, 0, 0xfe, 0xff}):
@@ -94,15 +100,18 @@ func UTF16(b []byte) string {
 // SaveAsUTF8 is what to do with a file in another encoding.
 const SaveAsUTF8 = "save it as UTF-8 (PowerShell 7: -Encoding utf8NoBOM; Windows PowerShell: -Encoding utf8)"
 
-// FromUTF16 is a text in UTF-8; nil where it has not the byte order mark of UTF-16. It is for who looks for secrets in what cannot be read.
+// FromUTF16 is a text in UTF-8; nil where it has not the byte order mark of UTF-16. It is for who looks for secrets in
+// what cannot be read.
 func FromUTF16(b []byte) []byte {
 	if UTF16(b) != "UTF-16" {
 		return nil
 	}
+
 	at, little := 0, b[1] == 0
 	if b[0] == 0xff || b[0] == 0xfe {
 		at, little = 2, b[0] == 0xff
 	}
+
 	var units []uint16
 	for ; at+1 < len(b); at += 2 {
 		low, high := b[at], b[at+1]
@@ -111,5 +120,6 @@ func FromUTF16(b []byte) []byte {
 		}
 		units = append(units, uint16(low)|uint16(high)<<8)
 	}
+
 	return []byte(string(utf16.Decode(units)))
 }

@@ -11,22 +11,25 @@ import (
 	"unicode/utf8"
 )
 
-// NamesSecret reports whether something of this name usually holds a secret: DB_PASSWORD, dbPassword, API_TOKEN, CLIENT_SECRET, AWS_SECRET_ACCESS_KEY; not
-// where a secret is only spoken of, as PASSWORD_FILE, TOKEN_URL and PWD do.
+// NamesSecret reports whether something of this name usually holds a secret: DB_PASSWORD, dbPassword, API_TOKEN,
+// CLIENT_SECRET, AWS_SECRET_ACCESS_KEY; not where a secret is only spoken of, as PASSWORD_FILE, TOKEN_URL and PWD do.
 func NamesSecret(name string) bool {
 	words := wordsOf(name)
 	if len(words) == 0 {
 		return false
 	}
+
 	last, before := words[len(words)-1], words[:len(words)-1]
 	for _, ending := range []string{"password", "passwd", "passphrase", "passcode", "token", "secret", "apikey", "credentials", "secrets", "passwords", "tokens"} {
 		if strings.HasSuffix(last, ending) {
 			return true
 		}
 	}
+
 	if last == "pwd" || last == "pass" || last == "pw" {
 		return len(before) > 0 || last == "pass" // PWD is the working directory
 	}
+
 	if last == "key" || last == "keys" {
 		for _, word := range before {
 			switch word {
@@ -35,10 +38,12 @@ func NamesSecret(name string) bool {
 			}
 		}
 	}
+
 	return false
 }
 
-// wordsOf are the words of a name, in lower case: they are parted by signs, or by a capital after a small letter. Digits at the end count for nothing.
+// wordsOf are the words of a name, in lower case: they are parted by signs, or by a capital after a small letter.
+// Digits at the end count for nothing.
 func wordsOf(name string) []string {
 	var words []string
 	var word strings.Builder
@@ -48,6 +53,7 @@ func wordsOf(name string) []string {
 		}
 		word.Reset()
 	}
+
 	small := false
 	for _, c := range strings.TrimRight(name, "0123456789") {
 		if !unicode.IsLetter(c) && !unicode.IsDigit(c) || small && unicode.IsUpper(c) {
@@ -58,11 +64,13 @@ func wordsOf(name string) []string {
 			word.WriteRune(unicode.ToLower(c))
 		}
 	}
+
 	end()
 	return words
 }
 
-// SecretValue reports whether a text, of something whose name says that it is a secret, may be one: not where it is empty, a switch, or a template.
+// SecretValue reports whether a text, of something whose name says that it is a secret, may be one: not where it is
+// empty, a switch, or a template.
 func SecretValue(s string) bool {
 	s = strings.Trim(strings.TrimSpace(s), `"'`)
 	switch strings.ToLower(s) {
@@ -87,22 +95,28 @@ var (
 	// option is a value that is given to a program by name: --password=x, --token x, /password:x, PASSWORD=x.
 	option = regexp.MustCompile(`(?i)(?:^|[\s"';&|(])((?:--?|/)?[a-z][\w.-]*)(=|:|\s+)("[^"]*"|'[^']*'|[^\s"';&|)]+)`)
 	// yamlValue is a member and its value in YAML or JSON, on one line.
-	yamlValue = regexp.MustCompile(`["']?([A-Za-z_][\w.-]*)["']?\s*:[ \t]+("(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|[^\s,}\]#][^,}\]\n]*)`)
+	yamlValue = regexp.MustCompile(
+		`["']?([A-Za-z_][\w.-]*)["']?\s*:[ \t]+("(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|[^\s,}\]#][^,}\]\n]*)`,
+	)
 	jsonValue = regexp.MustCompile(`"([A-Za-z_][\w.-]*)"\s*:\s*("(?:[^"\\]|\\.)*")`)
 	// inner is a line of YAML that has members or items of its own.
 	inner    = regexp.MustCompile(`^\s*(-(\s|$)|["']?[\w.-]+["']?:(\s|$)|[{\[])`)
 	iniValue = regexp.MustCompile(`(?m)^\s*([A-Za-z_][\w.-]*)\s*=[ \t]*("[^"\n]*"|[^\s;#][^\n;#]*)`)
 	// chpasswd and passwd --stdin read passwords, chpasswd pairs of user:password.
-	chpasswdRun  = regexp.MustCompile(`(?m)(\|\s*(?:sudo\s+)?|^\s*(?:sudo\s+)?|[;&]\s*)(?:/usr/s?bin/|/s?bin/)?chpasswd\b[^:\n]*(?:<<|$)|passwd\s+--stdin`)
+	chpasswdRun = regexp.MustCompile(
+		`(?m)(\|\s*(?:sudo\s+)?|^\s*(?:sudo\s+)?|[;&]\s*)(?:/usr/s?bin/|/s?bin/)?chpasswd\b[^:\n]*(?:<<|$)|passwd\s+--stdin`,
+	)
 	chpasswdPair = regexp.MustCompile(`^[\s\-\["']*([a-z_][\w.-]*):([^\s"',\]]+)`)
 	xmlPassword  = regexp.MustCompile(`(?i)<(?:\w+:)?\w*passwor[dt][^<>/]*>\s*(?:<(?:\w+:)?value>)?\s*([^<\s][^<]*)<`)
 )
 
-// InValue says which secret a plain text holds wherever it stands: a private key, or a password within a URL; "" for none.
+// InValue says which secret a plain text holds wherever it stands: a private key, or a password within a URL; "" for
+// none.
 func InValue(s string) string {
 	if privateKey.MatchString(s) {
 		return "a private key"
 	}
+
 	for _, m := range urlPassword.FindAllStringSubmatch(s, -1) {
 		if SecretValue(m[1]) && !variable(m[1]) && !strings.HasPrefix(m[1], "{") && !strings.HasPrefix(m[1], "<") {
 			return "a password in a URL"
@@ -116,21 +130,25 @@ func InCommand(s string) string {
 	if found := InValue(s); found != "" {
 		return found
 	}
+
 	for rest := s; ; {
 		at := option.FindStringSubmatchIndex(rest)
 		if at == nil {
 			return ""
 		}
+
 		name, sign, value := rest[at[2]:at[3]], rest[at[4]:at[5]], rest[at[6]:at[7]]
 		dashed := strings.HasPrefix(name, "-") || strings.HasPrefix(name, "/")
 		if (dashed || sign == "=") && NamesSecret(strings.TrimLeft(name, "-/")) && given(value) {
 			return "the value of " + cutName(name)
 		}
+
 		rest = rest[at[3]:]
 	}
 }
 
-// given reports whether a command line's value is one, and not the name of a variable, an option or a place that holds it.
+// given reports whether a command line's value is one, and not the name of a variable, an option or a place that holds
+// it.
 func given(value string) bool {
 	value = strings.Trim(value, `"'`)
 	return SecretValue(value) && !variable(value) && !strings.ContainsAny(value[:1], "-<{`@%")
@@ -143,9 +161,13 @@ func cutName(name string) string {
 	return name
 }
 
-// InUserData says which secret cloud-init's user-data or metadata hold: YAML, JSON or a script, as it is or in base64; "" for none.
+// InUserData says which secret cloud-init's user-data or metadata hold: YAML, JSON or a script, as it is or in base64;
+// "" for none.
 func InUserData(s string) string {
-	if b, err := base64.StdEncoding.DecodeString(strings.Join(strings.Fields(s), "")); err == nil && len(b) > 0 && utf8.Valid(b) {
+	if b, err := base64.StdEncoding.DecodeString(
+		strings.Join(strings.Fields(s), ""),
+	); err == nil && len(b) > 0 &&
+		utf8.Valid(b) {
 		if found := inUserData(string(b)); found != "" {
 			return found
 		}
@@ -160,6 +182,7 @@ func inUserData(s string) string {
 	if chpasswdRun.MatchString(s) {
 		return "passwords for chpasswd"
 	}
+
 	r := userData{script: strings.HasPrefix(strings.TrimSpace(s), "#!")}
 	for line := range strings.Lines(s) {
 		code := strings.TrimRight(line, "\r\n\t ")
@@ -170,6 +193,7 @@ func inUserData(s string) string {
 			return found
 		}
 	}
+
 	return ""
 }
 
@@ -186,6 +210,7 @@ func (r *userData) line(code string) string {
 	if r.block != "" && depth <= r.indent {
 		r.block = ""
 	}
+
 	name, value, member := strings.Cut(strings.TrimLeft(code, " -"), ":")
 	name, value = strings.Trim(name, `"' `), strings.TrimSpace(value)
 	switch {
@@ -204,11 +229,14 @@ func (r *userData) line(code string) string {
 			return r.line(strings.Repeat(" ", depth+1) + "list:" + list)
 		}
 	}
+
 	for _, m := range append(yamlValue.FindAllStringSubmatch(code, -1), jsonValue.FindAllStringSubmatch(code, -1)...) {
-		if v := m[2]; NamesSecret(m[1]) && !strings.ContainsAny(v[:1], "|>{[") && SecretValue(v) && !random(v) && !(r.script && variable(v)) {
+		if v := m[2]; NamesSecret(m[1]) && !strings.ContainsAny(v[:1], "|>{[") && SecretValue(v) && !random(v) &&
+			!(r.script && variable(v)) {
 			return "the value of " + cutName(m[1])
 		}
 	}
+
 	return InCommand(code)
 }
 
@@ -218,7 +246,8 @@ func random(s string) bool {
 	return s == "R" || s == "RANDOM"
 }
 
-// InAnswerFile says which secret the text of a sysprep answer file holds, as XML or, as it was before, in the form of an INI file; "" for none.
+// InAnswerFile says which secret the text of a sysprep answer file holds, as XML or, as it was before, in the form of
+// an INI file; "" for none.
 func InAnswerFile(s string) string {
 	if found := InValue(s); found != "" {
 		return found
@@ -229,11 +258,13 @@ func InAnswerFile(s string) string {
 	if m := xmlPassword.FindStringSubmatch(s); m != nil && SecretValue(m[1]) {
 		return "a password"
 	}
+
 	for _, m := range iniValue.FindAllStringSubmatch(s, -1) {
 		if NamesSecret(m[1]) && SecretValue(m[2]) {
 			return "the value of " + cutName(m[1])
 		}
 	}
+
 	return ""
 }
 
@@ -244,6 +275,7 @@ func inXML(s string) (string, error) {
 	d.CharsetReader = func(_ string, in io.Reader) (io.Reader, error) { return in, nil }
 	var open []string
 	elements := 0
+
 	for {
 		token, err := d.Token()
 		if err != nil {
@@ -252,6 +284,7 @@ func inXML(s string) (string, error) {
 			}
 			return "", err
 		}
+
 		switch token := token.(type) {
 		case xml.StartElement:
 			elements++
@@ -262,11 +295,13 @@ func inXML(s string) (string, error) {
 			if len(open) == 0 || !SecretValue(string(token)) || strings.EqualFold(open[len(open)-1], "PlainText") {
 				continue
 			}
+
 			for _, name := range open[max(0, len(open)-2):] {
 				if NamesSecret(name) && !strings.EqualFold(name, "Credentials") {
 					return "the value of " + cutName(name), nil
 				}
 			}
+
 			if strings.EqualFold(open[len(open)-1], "CommandLine") || strings.EqualFold(open[len(open)-1], "Path") {
 				if found := InCommand(string(token)); found != "" {
 					return found, nil

@@ -20,6 +20,7 @@ func Nearest(name string, among []string) string {
 	if len(name) <= 3 { // two changes make any short name of another
 		least = 2
 	}
+
 	for _, other := range slices.Sorted(slices.Values(among)) {
 		if len(name) > longest || len(other) > longest {
 			continue
@@ -28,6 +29,7 @@ func Nearest(name string, among []string) string {
 			best, least = other, d
 		}
 	}
+
 	return best
 }
 
@@ -42,6 +44,7 @@ func distance(a, b string) int {
 	for k := range row {
 		row[k] = k
 	}
+
 	for i := range len(a) {
 		before := row[0]
 		row[0] = i + 1
@@ -54,5 +57,6 @@ func distance(a, b string) int {
 			row[k+1] = min(cost, row[k]+1, before+1)
 		}
 	}
+
 	return row[len(b)]
 }

@@ -11,10 +11,12 @@ import (
 
 // rules holds the values of a data object against what vSphere says of them.
 //
-// Sources: the pages of the data objects (VI JSON), of their twins in REST (Vcenter Guest), "Customizing Guest Operating Systems" (vSphere Virtual
-// Machine Administration), and what vCenter answered to others: InvalidArgument spec.identity.hostName for '_' and '.' (ansible 24225, 27096;
-// terraform-provider-vsphere 689), nicsettings:adapter:ip and nicsettings:adapter:ipv6spec:ip for an address that is to be asked for (ansible 55560,
-// govmomi 2998), spec.identity.userData.fullName where it is empty (govmomi 1897), Timezone for an index that Windows does not have (ansible 60152), NicSettingMismatch (ansible 27707).
+// Sources: the pages of the data objects (VI JSON), of their twins in REST (Vcenter Guest), "Customizing Guest
+// Operating Systems" (vSphere Virtual Machine Administration), and what vCenter answered to others: InvalidArgument
+// spec.identity.hostName for '_' and '.' (ansible 24225, 27096; terraform-provider-vsphere 689), nicsettings:adapter:ip
+// and nicsettings:adapter:ipv6spec:ip for an address that is to be asked for (ansible 55560, govmomi 2998),
+// spec.identity.userData.fullName where it is empty (govmomi 1897), Timezone for an index that Windows does not have
+// (ansible 60152), NicSettingMismatch (ansible 27707).
 func (r *reader) rules(name string, m map[string]any, at string) {
 	switch name {
 	case "CustomizationSpec":
@@ -42,39 +44,70 @@ func (r *reader) rules(name string, m map[string]any, at string) {
 	case "CustomizationFixedIpV6":
 		r.fixedV6(m, at)
 	case "CustomizationUnknownName":
-		r.refuse(at, "leaves the host name to be asked for, and nobody is asked here: give a CustomizationFixedName, or CustomizationVirtualMachineName")
+		r.refuse(
+			at,
+			"leaves the host name to be asked for, and nobody is asked here: give a CustomizationFixedName, or CustomizationVirtualMachineName",
+		)
 	case "CustomizationUnknownIpGenerator":
-		r.refuse(at, "leaves the address to be asked for, and nobody is asked here: give a CustomizationFixedIp, or CustomizationDhcpIpGenerator")
+		r.refuse(
+			at,
+			"leaves the address to be asked for, and nobody is asked here: give a CustomizationFixedIp, or CustomizationDhcpIpGenerator",
+		)
 	case "CustomizationUnknownIpV6Generator":
-		r.refuse(at, "leaves the address to be asked for, and nobody is asked here: give a CustomizationFixedIpV6, or CustomizationDhcpIpV6Generator")
+		r.refuse(
+			at,
+			"leaves the address to be asked for, and nobody is asked here: give a CustomizationFixedIpV6, or CustomizationDhcpIpV6Generator",
+		)
 	case "CustomizationCustomName", "CustomizationCustomIpGenerator", "CustomizationCustomIpV6Generator":
-		r.warn(DoubtfulValue, at, "needs a program that vCenter's own configuration (vpxd.cfg, name-ip-generator) names, else it fails with IpHostnameGeneratorError")
+		r.warn(
+			DoubtfulValue,
+			at,
+			"needs a program that vCenter's own configuration (vpxd.cfg, name-ip-generator) names, else it fails with IpHostnameGeneratorError",
+		)
 	}
 }
 
-// identity tells what the customization of a running guest is known to drop or not to support. (Customizing Guest Network Settings for Running Virtual
-// Machines, vSphere Web Services SDK Programming Guide: Linux guests only.)
+// identity tells what the customization of a running guest is known to drop or not to support. (Customizing Guest
+// Network Settings for Running Virtual Machines, vSphere Web Services SDK Programming Guide: Linux guests only.)
 func (r *reader) identity(m map[string]any, at string) {
 	at = join(at, "identity")
 	identity, _ := m["identity"].(map[string]any)
 	kind, _ := identity[typeName].(string)
 	if kind != "" && kind != "CustomizationLinuxPrep" {
-		r.warn(UnsupportedIdentity, at,
-			"%.80s: the customization of a running guest supports Linux guests with CustomizationLinuxPrep; vCenter may refuse this one", kind)
+		r.warn(
+			UnsupportedIdentity,
+			at,
+			"%.80s: the customization of a running guest supports Linux guests with CustomizationLinuxPrep; vCenter may refuse this one",
+			kind,
+		)
 	}
+
 	for _, dropped := range [][2]string{{"password", "the guest's password stays as it is"}, {"scriptText", "the script is not run"}} {
 		if identity[dropped[0]] != nil {
-			r.warn(IgnoredByGuest, join(at, dropped[0]), "the engine that customizes running guests is known to drop it: %s", dropped[1])
+			r.warn(
+				IgnoredByGuest,
+				join(at, dropped[0]),
+				"the engine that customizes running guests is known to drop it: %s",
+				dropped[1],
+			)
 		}
 	}
+
 	options, _ := m["options"].(map[string]any)
 	if of, _ := options[typeName].(string); of == "CustomizationWinOptions" && kind == "CustomizationLinuxPrep" ||
 		of == "CustomizationLinuxOptions" && strings.HasPrefix(kind, "CustomizationSysprep") {
-		r.warn(DoubtfulValue, strings.TrimSuffix(at, "identity")+"options", "%s does not go with the identity %s", of, kind)
+		r.warn(
+			DoubtfulValue,
+			strings.TrimSuffix(at, "identity")+"options",
+			"%s does not go with the identity %s",
+			of,
+			kind,
+		)
 	}
 }
 
-// hostName holds a name that the spec gives against vSphere's rule for it: letters, digits and hyphens, not digits alone.
+// hostName holds a name that the spec gives against vSphere's rule for it: letters, digits and hyphens, not digits
+// alone.
 func (r *reader) hostName(v any, at string, windows bool) {
 	m, _ := v.(map[string]any)
 	kind, member := m[typeName], "name"
@@ -83,10 +116,12 @@ func (r *reader) hostName(v any, at string, windows bool) {
 	} else if kind != "CustomizationFixedName" {
 		return
 	}
+
 	name, is := m[member].(string)
 	if !is {
 		return // missing, or the name of a secret
 	}
+
 	at = join(at, member)
 	const rule = "letters, digits and hyphens, not digits alone, at most 63"
 	odd := strings.IndexFunc(name, func(c rune) bool { return c != '-' && !isLetter(c) && !isDigit(c) })
@@ -94,7 +129,14 @@ func (r *reader) hostName(v any, at string, windows bool) {
 	case strings.TrimSpace(name) == "" && member == "name":
 		r.refuse(at, "is empty: a host name is %s", rule)
 	case odd >= 0 && member == "name":
-		r.refuse(at, "%.80q has %q in it, and a host name is %s%s", name, []rune(name[odd:])[0], rule, instead(name, windows))
+		r.refuse(
+			at,
+			"%.80q has %q in it, and a host name is %s%s",
+			name,
+			[]rune(name[odd:])[0],
+			rule,
+			instead(name, windows),
+		)
 	case odd >= 0:
 		r.warn(DoubtfulValue, at, "%.80q has %q in it, and a host name is %s", name, []rune(name[odd:])[0], rule)
 	case len(name) > 63:
@@ -155,34 +197,47 @@ func (r *reader) adapters(m map[string]any, at string) {
 	list, _ := m["nicSettingMap"].([]any)
 	seen, primary := map[string]int{}, -1
 	with, without := -1, -1
+
 	for i, item := range list {
 		a, _ := item.(map[string]any)
 		here := fmt.Sprintf("%s[%d]", at, i)
 		if settings, _ := a["adapter"].(map[string]any); settings["primary"] == true {
 			if primary >= 0 {
-				r.warn(DoubtfulValue, here+".adapter.primary", "is true for nicSettingMap[%d] too: only one adapter is the primary", primary)
+				r.warn(
+					DoubtfulValue,
+					here+".adapter.primary",
+					"is true for nicSettingMap[%d] too: only one adapter is the primary",
+					primary,
+				)
 			}
+
 			primary = i
 		}
+
 		if !filled(a["macAddress"]) {
 			without = i
 			continue
 		}
+
 		with = i
 		mac, is := a["macAddress"].(string)
 		if !is {
 			continue // the name of a secret
 		}
+
 		key := MAC(mac)
 		if key == "" {
 			r.refuse(here+".macAddress", "%.80q is no MAC address, such as 00:50:56:00:00:01", mac)
 			continue
 		}
+
 		if first, twice := seen[key]; twice {
 			r.warn(DoubtfulValue, here+".macAddress", "is that of nicSettingMap[%d] too", first)
 		}
+
 		seen[key] = i
 	}
+
 	if with >= 0 && without >= 0 {
 		r.refuse(at, "either every entry has a macAddress or none: [%d] has one, [%d] has none", with, without)
 	}
@@ -197,6 +252,7 @@ func MAC(s string) string {
 		}
 		s = strings.Join(pairs, ":")
 	}
+
 	mac, err := net.ParseMAC(strings.TrimSpace(s))
 	if err != nil || len(mac) != 6 {
 		return ""
@@ -204,19 +260,34 @@ func MAC(s string) string {
 	return mac.String()
 }
 
-// CheckAdapters holds a spec against the virtual NICs of its VM, given by their MAC addresses: vCenter answers NicSettingMismatch where there are more
-// or fewer than the spec has adapters.
+// CheckAdapters holds a spec against the virtual NICs of its VM, given by their MAC addresses: vCenter answers
+// NicSettingMismatch where there are more or fewer than the spec has adapters.
 func CheckAdapters(spec json.RawMessage, macs []string, at string) []Finding {
 	m, _ := decode(spec).(map[string]any)
 	list, is := m["nicSettingMap"].([]any)
 	if !is && m["nicSettingMap"] != nil || m == nil {
 		return nil // told already
 	}
+
 	at = join(at, "nicSettingMap")
 	if len(list) != len(macs) {
-		return []Finding{{Field: at, Message: fmt.Sprintf("has %s, and the VM has %s (%s): vCenter wants one for each (NicSettingMismatch)",
-			counted(len(list), "entry", "entries"), counted(len(macs), "NIC", "NICs"), strings.Join(macs, ", "))}}
+		return []Finding{
+			{
+				Field: at,
+				Message: fmt.Sprintf(
+					"has %s, and the VM has %s (%s): vCenter wants one for each (NicSettingMismatch)",
+					counted(
+						len(list),
+						"entry",
+						"entries",
+					),
+					counted(len(macs), "NIC", "NICs"),
+					strings.Join(macs, ", "),
+				),
+			},
+		}
 	}
+
 	var found []Finding
 	for i, item := range list {
 		a, _ := item.(map[string]any)
@@ -226,6 +297,7 @@ func CheckAdapters(spec json.RawMessage, macs []string, at string) []Finding {
 				"%s is none of the VM's NICs: %s", mac, strings.Join(macs, ", "))})
 		}
 	}
+
 	return found
 }
 
@@ -244,6 +316,7 @@ func (r *reader) ipSettings(m map[string]any, at string) {
 	if s, is := ip["ipAddress"].(string); is && fixed {
 		address = r.fixedIP(s, join(at, "ip.ipAddress"))
 	}
+
 	mask, _ := m["subnetMask"].(string)
 	bits := -1
 	switch {
@@ -252,12 +325,14 @@ func (r *reader) ipSettings(m map[string]any, at string) {
 	case address.Is4() && !isSecret(m["subnetMask"]):
 		r.warn(DoubtfulValue, join(at, "subnetMask"), "is missing beside a fixed address")
 	}
+
 	gateways, _ := m["gateway"].([]any)
 	for i, v := range gateways {
 		s, is := v.(string)
 		if !is {
 			continue
 		}
+
 		here := fmt.Sprintf("%s.gateway[%d]", at, i)
 		gateway, err := netip.ParseAddr(s)
 		switch {
@@ -266,11 +341,18 @@ func (r *reader) ipSettings(m map[string]any, at string) {
 		case !gateway.Is4():
 			r.warn(DoubtfulValue, here, "%s is no IPv4 address: gateways of IPv6 belong into ipV6Spec", gateway)
 		case address.Is4() && bits >= 0 && !netip.PrefixFrom(address, bits).Masked().Contains(gateway):
-			r.warn(DoubtfulValue, here, "%s is not in the subnet of the address, %s", gateway, netip.PrefixFrom(address, bits).Masked())
+			r.warn(
+				DoubtfulValue,
+				here,
+				"%s is not in the subnet of the address, %s",
+				gateway,
+				netip.PrefixFrom(address, bits).Masked(),
+			)
 		case gateway == address:
 			r.warn(DoubtfulValue, here, "%s is the adapter's own address", gateway)
 		}
 	}
+
 	r.addresses(m["dnsServerList"], join(at, "dnsServerList"))
 }
 
@@ -293,12 +375,22 @@ func (r *reader) fixedIP(s, at string) netip.Addr {
 		r.refuse(at, "%s", notAddress(s, false))
 		return netip.Addr{}
 	}
+
 	switch {
 	case !address.Is4():
-		r.warn(DoubtfulValue, at, "%s is no IPv4 address: a CustomizationFixedIpV6 in ipV6Spec gives one of IPv6", address)
-	case address.IsUnspecified(), address.IsMulticast(), address.IsLoopback(), address == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		r.warn(
+			DoubtfulValue,
+			at,
+			"%s is no IPv4 address: a CustomizationFixedIpV6 in ipV6Spec gives one of IPv6",
+			address,
+		)
+	case address.IsUnspecified(),
+		address.IsMulticast(),
+		address.IsLoopback(),
+		address == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
 		r.warn(DoubtfulValue, at, "%s is no address that an adapter can have", address)
 	}
+
 	return address
 }
 
@@ -319,19 +411,33 @@ func notAddress(s string, v6 bool) string {
 	if _, err := netip.ParseAddr(trimmed); err == nil {
 		return fmt.Sprintf("%.80q has blanks around it: give %q", s, trimmed)
 	}
+
 	if address, prefix, has := strings.Cut(trimmed, "/"); has {
 		p, err := netip.ParsePrefix(trimmed)
 		switch {
 		case err == nil && p.Addr().Is4() && !v6:
-			return fmt.Sprintf("%.80q is an address with its prefix: give %q here, and the prefix as subnetMask, %q", s, address, dotted(p.Bits()))
+			return fmt.Sprintf(
+				"%.80q is an address with its prefix: give %q here, and the prefix as subnetMask, %q",
+				s,
+				address,
+				dotted(p.Bits()),
+			)
 		case err == nil:
-			return fmt.Sprintf("%.80q is an address with its prefix: give %q here, and the prefix as subnetMask, %s", s, address, prefix)
+			return fmt.Sprintf(
+				"%.80q is an address with its prefix: give %q here, and the prefix as subnetMask, %s",
+				s,
+				address,
+				prefix,
+			)
 		}
+
 		return fmt.Sprintf("%.80q is not an address, and a prefix belongs into subnetMask", s)
 	}
+
 	if plain := withoutZeros(trimmed); plain != "" {
 		return fmt.Sprintf("%.80q has leading zeros, which some read as octal: give %q", s, plain)
 	}
+
 	return fmt.Sprintf("%.80q is not an IP address", s)
 }
 
@@ -343,13 +449,15 @@ func withoutZeros(s string) string {
 			parts[i] = "0"
 		}
 	}
+
 	if address, err := netip.ParseAddr(strings.Join(parts, ".")); err == nil && address.Is4() {
 		return address.String()
 	}
 	return ""
 }
 
-// mask reads an IPv4 subnet mask and returns its prefix's length, -1 where it is none. One beside an address that is not fixed is not used.
+// mask reads an IPv4 subnet mask and returns its prefix's length, -1 where it is none. One beside an address that is
+// not fixed is not used.
 func (r *reader) mask(s, at string, fixed bool) int {
 	address, err := netip.ParseAddr(s)
 	if err == nil && address.Is4() {
@@ -362,16 +470,19 @@ func (r *reader) mask(s, at string, fixed bool) int {
 			}
 		}
 	}
+
 	should := ""
 	if p, err := netip.ParsePrefix("0.0.0.0/" + strings.TrimPrefix(strings.TrimSpace(s), "/")); err == nil {
 		should = fmt.Sprintf(": give %q", dotted(p.Bits()))
 	}
+
 	message := fmt.Sprintf("%.80q is not a subnet mask, such as 255.255.255.0%s", s, should)
 	if fixed {
 		r.refuse(at, "%s", message)
 	} else {
 		r.warn(DoubtfulValue, at, "%s", message)
 	}
+
 	return -1
 }
 
@@ -388,6 +499,7 @@ func (r *reader) fixedV6(m map[string]any, at string) {
 			r.warn(DoubtfulValue, join(at, "ipAddress"), "%.80q is no plain IPv6 address", s)
 		}
 	}
+
 	bits, is := m["subnetMask"].(json.Number)
 	if n, err := bits.Int64(); is && err == nil && (n < 1 || n > 128) {
 		r.refuse(join(at, "subnetMask"), "is %d: the length of an IPv6 prefix is 1 to 128, usually 64", n)

@@ -26,10 +26,17 @@ import (
 
 var update = flag.Bool("update", false, "write tables.go anew")
 
-// TestTables: the tables say of the types that a CustomizationSpec is made of what govmomi's types say, and of time zones what Go's tz database says.
+// TestTables: the tables say of the types that a CustomizationSpec is made of what govmomi's types say, and of time
+// zones what Go's tz database says.
 func TestTables(t *testing.T) {
 	t.Parallel()
-	g := generator{names: govmomiTypes(t), types: map[string]reflect.Type{}, kinds: map[string][]string{}, enums: map[string][]string{}}
+	g := generator{
+		names: govmomiTypes(t),
+		types: map[string]reflect.Type{},
+		kinds: map[string][]string{},
+		enums: map[string][]string{},
+	}
+
 	g.reach(reflect.TypeFor[types.CustomizationSpec]())
 	g.reach(reflect.TypeFor[types.OptionValue]())
 	want := g.source(t)
@@ -38,6 +45,7 @@ func TestTables(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	got, err := os.ReadFile("tables.go")
 	if err != nil {
 		t.Fatal(err)
@@ -83,6 +91,7 @@ func (g *generator) reachKinds(base reflect.Type) {
 	if _, known := g.kinds[of]; known {
 		return
 	}
+
 	g.kinds[of] = []string{}
 	for _, name := range g.names {
 		kind, known := types.TypeFunc()(name)
@@ -94,6 +103,7 @@ func (g *generator) reachKinds(base reflect.Type) {
 		}
 		g.reach(kind)
 	}
+
 	slices.Sort(g.kinds[of])
 }
 
@@ -105,7 +115,11 @@ func members(t reflect.Type) []reflect.StructField {
 			all = append(all, f)
 		}
 	}
-	slices.SortFunc(all, func(a, b reflect.StructField) int { return cmp.Compare(a.Tag.Get("json"), b.Tag.Get("json")) })
+
+	slices.SortFunc(
+		all,
+		func(a, b reflect.StructField) int { return cmp.Compare(a.Tag.Get("json"), b.Tag.Get("json")) },
+	)
 	return all
 }
 
@@ -119,6 +133,7 @@ func (g *generator) source(t *testing.T) []byte {
 		if kinds := g.kinds[name]; len(kinds) > 0 {
 			fmt.Fprintf(&b, "kinds: %#v,", kinds)
 		}
+
 		if list := members(g.types[name]); len(list) > 0 {
 			b.WriteString("members: map[string]member{\n")
 			for _, f := range list {
@@ -129,8 +144,13 @@ func (g *generator) source(t *testing.T) []byte {
 					b.WriteString("list: true, ")
 					kind = kind.Elem()
 				}
+
 				fmt.Fprintf(&b, "kind: %s, ", kindOf(t, kind))
-				if of := strings.TrimPrefix(strings.TrimPrefix(kind.String(), "*"), "types."); of != kind.String() && of != "AnyType" && of != "ByteSlice" {
+				if of := strings.TrimPrefix(
+					strings.TrimPrefix(kind.String(), "*"),
+					"types.",
+				); of != kind.String() && of != "AnyType" &&
+					of != "ByteSlice" {
 					if kind.Kind() == reflect.Interface {
 						of = strings.TrimPrefix(of, "Base")
 					}
@@ -138,25 +158,36 @@ func (g *generator) source(t *testing.T) []byte {
 						fmt.Fprintf(&b, "of: %q, ", of)
 					}
 				}
+
 				if !strings.Contains(options, "omitempty") {
 					b.WriteString("required: true, ")
 				}
+
 				b.WriteString("},\n")
 			}
+
 			b.WriteString("},")
 		}
+
 		b.WriteString("},\n")
 	}
-	b.WriteString("}\n\n// enums are the values of members that have a closed list of them.\nvar enums = map[string][]string{\n")
+
+	b.WriteString(
+		"}\n\n// enums are the values of members that have a closed list of them.\nvar enums = map[string][]string{\n",
+	)
 	for _, name := range slices.Sorted(maps.Keys(g.enums)) {
 		fmt.Fprintf(&b, "%q: %s,\n", name, strings.TrimPrefix(fmt.Sprintf("%#v", g.enums[name]), "[]string"))
 	}
-	b.WriteString("}\n\n// tzNames are the time zones of the tz database, those that it keeps for old names too.\nconst tzNames = `\n")
+
+	b.WriteString(
+		"}\n\n// tzNames are the time zones of the tz database, those that it keeps for old names too.\nconst tzNames = `\n",
+	)
 	b.WriteString(strings.Join(zones(t), "\n") + "\n`\n")
 	source, err := format.Source(b.Bytes())
 	if err != nil {
 		t.Fatalf("%v\n%s", err, b.Bytes())
 	}
+
 	return source
 }
 
@@ -164,6 +195,7 @@ func kindOf(t *testing.T, kind reflect.Type) string {
 	if kind.Kind() == reflect.Pointer {
 		kind = kind.Elem()
 	}
+
 	switch kind.Kind() {
 	case reflect.String:
 		if kind.Name() != "string" {
@@ -184,41 +216,54 @@ func kindOf(t *testing.T, kind reflect.Type) string {
 	case reflect.Struct:
 		return "object"
 	}
+
 	t.Fatalf("a member of kind %s", kind)
 	return ""
 }
 
-// zones are the names in the table and those in Go's copy of the tz database: a newer Go may know more, an older one is no reason to forget any.
+// zones are the names in the table and those in Go's copy of the tz database: a newer Go may know more, an older one is
+// no reason to forget any.
 func zones(t *testing.T) []string {
 	root, err := exec.CommandContext(t.Context(), "go", "env", "GOROOT").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	z, err := zip.OpenReader(filepath.Join(strings.TrimSpace(string(root)), "lib", "time", "zoneinfo.zip"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer z.Close()
 	names := strings.Fields(tzNames)
+
 	for _, f := range z.File {
 		if !strings.HasSuffix(f.Name, "/") && f.Name != "Factory" {
 			names = append(names, f.Name)
 		}
 	}
+
 	slices.Sort(names)
 	return slices.Compact(names)
 }
 
 // govmomiTypes are the names of all of govmomi's types.
 func govmomiTypes(t *testing.T) []string {
-	dir, err := exec.CommandContext(t.Context(), "go", "list", "-f", "{{.Dir}}", "github.com/vmware/govmomi/vim25/types").Output()
+	dir, err := exec.CommandContext(t.Context(), "go", "list", "-f", "{{.Dir}}", "github.com/vmware/govmomi/vim25/types").
+		Output()
 	if err != nil {
 		t.Fatal(err)
 	}
-	file, err := parser.ParseFile(token.NewFileSet(), filepath.Join(string(bytes.TrimSpace(dir)), "types.go"), nil, parser.SkipObjectResolution)
+
+	file, err := parser.ParseFile(
+		token.NewFileSet(),
+		filepath.Join(string(bytes.TrimSpace(dir)), "types.go"),
+		nil,
+		parser.SkipObjectResolution,
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var names []string
 	ast.Inspect(file, func(n ast.Node) bool {
 		if spec, ok := n.(*ast.TypeSpec); ok {
@@ -226,5 +271,6 @@ func govmomiTypes(t *testing.T) []string {
 		}
 		return true
 	})
+
 	return names
 }

@@ -10,39 +10,127 @@ import (
 // formerZones were in the tz database once, and are in the lists of older vCenters.
 var formerZones = []string{"US/Pacific-New"}
 
-// linuxTimeZone holds the time zone of a Linux guest against the tz database, which vCenter's own list is taken from; letter case counts.
+// linuxTimeZone holds the time zone of a Linux guest against the tz database, which vCenter's own list is taken from;
+// letter case counts.
 func (r *reader) linuxTimeZone(v any, at string) {
 	zone, is := v.(string)
 	if !is || zone == "" {
 		return
 	}
+
 	names := append(strings.Fields(tzNames), formerZones...)
 	if slices.Contains(names, zone) {
 		return
 	}
+
 	if _, err := strconv.Atoi(zone); err == nil {
-		r.refuse(at, "%.80q is an index of Windows: a Linux guest has a name of the tz database, such as Europe/Berlin", zone)
+		r.refuse(
+			at,
+			"%.80q is an index of Windows: a Linux guest has a name of the tz database, such as Europe/Berlin",
+			zone,
+		)
 		return
 	}
+
 	r.refuse(at, "%.80q is no name of the tz database, such as Europe/Berlin%s", zone, nearest(zone, names))
 }
 
 // windowsZones are Microsoft's time zone index values.
-var windowsZones = []int64{0, 1, 2, 3, 4, 10, 13, 15, 20, 25, 30, 33, 35, 40, 45, 50, 55, 56, 60, 65, 70, 73, 75, 80, 83, 85, 90, 95, 100, 105, 110, 113, 115,
-	120, 125, 130, 135, 140, 145, 150, 155, 158, 160, 165, 170, 175, 180, 185, 190, 193, 195, 200, 201, 203, 205, 207, 210, 215, 220, 225, 227, 230, 235,
-	240, 245, 250, 255, 260, 265, 270, 275, 280, 285, 290, 300}
+var windowsZones = []int64{
+	0,
+	1,
+	2,
+	3,
+	4,
+	10,
+	13,
+	15,
+	20,
+	25,
+	30,
+	33,
+	35,
+	40,
+	45,
+	50,
+	55,
+	56,
+	60,
+	65,
+	70,
+	73,
+	75,
+	80,
+	83,
+	85,
+	90,
+	95,
+	100,
+	105,
+	110,
+	113,
+	115,
+	120,
+	125,
+	130,
+	135,
+	140,
+	145,
+	150,
+	155,
+	158,
+	160,
+	165,
+	170,
+	175,
+	180,
+	185,
+	190,
+	193,
+	195,
+	200,
+	201,
+	203,
+	205,
+	207,
+	210,
+	215,
+	220,
+	225,
+	227,
+	230,
+	235,
+	240,
+	245,
+	250,
+	255,
+	260,
+	265,
+	270,
+	275,
+	280,
+	285,
+	290,
+	300,
+}
 
-// unattended holds the unattended part of sysprep against its page. Windows has got more time zones since the list was made: an index out of its range
-// is one that only vCenter can know.
+// unattended holds the unattended part of sysprep against its page. Windows has got more time zones since the list was
+// made: an index out of its range is one that only vCenter can know.
 func (r *reader) unattended(m map[string]any, at string) {
 	number, _ := m["timeZone"].(json.Number)
 	if n, err := number.Int64(); err == nil && !slices.Contains(windowsZones, n) {
 		if here := join(at, "timeZone"); n > 0 && n < 300 {
 			r.refuse(here, "%d is none of Microsoft's time zone index values, such as 85 (GMT) or 110 (Berlin)", n)
 		} else {
-			r.warn(DoubtfulValue, here, "%d is none of Microsoft's time zone index values, such as 85 (GMT) or 110 (Berlin)", n)
+			r.warn(
+				DoubtfulValue,
+				here,
+				"%d is none of Microsoft's time zone index values, such as 85 (GMT) or 110 (Berlin)",
+				n,
+			)
 		}
 	}
+
 	if m["autoLogon"] == true && m["password"] == nil {
 		r.warn(DoubtfulValue, join(at, "autoLogon"), "needs a password, else the customization fails")
 	}

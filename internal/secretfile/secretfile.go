@@ -14,21 +14,24 @@ import (
 // MaxSize is the most bytes that a secret may have.
 const MaxSize = 64 << 10
 
-// Read gives the content of a regular file of at most MaxSize bytes, one trailing line end dropped, and gives up when ctx ends: with ctx's cause. A
-// FIFO, a device or a folder is refused and not read. An error of the file system is an *fs.PathError.
+// Read gives the content of a regular file of at most MaxSize bytes, one trailing line end dropped, and gives up when
+// ctx ends: with ctx's cause. A FIFO, a device or a folder is refused and not read. An error of the file system is an
+// *fs.PathError.
 //
-// The file is opened and read by a goroutine of its own, because a mount that hangs (NFS, a CSI driver) holds both for as long as it likes; that
-// goroutine then ends when the mount does.
+// The file is opened and read by a goroutine of its own, because a mount that hangs (NFS, a CSI driver) holds both for
+// as long as it likes; that goroutine then ends when the mount does.
 func Read(ctx context.Context, path string) (string, error) {
 	type result struct {
 		content string
 		err     error
 	}
+
 	done := make(chan result, 1)
 	go func() {
 		content, err := read(path)
 		done <- result{content, err}
 	}()
+
 	select {
 	case r := <-done:
 		return r.content, r.err
@@ -50,7 +53,8 @@ func ReadFile(path string) (string, error) {
 }
 
 func read(path string) (string, error) {
-	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // not blocking: to open a FIFO would wait for who writes it
+	// Not blocking: to open a FIFO would wait for who writes it.
+	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return "", err
 	}
@@ -59,9 +63,14 @@ func read(path string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+
 	if !info.Mode().IsRegular() {
-		return "", fmt.Errorf("it is no regular file but %s: a secret is a file with the secret in it", kind(info.Mode()))
+		return "", fmt.Errorf(
+			"it is no regular file but %s: a secret is a file with the secret in it",
+			kind(info.Mode()),
+		)
 	}
+
 	content, err := io.ReadAll(io.LimitReader(file, MaxSize+1))
 	if err != nil {
 		return "", err
@@ -69,6 +78,7 @@ func read(path string) (string, error) {
 	if len(content) > MaxSize {
 		return "", fmt.Errorf("it is larger than %d KiB: a secret is at most that large", MaxSize>>10)
 	}
+
 	return strings.TrimSuffix(strings.TrimSuffix(string(content), "\n"), "\r"), nil
 }
 

@@ -25,6 +25,7 @@ func TestRead(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
 	write("secret", "s3cret\n")
 	write("dos", "s3cret\n\r\n")
 	write("largest", strings.Repeat("x", MaxSize))
@@ -33,14 +34,17 @@ func TestRead(t *testing.T) {
 	if err := os.Truncate(at("huge"), 4<<30); err != nil { // a file with a hole: nothing is stored of it
 		t.Fatal(err)
 	}
+
 	for link, to := range map[string]string{"link": "secret", "to-fifo": "fifo"} { // as Kubernetes mounts a Secret
 		if err := os.Symlink(to, at(link)); err != nil {
 			t.Fatal(err)
 		}
 	}
+
 	if err := syscall.Mkfifo(at("fifo"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	for _, row := range []struct{ path, content, err string }{
 		{at("secret"), "s3cret", ""},
 		{at("link"), "s3cret", ""},
@@ -62,6 +66,7 @@ func TestRead(t *testing.T) {
 			t.Errorf("%s: %v, want %q", row.path, err, row.err)
 		}
 	}
+
 	if _, err := Read(context.Background(), at("nothing")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a file that is not there: %v", err)
 	}
@@ -73,10 +78,12 @@ func TestReadGivesUp(t *testing.T) {
 	why := errors.New("the run was canceled")
 	ctx, cancel := context.WithCancelCause(context.Background())
 	cancel(why)
+
 	for range 100 { // both may be ready
 		if _, err := Read(ctx, t.TempDir()); errors.Is(err, why) {
 			return
 		}
 	}
+
 	t.Error("the end of the context was never told")
 }

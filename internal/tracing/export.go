@@ -15,12 +15,15 @@ type logged struct {
 	failed atomic.Bool
 }
 
-// ExportSpans implements sdk.SpanExporter. Its error ends here: OpenTelemetry would print it past the log, at every batch.
+// ExportSpans implements sdk.SpanExporter. Its error ends here: OpenTelemetry would print it past the log, at every
+// batch.
 func (l *logged) ExportSpans(ctx context.Context, spans []sdk.ReadOnlySpan) error {
 	err := l.SpanExporter.ExportSpans(ctx, spans)
 	switch failed := err != nil; {
 	case failed && l.failed.CompareAndSwap(false, true):
-		l.log.Warn().Err(err).Msg("traces cannot be sent and are dropped: see OTEL_EXPORTER_OTLP_ENDPOINT and its collector")
+		l.log.Warn().
+			Err(err).
+			Msg("traces cannot be sent and are dropped: see OTEL_EXPORTER_OTLP_ENDPOINT and its collector")
 	case !failed && l.failed.CompareAndSwap(true, false):
 		l.log.Info().Msg("traces are sent again")
 	}

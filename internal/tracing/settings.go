@@ -31,14 +31,15 @@ func Wanted(env Lookuper) bool {
 		(get(env, "OTEL_EXPORTER_OTLP_ENDPOINT") != "" || get(env, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") != "")
 }
 
-// Check tells what is wrong with the OTEL_… settings, where they ask for traces at all. OpenTelemetry itself reads them, but passes over what it does not
-// understand, and prints it: a header with its token, say.
+// Check tells what is wrong with the OTEL_… settings, where they ask for traces at all. OpenTelemetry itself reads
+// them, but passes over what it does not understand, and prints it: a header with its token, say.
 //
 // Source: OpenTelemetry, Environment Variable Specification; OTLP Exporter Configuration.
 func Check(env Lookuper) []error {
 	if !Wanted(env) {
 		return nil
 	}
+
 	var wrong []error
 	bad := func(key, format string, args ...any) { wrong = append(wrong, fmt.Errorf(key+": "+format, args...)) }
 	for _, key := range both("ENDPOINT") {
@@ -51,29 +52,46 @@ func Check(env Lookuper) []error {
 			}
 		}
 	}
+
 	if key, v := effective(env, "PROTOCOL"); v != "" && v != "http/protobuf" {
 		bad(key, "%q is not http/protobuf, the only one that guestflow speaks (port 4318 of a collector)", v)
 	}
 	if v := get(env, "OTEL_TRACES_EXPORTER"); v != "" && v != "otlp" {
 		bad("OTEL_TRACES_EXPORTER", "%q is neither otlp nor none", v)
 	}
+
 	for _, key := range both("HEADERS") {
 		if !pairs(get(env, key)) { // without its value: it may hold a token
 			bad(key, "not name=value[,name=value …] with the values percent-encoded")
 		}
 	}
+
 	if v := get(env, "OTEL_RESOURCE_ATTRIBUTES"); !pairs(v) {
 		bad("OTEL_RESOURCE_ATTRIBUTES", "%q is not name=value[,name=value …]", v)
 	}
+
 	sampler := get(env, "OTEL_TRACES_SAMPLER")
-	if known := []string{"", "always_on", "always_off", "traceidratio", "parentbased_always_on", "parentbased_always_off", "parentbased_traceidratio"}; !slices.Contains(known, sampler) {
+	if known := []string{
+		"",
+		"always_on",
+		"always_off",
+		"traceidratio",
+		"parentbased_always_on",
+		"parentbased_always_off",
+		"parentbased_traceidratio",
+	}; !slices.Contains(
+		known,
+		sampler,
+	) {
 		bad("OTEL_TRACES_SAMPLER", "%q is none of %s", sampler, strings.Join(known[1:], ", "))
 	}
+
 	if v := get(env, "OTEL_TRACES_SAMPLER_ARG"); v != "" && strings.HasSuffix(sampler, "traceidratio") {
 		if ratio, err := strconv.ParseFloat(v, 64); err != nil || ratio < 0 || ratio > 1 {
 			bad("OTEL_TRACES_SAMPLER_ARG", "%q is no ratio from 0 to 1", v)
 		}
 	}
+
 	for _, key := range append(both("TIMEOUT"), "OTEL_BSP_SCHEDULE_DELAY", "OTEL_BSP_EXPORT_TIMEOUT", "OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE") {
 		if v := get(env, key); v != "" {
 			if n, err := strconv.Atoi(v); err != nil || n <= 0 {
@@ -81,6 +99,7 @@ func Check(env Lookuper) []error {
 			}
 		}
 	}
+
 	return append(wrong, files(env)...)
 }
 
@@ -93,16 +112,24 @@ func files(env Lookuper) (wrong []error) {
 			wrong = append(wrong, fmt.Errorf("%s: %s holds no PEM certificate", key, file))
 		}
 	}
+
 	key, cert := effective(env, "CLIENT_CERTIFICATE")
 	_, private := effective(env, "CLIENT_KEY")
 	switch {
 	case (cert == "") != (private == ""):
-		wrong = append(wrong, errors.New("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and OTEL_EXPORTER_OTLP_CLIENT_KEY: set both or none"))
+		wrong = append(
+			wrong,
+			errors.New("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and OTEL_EXPORTER_OTLP_CLIENT_KEY: set both or none"),
+		)
 	case cert != "":
 		if _, err := tls.LoadX509KeyPair(cert, private); err != nil {
-			wrong = append(wrong, fmt.Errorf("%s: %s and %s are no certificate with its key in PEM: %w", key, cert, private, err))
+			wrong = append(
+				wrong,
+				fmt.Errorf("%s: %s and %s are no certificate with its key in PEM: %w", key, cert, private, err),
+			)
 		}
 	}
+
 	return wrong
 }
 
@@ -127,7 +154,10 @@ var token = regexp.MustCompile("^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")
 func pairs(list string) bool {
 	for pair := range strings.SplitSeq(list, ",") {
 		name, value, ok := strings.Cut(pair, "=")
-		if _, err := url.PathUnescape(value); list != "" && (!ok || err != nil || !token.MatchString(cmp.Or(strings.TrimSpace(name), " "))) {
+		if _, err := url.PathUnescape(
+			value,
+		); list != "" &&
+			(!ok || err != nil || !token.MatchString(cmp.Or(strings.TrimSpace(name), " "))) {
 			return false
 		}
 	}

@@ -1,6 +1,6 @@
-// Package tracing makes OpenTelemetry spans of a run, in the trace that its publisher began. A run changes hands, and the process that began a span may
-// be gone when it ends: so the spans of a run and of its steps have IDs that follow from their names, whoever has the run in hand goes on with them, and
-// only who sees their end reports them.
+// Package tracing makes OpenTelemetry spans of a run, in the trace that its publisher began. A run changes hands, and
+// the process that began a span may be gone when it ends: so the spans of a run and of its steps have IDs that follow
+// from their names, whoever has the run in hand goes on with them, and only who sees their end reports them.
 package tracing
 
 import (
@@ -31,26 +31,44 @@ type Tracer struct {
 	provider *sdk.TracerProvider
 }
 
-// New is the Tracer that the process's environment describes. It dials nothing: what cannot be sent is dropped, and the log says so.
+// New is the Tracer that the process's environment describes. It dials nothing: what cannot be sent is dropped, and the
+// log says so.
 func New(ctx context.Context, version, instance string, log zerolog.Logger) (Tracer, error) {
-	// OpenTelemetry has one logger and one place for errors per process, and both print to standard error, past the log.
+	// OpenTelemetry has one logger and one place for errors per process, and both print to standard error, past the
+	// log.
 	otel.SetLogger(logr.Discard())
-	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { log.Warn().Err(err).Msg("OpenTelemetry reports an error") }))
+	otel.SetErrorHandler(
+		otel.ErrorHandlerFunc(func(err error) { log.Warn().Err(err).Msg("OpenTelemetry reports an error") }),
+	)
 	exporter, err := otlptracehttp.New(ctx)
 	if err != nil {
 		return Tracer{}, fmt.Errorf("traces: %w", err)
 	}
-	about, err := resource.New(ctx, resource.WithAttributes(semconv.ServiceName("guestflow"), semconv.ServiceVersion(version), semconv.ServiceInstanceID(instance)),
-		resource.WithTelemetrySDK(), resource.WithFromEnv())
+
+	about, err := resource.New(
+		ctx,
+		resource.WithAttributes(
+			semconv.ServiceName("guestflow"),
+			semconv.ServiceVersion(version),
+			semconv.ServiceInstanceID(instance),
+		),
+		resource.WithTelemetrySDK(),
+		resource.WithFromEnv(),
+	)
 	if err != nil && !errors.Is(err, resource.ErrPartialResource) {
 		return Tracer{}, fmt.Errorf("traces: OTEL_RESOURCE_ATTRIBUTES: %w", err)
 	}
+
 	return To(sdk.NewBatchSpanProcessor(&logged{SpanExporter: exporter, log: log}), about), nil
 }
 
 // To is a Tracer whose spans go to a processor, with what is said about the process.
 func To(processor sdk.SpanProcessor, about *resource.Resource) Tracer {
-	provider := sdk.NewTracerProvider(sdk.WithResource(about), sdk.WithIDGenerator(ids{}), sdk.WithSpanProcessor(processor))
+	provider := sdk.NewTracerProvider(
+		sdk.WithResource(about),
+		sdk.WithIDGenerator(ids{}),
+		sdk.WithSpanProcessor(processor),
+	)
 	return Tracer{tracer: provider.Tracer("github.com/guestflow/guestflow"), provider: provider}
 }
 
@@ -70,10 +88,17 @@ func (t Tracer) Tracer() trace.Tracer {
 	return t.tracer
 }
 
-// Named begins a span at a time, or goes on with it where another process began it: name says which one it is, and is the same only for the same.
-// What ctx is part of, or of no trace, is its parent. The span is reported when End is called on it, by whoever sees its end.
-func (t Tracer) Named(ctx context.Context, name, title string, at time.Time, opts ...trace.SpanStartOption) (context.Context, trace.Span) {
-	_, span := t.Tracer().Start(context.WithValue(ctx, wantedID{}, name), title, append(opts, trace.WithTimestamp(at))...)
+// Named begins a span at a time, or goes on with it where another process began it: name says which one it is, and is
+// the same only for the same. What ctx is part of, or of no trace, is its parent. The span is reported when End is
+// called on it, by whoever sees its end.
+func (t Tracer) Named(
+	ctx context.Context,
+	name, title string,
+	at time.Time,
+	opts ...trace.SpanStartOption,
+) (context.Context, trace.Span) {
+	_, span := t.Tracer().
+		Start(context.WithValue(ctx, wantedID{}, name), title, append(opts, trace.WithTimestamp(at))...)
 	return trace.ContextWithSpan(ctx, span), span // without the name: it is this span's alone
 }
 
@@ -92,7 +117,10 @@ func Failed(span trace.Span, code string) {
 //
 // Source: W3C Trace Context; CloudEvents, Distributed Tracing extension.
 func From(ctx context.Context, traceparent, tracestate string) context.Context {
-	return propagation.TraceContext{}.Extract(ctx, propagation.MapCarrier{"traceparent": traceparent, "tracestate": tracestate})
+	return propagation.TraceContext{}.Extract(
+		ctx,
+		propagation.MapCarrier{"traceparent": traceparent, "tracestate": tracestate},
+	)
 }
 
 // Of is the traceparent and the tracestate of the span that ctx is part of; ok is false where that is not reported.

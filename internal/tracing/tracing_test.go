@@ -33,6 +33,7 @@ func TestCheck(t *testing.T) {
 	if err := os.WriteFile(notPEM, []byte("not a certificate"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+
 	for _, test := range []struct {
 		key, value, says string
 		more             env
@@ -67,12 +68,14 @@ func TestCheck(t *testing.T) {
 		maps.Copy(settings, test.more)
 		settings[test.key] = test.value
 		wrong := Check(settings)
+
 		switch {
 		case test.says == "" && len(wrong) > 0:
 			t.Errorf("%s=%s is refused: %v", test.key, test.value, wrong)
 		case test.says != "" && (len(wrong) != 1 || !strings.HasPrefix(wrong[0].Error(), test.key) || !strings.Contains(wrong[0].Error(), test.says)):
 			t.Errorf("%s=%s: %v, want %q", test.key, test.value, wrong, test.says)
 		}
+
 		if strings.Contains(fmt.Sprint(wrong), "s3cr3t") {
 			t.Errorf("a secret in %v", wrong)
 		}
@@ -97,6 +100,7 @@ func TestOffUnlessAskedFor(t *testing.T) {
 			t.Errorf("%v: traces are on: %t", test.env, on)
 		}
 	}
+
 	ctx, _ := Tracer{}.Start(t.Context(), "x")
 	if _, _, ok := Of(ctx); ok {
 		t.Error("the zero Tracer makes spans")
@@ -110,7 +114,14 @@ func TestOffUnlessAskedFor(t *testing.T) {
 func TestNamedSpansAreTheSameEverywhere(t *testing.T) {
 	t.Parallel()
 	memory := tracetest.NewInMemoryExporter()
-	first, second := To(sdk.NewSimpleSpanProcessor(memory), resource.Empty()), To(sdk.NewSimpleSpanProcessor(memory), resource.Empty())
+	first, second := To(
+		sdk.NewSimpleSpanProcessor(memory),
+		resource.Empty(),
+	), To(
+		sdk.NewSimpleSpanProcessor(memory),
+		resource.Empty(),
+	)
+
 	parent := From(context.Background(), "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "vendor=x")
 	at := time.Unix(1700000000, 0)
 	_, lost := first.Named(parent, "run-1", "run", at)
@@ -118,6 +129,7 @@ func TestNamedSpansAreTheSameEverywhere(t *testing.T) {
 	if lost.SpanContext().SpanID() != run.SpanContext().SpanID() {
 		t.Error("the second owner's span is another one")
 	}
+
 	_, step := second.Named(ctx, "run-1/check/", "check", at)
 	_, call := second.Start(ctx, "call")
 	for _, one := range []string{step.SpanContext().SpanID().String(), call.SpanContext().SpanID().String()} {
@@ -125,11 +137,17 @@ func TestNamedSpansAreTheSameEverywhere(t *testing.T) {
 			t.Error("a child has its parent's ID")
 		}
 	}
-	if got, state, ok := Of(ctx); !ok || got != "00-4bf92f3577b34da6a3ce929d0e0e4736-"+run.SpanContext().SpanID().String()+"-01" || state != "vendor=x" {
+
+	if got, state, ok := Of(
+		ctx,
+	); !ok || got != "00-4bf92f3577b34da6a3ce929d0e0e4736-"+run.SpanContext().SpanID().String()+"-01" ||
+		state != "vendor=x" {
 		t.Errorf("handed on as %s, %s, %t", got, state, ok)
 	}
+
 	run.End()
-	if reported := memory.GetSpans(); len(reported) != 1 || reported[0].Name != "run" || !reported[0].StartTime.Equal(at) {
+	if reported := memory.GetSpans(); len(reported) != 1 || reported[0].Name != "run" ||
+		!reported[0].StartTime.Equal(at) {
 		t.Errorf("reported: %v", reported)
 	}
 
@@ -138,6 +156,7 @@ func TestNamedSpansAreTheSameEverywhere(t *testing.T) {
 	if one.SpanContext().TraceID() != two.SpanContext().TraceID() {
 		t.Error("without a publisher's trace, two owners are in two traces")
 	}
+
 	for _, tracer := range []Tracer{first, second} {
 		if err := tracer.Close(t.Context()); err != nil {
 			t.Error(err)
@@ -158,16 +177,23 @@ func TestLogTellsOnceThatTracesAreLost(t *testing.T) {
 	var said strings.Builder
 	collector := &failing{err: errors.New("connection refused")}
 	export := &logged{SpanExporter: collector, log: zerolog.New(&said)}
+
 	for range 3 {
 		if err := export.ExportSpans(t.Context(), nil); err != nil {
 			t.Error(err)
 		}
 	}
+
 	collector.err = nil
 	for range 2 {
 		_ = export.ExportSpans(t.Context(), nil)
 	}
-	if lines := strings.Split(strings.TrimSpace(said.String()), "\n"); len(lines) != 2 || !strings.Contains(lines[0], "connection refused") ||
+
+	if lines := strings.Split(
+		strings.TrimSpace(said.String()),
+		"\n",
+	); len(lines) != 2 ||
+		!strings.Contains(lines[0], "connection refused") ||
 		!strings.Contains(lines[1], "sent again") {
 		t.Errorf("the log says:\n%s", said.String())
 	}

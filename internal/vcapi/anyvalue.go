@@ -6,8 +6,9 @@ import (
 	"time"
 )
 
-// The values of properties are of any type, so they may come bare or as {"_typeName":"int","_value":5}. The any… functions
-// accept both, and return the zero value for what is neither: one unexpected property must not hide all the others.
+// The values of properties are of any type, so they may come bare or as {"_typeName":"int","_value":5}. The any…
+// functions accept both, and return the zero value for what is neither: one unexpected property must not hide all the
+// others.
 
 func anyValue(raw json.RawMessage) json.RawMessage {
 	var boxed struct {

@@ -10,22 +10,22 @@ import (
 	"time"
 )
 
-// cleaner removes what the client created on vCenter: collectors, views, filters and sessions. Such an object outlives the
-// response that names it and the caller who wanted it. vCenter removes it only with its session, and a session in use never
-// ends. So the cleaner is responsible for each object from before the call that creates it is sent until vCenter says that the
-// object is gone:
+// cleaner removes what the client created on vCenter: collectors, views, filters and sessions. Such an object outlives
+// the response that names it and the caller who wanted it. vCenter removes it only with its session, and a session in
+// use never ends. So the cleaner is responsible for each object from before the call that creates it is sent until
+// vCenter says that the object is gone:
 //
-//   - An object is created under a context of its own (create; of sessions login.get): its response is awaited even when the
-//     caller has given up.
+//   - An object is created under a context of its own (create; of sessions login.get): its response is awaited even
+//     when the caller has given up.
 //   - An object that could not be removed is pending, and is tried again until it is gone, or its session is.
-//   - When a response was lost, an object may exist whose name is not known. These are counted, and the session is replaced
-//     before they are many: the end of a session removes all that was created in it.
-//   - A session that is no longer used is such an object, too. One whose own response was lost has no name: to find it takes
-//     the privilege Sessions.TerminateSession, which nothing else needs. So it is left to vCenter's idle timeout, and logins
-//     are spaced out (login.record).
+//   - When a response was lost, an object may exist whose name is not known. These are counted, and the session is
+//     replaced before they are many: the end of a session removes all that was created in it.
+//   - A session that is no longer used is such an object, too. One whose own response was lost has no name: to find it
+//     takes the privilege Sessions.TerminateSession, which nothing else needs. So it is left to vCenter's idle timeout,
+//     and logins are spaced out (login.record).
 //
-// Not its business: effects leave Tasks and programs, which the run follows, and InitiateFileTransferFromGuest leaves a URL
-// for one use, which expires by itself and which no method takes back.
+// Not its business: effects leave Tasks and programs, which the run follows, and InitiateFileTransferFromGuest leaves a
+// URL for one use, which expires by itself and which no method takes back.
 type cleaner struct {
 	c *Client
 
@@ -50,8 +50,8 @@ type serverObject struct {
 }
 
 const (
-	// maxUnnamed is how many objects of one session may exist under names that are not known. vCenter allows a session 32
-	// collectors of a kind.
+	// maxUnnamed is how many objects of one session may exist under names that are not known. vCenter allows a session
+	// 32 collectors of a kind.
 	maxUnnamed = 8
 	// maxPending is how many objects of one session wait for their removal before the whole session is ended.
 	maxPending = 32
@@ -95,14 +95,15 @@ func detach(ctx, until context.Context) (context.Context, func()) {
 	return own, func() { stop(); cancel(nil) }
 }
 
-// create creates an object in s by one of the methods in removalMethods. Where ctx ends before the response comes, the object
-// is removed when it comes. gone, where not nil, is called once, when the object does not exist, or no longer.
+// create creates an object in s by one of the methods in removalMethods. Where ctx ends before the response comes, the
+// object is removed when it comes. gone, where not nil, is called once, when the object does not exist, or no longer.
 func (k *cleaner) create(
 	ctx context.Context, s *session, obj objectFunc, kind, method string, in any, gone func(),
 ) (*serverObject, error) {
 	if gone == nil {
 		gone = func() {}
 	}
+
 	if ctx.Err() != nil || !k.startWork() {
 		gone()
 		return nil, k.c.noSessionError(cmp.Or(context.Cause(ctx), errClosed), Transient)
@@ -112,6 +113,7 @@ func (k *cleaner) create(
 		m   *serverObject
 		err error
 	}
+
 	done := make(chan result)
 	go func() {
 		defer k.running.Done()
@@ -124,6 +126,7 @@ func (k *cleaner) create(
 		} else {
 			m.onRemoved = sync.OnceFunc(gone)
 		}
+
 		select {
 		case done <- result{m, err}:
 		case <-ctx.Done():
@@ -149,6 +152,7 @@ func (k *cleaner) sendCreate(
 	if err != nil {
 		return nil, err
 	}
+
 	cl.token, cl.noRetry = s.token, true // a repeat by the transport could create two
 
 	m, removal := &serverObject{session: s}, removalMethods[method]
@@ -159,6 +163,7 @@ func (k *cleaner) sendCreate(
 		}
 		m.ref = moRef{Type: removal.kind, Value: m.ref.Value}
 	}
+
 	if e := (*Error)(nil); errors.As(err, &e) && mayHaveCreated(e) && s.unnamedObjects.Add(1) >= maxUnnamed {
 		k.c.forgetSession(s, false)
 	}
@@ -169,10 +174,17 @@ func (k *cleaner) sendCreate(
 		s.historyCollectors.Add(1)
 	}
 
-	m.removeCall, err = k.c.newVIMCall(s.service, objectRef(removal.kind, m.ref.Value), removal.kind, removal.method, noParams)
+	m.removeCall, err = k.c.newVIMCall(
+		s.service,
+		objectRef(removal.kind, m.ref.Value),
+		removal.kind,
+		removal.method,
+		noParams,
+	)
 	if err != nil {
 		return nil, err
 	}
+
 	m.removeCall.token = s.token
 	return m, nil
 }
@@ -200,8 +212,8 @@ func (k *cleaner) remove(ctx context.Context, m *serverObject) bool {
 	return false
 }
 
-// tryRemove tries once. gone means that nothing is left to do: m is removed, unknown to vCenter, or vCenter refuses for good.
-// answered reports whether there was a response.
+// tryRemove tries once. gone means that nothing is left to do: m is removed, unknown to vCenter, or vCenter refuses for
+// good. answered reports whether there was a response.
 func (k *cleaner) tryRemove(ctx context.Context, m *serverObject) (gone, answered bool) {
 	_, err := k.c.roundTrip(ctx, k.c.reads, m.removeCall)
 	if e := (*Error)(nil); err != nil && (!errors.As(err, &e) || e.Status == 0 || e.Class == Transient) {
@@ -231,6 +243,7 @@ func (k *cleaner) removeLater(m *serverObject) {
 func (k *cleaner) enqueue(m *serverObject) (ofSession int) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+
 	if k.closed && !m.isSession() { // its session ends with the client
 		m.markRemoved()
 		return 0
@@ -246,6 +259,7 @@ func (k *cleaner) enqueue(m *serverObject) (ofSession int) {
 			ofSession++
 		}
 	}
+
 	if sessions > maxPendingSessions {
 		k.dropPending(slices.IndexFunc(k.pending, (*serverObject).isSession))
 	}
@@ -255,6 +269,7 @@ func (k *cleaner) enqueue(m *serverObject) (ofSession int) {
 		k.running.Add(1)
 		go k.retryLoop()
 	}
+
 	return ofSession
 }
 
@@ -297,6 +312,7 @@ func (k *cleaner) retryLoop() {
 			k.mu.Unlock()
 			return
 		}
+
 		k.mu.Unlock()
 
 		select {
@@ -306,8 +322,8 @@ func (k *cleaner) retryLoop() {
 	}
 }
 
-// retryOnce tries each object once, sessions first. It stops at the first that is not answered: the others would only wait,
-// too. progress reports whether anything was removed.
+// retryOnce tries each object once, sessions first. It stops at the first that is not answered: the others would only
+// wait, too. progress reports whether anything was removed.
 func (k *cleaner) retryOnce() (progress bool) {
 	k.mu.Lock()
 	list := slices.Clone(k.pending)
@@ -321,6 +337,7 @@ func (k *cleaner) retryOnce() (progress bool) {
 		if k.acceptCtx.Err() != nil {
 			return progress
 		}
+
 		switch gone, answered := k.tryRemove(k.lifetime, m); {
 		case gone:
 			k.markDone(m)
@@ -329,6 +346,7 @@ func (k *cleaner) retryOnce() (progress bool) {
 			return progress
 		}
 	}
+
 	return progress
 }
 
@@ -338,8 +356,8 @@ func (k *cleaner) isPending(m *serverObject) bool {
 	return slices.Contains(k.pending, m)
 }
 
-// shutDown lets nothing new be created, waits within ctx for the calls in flight, and returns the sessions that are still to
-// be ended.
+// shutDown lets nothing new be created, waits within ctx for the calls in flight, and returns the sessions that are
+// still to be ended.
 func (k *cleaner) shutDown(ctx context.Context) (sessions []*session) {
 	k.mu.Lock()
 	k.closed = true
@@ -351,6 +369,7 @@ func (k *cleaner) shutDown(ctx context.Context) (sessions []*session) {
 		defer close(done)
 		k.running.Wait()
 	}()
+
 	select {
 	case <-done:
 	case <-ctx.Done():
@@ -358,11 +377,13 @@ func (k *cleaner) shutDown(ctx context.Context) (sessions []*session) {
 
 	k.mu.Lock()
 	defer k.mu.Unlock()
+
 	for len(k.pending) > 0 {
 		if m := k.pending[0]; m.isSession() {
 			sessions = append(sessions, m.session)
 		}
 		k.dropPending(0)
 	}
+
 	return sessions
 }

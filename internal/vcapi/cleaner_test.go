@@ -39,7 +39,8 @@ func histories(f *fake) <-chan string {
 	return gone
 }
 
-// TestOwnedLate: a thing whose making is answered only when its caller has given up is taken down all the same. Each kind of thing.
+// TestOwnedLate: a thing whose making is answered only when its caller has given up is taken down all the same. Each
+// kind of thing.
 func TestOwnedLate(t *testing.T) {
 	t.Parallel()
 	for create, by := range removalMethods {
@@ -53,14 +54,17 @@ func TestOwnedLate(t *testing.T) {
 				<-answer
 				writeJSON(w, 200, `{"type":"`+by.kind+`","value":"late"}`)
 			})
+
 			p.handle(by.method, func(w http.ResponseWriter, r *http.Request) {
 				w.WriteHeader(http.StatusNoContent)
 				gone <- r.URL.Path
 			})
+
 			c := p.client(t)
 			if create == "CreateFilter" { // that of the session's own collector: it does not go with one of ours
 				p.reply("CreatePropertyCollector", 500, `{"_typeName":"NotSupported"}`)
 			}
+
 			ctx, cancel := context.WithCancel(context.Background())
 			over := make(chan error)
 			go func() {
@@ -71,11 +75,13 @@ func TestOwnedLate(t *testing.T) {
 				}
 				over <- c.Run(ctx)
 			}()
+
 			within(t, create, asked)
 			cancel()
 			if err := within(t, "the caller", over); !errors.Is(err, context.Canceled) {
 				t.Errorf("the caller got %v", err)
 			}
+
 			close(answer)
 			if path := within(t, by.method, gone); !strings.Contains(path, "/"+by.kind+"/late/") {
 				t.Errorf("taken down: %s", path)
@@ -84,7 +90,8 @@ func TestOwnedLate(t *testing.T) {
 	}
 }
 
-// TestOwnedOwed: what could not be taken down (no answer, a proxy's) is taken down later; what vCenter does not know any more is not asked for again.
+// TestOwnedOwed: what could not be taken down (no answer, a proxy's) is taken down later; what vCenter does not know
+// any more is not asked for again.
 func TestOwnedOwed(t *testing.T) {
 	t.Parallel()
 	for name, fail := range map[string]http.HandlerFunc{
@@ -111,6 +118,7 @@ func TestOwnedOwed(t *testing.T) {
 					gone <- method
 				})
 			}
+
 			p.push(200, `null`)
 			p.push(500, `{"_typeName":"InvalidCollectorVersion"}`)
 			c := p.polling(t, nil)
@@ -122,6 +130,7 @@ func TestOwnedOwed(t *testing.T) {
 				p.wantCount(t, "DestroyPropertyCollector", 1)
 				return
 			}
+
 			if a, b := within(t, "the first", gone), within(t, "the second", gone); a == b {
 				t.Errorf("%s twice", a)
 			}
@@ -142,11 +151,13 @@ func TestOwnedStubborn(t *testing.T) {
 		w.WriteHeader(http.StatusNoContent)
 		gone <- r.URL.Path
 	})
+
 	c := f.client(t)
 	s, err := c.vimLogin.get(context.Background())
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	for _, id := range []string{"stubborn", "other"} {
 		down, err := c.newVIMCall(s.service, objectRef("ListView", id), "ListView", "DestroyView", noParams)
 		if err != nil {
@@ -154,11 +165,12 @@ func TestOwnedStubborn(t *testing.T) {
 		}
 		c.cleaner.removeLater(&serverObject{ref: refTo("ListView", id), session: s, removeCall: down})
 	}
+
 	within(t, "the other", gone)
 }
 
-// TestOwnedSession: a session in which too much is left is ended, which removes all of it: things whose names were lost, and things that cannot be taken
-// down. The next call begins another.
+// TestOwnedSession: a session in which too much is left is ended, which removes all of it: things whose names were
+// lost, and things that cannot be taken down. The next call begins another.
 func TestOwnedSession(t *testing.T) {
 	t.Parallel()
 	ended := func(f *fake) <-chan string {
@@ -169,6 +181,7 @@ func TestOwnedSession(t *testing.T) {
 		})
 		return tokens
 	}
+
 	t.Run("names lost", func(t *testing.T) {
 		t.Parallel()
 		f := newFake(t, "9.0.0.0")
@@ -176,20 +189,25 @@ func TestOwnedSession(t *testing.T) {
 		tokens := ended(f)
 		f.handle("CreateCollectorForTasks", func(w http.ResponseWriter, _ *http.Request) { cut(w) })
 		c := f.client(t)
+
 		for range maxUnnamed {
 			if _, _, err := c.Tasks(context.Background(), "vm-1", time.Time{}); err == nil {
 				t.Fatal("no error")
 			}
 		}
+
 		if token := within(t, "Logout", tokens); token != "vim-token-1" {
 			t.Errorf("ended %s", token)
 		}
+
 		f.reply("CreateCollectorForTasks", 200, `{"type":"TaskHistoryCollector","value":"c"}`)
 		if _, history, err := c.Tasks(context.Background(), "vm-1", time.Time{}); !history || err != nil {
 			t.Errorf("history %t, %v", history, err)
 		}
+
 		f.wantCount(t, "Login", 2)
 	})
+
 	t.Run("not taken down", func(t *testing.T) {
 		t.Parallel()
 		f := newFake(t, "9.0.0.0")
@@ -199,18 +217,28 @@ func TestOwnedSession(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		f.handle("DestroyView", func(w http.ResponseWriter, _ *http.Request) { cut(w) })
 		for i := range maxPending {
-			down, err := c.newVIMCall(s.service, objectRef("ListView", fmt.Sprint(i)), "ListView", "DestroyView", noParams)
+			down, err := c.newVIMCall(
+				s.service,
+				objectRef("ListView", fmt.Sprint(i)),
+				"ListView",
+				"DestroyView",
+				noParams,
+			)
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			c.cleaner.removeLater(&serverObject{ref: refTo("ListView", fmt.Sprint(i)), session: s, removeCall: down})
 		}
+
 		if token := within(t, "Logout", tokens); token != "vim-token-1" {
 			t.Errorf("ended %s", token)
 		}
 	})
+
 	t.Run("not used any more", func(t *testing.T) { // at once, not only when the client ends
 		t.Parallel()
 		f := newFake(t, "9.0.0.0")
@@ -220,6 +248,7 @@ func TestOwnedSession(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		var tries atomic.Int32
 		f.handle("Logout", func(w http.ResponseWriter, r *http.Request) {
 			if tries.Add(1) == 1 {
@@ -228,11 +257,13 @@ func TestOwnedSession(t *testing.T) {
 			}
 			w.WriteHeader(http.StatusNoContent)
 		})
+
 		_ = tokens
 		c.forgetSession(s, false)
 		if _, err := c.Session(context.Background()); err != nil {
 			t.Error(err)
 		}
+
 		c.Close(context.Background())
 		if n := tries.Load(); n < 2 || n > 3 { // the old one, perhaps again, and the new one
 			t.Errorf("%d logouts", n)
@@ -240,8 +271,8 @@ func TestOwnedSession(t *testing.T) {
 	})
 }
 
-// TestHistoryLimit: where vCenter has no place for a collector more and some of ours may be left, the session is changed, once; where it says so of a
-// session in which there never was one, it is not.
+// TestHistoryLimit: where vCenter has no place for a collector more and some of ours may be left, the session is
+// changed, once; where it says so of a session in which there never was one, it is not.
 func TestHistoryLimit(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, "9.0.0.0")
@@ -254,6 +285,7 @@ func TestHistoryLimit(t *testing.T) {
 		}
 		f.wantCount(t, "Login", logins)
 	}
+
 	read(true, 1)
 	f.handle("CreateCollectorForTasks", func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get(sessionHeader) == "vim-token-1" {
@@ -262,6 +294,7 @@ func TestHistoryLimit(t *testing.T) {
 		}
 		writeJSON(w, 200, `{"type":"TaskHistoryCollector","value":"c"}`)
 	})
+
 	read(true, 2)
 	f.reply("CreateCollectorForTasks", 500, `{"_typeName":"InvalidState"}`)
 	read(false, 3)
@@ -269,21 +302,25 @@ func TestHistoryLimit(t *testing.T) {
 	read(false, 3)
 }
 
-// TestHistoryLate: a vCenter whose answers to the making of collectors are later than their callers' patience keeps none of them.
+// TestHistoryLate: a vCenter whose answers to the making of collectors are later than their callers' patience keeps
+// none of them.
 func TestHistoryLate(t *testing.T) {
 	t.Parallel()
 	v, c := start(t, vcsim.Options{APIVersion: "9.0.0.0", VMs: 1})
 	vm, ctx := v.VMs()[0], patience(t)
 	v.Script(vcsim.Rule{Op: "CreateCollectorForTasks", DelayAnswer: 30 * time.Millisecond})
+
 	for range 40 {
 		short, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
 		_, _, _ = c.Tasks(short, vm, time.Time{})
 		cancel()
 	}
+
 	v.ClearScript()
 	if _, history, err := c.Tasks(ctx, vm, time.Time{}); err != nil || !history {
 		t.Errorf("history %t, %v", history, err)
 	}
+
 	for range cap(c.historySlots) { // every place is free again: no collector is left
 		select {
 		case c.historySlots <- struct{}{}:
@@ -291,6 +328,7 @@ func TestHistoryLate(t *testing.T) {
 			t.Fatal("collectors are left")
 		}
 	}
+
 	if made, gone := v.Count("CreateCollectorForTasks", ""), v.Count("DestroyCollector", ""); made != gone {
 		t.Errorf("%d made, %d destroyed", made, gone)
 	}
@@ -307,6 +345,7 @@ func TestLoginLate(t *testing.T) {
 		<-answer
 		right(w, r)
 	})
+
 	c := f.client(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	over := make(chan error)
@@ -314,15 +353,18 @@ func TestLoginLate(t *testing.T) {
 		_, err := c.Now(ctx)
 		over <- err
 	}()
+
 	within(t, "Login", asked)
 	cancel()
 	if err := within(t, "the caller", over); !errors.Is(err, context.Canceled) {
 		t.Errorf("the caller got %v", err)
 	}
+
 	close(answer)
 	if _, err := c.Now(context.Background()); err != nil {
 		t.Error(err)
 	}
+
 	f.wantCount(t, "Login", 1)
 	c.Close(context.Background())
 	f.wantCount(t, "Logout", 1)
@@ -337,10 +379,12 @@ func TestLoginOddAnswer(t *testing.T) {
 		w.Header().Set(sessionHeader, "odd-token")
 		writeJSON(w, 200, `{"key":7}`)
 	})
+
 	f.handle("Logout", func(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusNoContent)
 		gone <- r.Header.Get(sessionHeader)
 	})
+
 	if _, err := f.client(t).Now(context.Background()); !errors.Is(err, ErrNotUnderstood) {
 		t.Errorf("got %v", err)
 	}
@@ -349,31 +393,39 @@ func TestLoginOddAnswer(t *testing.T) {
 	}
 }
 
-// TestLostLoginPause: logins whose answers are lost may leave sessions that nobody can name, so they are spaced; those that were surely not sent are not.
+// TestLostLoginPause: logins whose answers are lost may leave sessions that nobody can name, so they are spaced; those
+// that were surely not sent are not.
 func TestLostLoginPause(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		tries, sent := 0, NotSent
-		c, err := New(Config{URL: "https://vc.test", Username: "u", Password: func() (string, error) { return "p", nil }})
+		c, err := New(
+			Config{URL: "https://vc.test", Username: "u", Password: func() (string, error) { return "p", nil }},
+		)
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		l := newLogin(c, func(context.Context, string) (*session, error) {
 			tries++
 			return nil, &Error{Op: opLogin, Class: Transient, Sent: sent}
 		})
+
 		for range 3 {
 			_, _ = l.get(context.Background())
 		}
+
 		if tries != 3 {
 			t.Errorf("%d tries of three that were not sent", tries)
 		}
+
 		sent, tries = Unknown, 0
 		for began := time.Now(); time.Since(began) < 30*time.Minute; <-time.After(100 * time.Millisecond) {
 			if _, err := l.get(context.Background()); classOf(err) != Transient {
 				t.Fatal(err)
 			}
 		}
+
 		if tries < 50 || tries > 70 {
 			t.Errorf("%d sessions may have been left in half an hour", tries)
 		}

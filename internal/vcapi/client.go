@@ -1,13 +1,13 @@
 // Package vcapi is guestflow's client of one vCenter. It speaks VI JSON (/sdk/vim25) and REST (/api, or its older form
 // /rest), and watches all VMs and Tasks of its runs with one long poll.
 //
-// There are two kinds of calls. A read may be repeated, and renews an expired session once on the way. An effect changes
-// something: it is sent at most once, on a connection of its own, after the caller's Fence; Error.Sent says what is known
-// about it when it failed. Every error that vCenter or the network causes is an *Error.
+// There are two kinds of calls. A read may be repeated, and renews an expired session once on the way. An effect
+// changes something: it is sent at most once, on a connection of its own, after the caller's Fence; Error.Sent says
+// what is known about it when it failed. Every error that vCenter or the network causes is an *Error.
 //
-// client.go holds the Client, roundtrip.go reads, effect.go effects, session.go logins, cleaner.go what is left on vCenter;
-// vijson.go and rest.go build calls, fault.go decodes errors. Each API has a file of its own: customization.go,
-// network.go, process.go, file.go, task.go, vm.go, privilege.go. The long poll begins in poller.go.
+// client.go holds the Client, roundtrip.go reads, effect.go effects, session.go logins, cleaner.go what is left on
+// vCenter; vijson.go and rest.go build calls, fault.go decodes errors. Each API has a file of its own:
+// customization.go, network.go, process.go, file.go, task.go, vm.go, privilege.go. The long poll begins in poller.go.
 package vcapi
 
 import (
@@ -85,6 +85,7 @@ func New(cfg Config) (*Client, error) {
 		historySlots:    make(chan struct{}, maxHistoryReads),
 		guests:          newGuestLimiter(),
 	}
+
 	if c.tls, err = tlsConfig(cfg, u.Hostname()); err != nil {
 		return nil, err
 	}
@@ -109,12 +110,16 @@ func checkConfig(cfg Config) (*url.URL, error) {
 	case u.Scheme != "https" || u.Hostname() == "":
 		return nil, fmt.Errorf("vcenter url %q: want https://host[:port]", u.Redacted())
 	case (u.Path != "" && u.Path != "/") || u.RawQuery != "" || u.Fragment != "" || u.User != nil:
-		return nil, fmt.Errorf("vcenter url %q: want https://host[:port] and nothing after or before the host", u.Redacted())
+		return nil, fmt.Errorf(
+			"vcenter url %q: want https://host[:port] and nothing after or before the host",
+			u.Redacted(),
+		)
 	case cfg.Username == "":
 		return nil, errors.New("vcenter username: is empty")
 	case cfg.Password == nil:
 		return nil, errors.New("vcenter password: no way to read it was given")
 	}
+
 	return u, nil
 }
 
@@ -124,7 +129,8 @@ func setDefault(d *time.Duration, to time.Duration) {
 	}
 }
 
-// tlsConfig always verifies the server: against the roots or, where a thumbprint is given, against that one certificate.
+// tlsConfig always verifies the server: against the roots or, where a thumbprint is given, against that one
+// certificate.
 func tlsConfig(cfg Config, host string) (*tls.Config, error) {
 	t := &tls.Config{
 		MinVersion: tls.VersionTLS12,
@@ -132,6 +138,7 @@ func tlsConfig(cfg Config, host string) (*tls.Config, error) {
 		ServerName: host,
 		NextProtos: []string{"http/1.1"},
 	}
+
 	if cfg.Thumbprint == "" {
 		return t, nil
 	}
@@ -153,6 +160,7 @@ func tlsConfig(cfg Config, host string) (*tls.Config, error) {
 		}
 		return nil
 	}
+
 	return t, nil
 }
 
@@ -188,10 +196,12 @@ func (c *Client) fileClient() *http.Client {
 
 		MaxResponseHeaderBytes: maxHead,
 	}
+
 	return hc
 }
 
-// Close logs out every session that the Client opened, within ctx and five seconds. The Client cannot be used afterwards.
+// Close logs out every session that the Client opened, within ctx and five seconds. The Client cannot be used
+// afterwards.
 func (c *Client) Close(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()

@@ -12,8 +12,8 @@ const guestCustomizationManager = "VirtualMachineGuestCustomizationManager"
 
 // StoredSpec is the CustomizationSpec that is stored in vCenter under a name, as vCenter wrote it.
 //
-// Faults: NotFound where there is none of that name, NoPermission, CustomizationFault. Source: VI JSON, CustomizationSpecManager.GetCustomizationSpec.
-// Privilege: VirtualMachine.Provisioning.ReadCustSpecs.
+// Faults: NotFound where there is none of that name, NoPermission, CustomizationFault. Source: VI JSON,
+// CustomizationSpecManager.GetCustomizationSpec. Privilege: VirtualMachine.Provisioning.ReadCustSpecs.
 func (c *Client) StoredSpec(ctx context.Context, name string) (json.RawMessage, error) {
 	var item struct {
 		Spec json.RawMessage `json:"spec"`
@@ -27,14 +27,16 @@ func (c *Client) StoredSpec(ctx context.Context, name string) (json.RawMessage, 
 
 // CheckCustomization asks whether a VM can be customized. It has no side effect. vm is a managed object ID.
 //
-// New in vSphere API 9.0.0.0: an older vCenter answers NOT_FOUND or OPERATION_NOT_FOUND. Errors: UNAUTHENTICATED, UNAUTHORIZED (System.View on the
-// VM is missing), NOT_FOUND, SERVICE_UNAVAILABLE. Source: Vcenter Vm Guest Customization check.
+// New in vSphere API 9.0.0.0: an older vCenter answers NOT_FOUND or OPERATION_NOT_FOUND. Errors: UNAUTHENTICATED,
+// UNAUTHORIZED (System.View on the VM is missing), NOT_FOUND, SERVICE_UNAVAILABLE. Source: Vcenter Vm Guest
+// Customization check.
 func (c *Client) CheckCustomization(ctx context.Context, vm string) (Check, error) {
 	var wire struct {
 		Status              string `json:"check_status"`
 		SupportedGuestOS    *bool  `json:"supported_guest_os"`
 		SupportedPowerState *bool  `json:"supported_power_state"`
 	}
+
 	err := c.callREST(ctx, &wire, func(*session) (*call, error) {
 		return newRESTCall("guest/customization check", http.MethodPost, vm, "/guest/customization?action=check", nil)
 	})
@@ -43,8 +45,8 @@ func (c *Client) CheckCustomization(ctx context.Context, vm string) (Check, erro
 
 // CustomizationStatus is the guest's own word on its customization, see GuestCustomization.
 //
-// Errors: UNAUTHENTICATED, UNAUTHORIZED (System.View on the VM is missing), NOT_FOUND, SERVICE_UNAVAILABLE. Source: Vcenter Vm Guest Customization
-// Get (Info since 7.0.0, IDLE since 7.0.3).
+// Errors: UNAUTHENTICATED, UNAUTHORIZED (System.View on the VM is missing), NOT_FOUND, SERVICE_UNAVAILABLE. Source:
+// Vcenter Vm Guest Customization Get (Info since 7.0.0, IDLE since 7.0.3).
 func (c *Client) CustomizationStatus(ctx context.Context, vm string) (GuestCustomization, error) {
 	var wire struct {
 		Status    string   `json:"status"`
@@ -52,20 +54,35 @@ func (c *Client) CustomizationStatus(ctx context.Context, vm string) (GuestCusto
 		StartTime wireTime `json:"start_time"`
 		EndTime   wireTime `json:"end_time"`
 	}
+
 	err := c.callREST(ctx, &wire, func(*session) (*call, error) {
 		return newRESTCall("GET guest/customization", http.MethodGet, vm, "/guest/customization", nil)
 	})
-	return GuestCustomization{Status: wire.Status, Error: c.secrets.redactor().text(wire.Error), StartTime: wire.StartTime.at, EndTime: wire.EndTime.at}, err
+	return GuestCustomization{
+		Status:    wire.Status,
+		Error:     c.secrets.redactor().text(wire.Error),
+		StartTime: wire.StartTime.at,
+		EndTime:   wire.EndTime.at,
+	}, err
 }
 
-// CustomizeGuest starts CustomizeGuest_Task on a running VM and returns the task; it does not wait for it. An act: see Client.
+// CustomizeGuest starts CustomizeGuest_Task on a running VM and returns the task; it does not wait for it. An act: see
+// Client.
 //
-// Not idempotent: two calls renew the guest's identity and network twice. vm is a managed object ID; spec (CustomizationSpec) and configParams
-// (array of OptionValue, or nil) are VI JSON and go out byte for byte. Faults: TaskInProgress, InvalidPowerState, InvalidState (VMware Tools not
-// running), InvalidGuestLogin, GuestPermissionDenied, CustomizationFault and its kinds; NotSupported, unsent, where the vCenter has no such manager.
+// Not idempotent: two calls renew the guest's identity and network twice. vm is a managed object ID; spec
+// (CustomizationSpec) and configParams (array of OptionValue, or nil) are VI JSON and go out byte for byte. Faults:
+// TaskInProgress, InvalidPowerState, InvalidState (VMware Tools not running), InvalidGuestLogin, GuestPermissionDenied,
+// CustomizationFault and its kinds; NotSupported, unsent, where the vCenter has no such manager.
 //
-// Source: VI JSON 9.0.0.0, VirtualMachineGuestCustomizationManager.CustomizeGuest_Task. Privilege: VirtualMachine.Provisioning.Customize.
-func (c *Client) CustomizeGuest(ctx context.Context, fence Fence, vm string, auth GuestAuth, spec, configParams json.RawMessage) (task string, err error) {
+// Source: VI JSON 9.0.0.0, VirtualMachineGuestCustomizationManager.CustomizeGuest_Task. Privilege:
+// VirtualMachine.Provisioning.Customize.
+func (c *Client) CustomizeGuest(
+	ctx context.Context,
+	fence Fence,
+	vm string,
+	auth GuestAuth,
+	spec, configParams json.RawMessage,
+) (task string, err error) {
 	return c.startTask(ctx, fence, func(s *session) (*call, error) {
 		more := []member{{"spec", spec}}
 		if len(configParams) > 0 {
@@ -79,12 +96,22 @@ func (c *Client) CustomizeGuest(ctx context.Context, fence Fence, vm string, aut
 	})
 }
 
-// AbortCustomization starts AbortCustomization_Task and returns the task: it ends the engine in the guest and frees its lock, and may be repeated.
-// The guest may be left undefined, which the next customization repairs. An act: see Client. Faults as CustomizeGuest's.
+// AbortCustomization starts AbortCustomization_Task and returns the task: it ends the engine in the guest and frees its
+// lock, and may be repeated. The guest may be left undefined, which the next customization repairs. An act: see Client.
+// Faults as CustomizeGuest's.
 //
 // Source: VI JSON, VirtualMachineGuestCustomizationManager.AbortCustomization_Task.
-func (c *Client) AbortCustomization(ctx context.Context, fence Fence, vm string, auth GuestAuth) (task string, err error) {
-	return c.startTask(ctx, fence, func(s *session) (*call, error) { return c.guestCall(s, "AbortCustomization_Task", vm, auth) })
+func (c *Client) AbortCustomization(
+	ctx context.Context,
+	fence Fence,
+	vm string,
+	auth GuestAuth,
+) (task string, err error) {
+	return c.startTask(
+		ctx,
+		fence,
+		func(s *session) (*call, error) { return c.guestCall(s, "AbortCustomization_Task", vm, auth) },
+	)
 }
 
 // member is one member of a JSON object, its value as the caller gave it.
@@ -93,34 +120,46 @@ type member struct {
 	value json.RawMessage
 }
 
-// guestCall builds a call of the guest customization manager. The values of more are copied into the body byte for byte.
+// guestCall builds a call of the guest customization manager. The values of more are copied into the body byte for
+// byte.
 func (c *Client) guestCall(s *session, method, vm string, auth GuestAuth, more ...member) (*call, error) {
 	vmRef, err := encode(refTo(virtualMachine, vm))
 	if err != nil {
 		return nil, err
 	}
+
 	guest, err := encode(auth.vim())
 	if err != nil {
 		return nil, err
 	}
+
 	var body bytes.Buffer
 	body.WriteString(`{"vm":`)
 	body.Write(vmRef)
 	body.WriteString(`,"auth":`)
 	body.Write(guest)
+
 	for _, m := range more {
 		if !json.Valid(m.value) {
-			e := &Error{Class: Permanent, Sent: NotSent, Message: m.name + " is no JSON", Err: errors.New(m.name + " is no JSON")}
+			e := &Error{
+				Class:   Permanent,
+				Sent:    NotSent,
+				Message: m.name + " is no JSON",
+				Err:     errors.New(m.name + " is no JSON"),
+			}
 			return nil, e.withCall(method, "", c.host)
 		}
+
 		body.WriteString(`,"` + m.name + `":`)
 		body.Write(m.value)
 	}
+
 	body.WriteByte('}')
 	cl, err := c.newVIMCall(s.service, customizer, guestCustomizationManager, method, json.RawMessage(body.Bytes()))
 	if err != nil {
 		return nil, err
 	}
+
 	cl.secrets = auth.secrets()
 	return cl, nil
 }
@@ -135,6 +174,7 @@ func (a GuestAuth) vim() any {
 			Username    string `json:"username,omitempty"`
 		}{"SAMLTokenAuthentication", a.Interactive, a.SAMLToken, a.Username}
 	}
+
 	return struct {
 		TypeName    string `json:"_typeName"`
 		Interactive bool   `json:"interactiveSession"`
@@ -151,6 +191,7 @@ func passwordsIn(spec json.RawMessage) (found secrets) {
 	if json.Unmarshal(spec, &doc) != nil {
 		return nil
 	}
+
 	var walk func(any)
 	walk = func(v any) {
 		switch v := v.(type) {
@@ -167,6 +208,7 @@ func passwordsIn(spec json.RawMessage) (found secrets) {
 			}
 		}
 	}
+
 	walk(doc)
 	return found
 }

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// userTimeout sets TCP_USER_TIMEOUT: how long sent bytes may stay unacknowledged before the kernel gives the connection up (RFC 5482). The kernel
-// keeps that promise even while this process is stopped.
+// userTimeout sets TCP_USER_TIMEOUT: how long sent bytes may stay unacknowledged before the kernel gives the connection
+// up (RFC 5482). The kernel keeps that promise even while this process is stopped.
 func userTimeout(d time.Duration) func(network, address string, raw syscall.RawConn) error {
 	return func(_, _ string, raw syscall.RawConn) error {
 		var err error
@@ -18,6 +18,7 @@ func userTimeout(d time.Duration) func(network, address string, raw syscall.RawC
 		}); ctrl != nil {
 			return ctrl
 		}
+
 		if err != nil {
 			return fmt.Errorf("set TCP_USER_TIMEOUT: %w", err)
 		}

@@ -8,7 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestTravelTime: the kernel was told how long an act may travel, and to throw away what is unsent when the connection is closed.
+// TestTravelTime: the kernel was told how long an act may travel, and to throw away what is unsent when the connection
+// is closed.
 func TestTravelTime(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, "9.0.0.0")
@@ -23,6 +24,7 @@ func TestTravelTime(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var timeout int
 	var linger *unix.Linger
 	if err := raw.Control(func(fd uintptr) {
@@ -31,6 +33,7 @@ func TestTravelTime(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
+
 	if timeout != 1234 || linger == nil || linger.Onoff == 0 || linger.Linger != 0 {
 		t.Errorf("TCP_USER_TIMEOUT %d ms, SO_LINGER %+v", timeout, linger)
 	}

@@ -11,7 +11,8 @@ import (
 	"sync/atomic"
 )
 
-// releases are those of the public VI JSON specification (9.1.1.0) that have VI JSON at all, which ships since 8.0 Update 1; the newest first.
+// releases are those of the public VI JSON specification (9.1.1.0) that have VI JSON at all, which ships since 8.0
+// Update 1; the newest first.
 var releases = []string{"9.1.1.0", "9.1.0.0", "9.0.0.0", "8.0.3.1", "8.0.3.0", "8.0.2.0", "8.0.1.0"}
 
 const oldestRelease = "8.0.1.0"
@@ -43,8 +44,8 @@ type serviceContent struct {
 
 // discover finds out which release to speak, and where the managers are. It needs no login.
 //
-// hello (8.0.2 and newer) chooses the release; else the content is read as 8.0.1.0, the oldest VI JSON, and about.apiVersion tells.
-// Source: Vcenter System hello; VI JSON, ServiceInstance.
+// hello (8.0.2 and newer) chooses the release; else the content is read as 8.0.1.0, the oldest VI JSON, and
+// about.apiVersion tells. Source: Vcenter System hello; VI JSON, ServiceInstance.
 func (c *Client) discover(ctx context.Context) (*service, error) {
 	var chosen struct {
 		Release string `json:"api_release"`
@@ -53,6 +54,7 @@ func (c *Client) discover(ctx context.Context) (*service, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	cl := &call{op: "hello", method: http.MethodPost, path: "/api/vcenter/system?action=hello", body: body}
 	resp, err := c.roundTrip(ctx, c.reads, cl)
 	switch e := (*Error)(nil); {
@@ -61,16 +63,19 @@ func (c *Client) discover(ctx context.Context) (*service, error) {
 	case errors.As(err, &e) && e.Status == 0:
 		return nil, err // nobody answers: no use in asking the next thing
 	}
+
 	if slices.Contains(releases, chosen.Release) {
 		content, err := c.serviceContent(ctx, chosen.Release)
 		if err == nil {
 			return &service{release: chosen.Release, content: *content}, nil
 		}
 	}
+
 	content, err := c.serviceContent(ctx, oldestRelease)
 	if err != nil {
 		return nil, err
 	}
+
 	return &service{release: releaseFor(content.About.APIVersion), content: *content}, nil
 }
 
@@ -103,8 +108,10 @@ func (c *Client) serviceContent(ctx context.Context, release string) (*serviceCo
 		if content.SessionManager == nil {
 			return c.notUnderstood(cl, resp, errors.New("no sessionManager: is this a vCenter, 8.0 Update 1 or newer?"))
 		}
+
 		return nil
 	}
+
 	err := read("content", nil)
 	if e := (*Error)(nil); err != nil && (!errors.As(err, &e) || e.Status != 0) {
 		err = read("RetrieveServiceContent", noParams)
@@ -112,6 +119,7 @@ func (c *Client) serviceContent(ctx context.Context, release string) (*serviceCo
 	if err != nil {
 		return nil, err
 	}
+
 	return &content, nil
 }
 

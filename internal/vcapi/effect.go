@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// effect sends a call that changes something, once, on a connection of its own that is open before the fence is asked. It
-// never logs in and sends again.
+// effect sends a call that changes something, once, on a connection of its own that is open before the fence is asked.
+// It never logs in and sends again.
 func (c *Client) effect(
 	ctx context.Context, fence Fence, l *login, build func(*session) (*call, error),
 ) (*response, *call, error) {
@@ -23,10 +23,12 @@ func (c *Client) effect(
 	if err != nil {
 		return nil, nil, asNotSent(err)
 	}
+
 	cl, err := build(s)
 	if err != nil {
 		return nil, nil, asNotSent(err)
 	}
+
 	cl.token = s.token
 	c.secrets.addRecent(cl.secrets...) // the Task's own error, much later, may still quote them
 
@@ -34,6 +36,7 @@ func (c *Client) effect(
 	if err != nil {
 		c.handleSessionLost(ctx, cl, s, err)
 	}
+
 	return resp, cl, err
 }
 
@@ -48,8 +51,8 @@ func asNotSent(err error) error {
 	return &before
 }
 
-// sendOnce dials, asks the fence, writes the request, and waits for its response. Until the first byte is written every error
-// is NotSent; from then on only vCenter's own word can prove that nothing happened.
+// sendOnce dials, asks the fence, writes the request, and waits for its response. Until the first byte is written every
+// error is NotSent; from then on only vCenter's own word can prove that nothing happened.
 func (c *Client) sendOnce(ctx context.Context, fence Fence, cl *call) (resp *response, err error) {
 	req, wire, err := c.encodeRequest(ctx, cl)
 	if err != nil {
@@ -81,6 +84,7 @@ func (c *Client) sendOnce(ctx context.Context, fence Fence, cl *call) (resp *res
 	if _, err := conn.Write(wire); err != nil {
 		return nil, c.noResponse(ctx, cl, fmt.Errorf("the request could not be sent whole: %w", err))
 	}
+
 	httpResp, err := readHead(conn, req)
 	if err != nil {
 		return nil, c.noResponse(ctx, cl, fmt.Errorf("the request was sent, its answer did not come: %w", err))
@@ -91,6 +95,7 @@ func (c *Client) sendOnce(ctx context.Context, fence Fence, cl *call) (resp *res
 	if resp, err = c.readResponse(cl, httpResp); err == nil {
 		_ = tcp.SetLinger(-1) // the exchange is complete: close the connection in the usual way
 	}
+
 	return resp, err
 }
 
@@ -98,13 +103,22 @@ func (c *Client) sendOnce(ctx context.Context, fence Fence, cl *call) (resp *res
 func (c *Client) encodeRequest(ctx context.Context, cl *call) (*http.Request, []byte, error) {
 	req, err := c.request(context.WithoutCancel(ctx), cl)
 	if err != nil {
-		return nil, nil, &Error{Op: cl.op, Host: c.host, Class: Permanent, Sent: NotSent, Message: err.Error(), Err: err}
+		return nil, nil, &Error{
+			Op:      cl.op,
+			Host:    c.host,
+			Class:   Permanent,
+			Sent:    NotSent,
+			Message: err.Error(),
+			Err:     err,
+		}
 	}
+
 	req.GetBody, req.Close = nil, true
 	var wire bytes.Buffer
 	if err := req.Write(&wire); err != nil {
 		return nil, nil, c.completeError(cl, &Error{Class: Permanent, Sent: NotSent, Message: err.Error(), Err: err})
 	}
+
 	return req, wire.Bytes(), nil
 }
 
@@ -121,13 +135,14 @@ func (c *Client) connect(ctx context.Context, cl *call) (*tls.Conn, *net.TCPConn
 	if ctx.Err() == nil {
 		c.reachability.noteCall(e)
 	}
+
 	done(e)
 	return nil, nil, e
 }
 
-// dialEffect opens the connection of an effect. The kernel gives its bytes up when they stay unacknowledged for TravelTime, and
-// throws them away when the connection is closed, even by this process's death: so a call cannot arrive long after its owner
-// gave it up.
+// dialEffect opens the connection of an effect. The kernel gives its bytes up when they stay unacknowledged for
+// TravelTime, and throws them away when the connection is closed, even by this process's death: so a call cannot arrive
+// long after its owner gave it up.
 func (c *Client) dialEffect(ctx context.Context) (*tls.Conn, *net.TCPConn, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, dialTimeout, fmt.Errorf("no connection within %s", dialTimeout))
 	defer cancel()
@@ -137,6 +152,7 @@ func (c *Client) dialEffect(ctx context.Context) (*tls.Conn, *net.TCPConn, error
 	if err != nil {
 		return nil, nil, err
 	}
+
 	tcp, ok := raw.(*net.TCPConn)
 	if !ok {
 		_ = raw.Close()
@@ -147,10 +163,12 @@ func (c *Client) dialEffect(ctx context.Context) (*tls.Conn, *net.TCPConn, error
 	if err = tcp.SetLinger(0); err == nil {
 		err = conn.HandshakeContext(ctx)
 	}
+
 	if err != nil {
 		_ = tcp.Close()
 		return nil, nil, err
 	}
+
 	return conn, tcp, nil
 }
 
@@ -189,6 +207,7 @@ func (c *Client) noResponse(ctx context.Context, cl *call, err error) *Error {
 	if ended {
 		err = errors.Join(context.Cause(ctx), err)
 	}
+
 	e := &Error{Class: Transient, Sent: Unknown, Message: c.redact(cl, err.Error()), Err: c.redactError(cl, err)}
 	e = c.completeError(cl, e)
 	if !ended && cl.guest == "" {

@@ -15,7 +15,8 @@ import (
 	"github.com/guestflow/guestflow/internal/vcsim"
 )
 
-// TestFence: the connection is up before the fence is asked, nothing is written before it lets through, and its error comes back whole.
+// TestFence: the connection is up before the fence is asked, nothing is written before it lets through, and its error
+// comes back whole.
 func TestFence(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, "9.0.0.0")
@@ -23,9 +24,15 @@ func TestFence(t *testing.T) {
 	c := f.client(t)
 	fenced := errors.New("fenced")
 	_, err := c.StartGuestNetwork(context.Background(), func(context.Context) error { return fenced }, "vm-1", testAuth)
-	if e := asError(t, err); e.Sent != NotSent || !errors.Is(err, fenced) || !strings.Contains(err.Error(), "not sent: fenced") {
+
+	if e := asError(
+		t,
+		err,
+	); e.Sent != NotSent || !errors.Is(err, fenced) ||
+		!strings.Contains(err.Error(), "not sent: fenced") {
 		t.Errorf("got %s: %v", e.Sent, err)
 	}
+
 	f.wantCount(t, "StartGuestNetwork_Task", 0)
 
 	// With the server gone after the dial, the fence is still reached: the handshake was over before.
@@ -38,10 +45,12 @@ func TestFence(t *testing.T) {
 	if err != nil || task != "task-1" || !asked {
 		t.Errorf("got %q, %v, fence asked: %t", task, err, asked)
 	}
+
 	r := f.of("StartGuestNetwork_Task")
 	if len(r) != 1 || r[0].proto != "HTTP/1.1" || r[0].header.Get("Content-Type") != "application/json" {
 		t.Errorf("sent %+v", r)
 	}
+
 	for _, other := range f.of("content") {
 		if other.remote == r[0].remote {
 			t.Error("the act shared a connection with a read")
@@ -57,8 +66,15 @@ func TestFenceAfterDial(t *testing.T) {
 	if _, err := c.Session(context.Background()); err != nil {
 		t.Fatal(err)
 	}
+
 	f.srv.Close()
-	_, err := c.StartGuestNetwork(context.Background(), func(context.Context) error { t.Error("the fence was asked"); return nil }, "vm-1", testAuth)
+	_, err := c.StartGuestNetwork(
+		context.Background(),
+		func(context.Context) error { t.Error("the fence was asked"); return nil },
+		"vm-1",
+		testAuth,
+	)
+
 	if e := asError(t, err); e.Sent != NotSent || e.Class != Transient {
 		t.Errorf("got %s, %s: %v", e.Sent, e.Class, e)
 	}
@@ -78,6 +94,7 @@ func TestActContext(t *testing.T) {
 	if e := asError(t, err); e.Sent != NotSent || !errors.Is(err, cause) {
 		t.Errorf("before: got %s: %v", e.Sent, err)
 	}
+
 	f.wantCount(t, "StartGuestNetwork_Task", 0)
 
 	ctx, cancel = context.WithCancelCause(context.Background())
@@ -85,10 +102,12 @@ func TestActContext(t *testing.T) {
 		cancel(cause)
 		<-r.Context().Done() // until the client hangs up
 	})
+
 	_, err = c.StartGuestNetwork(ctx, nil, "vm-1", testAuth)
 	if e := asError(t, err); e.Sent != Unknown || !errors.Is(err, cause) || e.Class != Transient {
 		t.Errorf("after: got %s, %s: %v", e.Sent, e.Class, err)
 	}
+
 	f.wantCount(t, "StartGuestNetwork_Task", 1)
 }
 
@@ -114,13 +133,16 @@ func TestActInterim(t *testing.T) {
 		w.WriteHeader(http.StatusEarlyHints)
 		writeJSON(w, 200, `{"type":"Task","value":"task-1"}`)
 	})
-	if task, err := f.client(t).StartGuestNetwork(context.Background(), nil, "vm-1", testAuth); task != "task-1" || err != nil {
+
+	if task, err := f.client(t).
+		StartGuestNetwork(context.Background(), nil, "vm-1", testAuth); task != "task-1" ||
+		err != nil {
 		t.Errorf("got %q, %v", task, err)
 	}
 }
 
-// TestEndlessHead: an answer whose header lines, or interim answers, do not end is given up after some of them, to an act as to an ask; of the act it is not
-// known whether it took effect.
+// TestEndlessHead: an answer whose header lines, or interim answers, do not end is given up after some of them, to an
+// act as to an ask; of the act it is not known whether it took effect.
 func TestEndlessHead(t *testing.T) {
 	t.Parallel()
 	const enough = 64 << 20 // far more than all buffers on the way hold
@@ -142,17 +164,21 @@ func TestEndlessHead(t *testing.T) {
 				}
 				defer func() { _ = conn.Close() }()
 				n, err := io.WriteString(conn, tt.first)
+
 				for err == nil && written.Load() < enough {
 					written.Add(int64(n))
 					n, err = io.WriteString(conn, tt.again)
 				}
 			}
+
 			for _, op := range []string{"StartGuestNetwork_Task", "CurrentTime", "WaitForUpdatesEx"} {
 				f.handle(op, endless)
 			}
+
 			if _, err := c.Now(context.Background()); asError(t, err).Class != Transient {
 				t.Errorf("an ask: %v", err)
 			}
+
 			_, err := c.StartGuestNetwork(context.Background(), nil, "vm-1", testAuth)
 			if e := asError(t, err); e.Sent != Unknown || e.Class != Transient || e.Status != 0 {
 				t.Errorf("an act: %s, %v", e.Sent, err)
@@ -170,11 +196,17 @@ func TestActSessionLost(t *testing.T) {
 	f := newFake(t, "9.0.0.0")
 	f.handle("StartGuestNetwork_Task", func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get(sessionHeader) != "vim-token-2" {
-			writeJSON(w, 500, `{"_typeName":"NotAuthenticated","object":{"type":"VirtualMachine","value":"vm-1"},"privilegeId":"System.View","faultMessage":[]}`)
+			writeJSON(
+				w,
+				500,
+				`{"_typeName":"NotAuthenticated","object":{"type":"VirtualMachine","value":"vm-1"},"privilegeId":"System.View","faultMessage":[]}`,
+			)
 			return
 		}
+
 		writeJSON(w, 200, `{"type":"Task","value":"task-1"}`)
 	})
+
 	c := f.client(t)
 	_, err := c.StartGuestNetwork(context.Background(), nil, "vm-1", testAuth)
 	outcome{"NotAuthenticated", SessionLost, Refused}.check(t, asError(t, err))
@@ -183,6 +215,7 @@ func TestActSessionLost(t *testing.T) {
 	if task, err := c.StartGuestNetwork(context.Background(), nil, "vm-1", testAuth); task != "task-1" || err != nil {
 		t.Errorf("the second got %q, %v", task, err)
 	}
+
 	f.wantCount(t, "Login", 2)
 }
 
@@ -208,6 +241,7 @@ func TestGuest401(t *testing.T) {
 			return err
 		},
 	}
+
 	for name, call := range calls {
 		t.Run(name+" guest", func(t *testing.T) {
 			t.Parallel()
@@ -219,12 +253,14 @@ func TestGuest401(t *testing.T) {
 			outcome{"UNAUTHENTICATED", GuestCredentials, Refused}.check(t, asError(t, call(c)))
 			f.wantCount(t, "Login", 1)
 		})
+
 		t.Run(name+" session", func(t *testing.T) {
 			t.Parallel()
 			f := newFake(t, "9.0.0.0")
 			expired := func(ok string) http.HandlerFunc {
 				return func(w http.ResponseWriter, r *http.Request) {
-					if r.Header.Get(sessionHeader) == "vim-token-1" && len(f.of("Login")) == 1 && len(f.of("GET /api/session")) > 0 &&
+					if r.Header.Get(sessionHeader) == "vim-token-1" && len(f.of("Login")) == 1 &&
+						len(f.of("GET /api/session")) > 0 &&
 						len(f.of("/processes"))+len(f.of("/7")) > 0 {
 						writeJSON(w, 401, refused)
 						return
@@ -232,12 +268,14 @@ func TestGuest401(t *testing.T) {
 					writeJSON(w, 200, ok)
 				}
 			}
+
 			c := f.client(t)
 			f.learnt(t, c, "/api")
 			f.handle("GET /api/session", expired(`{}`))
 			f.handle("7", expired(`{"name":"sh"}`))
 			f.handle("processes", expired(`7`))
 			err := call(c)
+
 			if name == "get" { // an ask goes on with a new session
 				if err != nil {
 					t.Error(err)
@@ -246,10 +284,12 @@ func TestGuest401(t *testing.T) {
 				f.wantCount(t, "Login", 2)
 				return
 			}
+
 			outcome{"UNAUTHENTICATED", SessionLost, Refused}.check(t, asError(t, err))
 			f.wantCount(t, "/processes", 1)
 			f.wantCount(t, "Login", 1)
 		})
+
 		t.Run(name+" cannot tell", func(t *testing.T) {
 			t.Parallel()
 			f := newFake(t, "9.0.0.0")
@@ -261,6 +301,7 @@ func TestGuest401(t *testing.T) {
 				}
 				cut(w)
 			})
+
 			c := f.client(t)
 			f.learnt(t, c, "/api")
 			f.reply("7", 401, refused)
@@ -275,7 +316,12 @@ func TestGuest401(t *testing.T) {
 func TestNoCustomizationManager(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, "9.0.0.0")
-	f.reply(contentPath, 200, `{"about":{"apiVersion":"9.0.0.0"},"sessionManager":{"type":"SessionManager","value":"SessionManager"}}`)
+	f.reply(
+		contentPath,
+		200,
+		`{"about":{"apiVersion":"9.0.0.0"},"sessionManager":{"type":"SessionManager","value":"SessionManager"}}`,
+	)
+
 	_, err := f.client(t).CustomizeGuest(context.Background(), nil, "vm-1", testAuth, json.RawMessage(`{}`), nil)
 	outcome{"NotSupported", Permanent, NotSent}.check(t, asError(t, err))
 	if !strings.Contains(err.Error(), guestCustomizationManager) {
@@ -283,7 +329,8 @@ func TestNoCustomizationManager(t *testing.T) {
 	}
 }
 
-// TestLostBeforeAndAfter: a connection cut before the request was read whole, and after it took effect, look the same to the caller: unknown.
+// TestLostBeforeAndAfter: a connection cut before the request was read whole, and after it took effect, look the same
+// to the caller: unknown.
 func TestLostBeforeAndAfter(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, "9.0.0.0")
@@ -291,18 +338,27 @@ func TestLostBeforeAndAfter(t *testing.T) {
 	if _, err := c.Session(context.Background()); err != nil {
 		t.Fatal(err)
 	}
+
 	f.handle("StartGuestNetwork_Task", func(w http.ResponseWriter, _ *http.Request) { cut(w) })
 	_, err := c.StartGuestNetwork(context.Background(), nil, "vm-1", testAuth)
 	if e := asError(t, err); e.Sent != Unknown || e.Err == nil || e.Status != 0 {
 		t.Errorf("after: got %s: %v", e.Sent, err)
 	}
+
 	f.wantCount(t, "StartGuestNetwork_Task", 1)
 
 	// Cut in the fence, so that the write meets a dead connection: nobody can tell it from one that died on the way.
-	_, err = c.StartGuestNetwork(context.Background(), func(context.Context) error { f.srv.CloseClientConnections(); return nil }, "vm-1", testAuth)
+	_, err = c.StartGuestNetwork(
+		context.Background(),
+		func(context.Context) error { f.srv.CloseClientConnections(); return nil },
+		"vm-1",
+		testAuth,
+	)
+
 	if e := asError(t, err); e.Sent != Unknown {
 		t.Errorf("before: got %s: %v", e.Sent, err)
 	}
+
 	f.wantCount(t, "StartGuestNetwork_Task", 1)
 }
 
@@ -322,21 +378,24 @@ func TestOnCall(t *testing.T) {
 		}
 		told <- endpoint
 	}
+
 	c := newClient(t, cfg)
 	_, _ = c.StartGuestNetwork(context.Background(), nil, "vm-1", testAuth)
-	_, _ = c.StartGuestNetwork(context.Background(), func(context.Context) error { return io.EOF }, "vm-1", testAuth) // no call
+	// No call.
+	_, _ = c.StartGuestNetwork(context.Background(), func(context.Context) error { return io.EOF }, "vm-1", testAuth)
 	for _, want := range []string{"hello!", "GET ServiceInstance/content", "Login", "StartGuestNetwork_Task!"} {
 		if got := <-told; got != want {
 			t.Errorf("told %q, want %q", got, want)
 		}
 	}
+
 	if len(told) > 0 {
 		t.Errorf("told of %q too", <-told)
 	}
 }
 
-// TestConnectNICsVersion: NICs are connected in the configuration that they were read of, and in no other: what an administrator changed meanwhile is not
-// undone. Where a vCenter does not tell its version, none is sent.
+// TestConnectNICsVersion: NICs are connected in the configuration that they were read of, and in no other: what an
+// administrator changed meanwhile is not undone. Where a vCenter does not tell its version, none is sent.
 func TestConnectNICsVersion(t *testing.T) {
 	t.Parallel()
 	v, c := start(t, vcsim.Options{APIVersion: "9.0.0.0", VMs: 1})
@@ -346,10 +405,12 @@ func TestConnectNICsVersion(t *testing.T) {
 	if err != nil || len(stale.Devices) != 1 {
 		t.Fatalf("%d NICs, %v", len(stale.Devices), err)
 	}
+
 	task, err := c.ConnectNICs(ctx, nil, vm, stale) // somebody's change
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	until(t, c, vm, task, ended)
 	v.VM(vm).SetNICs(false)
 	_, err = c.ConnectNICs(ctx, nil, vm, stale)
@@ -367,7 +428,9 @@ func TestConnectNICsVersion(t *testing.T) {
 
 	f := newFake(t, "9.0.0.0")
 	f.reply("ReconfigVM_Task", 200, `{"type":"Task","value":"task-1"}`)
-	if _, err := f.client(t).ConnectNICs(ctx, nil, "vm-1", NICs{Devices: fresh.Devices}); err != nil || strings.Contains(f.of("ReconfigVM_Task")[0].body, "changeVersion") {
+	if _, err := f.client(t).
+		ConnectNICs(ctx, nil, "vm-1", NICs{Devices: fresh.Devices}); err != nil ||
+		strings.Contains(f.of("ReconfigVM_Task")[0].body, "changeVersion") {
 		t.Errorf("%v, sent %s", err, f.of("ReconfigVM_Task")[0].body)
 	}
 }

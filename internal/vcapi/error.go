@@ -7,7 +7,8 @@ import (
 	"strings"
 )
 
-// Class says what an error of vCenter means for what the caller wanted. What the caller does about it is the caller's decision.
+// Class says what an error of vCenter means for what the caller wanted. What the caller does about it is the caller's
+// decision.
 type Class int
 
 // The classes.
@@ -33,7 +34,8 @@ func (c Class) String() string {
 	return fmt.Sprintf("class %d", int(c))
 }
 
-// Sent says what is known about an act that failed. It has a meaning for acts, and for Task.Err; an ask may be repeated whatever it says.
+// Sent says what is known about an act that failed. It has a meaning for acts, and for Task.Err; an ask may be repeated
+// whatever it says.
 type Sent int
 
 // The zero value is the careful one.
@@ -59,8 +61,8 @@ func (s Sent) String() string {
 	return fmt.Sprintf("sent %d", int(s))
 }
 
-// Error is everything that vCenter, or the way to it, said about a call that failed. No secret that the client knows of is in it, not even where
-// the server echoed one.
+// Error is everything that vCenter, or the way to it, said about a call that failed. No secret that the client knows of
+// is in it, not even where the server echoed one.
 type Error struct {
 	Op       string // CustomizeGuest_Task, guest/processes create
 	Endpoint string // POST /sdk/vim25/…
@@ -68,8 +70,8 @@ type Error struct {
 	Status   int    // HTTP; 0 where there was no answer
 	Name     string // a fault's _typeName, or an error_type in capitals; "" unknown
 
-	// Message is vCenter's words for people, joined (default_message, faultstring, localizedMessage, faultMessage), or what the transport said.
-	// An HTML page is cut to its title, a text to its first 200 bytes.
+	// Message is vCenter's words for people, joined (default_message, faultstring, localizedMessage, faultMessage), or
+	// what the transport said. An HTML page is cut to its title, a text to its first 200 bytes.
 	Message          string
 	Messages         []json.RawMessage // REST messages, or faultMessage, as sent
 	LocalizedMessage string            // localizedMessage of TaskInfo.error, or faultstring
@@ -77,10 +79,12 @@ type Error struct {
 	Challenge        string            // REST challenge
 	Cause            *Error            // faultCause: what vCenter names as the reason of the fault
 
-	// Guest: the call went through vCenter to a guest (processes, files). That it was not answered says nothing about vCenter.
+	// Guest: the call went through vCenter to a guest (processes, files). That it was not answered says nothing about
+	// vCenter.
 	Guest bool
 
-	Foreign bool // the answer is none of vCenter's own, as far as can be told: a page of a proxy, a redirection, half an answer
+	// The answer is none of vCenter's own, as far as can be told: a page of a proxy, a redirection, half an answer.
+	Foreign bool
 
 	Class Class
 	Sent  Sent
@@ -96,6 +100,7 @@ func (e *Error) Error() string {
 	if e.Host != "" { // the error of a Task has none
 		b.WriteString("vcenter " + e.Host + ": ")
 	}
+
 	switch {
 	case e.Name != "" && e.Status != 0:
 		fmt.Fprintf(&b, "%s (HTTP %d)", e.Name, e.Status)
@@ -108,19 +113,23 @@ func (e *Error) Error() string {
 	default:
 		b.WriteString("no answer")
 	}
+
 	if e.Message != "" {
 		b.WriteString(": " + e.Message)
 	}
+
 	return b.String()
 }
 
 // Unwrap gives the transport's or the fence's error.
 func (e *Error) Unwrap() error { return e.Err }
 
-// InvalidState reports whether the fault is of the InvalidState family: the call does not fit what the VM, or its host, is doing now.
+// InvalidState reports whether the fault is of the InvalidState family: the call does not fit what the VM, or its host,
+// is doing now.
 func (e *Error) InvalidState() bool { return families[e.Name] == invalidState }
 
-// FrontEnd reports whether the status is one with which a proxy, or vCenter's own front end, answers for a service that is away or busy.
+// FrontEnd reports whether the status is one with which a proxy, or vCenter's own front end, answers for a service that
+// is away or busy.
 func (e *Error) FrontEnd() bool {
 	switch e.Status {
 	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:

@@ -42,7 +42,8 @@ type request struct {
 	remote string
 }
 
-// fake is a TLS server that answers raw bytes: what a vCenter might say, word for word. Keys are a method and the path, or the path's last element.
+// fake is a TLS server that answers raw bytes: what a vCenter might say, word for word. Keys are a method and the path,
+// or the path's last element.
 type fake struct {
 	t    *testing.T
 	srv  *httptest.Server
@@ -66,6 +67,7 @@ func newFake(t *testing.T, apiVersion string) *fake {
 		"sessionManager":{"type":"SessionManager","value":"SessionManager"},
 		"authorizationManager":{"type":"AuthorizationManager","value":"AuthorizationManager"},"guestOperationsManager":{"type":"GuestOperationsManager","value":"guestOperationsManager"},
 		"guestCustomizationManager":{"type":"VirtualMachineGuestCustomizationManager","value":"GuestCustomizationManager"}}`
+
 	f.reply(contentPath, 200, content)
 	logins := 0
 	f.handle("Login", func(w http.ResponseWriter, _ *http.Request) {
@@ -74,10 +76,20 @@ func newFake(t *testing.T, apiVersion string) *fake {
 		token := fmt.Sprintf("vim-token-%d", logins)
 		f.mu.Unlock()
 		w.Header().Set("Vmware-Api-Session-Id", token)
-		writeJSON(w, 200, `{"_typeName":"UserSession","key":"key-of-`+token+`","userName":"VSPHERE.LOCAL\\svc-guestflow","fullName":"x"}`)
+		writeJSON(
+			w,
+			200,
+			`{"_typeName":"UserSession","key":"key-of-`+token+`","userName":"VSPHERE.LOCAL\\svc-guestflow","fullName":"x"}`,
+		)
 	})
+
 	f.reply("Logout", 204, "")
-	f.reply("fileManager", 200, `{"_typeName":"ManagedObjectReference","type":"GuestFileManager","value":"guestOperationsFileManager"}`)
+	f.reply(
+		"fileManager",
+		200,
+		`{"_typeName":"ManagedObjectReference","type":"GuestFileManager","value":"guestOperationsFileManager"}`,
+	)
+
 	f.reply("GET /api/session", 200, `{"user":"svc","created_time":"2026-11-20T10:00:00Z"}`)
 	f.reply("POST /api/session", 201, `"rest-token"`)
 	f.reply("DELETE /api/session", 204, "")
@@ -109,11 +121,13 @@ func (f *fake) serve(w http.ResponseWriter, r *http.Request) {
 	if h == nil {
 		h = f.on[key[strings.LastIndexByte(key, '/')+1:]]
 	}
+
 	f.mu.Unlock()
 	if h == nil {
 		writeJSON(w, 404, `{"error_type":"NOT_FOUND","messages":[]}`)
 		return
 	}
+
 	r.Body = io.NopCloser(strings.NewReader(string(body)))
 	h(w, r)
 }
@@ -140,7 +154,12 @@ func (f *fake) wantCount(t *testing.T, name string, want int) {
 func (f *fake) config() Config {
 	roots := x509.NewCertPool()
 	roots.AddCert(f.srv.Certificate())
-	return Config{URL: f.srv.URL, Username: testUser, Password: func() (string, error) { return testPassword, nil }, RootCAs: roots}
+	return Config{
+		URL:      f.srv.URL,
+		Username: testUser,
+		Password: func() (string, error) { return testPassword, nil },
+		RootCAs:  roots,
+	}
 }
 
 func (f *fake) client(t *testing.T) *Client {
@@ -154,6 +173,7 @@ func newClient(t *testing.T, cfg Config) *Client {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
@@ -162,7 +182,8 @@ func newClient(t *testing.T, cfg Config) *Client {
 	return c
 }
 
-// learnt lets a client find out that the fake offers guest processes under a prefix, /api or /rest, and forgets the requests for that.
+// learnt lets a client find out that the fake offers guest processes under a prefix, /api or /rest, and forgets the
+// requests for that.
 func (f *fake) learnt(t *testing.T, c *Client, prefix string) {
 	t.Helper()
 	f.reply("POST "+prefix+"/vcenter/vm/vm-0/guest/processes", 200, `[]`)
@@ -189,6 +210,7 @@ func cut(w http.ResponseWriter) {
 	if err != nil {
 		return
 	}
+
 	if inner, ok := conn.(interface{ NetConn() net.Conn }); ok {
 		if tcp, ok := inner.NetConn().(*net.TCPConn); ok {
 			_ = tcp.SetLinger(0)
@@ -196,6 +218,7 @@ func cut(w http.ResponseWriter) {
 			return
 		}
 	}
+
 	_ = conn.Close()
 }
 
@@ -210,7 +233,8 @@ func readFile(t *testing.T, name string) string {
 
 var testAuth = GuestAuth{Username: "root", Password: "guest-pw<1>"}
 
-// whyDown is why vCenter cannot be used: it refused the login, the long poll is down, or the last call was not answered.
+// whyDown is why vCenter cannot be used: it refused the login, the long poll is down, or the last call was not
+// answered.
 func whyDown(c *Client) error {
 	if refused := c.loginRefusal(); refused != nil {
 		return refused

@@ -2,8 +2,9 @@ package vcapi
 
 // family is a fault's base type, where that decides how the fault is treated.
 //
-// Source: VI JSON, the data objects that extend InvalidState, CustomizationFault, GuestOperationsFault and HostCommunication. A table in the place of
-// govmomi's types, because those make a third of the program's size; a test holds it against them.
+// Source: VI JSON, the data objects that extend InvalidState, CustomizationFault, GuestOperationsFault and
+// HostCommunication. A table in the place of govmomi's types, because those make a third of the program's size; a test
+// holds it against them.
 type family int
 
 const (

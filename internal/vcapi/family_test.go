@@ -25,6 +25,7 @@ func TestFaultFamilies(t *testing.T) {
 		if !known {
 			continue // not a type of the wire
 		}
+
 		switch reflect.New(kind).Interface().(type) {
 		case types.BaseInvalidState:
 			want[name] = invalidState
@@ -36,6 +37,7 @@ func TestFaultFamilies(t *testing.T) {
 			want[name] = hostCommunication
 		}
 	}
+
 	if diff := cmp.Diff(want, families); diff != "" {
 		t.Errorf("families, - govmomi, + the table:\n%s", diff)
 	}
@@ -43,14 +45,22 @@ func TestFaultFamilies(t *testing.T) {
 
 // govmomiTypes are the names of all of govmomi's types, but those that only wrap a fault for SOAP.
 func govmomiTypes(t *testing.T) []string {
-	dir, err := exec.CommandContext(t.Context(), "go", "list", "-f", "{{.Dir}}", "github.com/vmware/govmomi/vim25/types").Output()
+	dir, err := exec.CommandContext(t.Context(), "go", "list", "-f", "{{.Dir}}", "github.com/vmware/govmomi/vim25/types").
+		Output()
 	if err != nil {
 		t.Fatal(err)
 	}
-	file, err := parser.ParseFile(token.NewFileSet(), filepath.Join(string(bytes.TrimSpace(dir)), "types.go"), nil, parser.SkipObjectResolution)
+
+	file, err := parser.ParseFile(
+		token.NewFileSet(),
+		filepath.Join(string(bytes.TrimSpace(dir)), "types.go"),
+		nil,
+		parser.SkipObjectResolution,
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	var names []string
 	ast.Inspect(file, func(n ast.Node) bool {
 		if spec, ok := n.(*ast.TypeSpec); ok {
@@ -60,8 +70,10 @@ func govmomiTypes(t *testing.T) []string {
 		}
 		return true
 	})
+
 	if len(names) < 1000 {
 		t.Fatalf("only %d types found", len(names))
 	}
+
 	return names
 }

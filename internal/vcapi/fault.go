@@ -18,8 +18,8 @@ type errorKind struct {
 	provesNothingDone bool // as the answer to an act it proves that nothing happened
 }
 
-// restErrorKinds are the 25 standard errors (Vcenter Vm Guest Customization Get, error_type). Those that may be said of a thing already begun prove
-// nothing: CANCELED, ERROR, INTERNAL_SERVER_ERROR, RESOURCE_INACCESSIBLE, TIMED_OUT.
+// restErrorKinds are the 25 standard errors (Vcenter Vm Guest Customization Get, error_type). Those that may be said of
+// a thing already begun prove nothing: CANCELED, ERROR, INTERNAL_SERVER_ERROR, RESOURCE_INACCESSIBLE, TIMED_OUT.
 var restErrorKinds = map[string]errorKind{
 	"ERROR":                         {Transient, false},
 	"ALREADY_EXISTS":                {Permanent, true},
@@ -88,11 +88,13 @@ var faultKinds = map[string]errorKind{
 	"RequestCanceled":         {Permanent, false},
 }
 
-// kindOfFault classifies a fault by its name or, where that is not listed, by its family. ok is false for a fault that neither tells.
+// kindOfFault classifies a fault by its name or, where that is not listed, by its family. ok is false for a fault that
+// neither tells.
 func kindOfFault(name string) (kind errorKind, ok bool) {
 	if kind, ok = faultKinds[name]; ok {
 		return kind, true
 	}
+
 	switch families[name] {
 	case invalidState, customizationFault, guestOperationsFault:
 		return errorKind{Permanent, true}, true
@@ -102,18 +104,22 @@ func kindOfFault(name string) (kind errorKind, ok bool) {
 	return errorKind{Permanent, false}, false
 }
 
-// byStatus classifies an answer whose body names no error: a proxy's page, nothing at all, or an error_type that is missing (the schema allows it).
+// byStatus classifies an answer whose body names no error: a proxy's page, nothing at all, or an error_type that is
+// missing (the schema allows it).
 func byStatus(status int) Class {
 	switch {
 	case status == http.StatusUnauthorized:
 		return SessionLost
-	case status == http.StatusTooManyRequests, status == http.StatusRequestTimeout, status >= 500 && status != http.StatusNotImplemented:
+	case status == http.StatusTooManyRequests,
+		status == http.StatusRequestTimeout,
+		status >= 500 && status != http.StatusNotImplemented:
 		return Transient
 	}
 	return Permanent
 }
 
-// restNames is what a status says where the body is a REST error without an error_type. 400 and 500 stand for several: no name then.
+// restNames is what a status says where the body is a REST error without an error_type. 400 and 500 stand for several:
+// no name then.
 var restNames = map[int]string{
 	http.StatusUnauthorized:       "UNAUTHENTICATED",
 	http.StatusForbidden:          "UNAUTHORIZED",
@@ -121,7 +127,8 @@ var restNames = map[int]string{
 	http.StatusServiceUnavailable: "SERVICE_UNAVAILABLE",
 }
 
-// faultMembers are all the members that errors of vCenter have: of a VIM fault (bare, or wrapped as TaskInfo.error is), of /api, and of /rest.
+// faultMembers are all the members that errors of vCenter have: of a VIM fault (bare, or wrapped as TaskInfo.error is),
+// of /api, and of /rest.
 type faultMembers struct {
 	TypeName         string          `json:"_typeName"`
 	Fault            json.RawMessage `json:"fault"`
@@ -139,8 +146,8 @@ type faultMembers struct {
 	Value json.RawMessage `json:"value"`
 }
 
-// decodeError turns the body of an answer that is no success into an Error: every form that vCenter, or a proxy before it, is known to send, and
-// whatever else comes. It never fails: what cannot be understood is an Error without a name.
+// decodeError turns the body of an answer that is no success into an Error: every form that vCenter, or a proxy before
+// it, is known to send, and whatever else comes. It never fails: what cannot be understood is an Error without a name.
 func decodeError(status int, body []byte, s redactor) *Error {
 	e := &Error{Status: status, Class: byStatus(status)}
 	body = s.json(bytes.TrimSpace(body))
@@ -162,20 +169,24 @@ func decodeError(status int, body []byte, s redactor) *Error {
 	default:
 		e.Message = oneLine(body)
 	}
+
 	return e
 }
 
-// membersOf reads a JSON object. Members of an unexpected type are left out, not refused: a name with an odd message is worth more than neither.
+// membersOf reads a JSON object. Members of an unexpected type are left out, not refused: a name with an odd message is
+// worth more than neither.
 func membersOf(body []byte) (m faultMembers, ok bool) {
 	var raw map[string]json.RawMessage
 	if json.Unmarshal(body, &raw) != nil || raw == nil {
 		return m, false
 	}
+
 	for key, into := range map[string]*string{
 		"_typeName": &m.TypeName, "faultstring": &m.FaultString, "localizedMessage": &m.LocalizedMessage, "error_type": &m.ErrorType, "type": &m.Type,
 	} {
 		*into = textOf(raw[key])
 	}
+
 	m.Fault, m.FaultMessage, m.Value = dropNull(raw["fault"]), dropNull(raw["faultMessage"]), dropNull(raw["value"])
 	m.FaultCause = dropNull(raw["faultCause"])
 	m.Messages, m.Data, m.Challenge = dropNull(raw["messages"]), dropNull(raw["data"]), dropNull(raw["challenge"])
@@ -187,6 +198,7 @@ func (e *Error) decodeREST(m faultMembers) {
 	if e.Name == "" {
 		e.Name = restNames[e.Status]
 	}
+
 	e.Data = m.Data
 	if e.Challenge = textOf(m.Challenge); e.Challenge == "" {
 		e.Challenge = string(m.Challenge)
@@ -194,6 +206,7 @@ func (e *Error) decodeREST(m faultMembers) {
 	if json.Unmarshal(m.Messages, &e.Messages) != nil {
 		e.Messages = nil
 	}
+
 	var texts []string
 	for _, raw := range e.Messages {
 		var message struct {
@@ -202,13 +215,19 @@ func (e *Error) decodeREST(m faultMembers) {
 			Localized      string `json:"localized"`
 			Args           []any  `json:"args"`
 		}
+
 		if json.Unmarshal(raw, &message) == nil {
-			texts = append(texts, cmp.Or(message.Localized, message.DefaultMessage, withArguments(message.ID, message.Args)))
+			texts = append(
+				texts,
+				cmp.Or(message.Localized, message.DefaultMessage, withArguments(message.ID, message.Args)),
+			)
 		}
 	}
+
 	if e.Message = joinUnique(texts); e.Message == "" {
 		e.Message = describeMembers(e.Data)
 	}
+
 	switch kind, ok := restErrorKinds[e.Name]; {
 	case ok:
 		e.Class = kind.class
@@ -218,6 +237,7 @@ func (e *Error) decodeREST(m faultMembers) {
 	case e.Name == "" && e.Status >= 400 && e.Status < 500 && e.Status != http.StatusRequestTimeout:
 		e.Sent = Refused // a REST error of vCenter's own about the request: it was not begun
 	}
+
 	if e.Status == http.StatusTooManyRequests {
 		e.Class = Transient
 	}
@@ -226,7 +246,8 @@ func (e *Error) decodeREST(m faultMembers) {
 // maxCauses bounds the chain of causes that is followed.
 const maxCauses = 5
 
-// decodeCause reads a faultCause, in the form of a LocalizedMethodFault or as the bare fault: VI JSON's page has the one, govmomi's types have the other.
+// decodeCause reads a faultCause, in the form of a LocalizedMethodFault or as the bare fault: VI JSON's page has the
+// one, govmomi's types have the other.
 func decodeCause(raw json.RawMessage, causes int) *Error {
 	m, ok := membersOf(raw)
 	if !ok || causes == 0 || m.TypeName == "" && len(m.Fault) == 0 {
@@ -237,19 +258,23 @@ func decodeCause(raw json.RawMessage, causes int) *Error {
 	return e
 }
 
-// serviceUnavailable proves nothing by its name: the operation's own says that VMware Tools could not be reached, that of the vAPI endpoint before it (or of a proxy
-// before that) only that what stands behind did not answer, and the call may have gone there.
+// serviceUnavailable proves nothing by its name: the operation's own says that VMware Tools could not be reached, that
+// of the vAPI endpoint before it (or of a proxy before that) only that what stands behind did not answer, and the call
+// may have gone there.
 //
-// Source: people's reports of 503 with com.vmware.vapi.endpoint.cis.ServiceUnavailable, and what had been asked for done all the same.
+// Source: people's reports of 503 with com.vmware.vapi.endpoint.cis.ServiceUnavailable, and what had been asked for
+// done all the same.
 const serviceUnavailable = "SERVICE_UNAVAILABLE"
 
-// isFromOperation reports whether the messages are the operation's own, and not of the infrastructure that carries the call to it.
+// isFromOperation reports whether the messages are the operation's own, and not of the infrastructure that carries the
+// call to it.
 func (e *Error) isFromOperation() bool {
 	for _, raw := range e.Messages {
 		var message struct {
 			ID string `json:"id"`
 		}
-		if json.Unmarshal(raw, &message) != nil || message.ID == "" || strings.HasPrefix(message.ID, "com.vmware.vapi.") {
+		if json.Unmarshal(raw, &message) != nil || message.ID == "" ||
+			strings.HasPrefix(message.ID, "com.vmware.vapi.") {
 			return false
 		}
 	}
@@ -264,10 +289,12 @@ func (e *Error) decodeVIM(body []byte, m faultMembers, causes int) {
 			e.LocalizedMessage = cmp.Or(e.LocalizedMessage, m.LocalizedMessage, m.FaultString)
 		}
 	}
+
 	e.Name = m.TypeName
 	if json.Unmarshal(m.FaultMessage, &e.Messages) != nil {
 		e.Messages = nil
 	}
+
 	texts := []string{e.LocalizedMessage, m.FaultString}
 	for _, raw := range e.Messages {
 		var message struct {
@@ -277,6 +304,7 @@ func (e *Error) decodeVIM(body []byte, m faultMembers, causes int) {
 				Value any `json:"value"`
 			} `json:"arg"`
 		}
+
 		if json.Unmarshal(raw, &message) == nil {
 			var args []any
 			for _, a := range message.Arg {
@@ -285,14 +313,19 @@ func (e *Error) decodeVIM(body []byte, m faultMembers, causes int) {
 			texts = append(texts, cmp.Or(message.Message, withArguments(message.Key, args)))
 		}
 	}
+
 	e.Data = specificMembers(body)
 	e.Message = joinUnique(texts)
 	if faultKinds[e.Name].class != SessionLost { // whose privilegeId is not what is missing
 		e.Message = faultMessage(e.Message, e.Data)
 	}
+
 	if e.Cause = decodeCause(m.FaultCause, causes); e.Cause != nil {
-		e.Message = joinUnique([]string{e.Message, "caused by " + strings.TrimSuffix(e.Cause.Name+": "+e.Cause.Message, ": ")})
+		e.Message = joinUnique(
+			[]string{e.Message, "caused by " + strings.TrimSuffix(e.Cause.Name+": "+e.Cause.Message, ": ")},
+		)
 	}
+
 	kind, ok := kindOfFault(e.Name)
 	if e.Name != "" {
 		e.Class = kind.class
@@ -308,9 +341,11 @@ func specificMembers(body []byte) json.RawMessage {
 	if json.Unmarshal(body, &members) != nil {
 		return nil
 	}
+
 	for _, generic := range []string{"_typeName", "faultCause", "faultMessage", "faultstring", "localizedMessage"} {
 		delete(members, generic)
 	}
+
 	if len(members) == 0 {
 		return nil
 	}
@@ -318,6 +353,7 @@ func specificMembers(body []byte) json.RawMessage {
 	if err != nil {
 		return nil
 	}
+
 	return data
 }
 
@@ -327,17 +363,27 @@ func oneLine(body []byte) string {
 	if title := pageTitle.FindStringSubmatch(text); title != nil {
 		text = html.UnescapeString(title[1])
 	}
-	text = strings.ToValidUTF8(strings.Join(strings.FieldsFunc(text, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }), " "), "")
+
+	text = strings.ToValidUTF8(
+		strings.Join(
+			strings.FieldsFunc(text, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }),
+			" ",
+		),
+		"",
+	)
+
 	const most = 200
 	if len(text) > most {
 		text = strings.ToValidUTF8(text[:most], "") + "…"
 	}
+
 	return text
 }
 
 var pageTitle = regexp.MustCompile(`(?is)<title[^>]*>(.*?)</title>`)
 
-// upperSnake writes NotFound, not_found and NOT_FOUND as NOT_FOUND: the three ways in which vCenter's generations spell a standard error.
+// upperSnake writes NotFound, not_found and NOT_FOUND as NOT_FOUND: the three ways in which vCenter's generations spell
+// a standard error.
 func upperSnake(s string) string {
 	var b strings.Builder
 	lower := false
@@ -365,6 +411,7 @@ func joinUnique(texts []string) string {
 		}
 		b.WriteString(t)
 	}
+
 	return b.String()
 }
 
@@ -377,7 +424,13 @@ func (e *Error) withCall(op, endpoint, host string) *Error {
 // objectNotFound is the fault that vCenter would raise for an object that an empty answer left out.
 func objectNotFound(kind, id string) *Error {
 	return &Error{
-		Name: "ManagedObjectNotFound", Class: Permanent, Sent: Refused,
-		Message: fmt.Sprintf("vCenter shows no %s %s: check the managed object ID and the account's System.View on it", kind, id),
+		Name:  "ManagedObjectNotFound",
+		Class: Permanent,
+		Sent:  Refused,
+		Message: fmt.Sprintf(
+			"vCenter shows no %s %s: check the managed object ID and the account's System.View on it",
+			kind,
+			id,
+		),
 	}
 }

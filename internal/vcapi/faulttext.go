@@ -19,8 +19,8 @@ var hiddenMembers = []string{"_typeName", "dynamicType", "dynamicProperty", "ses
 // alwaysShown are members without which a text leaves open what it is about.
 var alwaysShown = []string{"invalidProperty", "task"}
 
-// faultMessage is a fault's text with what its own members say where the text does not: many faults come without one, and in TaskInProgress the task, in
-// InvalidArgument the property, in InvalidPowerState the states are all that helps.
+// faultMessage is a fault's text with what its own members say where the text does not: many faults come without one,
+// and in TaskInProgress the task, in InvalidArgument the property, in InvalidPowerState the states are all that helps.
 func faultMessage(text string, data json.RawMessage) string {
 	if text == "" {
 		return describeMembers(data)
@@ -29,11 +29,13 @@ func faultMessage(text string, data json.RawMessage) string {
 	if json.Unmarshal(data, &members) != nil {
 		return text
 	}
+
 	for _, name := range alwaysShown {
 		if v := describeValue(members[name]); v != "" && !strings.Contains(text, v) {
 			text = strings.TrimSuffix(text, ".") + " (" + name + " " + v + ")"
 		}
 	}
+
 	return text
 }
 
@@ -43,16 +45,22 @@ func describeMembers(data json.RawMessage) string {
 	if json.Unmarshal(data, &members) != nil {
 		return ""
 	}
+
 	inSpec, inVM := describeValue(members["numberOfNicsInSpec"]), describeValue(members["numberOfNicsInVM"])
 	if inSpec != "" && inVM != "" { // NicSettingMismatch
 		return fmt.Sprintf("adapters: %s in the spec, %s on the VM", inSpec, inVM)
 	}
+
 	var said []string
 	for _, name := range slices.Sorted(maps.Keys(members)) {
-		if v := describeValue(members[name]); v != "" && !slices.Contains(hiddenMembers, name) && len(said) < maxMembers {
+		if v := describeValue(
+			members[name],
+		); v != "" && !slices.Contains(hiddenMembers, name) &&
+			len(said) < maxMembers {
 			said = append(said, name+" "+v)
 		}
 	}
+
 	return strings.Join(said, ", ")
 }
 
@@ -83,9 +91,11 @@ func describeValue(v any) string {
 		}
 		words = strings.Join(all, " ")
 	}
+
 	if len(words) > maxMemberBytes {
 		words = strings.ToValidUTF8(words[:maxMemberBytes], "") + "…"
 	}
+
 	return words
 }
 

@@ -31,7 +31,11 @@ var fileQuery = "id=1&" + url.Values{"token": {fileToken}}.Encode()
 
 // transferTo makes a fake name a URL for a file, of a size that it says.
 func (f *fake) transferTo(u string, size int) {
-	f.reply("InitiateFileTransferFromGuest", 200, fmt.Sprintf(`{"_typeName":"FileTransferInformation","size":%d,"url":%s}`, size, quote(u)))
+	f.reply(
+		"InitiateFileTransferFromGuest",
+		200,
+		fmt.Sprintf(`{"_typeName":"FileTransferInformation","size":%d,"url":%s}`, size, quote(u)),
+	)
 }
 
 // host is a TLS server beside vCenter, as an ESXi host is, with a certificate of its own for one name.
@@ -41,8 +45,16 @@ func host(t *testing.T, name string, h http.HandlerFunc) (u string, cert *x509.C
 	if err != nil {
 		t.Fatal(err)
 	}
-	leaf := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{name}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true}
+
+	leaf := &x509.Certificate{
+		SerialNumber:          big.NewInt(1),
+		DNSNames:              []string{name},
+		NotBefore:             time.Now().Add(-time.Hour),
+		NotAfter:              time.Now().Add(time.Hour),
+		IsCA:                  true,
+		BasicConstraintsValid: true,
+	}
+
 	der, err := x509.CreateCertificate(rand.Reader, leaf, leaf, key.Public(), key)
 	if err != nil {
 		t.Fatal(err)
@@ -50,9 +62,14 @@ func host(t *testing.T, name string, h http.HandlerFunc) (u string, cert *x509.C
 	if cert, err = x509.ParseCertificate(der); err != nil {
 		t.Fatal(err)
 	}
+
 	srv := httptest.NewUnstartedServer(h)
 	srv.Config.ErrorLog = log.New(io.Discard, "", 0)
-	srv.TLS = &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}, MinVersion: tls.VersionTLS12}
+	srv.TLS = &tls.Config{
+		Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}},
+		MinVersion:   tls.VersionTLS12,
+	}
+
 	srv.StartTLS()
 	t.Cleanup(srv.Close)
 	_, port, _ := strings.Cut(strings.TrimPrefix(srv.URL, "https://"), ":")
@@ -65,9 +82,11 @@ func wantNoToken(t *testing.T, err error) {
 	e := asError(t, err)
 	marshaled, _ := json.Marshal(e)
 	said := fmt.Sprintf("%v %+v %s", e, *e, marshaled)
+
 	for under := errors.Unwrap(err); under != nil; under = errors.Unwrap(under) {
 		said += fmt.Sprintf("%v %+v", under, under)
 	}
+
 	for _, form := range []string{fileToken, url.QueryEscape(fileToken), url.PathEscape(fileToken), "52d1c5b0", quote(fileToken)} {
 		if strings.Contains(said, form) {
 			t.Errorf("the token is in the error: %s", said)
@@ -79,11 +98,13 @@ func wantNoToken(t *testing.T, err error) {
 func TestGuestFileOfHost(t *testing.T) {
 	t.Parallel()
 	content := func(w http.ResponseWriter, r *http.Request) {
-		if r.Header.Get(sessionHeader) != "" || r.Header.Get("Authorization") != "" || r.Header.Get("Cookie") != "" || r.URL.RawQuery != fileQuery {
+		if r.Header.Get(sessionHeader) != "" || r.Header.Get("Authorization") != "" || r.Header.Get("Cookie") != "" ||
+			r.URL.RawQuery != fileQuery {
 			t.Errorf("asked with %v and ?%s", r.Header, r.URL.RawQuery)
 		}
 		_, _ = io.WriteString(w, "head, tail")
 	}
+
 	tests := []struct {
 		name   string
 		host   string // "*" or the name in the certificate of a host
@@ -94,14 +115,25 @@ func TestGuestFileOfHost(t *testing.T) {
 		{"vCenter itself, by thumbprint", "*", func(cfg *Config, vc, _ *x509.Certificate) {
 			cfg.RootCAs, cfg.Thumbprint = nil, fmt.Sprintf("%x", sha256.Sum256(vc.Raw))
 		}, true},
-		{"a host of a known CA", "localhost", func(cfg *Config, _, host *x509.Certificate) { cfg.RootCAs.AddCert(host) }, true},
+		{
+			"a host of a known CA",
+			"localhost",
+			func(cfg *Config, _, host *x509.Certificate) { cfg.RootCAs.AddCert(host) },
+			true,
+		},
 		{"a host of a foreign CA", "localhost", func(*Config, *x509.Certificate, *x509.Certificate) {}, false},
-		{"a certificate for another name", "esx1.example.test", func(cfg *Config, _, host *x509.Certificate) { cfg.RootCAs.AddCert(host) }, false},
+		{
+			"a certificate for another name",
+			"esx1.example.test",
+			func(cfg *Config, _, host *x509.Certificate) { cfg.RootCAs.AddCert(host) },
+			false,
+		},
 		{"a host, by vCenter's thumbprint", "localhost", func(cfg *Config, vc, host *x509.Certificate) {
 			cfg.RootCAs.AddCert(host)
 			cfg.Thumbprint = fmt.Sprintf("%x", sha256.Sum256(vc.Raw))
 		}, false},
 	}
+
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -110,11 +142,13 @@ func TestGuestFileOfHost(t *testing.T) {
 			f.transferTo("https://*:443/guestFile?"+fileQuery, 10)
 			cfg := f.config()
 			var cert *x509.Certificate
+
 			if tt.host != "*" {
 				var u string
 				u, cert = host(t, tt.host, content)
 				f.transferTo(u, 10)
 			}
+
 			tt.change(&cfg, f.srv.Certificate(), cert)
 			c := newClient(t, cfg)
 			got, err := c.GuestFile(context.Background(), "vm-1", testAuth, "/var/log/app.log", 4)
@@ -124,30 +158,43 @@ func TestGuestFileOfHost(t *testing.T) {
 				}
 				return
 			}
+
 			e := asError(t, err)
-			if e.Class != Transient || e.Op != "GET guest file" || !strings.Contains(e.Message, "certificate") || !strings.HasPrefix(e.Endpoint, "GET https://localhost:") {
+			if e.Class != Transient || e.Op != "GET guest file" || !strings.Contains(e.Message, "certificate") ||
+				!strings.HasPrefix(e.Endpoint, "GET https://localhost:") {
 				t.Errorf("got %s, %s: %v", e.Class, e.Endpoint, err)
 			}
+
 			if cfg.Thumbprint == "" && !strings.Contains(e.Message, "CA of the ESXi hosts") {
 				t.Errorf("it does not say what to do: %v", err)
 			}
 			if !c.Up() {
 				t.Error("vCenter is down because of a host")
 			}
+
 			wantNoToken(t, err)
 		})
 	}
 }
 
-// TestGuestFileAnswers: what may come in the place of a file. Nothing of it tells the token, and nothing of it costs the session.
+// TestGuestFileAnswers: what may come in the place of a file. Nothing of it tells the token, and nothing of it costs
+// the session.
 func TestGuestFileAnswers(t *testing.T) {
 	t.Parallel()
 	echo := func(status int) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) {
 			w.WriteHeader(status)
-			_, _ = fmt.Fprintf(w, "<title>%s %s %s %s</title>", r.URL, r.URL.RawQuery, r.URL.Query().Get("token"), r.Host)
+			_, _ = fmt.Fprintf(
+				w,
+				"<title>%s %s %s %s</title>",
+				r.URL,
+				r.URL.RawQuery,
+				r.URL.Query().Get("token"),
+				r.Host,
+			)
 		}
 	}
+
 	endless := func(w http.ResponseWriter, r *http.Request) {
 		for block := make([]byte, 1<<20); r.Context().Err() == nil; {
 			if _, err := w.Write(block); err != nil {
@@ -155,6 +202,7 @@ func TestGuestFileAnswers(t *testing.T) {
 			}
 		}
 	}
+
 	tests := []struct {
 		name  string
 		h     http.HandlerFunc
@@ -185,6 +233,7 @@ func TestGuestFileAnswers(t *testing.T) {
 		}, outcome{"", Transient, Unknown}, "broke off"},
 		{"larger than was said", endless, outcome{"", Permanent, Unknown}, "not read beyond 8 MiB"},
 	}
+
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -201,20 +250,24 @@ func TestGuestFileAnswers(t *testing.T) {
 					told = append(told, err)
 				}
 			}
+
 			c := newClient(t, cfg)
 			got, err := c.GuestFile(context.Background(), "vm-1", testAuth, "/var/log/app.log", 4)
 			if got != nil {
 				t.Errorf("got %q beside an error", got)
 			}
+
 			e := asError(t, err)
 			tt.want.check(t, e)
 			if !strings.Contains(e.Message, tt.words) {
 				t.Errorf("it says %v", err)
 			}
+
 			wantNoToken(t, err)
 			if len(told) != 1 {
 				t.Fatalf("OnCall was told %d times", len(told))
 			}
+
 			wantNoToken(t, told[0])
 			f.wantCount(t, "elsewhere", 0)
 			f.wantCount(t, "GET /guestFile", 1)
@@ -239,12 +292,18 @@ func TestGuestFileURL(t *testing.T) {
 	}
 }
 
-// TestGuestFileAsked: what comes before the URL: a vCenter without guest operations, a file too large, a session to renew.
+// TestGuestFileAsked: what comes before the URL: a vCenter without guest operations, a file too large, a session to
+// renew.
 func TestGuestFileAsked(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	f := newFake(t, "9.0.0.0")
-	f.reply(contentPath, 200, `{"about":{"apiVersion":"9.0.0.0"},"sessionManager":{"type":"SessionManager","value":"SessionManager"}}`)
+	f.reply(
+		contentPath,
+		200,
+		`{"about":{"apiVersion":"9.0.0.0"},"sessionManager":{"type":"SessionManager","value":"SessionManager"}}`,
+	)
+
 	_, err := f.client(t).GuestFile(ctx, "vm-1", testAuth, "/var/log/app.log", 4)
 	outcome{"NotSupported", Permanent, NotSent}.check(t, asError(t, err))
 
@@ -254,6 +313,7 @@ func TestGuestFileAsked(t *testing.T) {
 	if e := asError(t, err); e.Class != Permanent || !strings.Contains(e.Message, "8388609 bytes") {
 		t.Errorf("got %v", err)
 	}
+
 	wantNoToken(t, err)
 	f.wantCount(t, "GET /guestFile", 0)
 
@@ -265,12 +325,22 @@ func TestGuestFileAsked(t *testing.T) {
 		}
 		writeJSON(w, 200, `{"size":4,"url":"https://*/guestFile?id=1&token=x"}`)
 	})
+
 	f.reply("GET /guestFile", 200, "tail")
-	if got, err := f.client(t).GuestFile(ctx, "vm-1", testAuth, "/var/log/app.log", 100); err != nil || string(got) != "tail" {
+	if got, err := f.client(t).
+		GuestFile(ctx, "vm-1", testAuth, "/var/log/app.log", 100); err != nil ||
+		string(got) != "tail" {
 		t.Errorf("got %q, %v", got, err)
 	}
 
-	f.reply("InitiateFileTransferFromGuest", 500, `{"_typeName":"InvalidArgument","invalidProperty":"guestFilePath","faultstring":`+quote("not "+testAuth.Password)+`}`)
+	f.reply(
+		"InitiateFileTransferFromGuest",
+		500,
+		`{"_typeName":"InvalidArgument","invalidProperty":"guestFilePath","faultstring":`+quote(
+			"not "+testAuth.Password,
+		)+`}`,
+	)
+
 	_, err = f.client(t).GuestFile(ctx, "vm-1", testAuth, "/var/log/app.log", 4)
 	outcome{"InvalidArgument", Permanent, Refused}.check(t, asError(t, err))
 	if strings.Contains(err.Error(), testAuth.Password) {
@@ -284,6 +354,7 @@ func TestSimulatedGuestFile(t *testing.T) {
 	v, c := start(t, vcsim.Options{VMs: 3})
 	ctx, vms := patience(t), v.VMs()
 	huge := strings.Repeat("line of a log\n", maxGuestFile/14)
+
 	for _, vm := range vms {
 		v.VM(vm).Configure(func(g *vcsim.Guest) {
 			g.Files["/var/log/app.log"] = "first\nsecond\nthird\n"
@@ -292,6 +363,7 @@ func TestSimulatedGuestFile(t *testing.T) {
 			g.Files["/var/log/empty.log"] = ""
 		})
 	}
+
 	for _, tt := range []struct {
 		path string
 		most int
@@ -304,18 +376,28 @@ func TestSimulatedGuestFile(t *testing.T) {
 			t.Errorf("%s, %d: got %q, %v", tt.path, tt.most, got, err)
 		}
 	}
+
 	before := v.Count("GET guest file", "")
 	_, err := c.GuestFile(ctx, vms[0], simAuth, "/var/log/larger.log", 20)
 	if e := asError(t, err); e.Class != Permanent || !strings.Contains(e.Message, "bytes") {
 		t.Errorf("got %v", err)
 	}
+
 	_, err = c.GuestFile(ctx, vms[0], simAuth, "/var/log/none.log", 20)
 	if e := asError(t, err); e.Name != "FileNotFound" || e.Class != Permanent {
 		t.Errorf("got %v", err)
 	}
+
 	_, err = c.GuestFile(ctx, vms[0], simAuth, "app.log", 20)
 	outcome{"InvalidArgument", Permanent, Refused}.check(t, asError(t, err))
-	_, err = c.GuestFile(ctx, vms[0], GuestAuth{Username: "root", Password: "wrong-guest-password"}, "/var/log/app.log", 20)
+	_, err = c.GuestFile(
+		ctx,
+		vms[0],
+		GuestAuth{Username: "root", Password: "wrong-guest-password"},
+		"/var/log/app.log",
+		20,
+	)
+
 	outcome{"InvalidGuestLogin", GuestCredentials, Refused}.check(t, asError(t, err))
 	_, err = c.GuestFile(ctx, "vm-404", simAuth, "/var/log/app.log", 20)
 	outcome{"ManagedObjectNotFound", Permanent, Refused}.check(t, asError(t, err))
@@ -328,11 +410,14 @@ func TestSimulatedGuestFile(t *testing.T) {
 	if n := v.Count("GET guest file", ""); n != before {
 		t.Errorf("%d files were fetched beside an error", n-before)
 	}
+
 	for _, call := range v.Calls() {
-		if call.Op == "GET guest file" && (call.Session != "" || call.Path != "/guestFile?id=1&token=***" || call.VM != vms[0]) {
+		if call.Op == "GET guest file" &&
+			(call.Session != "" || call.Path != "/guestFile?id=1&token=***" || call.VM != vms[0]) {
 			t.Errorf("fetched by %+v", call)
 		}
 	}
+
 	// A cut on the way is an error that may pass, and the next transfer has a URL of its own.
 	v.Script(vcsim.Rule{Op: "GET guest file", Times: 1, LoseAnswer: true})
 	if _, err := c.GuestFile(ctx, vms[0], simAuth, "/var/log/app.log", 6); asError(t, err).Class != Transient {
@@ -360,6 +445,7 @@ func TestTail(t *testing.T) {
 				}
 				rest = rest[n:]
 			}
+
 			if want := text[max(len(text)-most, 0):]; string(got.kept) != want {
 				t.Fatalf("most %d, pieces of %d: got %q, want %q", most, piece, got.kept, want)
 			}

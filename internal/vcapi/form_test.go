@@ -54,12 +54,24 @@ var notThere = map[string]http.HandlerFunc{
 	"html":       answers(404, "text/html", "<html><head><title>404 Not Found</title></head></html>"),
 	"text":       answers(404, "text/plain", "404 page not found"),
 	"other JSON": answers(404, "application/json", `{"message":"no route"}`),
-	"vCenter 6.5": answers(404, "application/json", `{"name":"com.vmware.vapi.rest.httpNotFound","localizableMessages":[{"defaultMessage":"Not found.",`+
-		`"id":"com.vmware.vapi.rest.httpNotFound"}],"majorErrorCode":404}`),
-	"httpNotFound": answers(404, "application/json", `{"error_type":"NOT_FOUND","messages":[{"args":[],"default_message":"Not found.",`+
-		`"id":"com.vmware.vapi.rest.httpNotFound"}]}`),
-	"operationsForUrlNotFound": answers(404, "application/json", `{"type":"com.vmware.vapi.std.errors.not_found","value":{"error_type":"NOT_FOUND","messages":[`+
-		`{"args":["/x"],"default_message":"Unable to find operations for URL: /x.","id":"com.vmware.vapi.rest.operationsForUrlNotFound"}]}}`),
+	"vCenter 6.5": answers(
+		404,
+		"application/json",
+		`{"name":"com.vmware.vapi.rest.httpNotFound","localizableMessages":[{"defaultMessage":"Not found.",`+
+			`"id":"com.vmware.vapi.rest.httpNotFound"}],"majorErrorCode":404}`,
+	),
+	"httpNotFound": answers(
+		404,
+		"application/json",
+		`{"error_type":"NOT_FOUND","messages":[{"args":[],"default_message":"Not found.",`+
+			`"id":"com.vmware.vapi.rest.httpNotFound"}]}`,
+	),
+	"operationsForUrlNotFound": answers(
+		404,
+		"application/json",
+		`{"type":"com.vmware.vapi.std.errors.not_found","value":{"error_type":"NOT_FOUND","messages":[`+
+			`{"args":["/x"],"default_message":"Unable to find operations for URL: /x.","id":"com.vmware.vapi.rest.operationsForUrlNotFound"}]}}`,
+	),
 	"NOT_FOUND of nothing":       answers(404, "application/json", `{"error_type":"NOT_FOUND","messages":[]}`),
 	"a REST error without words": answers(404, "application/json", `{"messages":[]}`),
 	"OPERATION_NOT_FOUND":        answers(404, "application/json", restBody("OPERATION_NOT_FOUND")),
@@ -77,6 +89,7 @@ func onlyRest(f *fake, absent http.HandlerFunc) {
 		}
 		writeJSON(w, 200, `{"value":[{"pid":7,"name":"sh"}]}`)
 	})
+
 	f.handle(restGet, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Query().Get("action") == "delete" {
 			w.WriteHeader(http.StatusOK)
@@ -86,7 +99,8 @@ func onlyRest(f *fake, absent http.HandlerFunc) {
 	})
 }
 
-// TestRestFormFound: an operation that is not there under /api is asked for under /rest, once, and that form is kept, for acts too.
+// TestRestFormFound: an operation that is not there under /api is asked for under /rest, once, and that form is kept,
+// for acts too.
 func TestRestFormFound(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
@@ -96,26 +110,49 @@ func TestRestFormFound(t *testing.T) {
 			f := newFake(t, "9.0.0.0")
 			onlyRest(f, absent)
 			c := f.client(t)
+
 			for range 3 {
 				if p, err := c.Process(ctx, "vm-1", testAuth, 7); err != nil || p.Name != "sh" {
 					t.Fatalf("got %+v, %v", p, err)
 				}
 			}
+
 			if list, err := c.Processes(ctx, "vm-1", testAuth); err != nil || len(list) != 1 || list[0].PID != 7 {
 				t.Errorf("got %+v, %v", list, err)
 			}
-			if pid, err := c.StartProcess(ctx, nil, "vm-1", testAuth, ProcessSpec{Path: "/bin/sh"}); err != nil || pid != 7 {
+
+			if pid, err := c.StartProcess(
+				ctx,
+				nil,
+				"vm-1",
+				testAuth,
+				ProcessSpec{Path: "/bin/sh"},
+			); err != nil ||
+				pid != 7 {
 				t.Errorf("got %d, %v", pid, err)
 			}
+
 			if err := c.DeleteProcess(ctx, nil, "vm-1", testAuth, 7); err != nil {
 				t.Error(err)
 			}
-			f.wantCounts(t, map[string]int{apiGet: 1, apiList: 0, restGet + "?get": 3, restGet + "?delete": 1, restList + "?list": 1, restList + "?create": 1})
+
+			f.wantCounts(
+				t,
+				map[string]int{
+					apiGet:               1,
+					apiList:              0,
+					restGet + "?get":     3,
+					restGet + "?delete":  1,
+					restList + "?list":   1,
+					restList + "?create": 1,
+				},
+			)
 		})
 	}
 }
 
-// TestActLearnsByAsking: an act whose form is not known sends an ask first, before its fence, and itself only in the form that answered.
+// TestActLearnsByAsking: an act whose form is not known sends an ask first, before its fence, and itself only in the
+// form that answered.
 func TestActLearnsByAsking(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
@@ -133,12 +170,14 @@ func TestActLearnsByAsking(t *testing.T) {
 			map[string]int{apiGet + "?get": 1, restGet + "?get": 1, apiGet: 1, restGet: 1},
 			map[string]int{apiGet: 1, restGet + "?delete": 1, restGet: 2}},
 	}
+
 	for name, tt := range acts {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			f := newFake(t, "9.0.0.0")
 			onlyRest(f, notThere["empty"])
 			fenced := 0
+
 			if err := tt.act(f.client(t), func(context.Context) error {
 				fenced++
 				f.wantCounts(t, tt.asks)
@@ -146,21 +185,26 @@ func TestActLearnsByAsking(t *testing.T) {
 			}); err != nil || fenced != 1 {
 				t.Errorf("the fence was asked %d times, %v", fenced, err)
 			}
+
 			f.wantCounts(t, tt.all)
 		})
+
 		t.Run(name+", neither form", func(t *testing.T) {
 			t.Parallel()
 			f := newFake(t, "9.0.0.0")
 			for _, key := range []string{apiList, apiGet, restList, restGet} {
 				f.handle(key, notThere["OPERATION_NOT_FOUND"])
 			}
+
 			err := tt.act(f.client(t), func(context.Context) error { t.Error("the fence was asked"); return nil })
 			outcome{"OPERATION_NOT_FOUND", Permanent, NotSent}.check(t, asError(t, err))
 			if e := asError(t, err); !strings.HasPrefix(e.Endpoint, "POST /api/") {
 				t.Errorf("the error is of %s", e.Endpoint)
 			}
+
 			f.wantCounts(t, tt.asks)
 		})
+
 		for _, status := range []int{429, 500, 502, 503} {
 			t.Run(name+", cannot tell", func(t *testing.T) {
 				t.Parallel()
@@ -176,8 +220,8 @@ func TestActLearnsByAsking(t *testing.T) {
 	}
 }
 
-// TestRestFormNotTried: an error of the operation itself, of a VM or a pid that is not there above all, is no reason to try /rest, nor is one that may
-// pass; the first kind shows that /api has the operation, so that an act needs no ask.
+// TestRestFormNotTried: an error of the operation itself, of a VM or a pid that is not there above all, is no reason to
+// try /rest, nor is one that may pass; the first kind shows that /api has the operation, so that an act needs no ask.
 func TestRestFormNotTried(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
@@ -187,9 +231,19 @@ func TestRestFormNotTried(t *testing.T) {
 		body   string
 		proof  bool
 	}{
-		{"VM", 404, `{"error_type":"NOT_FOUND","messages":[{"id":"com.vmware.api.vcenter.vm.not_found","default_message":"Virtual machine with identifier ` +
-			`'vm-1' does not exist.","args":["vm-1"]}]}`, true},
-		{"pid", 404, `{"error_type":"NOT_FOUND","messages":[{"id":"x","default_message":"Process 7 was not found.","args":["7"]}],"data":{"pid":7}}`, true},
+		{
+			"VM",
+			404,
+			`{"error_type":"NOT_FOUND","messages":[{"id":"com.vmware.api.vcenter.vm.not_found","default_message":"Virtual machine with identifier ` +
+				`'vm-1' does not exist.","args":["vm-1"]}]}`,
+			true,
+		},
+		{
+			"pid",
+			404,
+			`{"error_type":"NOT_FOUND","messages":[{"id":"x","default_message":"Process 7 was not found.","args":["7"]}],"data":{"pid":7}}`,
+			true,
+		},
 		{"pid without words", 404, `{"error_type":"NOT_FOUND","messages":[],"data":{"pid":7}}`, true},
 		{"VM without error_type", 404, `{"messages":[{"id":"x","default_message":"no VM","args":[]}]}`, true},
 		{"VM, messages odd", 404, `{"error_type":"NOT_FOUND","messages":["vm-1"]}`, true},
@@ -204,6 +258,7 @@ func TestRestFormNotTried(t *testing.T) {
 		{"forbidden page", 403, `<html>`, false},
 		{"a success of another kind", 200, `<html>`, false},
 	}
+
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -213,15 +268,21 @@ func TestRestFormNotTried(t *testing.T) {
 			if _, err := c.Process(ctx, "vm-1", testAuth, 7); err == nil {
 				t.Error("no error")
 			}
+
 			_, err := c.StartProcess(ctx, nil, "vm-1", testAuth, ProcessSpec{Path: "/bin/sh"})
 			if err == nil {
 				t.Error("no error of the act")
 			}
+
 			sent := 0
 			if tt.proof {
 				sent = 1
 			}
-			f.wantCounts(t, map[string]int{restGet: 0, restList: 0, apiList + "?create": sent, apiList + "?list": 1 - sent})
+
+			f.wantCounts(
+				t,
+				map[string]int{restGet: 0, restList: 0, apiList + "?create": sent, apiList + "?list": 1 - sent},
+			)
 		})
 	}
 }
@@ -254,12 +315,18 @@ func TestRestFormErrors(t *testing.T) {
 			_, listed := c.Processes(ctx, "vm-1", testAuth)
 			_, started := c.StartProcess(ctx, nil, "vm-1", testAuth, ProcessSpec{Path: "/bin/sh"})
 			deleted := c.DeleteProcess(ctx, nil, "vm-1", testAuth, 7)
+
 			for _, err := range []error{got, listed, started, deleted} {
 				tt.want.check(t, asError(t, err))
-				if e := asError(t, err); e.Message != "In words." || !strings.HasPrefix(e.Endpoint, "POST /rest/vcenter/vm/vm-1/guest/processes") {
+				if e := asError(
+					t,
+					err,
+				); e.Message != "In words." ||
+					!strings.HasPrefix(e.Endpoint, "POST /rest/vcenter/vm/vm-1/guest/processes") {
 					t.Errorf("%s: %s", e.Endpoint, e.Message)
 				}
 			}
+
 			f.wantCounts(t, map[string]int{apiGet: 0, apiList: 0, restList + "?create": 1, restGet + "?delete": 1})
 			f.wantCount(t, "Login", 1)
 		})
@@ -280,16 +347,19 @@ func TestFormForgotten(t *testing.T) {
 		}
 		f.wantCounts(t, map[string]int{apiGet: api, restGet: rest})
 	}
+
 	get(1, 1)
 	get(1, 2)
 	s, err := c.vimLogin.get(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	c.forgetSession(s, true)
 	get(2, 3)
 
-	// The vCenter was updated behind the session's back: /rest is gone, /api is there. An act that meets that is not sent again, the next one asks.
+	// The vCenter was updated behind the session's back: /rest is gone, /api is there. An act that meets that is not
+	// sent again, the next one asks.
 	f.handle(apiList, answers(201, "application/json", `8`))
 	f.handle(restList, notThere["OPERATION_NOT_FOUND"])
 	_, err = c.StartProcess(ctx, nil, "vm-1", testAuth, ProcessSpec{Path: "/bin/sh"})
@@ -298,6 +368,7 @@ func TestFormForgotten(t *testing.T) {
 	if pid, err := c.StartProcess(ctx, nil, "vm-1", testAuth, ProcessSpec{Path: "/bin/sh"}); err != nil || pid != 8 {
 		t.Errorf("got %d, %v", pid, err)
 	}
+
 	f.wantCounts(t, map[string]int{restList: 1, apiList + "?list": 1, apiList + "?create": 1})
 	// And back, met by an ask.
 	f.handle(apiGet, notThere["empty"])
@@ -312,16 +383,25 @@ func TestFormShared(t *testing.T) {
 	onlyRest(f, notThere["empty"])
 	c := f.client(t)
 	var wg sync.WaitGroup
+
 	for range 20 {
 		wg.Go(func() {
 			if _, err := c.Process(context.Background(), "vm-1", testAuth, 7); err != nil {
 				t.Error(err)
 			}
-			if _, err := c.StartProcess(context.Background(), nil, "vm-1", testAuth, ProcessSpec{Path: "/bin/sh"}); err != nil {
+
+			if _, err := c.StartProcess(
+				context.Background(),
+				nil,
+				"vm-1",
+				testAuth,
+				ProcessSpec{Path: "/bin/sh"},
+			); err != nil {
 				t.Error(err)
 			}
 		})
 	}
+
 	wg.Wait()
 	f.wantCounts(t, map[string]int{apiList + "?create": 0, restList + "?create": 20})
 }
@@ -331,6 +411,7 @@ func noSessions(f *fake, alive *atomic.Bool) {
 	for _, method := range []string{"GET", "POST", "DELETE"} {
 		f.handle(method+" /api/session", notThere["httpNotFound"])
 	}
+
 	f.handle("POST "+oldSession, func(w http.ResponseWriter, r *http.Request) {
 		switch user, password, ok := r.BasicAuth(); {
 		case r.URL.RawQuery == "~action=get" && alive.Load():
@@ -339,9 +420,14 @@ func noSessions(f *fake, alive *atomic.Bool) {
 			alive.Store(true)
 			writeJSON(w, 200, `{"value":"old-token"}`)
 		default:
-			writeJSON(w, 401, `{"type":"com.vmware.vapi.std.errors.unauthenticated","value":{"messages":[{"id":"x","default_message":"no","args":[]}]}}`)
+			writeJSON(
+				w,
+				401,
+				`{"type":"com.vmware.vapi.std.errors.unauthenticated","value":{"messages":[{"id":"x","default_message":"no","args":[]}]}}`,
+			)
 		}
 	})
+
 	f.reply("DELETE "+oldSession, 200, "")
 }
 
@@ -360,12 +446,14 @@ func TestOldSession(t *testing.T) {
 			t.Error(err)
 		}
 	}
+
 	get()
 	for _, r := range f.of("/processes/7") {
 		if token := r.header.Get(sessionHeader); token != "old-token" {
 			t.Errorf("%s was called with %q", r.key, token)
 		}
 	}
+
 	f.wantCount(t, "POST "+oldSession, 1)
 
 	// A 401 is the guest's while the session is alive, and the session's where it is not.
@@ -383,6 +471,7 @@ func TestOldSession(t *testing.T) {
 		}
 		right(w, r)
 	})
+
 	get()
 	f.wantCount(t, "POST "+oldSession, 4) // whether it is alive, and the login
 	c.Close(ctx)
@@ -390,7 +479,8 @@ func TestOldSession(t *testing.T) {
 	f.wantCount(t, "DELETE /api/session", 0)
 }
 
-// TestOldSessionShared: where VI JSON's session serves REST there is no login to REST, whatever form that has; and where it does not, there is.
+// TestOldSessionShared: where VI JSON's session serves REST there is no login to REST, whatever form that has; and
+// where it does not, there is.
 func TestOldSessionShared(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
@@ -404,10 +494,12 @@ func TestOldSessionShared(t *testing.T) {
 		if _, err := c.Process(ctx, "vm-1", testAuth, 7); err != nil {
 			t.Error(err)
 		}
+
 		want := "old-token"
 		if shared {
 			want = "vim-token-1"
 		}
+
 		all := f.of("/processes/7")
 		if token := all[len(all)-1].header.Get(sessionHeader); token != want {
 			t.Errorf("called with %q, want %q", token, want)
@@ -423,6 +515,7 @@ func TestOldSessionRefused(t *testing.T) {
 	cfg := f.config()
 	cfg.Password = func() (string, error) { return "wrong-password", nil }
 	c := newClient(t, cfg)
+
 	for range 2 {
 		_, err := c.Processes(context.Background(), "vm-1", testAuth)
 		outcome{"UNAUTHENTICATED", SessionLost, Refused}.check(t, asError(t, err))
@@ -430,6 +523,7 @@ func TestOldSessionRefused(t *testing.T) {
 			t.Error(err)
 		}
 	}
+
 	f.wantCount(t, "POST "+oldSession, 1)
 }
 
@@ -441,7 +535,13 @@ func TestSimulatedOnlyRest(t *testing.T) {
 			t.Parallel()
 			v, c := start(t, vcsim.Options{APIVersion: apiVersion, OnlyRest: true, VMs: 1})
 			ctx, vm := patience(t), v.VMs()[0]
-			pid, err := c.StartProcess(ctx, nil, vm, simAuth, ProcessSpec{Path: "/bin/sh", Arguments: "-c 'exit 3'", Environment: map[string]string{"A": "b"}})
+			pid, err := c.StartProcess(
+				ctx,
+				nil,
+				vm,
+				simAuth,
+				ProcessSpec{Path: "/bin/sh", Arguments: "-c 'exit 3'", Environment: map[string]string{"A": "b"}},
+			)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -451,6 +551,7 @@ func TestSimulatedOnlyRest(t *testing.T) {
 			if list, err := c.Processes(ctx, vm, simAuth); err != nil || len(list) != 3 {
 				t.Errorf("got %+v, %v", list, err)
 			}
+
 			long, err := c.StartProcess(ctx, nil, vm, simAuth, ProcessSpec{Path: "/bin/sleep", Arguments: "1000"})
 			if err != nil {
 				t.Fatal(err)
@@ -461,6 +562,7 @@ func TestSimulatedOnlyRest(t *testing.T) {
 			if e := v.VM(vm).Effects(); len(e.Processes) != 2 || len(e.Deleted) != 1 {
 				t.Errorf("effects %+v", e)
 			}
+
 			_, err = c.Process(ctx, vm, simAuth, 999999)
 			outcome{"NOT_FOUND", Permanent, Refused}.check(t, asError(t, err))
 			_, err = c.Processes(ctx, "vm-404", simAuth)

@@ -8,8 +8,10 @@ import (
 )
 
 var (
-	errRestart        = errors.New("the poll does not show an object that was added") // the next generation begins at once
-	errShrunk         = errors.New("the poll's answer is too large")                  // the next generation asks for smaller pages
+	// The next generation begins at once.
+	errRestart = errors.New("the poll does not show an object that was added")
+	// The next generation asks for smaller pages.
+	errShrunk         = errors.New("the poll's answer is too large")
 	errPollUnanswered = errors.New("the long poll was not answered in time")
 )
 
@@ -28,11 +30,11 @@ type generation struct {
 	removed   map[moRef]time.Time // objects that were recently removed from the view
 }
 
-// runGeneration creates collector, view and filter, and polls until something fails. answered reports whether the poll was
-// answered at all.
+// runGeneration creates collector, view and filter, and polls until something fails. answered reports whether the poll
+// was answered at all.
 //
-// cautious means that in the generations before the first response was understood and a later one was not: then the first
-// response does not prove that the poll works.
+// cautious means that in the generations before the first response was understood and a later one was not: then the
+// first response does not prove that the poll works.
 func (p *poller) runGeneration(ctx context.Context, cautious bool) (answered bool, err error) {
 	s, err := p.c.vimLogin.get(ctx)
 	if err != nil {
@@ -43,6 +45,7 @@ func (p *poller) runGeneration(ctx context.Context, cautious bool) (answered boo
 			p.c.forgetSession(s, true)
 		}
 	}()
+
 	p.useSession(s)
 
 	g := &generation{
@@ -53,6 +56,7 @@ func (p *poller) runGeneration(ctx context.Context, cautious bool) (answered boo
 		inView:    make(map[moRef]bool),
 		removed:   make(map[moRef]time.Time),
 	}
+
 	defer func() { g.tearDown(ctx, classOf(err) == SessionLost) }()
 	if err := g.setUp(ctx); err != nil {
 		return false, err
@@ -74,15 +78,18 @@ func (p *poller) runGeneration(ctx context.Context, cautious bool) (answered boo
 	if cause := context.Cause(ctx); cause != nil {
 		err = cause // maintainView's error, or the caller's
 	}
+
 	cancel(err)
 	<-done
 	return answered, err
 }
 
-// startGeneration resets what belongs to one generation. What is known of the objects stays until the poll shows them anew.
+// startGeneration resets what belongs to one generation. What is known of the objects stays until the poll shows them
+// anew.
 func (p *poller) startGeneration() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+
 	p.allShownAt = time.Now()
 	for ref, o := range p.objects {
 		o.shown, o.reAdded, o.mustRead, o.reading, o.checkAt = false, false, false, false, time.Time{}
@@ -109,6 +116,7 @@ func (g *generation) setUp(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+
 	g.view = view.ref
 	g.p.startGeneration()
 	if err := g.syncView(ctx); err != nil {
@@ -118,8 +126,8 @@ func (g *generation) setUp(ctx context.Context) error {
 	return g.createFilter(ctx)
 }
 
-// createCollector creates a collector for this generation: a poll whose connection was cut may still wait on the old one, and
-// would take the updates away. Where vCenter refuses that, the session's own collector is used.
+// createCollector creates a collector for this generation: a poll whose connection was cut may still wait on the old
+// one, and would take the updates away. Where vCenter refuses that, the session's own collector is used.
 func (g *generation) createCollector(ctx context.Context) error {
 	collector, err := g.create(ctx, propertyCollector, "PropertyCollector", "CreatePropertyCollector", noParams)
 	if err == nil {
@@ -134,6 +142,7 @@ func (g *generation) createCollector(ctx context.Context) error {
 	if ref := g.s.service.content.PropertyCollector; ref != nil {
 		g.collector = *ref
 	}
+
 	return nil
 }
 
@@ -146,14 +155,18 @@ func (g *generation) createFilter(ctx context.Context) error {
 		Skip:      &skip,
 		SelectSet: []traversalSpec{{TypeName: "TraversalSpec", Type: "ListView", Path: "view"}},
 	}}
+
 	collector := objectRef(g.collector.Type, g.collector.Value)
 
 	return g.p.c.withSupportedProps(watchedVM, func(paths []string) error {
 		_, err := g.create(ctx, collector, "PropertyCollector", "CreateFilter", map[string]any{
 			"partialUpdates": false,
 			"spec": filterSpec{
-				TypeName:  "PropertyFilterSpec",
-				PropSet:   []propertySpec{propertiesOf(virtualMachine, paths), propertiesOf("Task", watchedProps("Task"))},
+				TypeName: "PropertyFilterSpec",
+				PropSet: []propertySpec{
+					propertiesOf(virtualMachine, paths),
+					propertiesOf("Task", watchedProps("Task")),
+				},
 				ObjectSet: objects,
 			},
 		})
@@ -170,8 +183,8 @@ func (g *generation) create(ctx context.Context, obj objectFunc, kind, method st
 	return m, err
 }
 
-// tearDown removes what was created; what vCenter does not answer now is removed later. lost means that the session is gone,
-// and all of it with the session. A filter goes with its collector.
+// tearDown removes what was created; what vCenter does not answer now is removed later. lost means that the session is
+// gone, and all of it with the session. A filter goes with its collector.
 func (g *generation) tearDown(ctx context.Context, lost bool) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
@@ -200,16 +213,19 @@ func (g *generation) poll(ctx context.Context) (answered bool, err error) {
 		if works {
 			g.p.c.reachability.notePoll(nil)
 		}
+
 		g.p.apply(set, !answered, works)
 		answered = true
 
 		if set.Version == "" {
 			continue
 		}
+
 		version = set.Version
 		if set.hasMore() {
 			continue
 		}
+
 		if !began.IsZero() { // this was the last page of the first reading
 			g.p.noteAllShown(time.Since(began))
 			began = time.Time{}
@@ -223,23 +239,30 @@ func (g *generation) poll(ctx context.Context) (answered bool, err error) {
 	}
 }
 
-// waitForUpdates is one call of the long poll: it waits until something changes after version, at most PollWait. null, 204 and
-// an empty body are an empty set: nothing changed.
-func (g *generation) waitForUpdates(ctx context.Context, version string, pageSize, maxBytes int) (set updateSet, err error) {
+// waitForUpdates is one call of the long poll: it waits until something changes after version, at most PollWait. null,
+// 204 and an empty body are an empty set: nothing changed.
+func (g *generation) waitForUpdates(
+	ctx context.Context,
+	version string,
+	pageSize, maxBytes int,
+) (set updateSet, err error) {
 	c := g.p.c
 	params := map[string]any{"options": map[string]any{
 		"_typeName":        "WaitOptions",
 		"maxWaitSeconds":   max(int(c.cfg.PollWait/time.Second), 1),
 		"maxObjectUpdates": pageSize,
 	}}
+
 	if version != "" {
 		params["version"] = version
 	}
+
 	collector := func(*service) *moRef { return &g.collector }
 	cl, err := c.newVIMCall(g.s.service, collector, "PropertyCollector", "WaitForUpdatesEx", params)
 	if err != nil {
 		return set, err
 	}
+
 	cl.token, cl.noRetry = g.s.token, true
 	cl.timeout, cl.maxBytes = c.cfg.PollWait+c.cfg.PollGrace, maxBytes
 
@@ -259,5 +282,6 @@ func (g *generation) waitForUpdates(ctx context.Context, version string, pageSiz
 	if set.Version == "" && len(set.FilterSet) > 0 {
 		return set, c.notUnderstood(cl, resp, errors.New("updates without a version"))
 	}
+
 	return set, nil
 }

@@ -10,7 +10,8 @@ import (
 	"time"
 )
 
-// hanging makes the guests of f hang, but vm-ok's, until the function that it returns is called. Each call that hangs is told on the channel.
+// hanging makes the guests of f hang, but vm-ok's, until the function that it returns is called. Each call that hangs
+// is told on the channel.
 func hanging(f *fake) (hangs <-chan string, release func()) {
 	told, over := make(chan string, 1000), make(chan struct{})
 	f.handle("1", func(w http.ResponseWriter, r *http.Request) {
@@ -22,8 +23,10 @@ func hanging(f *fake) (hangs <-chan string, release func()) {
 				return
 			}
 		}
+
 		writeJSON(w, 200, `{"name":"sh","owner":"root","command":"sh","started":"2026-11-20T10:00:00Z"}`)
 	})
+
 	f.reply("CurrentTime", 200, `"2026-11-20T10:00:00Z"`)
 	return told, sync.OnceFunc(func() { close(over) })
 }
@@ -54,7 +57,8 @@ func (i *impatience) over() {
 	i.timers = nil
 }
 
-// TestGuestsHang: however many guests do not answer, calls to vCenter and to other guests are answered, and vCenter is up.
+// TestGuestsHang: however many guests do not answer, calls to vCenter and to other guests are answered, and vCenter is
+// up.
 func TestGuestsHang(t *testing.T) {
 	t.Parallel()
 	for _, many := range []int{64, 200} {
@@ -68,12 +72,14 @@ func TestGuestsHang(t *testing.T) {
 			hangs, release := hanging(f)
 			defer release()
 			results := make(chan error, many)
+
 			for i := range many {
 				go func() {
 					_, err := c.Process(context.Background(), fmt.Sprintf("vm-%d", i), testAuth, 1)
 					results <- err
 				}()
 			}
+
 			givenUp := 0
 			for hung := 0; hung < min(many, slowGuestSlots) || givenUp < many-slowGuestSlots; {
 				select {
@@ -90,6 +96,7 @@ func TestGuestsHang(t *testing.T) {
 					t.Fatalf("%d hang, %d were given up", hung, givenUp)
 				}
 			}
+
 			for range 3 {
 				if _, err := c.Process(context.Background(), "vm-ok", testAuth, 1); err != nil {
 					t.Errorf("a guest that is well: %v", err)
@@ -98,15 +105,18 @@ func TestGuestsHang(t *testing.T) {
 					t.Errorf("vCenter's clock: %v", err)
 				}
 			}
+
 			if !c.Up() {
 				t.Errorf("down: %v", whyDown(c))
 			}
+
 			release()
 			for range many - givenUp {
 				if err := within(t, "an answer", results); err != nil {
 					t.Errorf("got %v", err)
 				}
 			}
+
 			if n := len(c.guests.fast) + len(c.guests.slow); n != 0 {
 				t.Errorf("%d places taken", n)
 			}
@@ -114,7 +124,8 @@ func TestGuestsHang(t *testing.T) {
 	}
 }
 
-// TestGuestOneCall: one guest has one call at a time; the next begins where guests are that were late, until one is answered in time.
+// TestGuestOneCall: one guest has one call at a time; the next begins where guests are that were late, until one is
+// answered in time.
 func TestGuestOneCall(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, "9.0.0.0")
@@ -123,6 +134,7 @@ func TestGuestOneCall(t *testing.T) {
 	hangs, release := hanging(f)
 	defer release()
 	var calls sync.WaitGroup
+
 	for range 64 {
 		calls.Go(func() {
 			if _, err := c.Process(context.Background(), "vm-1", testAuth, 1); err != nil {
@@ -130,31 +142,37 @@ func TestGuestOneCall(t *testing.T) {
 			}
 		})
 	}
+
 	within(t, "the first call", hangs)
 	if _, err := c.Process(context.Background(), "vm-ok", testAuth, 1); err != nil {
 		t.Error(err)
 	}
+
 	select {
 	case <-hangs:
 		t.Error("a second call to the same guest")
 	default:
 	}
+
 	// One who gives up makes no place free that it does not have.
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	if _, err := c.Process(ctx, "vm-1", testAuth, 1); err == nil {
 		t.Error("no error")
 	}
+
 	release()
 	calls.Wait()
 	c.guests.mu.Lock()
 	defer c.guests.mu.Unlock()
+
 	if line := c.guests.byVM["vm-1"]; line != nil && line.waiting != 0 {
 		t.Errorf("line %+v", line)
 	}
 }
 
-// TestGuestSilence: a guest operation without an answer, an ask or an act, says nothing about vCenter; a vCenter that takes no connection does.
+// TestGuestSilence: a guest operation without an answer, an ask or an act, says nothing about vCenter; a vCenter that
+// takes no connection does.
 func TestGuestSilence(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, "9.0.0.0")
@@ -165,6 +183,7 @@ func TestGuestSilence(t *testing.T) {
 	f.handle("processes", hang)
 	f.handle("1", hang)
 	f.handle("InitiateFileTransferFromGuest", hang)
+
 	for name, call := range map[string]func() error{
 		"get":  func() error { _, err := c.Process(context.Background(), "vm-1", testAuth, 1); return err },
 		"list": func() error { _, err := c.Processes(context.Background(), "vm-1", testAuth); return err },
@@ -183,6 +202,7 @@ func TestGuestSilence(t *testing.T) {
 			t.Errorf("%s: down: %v", name, whyDown(c))
 		}
 	}
+
 	f.srv.CloseClientConnections()
 	f.srv.Close()
 	if _, err := c.Process(context.Background(), "vm-1", testAuth, 1); err == nil || c.Up() {

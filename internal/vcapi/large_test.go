@@ -45,10 +45,12 @@ func (i *inventory) view() map[string]bool {
 	in := make(map[string]bool)
 	i.pollServer.mu.Lock()
 	defer i.pollServer.mu.Unlock()
+
 	for _, r := range i.seen {
 		if strings.HasSuffix(r.key, "/CreateListView") {
 			clear(in)
 		}
+
 		if strings.HasSuffix(r.key, "/ModifyListView") {
 			var params struct{ Add, Remove []moRef }
 			_ = json.Unmarshal([]byte(r.body), &params)
@@ -60,6 +62,7 @@ func (i *inventory) view() map[string]bool {
 			}
 		}
 	}
+
 	return in
 }
 
@@ -68,14 +71,17 @@ func (i *inventory) updates(w http.ResponseWriter, r *http.Request) {
 		Version string
 		Options struct{ MaxObjectUpdates int }
 	}
+
 	_ = json.NewDecoder(r.Body).Decode(&params)
 	from, _ := strconv.Atoi(params.Version)
 	view := i.view()
 	all := slices.DeleteFunc(i.ids(), func(id string) bool { return !view[id] })
+
 	if from >= len(all) {
 		<-r.Context().Done()
 		return
 	}
+
 	i.before()
 	to := min(from+params.Options.MaxObjectUpdates, len(all))
 	var objects []string
@@ -84,9 +90,27 @@ func (i *inventory) updates(w http.ResponseWriter, r *http.Request) {
 		for name, value := range i.objects[id] {
 			changes = append(changes, change(name, value))
 		}
-		objects = append(objects, fmt.Sprintf(`{"kind":"enter","obj":{"type":"VirtualMachine","value":%q},"changeSet":[%s]}`, id, strings.Join(changes, ",")))
+
+		objects = append(
+			objects,
+			fmt.Sprintf(
+				`{"kind":"enter","obj":{"type":"VirtualMachine","value":%q},"changeSet":[%s]}`,
+				id,
+				strings.Join(changes, ","),
+			),
+		)
 	}
-	writeJSON(w, 200, fmt.Sprintf(`{"version":"%d","truncated":%t,"filterSet":[{"objectSet":[%s]}]}`, to, to < len(all), strings.Join(objects, ",")))
+
+	writeJSON(
+		w,
+		200,
+		fmt.Sprintf(
+			`{"version":"%d","truncated":%t,"filterSet":[{"objectSet":[%s]}]}`,
+			to,
+			to < len(all),
+			strings.Join(objects, ","),
+		),
+	)
 }
 
 func (i *inventory) read(w http.ResponseWriter, r *http.Request) {
@@ -102,8 +126,18 @@ func (i *inventory) read(w http.ResponseWriter, r *http.Request) {
 				props = append(props, fmt.Sprintf(`{"name":%q,"val":%s}`, name, value))
 			}
 		}
-		objects = append(objects, fmt.Sprintf(`{"obj":{"type":%q,"value":%q},"propSet":[%s]}`, o.Obj.Type, o.Obj.Value, strings.Join(props, ",")))
+
+		objects = append(
+			objects,
+			fmt.Sprintf(
+				`{"obj":{"type":%q,"value":%q},"propSet":[%s]}`,
+				o.Obj.Type,
+				o.Obj.Value,
+				strings.Join(props, ","),
+			),
+		)
 	}
+
 	writeJSON(w, 200, fmt.Sprintf(`{"objects":[%s]}`, strings.Join(objects, ",")))
 }
 
@@ -125,6 +159,7 @@ func TestLargePage(t *testing.T) {
 	for n := range 30 {
 		i.objects[fmt.Sprintf("vm-%d", 100+n)] = map[string]string{"guest.hostName": long(maxBody / 8)}
 	}
+
 	c := i.client(t)
 	watchedBefore(c, i.ids()...)
 	var waits sync.WaitGroup
@@ -138,6 +173,7 @@ func TestLargePage(t *testing.T) {
 			})
 		})
 	}
+
 	run(t, c)
 	waits.Wait()
 	i.wantCount(t, "RetrievePropertiesEx", 0)
@@ -150,14 +186,29 @@ func watchedBefore(c *Client, ids ...string) {
 	}
 }
 
-// TestLargePageUnasked: a server that does not keep to the number of objects that is asked for is understood all the same.
+// TestLargePageUnasked: a server that does not keep to the number of objects that is asked for is understood all the
+// same.
 func TestLargePageUnasked(t *testing.T) {
 	t.Parallel()
 	p := newPollServer(t)
-	objects := []string{`{"kind":"enter","obj":{"type":"VirtualMachine","value":"vm-42"},"changeSet":[` + change("name", `"forty-two"`) + `]}`}
-	for n := range 10 {
-		objects = append(objects, fmt.Sprintf(`{"kind":"enter","obj":{"type":"VirtualMachine","value":"vm-%d"},"changeSet":[%s]}`, 100+n, change("guest.hostName", long(maxBody/4))))
+	objects := []string{
+		`{"kind":"enter","obj":{"type":"VirtualMachine","value":"vm-42"},"changeSet":[` + change(
+			"name",
+			`"forty-two"`,
+		) + `]}`,
 	}
+
+	for n := range 10 {
+		objects = append(
+			objects,
+			fmt.Sprintf(
+				`{"kind":"enter","obj":{"type":"VirtualMachine","value":"vm-%d"},"changeSet":[%s]}`,
+				100+n,
+				change("guest.hostName", long(maxBody/4)),
+			),
+		)
+	}
+
 	page := `{"version":"1","filterSet":[{"objectSet":[` + strings.Join(objects, ",") + `]}]}`
 	p.handle("WaitForUpdatesEx", func(w http.ResponseWriter, r *http.Request) {
 		if all := p.of("WaitForUpdatesEx"); strings.Contains(all[len(all)-1].body, `"version"`) {
@@ -166,11 +217,12 @@ func TestLargePageUnasked(t *testing.T) {
 		}
 		writeJSON(w, 200, page)
 	})
+
 	until(t, p.polling(t, nil), "vm-42", "", named42)
 }
 
-// TestLargeObject: one VM that is too large by itself takes the poll of the others not down: it is read apart, without what is too large; where nothing can
-// be read of it, its own watches are told, and nobody else's.
+// TestLargeObject: one VM that is too large by itself takes the poll of the others not down: it is read apart, without
+// what is too large; where nothing can be read of it, its own watches are told, and nobody else's.
 func TestLargeObject(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
@@ -201,18 +253,24 @@ func TestLargeObject(t *testing.T) {
 			if view := i.view(); view["vm-666"] || !view["vm-42"] {
 				t.Errorf("in the view: %v", view)
 			}
+
 			vm, err := c.VM(t.Context(), "vm-666") // a read by itself is as good
 			if err != nil || !tt.want(WatchState{VM: vm}) {
 				t.Errorf("got %d NICs, unread %v, %v", len(vm.NICs), vm.Unread, err)
 			}
 		})
 	}
+
 	t.Run("all of it", func(t *testing.T) {
 		t.Parallel()
 		i := newInventory(t)
 		i.objects["vm-42"] = map[string]string{"name": `"forty-two"`}
 		i.objects["vm-666"] = map[string]string{"name": `"big"`}
-		i.handle("RetrievePropertiesEx", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, 200, strings.Repeat("x", maxBody+1)) })
+		i.handle(
+			"RetrievePropertiesEx",
+			func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, 200, strings.Repeat("x", maxBody+1)) },
+		)
+
 		i.objects["vm-666"]["guest.net"] = nets(maxBody + 1)
 		c := i.client(t)
 		run(t, c)
@@ -227,11 +285,20 @@ func TestLargeObject(t *testing.T) {
 func TestLargeTask(t *testing.T) {
 	t.Parallel()
 	i := newInventory(t)
-	i.objects["vm-42"] = map[string]string{"name": `"forty-two"`,
-		"recentTask": `{"_typeName":"ArrayOfManagedObjectReference","_value":[{"type":"Task","value":"task-1"},{"type":"Task","value":"task-2"}]}`}
+	i.objects["vm-42"] = map[string]string{
+		"name":       `"forty-two"`,
+		"recentTask": `{"_typeName":"ArrayOfManagedObjectReference","_value":[{"type":"Task","value":"task-1"},{"type":"Task","value":"task-2"}]}`,
+	}
+
 	i.objects["task-1"] = map[string]string{"info": `{"key":"task-1","state":"success","name":"A"}`}
-	i.objects["task-2"] = map[string]string{"info": `{"key":"task-2","state":"error","x":"` + strings.Repeat("x", maxBody) + `"}`,
-		"info.key": `"task-2"`, "info.state": `"error"`, "info.name": `"B"`, "info.error": `"` + strings.Repeat("x", maxBody) + `"`}
+	i.objects["task-2"] = map[string]string{
+		"info":       `{"key":"task-2","state":"error","x":"` + strings.Repeat("x", maxBody) + `"}`,
+		"info.key":   `"task-2"`,
+		"info.state": `"error"`,
+		"info.name":  `"B"`,
+		"info.error": `"` + strings.Repeat("x", maxBody) + `"`,
+	}
+
 	i.reply("CreateCollectorForTasks", 500, `{"_typeName":"NoPermission"}`)
 	tasks, _, err := i.client(t).Tasks(t.Context(), "vm-42", time.Time{})
 	if err != nil || len(tasks) != 2 {
@@ -242,22 +309,39 @@ func TestLargeTask(t *testing.T) {
 	}
 }
 
-// TestOddObject: an object with members of the wrong types is that object's trouble: it is read by itself, and where that is not understood either, its
-// own watches are told which member it is.
+// TestOddObject: an object with members of the wrong types is that object's trouble: it is read by itself, and where
+// that is not understood either, its own watches are told which member it is.
 func TestOddObject(t *testing.T) {
 	t.Parallel()
 	p := newPollServer(t)
-	p.push(200, `{"version":"1","filterSet":[{"objectSet":[{"kind":7,"obj":{"type":"VirtualMachine","value":"vm-1"},"changeSet":[]},
+	p.push(
+		200,
+		`{"version":"1","filterSet":[{"objectSet":[{"kind":7,"obj":{"type":"VirtualMachine","value":"vm-1"},"changeSet":[]},
 		{"kind":"enter","obj":{"type":"VirtualMachine","value":"vm-2"},"changeSet":{"name":"x"}},
-		{"kind":"enter","obj":{"type":"VirtualMachine","value":"vm-42"},"changeSet":[`+change("name", `"forty-two"`)+`]}]}]}`)
+		{"kind":"enter","obj":{"type":"VirtualMachine","value":"vm-42"},"changeSet":[`+change(
+			"name",
+			`"forty-two"`,
+		)+`]}]}]}`,
+	)
+
 	p.handle("RetrievePropertiesEx", func(w http.ResponseWriter, _ *http.Request) {
 		all := p.of("RetrievePropertiesEx")
 		if strings.Contains(all[len(all)-1].body, `"vm-1"`) {
-			writeJSON(w, 200, `{"objects":[{"obj":{"type":"VirtualMachine","value":"vm-1"},"propSet":[{"name":"name","val":"one"}]}]}`)
+			writeJSON(
+				w,
+				200,
+				`{"objects":[{"obj":{"type":"VirtualMachine","value":"vm-1"},"propSet":[{"name":"name","val":"one"}]}]}`,
+			)
 			return
 		}
-		writeJSON(w, 200, `{"objects":[{"obj":{"type":"VirtualMachine","value":"vm-2"},"propSet":[{"name":["name"],"val":"two"}]}]}`)
+
+		writeJSON(
+			w,
+			200,
+			`{"objects":[{"obj":{"type":"VirtualMachine","value":"vm-2"},"propSet":[{"name":["name"],"val":"two"}]}]}`,
+		)
 	})
+
 	c := p.client(t)
 	watchedBefore(c, "vm-1", "vm-2", "vm-42")
 	var waits sync.WaitGroup
@@ -268,6 +352,7 @@ func TestOddObject(t *testing.T) {
 			t.Errorf("told %v", s.Err)
 		}
 	})
+
 	waits.Go(func() {
 		until(t, c, "vm-42", "", func(s WatchState) bool {
 			if s.Down {
@@ -276,36 +361,40 @@ func TestOddObject(t *testing.T) {
 			return named42(s)
 		})
 	})
+
 	run(t, c)
 	waits.Wait()
 	p.wantCount(t, "CreateFilter", 1)
 }
 
-// TestSlowPages: a first answer that comes in several pages, each of which takes longer than the patience, is not begun anew, and what is on a later page is
-// not read by itself.
+// TestSlowPages: a first answer that comes in several pages, each of which takes longer than the patience, is not begun
+// anew, and what is on a later page is not read by itself.
 func TestSlowPages(t *testing.T) {
 	t.Parallel()
 	i := newInventory(t)
 	for n := range 250 {
 		i.objects[fmt.Sprintf("vm-%d", n)] = map[string]string{"name": `"v"`}
 	}
+
 	i.objects["vm-zzz"] = map[string]string{"name": `"forty-two"`} // the last of the last page
 	c := i.client(t)
 	c.poller.showTimeout = 20 * time.Millisecond
 	i.before = func() { <-time.After(100 * time.Millisecond) }
 	watchedBefore(c, i.ids()...)
 	var waits sync.WaitGroup
+
 	for _, id := range i.ids() {
 		waits.Go(func() { until(t, c, id, "", func(s WatchState) bool { return s.VM.Name != "" }) })
 	}
+
 	run(t, c)
 	waits.Wait()
 	i.wantCount(t, "CreateFilter", 1)
 	i.wantCount(t, "RetrievePropertiesEx", 0)
 }
 
-// TestForgottenWithTheServer: what was found out about one server (properties that it lacks, sessions that REST does not take, a poll that does not show what
-// is added, a page that was too large) is not held against the next.
+// TestForgottenWithTheServer: what was found out about one server (properties that it lacks, sessions that REST does
+// not take, a poll that does not show what is added, a page that was too large) is not held against the next.
 func TestForgottenWithTheServer(t *testing.T) {
 	t.Parallel()
 	i := newInventory(t)
@@ -319,6 +408,7 @@ func TestForgottenWithTheServer(t *testing.T) {
 		}
 		i.read(w, r)
 	})
+
 	i.handle("GET /api/session", func(w http.ResponseWriter, r *http.Request) {
 		if old && strings.HasPrefix(r.Header.Get(sessionHeader), "vim-") {
 			writeJSON(w, 401, `{"error_type":"UNAUTHENTICATED","messages":[]}`)
@@ -326,6 +416,7 @@ func TestForgottenWithTheServer(t *testing.T) {
 		}
 		writeJSON(w, 200, `{}`)
 	})
+
 	i.reply("customization", 200, `{"status":"IDLE"}`)
 	c := i.client(t)
 	read := func(info int, token string) {
@@ -345,13 +436,21 @@ func TestForgottenWithTheServer(t *testing.T) {
 			t.Errorf("REST was called with %q, want %q", got, token)
 		}
 	}
+
 	read(0, "rest-token")
-	c.poller.missesAdded, c.poller.pageSize, c.poller.oversized = true, 1, map[moRef]bool{{Type: virtualMachine, Value: "vm-42"}: true}
+	c.poller.missesAdded, c.poller.pageSize, c.poller.oversized = true, 1, map[moRef]bool{
+		{Type: virtualMachine, Value: "vm-42"}: true,
+	}
 
 	old = false // it was updated
-	i.reply(contentPath, 200, `{"propertyCollector":{"type":"PropertyCollector","value":"propertyCollector"},"viewManager":{"type":"ViewManager","value":"ViewManager"},
+	i.reply(
+		contentPath,
+		200,
+		`{"propertyCollector":{"type":"PropertyCollector","value":"propertyCollector"},"viewManager":{"type":"ViewManager","value":"ViewManager"},
 		"about":{"name":"VMware vCenter Server","apiVersion":"9.0.0.0","build":"2","instanceUuid":"11111111-2222-3333-4444-555555555555"},
-		"sessionManager":{"type":"SessionManager","value":"SessionManager"}}`)
+		"sessionManager":{"type":"SessionManager","value":"SessionManager"}}`,
+	)
+
 	for _, l := range []*login{c.vimLogin, c.restLogin} {
 		s, err := l.get(t.Context())
 		if err != nil {
@@ -359,11 +458,13 @@ func TestForgottenWithTheServer(t *testing.T) {
 		}
 		c.forgetSession(s, true)
 	}
+
 	read(1, "vim-token-3")
 	run(t, c)
 	until(t, c, "vm-42", "", named42)
 	c.poller.mu.Lock()
 	defer c.poller.mu.Unlock()
+
 	if c.poller.missesAdded || c.poller.pageSize != maxPageSize || len(c.poller.oversized) != 0 {
 		t.Errorf("blind %t, page %d, large %v", c.poller.missesAdded, c.poller.pageSize, c.poller.oversized)
 	}

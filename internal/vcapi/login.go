@@ -14,8 +14,8 @@ const (
 	opRESTLogin = "POST session"
 )
 
-// loginVIM opens a VI JSON session. The token is a header of the response; UserSession.key in its body is a name, not the
-// token.
+// loginVIM opens a VI JSON session. The token is a header of the response; UserSession.key in its body is a name, not
+// the token.
 //
 // Source: VI JSON getting started, SessionManager.Login.
 func (c *Client) loginVIM(ctx context.Context, password string) (s *session, err error) {
@@ -32,6 +32,7 @@ func (c *Client) loginVIM(ctx context.Context, password string) (s *session, err
 	if err != nil {
 		return nil, err
 	}
+
 	cl.noRetry = true
 	resp, err := c.roundTrip(ctx, c.reads, cl)
 	if err != nil {
@@ -40,30 +41,38 @@ func (c *Client) loginVIM(ctx context.Context, password string) (s *session, err
 
 	token := resp.header.Get(sessionHeader)
 	if token == "" {
-		return nil, c.notUnderstood(cl, resp, errors.New("the login was taken, but came without the header "+sessionHeader))
+		return nil, c.notUnderstood(
+			cl,
+			resp,
+			errors.New("the login was taken, but came without the header "+sessionHeader),
+		)
 	}
+
 	c.secrets.addToken(token)
 	s = &session{token: token, service: v}
 	if s.logoutCall, err = c.newVIMCall(v, sessionManager, "SessionManager", "Logout", noParams); err != nil {
 		return nil, err
 	}
+
 	s.logoutCall.token = token
 
 	var user struct {
 		Key      string `json:"key"`
 		UserName string `json:"userName"`
 	}
+
 	if err := c.decode(cl, resp, &user); err != nil {
 		c.cleaner.logoutLater(s) // it exists all the same
 		return nil, err
 	}
+
 	s.name = Session{Key: user.Key, UserName: cmp.Or(user.UserName, c.cfg.Username)}
 	c.resetFindings(v)
 	return s, nil
 }
 
-// resetFindings drops what was found out about the vCenter before the login: it may have been updated, restored, or restarted
-// with more services since.
+// resetFindings drops what was found out about the vCenter before the login: it may have been updated, restored, or
+// restarted with more services since.
 func (c *Client) resetFindings(v *service) {
 	c.unsupportedProps.clear()
 	about := v.content.About
@@ -104,6 +113,7 @@ func (c *Client) sharedSession(ctx context.Context) (v *session, shared bool, er
 		if alive || renewed { // a new session that REST refuses is not accepted there at all
 			return v, alive, nil
 		}
+
 		c.vimLogin.forget(v, false) // it has expired, or is not accepted on REST: the next one shows which
 	}
 }
@@ -122,6 +132,7 @@ func (c *Client) openREST(ctx context.Context, password string, v *session) (s *
 		cl.path = oldSession
 		resp, err = c.roundTrip(ctx, c.reads, cl)
 	}
+
 	if err != nil {
 		return nil, err
 	}
@@ -130,6 +141,7 @@ func (c *Client) openREST(ctx context.Context, password string, v *session) (s *
 	if err := json.Unmarshal(unwrap(resp.body), &token); err != nil || token == "" {
 		return nil, c.notUnderstood(cl, resp, errors.New("the login was taken, but its answer is no session id"))
 	}
+
 	c.secrets.addToken(token)
 	c.separateSessions.Store(atLeast(v.service.content.About.APIVersion, oneSession))
 	return &session{

@@ -6,17 +6,30 @@ import (
 	"errors"
 )
 
-// StartGuestNetwork starts StartGuestNetwork_Task on a running VM and returns the task; it does not wait for it. An act: see Client.
+// StartGuestNetwork starts StartGuestNetwork_Task on a running VM and returns the task; it does not wait for it. An
+// act: see Client.
 //
-// Not idempotent: two calls make two tasks, and the guest's network restarts twice. vm is a managed object ID. Faults: TaskInProgress,
-// InvalidPowerState, InvalidState (VMware Tools not running), InvalidGuestLogin, GuestPermissionDenied, CustomizationFault and its kinds.
+// Not idempotent: two calls make two tasks, and the guest's network restarts twice. vm is a managed object ID. Faults:
+// TaskInProgress, InvalidPowerState, InvalidState (VMware Tools not running), InvalidGuestLogin, GuestPermissionDenied,
+// CustomizationFault and its kinds.
 //
-// Source: VI JSON 8.0.2.0, VirtualMachineGuestCustomizationManager.StartGuestNetwork_Task. Privilege: VirtualMachine.Provisioning.Customize.
-func (c *Client) StartGuestNetwork(ctx context.Context, fence Fence, vm string, auth GuestAuth) (task string, err error) {
-	return c.startTask(ctx, fence, func(s *session) (*call, error) { return c.guestCall(s, "StartGuestNetwork_Task", vm, auth) })
+// Source: VI JSON 8.0.2.0, VirtualMachineGuestCustomizationManager.StartGuestNetwork_Task. Privilege:
+// VirtualMachine.Provisioning.Customize.
+func (c *Client) StartGuestNetwork(
+	ctx context.Context,
+	fence Fence,
+	vm string,
+	auth GuestAuth,
+) (task string, err error) {
+	return c.startTask(
+		ctx,
+		fence,
+		func(s *session) (*call, error) { return c.guestCall(s, "StartGuestNetwork_Task", vm, auth) },
+	)
 }
 
-// NICs are virtual network adapters of a VM, as vCenter wrote them (config.hardware.device), and the version of the configuration that they are of.
+// NICs are virtual network adapters of a VM, as vCenter wrote them (config.hardware.device), and the version of the
+// configuration that they are of.
 type NICs struct {
 	ChangeVersion string
 	Devices       []json.RawMessage
@@ -28,6 +41,7 @@ func (c *Client) DisconnectedNICs(ctx context.Context, vm string) (off NICs, err
 	if err != nil {
 		return NICs{}, err
 	}
+
 	off.ChangeVersion = anyString(all[vm]["config.changeVersion"])
 	forEachElement(all[vm]["config.hardware.device"], func(device json.RawMessage) {
 		var nic struct {
@@ -36,26 +50,32 @@ func (c *Client) DisconnectedNICs(ctx context.Context, vm string) (off NICs, err
 				Connected bool `json:"connected"`
 			} `json:"connectable"`
 		}
-		if json.Unmarshal(device, &nic) == nil && nic.MAC != nil && nic.Connectable != nil && !nic.Connectable.Connected {
+
+		if json.Unmarshal(device, &nic) == nil && nic.MAC != nil && nic.Connectable != nil &&
+			!nic.Connectable.Connected {
 			off.Devices = append(off.Devices, device)
 		}
 	})
+
 	return off, nil
 }
 
-// ConnectNICs starts ReconfigVM_Task, which connects the given NICs now and at each power-on, and returns the task. It may be repeated: a NIC that is
-// connected stays so. An act: see Client. Faults: TaskInProgress, InvalidPowerState, InvalidState, NoPermission, ManagedObjectNotFound; ConcurrentAccess
-// where the configuration is another than the one that the NICs were read of: a device goes out whole, so an administrator's change of it would be undone.
-// They are to be read again then.
+// ConnectNICs starts ReconfigVM_Task, which connects the given NICs now and at each power-on, and returns the task. It
+// may be repeated: a NIC that is connected stays so. An act: see Client. Faults: TaskInProgress, InvalidPowerState,
+// InvalidState, NoPermission, ManagedObjectNotFound; ConcurrentAccess where the configuration is another than the one
+// that the NICs were read of: a device goes out whole, so an administrator's change of it would be undone. They are to
+// be read again then.
 //
-// Source: VI JSON, VirtualMachine.ReconfigVM_Task, VirtualMachineConfigSpec.changeVersion ("the changes will only be applied if the current changeVersion
-// matches"). Privileges: VirtualMachine.Interact.DeviceConnection and VirtualMachine.Config.EditDevice.
+// Source: VI JSON, VirtualMachine.ReconfigVM_Task, VirtualMachineConfigSpec.changeVersion ("the changes will only be
+// applied if the current changeVersion matches"). Privileges: VirtualMachine.Interact.DeviceConnection and
+// VirtualMachine.Config.EditDevice.
 func (c *Client) ConnectNICs(ctx context.Context, fence Fence, vm string, nics NICs) (task string, err error) {
 	type change struct {
 		TypeName  string          `json:"_typeName"`
 		Operation string          `json:"operation"`
 		Device    json.RawMessage `json:"device"`
 	}
+
 	var changes []change
 	for _, nic := range nics.Devices {
 		on, err := connected(nic)
@@ -64,16 +84,26 @@ func (c *Client) ConnectNICs(ctx context.Context, fence Fence, vm string, nics N
 		}
 		changes = append(changes, change{"VirtualDeviceConfigSpec", "edit", on})
 	}
+
 	spec := map[string]any{"_typeName": "VirtualMachineConfigSpec", "deviceChange": changes}
 	if nics.ChangeVersion != "" {
 		spec["changeVersion"] = nics.ChangeVersion
 	}
+
 	task, err = c.startTask(ctx, fence, func(s *session) (*call, error) {
-		return c.newVIMCall(s.service, objectRef(virtualMachine, vm), virtualMachine, "ReconfigVM_Task", map[string]any{"spec": spec})
+		return c.newVIMCall(
+			s.service,
+			objectRef(virtualMachine, vm),
+			virtualMachine,
+			"ReconfigVM_Task",
+			map[string]any{"spec": spec},
+		)
 	})
+
 	if e := (*Error)(nil); errors.As(err, &e) && e.Name == "ConcurrentAccess" {
 		e.Sent = Refused // of this method it says that nothing was applied
 	}
+
 	return task, err
 }
 
@@ -86,10 +116,12 @@ func connected(device json.RawMessage) (json.RawMessage, error) {
 	if err := json.Unmarshal(members["connectable"], &connectable); err != nil {
 		return nil, err
 	}
+
 	connectable["connected"], connectable["startConnected"] = json.RawMessage("true"), json.RawMessage("true")
 	var err error
 	if members["connectable"], err = json.Marshal(connectable); err != nil {
 		return nil, err
 	}
+
 	return json.Marshal(members)
 }

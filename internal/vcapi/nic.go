@@ -21,16 +21,19 @@ func decodeNIC(raw json.RawMessage) NIC {
 		IPConfig   json.RawMessage `json:"ipConfig"`
 		DNSConfig  json.RawMessage `json:"dnsConfig"`
 	}
+
 	_ = json.Unmarshal(raw, &wire)
 	nic := NIC{MAC: wire.MacAddress, Device: anyInt32(wire.Device), DNS: decodeDNS(wire.DNSConfig)}
 	if connected := anyBool(wire.Connected); connected != nil {
 		nic.Connected = *connected
 	}
+
 	add := func(address string) {
 		if address != "" && !slices.Contains(nic.Addresses, address) {
 			nic.Addresses = append(nic.Addresses, address)
 		}
 	}
+
 	forEachElement(wire.IPAddress, func(raw json.RawMessage) { add(anyString(raw)) })
 	var config struct {
 		IPAddress json.RawMessage `json:"ipAddress"`
@@ -42,16 +45,23 @@ func decodeNIC(raw json.RawMessage) NIC {
 			nic.IPConfig = append(nic.IPConfig, a)
 		}
 	})
+
 	return nic
 }
 
-// decodeAddress reads a NetIpConfigInfoIpAddress. A prefix of no length is one that nobody knows: no address of a NIC has it.
+// decodeAddress reads a NetIpConfigInfoIpAddress. A prefix of no length is one that nobody knows: no address of a NIC
+// has it.
 func decodeAddress(raw json.RawMessage) Address {
 	var wire struct {
 		IPAddress, PrefixLength, State, Origin json.RawMessage
 	}
 	_ = json.Unmarshal(raw, &wire)
-	return Address{IP: anyString(wire.IPAddress), Prefix: int(max(0, anyInt32(wire.PrefixLength))), State: anyString(wire.State), Origin: anyString(wire.Origin)}
+	return Address{
+		IP:     anyString(wire.IPAddress),
+		Prefix: int(max(0, anyInt32(wire.PrefixLength))),
+		State:  anyString(wire.State),
+		Origin: anyString(wire.Origin),
+	}
 }
 
 // decodeStack takes a GuestStackInfo in: the routes and the DNS servers of the whole guest.
@@ -62,12 +72,14 @@ func decodeStack(raw json.RawMessage, vm *VM) {
 			IPRoute json.RawMessage `json:"ipRoute"`
 		} `json:"ipRouteConfig"`
 	}
+
 	_ = json.Unmarshal(raw, &wire)
 	for _, server := range decodeDNS(wire.DNSConfig) {
 		if !slices.Contains(vm.DNS, server) {
 			vm.DNS = append(vm.DNS, server)
 		}
 	}
+
 	forEachElement(wire.Routes.IPRoute, func(raw json.RawMessage) {
 		var route struct {
 			Network      json.RawMessage `json:"network"`
@@ -76,11 +88,14 @@ func decodeStack(raw json.RawMessage, vm *VM) {
 				IPAddress json.RawMessage `json:"ipAddress"`
 			} `json:"gateway"`
 		}
+
 		_ = json.Unmarshal(raw, &route)
 		vm.Routes++
 		network, err := netip.ParseAddr(anyString(route.Network))
 		gateway := anyString(route.Gateway.IPAddress)
-		if err == nil && network.IsUnspecified() && anyInt32(route.PrefixLength) == 0 && gateway != "" && !slices.Contains(vm.Gateways, gateway) {
+
+		if err == nil && network.IsUnspecified() && anyInt32(route.PrefixLength) == 0 && gateway != "" &&
+			!slices.Contains(vm.Gateways, gateway) {
 			vm.Gateways = append(vm.Gateways, gateway)
 		}
 	})
@@ -100,13 +115,15 @@ func decodeDNS(raw json.RawMessage) (servers []string) {
 	return servers
 }
 
-// decodeCards are the virtual network adapters among a VM's devices, in PCI slot order: that in which a customization hands its settings out
-// (CustomizationAdapterMapping.macAddress). Where a slot is not told all stand by their keys, which vCenter gives in the order of their making.
+// decodeCards are the virtual network adapters among a VM's devices, in PCI slot order: that in which a customization
+// hands its settings out (CustomizationAdapterMapping.macAddress). Where a slot is not told all stand by their keys,
+// which vCenter gives in the order of their making.
 func decodeCards(devices json.RawMessage) []Card {
 	var all []json.RawMessage
 	if json.Unmarshal(anyValue(devices), &all) != nil || all == nil {
 		return nil // which is no VM without NICs
 	}
+
 	cards := []Card{}
 	for _, raw := range all {
 		var wire struct {
@@ -119,16 +136,25 @@ func decodeCards(devices json.RawMessage) []Card {
 				PCISlotNumber json.RawMessage `json:"pciSlotNumber"`
 			} `json:"slotInfo"`
 		}
+
 		_ = json.Unmarshal(raw, &wire)
 		if wire.MAC == nil {
 			continue
 		}
-		card := Card{Key: anyInt32(wire.Key), MAC: strings.TrimSpace(*wire.MAC), Slot: max(0, anyInt32(wire.SlotInfo.PCISlotNumber))}
+
+		card := Card{
+			Key:  anyInt32(wire.Key),
+			MAC:  strings.TrimSpace(*wire.MAC),
+			Slot: max(0, anyInt32(wire.SlotInfo.PCISlotNumber)),
+		}
+
 		if connected := anyBool(wire.Connectable.Connected); connected != nil {
 			card.Connected = *connected
 		}
+
 		cards = append(cards, card)
 	}
+
 	slotless := slices.ContainsFunc(cards, func(c Card) bool { return c.Slot == 0 })
 	slices.SortStableFunc(cards, func(a, b Card) int {
 		if slotless || a.Slot == b.Slot {
@@ -136,5 +162,6 @@ func decodeCards(devices json.RawMessage) []Card {
 		}
 		return cmp.Compare(a.Slot, b.Slot)
 	})
+
 	return cards
 }

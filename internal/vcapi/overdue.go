@@ -6,14 +6,16 @@ import (
 	"time"
 )
 
-// maxReaders is how many objects are read by themselves at once: fewer than there are connections, because others need some.
+// maxReaders is how many objects are read by themselves at once: fewer than there are connections, because others need
+// some.
 const maxReaders = 8
 
-// readOverdue starts a read of each object that the poll cannot show, or did not show even in a new generation. Where one was
-// not shown for the first time, it returns errRestart instead. next is when to check again; the zero time means when something
-// changes.
+// readOverdue starts a read of each object that the poll cannot show, or did not show even in a new generation. Where
+// one was not shown for the first time, it returns errRestart instead. next is when to check again; the zero time means
+// when something changes.
 //
-// It does not wait for the reads: an object that vCenter is slow about must not delay the others, nor those to be added.
+// It does not wait for the reads: an object that vCenter is slow about must not delay the others, nor those to be
+// added.
 func (g *generation) readOverdue(ctx context.Context) (next time.Time, err error) {
 	read, restart, next := g.p.overdue(time.Now())
 	if restart {
@@ -31,6 +33,7 @@ func (g *generation) readOverdue(ctx context.Context) (next time.Time, err error
 			}
 		})
 	}
+
 	return next, nil
 }
 
@@ -53,9 +56,11 @@ func (p *poller) overdue(now time.Time) (read map[moRef]int, restart bool, next 
 		default: // the first response may be slow: the time counts from its end
 			due = latest(due, p.allShownAt.Add(p.showGrace()))
 		}
+
 		if o.reading {
 			continue // readDone wakes maintainView
 		}
+
 		if due.After(now) {
 			next = earliest(next, due)
 			continue
@@ -66,14 +71,17 @@ func (p *poller) overdue(now time.Time) (read map[moRef]int, restart bool, next 
 		} else {
 			read[ref], o.reading = o.updates, true
 		}
+
 		o.attempts++
 		longest := backoffMax
 		if p.oversized[ref] {
 			longest = oversizedPause // only reads show it
 		}
+
 		o.checkAt = now.Add(min(p.showTimeout<<min(o.attempts, 5), longest))
 		next = earliest(next, o.checkAt)
 	}
+
 	return read, restart, next
 }
 
@@ -122,8 +130,8 @@ func (p *poller) storeRead(ref moRef, updates int, props properties) {
 	}
 }
 
-// storeReadError stores why one object cannot be read, and tells its watchers. Where vCenter did not answer at all, that
-// concerns the whole poll and is reported there.
+// storeReadError stores why one object cannot be read, and tells its watchers. Where vCenter did not answer at all,
+// that concerns the whole poll and is reported there.
 func (p *poller) storeReadError(ref moRef, updates int, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -135,6 +143,7 @@ func (p *poller) storeReadError(ref moRef, updates int, err error) {
 	case !errors.As(err, &e), e.Status == 0 && e.Name == "", sameReason(o.readErr, e):
 		return
 	}
+
 	o.readErr = e
 	o.notify()
 }

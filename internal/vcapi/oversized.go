@@ -7,10 +7,10 @@ import (
 	"slices"
 )
 
-// shrinkPages handles a poll response that was too large: it makes the next pages smaller, down to one object. Where even one
-// object is too large, it finds out which ones by reading them, and excludes them from the view: they are read by themselves
-// from then on, so that they do not break the poll of all the others. It returns errShrunk where the poll may begin again, else
-// tooLarge, or the error of a read.
+// shrinkPages handles a poll response that was too large: it makes the next pages smaller, down to one object. Where
+// even one object is too large, it finds out which ones by reading them, and excludes them from the view: they are read
+// by themselves from then on, so that they do not break the poll of all the others. It returns errShrunk where the poll
+// may begin again, else tooLarge, or the error of a read.
 func (g *generation) shrinkPages(ctx context.Context, tooLarge error) error {
 	p := g.p
 	pageSize, byKind := p.shrinkPage()
@@ -29,6 +29,7 @@ func (g *generation) shrinkPages(ctx context.Context, tooLarge error) error {
 
 	p.mu.Lock()
 	defer p.mu.Unlock()
+
 	switch {
 	case len(found) == 0 && p.maxBytes < maxPollBytes: // this server does not keep to one object a page
 		p.maxBytes *= 4
@@ -40,6 +41,7 @@ func (g *generation) shrinkPages(ctx context.Context, tooLarge error) error {
 	default:
 		maps.Copy(p.oversized, found)
 	}
+
 	p.pageSize = maxPageSize
 	return errShrunk
 }
@@ -79,5 +81,6 @@ func (c *Client) findOversized(ctx context.Context, kind string, paths, ids []st
 	if err := c.findOversized(ctx, kind, paths, ids[:len(ids)/2], found); err != nil {
 		return err
 	}
+
 	return c.findOversized(ctx, kind, paths, ids[len(ids)/2:], found)
 }

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// TestMessagesStayWhole: of a REST error's messages everything is kept, word for word, with all members that the pages (000, 001) list; the text for people
-// is the localized one, else default_message, else the id.
+// TestMessagesStayWhole: of a REST error's messages everything is kept, word for word, with all members that the pages
+// (000, 001) list; the text for people is the localized one, else default_message, else the id.
 func TestMessagesStayWhole(t *testing.T) {
 	t.Parallel()
 	const (
@@ -20,6 +20,7 @@ func TestMessagesStayWhole(t *testing.T) {
 		second = `{"id":"com.vmware.second","default_message":"the cause","args":[]}`
 		third  = `{"id":"com.vmware.third","default_message":"","args":[],"params":null,"localized":null}`
 	)
+
 	for name, body := range map[string]string{
 		"/api":  `{"error_type":"NOT_FOUND","messages":[` + first + `,` + second + `,` + third + `]}`,
 		"/rest": `{"type":"com.vmware.vapi.std.errors.not_found","value":{"error_type":"NOT_FOUND","messages":[` + first + `,` + second + `,` + third + `]}}`,
@@ -28,16 +29,26 @@ func TestMessagesStayWhole(t *testing.T) {
 		if e.Message != "lokalisiert; the cause; com.vmware.third" {
 			t.Errorf("%s: message %q", name, e.Message)
 		}
-		if want := []json.RawMessage{json.RawMessage(first), json.RawMessage(second), json.RawMessage(third)}; !reflect.DeepEqual(e.Messages, want) {
+
+		if want := []json.RawMessage{
+			json.RawMessage(first),
+			json.RawMessage(second),
+			json.RawMessage(third),
+		}; !reflect.DeepEqual(
+			e.Messages,
+			want,
+		) {
 			t.Errorf("%s: messages %s", name, e.Messages)
 		}
+
 		if e.Data != nil || e.Challenge != "" {
 			t.Errorf("%s: data %s, challenge %q, where there is none", name, e.Data, e.Challenge)
 		}
 	}
 }
 
-// TestCustomizationStatuses: each status of the page of GET guest/customization (001), with the members that it has, and without those that it may lack.
+// TestCustomizationStatuses: each status of the page of GET guest/customization (001), with the members that it has,
+// and without those that it may lack.
 func TestCustomizationStatuses(t *testing.T) {
 	t.Parallel()
 	began, ended := at2026(10, 0, 0), at2026(10, 2, 0)
@@ -78,13 +89,18 @@ func TestCheckForms(t *testing.T) {
 		if err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%s: %+v, %v", body, got, err)
 		}
-		if sent := f.of("/guest/customization"); len(sent) != 1 || sent[0].query != "action=check" || sent[0].body != "" || sent[0].header.Get(sessionHeader) == "" {
+
+		if sent := f.of(
+			"/guest/customization",
+		); len(sent) != 1 || sent[0].query != "action=check" || sent[0].body != "" ||
+			sent[0].header.Get(sessionHeader) == "" {
 			t.Errorf("sent %+v", sent)
 		}
 	}
 }
 
-// TestCredentialForms: the guest's login as VI JSON (002, 003) and REST (004) have it, of both types, with every member and without those that may lack.
+// TestCredentialForms: the guest's login as VI JSON (002, 003) and REST (004) have it, of both types, with every member
+// and without those that may lack.
 func TestCredentialForms(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
@@ -113,7 +129,8 @@ func TestCredentialForms(t *testing.T) {
 	}
 }
 
-// TestProcessForms: each form of a process (004), in the envelope of /rest and without: one that runs, one that has ended, one whose end is half known.
+// TestProcessForms: each form of a process (004), in the envelope of /rest and without: one that runs, one that has
+// ended, one whose end is half known.
 func TestProcessForms(t *testing.T) {
 	t.Parallel()
 	const always = `"name":"sh","owner":"root","command":"sh -c x","started":"2015-01-01T22:13:05.651Z"`
@@ -123,6 +140,7 @@ func TestProcessForms(t *testing.T) {
 		p.Finished, p.ExitCode = finished, code
 		return p
 	}
+
 	for body, want := range map[string]Process{
 		`{` + always + `}`: base,
 		`{` + always + `,"finished":null,"exit_code":null}`:                         base,
@@ -134,7 +152,11 @@ func TestProcessForms(t *testing.T) {
 	} {
 		for _, form := range []string{body, `{"value":` + body + `}`} {
 			var wire wireProcess
-			if err := json.Unmarshal(unwrap([]byte(form)), &wire); err != nil || !reflect.DeepEqual(wire.process(), want) {
+			if err := json.Unmarshal(
+				unwrap([]byte(form)),
+				&wire,
+			); err != nil ||
+				!reflect.DeepEqual(wire.process(), want) {
 				t.Errorf("%s: %+v, %v", form, wire.process(), err)
 			}
 		}

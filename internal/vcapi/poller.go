@@ -8,13 +8,13 @@ import (
 	"time"
 )
 
-// poller is the one long poll of a vCenter (PropertyCollector.WaitForUpdatesEx). It shows the changes of every VM and Task
-// that is watched, so that waiting costs no call per object.
+// poller is the one long poll of a vCenter (PropertyCollector.WaitForUpdatesEx). It shows the changes of every VM and
+// Task that is watched, so that waiting costs no call per object.
 //
-// The watched objects are members of a ListView, and one property filter covers the view. A watch that begins or ends changes
-// the view (ModifyListView), not the filter. Collector, view and filter together are a generation. After any failure the
-// poller begins a new generation and reads everything again (version ""): that finds what a server lost while a connection
-// was down.
+// The watched objects are members of a ListView, and one property filter covers the view. A watch that begins or ends
+// changes the view (ModifyListView), not the filter. Collector, view and filter together are a generation. After any
+// failure the poller begins a new generation and reads everything again (version ""): that finds what a server lost
+// while a connection was down.
 //
 // Source: VI JSON, PropertyCollector.WaitForUpdatesEx, ListView.ModifyListView.
 type poller struct {
@@ -22,15 +22,17 @@ type poller struct {
 
 	// showTimeout is how long the poll may take to show an object that was added.
 	showTimeout time.Duration
-	// lingerTime is how long an object stays in the view after its last watch, so that the next step's watch costs no call.
+	// lingerTime is how long an object stays in the view after its last watch, so that the next step's watch costs no
+	// call.
 	lingerTime time.Duration
 
-	mu           sync.Mutex
-	objects      map[moRef]*watchedObject
-	down         error // why the poll is not answered; nil while it is
-	lastAnswer   time.Time
-	missesAdded  bool           // this server was seen not to show objects that were added to the view
-	allShownAt   time.Time      // when this generation had shown all objects; zero before that, and while more pages follow
+	mu          sync.Mutex
+	objects     map[moRef]*watchedObject
+	down        error // why the poll is not answered; nil while it is
+	lastAnswer  time.Time
+	missesAdded bool // this server was seen not to show objects that were added to the view
+	// When this generation had shown all objects; zero before that, and while more pages follow.
+	allShownAt   time.Time
 	allShownTook time.Duration  // how long that took, in this generation or the one before
 	pageSize     int            // the largest number of objects in one response
 	maxBytes     int            // the largest size of one response
@@ -68,8 +70,9 @@ const maxPageSize = 100
 const (
 	backoffFirst   = 250 * time.Millisecond
 	backoffMax     = 30 * time.Second
-	oversizedPause = 10 * time.Second      // between two reads of an object that is too large for the poll
-	gatherTime     = 50 * time.Millisecond // between an update and the next poll: changes that come together cost one call
+	oversizedPause = 10 * time.Second // between two reads of an object that is too large for the poll
+	// Between an update and the next poll: changes that come together cost one call.
+	gatherTime = 50 * time.Millisecond
 )
 
 func newPoller(c *Client) *poller {
@@ -104,12 +107,14 @@ func (c *Client) Run(ctx context.Context) error {
 		if answered && (!notUnderstood || time.Since(began) > backoffMax) {
 			failures = 0
 		}
+
 		failures++
 
 		// One cut connection or expired session is not reported: the next generation is up within a second.
 		if failures > 1 || errors.Is(err, errPollUnanswered) {
 			c.poller.setDown(err)
 		}
+
 		cautious = notUnderstood && failures > 1
 
 		pause := min(backoffFirst<<min(failures-1, 10), backoffMax)
@@ -119,6 +124,7 @@ func (c *Client) Run(ctx context.Context) error {
 		case <-time.After(pause):
 		}
 	}
+
 	return context.Cause(ctx)
 }
 
@@ -134,21 +140,24 @@ func (p *poller) setDown(why error) {
 	if e := (*Error)(nil); errors.As(why, &e) {
 		why = e // without what was joined to it
 	}
+
 	p.c.reachability.notePoll(why)
 
 	p.mu.Lock()
 	defer p.mu.Unlock()
+
 	if sameReason(p.down, why) {
 		return
 	}
+
 	p.down = why
 	for _, o := range p.objects {
 		o.notify()
 	}
 }
 
-// useSession begins to poll in s. Another session may be of another server, or of another release of it: what was learned
-// about the one before does not count.
+// useSession begins to poll in s. Another session may be of another server, or of another release of it: what was
+// learned about the one before does not count.
 func (p *poller) useSession(s *session) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -174,8 +183,8 @@ func (p *poller) noteAllShown(took time.Duration) {
 	p.allShownTook = took
 }
 
-// showGrace is how long the poll may take to show an object that was added. It follows the speed of the server: a slow one
-// is not taken for one that leaves objects out. The caller holds mu.
+// showGrace is how long the poll may take to show an object that was added. It follows the speed of the server: a slow
+// one is not taken for one that leaves objects out. The caller holds mu.
 func (p *poller) showGrace() time.Duration {
 	return max(p.showTimeout, min(2*p.allShownTook, backoffMax))
 }

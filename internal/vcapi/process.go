@@ -28,17 +28,29 @@ type credentials struct {
 
 func (a GuestAuth) rest() credentials {
 	if a.SAMLToken != "" {
-		return credentials{Type: "SAML_BEARER_TOKEN", Interactive: a.Interactive, UserName: a.Username, SAMLToken: a.SAMLToken}
+		return credentials{
+			Type:        "SAML_BEARER_TOKEN",
+			Interactive: a.Interactive,
+			UserName:    a.Username,
+			SAMLToken:   a.SAMLToken,
+		}
 	}
-	return credentials{Type: "USERNAME_PASSWORD", Interactive: a.Interactive, UserName: a.Username, Password: a.Password}
+
+	return credentials{
+		Type:        "USERNAME_PASSWORD",
+		Interactive: a.Interactive,
+		UserName:    a.Username,
+		Password:    a.Password,
+	}
 }
 
 // processAPI is how a vCenter offers guest processes.
 type processAPI int32
 
 const (
-	processesUnderAPI  processAPI = iota + 1 // under /api, since 7.0.2.0
-	processesUnderREST                       // under /rest, on older ones: answers in {"value":…}, maps as lists of pairs
+	processesUnderAPI processAPI = iota + 1 // under /api, since 7.0.2.0
+	// Under /rest, on older ones: answers in {"value":…}, maps as lists of pairs.
+	processesUnderREST
 )
 
 // other is the form to try where f is not there.
@@ -52,14 +64,17 @@ func (f processAPI) environment(variables map[string]string) any {
 	case f == processesUnderAPI:
 		return variables
 	}
+
 	type pair struct {
 		Key   string `json:"key"`
 		Value string `json:"value"`
 	}
+
 	pairs := make([]pair, 0, len(variables))
 	for _, name := range slices.Sorted(maps.Keys(variables)) {
 		pairs = append(pairs, pair{name, variables[name]})
 	}
+
 	return pairs
 }
 
@@ -69,6 +84,7 @@ func newProcessCall(f processAPI, vm string, auth GuestAuth, pid int64, action s
 	if pid != 0 {
 		path += "/" + strconv.FormatInt(pid, 10)
 	}
+
 	cl, err := newRESTCall(guestProcessesOp+action, http.MethodPost, vm, path+"?action="+action, struct {
 		Credentials credentials `json:"credentials"`
 		Spec        any         `json:"spec,omitempty"`
@@ -79,14 +95,22 @@ func newProcessCall(f processAPI, vm string, auth GuestAuth, pid int64, action s
 	if f == processesUnderREST {
 		cl.path = "/rest" + strings.TrimPrefix(cl.path, "/api")
 	}
+
 	cl.guest, cl.secrets = vm, auth.secrets()
 	return cl, nil
 }
 
-// readProcesses asks in the form that this vCenter is known to offer, at first /api; where the answer says that there is no such operation, in the other.
-// It gives the form whose operation it was that answered, 0 where what came does not prove that there is one. That is remembered until the next login,
-// so a vCenter that was updated is asked anew.
-func (c *Client) readProcesses(ctx context.Context, vm string, auth GuestAuth, pid int64, action string, out any) (processAPI, error) {
+// readProcesses asks in the form that this vCenter is known to offer, at first /api; where the answer says that there
+// is no such operation, in the other. It gives the form whose operation it was that answered, 0 where what came does
+// not prove that there is one. That is remembered until the next login, so a vCenter that was updated is asked anew.
+func (c *Client) readProcesses(
+	ctx context.Context,
+	vm string,
+	auth GuestAuth,
+	pid int64,
+	action string,
+	out any,
+) (processAPI, error) {
 	var v *service
 	var asked processAPI
 	ask := func(f processAPI) error {
@@ -96,6 +120,7 @@ func (c *Client) readProcesses(ctx context.Context, vm string, auth GuestAuth, p
 			return newProcessCall(asked, vm, auth, pid, action, nil)
 		})
 	}
+
 	err := ask(0)
 	if first := err; isProcessCallError(err) && operationMissing(err) {
 		if err = ask(asked.other()); operationMissing(err) {
@@ -103,9 +128,11 @@ func (c *Client) readProcesses(ctx context.Context, vm string, auth GuestAuth, p
 			return 0, first
 		}
 	}
+
 	if !operationExists(err) {
 		return 0, err
 	}
+
 	v.processAPI.Store(int32(asked))
 	return asked, err
 }
@@ -116,8 +143,8 @@ func isProcessCallError(err error) bool {
 	return errors.As(err, &e) && strings.HasPrefix(e.Op, guestProcessesOp)
 }
 
-// operationExists reports whether an answer proves that the operation is there: a success, or an error that only the operation gives. What passes by itself may be
-// a proxy's, or of services that are still starting, and proves nothing.
+// operationExists reports whether an answer proves that the operation is there: a success, or an error that only the
+// operation gives. What passes by itself may be a proxy's, or of services that are still starting, and proves nothing.
 func operationExists(err error) bool {
 	if err == nil {
 		return true
@@ -126,17 +153,27 @@ func operationExists(err error) bool {
 	if !isProcessCallError(err) || !errors.As(err, &e) || operationMissing(err) {
 		return false
 	}
+
 	_, known := restErrorKinds[e.Name]
 	return known && (e.Class == Permanent || e.Class == GuestCredentials)
 }
 
-// changeProcesses acts in the form that this vCenter offers. Where that is not known, an ask on the same path finds it out first, whatever else it says:
-// an act is not sent to see whether there is one.
-func (c *Client) changeProcesses(ctx context.Context, fence Fence, vm string, auth GuestAuth, pid int64, action string, spec func(processAPI) any) (*response, *call, error) {
+// changeProcesses acts in the form that this vCenter offers. Where that is not known, an ask on the same path finds it
+// out first, whatever else it says: an act is not sent to see whether there is one.
+func (c *Client) changeProcesses(
+	ctx context.Context,
+	fence Fence,
+	vm string,
+	auth GuestAuth,
+	pid int64,
+	action string,
+	spec func(processAPI) any,
+) (*response, *call, error) {
 	s, err := c.restLogin.get(ctx)
 	if err != nil {
 		return nil, nil, asNotSent(err)
 	}
+
 	f := processAPI(s.service.processAPI.Load())
 	if f == 0 {
 		harmless := "list"
@@ -147,6 +184,7 @@ func (c *Client) changeProcesses(ctx context.Context, fence Fence, vm string, au
 			return nil, nil, asNotSent(err)
 		}
 	}
+
 	resp, cl, err := c.effect(ctx, fence, c.restLogin, func(now *session) (*call, error) {
 		s = now
 		return newProcessCall(f, vm, auth, pid, action, spec(f))
@@ -154,6 +192,7 @@ func (c *Client) changeProcesses(ctx context.Context, fence Fence, vm string, au
 	if isProcessCallError(err) && operationMissing(err) {
 		s.service.processAPI.Store(0)
 	}
+
 	return resp, cl, err
 }
 
@@ -169,23 +208,36 @@ type wireProcess struct {
 }
 
 func (w wireProcess) process() Process {
-	p := Process{PID: w.PID, Name: w.Name, Owner: w.Owner, Command: w.Command, Finished: w.Finished.at, ExitCode: w.ExitCode, Started: time.Time{}}
+	p := Process{
+		PID:      w.PID,
+		Name:     w.Name,
+		Owner:    w.Owner,
+		Command:  w.Command,
+		Finished: w.Finished.at,
+		ExitCode: w.ExitCode,
+		Started:  time.Time{},
+	}
+
 	if w.Started.at != nil {
 		p.Started = *w.Started.at
 	}
+
 	return p
 }
 
-// Processes lists the programs in the guest, those that ended within five minutes included, but without exit codes: get tells those.
+// Processes lists the programs in the guest, those that ended within five minutes included, but without exit codes: get
+// tells those.
 //
-// Errors: NOT_ALLOWED_IN_CURRENT_STATE (VM not running), UNSUPPORTED, UNAUTHENTICATED of class GuestCredentials or SessionLost, NOT_FOUND (VM),
-// RESOURCE_BUSY, SERVICE_UNAVAILABLE (VMware Tools not running). Source: Vcenter Vm Guest Processes list (7.0.2.0), and the older form of it under
-// /rest. Privilege, of get too: VirtualMachine.GuestOperations.Query.
+// Errors: NOT_ALLOWED_IN_CURRENT_STATE (VM not running), UNSUPPORTED, UNAUTHENTICATED of class GuestCredentials or
+// SessionLost, NOT_FOUND (VM), RESOURCE_BUSY, SERVICE_UNAVAILABLE (VMware Tools not running). Source: Vcenter Vm Guest
+// Processes list (7.0.2.0), and the older form of it under /rest. Privilege, of get too:
+// VirtualMachine.GuestOperations.Query.
 func (c *Client) Processes(ctx context.Context, vm string, auth GuestAuth) ([]Process, error) {
 	var list []wireProcess
 	if _, err := c.readProcesses(ctx, vm, auth, 0, "list", &list); err != nil {
 		return nil, err
 	}
+
 	processes, said := make([]Process, 0, len(list)), c.secrets.redactor(auth.secrets()...)
 	for _, p := range list {
 		p.Command = said.text(p.Command)
@@ -194,8 +246,9 @@ func (c *Client) Processes(ctx context.Context, vm string, auth GuestAuth) ([]Pr
 	return processes, nil
 }
 
-// Process reads one program in the guest. NOT_FOUND means the VM, or that the guest knows no such pid: its record ended with the five minutes after
-// its exit, or with a restart of VMware Tools, and the exit code is lost then. Other errors as of Processes.
+// Process reads one program in the guest. NOT_FOUND means the VM, or that the guest knows no such pid: its record ended
+// with the five minutes after its exit, or with a restart of VMware Tools, and the exit code is lost then. Other errors
+// as of Processes.
 //
 // Source: Vcenter Vm Guest Processes get.
 func (c *Client) Process(ctx context.Context, vm string, auth GuestAuth, pid int64) (Process, error) {
@@ -207,14 +260,22 @@ func (c *Client) Process(ctx context.Context, vm string, auth GuestAuth, pid int
 	return wire.process(), nil
 }
 
-// StartProcess starts a program in the guest and returns its pid; it does not wait for its end. An act: see Client. Where it is not known
-// whether this vCenter offers it under /api or under /rest, a list finds that out before fence is asked.
+// StartProcess starts a program in the guest and returns its pid; it does not wait for its end. An act: see Client.
+// Where it is not known whether this vCenter offers it under /api or under /rest, a list finds that out before fence is
+// asked.
 //
-// Not idempotent: two calls start it twice. Errors as of Processes; INVALID_ARGUMENT (path or directory), NOT_FOUND (VM, or the program's file:
-// data.reason), UNAUTHORIZED (guest user or privilege VirtualMachine.GuestOperations.Execute), UNABLE_TO_ALLOCATE_RESOURCE (it did not start).
+// Not idempotent: two calls start it twice. Errors as of Processes; INVALID_ARGUMENT (path or directory), NOT_FOUND
+// (VM, or the program's file: data.reason), UNAUTHORIZED (guest user or privilege
+// VirtualMachine.GuestOperations.Execute), UNABLE_TO_ALLOCATE_RESOURCE (it did not start).
 //
 // Source: Vcenter Vm Guest Processes create (7.0.2.0).
-func (c *Client) StartProcess(ctx context.Context, fence Fence, vm string, auth GuestAuth, p ProcessSpec) (pid int64, err error) {
+func (c *Client) StartProcess(
+	ctx context.Context,
+	fence Fence,
+	vm string,
+	auth GuestAuth,
+	p ProcessSpec,
+) (pid int64, err error) {
 	resp, cl, err := c.changeProcesses(ctx, fence, vm, auth, 0, "create", func(f processAPI) any {
 		return struct {
 			Path             string `json:"path"`
@@ -226,6 +287,7 @@ func (c *Client) StartProcess(ctx context.Context, fence Fence, vm string, auth 
 	if err != nil {
 		return 0, err
 	}
+
 	var number json.Number // bare, or as a string
 	if err := json.Unmarshal(unwrap(resp.body), &number); err != nil {
 		return 0, c.notUnderstood(cl, resp, err)
@@ -233,11 +295,12 @@ func (c *Client) StartProcess(ctx context.Context, fence Fence, vm string, auth 
 	if pid, err = number.Int64(); err != nil || pid <= 0 {
 		return 0, c.notUnderstood(cl, resp, fmt.Errorf("it is no process id: %s", oneLine(resp.body)))
 	}
+
 	return pid, nil
 }
 
-// DeleteProcess ends a program in the guest (SIGTERM, then SIGKILL). An act: see Client, and StartProcess. NOT_FOUND where it has ended long ago; else as
-// Processes.
+// DeleteProcess ends a program in the guest (SIGTERM, then SIGKILL). An act: see Client, and StartProcess. NOT_FOUND
+// where it has ended long ago; else as Processes.
 //
 // Source: Vcenter Vm Guest Processes delete.
 func (c *Client) DeleteProcess(ctx context.Context, fence Fence, vm string, auth GuestAuth, pid int64) error {

@@ -43,9 +43,15 @@ func propertiesOf(kind string, paths []string) propertySpec {
 	return propertySpec{TypeName: "PropertySpec", Type: kind, PathSet: paths}
 }
 
-// retrieve reads properties of objects of one kind. Properties that this vCenter does not have are left out; so are objects that are not shown, of several.
-// Where the answer is too large, fewer objects are asked for at a time, and of one that is too large by itself its properties one by one.
-func (c *Client) retrieve(ctx context.Context, kind string, paths []string, ids ...string) (map[string]properties, error) {
+// retrieve reads properties of objects of one kind. Properties that this vCenter does not have are left out; so are
+// objects that are not shown, of several. Where the answer is too large, fewer objects are asked for at a time, and of
+// one that is too large by itself its properties one by one.
+func (c *Client) retrieve(
+	ctx context.Context,
+	kind string,
+	paths []string,
+	ids ...string,
+) (map[string]properties, error) {
 	all, err := c.retrieveOnce(ctx, kind, paths, ids)
 	switch {
 	case !errors.Is(err, ErrTooLarge):
@@ -57,6 +63,7 @@ func (c *Client) retrieve(ctx context.Context, kind string, paths []string, ids 
 		}
 		return map[string]properties{ids[0]: props}, nil
 	}
+
 	all = make(map[string]properties, len(ids))
 	for _, some := range [][]string{ids[:len(ids)/2], ids[len(ids)/2:]} {
 		half, err := c.retrieve(ctx, kind, paths, some...)
@@ -65,6 +72,7 @@ func (c *Client) retrieve(ctx context.Context, kind string, paths []string, ids 
 		}
 		maps.Copy(all, half)
 	}
+
 	return all, nil
 }
 
@@ -72,14 +80,29 @@ func (c *Client) retrieve(ctx context.Context, kind string, paths []string, ids 
 const unreadKey = "…unread"
 
 // taskParts are what a Task's info is read by where it is too large as a whole.
-var taskParts = []string{"info.key", "info.task", "info.name", "info.descriptionId", "info.entity", "info.state", "info.reason", "info.progress", "info.cancelable",
-	"info.queueTime", "info.startTime", "info.completeTime", "info.error"}
+var taskParts = []string{
+	"info.key",
+	"info.task",
+	"info.name",
+	"info.descriptionId",
+	"info.entity",
+	"info.state",
+	"info.reason",
+	"info.progress",
+	"info.cancelable",
+	"info.queueTime",
+	"info.startTime",
+	"info.completeTime",
+	"info.error",
+}
 
-// retrieveParts reads the properties of one object that is too large, each by itself. nil: not one of them could be read.
+// retrieveParts reads the properties of one object that is too large, each by itself. nil: not one of them could be
+// read.
 func (c *Client) retrieveParts(ctx context.Context, kind string, paths []string, id string) (properties, error) {
 	if kind == "Task" {
 		paths = taskParts
 	}
+
 	var props properties
 	var large []string
 	for _, path := range paths {
@@ -94,11 +117,14 @@ func (c *Client) retrieveParts(ctx context.Context, kind string, paths []string,
 			}
 			return nil, err
 		}
+
 		if props == nil {
 			props = make(properties)
 		}
+
 		maps.Copy(props, one[id])
 	}
+
 	if props != nil && len(large) > 0 {
 		list, err := json.Marshal(large)
 		if err != nil {
@@ -106,6 +132,7 @@ func (c *Client) retrieveParts(ctx context.Context, kind string, paths []string,
 		}
 		props[unreadKey] = list
 	}
+
 	return props, nil
 }
 
@@ -145,6 +172,7 @@ func (c *Client) retrieveOnce(ctx context.Context, kind string, paths, ids []str
 	for _, id := range ids {
 		spec.ObjectSet = append(spec.ObjectSet, objectSpec{TypeName: "ObjectSpec", Obj: refTo(kind, id)})
 	}
+
 	var result struct {
 		Objects []objectContent `json:"objects"`
 	}
@@ -156,23 +184,32 @@ func (c *Client) retrieveOnce(ctx context.Context, kind string, paths, ids []str
 	if err != nil {
 		return nil, err
 	}
+
 	all := make(map[string]properties, len(result.Objects))
 	for _, object := range result.Objects {
 		if denied := object.denied(c.secrets.redactor()); len(ids) == 1 && len(object.PropSet) == 0 && denied != nil {
 			return nil, denied.withCall("RetrievePropertiesEx", "", c.host)
 		}
+
 		if object.decodeErr != nil {
 			if len(ids) == 1 {
-				return nil, c.notUnderstood(&call{op: "RetrievePropertiesEx"}, &response{status: http.StatusOK}, object.decodeErr)
+				return nil, c.notUnderstood(
+					&call{op: "RetrievePropertiesEx"},
+					&response{status: http.StatusOK},
+					object.decodeErr,
+				)
 			}
 			continue
 		}
+
 		props := make(properties, len(object.PropSet))
 		for _, p := range object.PropSet {
 			props[p.Name] = p.Val
 		}
+
 		all[object.Obj.Value] = props
 	}
+
 	return all, nil
 }
 
@@ -194,24 +231,27 @@ func (m missingSet) denied(s redactor) *Error {
 	return nil
 }
 
-// sessionLostIn finds NotAuthenticated among the reasons for missing properties: that is how a property collector may tell that the session is gone,
-// with a success of its own.
+// sessionLostIn finds NotAuthenticated among the reasons for missing properties: that is how a property collector may
+// tell that the session is gone, with a success of its own.
 func sessionLostIn(body []byte, s redactor) *Error {
 	const lost = "NotAuthenticated"
 	if !bytes.Contains(body, []byte(lost)) {
 		return nil
 	}
+
 	var result struct {
 		Objects   []missingSet `json:"objects"` // RetrieveResult
 		FilterSet []struct {
 			ObjectSet []missingSet `json:"objectSet"`
 		} `json:"filterSet"` // UpdateSet
 	}
+
 	_ = json.Unmarshal(body, &result) // what cannot be read is found out by who reads it
 	objects := result.Objects
 	for _, filter := range result.FilterSet {
 		objects = append(objects, filter.ObjectSet...)
 	}
+
 	for _, object := range objects {
 		for _, property := range object.MissingSet {
 			if e := decodeError(0, property.Fault, s); e.Name == lost {
@@ -219,10 +259,12 @@ func sessionLostIn(body []byte, s redactor) *Error {
 			}
 		}
 	}
+
 	return nil
 }
 
-// withSupportedProps calls fn with the paths that this vCenter has. The fault InvalidProperty names one that it has not: remembered, left out, tried again.
+// withSupportedProps calls fn with the paths that this vCenter has. The fault InvalidProperty names one that it has
+// not: remembered, left out, tried again.
 func (c *Client) withSupportedProps(paths []string, fn func(paths []string) error) error {
 	for {
 		have := c.unsupportedProps.without(paths)
@@ -237,6 +279,7 @@ func (c *Client) withSupportedProps(paths []string, fn func(paths []string) erro
 		if json.Unmarshal(e.Data, &data) != nil || !slices.Contains(have, data.Name) || len(have) == 1 {
 			return err
 		}
+
 		c.unsupportedProps.add(data.Name)
 	}
 }

@@ -7,8 +7,8 @@ import (
 	"unicode"
 )
 
-// reachability is whether vCenter answers: its calls, and its long poll. The poll may be down while single calls are answered
-// (its responses are not understood, or a proxy cuts calls that take long), and runs need both.
+// reachability is whether vCenter answers: its calls, and its long poll. The poll may be down while single calls are
+// answered (its responses are not understood, or a proxy cuts calls that take long), and runs need both.
 type reachability struct {
 	onChange func(why error) // may be nil; called in the order of the changes
 
@@ -38,7 +38,8 @@ func (p *reachability) set(target *error, why error) {
 	}
 }
 
-// reason is why vCenter cannot be used. The poll's comes first: it lasts until the poll is up again. The caller holds mu.
+// reason is why vCenter cannot be used. The poll's comes first: it lasts until the poll is up again. The caller holds
+// mu.
 func (p *reachability) reason() error {
 	if p.pollErr != nil {
 		return p.pollErr
@@ -46,8 +47,8 @@ func (p *reachability) reason() error {
 	return p.callErr
 }
 
-// sameReason reports whether two errors have the same reason. Numbers do not count, because each try comes from another port;
-// nor does which call failed first.
+// sameReason reports whether two errors have the same reason. Numbers do not count, because each try comes from another
+// port; nor does which call failed first.
 func sameReason(a, b error) bool {
 	if a == nil || b == nil {
 		return a == nil && b == nil
@@ -66,6 +67,7 @@ func reasonOf(err error) (r reason) {
 	if e := (*Error)(nil); errors.As(err, &e) {
 		r = reason{e.Name, e.Status, e.Message}
 	}
+
 	r.words = strings.Map(func(r rune) rune {
 		if unicode.IsDigit(r) {
 			return -1
@@ -75,8 +77,8 @@ func reasonOf(err error) (r reason) {
 	return r
 }
 
-// Up reports whether vCenter answers calls and accepts this client's login. An error of vCenter's own is an answer too. For
-// the state of the long poll, see PollAge.
+// Up reports whether vCenter answers calls and accepts this client's login. An error of vCenter's own is an answer too.
+// For the state of the long poll, see PollAge.
 func (c *Client) Up() bool {
 	c.reachability.mu.Lock()
 	up := c.reachability.contacted && c.reachability.callErr == nil

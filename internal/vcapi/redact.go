@@ -12,7 +12,8 @@ import (
 	"sync"
 )
 
-// secrets are texts that may not leave the client in an error: passwords, tokens, session ids. A server, or a proxy before it, may echo a request.
+// secrets are texts that may not leave the client in an error: passwords, tokens, session ids. A server, or a proxy
+// before it, may echo a request.
 type secrets []string
 
 // redactor hides these secrets alone.
@@ -24,7 +25,8 @@ func (s secrets) redactor() redactor {
 	return redactor{extra: more}
 }
 
-// redactor hides secrets in texts: those that are remembered, and those that only one call has. The zero veil hides nothing.
+// redactor hides secrets in texts: those that are remembered, and those that only one call has. The zero veil hides
+// nothing.
 type redactor struct {
 	store *secretStore
 	extra *textMatcher
@@ -32,7 +34,15 @@ type redactor struct {
 
 // encodings are a secret as it is and as JSON, HTML and URLs write it.
 func encodings(secret string) []string {
-	all := []string{secret, jsonQuoted(secret, true), jsonQuoted(secret, false), html.EscapeString(secret), url.QueryEscape(secret), url.PathEscape(secret)}
+	all := []string{
+		secret,
+		jsonQuoted(secret, true),
+		jsonQuoted(secret, false),
+		html.EscapeString(secret),
+		url.QueryEscape(secret),
+		url.PathEscape(secret),
+	}
+
 	slices.Sort(all)
 	return slices.Compact(all)
 }
@@ -48,8 +58,8 @@ func jsonQuoted(s string, escapeHTML bool) string {
 	return strings.Trim(strings.TrimSpace(b.String()), `"`)
 }
 
-// textMatcher finds texts in another text, all of them in one pass, by how they begin. Nothing is built anew where one is added or removed: with thousands of VMs'
-// passwords that costs more than all else of a call.
+// textMatcher finds texts in another text, all of them in one pass, by how they begin. Nothing is built anew where one
+// is added or removed: with thousands of VMs' passwords that costs more than all else of a call.
 type textMatcher struct {
 	byPrefix [prefixLen + 1]map[string][]string // by length, up to lead: the texts that begin so, the longest first
 	count    map[string]int                     // how often each was added
@@ -63,6 +73,7 @@ func (f *textMatcher) add(secret string) {
 	if secret == "" {
 		return
 	}
+
 	for _, text := range encodings(secret) {
 		if f.count[text]++; f.count[text] > 1 {
 			continue
@@ -71,8 +82,14 @@ func (f *textMatcher) add(secret string) {
 		if f.byPrefix[n] == nil {
 			f.byPrefix[n] = make(map[string][]string)
 		}
+
 		list := f.byPrefix[n][text[:n]]
-		at, _ := slices.BinarySearchFunc(list, len(text), func(have string, length int) int { return length - len(have) })
+		at, _ := slices.BinarySearchFunc(
+			list,
+			len(text),
+			func(have string, length int) int { return length - len(have) },
+		)
+
 		f.byPrefix[n][text[:n]] = slices.Insert(list, at, text)
 	}
 }
@@ -81,10 +98,12 @@ func (f *textMatcher) remove(secret string) {
 	if secret == "" {
 		return
 	}
+
 	for _, text := range encodings(secret) {
 		if f.count[text]--; f.count[text] > 0 {
 			continue
 		}
+
 		delete(f.count, text)
 		n := min(len(text), prefixLen)
 		list := slices.DeleteFunc(f.byPrefix[n][text[:n]], func(have string) bool { return have == text })
@@ -115,6 +134,7 @@ func (v redactor) text(t string) string {
 		v.store.mu.RLock()
 		defer v.store.mu.RUnlock()
 	}
+
 	var out strings.Builder
 	kept := 0 // of t
 	for i := 0; i < len(t); {
@@ -122,22 +142,27 @@ func (v redactor) text(t string) string {
 		if v.store != nil && v.store.textMatcher != nil {
 			found = v.store.longestAt(t[i:])
 		}
+
 		if v.extra != nil {
 			if more := v.extra.longestAt(t[i:]); len(more) > len(found) {
 				found = more
 			}
 		}
+
 		if found == "" {
 			i++
 			continue
 		}
+
 		out.WriteString(t[kept:i] + hidden)
 		i += len(found)
 		kept = i
 	}
+
 	if kept == 0 {
 		return t
 	}
+
 	return out.String() + t[kept:]
 }
 
@@ -157,7 +182,8 @@ type recentSecrets struct {
 	members map[string]bool
 }
 
-// How many are remembered for a while: of acts, since a Task's own error, much later, may still tell them, and of sessions.
+// How many are remembered for a while: of acts, since a Task's own error, much later, may still tell them, and of
+// sessions.
 const (
 	maxRecentEffects = 4096
 	maxRecentTokens  = 1024
@@ -187,10 +213,12 @@ func (m *secretStore) addPermanent(values ...string) {
 func (m *secretStore) hold(values ...string) (forget func()) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+
 	for _, value := range values {
 		m.add(value)
 		m.heldByRuns[value]++
 	}
+
 	return sync.OnceFunc(func() {
 		m.mu.Lock()
 		defer m.mu.Unlock()
@@ -214,13 +242,16 @@ func (m *secretStore) addToken(value string) {
 func (m *secretStore) pushRecent(r *recentSecrets, most int, values []string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+
 	if r.members == nil {
 		r.members = make(map[string]bool)
 	}
+
 	for _, value := range values {
 		if value == "" || r.members[value] {
 			continue
 		}
+
 		m.add(value)
 		r.members[value] = true
 		if r.order = append(r.order, value); len(r.order) > most {
@@ -235,9 +266,11 @@ func (m *secretStore) pushRecent(r *recentSecrets, most int, values []string) {
 func (m *secretStore) redactor(s ...string) redactor {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
+
 	v := redactor{store: m}
 	for _, secret := range s {
-		if secret == "" || m.permanent[secret] || m.heldByRuns[secret] > 0 || m.recentEffects.members[secret] || m.recentTokens.members[secret] {
+		if secret == "" || m.permanent[secret] || m.heldByRuns[secret] > 0 || m.recentEffects.members[secret] ||
+			m.recentTokens.members[secret] {
 			continue
 		}
 		if v.extra == nil {
@@ -245,11 +278,12 @@ func (m *secretStore) redactor(s ...string) redactor {
 		}
 		v.extra.add(secret)
 	}
+
 	return v
 }
 
-// json hides the secrets in the strings of a JSON document. Names of types and codes stay: a password that happens to be called "status" must not
-// turn an error into an unreadable one. What is no JSON is treated as text.
+// json hides the secrets in the strings of a JSON document. Names of types and codes stay: a password that happens to
+// be called "status" must not turn an error into an unreadable one. What is no JSON is treated as text.
 func (v redactor) json(body []byte) []byte {
 	if v == (redactor{}) || len(body) == 0 {
 		return body
@@ -257,22 +291,26 @@ func (v redactor) json(body []byte) []byte {
 	if !json.Valid(body) {
 		return []byte(v.text(string(body)))
 	}
+
 	var doc any
 	dec := json.NewDecoder(bytes.NewReader(body))
 	dec.UseNumber()
 	if dec.Decode(&doc) != nil {
 		return []byte(v.text(string(body)))
 	}
+
 	doc, changed := redactValue(doc, v.text)
 	if !changed && v.text(string(body)) == string(body) {
 		return body // as it was sent, to the byte
 	}
+
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
 	if enc.Encode(doc) != nil {
 		return []byte(v.text(string(body)))
 	}
+
 	return bytes.TrimSpace(b.Bytes())
 }
 
@@ -295,30 +333,35 @@ func redactValue(v any, hide func(string) string) (any, bool) {
 			if key == "_typeName" || key == "error_type" {
 				continue
 			}
+
 			clean, c := redactValue(v[key], hide)
 			if name := hide(key); name != key { // a secret as a key: hidden with its value's place kept
 				delete(v, key)
 				v[name], changed = clean, true
 				continue
 			}
+
 			if v[key] = clean; c {
 				changed = true
 			}
 		}
+
 		return v, changed
 	}
+
 	return v, false
 }
 
-// Hide keeps secrets out of everything that vCenter or a guest says, whoever has sent them (the owner of a run before this one, say), until forget is
-// called. Several may hide the same.
+// Hide keeps secrets out of everything that vCenter or a guest says, whoever has sent them (the owner of a run before
+// this one, say), until forget is called. Several may hide the same.
 func (c *Client) Hide(values ...string) (forget func()) { return c.secrets.hold(values...) }
 
 func (c *Client) redactorFor(cl *call) redactor { return c.secrets.redactor(cl.secrets...) }
 
 func (c *Client) redact(cl *call, text string) string { return c.redactorFor(cl).text(text) }
 
-// redactError gives err as it is, or, where a secret is in its text (net/http quotes what it cannot read), only its text without that.
+// redactError gives err as it is, or, where a secret is in its text (net/http quotes what it cannot read), only its
+// text without that.
 func (c *Client) redactError(cl *call, err error) error {
 	if text := c.redact(cl, err.Error()); text != err.Error() {
 		return errors.New(text)

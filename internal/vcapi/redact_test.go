@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// TestHide: a secret is hidden while anybody holds it: of two runs that share one the first to end takes it from nobody; the service's own, and what an act
-// has sent, stay.
+// TestHide: a secret is hidden while anybody holds it: of two runs that share one the first to end takes it from
+// nobody; the service's own, and what an act has sent, stay.
 func TestHide(t *testing.T) {
 	t.Parallel()
 	var m secretStore
@@ -17,8 +17,19 @@ func TestHide(t *testing.T) {
 			t.Errorf("%q: %s", secret, got)
 		}
 	}
+
 	m.addPermanent("own password", "shared by all")
-	first, second := m.hold("of both", "of the first", "shared by all", ""), m.hold("of both", "of both", "of the second")
+	first, second := m.hold(
+		"of both",
+		"of the first",
+		"shared by all",
+		"",
+	), m.hold(
+		"of both",
+		"of both",
+		"of the second",
+	)
+
 	hides("of both", true)
 	first()
 	first() // once is enough
@@ -32,15 +43,18 @@ func TestHide(t *testing.T) {
 	hides("shared by all", true)
 	m.addRecent("of an act")
 	m.addToken("token")
+
 	for i := range maxRecentEffects - 1 {
 		m.addRecent(fmt.Sprintf("act %d.", i))
 	}
+
 	hides("of an act", true)
 	m.addRecent("one more")
 	hides("of an act", false)
 	for i := range 2 * maxRecentEffects {
 		m.addRecent(fmt.Sprintf("secret of act %d.", i))
 	}
+
 	hides("own password", true)
 	hides("token", true)
 	if n := len(m.count); n > 4*maxRecentEffects {
@@ -66,6 +80,7 @@ func TestVeil(t *testing.T) {
 			t.Errorf("%q in %q: %q, want %q", tt.secrets, tt.in, got, tt.want)
 		}
 	}
+
 	var m secretStore
 	m.addPermanent("known")
 	if got := m.redactor("known", "of the call", "").text("known, of the call"); got != "***, ***" {
@@ -87,18 +102,25 @@ func FuzzVeil(f *testing.F) {
 					longest = i
 				}
 			}
+
 			if all[longest] != "" {
 				pairs = append(pairs, all[longest], hidden)
 			}
+
 			all = append(all[:longest], all[longest+1:]...)
 		}
-		if got, want := (secrets{a, b}).redactor().text(text), strings.NewReplacer(pairs...).Replace(text); got != want {
+
+		if got, want := (secrets{a, b}).redactor().
+			text(text),
+			strings.NewReplacer(pairs...).
+				Replace(text); got != want {
 			t.Errorf("%q, %q in %q: %q, want %q", a, b, text, got, want)
 		}
 	})
 }
 
-// BenchmarkProcessText is what hiding costs of one poll of a guest process, by the secrets that are in use; "raw" is a look for its own two alone.
+// BenchmarkProcessText is what hiding costs of one poll of a guest process, by the secrets that are in use; "raw" is a
+// look for its own two alone.
 func BenchmarkProcessText(b *testing.B) {
 	const command = `"/bin/sh" -c 'exit 3' # gf:abcdefghijklmnopqrstuvwxyz.first`
 	b.Run("raw", func(b *testing.B) {
@@ -110,6 +132,7 @@ func BenchmarkProcessText(b *testing.B) {
 			}
 		}
 	})
+
 	for _, n := range []int{3, 300, 4096} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			var m secretStore
@@ -122,11 +145,13 @@ func BenchmarkProcessText(b *testing.B) {
 			}
 		})
 	}
+
 	b.Run("a run comes and goes among 4096", func(b *testing.B) {
 		var m secretStore
 		for i := range 4096 {
 			m.hold(fmt.Sprintf("pässword-of-vm-%d<&>", i))
 		}
+
 		b.ReportAllocs()
 		for b.Loop() {
 			forget := m.hold("another pässword", "and a token")

@@ -38,16 +38,20 @@ func (c *Client) callREST(ctx context.Context, out any, build func(*session) (*c
 // unwrap takes the value out of {"value":…}, and leaves what has other members as it is.
 func unwrap(raw []byte) []byte {
 	var members map[string]json.RawMessage
-	if !bytes.HasPrefix(bytes.TrimSpace(raw), []byte("{")) || json.Unmarshal(raw, &members) != nil || len(members) != 1 || members["value"] == nil {
+	if !bytes.HasPrefix(bytes.TrimSpace(raw), []byte("{")) || json.Unmarshal(raw, &members) != nil ||
+		len(members) != 1 ||
+		members["value"] == nil {
 		return raw
 	}
 	return members["value"]
 }
 
-// operationMissing reports whether an answer says that the operation itself is not there, and not what it works on: OPERATION_NOT_FOUND, a page or nothing with
-// 404, or a NOT_FOUND that names nothing, or the URL. A NOT_FOUND of a VM or of a pid names that.
+// operationMissing reports whether an answer says that the operation itself is not there, and not what it works on:
+// OPERATION_NOT_FOUND, a page or nothing with 404, or a NOT_FOUND that names nothing, or the URL. A NOT_FOUND of a VM
+// or of a pid names that.
 //
-// Source: bodies of vCenter 6.5 to 9.1 as people report them: com.vmware.vapi.rest.httpNotFound under /api, operationsForUrlNotFound under /rest.
+// Source: bodies of vCenter 6.5 to 9.1 as people report them: com.vmware.vapi.rest.httpNotFound under /api,
+// operationsForUrlNotFound under /rest.
 func operationMissing(err error) bool {
 	var e *Error
 	switch {
@@ -58,15 +62,18 @@ func operationMissing(err error) bool {
 	case e.Status != http.StatusNotFound || e.Name != "" && e.Name != "NOT_FOUND":
 		return false
 	}
+
 	for _, raw := range e.Messages {
 		var message struct {
 			ID string `json:"id"`
 		}
 		_ = json.Unmarshal(raw, &message) // one that cannot be read names something else
-		if message.ID != "com.vmware.vapi.rest.httpNotFound" && message.ID != "com.vmware.vapi.rest.operationsForUrlNotFound" {
+		if message.ID != "com.vmware.vapi.rest.httpNotFound" &&
+			message.ID != "com.vmware.vapi.rest.operationsForUrlNotFound" {
 			return false
 		}
 	}
+
 	return len(e.Data) == 0
 }
 
@@ -75,7 +82,8 @@ const oldSession = "/rest/com/vmware/cis/session"
 
 // restAlive reports whether a token is a live REST session.
 //
-// Source: Cis Session get, of /api and of /rest. Any answer but 401 counts as alive: a server that has neither does not refuse the token either.
+// Source: Cis Session get, of /api and of /rest. Any answer but 401 counts as alive: a server that has neither does not
+// refuse the token either.
 func (c *Client) restAlive(ctx context.Context, token string) (bool, error) {
 	cl := &call{op: "GET session", method: http.MethodGet, path: "/api/session", token: token}
 	_, err := c.roundTrip(ctx, c.reads, cl)
@@ -83,6 +91,7 @@ func (c *Client) restAlive(ctx context.Context, token string) (bool, error) {
 		cl.method, cl.path = http.MethodPost, oldSession+"?~action=get"
 		_, err = c.roundTrip(ctx, c.reads, cl)
 	}
+
 	var e *Error
 	switch {
 	case err == nil:
@@ -90,5 +99,6 @@ func (c *Client) restAlive(ctx context.Context, token string) (bool, error) {
 	case !errors.As(err, &e), e.Status == 0, e.Class == Transient:
 		return false, err
 	}
+
 	return e.Status != http.StatusUnauthorized, nil
 }

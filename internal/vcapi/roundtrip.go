@@ -31,8 +31,9 @@ type call struct {
 	secrets  secrets // that travel in it
 	noRetry  bool    // the transport must not repeat it on another connection
 	timeout  time.Duration
-	maxBytes int    // the largest response body; 0 means maxBody
-	guest    string // the VM, where vCenter passes the call on to a guest: how long that takes says nothing about vCenter
+	maxBytes int // the largest response body; 0 means maxBody
+	// The VM, where vCenter passes the call on to a guest: how long that takes says nothing about vCenter.
+	guest    string
 	certHint string // how to make its server's certificate trusted, where that server is not vCenter
 
 	// checkBody, where set, finds an error in the body of a successful response.
@@ -57,6 +58,7 @@ func (c *Client) request(ctx context.Context, cl *call) (*http.Request, error) {
 	if cl.body != nil {
 		body = bytes.NewReader(cl.body)
 	}
+
 	req, err := http.NewRequestWithContext(ctx, cl.method, c.base+cl.path, body)
 	if err != nil {
 		return nil, fmt.Errorf("%s: vcenter %s: request: %w", cl.op, c.host, err)
@@ -65,12 +67,14 @@ func (c *Client) request(ctx context.Context, cl *call) (*http.Request, error) {
 	for key, values := range cl.header {
 		req.Header[key] = values
 	}
+
 	req.Header.Set("User-Agent", userAgent)
 	req.Header.Set("Accept", "application/json")
 	req.Header.Set("Content-Type", "application/json")
 	if cl.token != "" {
 		req.Header.Set(sessionHeader, cl.token)
 	}
+
 	return req, nil
 }
 
@@ -85,11 +89,12 @@ func (c *Client) roundTrip(ctx context.Context, hc *http.Client, cl *call) (resp
 	if err != nil {
 		return nil, err
 	}
+
 	if cl.noRetry {
 		req.GetBody = nil // the transport cannot send twice a body that it cannot rewind
 	} else {
-		// The nil value keeps the header from being sent. That it is there lets net/http repeat a POST which met a connection
-		// that the server had just closed.
+		// The nil value keeps the header from being sent. That it is there lets net/http repeat a POST which met a
+		// connection that the server had just closed.
 		req.Header["X-Idempotency-Key"] = nil
 	}
 
@@ -112,15 +117,17 @@ func (c *Client) roundTrip(ctx context.Context, hc *http.Client, cl *call) (resp
 	if err != nil || cl.checkBody == nil {
 		return resp, err
 	}
+
 	if e := cl.checkBody(resp.body, c.redactorFor(cl)); e != nil {
 		e.Status = resp.status
 		return nil, c.completeError(cl, e)
 	}
+
 	return resp, nil
 }
 
-// observe begins to time a call, and to trace it where ctx is part of a trace. The caller reports the end of the call to the
-// function that observe returns; where it does not, nothing is reported.
+// observe begins to time a call, and to trace it where ctx is part of a trace. The caller reports the end of the call
+// to the function that observe returns; where it does not, nothing is reported.
 func (c *Client) observe(ctx context.Context, cl *call) func(error) {
 	began := time.Now()
 	var span trace.Span
@@ -149,6 +156,7 @@ func (c *Client) observe(ctx context.Context, cl *call) func(error) {
 				span.SetAttributes(attribute.Int("http.response.status_code", e.Status))
 			}
 		}
+
 		span.End()
 	}
 }
@@ -179,6 +187,7 @@ func (c *Client) readResponse(cl *call, httpResp *http.Response) (*response, err
 		e.Foreign = unnamed && (status >= 500 || strings.HasPrefix(cl.path, "/sdk/"))
 		return nil, c.completeError(cl, e)
 	}
+
 	return &response{status: httpResp.StatusCode, header: httpResp.Header, body: bytes.TrimSpace(body)}, nil
 }
 
@@ -205,14 +214,15 @@ func (c *Client) transportError(cl *call, err error) *Error {
 		e.Sent = NotSent
 		e.Message += ": " + cmp.Or(cl.certHint, "set the CA file or the thumbprint of this vCenter")
 	}
+
 	return c.completeError(cl, e)
 }
 
 // ErrTooLarge is wrapped by the error of a response that is larger than the client reads.
 var ErrTooLarge = errors.New("the answer is too large")
 
-// ErrNotUnderstood is wrapped by the error of a successful response whose body has not the expected form: a proxy answers
-// in vCenter's place, or a part of vCenter does while it starts.
+// ErrNotUnderstood is wrapped by the error of a successful response whose body has not the expected form: a proxy
+// answers in vCenter's place, or a part of vCenter does while it starts.
 var ErrNotUnderstood = errors.New("the answer is not understood")
 
 func (c *Client) notUnderstood(cl *call, resp *response, why error) *Error {
@@ -232,16 +242,19 @@ func (c *Client) read(ctx context.Context, l *login, build func(*session) (*call
 		if err != nil {
 			return err
 		}
+
 		cl, err := build(s)
 		if err != nil {
 			return err
 		}
+
 		cl.token = s.token
 
 		resp, err := c.sendRead(ctx, cl)
 		if err == nil {
 			return c.decode(cl, resp, out)
 		}
+
 		c.handleSessionLost(ctx, cl, s, err)
 		if classOf(err) != SessionLost || renewed {
 			return err
@@ -263,13 +276,14 @@ func (c *Client) sendRead(ctx context.Context, cl *call) (resp *response, err er
 	return resp, err
 }
 
-// handleSessionLost forgets a session that vCenter no longer knows. Where the call went to a guest, it first finds out what
-// its 401 was about, the guest's login or this session, and sets the class of err.
+// handleSessionLost forgets a session that vCenter no longer knows. Where the call went to a guest, it first finds out
+// what its 401 was about, the guest's login or this session, and sets the class of err.
 func (c *Client) handleSessionLost(ctx context.Context, cl *call, s *session, err error) {
 	var e *Error
 	if !errors.As(err, &e) || e.Class != SessionLost {
 		return
 	}
+
 	if strings.HasPrefix(cl.op, guestProcessesOp) {
 		switch alive, err := c.restAlive(ctx, s.token); {
 		case err != nil:
@@ -280,6 +294,7 @@ func (c *Client) handleSessionLost(ctx context.Context, cl *call, s *session, er
 			return
 		}
 	}
+
 	c.forgetSession(s, strings.HasPrefix(cl.path, "/sdk/"))
 }
 

@@ -18,9 +18,9 @@ const (
 	refusedBackoffMax = 5 * time.Minute
 )
 
-// A login whose response was lost may have left a session that nobody can end. The next one waits for lostBackoff, then for
-// twice as long, up to lostBackoffMax. vCenter has room for some 2,000 sessions and keeps an idle one for half an hour or
-// longer: so at most 60 of these exist at a time.
+// A login whose response was lost may have left a session that nobody can end. The next one waits for lostBackoff, then
+// for twice as long, up to lostBackoffMax. vCenter has room for some 2,000 sessions and keeps an idle one for half an
+// hour or longer: so at most 60 of these exist at a time.
 const (
 	lostBackoff    = time.Second
 	lostBackoffMax = 30 * time.Second
@@ -37,8 +37,8 @@ type session struct {
 	historyCollectors atomic.Int32 // collectors of task histories that were created in it
 }
 
-// login keeps the one session of a protocol for all goroutines. Who finds it dead forgets it. The first who needs a session
-// then logs in, while the others wait.
+// login keeps the one session of a protocol for all goroutines. Who finds it dead forgets it. The first who needs a
+// session then logs in, while the others wait.
 type login struct {
 	c    *Client
 	open func(ctx context.Context, password string) (*session, error)
@@ -66,8 +66,8 @@ func newLogin(c *Client, open func(context.Context, string) (*session, error)) *
 
 var errClosed = errors.New("the client is closed")
 
-// get returns the session, and logs in where there is none. The login goes on where ctx ends before it is done: its session
-// is for the next caller.
+// get returns the session, and logs in where there is none. The login goes on where ctx ends before it is done: its
+// session is for the next caller.
 func (l *login) get(ctx context.Context) (*session, error) {
 	if s, err := l.cached(time.Time{}); s != nil || err != nil {
 		return s, err
@@ -84,6 +84,7 @@ func (l *login) get(ctx context.Context) (*session, error) {
 		s   *session
 		err error
 	}
+
 	done := make(chan result)
 	go func() {
 		defer func() { <-l.slot }()
@@ -133,6 +134,7 @@ func (c *Client) noSessionError(why error, class Class) *Error {
 func (l *login) cached(arrived time.Time) (*session, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+
 	switch {
 	case l.closed:
 		return nil, l.c.noSessionError(errClosed, Permanent)
@@ -148,6 +150,7 @@ func (l *login) cached(arrived time.Time) (*session, error) {
 func (l *login) blocked(password string) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+
 	switch now := time.Now(); {
 	case l.refused != nil && password == l.refusedPassword && now.Before(l.refusedUntil):
 		return l.refused
@@ -168,10 +171,12 @@ func (l *login) refusal() error {
 func (l *login) record(s *session, err error, password string) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+
 	if err == nil && l.closed {
 		err = l.c.noSessionError(errClosed, Permanent)
 		l.c.cleaner.logoutLater(s)
 	}
+
 	if err == nil {
 		l.current, l.lastErr, l.refused = s, nil, nil
 		l.refusedBackoff, l.lostBackoff = 0, 0
@@ -183,10 +188,12 @@ func (l *login) record(s *session, err error, password string) error {
 	if !errors.As(err, &e) {
 		return err
 	}
+
 	if (e.Op == opLogin || e.Op == opRESTLogin) && mayHaveCreated(e) {
 		l.lostBackoff = min(max(2*l.lostBackoff, lostBackoff), lostBackoffMax)
 		l.lostUntil = time.Now().Add(l.lostBackoff)
 	}
+
 	if e.Class != SessionLost || e.Status == 0 {
 		return err
 	}
@@ -195,14 +202,17 @@ func (l *login) record(s *session, err error, password string) error {
 	if l.refusedBackoff == 0 || password != l.refusedPassword {
 		l.refusedBackoff = refusedBackoff
 	}
+
 	l.refused, l.refusedPassword, l.refusedUntil = err, password, time.Now().Add(l.refusedBackoff)
 	return err
 }
 
-// forget drops s, where it is still the current session. dead means that vCenter no longer knows it; else it is logged out.
+// forget drops s, where it is still the current session. dead means that vCenter no longer knows it; else it is logged
+// out.
 func (l *login) forget(s *session, dead bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+
 	if l.current != s {
 		return
 	}
@@ -233,6 +243,7 @@ func (c *Client) logout(ctx context.Context) {
 		if l.current != nil {
 			left = append(left, l.current)
 		}
+
 		l.current = nil
 		l.mu.Unlock()
 	}
@@ -268,6 +279,7 @@ func (c *Client) SessionAlive(ctx context.Context, s Session) (bool, error) {
 	if err != nil {
 		return false, err
 	}
+
 	alive := anyBool(raw)
 	return alive != nil && *alive, nil
 }

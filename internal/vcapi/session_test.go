@@ -41,18 +41,25 @@ func TestConfig(t *testing.T) {
 		{"SHA-1 thumbprint", func(c *Config) { c.Thumbprint = strings.Repeat("AB:", 19) + "ab" }, "SHA-256"},
 		{"odd thumbprint", func(c *Config) { c.Thumbprint = "xyz" }, "SHA-256"},
 	}
+
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			cfg := good
 			tt.change(&cfg)
 			c, err := New(cfg)
+
 			if err == nil {
 				req, err := c.request(context.Background(), &call{method: http.MethodGet, path: "/x"})
-				if host := strings.TrimSuffix(strings.TrimPrefix(cfg.URL, "https://"), "/"); err != nil || req.Host != host {
+				if host := strings.TrimSuffix(
+					strings.TrimPrefix(cfg.URL, "https://"),
+					"/",
+				); err != nil ||
+					req.Host != host {
 					t.Errorf("Host %q, want %q; %v", req.Host, host, err)
 				}
 			}
+
 			switch {
 			case tt.want == "" && err != nil:
 				t.Error(err)
@@ -83,6 +90,7 @@ func TestTrust(t *testing.T) {
 		{"pin in capitals", func(c *Config) { c.RootCAs, c.Thumbprint = nil, strings.ToUpper(pin) }, true},
 		{"other pin, though the root is known", func(c *Config) { c.Thumbprint = strings.Repeat("00", 32) }, false},
 	}
+
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -90,6 +98,7 @@ func TestTrust(t *testing.T) {
 			tt.change(&cfg)
 			c := newClient(t, cfg)
 			_, err := c.About(context.Background())
+
 			if tt.ok {
 				_, acted := c.StartGuestNetwork(context.Background(), nil, "vm-1", testAuth)
 				if err != nil || acted != nil {
@@ -97,10 +106,18 @@ func TestTrust(t *testing.T) {
 				}
 				return
 			}
+
 			if e := asError(t, err); e.Class != Transient || !strings.Contains(e.Message, "certificate") {
 				t.Errorf("got %v", err)
 			}
-			_, err = c.StartGuestNetwork(context.Background(), func(context.Context) error { t.Error("the fence was asked"); return nil }, "vm-1", testAuth)
+
+			_, err = c.StartGuestNetwork(
+				context.Background(),
+				func(context.Context) error { t.Error("the fence was asked"); return nil },
+				"vm-1",
+				testAuth,
+			)
+
 			if e := asError(t, err); e.Sent != NotSent {
 				t.Errorf("got %s: %v", e.Sent, err)
 			}
@@ -138,7 +155,11 @@ func TestLearn(t *testing.T) {
 		{"hello says something new", func(f *fake) { f.reply(helloPath, 200, `{"api_release":"../../x"}`) }, "8.0.3.0"},
 		{"hello is no JSON", func(f *fake) { f.reply(helloPath, 200, `<html>`) }, "8.0.3.0"},
 		{"hello wants a login", func(f *fake) { f.reply(helloPath, 401, ``) }, "8.0.3.0"},
-		{"hello's release does not work", func(f *fake) { f.reply(helloPath, 200, `{"api_release":"9.0.0.0"}`) }, "8.0.3.0"},
+		{
+			"hello's release does not work",
+			func(f *fake) { f.reply(helloPath, 200, `{"api_release":"9.0.0.0"}`) },
+			"8.0.3.0",
+		},
 		{"method only", func(f *fake) {
 			f.reply(contentPath, 405, ``)
 			f.reply("POST /sdk/vim25/8.0.1.0/ServiceInstance/ServiceInstance/RetrieveServiceContent", 200, content)
@@ -146,6 +167,7 @@ func TestLearn(t *testing.T) {
 		{"no vCenter", func(f *fake) { f.reply(contentPath, 200, `{"hello":"world"}`) }, ""},
 		{"nothing", func(f *fake) { f.reply(contentPath, 404, `404 page not found`) }, ""},
 	}
+
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -154,17 +176,21 @@ func TestLearn(t *testing.T) {
 			tt.prepare(f)
 			c := f.client(t)
 			v, err := c.discover(context.Background())
+
 			if tt.release == "" {
 				if err == nil {
 					t.Errorf("learnt %+v", v)
 				}
 				return
 			}
+
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			about, err := c.About(context.Background())
-			if v.release != tt.release || err != nil || about != (About{Name: "VC", APIVersion: "8.0.3.0", InstanceUUID: "u"}) {
+			if v.release != tt.release || err != nil ||
+				about != (About{Name: "VC", APIVersion: "8.0.3.0", InstanceUUID: "u"}) {
 				t.Errorf("release %s, about %+v, %v", v.release, about, err)
 			}
 		})
@@ -197,6 +223,7 @@ func TestSessionRenewedOnce(t *testing.T) {
 		}
 		logins.Add(1)
 	}
+
 	c := newClient(t, cfg)
 	for round := int32(1); round <= 3; round++ {
 		newest.Store(round)
@@ -208,11 +235,13 @@ func TestSessionRenewedOnce(t *testing.T) {
 				}
 			})
 		}
+
 		wg.Wait()
 		if logins.Load() != round {
 			t.Fatalf("round %d: %d logins", round, logins.Load())
 		}
 	}
+
 	session, err := c.Session(context.Background())
 	if err != nil || session != (Session{Key: "key-of-vim-token-3", UserName: `VSPHERE.LOCAL\svc-guestflow`}) {
 		t.Errorf("session %+v, %v", session, err)
@@ -230,7 +259,8 @@ func TestSessionLostTwice(t *testing.T) {
 	f.wantCount(t, "CurrentTime", 2)
 }
 
-// TestOneSessionForBoth: from 8.0.3.0 on, one login serves VI JSON and REST; before, each has its own; and where vCenter does not keep to that, too.
+// TestOneSessionForBoth: from 8.0.3.0 on, one login serves VI JSON and REST; before, each has its own; and where
+// vCenter does not keep to that, too.
 func TestOneSessionForBoth(t *testing.T) {
 	t.Parallel()
 	const refused = `{"error_type":"UNAUTHENTICATED","messages":[]}`
@@ -243,6 +273,7 @@ func TestOneSessionForBoth(t *testing.T) {
 			writeJSON(w, 200, `{}`)
 		})
 	}
+
 	tests := []struct {
 		name, apiVersion     string
 		prepare              func(f *fake)
@@ -254,9 +285,24 @@ func TestOneSessionForBoth(t *testing.T) {
 		{"8.0.2", "8.0.2.0", func(*fake) {}, "rest-token", 1, 1},
 		{"8.0.1", "8.0.1.0", onlyOwn, "rest-token", 1, 1},
 		{"9.0 that does not share", "9.0.0.0", onlyOwn, "rest-token", 2, 1},
-		{"9.0 without GET session", "9.0.0.0", func(f *fake) { f.reply("GET /api/session", 404, ``) }, "vim-token-1", 1, 0},
-		{"8.0.2, old form", "8.0.2.0", func(f *fake) { f.reply("POST /api/session", 200, `{"value":"rest-token"}`) }, "rest-token", 1, 1},
+		{
+			"9.0 without GET session",
+			"9.0.0.0",
+			func(f *fake) { f.reply("GET /api/session", 404, ``) },
+			"vim-token-1",
+			1,
+			0,
+		},
+		{
+			"8.0.2, old form",
+			"8.0.2.0",
+			func(f *fake) { f.reply("POST /api/session", 200, `{"value":"rest-token"}`) },
+			"rest-token",
+			1,
+			1,
+		},
 	}
+
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -265,6 +311,7 @@ func TestOneSessionForBoth(t *testing.T) {
 			f.reply("customization", 200, `{"status":"IDLE"}`)
 			f.reply("CurrentTime", 200, `"2026-11-20T10:00:00Z"`)
 			c := f.client(t)
+
 			for range 3 {
 				if _, err := c.CustomizationStatus(context.Background(), "vm-1"); err != nil {
 					t.Fatal(err)
@@ -273,11 +320,13 @@ func TestOneSessionForBoth(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
+
 			for _, r := range f.of("customization") {
 				if got := r.header.Get(sessionHeader); got != tt.token {
 					t.Errorf("REST was called with %q, want %q", got, tt.token)
 				}
 			}
+
 			f.wantCount(t, "/Login", tt.vimLogins)
 			f.wantCount(t, "POST /api/session", tt.restLogin)
 			if r := f.of("POST /api/session"); len(r) > 0 {
@@ -286,6 +335,7 @@ func TestOneSessionForBoth(t *testing.T) {
 					t.Errorf("logged in as %q with %q", user, password)
 				}
 			}
+
 			c.Close(context.Background())
 			f.wantCount(t, "Logout", tt.vimLogins)
 			f.wantCount(t, "DELETE /api/session", tt.restLogin)
@@ -311,15 +361,18 @@ func TestRESTSessionRenewed(t *testing.T) {
 			}
 			writeJSON(w, 200, `{"status":"IDLE"}`)
 		})
+
 		c := f.client(t)
 		for range 3 {
 			if _, err := c.CustomizationStatus(context.Background(), "vm-1"); err != nil {
 				t.Fatal(err)
 			}
 		}
+
 		if calls.Load() != 4 {
 			t.Errorf("%s: %d calls", apiVersion, calls.Load())
 		}
+
 		c.Close(context.Background())
 		logins, logouts := len(f.of("Login")), len(f.of("Logout"))
 		if apiVersion == "9.0.0.0" && (logins != 2 || logouts != 2) { // the first one may still be alive in VI JSON
@@ -331,7 +384,8 @@ func TestRESTSessionRenewed(t *testing.T) {
 	}
 }
 
-// TestWrongPassword: a login that vCenter refused is not tried again with the same password for a while, however many ask; a new password is tried at once.
+// TestWrongPassword: a login that vCenter refused is not tried again with the same password for a while, however many
+// ask; a new password is tried at once.
 func TestWrongPassword(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, "9.0.0.0")
@@ -340,17 +394,24 @@ func TestWrongPassword(t *testing.T) {
 	f.handle("Login", func(w http.ResponseWriter, r *http.Request) {
 		all := f.of("Login")
 		if !strings.Contains(all[len(all)-1].body, "right") {
-			writeJSON(w, 500, `{"_typeName":"InvalidLogin","faultstring":"Cannot complete login due to an incorrect user name or password."}`)
+			writeJSON(
+				w,
+				500,
+				`{"_typeName":"InvalidLogin","faultstring":"Cannot complete login due to an incorrect user name or password."}`,
+			)
 			return
 		}
+
 		right(w, r)
 	})
+
 	var password atomic.Value
 	password.Store("wrong")
 	cfg := f.config()
 	cfg.Password = func() (string, error) { return password.Load().(string), nil }
 	c := newClient(t, cfg)
 	var wg sync.WaitGroup
+
 	for range 20 {
 		wg.Go(func() {
 			_, err := c.Now(context.Background())
@@ -359,15 +420,18 @@ func TestWrongPassword(t *testing.T) {
 			}
 		})
 	}
+
 	wg.Wait()
 	f.wantCount(t, "Login", 1)
 	if c.Up() {
 		t.Error("up, although vCenter refuses the login")
 	}
+
 	password.Store("right")
 	if _, err := c.Now(context.Background()); err != nil {
 		t.Error(err)
 	}
+
 	f.wantCount(t, "Login", 2)
 	if !c.Up() {
 		t.Error("not up, although vCenter has taken the login")
@@ -379,10 +443,13 @@ func TestRefusedPause(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		refuse, tries := true, 0
-		c, err := New(Config{URL: "https://vc.test", Username: "u", Password: func() (string, error) { return "p", nil }})
+		c, err := New(
+			Config{URL: "https://vc.test", Username: "u", Password: func() (string, error) { return "p", nil }},
+		)
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		l := newLogin(c, func(context.Context, string) (*session, error) {
 			tries++
 			if refuse {
@@ -390,6 +457,7 @@ func TestRefusedPause(t *testing.T) {
 			}
 			return &session{token: "t"}, nil
 		})
+
 		for _, wait := range []time.Duration{0, time.Minute, 2 * time.Minute, 4 * time.Minute, 5 * time.Minute, 5 * time.Minute} {
 			before := tries
 			if wait > 0 {
@@ -399,10 +467,12 @@ func TestRefusedPause(t *testing.T) {
 				}
 				<-time.After(2 * time.Second)
 			}
+
 			if _, err := l.get(context.Background()); err == nil || tries != before+1 {
 				t.Errorf("%d tries after %s, %v", tries-before, wait, err)
 			}
 		}
+
 		refuse = false
 		<-time.After(6 * time.Minute)
 		if s, err := l.get(context.Background()); err != nil || s.token != "t" {
@@ -411,16 +481,20 @@ func TestRefusedPause(t *testing.T) {
 	})
 }
 
-// TestLoginShared: those who wait for a login that fails get its error; the next one tries anew. Where one gives up, its login goes on and serves the others.
+// TestLoginShared: those who wait for a login that fails get its error; the next one tries anew. Where one gives up,
+// its login goes on and serves the others.
 func TestLoginShared(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		tries := 0
 		broken := &Error{Class: Transient, Message: "down"}
-		c, err := New(Config{URL: "https://vc.test", Username: "u", Password: func() (string, error) { return "p", nil }})
+		c, err := New(
+			Config{URL: "https://vc.test", Username: "u", Password: func() (string, error) { return "p", nil }},
+		)
 		if err != nil {
 			t.Fatal(err)
 		}
+
 		l := newLogin(c, func(ctx context.Context, _ string) (*session, error) {
 			tries++
 			select {
@@ -430,6 +504,7 @@ func TestLoginShared(t *testing.T) {
 				return nil, ctx.Err()
 			}
 		})
+
 		var wg sync.WaitGroup
 		for range 10 {
 			wg.Go(func() {
@@ -438,10 +513,12 @@ func TestLoginShared(t *testing.T) {
 				}
 			})
 		}
+
 		wg.Wait()
 		if tries != 1 {
 			t.Errorf("%d tries", tries)
 		}
+
 		// A caller that gives up while it logs in, and one that waits for it.
 		ctx, cancel := context.WithCancel(context.Background())
 		wg.Go(func() {
@@ -449,12 +526,14 @@ func TestLoginShared(t *testing.T) {
 				t.Errorf("got %v", err)
 			}
 		})
+
 		synctest.Wait()
 		wg.Go(func() {
 			if _, err := l.get(context.Background()); !errors.Is(err, broken) {
 				t.Errorf("got %v", err)
 			}
 		})
+
 		synctest.Wait()
 		waiting, stop := context.WithCancelCause(context.Background())
 		enough := errors.New("enough")
@@ -464,6 +543,7 @@ func TestLoginShared(t *testing.T) {
 				t.Errorf("got %v", err)
 			}
 		})
+
 		synctest.Wait()
 		stop(enough)
 		synctest.Wait()
@@ -484,11 +564,13 @@ func TestLoginOddities(t *testing.T) {
 	if e := asError(t, err); e.Op != "POST session" || !strings.Contains(e.Message, "no session id") {
 		t.Errorf("got %v", err)
 	}
+
 	f.reply("Login", 200, `{"key":"k"}`)
 	_, err = f.client(t).Now(context.Background())
 	if e := asError(t, err); e.Op != "Login" || !strings.Contains(e.Message, sessionHeader) {
 		t.Errorf("got %v", err)
 	}
+
 	unreadable := errors.New("open /var/run/secrets/vc: no such file")
 	cfg := f.config()
 	cfg.Password = func() (string, error) { return "", unreadable }
@@ -508,8 +590,17 @@ func TestOnAnswer(t *testing.T) {
 	defer v.Close()
 	v.Stop()
 	told := make(chan error, 100)
-	c := newClient(t, Config{URL: v.URL(), Username: v.Username(), Password: func() (string, error) { return v.Password(), nil }, Thumbprint: v.Thumbprint(),
-		OnAnswer: func(why error) { told <- why }})
+	c := newClient(
+		t,
+		Config{
+			URL:        v.URL(),
+			Username:   v.Username(),
+			Password:   func() (string, error) { return v.Password(), nil },
+			Thumbprint: v.Thumbprint(),
+			OnAnswer:   func(why error) { told <- why },
+		},
+	)
+
 	for _, stopped := range []bool{true, true, false, false, true} {
 		if stopped {
 			v.Stop()
@@ -517,15 +608,18 @@ func TestOnAnswer(t *testing.T) {
 		} else {
 			v.Resume()
 		}
+
 		if _, err := c.Now(context.Background()); (err != nil) != stopped || c.Up() == stopped {
 			t.Errorf("stopped %t: %v, up %t", stopped, err, c.Up())
 		}
 	}
+
 	close(told)
 	var all []bool
 	for why := range told {
 		all = append(all, why == nil)
 	}
+
 	if !slices.Equal(all, []bool{false, true, false}) {
 		t.Errorf("told %v", all)
 	}

@@ -23,14 +23,25 @@ func start(t *testing.T, opts vcsim.Options, change ...func(*Client)) (*vcsim.VC
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	t.Cleanup(v.Close)
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(v.CAPEM())
-	c := newClient(t, Config{URL: v.URL(), Username: v.Username(), Password: func() (string, error) { return v.Password(), nil }, RootCAs: roots,
-		PollWait: time.Second})
+	c := newClient(
+		t,
+		Config{
+			URL:      v.URL(),
+			Username: v.Username(),
+			Password: func() (string, error) { return v.Password(), nil },
+			RootCAs:  roots,
+			PollWait: time.Second,
+		},
+	)
+
 	for _, f := range change {
 		f(c)
 	}
+
 	run(t, c)
 	return v, c
 }
@@ -94,14 +105,19 @@ func TestSimulatedRun(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			about, err := c.About(ctx)
 			if err != nil || about.APIVersion != apiVersion || about.InstanceUUID == "" {
 				t.Errorf("about %+v, %v", about, err)
 			}
+
 			read, err := c.VM(ctx, vm)
-			if err != nil || read.PowerState != "poweredOn" || read.ToolsRunningStatus != "guestToolsRunning" || read.InstanceUUID == "" || len(read.NICs) != 1 {
+			if err != nil || read.PowerState != "poweredOn" || read.ToolsRunningStatus != "guestToolsRunning" ||
+				read.InstanceUUID == "" ||
+				len(read.NICs) != 1 {
 				t.Errorf("vm %+v, %v", read, err)
 			}
+
 			check, err := c.CheckCustomization(ctx, vm)
 			if apiVersion == "9.0.0.0" {
 				if err != nil || check.Status != "SUPPORTED" {
@@ -110,6 +126,7 @@ func TestSimulatedRun(t *testing.T) {
 			} else if e := asError(t, err); e.Class != Permanent || e.Status != 404 && e.Status != 400 {
 				t.Errorf("check of an old vCenter: %v", err)
 			}
+
 			if _, err := c.CustomizationStatus(ctx, vm); err != nil {
 				t.Error(err)
 			}
@@ -118,22 +135,34 @@ func TestSimulatedRun(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if s := until(t, c, vm, task, ended); s.Task.State != "success" || s.Task.ID != task || s.Task.Name != "CustomizeGuest_Task" || s.Task.Entity != vm {
+
+			if s := until(
+				t,
+				c,
+				vm,
+				task,
+				ended,
+			); s.Task.State != "success" || s.Task.ID != task || s.Task.Name != "CustomizeGuest_Task" ||
+				s.Task.Entity != vm {
 				t.Errorf("task %+v", s.Task)
 			}
+
 			network, err := c.StartGuestNetwork(ctx, nil, vm, simAuth)
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			until(t, c, vm, network, ended)
 			s := until(t, c, vm, "", func(s WatchState) bool { return strings.HasPrefix(s.VM.HostName, "web01") })
 			if len(s.VM.NICs) != 1 || !slices.Contains(s.VM.NICs[0].Addresses, "10.0.0.7") {
 				t.Errorf("NICs %+v", s.VM.NICs)
 			}
+
 			abort, err := c.AbortCustomization(ctx, nil, vm, simAuth)
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			until(t, c, vm, abort, ended)
 			if e := v.VM(vm).Effects(); e.Customizations != 1 || e.NetworkStarts != 1 || e.Aborts != 1 {
 				t.Errorf("effects %+v", e)
@@ -143,10 +172,12 @@ func TestSimulatedRun(t *testing.T) {
 			if err != nil || !history {
 				t.Errorf("history %t, %v", history, err)
 			}
+
 			var ids []string
 			for _, task := range tasks {
 				ids = append(ids, task.ID)
 			}
+
 			if !slices.Equal(ids, []string{task, network, abort}) {
 				t.Errorf("tasks %v, want %v", ids, []string{task, network, abort})
 			}
@@ -164,18 +195,26 @@ func TestSimulatedRun(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			list, err := c.Processes(ctx, vm, simAuth)
-			if err != nil || !slices.ContainsFunc(list, func(p Process) bool { return p.PID == pid && strings.HasSuffix(p.Command, "# gf:1") }) {
+			if err != nil ||
+				!slices.ContainsFunc(
+					list,
+					func(p Process) bool { return p.PID == pid && strings.HasSuffix(p.Command, "# gf:1") },
+				) {
 				t.Errorf("list %+v, %v", list, err)
 			}
+
 			p, err := c.Process(ctx, vm, simAuth, pid)
 			for err == nil && p.ExitCode == nil {
 				<-time.After(20 * time.Millisecond) // a process is polled, there is nothing to wait on
 				p, err = c.Process(ctx, vm, simAuth, pid)
 			}
+
 			if err != nil || *p.ExitCode != 0 || p.Finished == nil || p.PID != pid {
 				t.Errorf("process %+v, %v", p, err)
 			}
+
 			long, err := c.StartProcess(ctx, nil, vm, simAuth, ProcessSpec{Path: "/bin/sleep", Arguments: "1000"})
 			if err != nil {
 				t.Fatal(err)
@@ -191,9 +230,15 @@ func TestSimulatedRun(t *testing.T) {
 			if alive, err := c.SessionAlive(ctx, session); err != nil || !alive {
 				t.Errorf("alive %t, %v", alive, err)
 			}
-			if alive, err := c.SessionAlive(ctx, Session{Key: "nobody", UserName: session.UserName}); err != nil || alive {
+
+			if alive, err := c.SessionAlive(
+				ctx,
+				Session{Key: "nobody", UserName: session.UserName},
+			); err != nil ||
+				alive {
 				t.Errorf("a session that never was: %t, %v", alive, err)
 			}
+
 			if !c.Up() || c.PollAge() > time.Minute {
 				t.Errorf("up %t, poll age %s", c.Up(), c.PollAge())
 			}
@@ -215,6 +260,7 @@ func TestSimulatedErrors(t *testing.T) {
 	if e := asError(t, err); e.Name != "ManagedObjectNotFound" {
 		t.Errorf("got %v", err)
 	}
+
 	_, _, err = c.Tasks(ctx, "vm-404", time.Time{})
 	outcome{"ManagedObjectNotFound", Permanent, Refused}.check(t, asError(t, err))
 	_, err = c.CustomizationStatus(ctx, "vm-404")
@@ -241,6 +287,7 @@ func TestSimulatedErrors(t *testing.T) {
 	if e := asError(t, err); e.Class != Transient || e.Sent != Refused {
 		t.Errorf("tools down: %s, %s: %v", e.Class, e.Sent, err)
 	}
+
 	_, err = c.Processes(ctx, vms[2], simAuth)
 	outcome{"SERVICE_UNAVAILABLE", Transient, Refused}.check(t, asError(t, err))
 	if n := v.Count("Login", ""); n != 1 {
@@ -252,20 +299,24 @@ func TestSimulatedErrors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	s := until(t, c, vms[0], task, ended)
 	if s.Task.Err == nil {
 		t.Fatalf("task %+v", s.Task)
 	}
+
 	outcome{"CustomizationFault", Transient, Answered}.check(t, s.Task.Err)
 	v.VM(vms[0]).Configure(func(g *vcsim.Guest) { g.TaskError, g.CustomizeFor = nil, time.Hour })
 	if task, err = c.CustomizeGuest(ctx, nil, vms[0], simAuth, json.RawMessage(simSpec), nil); err != nil {
 		t.Fatal(err)
 	}
+
 	_, err = c.StartGuestNetwork(ctx, nil, vms[0], simAuth)
 	outcome{"TaskInProgress", Transient, Refused}.check(t, asError(t, err))
 	if err := c.CancelTask(ctx, nil, task); err != nil {
 		t.Error(err)
 	}
+
 	until(t, c, vms[0], task, ended)
 }
 
@@ -276,12 +327,20 @@ func TestSimulatedLosses(t *testing.T) {
 	ctx, vms := patience(t), v.VMs()
 	v.Script(vcsim.Rule{VM: vms[0], Op: "StartGuestNetwork_Task", LoseCall: true})
 	v.Script(vcsim.Rule{VM: vms[1], Op: "StartGuestNetwork_Task", LoseAnswer: true})
+
 	for i, effects := range []int{0, 1} {
 		_, err := c.StartGuestNetwork(ctx, nil, vms[i], simAuth)
 		if e := asError(t, err); e.Sent != Unknown || e.Class != Transient {
 			t.Errorf("got %s, %s: %v", e.Sent, e.Class, err)
 		}
-		if n, done := v.Count("StartGuestNetwork_Task", vms[i]), v.VM(vms[i]).Effects().NetworkStarts; n != 1 || done != effects {
+
+		if n, done := v.Count(
+			"StartGuestNetwork_Task",
+			vms[i],
+		), v.VM(vms[i]).
+			Effects().
+			NetworkStarts; n != 1 ||
+			done != effects {
 			t.Errorf("%d calls, %d effects; want 1 and %d", n, done, effects)
 		}
 	}
@@ -296,6 +355,7 @@ func TestSimulatedExpiry(t *testing.T) {
 		until(t, c, vm, "", func(s WatchState) bool { return !s.Down }) // the poll stands
 		v.ExpireSessions()
 		var wg sync.WaitGroup
+
 		for range 50 {
 			wg.Go(func() {
 				if _, err := c.VM(ctx, vm); err != nil {
@@ -306,16 +366,19 @@ func TestSimulatedExpiry(t *testing.T) {
 				}
 			})
 		}
+
 		wg.Wait()
 		if n := v.Count("Login", ""); n != 2 {
 			t.Errorf("%d logins, want 2", n)
 		}
+
 		v.VM(vm).ToolsDown()
 		until(t, c, vm, "", func(s WatchState) bool { return s.VM.ToolsRunningStatus == "guestToolsNotRunning" })
 	}
 }
 
-// TestSimulatedWatch: a watch lives through cut connections, expired sessions and a vCenter that is away, and tells the last of these.
+// TestSimulatedWatch: a watch lives through cut connections, expired sessions and a vCenter that is away, and tells the
+// last of these.
 func TestSimulatedWatch(t *testing.T) {
 	t.Parallel()
 	v, c := start(t, vcsim.Options{VMs: 2})
@@ -329,6 +392,7 @@ func TestSimulatedWatch(t *testing.T) {
 			return false
 		})
 	}()
+
 	wait := func(what string, want func(WatchState) bool) {
 		t.Helper()
 		for {
@@ -342,6 +406,7 @@ func TestSimulatedWatch(t *testing.T) {
 			}
 		}
 	}
+
 	tools := func(status string) func(WatchState) bool {
 		return func(s WatchState) bool { return !s.Down && s.VM.ToolsRunningStatus == status }
 	}
@@ -372,12 +437,20 @@ func TestSimulatedWatchGone(t *testing.T) {
 	v, c := start(t, vcsim.Options{VMs: 1})
 	vm := v.VMs()[0]
 	until(t, c, "vm-404", "", func(s WatchState) bool { return s.VMGone })
-	until(t, c, vm, "task-404", func(s WatchState) bool { return s.TaskGone && !s.VMGone && s.VM.PowerState == "poweredOn" })
+	until(
+		t,
+		c,
+		vm,
+		"task-404",
+		func(s WatchState) bool { return s.TaskGone && !s.VMGone && s.VM.PowerState == "poweredOn" },
+	)
+
 	v.VM(vm).Configure(func(g *vcsim.Guest) { g.CustomizeFor = time.Hour })
 	task, err := c.CustomizeGuest(patience(t), nil, vm, simAuth, json.RawMessage(simSpec), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	seen := false
 	s := until(t, c, vm, task, func(s WatchState) bool {
 		if s.Task != nil && !seen {
@@ -387,6 +460,7 @@ func TestSimulatedWatchGone(t *testing.T) {
 		}
 		return s.TaskGone
 	})
+
 	if s.Task == nil || s.Task.State != "running" {
 		t.Errorf("the last known task is %+v", s.Task)
 	}
@@ -396,11 +470,13 @@ func TestSimulatedWatchGone(t *testing.T) {
 func TestSimulatedWaiting(t *testing.T) {
 	t.Parallel()
 	const vms = 100
-	v, c := start(t, vcsim.Options{VMs: vms}, func(c *Client) { c.poller.showTimeout = time.Minute }) // a busy machine is not a blind server
+	// A busy machine is not a blind server.
+	v, c := start(t, vcsim.Options{VMs: vms}, func(c *Client) { c.poller.showTimeout = time.Minute })
 	until(t, c, v.VMs()[0], "", func(WatchState) bool { return true })
 	ctx, stop := context.WithCancel(patience(t))
 	var known, over sync.WaitGroup
 	known.Add(vms)
+
 	for _, vm := range v.VMs() {
 		over.Go(func() {
 			first := true
@@ -413,6 +489,7 @@ func TestSimulatedWaiting(t *testing.T) {
 			})
 		})
 	}
+
 	known.Wait()
 	others := func() (ops []string) {
 		for _, call := range v.Calls() {
@@ -422,10 +499,12 @@ func TestSimulatedWaiting(t *testing.T) {
 		}
 		return ops
 	}
+
 	before := others()
 	if len(before) > vms {
 		t.Errorf("%d calls until %d watches stood", len(before), vms)
 	}
+
 	polled := make(chan struct{}, 100)
 	v.OnCall(func(call vcsim.Call, phase vcsim.Phase) vcsim.Action {
 		if call.Op == "WaitForUpdatesEx" && phase == vcsim.Before {
@@ -433,24 +512,34 @@ func TestSimulatedWaiting(t *testing.T) {
 		}
 		return vcsim.Proceed
 	})
+
 	for range 3 { // long polls
 		<-polled
 	}
+
 	if after := others(); len(after) != len(before) {
 		t.Errorf("calls while nothing changed: %v", after[len(before):])
 	}
+
 	stop()
 	over.Wait()
 }
 
-// TestSimulatedWatchAgain: a VM that is watched again and again is shown each time, by one filter; and while it stays in the view, without a call.
+// TestSimulatedWatchAgain: a VM that is watched again and again is shown each time, by one filter; and while it stays
+// in the view, without a call.
 func TestSimulatedWatchAgain(t *testing.T) {
 	t.Parallel()
 	for _, linger := range []time.Duration{time.Nanosecond, time.Hour} {
-		v, c := start(t, vcsim.Options{VMs: 1}, func(c *Client) { c.poller.showTimeout, c.poller.lingerTime = time.Minute, linger })
+		v, c := start(
+			t,
+			vcsim.Options{VMs: 1},
+			func(c *Client) { c.poller.showTimeout, c.poller.lingerTime = time.Minute, linger },
+		)
+
 		for range 100 {
 			until(t, c, v.VMs()[0], "", func(s WatchState) bool { return s.VM.PowerState == "poweredOn" })
 		}
+
 		if n := v.Count("CreateFilter", ""); n != 1 {
 			t.Errorf("linger %s: %d filters", linger, n)
 		}

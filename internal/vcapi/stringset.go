@@ -27,6 +27,7 @@ func (n *stringSet) clear() {
 func (n *stringSet) without(list []string) []string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+
 	var rest []string
 	for _, name := range list {
 		if !n.members[name] {

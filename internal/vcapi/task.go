@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// Task reads one task. Error: ManagedObjectNotFound, where vCenter forgot it (some ten minutes after its end, or after a restart); it may still be
-// in the task history then, see Tasks.
+// Task reads one task. Error: ManagedObjectNotFound, where vCenter forgot it (some ten minutes after its end, or after
+// a restart); it may still be in the task history then, see Tasks.
 //
 // Source: VI JSON, Task.info.
 func (c *Client) Task(ctx context.Context, id string) (Task, error) {
@@ -21,6 +21,7 @@ func (c *Client) Task(ctx context.Context, id string) (Task, error) {
 	if err := c.callVIM(ctx, objectRef("Task", id), "", "info", nil, &raw); err != nil {
 		return Task{}, err
 	}
+
 	task, ok := decodeTask(properties{"info": raw}, c.secrets.redactor())
 	if !ok {
 		e := &Error{Status: http.StatusOK, Class: Permanent, Message: "the answer is no TaskInfo: " + oneLine(raw)}
@@ -29,9 +30,10 @@ func (c *Client) Task(ctx context.Context, id string) (Task, error) {
 	return task, nil
 }
 
-// Tasks are the tasks of a VM that vCenter shows: VM.recentTask, whatever its age, and the task history from since on (by queueTime, vCenter's
-// clock; the zero time: all of it), the oldest first. history is false where vCenter refused or lacks the history, and recentTask alone is told.
-// recentTask holds what runs and what ended within ten minutes and the last 200; it is empty after a restart of vCenter.
+// Tasks are the tasks of a VM that vCenter shows: VM.recentTask, whatever its age, and the task history from since on
+// (by queueTime, vCenter's clock; the zero time: all of it), the oldest first. history is false where vCenter refused
+// or lacks the history, and recentTask alone is told. recentTask holds what runs and what ended within ten minutes and
+// the last 200; it is empty after a restart of vCenter.
 //
 // Source: VI JSON, TaskManager.recentTask, TaskManager.CreateCollectorForTasks, TaskHistoryCollector.ReadNextTasks.
 func (c *Client) Tasks(ctx context.Context, vm string, since time.Time) (tasks []Task, history bool, err error) {
@@ -40,47 +42,73 @@ func (c *Client) Tasks(ctx context.Context, vm string, since time.Time) (tasks [
 	if err != nil {
 		return nil, false, err
 	}
-	filter := map[string]any{"_typeName": "TaskFilterSpec",
-		"entity": map[string]any{"_typeName": "TaskFilterSpecByEntity", "entity": refTo(virtualMachine, vm), "recursion": "self"}}
-	if !since.IsZero() {
-		filter["time"] = map[string]any{"_typeName": "TaskFilterSpecByTime", "timeType": "queuedTime", "beginTime": formatTime(since)}
+
+	filter := map[string]any{
+		"_typeName": "TaskFilterSpec",
+		"entity": map[string]any{
+			"_typeName": "TaskFilterSpecByEntity",
+			"entity":    refTo(virtualMachine, vm),
+			"recursion": "self",
+		},
 	}
+
+	if !since.IsZero() {
+		filter["time"] = map[string]any{
+			"_typeName": "TaskFilterSpecByTime",
+			"timeType":  "queuedTime",
+			"beginTime": formatTime(since),
+		}
+	}
+
 	past, history, err := c.taskHistory(ctx, filter, 0)
 	if err != nil {
 		return nil, false, err
 	}
+
 	for _, task := range append(past, recent...) { // the recent ones are the fresher ones
 		byID[task.ID] = task
 	}
+
 	for _, task := range byID {
 		tasks = append(tasks, task)
 	}
+
 	sort.Slice(tasks, func(i, j int) bool {
 		if !tasks[i].QueueTime.Equal(tasks[j].QueueTime) {
 			return tasks[i].QueueTime.Before(tasks[j].QueueTime)
 		}
 		return tasks[i].ID < tasks[j].ID
 	})
+
 	return tasks, history, nil
 }
 
-// AnyTaskBefore reports whether the task history holds a task, of whatever object, that was queued before t (vCenter's clock): then vCenter's memory
-// reaches back behind t. A history that cannot be read is an error here.
+// AnyTaskBefore reports whether the task history holds a task, of whatever object, that was queued before t (vCenter's
+// clock): then vCenter's memory reaches back behind t. A history that cannot be read is an error here.
 func (c *Client) AnyTaskBefore(ctx context.Context, t time.Time) (bool, error) {
-	tasks, history, err := c.taskHistory(ctx, map[string]any{"_typeName": "TaskFilterSpec",
-		"time": map[string]any{"_typeName": "TaskFilterSpecByTime", "timeType": "queuedTime", "endTime": formatTime(t)}}, 1)
+	tasks, history, err := c.taskHistory(ctx, map[string]any{
+		"_typeName": "TaskFilterSpec",
+		"time": map[string]any{
+			"_typeName": "TaskFilterSpecByTime",
+			"timeType":  "queuedTime",
+			"endTime":   formatTime(t),
+		},
+	}, 1)
 	if err != nil {
 		return false, err
 	}
+
 	if !history {
 		e := &Error{Class: Permanent, Message: "this vCenter does not let the account read the task history"}
 		return false, e.withCall("CreateCollectorForTasks", "", c.host)
 	}
+
 	for _, task := range tasks {
 		if task.QueueTime.Before(t) {
 			return true, nil
 		}
 	}
+
 	return false, nil
 }
 
@@ -92,14 +120,17 @@ func (c *Client) recentTasks(ctx context.Context, vm string) ([]Task, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	props, ok := all[vm]
 	if !ok {
 		return nil, objectNotFound(virtualMachine, vm).withCall("RetrievePropertiesEx", "", c.host)
 	}
+
 	ids := decodeVM(props, redactor{}).RecentTasks
 	if len(ids) == 0 {
 		return nil, nil
 	}
+
 	infos, err := c.retrieve(ctx, "Task", []string{"info"}, ids...)
 	if isGone(err) { // one of them: each by itself then
 		infos = make(map[string]properties)
@@ -115,6 +146,7 @@ func (c *Client) recentTasks(ctx context.Context, vm string) ([]Task, error) {
 	} else if err != nil {
 		return nil, err
 	}
+
 	var tasks []Task
 	for id, props := range infos {
 		if task, ok := decodeTask(props, c.secrets.redactor()); ok {
@@ -122,6 +154,7 @@ func (c *Client) recentTasks(ctx context.Context, vm string) ([]Task, error) {
 			tasks = append(tasks, task)
 		}
 	}
+
 	return tasks, nil
 }
 
@@ -130,8 +163,8 @@ func isGone(err error) bool {
 	return errors.As(err, &e) && e.Name == "ManagedObjectNotFound"
 }
 
-// taskHistory reads the history that filter selects, from its oldest task on, at most the given number (0: all). readable is false where vCenter
-// gives none; an error is only that it could not be asked.
+// taskHistory reads the history that filter selects, from its oldest task on, at most the given number (0: all).
+// readable is false where vCenter gives none; an error is only that it could not be asked.
 func (c *Client) taskHistory(ctx context.Context, filter any, most int) (tasks []Task, readable bool, err error) {
 	// A collector lives in its session: all in one, and once more with the next session where this one was lost.
 	for renewed := false; ; renewed = true {
@@ -139,6 +172,7 @@ func (c *Client) taskHistory(ctx context.Context, filter any, most int) (tasks [
 		if err != nil {
 			return nil, false, err
 		}
+
 		tasks, err = c.readHistory(ctx, s, filter, most)
 		var e *Error
 		switch {
@@ -151,7 +185,8 @@ func (c *Client) taskHistory(ctx context.Context, filter any, most int) (tasks [
 			if renewed {
 				return nil, false, err
 			}
-		case e.Name == "InvalidState" && !renewed && s.historyCollectors.Load() > 0: // no place for more collectors: some of ours are left, which end with the session
+		case e.Name == "InvalidState" && !renewed && s.historyCollectors.Load() > 0:
+			// No place for more collectors: some of ours are left, which end with the session.
 			c.forgetSession(s, false)
 		case e.Name == "" || e.Status == http.StatusTooManyRequests:
 			if e.Class == Transient { // a proxy's answer, not vCenter's word on the history
@@ -164,7 +199,8 @@ func (c *Client) taskHistory(ctx context.Context, filter any, most int) (tasks [
 	}
 }
 
-// maxHistoryReads is how many histories are read at once: vCenter allows a client 32 collectors [TaskManager.maxCollector], and refuses more with InvalidState.
+// maxHistoryReads is how many histories are read at once: vCenter allows a client 32 collectors
+// [TaskManager.maxCollector], and refuses more with InvalidState.
 const maxHistoryReads = 16
 
 // readHistory makes a collector, reads its pages and destroys it: vCenter allows a client few of them.
@@ -174,23 +210,43 @@ func (c *Client) readHistory(ctx context.Context, s *session, filter any, most i
 	case <-ctx.Done():
 		return nil, c.canceledError(ctx, createHistoryCollector)
 	}
-	collector, err := c.cleaner.create(ctx, s, taskManager, "TaskManager", createHistoryCollector, map[string]any{"filter": filter}, func() { <-c.historySlots })
+
+	collector, err := c.cleaner.create(
+		ctx,
+		s,
+		taskManager,
+		"TaskManager",
+		createHistoryCollector,
+		map[string]any{"filter": filter},
+		func() { <-c.historySlots },
+	)
 	if err != nil {
 		return nil, err
 	}
+
 	here := objectRef(collector.ref.Type, collector.ref.Value)
 	defer c.cleaner.remove(ctx, collector)
 	page := 100
 	if most > 0 {
 		page = most
 	}
+
 	var tasks []Task
 	seen := make(map[string]bool)
 	for {
 		var raw json.RawMessage
-		if err := c.callVIMIn(ctx, s, here, "TaskHistoryCollector", "ReadNextTasks", map[string]int{"maxCount": page}, &raw); err != nil {
+		if err := c.callVIMIn(
+			ctx,
+			s,
+			here,
+			"TaskHistoryCollector",
+			"ReadNextTasks",
+			map[string]int{"maxCount": page},
+			&raw,
+		); err != nil {
 			return nil, err
 		}
+
 		fresh := 0
 		forEachElement(raw, func(info json.RawMessage) {
 			if task, ok := decodeTask(properties{"info": info}, c.secrets.redactor()); ok && !seen[task.ID] {
@@ -199,23 +255,27 @@ func (c *Client) readHistory(ctx context.Context, s *session, filter any, most i
 				fresh++
 			}
 		})
+
 		if fresh == 0 || most > 0 && len(tasks) >= most { // [] is the end; so is a page that repeats
 			return tasks, nil
 		}
 	}
 }
 
-// decodeTask reads a TaskInfo: the property info, over which the parts of it that a server may push alone (info.state) are laid.
+// decodeTask reads a TaskInfo: the property info, over which the parts of it that a server may push alone (info.state)
+// are laid.
 func decodeTask(p properties, s redactor) (Task, bool) {
 	var info map[string]json.RawMessage
 	if json.Unmarshal(anyValue(p["info"]), &info) != nil || info == nil {
 		info = make(map[string]json.RawMessage)
 	}
+
 	for path, value := range p {
 		if part, ok := strings.CutPrefix(path, "info."); ok {
 			info[part] = anyValue(value)
 		}
 	}
+
 	var ref, entity moRef
 	var reason struct {
 		UserName string `json:"userName"`
@@ -233,6 +293,7 @@ func decodeTask(p properties, s redactor) (Task, bool) {
 		StartTime:     anyTime(info["startTime"]),
 		CompleteTime:  anyTime(info["completeTime"]),
 	}
+
 	if cancelable := anyBool(info["cancelable"]); cancelable != nil {
 		task.Cancelable = *cancelable
 	}
@@ -242,6 +303,7 @@ func decodeTask(p properties, s redactor) (Task, bool) {
 	if json.Unmarshal(anyValue(info["progress"]), &task.Progress) != nil {
 		task.Progress = nil
 	}
+
 	if raw := dropNull(info["error"]); task.State == "error" {
 		task.Err = decodeError(0, raw, s)
 		task.Err.Op, task.Err.Sent = task.Name, Answered
@@ -249,12 +311,14 @@ func decodeTask(p properties, s redactor) (Task, bool) {
 			task.Err.Message = "the task failed, and vCenter does not say why"
 		}
 	}
+
 	return task, task.State != ""
 }
 
 // CancelTask asks vCenter to cancel a task; it does not wait for its end. An act: see Client.
 //
-// Faults: InvalidState (it has ended), NotSupported (it cannot be canceled), ManagedObjectNotFound. Source: VI JSON, Task.CancelTask.
+// Faults: InvalidState (it has ended), NotSupported (it cannot be canceled), ManagedObjectNotFound. Source: VI JSON,
+// Task.CancelTask.
 func (c *Client) CancelTask(ctx context.Context, fence Fence, task string) error {
 	_, _, err := c.effect(ctx, fence, c.vimLogin, func(s *session) (*call, error) {
 		return c.newVIMCall(s.service, objectRef("Task", task), "", "CancelTask", noParams)

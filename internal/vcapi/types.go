@@ -19,32 +19,36 @@ type Config struct {
 	Username string
 	Password func() (string, error) // read at each login, so that a rotated secret works
 
-	RootCAs    *x509.CertPool // nil: the system's
-	Thumbprint string         // SHA-256 of the server's certificate, hex with or without colons; where set it decides instead of the roots
+	RootCAs *x509.CertPool // nil: the system's
+	// SHA-256 of the server's certificate, hex with or without colons; where set it decides instead of the roots.
+	Thumbprint string
 
-	// TravelTime is how long bytes of an act may stay unacknowledged before the kernel gives the connection up (TCP_USER_TIMEOUT; Linux only).
-	// The D of the design. Default 10 s.
+	// TravelTime is how long bytes of an act may stay unacknowledged before the kernel gives the connection up
+	// (TCP_USER_TIMEOUT; Linux only). The D of the design. Default 10 s.
 	TravelTime time.Duration
 	// CallTimeout bounds one read, from dialling to the last byte of the answer. Default 30 s.
 	CallTimeout time.Duration
 	// PollWait is the maxWaitSeconds of the long poll, whole seconds. Default 30 s.
 	PollWait time.Duration
-	// PollGrace is how long after PollWait an unanswered long poll is taken for dead and its connection closed. Default 15 s.
+	// PollGrace is how long after PollWait an unanswered long poll is taken for dead and its connection closed. Default
+	// 15 s.
 	PollGrace time.Duration
 
-	// OnCall, where set, is told of every call. endpoint is a bounded label such as "CustomizeGuest_Task" or "GET guest/customization".
+	// OnCall, where set, is told of every call. endpoint is a bounded label such as "CustomizeGuest_Task" or "GET
+	// guest/customization".
 	OnCall func(ctx context.Context, endpoint string, took time.Duration, err error)
-	// Tracer, where set, makes a span of every call that is part of a trace already. The words of vCenter and of the guest are not in it.
+	// Tracer, where set, makes a span of every call that is part of a trace already. The words of vCenter and of the
+	// guest are not in it.
 	Tracer trace.Tracer
-	// OnAnswer, where set, is told when vCenter no longer answers a call or the long poll, and why, when that changes, and with nil when it answers again,
-	// or for the first time. It may not call the Client.
+	// OnAnswer, where set, is told when vCenter no longer answers a call or the long poll, and why, when that changes,
+	// and with nil when it answers again, or for the first time. It may not call the Client.
 	OnAnswer func(why error)
 	// OnLogin, where set, is told of every login, with nil when it succeeded.
 	OnLogin func(err error)
 }
 
-// Fence is the last check of the caller before an act is sent: that it still owns the run. It is called with the connection already up, and an error from it means that nothing
-// was sent. A nil Fence lets the act through.
+// Fence is the last check of the caller before an act is sent: that it still owns the run. It is called with the
+// connection already up, and an error from it means that nothing was sent. A nil Fence lets the act through.
 type Fence func(ctx context.Context) error
 
 // About tells which vCenter answers (ServiceContent.about).
@@ -54,7 +58,8 @@ type About struct {
 	InstanceUUID string
 }
 
-// Session names a session of VI JSON. Key is UserSession.key: a name, not the secret that travels in the vmware-api-session-id header.
+// Session names a session of VI JSON. Key is UserSession.key: a name, not the secret that travels in the
+// vmware-api-session-id header.
 type Session struct {
 	Key      string
 	UserName string
@@ -70,7 +75,8 @@ type GuestAuth struct {
 	SAMLToken   string // where set, the guest login is by SAML bearer token and Password is not used
 	Interactive bool   // with the guest's logged-in desktop session; only with a user name and password
 
-	// Redact are further secrets that travel with the call (in the spec, in the environment): kept out of errors as Password and SAMLToken are.
+	// Redact are further secrets that travel with the call (in the spec, in the environment): kept out of errors as
+	// Password and SAMLToken are.
 	Redact []string
 }
 
@@ -93,8 +99,9 @@ func (a GuestAuth) MarshalJSON() ([]byte, error) {
 	}{a.Username, a.Interactive})
 }
 
-// ProcessSpec is a program to start in the guest (REST guest/processes create, Vcenter Vm Guest Processes CreateSpec). Arguments is one string
-// and goes to the guest's shell on Linux. Environment, where not empty, replaces the guest's own; it may hold secrets, so the text form hides its values.
+// ProcessSpec is a program to start in the guest (REST guest/processes create, Vcenter Vm Guest Processes CreateSpec).
+// Arguments is one string and goes to the guest's shell on Linux. Environment, where not empty, replaces the guest's
+// own; it may hold secrets, so the text form hides its values.
 type ProcessSpec struct {
 	Path             string
 	Arguments        string
@@ -135,7 +142,8 @@ type VM struct {
 	PendingCustomization string              // config.tools.pendingCustomization
 	CloudInit            bool                // config.extraConfig has guestinfo.userdata or guestinfo.metadata
 	RecentTasks          []string            // VM.recentTask: managed object IDs
-	Unread               []string            // properties that are too large to be read (guest.net): what they hold is not known
+	// Properties that are too large to be read (guest.net): what they hold is not known.
+	Unread []string
 }
 
 // NIC is one network adapter as VMware Tools report it (guest.net, GuestNicInfo).
@@ -151,8 +159,9 @@ type NIC struct {
 // Address is an IP address as the guest is configured with it (NetIpConfigInfoIpAddress).
 type Address struct {
 	IP     string
-	Prefix int    // its length; 0: the guest does not tell
-	State  string // preferred, deprecated, invalid, inaccessible, unknown, tentative, duplicate; "": the guest does not tell
+	Prefix int // its length; 0: the guest does not tell
+	// Preferred, deprecated, invalid, inaccessible, unknown, tentative, duplicate; "": the guest does not tell.
+	State  string
 	Origin string // manual, dhcp, linklayer, random, other
 }
 
@@ -164,9 +173,9 @@ type Card struct {
 	Connected bool
 }
 
-// GuestCustomization is the guest's own word on its customization: REST GET guest/customization (Vcenter Vm Guest Customization Info) and
-// guest.customizationInfo. It is the boot-time mechanism's status, and an earlier run's stays there: only a StartTime newer than one read before
-// the call speaks of this run. Times are the guest's clock.
+// GuestCustomization is the guest's own word on its customization: REST GET guest/customization (Vcenter Vm Guest
+// Customization Info) and guest.customizationInfo. It is the boot-time mechanism's status, and an earlier run's stays
+// there: only a StartTime newer than one read before the call speaks of this run. Times are the guest's clock.
 type GuestCustomization struct {
 	Status    string // IDLE, PENDING, RUNNING, SUCCEEDED, FAILED
 	Error     string
@@ -174,8 +183,8 @@ type GuestCustomization struct {
 	EndTime   *time.Time
 }
 
-// Check is vCenter's word on whether a VM can be customized (Vcenter Vm Guest Customization CheckInfo, vSphere API 9.0.0.0). A nil means that the
-// check did not reach that step.
+// Check is vCenter's word on whether a VM can be customized (Vcenter Vm Guest Customization CheckInfo, vSphere API
+// 9.0.0.0). A nil means that the check did not reach that step.
 type Check struct {
 	Status              string // SUPPORTED, NOT_SUPPORTED
 	SupportedGuestOS    *bool
@@ -198,8 +207,8 @@ type Task struct {
 	Err           *Error // where State is error; its Status is 0 and its Sent is Answered
 }
 
-// Process is a program in the guest (Vcenter Vm Guest Processes Info and Summary). Times are the guest's clock. Finished and ExitCode are there
-// for at most five minutes after the end, and never in a list.
+// Process is a program in the guest (Vcenter Vm Guest Processes Info and Summary). Times are the guest's clock.
+// Finished and ExitCode are there for at most five minutes after the end, and never in a list.
 type Process struct {
 	PID      int64
 	Name     string
@@ -216,6 +225,8 @@ type WatchState struct {
 	Task     *Task // nil where none is watched or none was shown yet
 	VMGone   bool  // vCenter says that there is no such VM (any more); VM is the last known
 	TaskGone bool  // vCenter forgot the task; Task is the last known
-	Down     bool  // the long poll is unanswered or not understood, or this VM or Task cannot be read; VM and Task are the last known
-	Err      error // where Down: why, an *Error with vCenter's words, the transport's, or what of an answer was not understood
+	// The long poll is unanswered or not understood, or this VM or Task cannot be read; VM and Task are the last known.
+	Down bool
+	// Where Down: why, an *Error with vCenter's words, the transport's, or what of an answer was not understood.
+	Err error
 }

@@ -31,8 +31,8 @@ type objectUpdate struct {
 	malformed bool // only Obj could be decoded
 }
 
-// UnmarshalJSON accepts an update that cannot be decoded as a whole, as long as it names its object: that object is read by
-// itself then, and the others are not delayed.
+// UnmarshalJSON accepts an update that cannot be decoded as a whole, as long as it names its object: that object is
+// read by itself then, and the others are not delayed.
 func (u *objectUpdate) UnmarshalJSON(raw []byte) error {
 	type plain objectUpdate
 	err := json.Unmarshal(raw, (*plain)(u))
@@ -45,8 +45,8 @@ func (u *objectUpdate) UnmarshalJSON(raw []byte) error {
 	return err
 }
 
-// apply stores a response of the poll. first is that it is the first of its generation; works, that it proves that the poll
-// works: then the poll is no longer down, and its watchers see that together with what the response shows.
+// apply stores a response of the poll. first is that it is the first of its generation; works, that it proves that the
+// poll works: then the poll is no longer down, and its watchers see that together with what the response shows.
 func (p *poller) apply(set updateSet, first, works bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -75,8 +75,8 @@ func (p *poller) apply(set updateSet, first, works bool) {
 	}
 }
 
-// applyObject stores the change of one object. allWereShown is that the poll had shown all objects before: then an object that
-// enters was added to the view since. The caller holds mu.
+// applyObject stores the change of one object. allWereShown is that the poll had shown all objects before: then an
+// object that enters was added to the view since. The caller holds mu.
 func (p *poller) applyObject(update objectUpdate, allWereShown bool) {
 	o := p.objects[moRef{Type: update.Obj.Type, Value: update.Obj.Value}]
 	if o == nil || len(o.watchers) == 0 && update.Kind == "leave" {
@@ -105,6 +105,7 @@ func (u *objectUpdate) props(before properties) properties {
 	if u.Kind != "enter" {
 		maps.Copy(props, before)
 	}
+
 	for _, change := range u.ChangeSet {
 		if change.Op == "remove" || change.Op == "indirectRemove" {
 			delete(props, change.Name)

@@ -7,12 +7,14 @@ import (
 	"time"
 )
 
-// maintainView keeps the view in line with what is watched, and reads by themselves the objects that the poll does not show.
+// maintainView keeps the view in line with what is watched, and reads by themselves the objects that the poll does not
+// show.
 func (g *generation) maintainView(ctx context.Context) error {
 	for {
 		if err := g.syncView(ctx); err != nil {
 			return err
 		}
+
 		next, err := g.readOverdue(ctx)
 		if err != nil {
 			return err
@@ -22,6 +24,7 @@ func (g *generation) maintainView(ctx context.Context) error {
 		if !next.IsZero() {
 			timer = time.After(time.Until(next))
 		}
+
 		select {
 		case <-ctx.Done():
 			return nil
@@ -53,6 +56,7 @@ func (g *generation) syncView(ctx context.Context) error {
 			add = rest
 			continue
 		}
+
 		if err != nil {
 			return err
 		}
@@ -60,18 +64,22 @@ func (g *generation) syncView(ctx context.Context) error {
 		for _, ref := range add {
 			g.inView[ref] = true
 		}
+
 		for _, ref := range remove {
 			delete(g.inView, ref)
 			g.removed[ref] = time.Now()
 		}
+
 		forEachElement(raw, func(element json.RawMessage) {
 			var ref moRef
 			if json.Unmarshal(element, &ref) == nil {
 				g.p.requestRead(moRef{Type: ref.Type, Value: ref.Value})
 			}
 		})
+
 		return nil
 	}
+
 	return nil
 }
 
@@ -101,14 +109,15 @@ func unresolved(err error, refs []moRef) (missing *moRef, rest []moRef) {
 		}
 		rest = append(rest, ref)
 	}
+
 	return missing, rest
 }
 
-// viewChanges is the difference between the view and what is watched. It updates inView for oversized objects, which are
-// never in the view, and drops old entries of removed.
+// viewChanges is the difference between the view and what is watched. It updates inView for oversized objects, which
+// are never in the view, and drops old entries of removed.
 //
-// An object is forgotten here and nowhere else, together with its removal from the view: one that is watched again before
-// that is still the same object.
+// An object is forgotten here and nowhere else, together with its removal from the view: one that is watched again
+// before that is still the same object.
 func (p *poller) viewChanges(inView map[moRef]bool, removed map[moRef]time.Time) (add, remove []moRef) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -143,6 +152,7 @@ func (p *poller) viewChanges(inView map[moRef]bool, removed map[moRef]time.Time)
 			delete(removed, ref)
 		}
 	}
+
 	return add, remove
 }
 

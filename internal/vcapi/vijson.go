@@ -43,7 +43,8 @@ var (
 
 var noParams = struct{}{} // the parameters of a method that has none
 
-// vimPath is POST /sdk/vim25/{release}/{MoType}/{moId}/{Method}, or GET …/{property}. Brackets, which moIds such as session[…] have, go unescaped.
+// vimPath is POST /sdk/vim25/{release}/{MoType}/{moId}/{Method}, or GET …/{property}. Brackets, which moIds such as
+// session[…] have, go unescaped.
 func vimPath(release string, ref moRef, member string) string {
 	return "/sdk/vim25/" + release + "/" + pathEscape(ref.Type) + "/" + pathEscape(ref.Value) + "/" + member
 }
@@ -52,27 +53,36 @@ func pathEscape(segment string) string {
 	return strings.NewReplacer("%5B", "[", "%5D", "]").Replace(url.PathEscape(segment))
 }
 
-// newVIMCall builds a call on obj: a method where in is not nil, else the read of a property. kind, where not "", is the type in the path.
+// newVIMCall builds a call on obj: a method where in is not nil, else the read of a property. kind, where not "", is
+// the type in the path.
 func (c *Client) newVIMCall(v *service, obj objectFunc, kind, member string, in any) (*call, error) {
 	ref := obj(v)
 	if ref == nil || ref.Value == "" {
-		e := &Error{Name: "NotSupported", Class: Permanent, Sent: NotSent,
-			Message: "this vCenter (API " + v.content.About.APIVersion + ") has no " + kind + ": its ServiceContent names none"}
+		e := &Error{
+			Name:    "NotSupported",
+			Class:   Permanent,
+			Sent:    NotSent,
+			Message: "this vCenter (API " + v.content.About.APIVersion + ") has no " + kind + ": its ServiceContent names none",
+		}
 		return nil, e.withCall(member, "", c.host)
 	}
+
 	path := *ref
 	if kind != "" {
 		path.Type = kind
 	}
+
 	cl := &call{op: member, method: http.MethodGet, path: vimPath(v.release, path, member)}
 	if in == nil {
 		cl.op = "GET " + path.Type + "/" + member
 		return cl, nil
 	}
+
 	cl.method = http.MethodPost
 	if kind == "PropertyCollector" {
 		cl.checkBody = sessionLostIn
 	}
+
 	var err error
 	cl.body, err = encode(in)
 	return cl, err
@@ -80,7 +90,12 @@ func (c *Client) newVIMCall(v *service, obj objectFunc, kind, member string, in 
 
 // callVIM asks in VI JSON: the method member of obj with the parameters in, or, where in is nil, the property member.
 func (c *Client) callVIM(ctx context.Context, obj objectFunc, kind, member string, in, out any) error {
-	return c.read(ctx, c.vimLogin, func(s *session) (*call, error) { return c.newVIMCall(s.service, obj, kind, member, in) }, out)
+	return c.read(
+		ctx,
+		c.vimLogin,
+		func(s *session) (*call, error) { return c.newVIMCall(s.service, obj, kind, member, in) },
+		out,
+	)
 }
 
 // callVIMIn is vim within one session, which it does not renew: for what lives and dies with its session.
@@ -89,6 +104,7 @@ func (c *Client) callVIMIn(ctx context.Context, s *session, obj objectFunc, kind
 	if err != nil {
 		return err
 	}
+
 	cl.token = s.token
 	resp, err := c.roundTrip(ctx, c.reads, cl)
 	if err != nil {
@@ -97,11 +113,13 @@ func (c *Client) callVIMIn(ctx context.Context, s *session, obj objectFunc, kind
 	return c.decode(cl, resp, out)
 }
 
-// encode writes JSON as it is, without escapes for HTML. A json.RawMessage in v is compacted: what must go word for word is put in by hand.
+// encode writes JSON as it is, without escapes for HTML. A json.RawMessage in v is compacted: what must go word for
+// word is put in by hand.
 func encode(v any) ([]byte, error) {
 	if raw, ok := v.(json.RawMessage); ok {
 		return raw, nil
 	}
+
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
@@ -119,6 +137,7 @@ func (c *Client) Now(ctx context.Context) (time.Time, error) {
 	if err := c.callVIM(ctx, serviceInstance, "", "CurrentTime", noParams, &raw); err != nil {
 		return time.Time{}, err
 	}
+
 	now := anyTime(raw)
 	if now == nil {
 		e := &Error{Status: http.StatusOK, Class: Permanent, Message: "the answer is no time: " + oneLine(raw)}

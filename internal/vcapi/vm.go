@@ -12,14 +12,32 @@ const virtualMachine = "VirtualMachine"
 // watchedVM are the properties that change while a run waits; vmProperties are all that a VM is read with.
 var (
 	watchedVM = []string{
-		"name", "runtime.powerState", "guest.toolsRunningStatus", "guest.toolsVersion", "guest.guestOperationsReady", "guest.guestFamily",
-		"guest.hostName", "guest.net", "guest.ipStack", "guest.customizationInfo", // the last since vSphere API 7.0.2.0
+		"name",
+		"runtime.powerState",
+		"guest.toolsRunningStatus",
+		"guest.toolsVersion",
+		"guest.guestOperationsReady",
+		"guest.guestFamily",
+		"guest.hostName",
+		"guest.net",
+		"guest.ipStack",
+		"guest.customizationInfo", // the last since vSphere API 7.0.2.0
 	}
-	vmProperties = append([]string{"config.instanceUuid", "guest.guestId", "config.guestId", "config.tools.pendingCustomization", "config.extraConfig",
-		"config.hardware.device", "recentTask"}, watchedVM...)
+	vmProperties = append(
+		[]string{
+			"config.instanceUuid",
+			"guest.guestId",
+			"config.guestId",
+			"config.tools.pendingCustomization",
+			"config.extraConfig",
+			"config.hardware.device",
+			"recentTask",
+		},
+		watchedVM...)
 )
 
-// VM reads a virtual machine. vm is a managed object ID ("vm-42"). Error: ManagedObjectNotFound, where there is no such VM, or the account does not see it.
+// VM reads a virtual machine. vm is a managed object ID ("vm-42"). Error: ManagedObjectNotFound, where there is no such
+// VM, or the account does not see it.
 //
 // Source: VI JSON, PropertyCollector.RetrievePropertiesEx; VirtualMachine, GuestInfo.
 func (c *Client) VM(ctx context.Context, vm string) (VM, error) {
@@ -34,7 +52,8 @@ func (c *Client) VM(ctx context.Context, vm string) (VM, error) {
 	return decodeVM(props, c.secrets.redactor()), nil
 }
 
-// decodeVM makes a VM of what is known of it, without the secrets that its guest may repeat. What is missing, or odd, stays empty.
+// decodeVM makes a VM of what is known of it, without the secrets that its guest may repeat. What is missing, or odd,
+// stays empty.
 func decodeVM(p properties, s redactor) VM {
 	vm := VM{
 		Name:                 anyString(p["name"]),
@@ -49,9 +68,11 @@ func decodeVM(p properties, s redactor) VM {
 		Customization:        decodeCustomizationInfo(p["guest.customizationInfo"]),
 		PendingCustomization: anyString(p["config.tools.pendingCustomization"]),
 	}
+
 	if vm.Customization != nil {
 		vm.Customization.Error = s.text(vm.Customization.Error)
 	}
+
 	_ = json.Unmarshal(p[unreadKey], &vm.Unread) // our own
 	forEachElement(p["guest.net"], func(raw json.RawMessage) { vm.NICs = append(vm.NICs, decodeNIC(raw)) })
 	forEachElement(p["guest.ipStack"], func(raw json.RawMessage) { decodeStack(raw, &vm) })
@@ -66,12 +87,14 @@ func decodeVM(p properties, s redactor) VM {
 			vm.CloudInit = true
 		}
 	})
+
 	forEachElement(p["recentTask"], func(raw json.RawMessage) {
 		var ref moRef
 		if json.Unmarshal(raw, &ref) == nil && ref.Value != "" {
 			vm.RecentTasks = append(vm.RecentTasks, ref.Value)
 		}
 	})
+
 	return vm
 }
 
@@ -83,10 +106,18 @@ func decodeCustomizationInfo(raw json.RawMessage) *GuestCustomization {
 		EndTime   wireTime `json:"endTime"`
 		ErrorMsg  string   `json:"errorMsg"`
 	}
+
 	if json.Unmarshal(raw, &wire) != nil || wire.Status == "" {
 		return nil
 	}
+
 	return &GuestCustomization{
-		Status: strings.TrimPrefix(wire.Status, "TOOLSDEPLOYPKG_"), Error: wire.ErrorMsg, StartTime: wire.StartTime.at, EndTime: wire.EndTime.at,
+		Status: strings.TrimPrefix(
+			wire.Status,
+			"TOOLSDEPLOYPKG_",
+		),
+		Error:     wire.ErrorMsg,
+		StartTime: wire.StartTime.at,
+		EndTime:   wire.EndTime.at,
 	}
 }

@@ -13,13 +13,13 @@ type watcher struct {
 	signal   chan struct{} // something may have changed; holds one
 }
 
-// Watch adds a VM and, where task is not "", a Task to the long poll, and calls fn with what is known of them: once both were
-// shown, and after each change. Several changes may come as one call. Calls of fn in the same Watch are never concurrent. It
-// returns nil once fn returns true, and context.Cause(ctx) when ctx ends. Run must be running; Watch makes no call of its own
-// while nothing changes, and may be repeated.
+// Watch adds a VM and, where task is not "", a Task to the long poll, and calls fn with what is known of them: once
+// both were shown, and after each change. Several changes may come as one call. Calls of fn in the same Watch are never
+// concurrent. It returns nil once fn returns true, and context.Cause(ctx) when ctx ends. Run must be running; Watch
+// makes no call of its own while nothing changes, and may be repeated.
 //
-// When the poll is not answered, fn is told once (WatchState.Down), and again when the poll is back and everything was read
-// anew.
+// When the poll is not answered, fn is told once (WatchState.Down), and again when the poll is back and everything was
+// read anew.
 //
 // Source: VI JSON, PropertyCollector.WaitForUpdatesEx. Privilege: System.Read on the VM.
 func (c *Client) Watch(ctx context.Context, vm, task string, fn func(WatchState) (done bool)) error {
@@ -30,6 +30,7 @@ func (c *Client) Watch(ctx context.Context, vm, task string, fn func(WatchState)
 	if task != "" {
 		w.task = moRef{Type: "Task", Value: task}
 	}
+
 	c.poller.add(w)
 	defer c.poller.remove(w)
 
@@ -83,8 +84,10 @@ func (p *poller) add(w *watcher) {
 			o.gone, o.known, o.mustRead, o.checkAt = false, false, true, time.Time{}
 			wake(p.changed)
 		}
+
 		o.watchers[w] = true
 	}
+
 	wake(w.signal)
 }
 
@@ -122,11 +125,13 @@ func (p *poller) state(w *watcher) (state WatchState, ok bool) {
 			state.VM = decodeVM(o.props, p.c.secrets.redactor())
 			continue
 		}
+
 		state.TaskGone = o.gone
 		if task, shown := decodeTask(o.props, p.c.secrets.redactor()); shown {
 			task.ID = cmp.Or(task.ID, ref.Value)
 			state.Task = &task
 		}
 	}
+
 	return state, ok
 }

@@ -13,7 +13,8 @@ import (
 	"time"
 )
 
-// pollServer is a fake whose long poll the test answers: each answer is taken once, and without one the poll hangs until the client gives up.
+// pollServer is a fake whose long poll the test answers: each answer is taken once, and without one the poll hangs
+// until the client gives up.
 type pollServer struct {
 	*fake
 	answers chan func(w http.ResponseWriter, r *http.Request)
@@ -25,9 +26,11 @@ func newPollServer(t *testing.T) *pollServer {
 	p.reply("CreatePropertyCollector", 200, `{"type":"PropertyCollector","value":"session[52ab]52cd"}`)
 	p.reply("CreateListView", 200, `{"type":"ListView","value":"session[52ab]view"}`)
 	p.reply("CreateFilter", 200, `{"type":"PropertyFilter","value":"session[52ab]filter"}`)
+
 	for _, void := range []string{"ModifyListView", "DestroyView", "DestroyPropertyCollector", "DestroyPropertyFilter"} {
 		p.reply(void, 204, "")
 	}
+
 	p.handle("WaitForUpdatesEx", func(w http.ResponseWriter, r *http.Request) {
 		select {
 		case answer := <-p.answers:
@@ -35,6 +38,7 @@ func newPollServer(t *testing.T) *pollServer {
 		case <-r.Context().Done():
 		}
 	})
+
 	return p
 }
 
@@ -45,9 +49,15 @@ func (p *pollServer) push(status int, body string) {
 
 // updateOf is an UpdateSet with one change of one object.
 func updateOf(version, kind, object, id, changes string) string {
-	return fmt.Sprintf(`{"_typeName":"UpdateSet","version":%q,"filterSet":[{"_typeName":"PropertyFilterUpdate","filter":{"type":"PropertyFilter","value":"f"},
+	return fmt.Sprintf(
+		`{"_typeName":"UpdateSet","version":%q,"filterSet":[{"_typeName":"PropertyFilterUpdate","filter":{"type":"PropertyFilter","value":"f"},
 		"objectSet":[{"_typeName":"ObjectUpdate","kind":%q,"obj":{"_typeName":"ManagedObjectReference","type":%q,"value":%q},"changeSet":[%s]}]}]}`,
-		version, kind, object, id, changes)
+		version,
+		kind,
+		object,
+		id,
+		changes,
+	)
 }
 
 func change(name, val string) string {
@@ -67,7 +77,8 @@ func (p *pollServer) polling(t *testing.T, change func(*Client)) *Client {
 
 func named42(s WatchState) bool { return s.VM.Name == "forty-two" }
 
-// TestPollNothing: null, 204 and an empty body mean that nothing changed, also chunked; the version goes from answer to request.
+// TestPollNothing: null, 204 and an empty body mean that nothing changed, also chunked; the version goes from answer to
+// request.
 func TestPollNothing(t *testing.T) {
 	t.Parallel()
 	p := newPollServer(t)
@@ -77,7 +88,17 @@ func TestPollNothing(t *testing.T) {
 	p.push(200, updateOf("7", "enter", "VirtualMachine", "vm-42", change("name", `"old"`)))
 	p.push(200, ` null `)
 	p.answers <- func(w http.ResponseWriter, _ *http.Request) { _ = http.NewResponseController(w).Flush() }
-	p.push(200, updateOf("8", "modify", "VirtualMachine", "vm-42", change("name", `{"_typeName":"string","_value":"forty-two"}`)))
+	p.push(
+		200,
+		updateOf(
+			"8",
+			"modify",
+			"VirtualMachine",
+			"vm-42",
+			change("name", `{"_typeName":"string","_value":"forty-two"}`),
+		),
+	)
+
 	c := p.polling(t, nil)
 	until(t, c, "vm-42", "", named42)
 	var versions []string
@@ -86,6 +107,7 @@ func TestPollNothing(t *testing.T) {
 			Version *string
 			Options struct{ MaxWaitSeconds int }
 		}
+
 		if err := json.Unmarshal([]byte(r.body), &params); err != nil || params.Options.MaxWaitSeconds != 30 {
 			t.Errorf("%s: %v", r.body, err)
 		}
@@ -98,11 +120,14 @@ func TestPollNothing(t *testing.T) {
 			t.Errorf("polled at %s", r.key)
 		}
 	}
+
 	if got := strings.Join(versions, " "); got != "none none none none 7 7 7" {
 		t.Errorf("versions %s", got)
 	}
+
 	p.wantCount(t, "CreateFilter", 1)
-	if body := p.of("CreateFilter")[0].body; !strings.Contains(body, `"partialUpdates":false`) || !strings.Contains(body, `"type":"ListView","path":"view"`) {
+	if body := p.of("CreateFilter")[0].body; !strings.Contains(body, `"partialUpdates":false`) ||
+		!strings.Contains(body, `"type":"ListView","path":"view"`) {
 		t.Errorf("filter %s", body)
 	}
 }
@@ -111,16 +136,66 @@ func TestPollNothing(t *testing.T) {
 func TestPollParts(t *testing.T) {
 	t.Parallel()
 	p := newPollServer(t)
-	p.push(200, updateOf("1", "enter", "VirtualMachine", "vm-42", change("name", `"x"`)+`,`+change("guest.hostName", `"h"`)+`,`+change("guest.net",
-		`{"_typeName":"Odd"}`)))
-	p.push(200, updateOf("2", "enter", "Task", "task-1", change("info", `{"_typeName":"TaskInfo","key":"task-1","state":"queued","name":"N"}`)))
-	p.push(200, updateOf("3", "modify", "Task", "task-1", change("info.state", `{"_typeName":"TaskInfoState","_value":"running"}`)+`,`+
-		``+change("info.progress", `{"_typeName":"int","_value":40}`)))
-	p.push(200, updateOf("4", "modify", "VirtualMachine", "vm-42", `{"name":"guest.hostName","op":"indirectRemove"},`+change("future.property",
-		`{"_typeName":"NeverHeardOf","x":[]}`)))
+	p.push(
+		200,
+		updateOf(
+			"1",
+			"enter",
+			"VirtualMachine",
+			"vm-42",
+			change("name", `"x"`)+`,`+change("guest.hostName", `"h"`)+`,`+change("guest.net",
+				`{"_typeName":"Odd"}`),
+		),
+	)
+
+	p.push(
+		200,
+		updateOf(
+			"2",
+			"enter",
+			"Task",
+			"task-1",
+			change("info", `{"_typeName":"TaskInfo","key":"task-1","state":"queued","name":"N"}`),
+		),
+	)
+
+	p.push(
+		200,
+		updateOf(
+			"3",
+			"modify",
+			"Task",
+			"task-1",
+			change("info.state", `{"_typeName":"TaskInfoState","_value":"running"}`)+`,`+
+				``+change("info.progress", `{"_typeName":"int","_value":40}`),
+		),
+	)
+
+	p.push(
+		200,
+		updateOf(
+			"4",
+			"modify",
+			"VirtualMachine",
+			"vm-42",
+			`{"name":"guest.hostName","op":"indirectRemove"},`+change("future.property",
+				`{"_typeName":"NeverHeardOf","x":[]}`),
+		),
+	)
+
 	p.push(200, updateOf("5", "modify", "Host", "host-1", change("name", `"not watched"`)))
-	p.push(200, updateOf("6", "modify", "Task", "task-1", change("info", `{"_typeName":"TaskInfo","key":"task-1","state":"error","name":"N",`+
-		`"error":{"fault":{"_typeName":"InvalidState"},"localizedMessage":"no"}}`)))
+	p.push(
+		200,
+		updateOf(
+			"6",
+			"modify",
+			"Task",
+			"task-1",
+			change("info", `{"_typeName":"TaskInfo","key":"task-1","state":"error","name":"N",`+
+				`"error":{"fault":{"_typeName":"InvalidState"},"localizedMessage":"no"}}`),
+		),
+	)
+
 	var states []string
 	c := p.polling(t, nil)
 	if err := c.Watch(patience(t), "vm-42", "task-1", func(s WatchState) bool {
@@ -136,6 +211,7 @@ func TestPollParts(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
+
 	if got := strings.Join(states, ", "); got != "queued -1 h, running 40 h, running 40 , error -1 " {
 		t.Errorf("states %q", got)
 	}
@@ -145,7 +221,14 @@ func TestPollParts(t *testing.T) {
 func TestPollTruncated(t *testing.T) {
 	t.Parallel()
 	p := newPollServer(t)
-	p.push(200, strings.TrimSuffix(updateOf("1", "enter", "VirtualMachine", "vm-41", change("name", `"other"`)), "}")+`,"truncated":true}`)
+	p.push(
+		200,
+		strings.TrimSuffix(
+			updateOf("1", "enter", "VirtualMachine", "vm-41", change("name", `"other"`)),
+			"}",
+		)+`,"truncated":true}`,
+	)
+
 	p.push(200, updateOf("2", "enter", "VirtualMachine", "vm-42", change("name", `"forty-two"`)))
 	until(t, p.polling(t, nil), "vm-42", "", named42)
 }
@@ -159,6 +242,7 @@ func TestWatchersShare(t *testing.T) {
 	var known, over sync.WaitGroup
 	known.Add(2)
 	ctx, stop := context.WithCancel(patience(t))
+
 	for range 2 {
 		over.Go(func() {
 			_ = c.Watch(ctx, "vm-42", "", func(s WatchState) bool {
@@ -169,6 +253,7 @@ func TestWatchersShare(t *testing.T) {
 			})
 		})
 	}
+
 	p.push(200, updateOf("1", "enter", "VirtualMachine", "vm-42", change("name", `"forty-two"`)))
 	known.Wait()
 	until(t, c, "vm-42", "", named42) // known already: at once
@@ -177,13 +262,16 @@ func TestWatchersShare(t *testing.T) {
 		w.WriteHeader(http.StatusNoContent)
 		close(removed)
 	})
+
 	stop()
 	over.Wait()
 	<-removed
 	var bodies []string
+
 	for _, r := range p.of("ModifyListView") {
 		bodies = append(bodies, r.body)
 	}
+
 	want := `{"add":[{"_typeName":"ManagedObjectReference","type":"VirtualMachine","value":"vm-42"}]} {"remove":[{"_typeName":"ManagedObjectReference",` +
 		`"type":"VirtualMachine","value":"vm-42"}]}`
 	if got := strings.Join(bodies, " "); got != want {
@@ -197,13 +285,18 @@ func TestPollBlind(t *testing.T) {
 	p := newPollServer(t)
 	waiting := make(chan struct{}, 1)
 	p.handle("WaitForUpdatesEx", func(w http.ResponseWriter, r *http.Request) {
-		if all := p.of("WaitForUpdatesEx"); strings.Contains(all[len(all)-1].body, `"version"`) || len(p.of("ModifyListView")) == 0 {
+		if all := p.of(
+			"WaitForUpdatesEx",
+		); strings.Contains(all[len(all)-1].body, `"version"`) ||
+			len(p.of("ModifyListView")) == 0 {
 			wake(waiting)
 			<-r.Context().Done()
 			return
 		}
+
 		writeJSON(w, 200, updateOf("1", "enter", "VirtualMachine", "vm-42", change("name", `"forty-two"`)))
 	})
+
 	c := p.polling(t, func(c *Client) { c.poller.showTimeout = 20 * time.Millisecond })
 	<-waiting // the first generation waits, over an empty view
 	s := until(t, c, "vm-42", "", func(s WatchState) bool {
@@ -212,6 +305,7 @@ func TestPollBlind(t *testing.T) {
 		}
 		return named42(s)
 	})
+
 	p.wantCount(t, "CreateFilter", 2)
 	p.wantCount(t, "DestroyPropertyCollector", 1)
 	p.wantCount(t, "DestroyView", 1)
@@ -231,10 +325,21 @@ func TestPollNeverShows(t *testing.T) {
 		}
 		<-r.Context().Done()
 	})
-	p.reply("RetrievePropertiesEx", 200, `{"objects":[{"obj":{"type":"VirtualMachine","value":"vm-42"},"propSet":[{"name":"name","val":"forty-two"}]}]}`)
+
+	p.reply(
+		"RetrievePropertiesEx",
+		200,
+		`{"objects":[{"obj":{"type":"VirtualMachine","value":"vm-42"},"propSet":[{"name":"name","val":"forty-two"}]}]}`,
+	)
+
 	c := p.polling(t, func(c *Client) { c.poller.showTimeout = 20 * time.Millisecond })
 	until(t, c, "vm-42", "", named42)
-	p.reply("RetrievePropertiesEx", 500, `{"_typeName":"ManagedObjectNotFound","obj":{"type":"VirtualMachine","value":"vm-43"}}`)
+	p.reply(
+		"RetrievePropertiesEx",
+		500,
+		`{"_typeName":"ManagedObjectNotFound","obj":{"type":"VirtualMachine","value":"vm-43"}}`,
+	)
+
 	until(t, c, "vm-43", "", func(s WatchState) bool { return s.VMGone })
 }
 
@@ -253,14 +358,20 @@ func TestPollStaleRead(t *testing.T) {
 		case <-r.Context().Done():
 		}
 	})
+
 	p.push(200, updateOf("1", "enter", "VirtualMachine", "vm-42", change("name", `"first"`)))
 	p.push(200, updateOf("2", "leave", "VirtualMachine", "vm-42", ""))
 	p.handle("RetrievePropertiesEx", func(w http.ResponseWriter, _ *http.Request) {
 		p.push(200, updateOf("3", "enter", "VirtualMachine", "vm-42", change("name", `"forty-two"`)))
 		<-applied
-		writeJSON(w, 200, `{"objects":[{"obj":{"type":"VirtualMachine","value":"vm-42"},"propSet":[{"name":"name","val":"old"}]}]}`)
+		writeJSON(
+			w,
+			200,
+			`{"objects":[{"obj":{"type":"VirtualMachine","value":"vm-42"},"propSet":[{"name":"name","val":"old"}]}]}`,
+		)
 		p.push(200, updateOf("4", "modify", "VirtualMachine", "vm-42", change("guest.hostName", `"end"`)))
 	})
+
 	c := p.polling(t, nil)
 	s := until(t, c, "vm-42", "", func(s WatchState) bool {
 		if s.VM.Name == "old" {
@@ -268,6 +379,7 @@ func TestPollStaleRead(t *testing.T) {
 		}
 		return s.VM.HostName == "end"
 	})
+
 	if s.VM.Name != "forty-two" {
 		t.Errorf("it ends as %q", s.VM.Name)
 	}
@@ -278,7 +390,12 @@ func TestPollPart(t *testing.T) {
 	t.Parallel()
 	p := newPollServer(t)
 	p.push(200, updateOf("1", "modify", "VirtualMachine", "vm-42", change("guest.hostName", `"h"`)))
-	p.reply("RetrievePropertiesEx", 200, `{"objects":[{"obj":{"type":"VirtualMachine","value":"vm-42"},"propSet":[{"name":"name","val":"forty-two"}]}]}`)
+	p.reply(
+		"RetrievePropertiesEx",
+		200,
+		`{"objects":[{"obj":{"type":"VirtualMachine","value":"vm-42"},"propSet":[{"name":"name","val":"forty-two"}]}]}`,
+	)
+
 	until(t, p.polling(t, nil), "vm-42", "", func(s WatchState) bool {
 		if !named42(s) {
 			t.Errorf("half a state was told: %+v", s.VM)
@@ -287,13 +404,18 @@ func TestPollPart(t *testing.T) {
 	})
 }
 
-// TestPollSlowRead: objects that vCenter is slow to read hold up neither the others that are read by themselves, nor those that are added.
+// TestPollSlowRead: objects that vCenter is slow to read hold up neither the others that are read by themselves, nor
+// those that are added.
 func TestPollSlowRead(t *testing.T) {
 	t.Parallel()
 	p := newPollServer(t)
 	over, asked := make(chan struct{}), make(chan struct{}, 10)
 	defer close(over)
-	p.push(200, updateOf("1", "modify", "VirtualMachine", "vm-1", change("guest.hostName", `"a part of what is not known"`)))
+	p.push(
+		200,
+		updateOf("1", "modify", "VirtualMachine", "vm-1", change("guest.hostName", `"a part of what is not known"`)),
+	)
+
 	p.handle("RetrievePropertiesEx", func(w http.ResponseWriter, r *http.Request) {
 		asked <- struct{}{}
 		select {
@@ -301,6 +423,7 @@ func TestPollSlowRead(t *testing.T) {
 		case <-r.Context().Done():
 		}
 	})
+
 	c := p.client(t)
 	watchedBefore(c, "vm-1")
 	run(t, c)
@@ -309,6 +432,7 @@ func TestPollSlowRead(t *testing.T) {
 		w.WriteHeader(http.StatusNoContent)
 		p.push(200, updateOf("2", "enter", "VirtualMachine", "vm-42", change("name", `"forty-two"`)))
 	})
+
 	until(t, c, "vm-42", "", named42)
 }
 
@@ -318,7 +442,12 @@ func TestPollLeave(t *testing.T) {
 	p := newPollServer(t)
 	p.push(200, updateOf("1", "enter", "VirtualMachine", "vm-42", change("name", `"x"`)))
 	p.push(200, updateOf("2", "leave", "VirtualMachine", "vm-42", ""))
-	p.reply("RetrievePropertiesEx", 200, `{"objects":[{"obj":{"type":"VirtualMachine","value":"vm-42"},"propSet":[{"name":"name","val":"forty-two"}]}]}`)
+	p.reply(
+		"RetrievePropertiesEx",
+		200,
+		`{"objects":[{"obj":{"type":"VirtualMachine","value":"vm-42"},"propSet":[{"name":"name","val":"forty-two"}]}]}`,
+	)
+
 	c := p.polling(t, nil)
 	gone := false
 	s := until(t, c, "vm-42", "", func(s WatchState) bool {
@@ -329,12 +458,14 @@ func TestPollLeave(t *testing.T) {
 		}
 		return s.VMGone
 	})
+
 	if !gone || s.VM.Name != "forty-two" {
 		t.Errorf("gone at %+v", s)
 	}
 }
 
-// TestPollUnresolved: objects that cannot be put into the view are told as gone, whether the server names them or refuses the call.
+// TestPollUnresolved: objects that cannot be put into the view are told as gone, whether the server names them or
+// refuses the call.
 func TestPollUnresolved(t *testing.T) {
 	t.Parallel()
 	for name, modify := range map[string]http.HandlerFunc{
@@ -350,6 +481,7 @@ func TestPollUnresolved(t *testing.T) {
 					return
 				}
 			}
+
 			w.WriteHeader(http.StatusNoContent)
 		},
 	} {
@@ -359,7 +491,14 @@ func TestPollUnresolved(t *testing.T) {
 			p.handle("ModifyListView", modify)
 			p.reply("RetrievePropertiesEx", 500, `{"_typeName":"ManagedObjectNotFound"}`)
 			p.push(200, updateOf("1", "enter", "VirtualMachine", "vm-42", change("name", `"forty-two"`)))
-			s := until(t, p.polling(t, nil), "vm-42", "task-1", func(s WatchState) bool { return s.TaskGone && named42(s) })
+			s := until(
+				t,
+				p.polling(t, nil),
+				"vm-42",
+				"task-1",
+				func(s WatchState) bool { return s.TaskGone && named42(s) },
+			)
+
 			if s.VMGone {
 				t.Error("the VM is gone too")
 			}
@@ -367,7 +506,8 @@ func TestPollUnresolved(t *testing.T) {
 	}
 }
 
-// TestPollOldServer: properties that this vCenter does not have are left out, and a collector of one's own is not needed.
+// TestPollOldServer: properties that this vCenter does not have are left out, and a collector of one's own is not
+// needed.
 func TestPollOldServer(t *testing.T) {
 	t.Parallel()
 	p := newPollServer(t)
@@ -380,6 +520,7 @@ func TestPollOldServer(t *testing.T) {
 		}
 		writeJSON(w, 200, `{"type":"PropertyFilter","value":"f"}`)
 	})
+
 	p.push(200, updateOf("1", "enter", "VirtualMachine", "vm-42", change("name", `"forty-two"`)))
 	c := p.client(t)
 	ctx, stop := context.WithCancel(context.Background())
@@ -390,6 +531,7 @@ func TestPollOldServer(t *testing.T) {
 	if err := <-over; !errors.Is(err, context.Canceled) {
 		t.Errorf("Run returned %v", err)
 	}
+
 	p.wantCount(t, "CreateFilter", 2)
 	p.wantCount(t, "/propertyCollector/WaitForUpdatesEx", len(p.of("WaitForUpdatesEx")))
 	p.wantCount(t, "DestroyPropertyFilter", 1)
@@ -407,16 +549,33 @@ func TestPollBegunAnew(t *testing.T) {
 		{"version not known any more", func(w http.ResponseWriter, _ *http.Request) {
 			writeJSON(w, 500, `{"_typeName":"InvalidCollectorVersion"}`)
 		}, false},
-		{"session expired", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, 500, `{"_typeName":"NotAuthenticated"}`) }, false},
+		{
+			"session expired",
+			func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, 500, `{"_typeName":"NotAuthenticated"}`) },
+			false,
+		},
 		{"session expired, said inside", func(w http.ResponseWriter, _ *http.Request) {
-			writeJSON(w, 200, `{"version":"2","filterSet":[{"objectSet":[{"kind":"modify","obj":{"type":"VirtualMachine","value":"vm-42"},"changeSet":[],
-				"missingSet":[{"path":"name","fault":{"_typeName":"LocalizedMethodFault","fault":{"_typeName":"NotAuthenticated"}}}]}]}]}`)
+			writeJSON(
+				w,
+				200,
+				`{"version":"2","filterSet":[{"objectSet":[{"kind":"modify","obj":{"type":"VirtualMachine","value":"vm-42"},"changeSet":[],
+				"missingSet":[{"path":"name","fault":{"_typeName":"LocalizedMethodFault","fault":{"_typeName":"NotAuthenticated"}}}]}]}]}`,
+			)
 		}, false},
 		{"cut", func(w http.ResponseWriter, _ *http.Request) { cut(w) }, false},
-		{"proxy's page", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "<html>", http.StatusServiceUnavailable) }, false},
-		{"not understood", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, 200, `{"filterSet":[{}]}`) }, false},
+		{
+			"proxy's page",
+			func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "<html>", http.StatusServiceUnavailable) },
+			false,
+		},
+		{
+			"not understood",
+			func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, 200, `{"filterSet":[{}]}`) },
+			false,
+		},
 		{"silence", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, true},
 	}
+
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -434,25 +593,30 @@ func TestPollBegunAnew(t *testing.T) {
 					<-r.Context().Done()
 				}
 			})
+
 			c := p.polling(t, func(c *Client) {
 				if tt.down {
 					c.cfg.PollWait, c.cfg.PollGrace = time.Second, time.Millisecond
 				}
 			})
+
 			told := false
 			until(t, c, "vm-42", "", func(s WatchState) bool {
 				told = told || s.Down
 				return named42(s) && !s.Down
 			})
+
 			if told != tt.down {
 				t.Errorf("told of an absence: %t", told)
 			}
+
 			begun := 0
 			for _, r := range p.of("WaitForUpdatesEx") {
 				if !strings.Contains(r.body, `"version"`) {
 					begun++
 				}
 			}
+
 			if begun < 2 {
 				t.Error("the poll went on with its old version")
 			}
@@ -460,8 +624,8 @@ func TestPollBegunAnew(t *testing.T) {
 	}
 }
 
-// TestPollNotUnderstood: a long poll whose answers have the wrong types, at once or after its first answer, is down, and says which field it was: to the
-// watches, once to OnAnswer, and in Why; it is up again when its answers are right.
+// TestPollNotUnderstood: a long poll whose answers have the wrong types, at once or after its first answer, is down,
+// and says which field it was: to the watches, once to OnAnswer, and in Why; it is up again when its answers are right.
 func TestPollNotUnderstood(t *testing.T) {
 	t.Parallel()
 	good := updateOf("1", "enter", "VirtualMachine", "vm-42", change("name", `"forty-two"`))
@@ -475,6 +639,7 @@ func TestPollNotUnderstood(t *testing.T) {
 		{"no version", `{"filterSet":[{}]}`, "", "updates without a version"},
 		{"after a good answer", good, `{"version":"2","filterSet":"none"}`, "filterSet"},
 	}
+
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -487,11 +652,13 @@ func TestPollNotUnderstood(t *testing.T) {
 				}
 				writeJSON(w, 200, tt.first)
 			})
+
 			begun := make(chan struct{}, 100)
 			p.handle("CreateFilter", func(w http.ResponseWriter, _ *http.Request) {
 				begun <- struct{}{}
 				writeJSON(w, 200, `{"type":"PropertyFilter","value":"f"}`)
 			})
+
 			told := make(chan error, 100)
 			cfg := p.config()
 			cfg.OnAnswer = func(why error) { told <- why }
@@ -499,38 +666,53 @@ func TestPollNotUnderstood(t *testing.T) {
 			watchedBefore(c, "vm-42")
 			run(t, c)
 			s := until(t, c, "vm-42", "", func(s WatchState) bool { return s.Down })
-			if e := asError(t, s.Err); !errors.Is(s.Err, ErrNotUnderstood) || !strings.Contains(e.Message, tt.want) || e.Op != "WaitForUpdatesEx" {
+
+			if e := asError(
+				t,
+				s.Err,
+			); !errors.Is(s.Err, ErrNotUnderstood) || !strings.Contains(e.Message, tt.want) ||
+				e.Op != "WaitForUpdatesEx" {
 				t.Errorf("told %v, want %q in it", s.Err, tt.want)
 			}
+
 			if !c.Up() || !errors.Is(whyDown(c), ErrNotUnderstood) { // calls are answered
 				t.Errorf("up %t, why %v", c.Up(), whyDown(c))
 			}
 			if _, err := c.Session(t.Context()); err != nil { // a call that is answered does not make it well
 				t.Error(err)
 			}
+
 			for range len(begun) + 3 { // nor does a first answer that is understood, as long as the later ones are not
 				within(t, "another try", begun)
 			}
+
 			p.handle("WaitForUpdatesEx", func(w http.ResponseWriter, r *http.Request) {
 				all := p.of("WaitForUpdatesEx")
 				if body := all[len(all)-1].body; strings.Contains(body, `"version":"2"`) {
 					<-r.Context().Done()
 				} else if strings.Contains(body, `"version":"1"`) {
-					writeJSON(w, 200, updateOf("2", "modify", "VirtualMachine", "vm-42", change("guest.hostName", `"h"`)))
+					writeJSON(
+						w,
+						200,
+						updateOf("2", "modify", "VirtualMachine", "vm-42", change("guest.hostName", `"h"`)),
+					)
 				} else {
 					writeJSON(w, 200, good)
 				}
 			})
+
 			until(t, c, "vm-42", "", func(s WatchState) bool { return !s.Down && s.Err == nil && s.VM.HostName == "h" })
 			if !c.Up() || whyDown(c) != nil {
 				t.Errorf("up %t, why %v", c.Up(), whyDown(c))
 			}
+
 			c.Close(context.Background())
 			close(told)
 			var all []string
 			for why := range told {
 				all = append(all, fmt.Sprint(errors.Is(why, ErrNotUnderstood)))
 			}
+
 			if got := strings.Join(all, " "); got != "false true false" {
 				t.Errorf("OnAnswer: not understood %s", got)
 			}
@@ -548,6 +730,7 @@ func TestWatchEnds(t *testing.T) {
 	if s.VM.Name != "" || s.Task != nil || s.VMGone || c.Up() {
 		t.Errorf("got %+v, up %t", s, c.Up())
 	}
+
 	ctx, cancel := context.WithCancelCause(context.Background())
 	cause := errors.New("enough")
 	cancel(cause)
@@ -562,9 +745,16 @@ func TestTaskHistory(t *testing.T) {
 	const recent = `{"objects":[{"obj":{"type":"VirtualMachine","value":"vm-1"},"propSet":[{"name":"recentTask",` +
 		`"val":{"_typeName":"ArrayOfManagedObjectReference","_value":[{"type":"Task","value":"task-3"},{"type":"Task","value":"task-4"}]}}]}]}`
 	info := func(n int, state string) string {
-		return fmt.Sprintf(`{"_typeName":"TaskInfo","key":"task-%d","task":{"type":"Task","value":"task-%d"},"state":%q,`+
-			`"queueTime":"2026-11-20T10:00:%02dZ"}`, n, n, state, n)
+		return fmt.Sprintf(
+			`{"_typeName":"TaskInfo","key":"task-%d","task":{"type":"Task","value":"task-%d"},"state":%q,`+
+				`"queueTime":"2026-11-20T10:00:%02dZ"}`,
+			n,
+			n,
+			state,
+			n,
+		)
 	}
+
 	infos := func(f *fake) { // task-4 vanished meanwhile
 		f.handle("RetrievePropertiesEx", func(w http.ResponseWriter, _ *http.Request) {
 			all := f.of("RetrievePropertiesEx")
@@ -574,10 +764,18 @@ func TestTaskHistory(t *testing.T) {
 			case strings.Contains(body, "task-4"):
 				writeJSON(w, 500, `{"_typeName":"ManagedObjectNotFound","obj":{"type":"Task","value":"task-4"}}`)
 			default:
-				writeJSON(w, 200, `{"objects":[{"obj":{"type":"Task","value":"task-3"},"propSet":[{"name":"info","val":`+info(3, "running")+`}]}]}`)
+				writeJSON(
+					w,
+					200,
+					`{"objects":[{"obj":{"type":"Task","value":"task-3"},"propSet":[{"name":"info","val":`+info(
+						3,
+						"running",
+					)+`}]}]}`,
+				)
 			}
 		})
 	}
+
 	pages := func(f *fake) {
 		f.reply("CreateCollectorForTasks", 200, `{"type":"TaskHistoryCollector","value":"session[1]2"}`)
 		f.reply("DestroyCollector", 204, "")
@@ -592,6 +790,7 @@ func TestTaskHistory(t *testing.T) {
 			}
 		})
 	}
+
 	tests := []struct {
 		name    string
 		prepare func(f *fake)
@@ -606,7 +805,13 @@ func TestTaskHistory(t *testing.T) {
 		{"too many collectors", func(f *fake) {
 			f.reply("CreateCollectorForTasks", 500, `{"_typeName":"InvalidState"}`)
 		}, "task-3 running", false, false},
-		{"no such method", func(f *fake) { f.reply("CreateCollectorForTasks", 404, ``) }, "task-3 running", false, false},
+		{
+			"no such method",
+			func(f *fake) { f.reply("CreateCollectorForTasks", 404, ``) },
+			"task-3 running",
+			false,
+			false,
+		},
 		{"session expired", func(f *fake) {
 			pages(f)
 			f.handle("CreateCollectorForTasks", func(w http.ResponseWriter, _ *http.Request) {
@@ -626,6 +831,7 @@ func TestTaskHistory(t *testing.T) {
 			f.reply("ReadNextTasks", 200, `[`+info(1, "success")+`]`)
 		}, "task-1 success, task-3 running", true, false},
 	}
+
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -637,13 +843,16 @@ func TestTaskHistory(t *testing.T) {
 			if (err != nil) != tt.fails || history != tt.history {
 				t.Fatalf("history %t, %v", history, err)
 			}
+
 			var got []string
 			for _, task := range tasks {
 				got = append(got, task.ID+" "+task.State)
 			}
+
 			if strings.Join(got, ", ") != tt.want {
 				t.Errorf("got %s, want %s", strings.Join(got, ", "), tt.want)
 			}
+
 			older, err := c.AnyTaskBefore(context.Background(), at2026(11, 0, 0))
 			if !tt.history && err == nil {
 				t.Errorf("a history that cannot be read says %t", older)
@@ -651,6 +860,7 @@ func TestTaskHistory(t *testing.T) {
 			if n, m := len(f.of("ReadNextTasks")), len(f.of("DestroyCollector")); n > 0 && m != 2 {
 				t.Errorf("%d pages, %d collectors destroyed", n, m)
 			}
+
 			if tt.name == "both" {
 				want := `{"filter":{"_typeName":"TaskFilterSpec","entity":{"_typeName":"TaskFilterSpecByEntity","entity":{"_typeName":"ManagedObjectReference",` +
 					`"type":"VirtualMachine","value":"vm-1"},"recursion":"self"},` +
@@ -664,48 +874,111 @@ func TestTaskHistory(t *testing.T) {
 }
 
 func FuzzUpdateSet(f *testing.F) {
-	f.Add([]byte(updateOf("1", "enter", "VirtualMachine", "vm-1", change("guest.net", `{"_typeName":"ArrayOfGuestNicInfo","_value":[{"macAddress":"m",`+
-		`"ipConfig":{"ipAddress":[{"ipAddress":"1.2.3.4"}]}}]}`))))
-	f.Add([]byte(updateOf("1", "modify", "Task", "task-1", change("info", `{"state":"error","error":{"fault":{"_typeName":"InvalidState"}},"progress":5}`))))
+	f.Add(
+		[]byte(
+			updateOf(
+				"1",
+				"enter",
+				"VirtualMachine",
+				"vm-1",
+				change("guest.net", `{"_typeName":"ArrayOfGuestNicInfo","_value":[{"macAddress":"m",`+
+					`"ipConfig":{"ipAddress":[{"ipAddress":"1.2.3.4"}]}}]}`),
+			),
+		),
+	)
+
+	f.Add(
+		[]byte(
+			updateOf(
+				"1",
+				"modify",
+				"Task",
+				"task-1",
+				change("info", `{"state":"error","error":{"fault":{"_typeName":"InvalidState"}},"progress":5}`),
+			),
+		),
+	)
+
 	f.Add([]byte(updateOf("1", "modify", "Task", "task-1", change("info.state", `"success"`))))
-	f.Add([]byte(updateOf("1", "modify", "VirtualMachine", "vm-1", change("config.extraConfig", `[{"key":"guestinfo.userdata","value":"x"}]`)+`,`+
-		``+change("guest.customizationInfo", `{"customizationStatus":"TOOLSDEPLOYPKG_RUNNING","startTime":"x"}`))))
+	f.Add(
+		[]byte(
+			updateOf(
+				"1",
+				"modify",
+				"VirtualMachine",
+				"vm-1",
+				change("config.extraConfig", `[{"key":"guestinfo.userdata","value":"x"}]`)+`,`+
+					``+change("guest.customizationInfo", `{"customizationStatus":"TOOLSDEPLOYPKG_RUNNING","startTime":"x"}`),
+			),
+		),
+	)
+
 	f.Add([]byte(`null`))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		var set updateSet
 		if json.Unmarshal(body, &set) != nil {
 			return
 		}
+
 		_ = sessionLostIn(body, redactor{})
 		p := newPoller(&Client{})
-		w := &watcher{vm: moRef{Type: virtualMachine, Value: "vm-1"}, task: moRef{Type: "Task", Value: "task-1"}, signal: make(chan struct{}, 1)}
+		w := &watcher{
+			vm:     moRef{Type: virtualMachine, Value: "vm-1"},
+			task:   moRef{Type: "Task", Value: "task-1"},
+			signal: make(chan struct{}, 1),
+		}
+
 		p.add(w)
 		p.apply(set, true, true)
 		if state, ok := p.state(w); ok && state.Task == nil && !p.objects[w.task].known {
 			t.Errorf("told %+v before it was known", state)
 		}
+
 		p.remove(w)
 	})
 }
 
-// Whatever vCenter writes as the properties of a VM, of a Task or as the devices of a VM: no panic, and what is shown of it is well-formed.
+// Whatever vCenter writes as the properties of a VM, of a Task or as the devices of a VM: no panic, and what is shown
+// of it is well-formed.
 func FuzzProperties(f *testing.F) {
-	f.Add([]byte(`{"info":{"_typeName":"TaskInfo","key":"task-1","name":"CustomizeGuest_Task","state":"error","progress":5,"queueTime":"2026-01-02T03:04:05Z",` +
-		`"error":{"_typeName":"LocalizedMethodFault","fault":{"_typeName":"InvalidGuestLogin"},"localizedMessage":"no"}}}`))
-	f.Add([]byte(`{"name":"web-1","runtime.powerState":"poweredOn","guest.net":{"_typeName":"ArrayOfGuestNicInfo","_value":[{"macAddress":"m","connected":true}]},` +
-		`"guest.customizationInfo":{"customizationStatus":"TOOLSDEPLOYPKG_FAILED","errorMsg":"x","startTime":"2026-01-02T03:04:05Z"},"recentTask":[{"value":"task-1"}]}`))
-	f.Add([]byte(`{"config.extraConfig":[{"key":"guestinfo.userdata"}],"info.state":{"_typeName":"TaskInfoState","_value":"success"}}`))
-	f.Add([]byte(`{"guest.ipStack":[{"dnsConfig":{"ipAddress":["10.0.0.2"]},"ipRouteConfig":{"ipRoute":[{"network":"0.0.0.0","prefixLength":0,"gateway":{"ipAddress":"10.0.0.1"}}]}}],` +
-		`"config.hardware.device":[{"key":4000,"macAddress":"m","connectable":{"connected":true},"slotInfo":{"pciSlotNumber":160}}],"guest.net":[{"deviceConfigId":-1,"ipConfig":{"ipAddress":[{"ipAddress":"10.0.0.7","prefixLength":24,"state":"duplicate"}]}}]}`))
+	f.Add(
+		[]byte(
+			`{"info":{"_typeName":"TaskInfo","key":"task-1","name":"CustomizeGuest_Task","state":"error","progress":5,"queueTime":"2026-01-02T03:04:05Z",` +
+				`"error":{"_typeName":"LocalizedMethodFault","fault":{"_typeName":"InvalidGuestLogin"},"localizedMessage":"no"}}}`,
+		),
+	)
+
+	f.Add(
+		[]byte(
+			`{"name":"web-1","runtime.powerState":"poweredOn","guest.net":{"_typeName":"ArrayOfGuestNicInfo","_value":[{"macAddress":"m","connected":true}]},` +
+				`"guest.customizationInfo":{"customizationStatus":"TOOLSDEPLOYPKG_FAILED","errorMsg":"x","startTime":"2026-01-02T03:04:05Z"},"recentTask":[{"value":"task-1"}]}`,
+		),
+	)
+
+	f.Add(
+		[]byte(
+			`{"config.extraConfig":[{"key":"guestinfo.userdata"}],"info.state":{"_typeName":"TaskInfoState","_value":"success"}}`,
+		),
+	)
+
+	f.Add(
+		[]byte(
+			`{"guest.ipStack":[{"dnsConfig":{"ipAddress":["10.0.0.2"]},"ipRouteConfig":{"ipRoute":[{"network":"0.0.0.0","prefixLength":0,"gateway":{"ipAddress":"10.0.0.1"}}]}}],` +
+				`"config.hardware.device":[{"key":4000,"macAddress":"m","connectable":{"connected":true},"slotInfo":{"pciSlotNumber":160}}],"guest.net":[{"deviceConfigId":-1,"ipConfig":{"ipAddress":[{"ipAddress":"10.0.0.7","prefixLength":24,"state":"duplicate"}]}}]}`,
+		),
+	)
+
 	f.Add([]byte(`{"macAddress":"m","connectable":{"connected":false,"startConnected":false}}`))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		if on, err := connected(body); err == nil && !json.Valid(on) {
 			t.Errorf("the device became %s", on)
 		}
+
 		var p properties
 		if json.Unmarshal(body, &p) != nil {
 			return
 		}
+
 		task, ok := decodeTask(p, secrets{"canary"}.redactor())
 		if ok && task.State == "" || task.State == "error" && task.Err == nil {
 			t.Errorf("task %+v", task)
@@ -713,6 +986,7 @@ func FuzzProperties(f *testing.F) {
 		if task.Err != nil && task.Err.Error() == "" {
 			t.Error("an error without words")
 		}
+
 		for _, n := range decodeVM(p, redactor{}).NICs {
 			if slices.Contains(n.Addresses, "") {
 				t.Errorf("NIC %+v", n)

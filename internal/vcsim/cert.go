@@ -16,19 +16,22 @@ import (
 	"time"
 )
 
-// certificate is what a simulated vCenter shows its clients: a leaf for the loopback names, signed by an authority of its own.
+// certificate is what a simulated vCenter shows its clients: a leaf for the loopback names, signed by an authority of
+// its own.
 type certificate struct {
 	pair       tls.Certificate
 	caPEM      []byte
 	thumbprint string
 }
 
-// newCertificate makes an authority and a leaf that are valid for a day around now, so that clocks that differ do no harm.
+// newCertificate makes an authority and a leaf that are valid for a day around now, so that clocks that differ do no
+// harm.
 func newCertificate(now time.Time) (certificate, error) {
 	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return certificate{}, fmt.Errorf("vcsim: authority's key: %w", err)
 	}
+
 	ca := &x509.Certificate{
 		SerialNumber:          big.NewInt(1),
 		Subject:               pkix.Name{CommonName: "vcsim CA"},
@@ -38,6 +41,7 @@ func newCertificate(now time.Time) (certificate, error) {
 		BasicConstraintsValid: true,
 		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
 	}
+
 	caDER, err := x509.CreateCertificate(rand.Reader, ca, ca, caKey.Public(), caKey)
 	if err != nil {
 		return certificate{}, fmt.Errorf("vcsim: authority's certificate: %w", err)
@@ -47,6 +51,7 @@ func newCertificate(now time.Time) (certificate, error) {
 	if err != nil {
 		return certificate{}, fmt.Errorf("vcsim: server's key: %w", err)
 	}
+
 	leaf := &x509.Certificate{
 		SerialNumber: big.NewInt(2),
 		Subject:      pkix.Name{CommonName: "vcsim"},
@@ -57,10 +62,12 @@ func newCertificate(now time.Time) (certificate, error) {
 		DNSNames:     []string{"localhost"},
 		IPAddresses:  []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback},
 	}
+
 	leafDER, err := x509.CreateCertificate(rand.Reader, leaf, ca, key.Public(), caKey)
 	if err != nil {
 		return certificate{}, fmt.Errorf("vcsim: server's certificate: %w", err)
 	}
+
 	sum := sha256.Sum256(leafDER)
 	return certificate{
 		pair:       tls.Certificate{Certificate: [][]byte{leafDER, caDER}, PrivateKey: key},

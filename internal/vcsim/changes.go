@@ -6,7 +6,8 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
-// changes remembers when each managed object changed last, in generations that only grow, and wakes those that wait for a change.
+// changes remembers when each managed object changed last, in generations that only grow, and wakes those that wait for
+// a change.
 type changes struct {
 	mu      sync.Mutex
 	gen     uint64
@@ -53,6 +54,7 @@ func (c *changes) block(ref types.ManagedObjectReference, back bool) {
 	} else {
 		delete(c.blocked, ref)
 	}
+
 	c.mu.Unlock()
 	if was && !back {
 		c.touch(ref)

@@ -24,10 +24,12 @@ const (
 	maxObjectUpdates = 100
 )
 
-// propertyCollector replaces vcsim's, which loses updates when a connection is cut during a wait and misses objects added to a view during one. It keeps
-// what each answered version showed and tells the difference between that and what is there now, so any version can be asked again, by any number of waits.
+// propertyCollector replaces vcsim's, which loses updates when a connection is cut during a wait and misses objects
+// added to a view during one. It keeps what each answered version showed and tells the difference between that and what
+// is there now, so any version can be asked again, by any number of waits.
 //
-// vcsim makes the copy of the singleton that each session has with reflect.New: so a zero value must work, and what it needs it finds in the registry.
+// vcsim makes the copy of the singleton that each session has with reflect.New: so a zero value must work, and what it
+// needs it finds in the registry.
 type propertyCollector struct {
 	simulator.PropertyCollector
 
@@ -81,7 +83,10 @@ func (pc *propertyCollector) lock() func() {
 }
 
 // CreatePropertyCollector makes a collector of its own for a session.
-func (pc *propertyCollector) CreatePropertyCollector(ctx *simulator.Context, _ *types.CreatePropertyCollector) soap.HasFault {
+func (pc *propertyCollector) CreatePropertyCollector(
+	ctx *simulator.Context,
+	_ *types.CreatePropertyCollector,
+) soap.HasFault {
 	made := new(propertyCollector)
 	made.Self.Type = "PropertyCollector"
 	return &methods.CreatePropertyCollectorBody{
@@ -90,15 +95,20 @@ func (pc *propertyCollector) CreatePropertyCollector(ctx *simulator.Context, _ *
 }
 
 // DestroyPropertyCollector ends a collector, its filters and its waits.
-func (pc *propertyCollector) DestroyPropertyCollector(ctx *simulator.Context, req *types.DestroyPropertyCollector) soap.HasFault {
+func (pc *propertyCollector) DestroyPropertyCollector(
+	ctx *simulator.Context,
+	req *types.DestroyPropertyCollector,
+) soap.HasFault {
 	pc.cancel()
 	unlock := pc.lock()
 	filters := pc.state.filters
 	pc.state.filters = nil
 	unlock()
+
 	for _, f := range filters {
 		ctx.Session.Remove(ctx, f.Self)
 	}
+
 	ctx.Session.Remove(ctx, req.This)
 	return &methods.DestroyPropertyCollectorBody{Res: new(types.DestroyPropertyCollectorResponse)}
 }
@@ -109,10 +119,12 @@ func (pc *propertyCollector) CreateFilter(ctx *simulator.Context, req *types.Cre
 	probe := req.Spec
 	probe.ReportMissingObjectsInResults = types.NewBool(false)
 	res := pc.RetrievePropertiesEx(ctx, &types.RetrievePropertiesEx{SpecSet: []types.PropertyFilterSpec{probe}})
+
 	if fault := res.Fault(); fault != nil {
 		body.Fault_ = fault
 		return body
 	}
+
 	f := &propertyFilter{pc: pc}
 	f.Self.Type = "PropertyFilter"
 	f.Spec, f.PartialUpdates = req.Spec, req.PartialUpdates
@@ -130,8 +142,16 @@ func (pc *propertyCollector) CreateFilter(ctx *simulator.Context, req *types.Cre
 // DestroyPropertyFilter ends a filter.
 func (f *propertyFilter) DestroyPropertyFilter(ctx *simulator.Context, req *types.DestroyPropertyFilter) soap.HasFault {
 	unlock := f.pc.lock()
-	f.pc.state.filters = slices.DeleteFunc(slices.Clone(f.pc.state.filters), func(x *propertyFilter) bool { return x == f })
-	f.pc.Filter = slices.DeleteFunc(slices.Clone(f.pc.Filter), func(x types.ManagedObjectReference) bool { return x == f.Self })
+	f.pc.state.filters = slices.DeleteFunc(
+		slices.Clone(f.pc.state.filters),
+		func(x *propertyFilter) bool { return x == f },
+	)
+
+	f.pc.Filter = slices.DeleteFunc(
+		slices.Clone(f.pc.Filter),
+		func(x types.ManagedObjectReference) bool { return x == f.Self },
+	)
+
 	unlock()
 	ctx.Session.Remove(ctx, req.This)
 	return &methods.DestroyPropertyFilterBody{Res: new(types.DestroyPropertyFilterResponse)}
@@ -161,8 +181,8 @@ func (pc *propertyCollector) WaitForUpdates(ctx *simulator.Context, req *types.W
 	return body
 }
 
-// WaitForUpdatesEx answers what changed since the version asked for, or nothing after maxWaitSeconds. Faults: InvalidCollectorVersion, RequestCanceled,
-// NotAuthenticated where the session ends during the wait.
+// WaitForUpdatesEx answers what changed since the version asked for, or nothing after maxWaitSeconds. Faults:
+// InvalidCollectorVersion, RequestCanceled, NotAuthenticated where the session ends during the wait.
 func (pc *propertyCollector) WaitForUpdatesEx(ctx *simulator.Context, req *types.WaitForUpdatesEx) soap.HasFault {
 	body := new(methods.WaitForUpdatesExBody)
 	set, fault := pc.wait(ctx, req.Version, req.Options)
@@ -174,7 +194,11 @@ func (pc *propertyCollector) WaitForUpdatesEx(ctx *simulator.Context, req *types
 	return body
 }
 
-func (pc *propertyCollector) wait(ctx *simulator.Context, version string, opts *types.WaitOptions) (*types.UpdateSet, *soap.Fault) {
+func (pc *propertyCollector) wait(
+	ctx *simulator.Context,
+	version string,
+	opts *types.WaitOptions,
+) (*types.UpdateSet, *soap.Fault) {
 	v := pc.owner(ctx)
 	unlock := pc.lock()
 	canceled := pc.state.canceled
@@ -182,6 +206,7 @@ func (pc *propertyCollector) wait(ctx *simulator.Context, version string, opts *
 	if n, err := strconv.Atoi(version); err == nil {
 		before, known = pc.state.shown[n]
 	}
+
 	unlock()
 	if !known {
 		return nil, simulator.Fault("The collector's version is not known.", new(types.InvalidCollectorVersion))
@@ -194,6 +219,7 @@ func (pc *propertyCollector) wait(ctx *simulator.Context, version string, opts *
 		if n := int(opts.MaxObjectUpdates); n > 0 && n < limit {
 			limit = n
 		}
+
 		if s := opts.MaxWaitSeconds; s != nil {
 			once = *s <= 0
 			t := time.NewTimer(time.Duration(*s) * time.Second)
@@ -201,6 +227,7 @@ func (pc *propertyCollector) wait(ctx *simulator.Context, version string, opts *
 			timeout = t.C
 		}
 	}
+
 	for {
 		gen, wake := v.changes.now()
 		if fault := pc.sessionFault(ctx); fault != nil {
@@ -212,6 +239,7 @@ func (pc *propertyCollector) wait(ctx *simulator.Context, version string, opts *
 		if once {
 			return nil, nil
 		}
+
 		select {
 		case <-wake:
 			if !v.pause(gatherFor) {
@@ -230,7 +258,11 @@ func (pc *propertyCollector) wait(ctx *simulator.Context, version string, opts *
 // sessionFault is NotAuthenticated where the caller's session has ended during its wait.
 func (pc *propertyCollector) sessionFault(ctx *simulator.Context) *soap.Fault {
 	m := ctx.Map.SessionManager()
-	res := m.SessionIsActive(ctx, &types.SessionIsActive{This: m.Self, SessionID: ctx.Session.Key, UserName: ctx.Session.UserName})
+	res := m.SessionIsActive(
+		ctx,
+		&types.SessionIsActive{This: m.Self, SessionID: ctx.Session.Key, UserName: ctx.Session.UserName},
+	)
+
 	if body, ok := res.(*methods.SessionIsActiveBody); ok && body.Res != nil && !body.Res.Returnval {
 		self := pc.Self
 		return simulator.Fault("The session is not authenticated.", notAuthenticated(self))
@@ -238,7 +270,8 @@ func (pc *propertyCollector) sessionFault(ctx *simulator.Context) *soap.Fault {
 	return nil
 }
 
-// difference tells what changed between a view and now, at most limit objects of it, and keeps what it told as a new version. It is nil where nothing did.
+// difference tells what changed between a view and now, at most limit objects of it, and keeps what it told as a new
+// version. It is nil where nothing did.
 func (pc *propertyCollector) difference(ctx *simulator.Context, gen uint64, before view, limit int) *types.UpdateSet {
 	unlock := pc.lock()
 	filters := pc.state.filters
@@ -253,6 +286,7 @@ func (pc *propertyCollector) difference(ctx *simulator.Context, gen uint64, befo
 		if shown == nil {
 			shown = make(map[types.ManagedObjectReference]*objectState)
 		}
+
 		after[f.Self] = shown
 		update := types.PropertyFilterUpdate{Filter: f.Self}
 		tell := func(u types.ObjectUpdate) bool {
@@ -264,6 +298,7 @@ func (pc *propertyCollector) difference(ctx *simulator.Context, gen uint64, befo
 			update.ObjectSet = append(update.ObjectSet, u)
 			return true
 		}
+
 		for _, ref := range order {
 			was, is := old[ref], now[ref]
 			if was == is {
@@ -273,8 +308,10 @@ func (pc *propertyCollector) difference(ctx *simulator.Context, gen uint64, befo
 			if changed && !tell(u) {
 				break
 			}
+
 			shown[ref] = is
 		}
+
 		for ref := range old {
 			if now[ref] == nil {
 				if !tell(types.ObjectUpdate{Kind: types.ObjectUpdateKindLeave, Obj: ref}) {
@@ -283,10 +320,12 @@ func (pc *propertyCollector) difference(ctx *simulator.Context, gen uint64, befo
 				delete(shown, ref)
 			}
 		}
+
 		if len(update.ObjectSet) > 0 {
 			set.FilterSet = append(set.FilterSet, update)
 		}
 	}
+
 	if len(set.FilterSet) == 0 {
 		return nil
 	}
@@ -312,20 +351,27 @@ func objectUpdate(ref types.ManagedObjectReference, was, is *objectState) (types
 			old[p.Name] = p.Val
 		}
 	}
+
 	for _, p := range is.props {
 		val, shown := old[p.Name]
 		delete(old, p.Name)
 		if !shown || !reflect.DeepEqual(val, p.Val) {
-			u.ChangeSet = append(u.ChangeSet, types.PropertyChange{Name: p.Name, Op: types.PropertyChangeOpAssign, Val: p.Val})
+			u.ChangeSet = append(
+				u.ChangeSet,
+				types.PropertyChange{Name: p.Name, Op: types.PropertyChangeOpAssign, Val: p.Val},
+			)
 		}
 	}
+
 	for _, name := range slices.Sorted(maps.Keys(old)) { // unset since
 		u.ChangeSet = append(u.ChangeSet, types.PropertyChange{Name: name, Op: types.PropertyChangeOpAssign})
 	}
+
 	return u, was == nil || len(u.ChangeSet) > 0 || len(u.MissingSet) > 0
 }
 
-// read is what a filter shows now, and its objects in their order. Only what changed since it was read last is read again.
+// read is what a filter shows now, and its objects in their order. Only what changed since it was read last is read
+// again.
 func (f *propertyFilter) read(ctx *simulator.Context, pc *propertyCollector, gen uint64) (
 	map[types.ManagedObjectReference]*objectState, []types.ManagedObjectReference,
 ) {
@@ -337,6 +383,7 @@ func (f *propertyFilter) read(ctx *simulator.Context, pc *propertyCollector, gen
 	if f.current == nil || f.selectionChanged(changed) {
 		f.refs = f.resolve(ctx, pc)
 	}
+
 	next := make(map[types.ManagedObjectReference]*objectState, len(f.refs))
 	var again []types.ObjectSpec
 	for _, ref := range f.refs {
@@ -345,22 +392,31 @@ func (f *propertyFilter) read(ctx *simulator.Context, pc *propertyCollector, gen
 			next[ref] = s
 			continue
 		}
+
 		if s == nil && ref.Type == "Task" && v.updatesBlocked(ref) { // a new one is not shown yet
 			continue
 		}
+
 		again = append(again, types.ObjectSpec{Obj: ref})
 	}
+
 	if len(again) > 0 {
 		for _, o := range retrieve(ctx, pc, f.Spec.PropSet, again) {
 			next[o.Obj] = &objectState{gen: gen, props: o.PropSet, missing: o.MissingSet}
 		}
 	}
+
 	f.gen, f.current = gen, next
-	order := slices.DeleteFunc(slices.Clone(f.refs), func(ref types.ManagedObjectReference) bool { return next[ref] == nil })
+	order := slices.DeleteFunc(
+		slices.Clone(f.refs),
+		func(ref types.ManagedObjectReference) bool { return next[ref] == nil },
+	)
+
 	return next, order
 }
 
-// selectionChanged reports whether the objects that the filter selects may be others than before. With a plain list or one view they are known by the roots.
+// selectionChanged reports whether the objects that the filter selects may be others than before. With a plain list or
+// one view they are known by the roots.
 func (f *propertyFilter) selectionChanged(changed func(types.ManagedObjectReference, uint64) bool) bool {
 	for _, o := range f.Spec.ObjectSet {
 		if changed(o.Obj, f.gen) {
@@ -381,6 +437,7 @@ func (f *propertyFilter) resolve(ctx *simulator.Context, pc *propertyCollector) 
 	for i, p := range f.Spec.PropSet {
 		kinds[i] = types.PropertySpec{Type: p.Type}
 	}
+
 	var refs []types.ManagedObjectReference
 	for _, o := range retrieve(ctx, pc, kinds, f.Spec.ObjectSet) {
 		refs = append(refs, o.Obj)
@@ -389,7 +446,12 @@ func (f *propertyFilter) resolve(ctx *simulator.Context, pc *propertyCollector) 
 }
 
 // retrieve reads properties as RetrievePropertiesEx does; objects that are gone are left out.
-func retrieve(ctx *simulator.Context, pc *propertyCollector, props []types.PropertySpec, objects []types.ObjectSpec) []types.ObjectContent {
+func retrieve(
+	ctx *simulator.Context,
+	pc *propertyCollector,
+	props []types.PropertySpec,
+	objects []types.ObjectSpec,
+) []types.ObjectContent {
 	res := pc.RetrievePropertiesEx(ctx, &types.RetrievePropertiesEx{SpecSet: []types.PropertyFilterSpec{{
 		PropSet: props, ObjectSet: objects, ReportMissingObjectsInResults: types.NewBool(true),
 	}}})

@@ -52,6 +52,7 @@ func (c *rest) background(method, path, body string) <-chan response {
 		}
 		return vcsim.Proceed
 	})
+
 	answered := make(chan response, 1)
 	go func() {
 		res, err := c.try(method, path, body)
@@ -60,6 +61,7 @@ func (c *rest) background(method, path, body string) <-chan response {
 		}
 		answered <- res
 	}()
+
 	<-arrived
 	return answered
 }
@@ -78,6 +80,7 @@ func TestViewChangesDuringWait(t *testing.T) {
 			t.Fatalf("updates:\n%s\nwant\n%s", strings.Join(set, "\n"), strings.Join(want, "\n"))
 		}
 	}
+
 	want(changes(p.next()), "enter "+vms[0]+` guest.hostName="template"`)
 
 	wait := c.background("POST", p.path+"WaitForUpdatesEx", p.body("60"))
@@ -93,7 +96,12 @@ func TestViewChangesDuringWait(t *testing.T) {
 	want(changes(p.read(<-wait)), "leave "+vms[0])
 
 	v.VM(vms[0]).SetHostName("nobody sees it")
-	if res := c.do("POST", p.path+"WaitForUpdatesEx", p.body("0")); res.status != http.StatusNoContent || res.body != "" {
+	if res := c.do(
+		"POST",
+		p.path+"WaitForUpdatesEx",
+		p.body("0"),
+	); res.status != http.StatusNoContent ||
+		res.body != "" {
 		t.Errorf("no change: %d %s", res.status, res.body)
 	}
 
@@ -112,6 +120,7 @@ func TestViewChangesDuringWait(t *testing.T) {
 		default:
 		}
 	}
+
 	wait = c.background("POST", p.path+"WaitForUpdatesEx", p.body("60"))
 	v.ExpireSessions()
 	if res := <-wait; !strings.Contains(res.body, "NotAuthenticated") {
@@ -143,13 +152,23 @@ func TestVersionAskedAgain(t *testing.T) {
 	if res := <-wait; res.status != 0 {
 		t.Fatalf("cut: %+v", res)
 	}
+
 	vm.SetHostName("two")
 	if got := changes(p.next()); len(got) != 1 || !strings.HasSuffix(got[0], `"two"`) {
 		t.Fatalf("after the cut: %q", got)
 	}
-	if res := c.do("POST", p.path+"WaitForUpdatesEx", `{"version":"99"}`); !strings.Contains(res.body, "InvalidCollectorVersion") {
+
+	if res := c.do(
+		"POST",
+		p.path+"WaitForUpdatesEx",
+		`{"version":"99"}`,
+	); !strings.Contains(
+		res.body,
+		"InvalidCollectorVersion",
+	) {
 		t.Errorf("unknown version: %d %s", res.status, res.body)
 	}
+
 	p.version = ""
 	if got := changes(p.next()); len(got) != 1 || !strings.HasPrefix(got[0], "enter ") {
 		t.Errorf("from the beginning: %q", got)
@@ -165,13 +184,23 @@ func TestManyUpdates(t *testing.T) {
 	id, _ := c.listView(v.VMs()...)
 	p := c.poll(viewFilter(id))
 	var seen []string
+
 	for n, truncated := range []bool{true, true, false} {
-		set := p.read(c.do("POST", p.path+"WaitForUpdatesEx", `{"version":"`+p.version+`","options":{"maxObjectUpdates":2,"maxWaitSeconds":60}}`))
+		set := p.read(
+			c.do(
+				"POST",
+				p.path+"WaitForUpdatesEx",
+				`{"version":"`+p.version+`","options":{"maxObjectUpdates":2,"maxWaitSeconds":60}}`,
+			),
+		)
+
 		if (set.Truncated != nil && *set.Truncated) != truncated {
 			t.Errorf("answer %d: %+v", n, set)
 		}
+
 		seen = append(seen, changes(set)...)
 	}
+
 	if len(seen) != 5 {
 		t.Errorf("updates: %q", seen)
 	}
@@ -188,9 +217,11 @@ func TestTaskIsPushed(t *testing.T) {
 	p.next()
 	task := c.act("CustomizeGuest_Task", customizeBody(vm, "web01", "10.0.0.7"))
 	c.do("POST", modify, `{"add":[`+refs(task)+`]}`)
+
 	for got := ""; !strings.Contains(got, `"state":"success"`) || !strings.Contains(got, `"progress":100`); {
 		got = strings.Join(changes(p.next()), " ")
 	}
+
 	v.ForgetTasks()
 	if got := changes(p.next()); !slices.Equal(got, []string{"leave " + task}) {
 		t.Errorf("forgotten: %q", got)
@@ -217,6 +248,7 @@ func TestUpdatesHeldBack(t *testing.T) {
 	if res := c.do("POST", p.path+"WaitForUpdatesEx", p.body("0")); res.status != http.StatusNoContent {
 		t.Errorf("while held back: %d %s", res.status, res.body)
 	}
+
 	vm.UnblockUpdates()
 	seen := ""
 	for !strings.Contains(seen, "unseen") || !strings.Contains(seen, `"state":"success"`) {

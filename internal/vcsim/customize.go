@@ -15,7 +15,10 @@ import (
 )
 
 // guestCustomizationManagerRef is the singleton as a real vCenter names it.
-var guestCustomizationManagerRef = types.ManagedObjectReference{Type: "VirtualMachineGuestCustomizationManager", Value: "GuestCustomizationManager"}
+var guestCustomizationManagerRef = types.ManagedObjectReference{
+	Type:  "VirtualMachineGuestCustomizationManager",
+	Value: "GuestCustomizationManager",
+}
 
 // The names of the three methods and of their Tasks.
 const (
@@ -36,9 +39,13 @@ func (v *VCenter) installGuestCustomizationManager() {
 	v.reg.Put(m)
 }
 
-// CustomizeGuestTask customizes a running VM. Faults: ManagedObjectNotFound, InvalidPowerState, TaskInProgress, InvalidState (tools not running),
-// InvalidGuestLogin, GuestPermissionDenied, InvalidArgument, UncustomizableGuest, NicSettingMismatch.
-func (m *guestCustomizationManager) CustomizeGuestTask(ctx *simulator.Context, req *types.CustomizeGuest_Task) soap.HasFault {
+// CustomizeGuestTask customizes a running VM. Faults: ManagedObjectNotFound, InvalidPowerState, TaskInProgress,
+// InvalidState (tools not running), InvalidGuestLogin, GuestPermissionDenied, InvalidArgument, UncustomizableGuest,
+// NicSettingMismatch.
+func (m *guestCustomizationManager) CustomizeGuestTask(
+	ctx *simulator.Context,
+	req *types.CustomizeGuest_Task,
+) soap.HasFault {
 	body := new(methods.CustomizeGuest_TaskBody)
 	ref, fault := m.start(ctx, req.Vm, req.Auth, customizeGuest, &req.Spec)
 	if fault != nil {
@@ -50,7 +57,10 @@ func (m *guestCustomizationManager) CustomizeGuestTask(ctx *simulator.Context, r
 }
 
 // StartGuestNetworkTask starts the network in the guest, which shows what the last customization set.
-func (m *guestCustomizationManager) StartGuestNetworkTask(ctx *simulator.Context, req *types.StartGuestNetwork_Task) soap.HasFault {
+func (m *guestCustomizationManager) StartGuestNetworkTask(
+	ctx *simulator.Context,
+	req *types.StartGuestNetwork_Task,
+) soap.HasFault {
 	body := new(methods.StartGuestNetwork_TaskBody)
 	ref, fault := m.start(ctx, req.Vm, req.Auth, startGuestNetwork, nil)
 	if fault != nil {
@@ -62,7 +72,10 @@ func (m *guestCustomizationManager) StartGuestNetworkTask(ctx *simulator.Context
 }
 
 // AbortCustomizationTask ends a customization that runs, and frees the guest's lock.
-func (m *guestCustomizationManager) AbortCustomizationTask(ctx *simulator.Context, req *types.AbortCustomization_Task) soap.HasFault {
+func (m *guestCustomizationManager) AbortCustomizationTask(
+	ctx *simulator.Context,
+	req *types.AbortCustomization_Task,
+) soap.HasFault {
 	body := new(methods.AbortCustomization_TaskBody)
 	ref, fault := m.start(ctx, req.Vm, req.Auth, abortCustomization, nil)
 	if fault != nil {
@@ -89,7 +102,11 @@ func (r *run) kill(why types.BaseMethodFault) {
 }
 
 // start checks whether a VM and its guest allow a method, and begins its Task.
-func (m *guestCustomizationManager) start(ctx *simulator.Context, ref types.ManagedObjectReference, auth types.BaseGuestAuthentication, name string,
+func (m *guestCustomizationManager) start(
+	ctx *simulator.Context,
+	ref types.ManagedObjectReference,
+	auth types.BaseGuestAuthentication,
+	name string,
 	spec *types.CustomizationSpec,
 ) (types.ManagedObjectReference, *soap.Fault) {
 	none := types.ManagedObjectReference{}
@@ -97,11 +114,14 @@ func (m *guestCustomizationManager) start(ctx *simulator.Context, ref types.Mana
 	if vm == nil || ref.Type != "VirtualMachine" {
 		return none, faulted(&types.ManagedObjectNotFound{Obj: ref})
 	}
+
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
+
 	if fault := vm.refuse(auth, name, spec); fault != nil {
 		return none, faulted(fault)
 	}
+
 	var then identity
 	if spec != nil {
 		var fault types.BaseMethodFault
@@ -115,12 +135,14 @@ func (m *guestCustomizationManager) start(ctx *simulator.Context, ref types.Mana
 	if ctx.Session != nil {
 		user = ctx.Session.UserName
 	}
+
 	ctx.WithLock(vm.ref, func() {
 		r.task = m.v.tasks.newGuestTask(ctx, vm, name, descriptionID(name), user, vm.guest.Cancelable, func() bool {
 			r.kill(new(types.RequestCanceled))
 			return true
 		})
 	})
+
 	plan := vm.begin(r, then)
 	m.v.spawn(func() { vm.work(r, plan) })
 	return r.task.Self, nil
@@ -139,7 +161,11 @@ func descriptionID(name string) string {
 }
 
 // refuse is the fault with which vCenter refuses a method at once, nil where it begins a Task. vm.mu is held.
-func (vm *VM) refuse(auth types.BaseGuestAuthentication, name string, spec *types.CustomizationSpec) types.BaseMethodFault {
+func (vm *VM) refuse(
+	auth types.BaseGuestAuthentication,
+	name string,
+	spec *types.CustomizationSpec,
+) types.BaseMethodFault {
 	if state := vm.power(); state != types.VirtualMachinePowerStatePoweredOn {
 		return &types.InvalidPowerState{RequestedState: types.VirtualMachinePowerStatePoweredOn, ExistingState: state}
 	}
@@ -161,6 +187,7 @@ func (vm *VM) refuse(auth types.BaseGuestAuthentication, name string, spec *type
 	if spec == nil {
 		return nil
 	}
+
 	switch spec.Identity.(type) {
 	case *types.CustomizationLinuxPrep:
 		return nil
@@ -179,7 +206,8 @@ func (vm *VM) login(auth types.BaseGuestAuthentication) types.BaseMethodFault {
 			return nil
 		}
 	case *types.SAMLTokenAuthentication:
-		if vm.guest.SAMLToken != "" && a.Token == vm.guest.SAMLToken && (a.Username == "" || a.Username == vm.guest.Username) {
+		if vm.guest.SAMLToken != "" && a.Token == vm.guest.SAMLToken &&
+			(a.Username == "" || a.Username == vm.guest.Username) {
 			return nil
 		}
 	}
@@ -219,6 +247,7 @@ func (vm *VM) begin(r *run, then identity) plan {
 			p.message = "An error occurred while customizing VM: the customization engine ended unexpectedly."
 			g.Crash, g.Locked = false, true // locked from the beginning, as a lock file is
 		}
+
 		if p.updatesStatus {
 			vm.setInfo("TOOLSDEPLOYPKG_RUNNING", "", true)
 		}
@@ -235,10 +264,12 @@ func (vm *VM) begin(r *run, then identity) plan {
 		}
 		g.Locked = false
 	}
+
 	vm.intercept(r.name, &p)
 	if r.name != abortCustomization {
 		vm.run = r
 	}
+
 	vm.runs = append(vm.runs, r)
 	return p
 }
@@ -257,6 +288,7 @@ func (vm *VM) work(r *run, p plan) {
 		if i > 0 {
 			tasks.update(r.task, types.PropertyChange{Name: "info.progress", Val: int32(i * 100 / steps)})
 		}
+
 		t := time.NewTimer(p.takes / steps)
 		select {
 		case <-t.C:
@@ -267,6 +299,7 @@ func (vm *VM) work(r *run, p plan) {
 			t.Stop()
 			return
 		}
+
 		t.Stop()
 		break
 	}
@@ -275,12 +308,14 @@ func (vm *VM) work(r *run, p plan) {
 	if vm.run == r {
 		vm.run = nil
 	}
+
 	for i, x := range vm.runs {
 		if x == r {
 			vm.runs = append(vm.runs[:i:i], vm.runs[i+1:]...)
 			break
 		}
 	}
+
 	vm.finish(r.name, p, fault, killed)
 	vm.mu.Unlock()
 
@@ -294,12 +329,19 @@ func (vm *VM) work(r *run, p plan) {
 		if killed {
 			message = ""
 		}
+
 		_, canceled := fault.(*types.RequestCanceled)
-		changes = append(changes,
+		changes = append(
+			changes,
 			types.PropertyChange{Name: "info.cancelled", Val: canceled},
-			types.PropertyChange{Name: "info.error", Val: types.LocalizedMethodFault{Fault: fault, LocalizedMessage: text(fault, message)}},
-			types.PropertyChange{Name: "info.state", Val: types.TaskInfoStateError})
+			types.PropertyChange{
+				Name: "info.error",
+				Val:  types.LocalizedMethodFault{Fault: fault, LocalizedMessage: text(fault, message)},
+			},
+			types.PropertyChange{Name: "info.state", Val: types.TaskInfoStateError},
+		)
 	}
+
 	tasks.update(r.task, changes...)
 }
 
@@ -316,6 +358,7 @@ func (vm *VM) identityOf(spec types.CustomizationSpec) (identity, types.BaseMeth
 	if fault := wrongTimeZone(prep.TimeZone); fault != nil {
 		return id, fault
 	}
+
 	switch n := prep.HostName.(type) {
 	case *types.CustomizationFixedName:
 		id.hostName = n.Name
@@ -332,13 +375,20 @@ func (vm *VM) identityOf(spec types.CustomizationSpec) (identity, types.BaseMeth
 			named++
 		}
 	}
+
 	if named > 0 && named < len(spec.NicSettingMap) { // all by MAC address or all by bus order
 		return id, &types.InvalidArgument{InvalidProperty: "spec.nicSettingMap.macAddress"}
 	}
-	mismatch := &types.NicSettingMismatch{NumberOfNicsInSpec: int32(len(spec.NicSettingMap)), NumberOfNicsInVM: int32(len(macs))}
+
+	mismatch := &types.NicSettingMismatch{
+		NumberOfNicsInSpec: int32(len(spec.NicSettingMap)),
+		NumberOfNicsInVM:   int32(len(macs)),
+	}
+
 	if len(spec.NicSettingMap) != len(macs) {
 		return id, mismatch
 	}
+
 	for i, s := range spec.NicSettingMap {
 		mac := macs[i]
 		if named > 0 {
@@ -347,9 +397,11 @@ func (vm *VM) identityOf(spec types.CustomizationSpec) (identity, types.BaseMeth
 				return id, mismatch
 			}
 		}
+
 		if fault := wrongSettings(i, s.Adapter); fault != nil {
 			return id, fault
 		}
+
 		switch ip := s.Adapter.Ip.(type) {
 		case *types.CustomizationFixedIp:
 			id.addresses[mac] = append(id.addresses[mac], withMask(ip.IpAddress, s.Adapter.SubnetMask))
@@ -363,17 +415,23 @@ func (vm *VM) identityOf(spec types.CustomizationSpec) (identity, types.BaseMeth
 			}
 			id.addresses[mac] = append(id.addresses[mac], address)
 		}
+
 		if v6 := s.Adapter.IpV6Spec; v6 != nil {
 			for _, ip := range v6.Ip {
 				if fixed, ok := ip.(*types.CustomizationFixedIpV6); ok {
-					id.addresses[mac] = append(id.addresses[mac], fmt.Sprintf("%s/%d", fixed.IpAddress, fixed.SubnetMask))
+					id.addresses[mac] = append(
+						id.addresses[mac],
+						fmt.Sprintf("%s/%d", fixed.IpAddress, fixed.SubnetMask),
+					)
 				}
 			}
+
 			if len(v6.Gateway) > 0 && !slices.Contains(id.gateways, v6.Gateway[0]) {
 				id.gateways = append(id.gateways, v6.Gateway[0])
 			}
 		}
 	}
+
 	return id, nil
 }
 
@@ -403,6 +461,7 @@ func text(fault types.BaseMethodFault, said string) string {
 	case fault == nil:
 		return ""
 	}
+
 	if words := vCenterText(fault); words != "" {
 		return words
 	}
@@ -413,7 +472,10 @@ func text(fault types.BaseMethodFault, said string) string {
 func vCenterText(fault types.BaseMethodFault) string {
 	switch f := fault.(type) {
 	case *types.InvalidPowerState:
-		return fmt.Sprintf("The attempted operation cannot be performed in the current state (%s).", powerWords[f.ExistingState])
+		return fmt.Sprintf(
+			"The attempted operation cannot be performed in the current state (%s).",
+			powerWords[f.ExistingState],
+		)
 	case *types.TaskInProgress:
 		return "Another task is already in progress."
 	case *types.InvalidState:
@@ -425,13 +487,24 @@ func vCenterText(fault types.BaseMethodFault) string {
 	case *types.GuestOperationsUnavailable:
 		return "The guest operations agent could not be contacted."
 	case *types.ManagedObjectNotFound:
-		return fmt.Sprintf("The object '%s:%s' has already been deleted or has not been completely created", f.Obj.Type, f.Obj.Value)
+		return fmt.Sprintf(
+			"The object '%s:%s' has already been deleted or has not been completely created",
+			f.Obj.Type,
+			f.Obj.Value,
+		)
 	case *types.InvalidArgument:
 		return "A specified parameter was not correct: " + f.InvalidProperty
 	case *types.UncustomizableGuest:
-		return fmt.Sprintf("Customization of the guest operating system '%s' is not supported in this configuration.", f.UncustomizableGuestOS)
+		return fmt.Sprintf(
+			"Customization of the guest operating system '%s' is not supported in this configuration.",
+			f.UncustomizableGuestOS,
+		)
 	case *types.NicSettingMismatch:
-		return fmt.Sprintf("The customization specification has %d NICs, but the virtual machine has %d.", f.NumberOfNicsInSpec, f.NumberOfNicsInVM)
+		return fmt.Sprintf(
+			"The customization specification has %d NICs, but the virtual machine has %d.",
+			f.NumberOfNicsInSpec,
+			f.NumberOfNicsInVM,
+		)
 	case *types.CustomizationFault:
 		return "An error occurred while customizing the virtual machine."
 	case *types.RequestCanceled:
@@ -441,6 +514,7 @@ func vCenterText(fault types.BaseMethodFault) string {
 	case *types.InvalidLogin:
 		return "Cannot complete login due to an incorrect user name or password."
 	}
+
 	return ""
 }
 

@@ -23,12 +23,15 @@ func TestCustomizeThenNetwork(t *testing.T) {
 	vm := first(v)
 
 	info := c.end(c.act("CustomizeGuest_Task", customizeBody(vm, "web01", "10.0.0.7")))
-	if info.State != "success" || info.Name != "CustomizeGuest_Task" || info.Entity.Value != vm.ID() || info.Progress != 100 {
+	if info.State != "success" || info.Name != "CustomizeGuest_Task" || info.Entity.Value != vm.ID() ||
+		info.Progress != 100 {
 		t.Fatalf("task: %+v", info)
 	}
+
 	if got := vm.HostName(); got != "template" {
 		t.Errorf("host name before the network is started: %q", got)
 	}
+
 	info = c.end(c.act("StartGuestNetwork_Task", onVM(vm)))
 	if info.State != "success" || info.Name != "StartGuestNetwork_Task" {
 		t.Fatalf("task: %+v", info)
@@ -79,15 +82,28 @@ func TestRefused(t *testing.T) {
 			if tc.edit != nil {
 				body = tc.edit(body)
 			}
+
 			res := c.do("POST", gcmPath+"CustomizeGuest_Task", body)
 			if res.status != http.StatusInternalServerError {
 				t.Fatalf("status %d: %s", res.status, res.body)
 			}
-			mustContain(t, "fault", res.body, `{"_typeName":"`+tc.fault+`"`, `"faultMessage":[]`, `"faultstring":"`, tc.says)
+
+			mustContain(
+				t,
+				"fault",
+				res.body,
+				`{"_typeName":"`+tc.fault+`"`,
+				`"faultMessage":[]`,
+				`"faultstring":"`,
+				tc.says,
+			)
+
 			calls := v.Calls()
-			if last := calls[len(calls)-1]; last.Fault != tc.fault || last.Op != "CustomizeGuest_Task" || strings.Contains(last.Body, vcsim.DefaultGuestPassword) {
+			if last := calls[len(calls)-1]; last.Fault != tc.fault || last.Op != "CustomizeGuest_Task" ||
+				strings.Contains(last.Body, vcsim.DefaultGuestPassword) {
 				t.Errorf("recorded: %+v", last)
 			}
+
 			if e := vm.Effects(); e.Customizations != 0 {
 				t.Errorf("effects: %+v", e)
 			}
@@ -109,6 +125,7 @@ func TestValuesRefused(t *testing.T) {
 		return replace(`{"_typeName":"CustomizationFixedIp","ipAddress":"10.0.0.7"}`, with)
 	}
 	const hostName, address = "spec.identity.hostName", "spec.nicSettingMap[0].adapter.ip"
+
 	for _, tc := range []struct {
 		name string
 		edit func(string) string
@@ -154,12 +171,14 @@ func TestValuesRefused(t *testing.T) {
 			c.login()
 			vm := first(v)
 			res := c.do("POST", gcmPath+"CustomizeGuest_Task", tc.edit(customizeBody(vm, "web01", "10.0.0.7")))
+
 			switch {
 			case tc.want == "" && res.status != http.StatusOK:
 				t.Errorf("status %d: %s", res.status, res.body)
 			case tc.want != "" && (res.status != http.StatusInternalServerError || !strings.HasPrefix(res.body, tc.want)):
 				t.Errorf("status %d: %s, want %s", res.status, res.body, tc.want)
 			}
+
 			if e := vm.Effects(); (e.Customizations == 0) != (tc.want != "") {
 				t.Errorf("effects: %+v", e)
 			}
@@ -225,15 +244,23 @@ func TestTaskEnds(t *testing.T) {
 			if string(info.State) != tc.state || info.CompleteTime == nil {
 				t.Fatalf("task: %+v", info)
 			}
+
 			if tc.fault != "" {
 				said := fmt.Sprintf("%T %s", info.Error.Fault, info.Error.LocalizedMessage)
 				mustContain(t, "error", said, tc.fault)
 			}
+
 			c.end(c.act("StartGuestNetwork_Task", onVM(vm)))
 			if got := vm.HostName(); got != tc.host {
 				t.Errorf("host name: %q", got)
 			}
-			mustContain(t, "status", c.do("GET", "/api/vcenter/vm/"+vm.ID()+"/guest/customization", "").body, `"status":"`+tc.status+`"`)
+
+			mustContain(
+				t,
+				"status",
+				c.do("GET", "/api/vcenter/vm/"+vm.ID()+"/guest/customization", "").body,
+				`"status":"`+tc.status+`"`,
+			)
 		})
 	}
 }
@@ -247,11 +274,18 @@ func TestBusyAbortAndCrash(t *testing.T) {
 	vm.Configure(func(g *vcsim.Guest) { g.CustomizeFor = time.Hour })
 	body := customizeBody(vm, "web01", "10.0.0.7")
 	busy := c.act("CustomizeGuest_Task", body)
+
 	for _, method := range []string{"CustomizeGuest_Task", "StartGuestNetwork_Task"} {
-		c.want("POST", gcmPath+method, body, http.StatusInternalServerError,
+		c.want(
+			"POST",
+			gcmPath+method,
+			body,
+			http.StatusInternalServerError,
 			`{"_typeName":"TaskInProgress","task":{"_typeName":"ManagedObjectReference","type":"Task","value":"`+busy+`"},
-			  "faultstring":"Another task is already in progress.","faultMessage":[]}`)
+			  "faultstring":"Another task is already in progress.","faultMessage":[]}`,
+		)
 	}
+
 	if info := c.end(c.act("AbortCustomization_Task", onVM(vm))); info.State != "success" {
 		t.Fatalf("abort: %+v", info)
 	}
@@ -265,6 +299,7 @@ func TestBusyAbortAndCrash(t *testing.T) {
 			t.Fatalf("crash: %+v", info)
 		}
 	}
+
 	c.end(c.act("AbortCustomization_Task", onVM(vm)))
 	if info := c.end(c.act("CustomizeGuest_Task", body)); info.State != "success" {
 		t.Fatalf("after the abort: %+v", info)
@@ -297,10 +332,17 @@ func TestInterrupted(t *testing.T) {
 			task := c.act("CustomizeGuest_Task", customizeBody(vm, "web01", "10.0.0.7"))
 			tc.by(c, vm, task)
 			info := c.end(task)
-			if info.Error == nil || reflect.TypeOf(info.Error.Fault) != reflect.TypeOf(tc.fault) || info.Cancelled != (name == "cancel") {
+
+			if info.Error == nil || reflect.TypeOf(info.Error.Fault) != reflect.TypeOf(tc.fault) ||
+				info.Cancelled != (name == "cancel") {
 				t.Errorf("task: %+v", info)
 			}
-			if res := c.do("POST", "/sdk/vim25/8.0.1.0/Task/"+task+"/CancelTask", ""); res.status != http.StatusInternalServerError {
+
+			if res := c.do(
+				"POST",
+				"/sdk/vim25/8.0.1.0/Task/"+task+"/CancelTask",
+				"",
+			); res.status != http.StatusInternalServerError {
 				t.Errorf("cancel of what has ended: %d %s", res.status, res.body)
 			}
 		})
@@ -318,6 +360,7 @@ func TestRebootShowsWhatIsSet(t *testing.T) {
 	if got := vm.HostName(); got != "web01" {
 		t.Errorf("host name: %q", got)
 	}
+
 	vm.PowerOff()
 	if got := vm.Addresses(); len(got) != 0 {
 		t.Errorf("addresses of a VM that is off: %q", got)
@@ -342,11 +385,16 @@ func TestNICsByBusOrder(t *testing.T) {
 	nic := func(ip string) string {
 		return `{"adapter":{"ip":{"_typeName":"CustomizationFixedIp","ipAddress":"` + ip + `"}}}`
 	}
-	body := nicSettings.ReplaceAllLiteralString(customizeBody(vm, "web01", "10.0.0.7"), `"nicSettingMap":[`+nic("10.1.0.1")+`,`+nic("10.2.0.1")+`]}`)
+	body := nicSettings.ReplaceAllLiteralString(
+		customizeBody(vm, "web01", "10.0.0.7"),
+		`"nicSettingMap":[`+nic("10.1.0.1")+`,`+nic("10.2.0.1")+`]}`,
+	)
+
 	c.end(c.act("CustomizeGuest_Task", body))
 	if got := vm.Addresses(); !slices.Equal(got, []string{"10.1.0.1", "10.2.0.1"}) {
 		t.Errorf("addresses: %q", got)
 	}
+
 	mixed := strings.Replace(body, `{"adapter"`, `{"macAddress":"`+vm.MACs()[0]+`","adapter"`, 1)
 	mustContain(t, "mixed", c.do("POST", gcmPath+"CustomizeGuest_Task", mixed).body, `"InvalidArgument"`, "macAddress")
 }
@@ -364,17 +412,28 @@ func TestMoreLies(t *testing.T) {
 	if got := vm.Addresses(); vm.HostName() != "web01" || len(got) != 2 || got[1] != "10.0.0.9" {
 		t.Errorf("shown beforehand: %s %q", vm.HostName(), got)
 	}
+
 	vm.Configure(func(g *vcsim.Guest) {
 		g.TaskError, g.Faults.Message, g.Faults.TaskLag = new(types.CustomizationFault), "ERR,252,DNS", time.Hour
 		g.Faults.StatusPrecision, g.UpdatesStatus = time.Microsecond, true
 	})
+
 	task := c.act("CustomizeGuest_Task", customizeBody(vm, "web01", "10.0.0.7"))
 	if info := c.end(task); info.Error == nil || info.Error.LocalizedMessage != "ERR,252,DNS" {
 		t.Errorf("task: %+v", info)
 	}
-	if recent := c.do("GET", "/sdk/vim25/8.0.1.0/VirtualMachine/"+vm.ID()+"/recentTask", "").body; strings.Contains(recent, task) {
+
+	if recent := c.do(
+		"GET",
+		"/sdk/vim25/8.0.1.0/VirtualMachine/"+vm.ID()+"/recentTask",
+		"",
+	).body; strings.Contains(
+		recent,
+		task,
+	) {
 		t.Errorf("a Task that is shown in an hour: %s", recent)
 	}
+
 	vm.Configure(func(g *vcsim.Guest) {
 		g.TaskError, g.Faults, g.AppliesAtOnce = nil, vcsim.Faults{SwapsAddresses: true}, true
 	})
@@ -382,7 +441,9 @@ func TestMoreLies(t *testing.T) {
 	if info := c.end(c.act("StartGuestNetwork_Task", onVM(vm))); info.State != "success" {
 		t.Errorf("the network's start, swapped: %+v", info)
 	}
-	if got := vm.Addresses(); len(got) != 2 || got[0] != "10.0.1.9" || got[1] != "10.0.0.7" || !slices.Contains(vm.GroundTruth().Addresses, "10.0.0.7") {
+
+	if got := vm.Addresses(); len(got) != 2 || got[0] != "10.0.1.9" || got[1] != "10.0.0.7" ||
+		!slices.Contains(vm.GroundTruth().Addresses, "10.0.0.7") {
 		t.Errorf("swapped: %q, %+v", got, vm.GroundTruth())
 	}
 }

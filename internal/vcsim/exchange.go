@@ -19,9 +19,10 @@ import (
 type Call struct {
 	// Time is when it arrived, by our clock.
 	Time time.Time
-	// Op is what it asks for: a method of VI JSON or SOAP ("CustomizeGuest_Task", "WaitForUpdatesEx", "Login"), a property ("GET Task/info"), or a REST
-	// operation ("GET guest/customization", "guest/customization check", "guest/processes create", "GET guest/operations", "POST /api/session",
-	// "system hello"), or "GET guest file". For what is not known it is method and path.
+	// Op is what it asks for: a method of VI JSON or SOAP ("CustomizeGuest_Task", "WaitForUpdatesEx", "Login"), a
+	// property ("GET Task/info"), or a REST operation ("GET guest/customization", "guest/customization check",
+	// "guest/processes create", "GET guest/operations", "POST /api/session", "system hello"), or "GET guest file". For
+	// what is not known it is method and path.
 	Op string
 	// VM is the managed object ID of the VM that it is about, also by way of a Task, where that can be seen.
 	VM string
@@ -29,9 +30,11 @@ type Call struct {
 	Method, Path string
 	// Body is the request's, with passwords and tokens blanked.
 	Body string
-	// Session is the UserSession's key of the session that the call was made with; for a session of REST alone its token; "" for none.
+	// Session is the UserSession's key of the session that the call was made with; for a session of REST alone its
+	// token; "" for none.
 	Session string
-	// Status is the answer's, 0 while there is none. Fault is the answer's fault (_typeName) or error_type, "" for none.
+	// Status is the answer's, 0 while there is none. Fault is the answer's fault (_typeName) or error_type, "" for
+	// none.
 	Status int
 	Fault  string
 }
@@ -56,13 +59,15 @@ const (
 	Drop
 )
 
-// Rule scripts what happens to calls. All rules that match a call apply, in the order of their making: their delays add up, the first answer counts.
+// Rule scripts what happens to calls. All rules that match a call apply, in the order of their making: their delays add
+// up, the first answer counts.
 type Rule struct {
 	// VM and Op select the calls; "" is any.
 	VM, Op string
 	// Skip is how many matching calls pass before the rule begins, Times how many it then applies to; 0 is all.
 	Skip, Times int
-	// Delay holds the call back before it takes effect, also when the client has given up: a call that travels long. DelayAnswer holds its answer back.
+	// Delay holds the call back before it takes effect, also when the client has given up: a call that travels long.
+	// DelayAnswer holds its answer back.
 	Delay, DelayAnswer time.Duration
 	// Fault is answered in the place of the call's effect, over VI JSON and SOAP.
 	Fault types.BaseMethodFault
@@ -101,10 +106,12 @@ func (v *VCenter) Calls() []Call {
 	return slices.Clone(v.rec.calls)
 }
 
-// Count is how many calls of an operation arrived for a VM, answered or not; "" is any. How often they took effect is VM.Effects.
+// Count is how many calls of an operation arrived for a VM, answered or not; "" is any. How often they took effect is
+// VM.Effects.
 func (v *VCenter) Count(op, vm string) int {
 	v.rec.mu.Lock()
 	defer v.rec.mu.Unlock()
+
 	n := 0
 	for _, c := range v.rec.calls {
 		if (op == "" || c.Op == op) && (vm == "" || c.VM == vm) {
@@ -114,8 +121,8 @@ func (v *VCenter) Count(op, vm string) int {
 	return n
 }
 
-// OnCall adds a hook that is called before and after each call, from the call's own goroutine and without a lock, so it may wait and may call everything
-// here but Close. Where several hooks are set, one Drop is enough.
+// OnCall adds a hook that is called before and after each call, from the call's own goroutine and without a lock, so it
+// may wait and may call everything here but Close. Where several hooks are set, one Drop is enough.
 func (v *VCenter) OnCall(hook func(Call, Phase) Action) {
 	v.rec.mu.Lock()
 	defer v.rec.mu.Unlock()
@@ -140,6 +147,7 @@ func (v *VCenter) ClearScript() {
 func (r *recorder) add(c Call) (n int, apply []Rule) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+
 	r.calls = append(r.calls, c)
 	for _, rule := range r.rules {
 		if rule.VM != "" && rule.VM != c.VM || rule.Op != "" && rule.Op != c.Op {
@@ -150,6 +158,7 @@ func (r *recorder) add(c Call) (n int, apply []Rule) {
 			apply = append(apply, rule.Rule)
 		}
 	}
+
 	return len(r.calls) - 1, apply
 }
 
@@ -165,6 +174,7 @@ func (r *recorder) ask(c Call, p Phase) Action {
 	hooks := slices.Clone(r.hooks)
 	r.mu.Unlock()
 	action := Proceed
+
 	for _, hook := range hooks {
 		if hook(c, p) == Drop {
 			action = Drop
@@ -211,13 +221,19 @@ func (v *VCenter) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		drop(r) // it never arrived whole
 	}
+
 	x := v.permit(v.understand(r, body), r, body)
-	x.call.Time, x.call.Method, x.call.Path, x.call.Body = arrived, r.Method, redactPath(r.URL.RequestURI()), redact(body)
+	x.call.Time, x.call.Method, x.call.Path, x.call.Body = arrived, r.Method, redactPath(
+		r.URL.RequestURI(),
+	), redact(
+		body,
+	)
 
 	n, rules := v.rec.add(x.call)
 	if v.rec.ask(x.call, Before) == Drop {
 		drop(r)
 	}
+
 	serve, late, lose := x.serve, time.Duration(0), false
 	for i, rule := range slices.Backward(rules) { // backward: the first answer is set last
 		switch {
@@ -228,11 +244,18 @@ func (v *VCenter) serveHTTP(w http.ResponseWriter, r *http.Request) {
 			serve = func() answer { return x.fault(rules[i].Fault) }
 		case rule.RESTError != "":
 			serve = func() answer {
-				return restError(rules[i].RESTError, "com.vmware.api.scripted", "The operation failed as scripted.", nil)
+				return restError(
+					rules[i].RESTError,
+					"com.vmware.api.scripted",
+					"The operation failed as scripted.",
+					nil,
+				)
 			}
 		}
+
 		late, lose = late+rule.DelayAnswer, lose || rule.LoseAnswer
 	}
+
 	for _, rule := range rules {
 		if rule.LoseCall || !v.pause(rule.Delay) {
 			drop(r)
@@ -244,16 +267,19 @@ func (v *VCenter) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	if v.rec.ask(done, After) == Drop || lose || !v.pause(late) || v.ending() {
 		drop(r)
 	}
+
 	h := w.Header()
 	for name, values := range a.header {
 		h[name] = values
 	}
+
 	if a.contentType != "" {
 		h.Set("Content-Type", a.contentType)
 	}
 	if a.status != http.StatusNoContent {
 		h.Set("Content-Length", strconv.Itoa(len(a.body)))
 	}
+
 	w.WriteHeader(a.status)
 	_, _ = w.Write(a.body)
 }
@@ -268,7 +294,9 @@ func drop(r *http.Request) {
 
 const blanked = "***"
 
-var xmlSecrets = regexp.MustCompile(`(?s)(<(?:\w+:)?(password|token|samlToken)\b[^>]*>)(.*?)(</(?:\w+:)?(?:password|token|samlToken)>)`)
+var xmlSecrets = regexp.MustCompile(
+	`(?s)(<(?:\w+:)?(password|token|samlToken)\b[^>]*>)(.*?)(</(?:\w+:)?(?:password|token|samlToken)>)`,
+)
 
 // redact is a body without its passwords and tokens.
 func redact(body []byte) string {
@@ -282,16 +310,19 @@ func redact(body []byte) string {
 	if !json.Valid(body) {
 		return "(" + strconv.Itoa(len(body)) + " bytes that are not JSON)" // where the secrets are cannot be told
 	}
+
 	dec := json.NewDecoder(bytes.NewReader(body))
 	dec.UseNumber()
 	var val any
 	if err := dec.Decode(&val); err != nil || !blank(val) {
 		return string(body)
 	}
+
 	out, err := json.Marshal(val)
 	if err != nil {
 		panic(err) // it was JSON
 	}
+
 	return string(out)
 }
 
@@ -315,5 +346,6 @@ func blank(val any) bool {
 			found = blank(member) || found
 		}
 	}
+
 	return found
 }

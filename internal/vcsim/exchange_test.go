@@ -32,11 +32,25 @@ func TestScript(t *testing.T) {
 			t.Errorf("call %d: %d, want %d", i, got, want)
 		}
 	}
+
 	if got := status(two); got != http.StatusOK {
 		t.Errorf("the other VM: %d", got)
 	}
-	v.Script(vcsim.Rule{Op: check, Times: 1, HTTP: &vcsim.Answer{Status: 503, ContentType: "text/html", Body: "<html>upstream</html>"}})
-	if res := c.do("POST", path(two), ""); res.status != 503 || res.body != "<html>upstream</html>" || res.header.Get("Content-Type") != "text/html" {
+
+	v.Script(
+		vcsim.Rule{
+			Op:    check,
+			Times: 1,
+			HTTP:  &vcsim.Answer{Status: 503, ContentType: "text/html", Body: "<html>upstream</html>"},
+		},
+	)
+
+	if res := c.do(
+		"POST",
+		path(two),
+		"",
+	); res.status != 503 || res.body != "<html>upstream</html>" ||
+		res.header.Get("Content-Type") != "text/html" {
 		t.Errorf("page: %+v", res)
 	}
 
@@ -44,10 +58,12 @@ func TestScript(t *testing.T) {
 		_, err := c.try("POST", gcmPath+"CustomizeGuest_Task", customizeBody(vm, "web01", "10.0.0.7"))
 		return err
 	}
+
 	v.Script(vcsim.Rule{Op: "CustomizeGuest_Task", Times: 1, LoseCall: true})
 	if err := begin(one); err == nil || one.Effects().Customizations != 0 {
 		t.Errorf("lost call: %v, %+v", err, one.Effects())
 	}
+
 	v.Script(vcsim.Rule{Op: "CustomizeGuest_Task", Times: 1, LoseAnswer: true})
 	if err := begin(one); err == nil || one.Effects().Customizations != 1 {
 		t.Errorf("lost answer: %v, %+v", err, one.Effects())
@@ -55,12 +71,21 @@ func TestScript(t *testing.T) {
 	if n := v.Count("CustomizeGuest_Task", one.ID()); n != 2 {
 		t.Errorf("counted %d", n)
 	}
-	v.Script(vcsim.Rule{Op: "CustomizeGuest_Task", Times: 1, Fault: &types.TaskInProgress{Task: types.ManagedObjectReference{Type: "Task", Value: "task-7"}}})
+
+	v.Script(
+		vcsim.Rule{
+			Op:    "CustomizeGuest_Task",
+			Times: 1,
+			Fault: &types.TaskInProgress{Task: types.ManagedObjectReference{Type: "Task", Value: "task-7"}},
+		},
+	)
+
 	res := c.do("POST", gcmPath+"CustomizeGuest_Task", customizeBody(two, "web01", "10.0.0.7"))
 	mustContain(t, "fault", res.body, `"_typeName":"TaskInProgress"`, `"task-7"`, "Another task")
 	if two.Effects().Customizations != 0 {
 		t.Errorf("effects: %+v", two.Effects())
 	}
+
 	v.Script(vcsim.Rule{Op: check, RESTError: "ERROR"})
 	v.ClearScript()
 	if got := status(one); got != http.StatusOK {
@@ -74,10 +99,16 @@ func TestSOAPFault(t *testing.T) {
 	v := start(t, vcsim.Options{})
 	v.Script(vcsim.Rule{Op: "RetrieveServiceContent", Fault: &types.SystemError{Reason: "restarting <soon>"}})
 	c := newREST(t, v)
-	res := c.do("POST", "/sdk", `<Envelope xmlns="http://schemas.xmlsoap.org/soap/envelope/"><Body><RetrieveServiceContent xmlns="urn:vim25">`+
-		`<_this type="ServiceInstance">ServiceInstance</_this></RetrieveServiceContent></Body></Envelope>`)
+	res := c.do(
+		"POST",
+		"/sdk",
+		`<Envelope xmlns="http://schemas.xmlsoap.org/soap/envelope/"><Body><RetrieveServiceContent xmlns="urn:vim25">`+
+			`<_this type="ServiceInstance">ServiceInstance</_this></RetrieveServiceContent></Body></Envelope>`,
+	)
+
 	mustContain(t, "fault", res.body, `xsi:type="SystemError"`, "restarting &lt;soon&gt;")
-	if calls := v.Calls(); calls[0].Fault != "SystemError" || calls[0].Op != "RetrieveServiceContent" || calls[0].Status != http.StatusInternalServerError {
+	if calls := v.Calls(); calls[0].Fault != "SystemError" || calls[0].Op != "RetrieveServiceContent" ||
+		calls[0].Status != http.StatusInternalServerError {
 		t.Errorf("recorded: %+v", calls[0])
 	}
 }
@@ -95,6 +126,7 @@ func TestHooks(t *testing.T) {
 	v.OnCall(func(call vcsim.Call, p vcsim.Phase) vcsim.Action {
 		mu.Lock()
 		defer mu.Unlock()
+
 		if call.Op != "StartGuestNetwork_Task" {
 			return vcsim.Proceed
 		}
@@ -105,8 +137,10 @@ func TestHooks(t *testing.T) {
 		if drop[p] {
 			return vcsim.Drop
 		}
+
 		return vcsim.Proceed
 	})
+
 	for _, p := range []vcsim.Phase{vcsim.Before, vcsim.After} {
 		mu.Lock()
 		drop = map[vcsim.Phase]bool{p: true}
@@ -118,8 +152,10 @@ func TestHooks(t *testing.T) {
 			t.Errorf("phase %d: %d effects", p, n)
 		}
 	}
+
 	mu.Lock()
 	defer mu.Unlock()
+
 	if got := strings.Join(seen, ", "); got != "before, before, after OK" {
 		t.Errorf("hooks: %s", got)
 	}
@@ -144,17 +180,20 @@ func TestTravellingCall(t *testing.T) {
 		}
 		return vcsim.Proceed
 	})
+
 	v.Script(vcsim.Rule{Op: "AbortCustomization_Task", Delay: time.Millisecond})
 	failed := make(chan error)
 	go func() {
 		_, err := c.try("POST", gcmPath+"AbortCustomization_Task", onVM(vm))
 		failed <- err
 	}()
+
 	<-arrived
 	v.CutConnections()
 	if err := <-failed; err == nil {
 		t.Error("the cut call was answered")
 	}
+
 	close(cut)
 	<-landed
 	if n := vm.Effects().Aborts; n != 1 {
@@ -175,9 +214,21 @@ func TestTravellingCallWithoutSession(t *testing.T) {
 		}
 		return vcsim.Proceed
 	})
-	mustContain(t, "fault", c.do("POST", gcmPath+"CustomizeGuest_Task", customizeBody(vm, "web01", "10.0.0.7")).body, "NotAuthenticated")
+
+	mustContain(
+		t,
+		"fault",
+		c.do("POST", gcmPath+"CustomizeGuest_Task", customizeBody(vm, "web01", "10.0.0.7")).body,
+		"NotAuthenticated",
+	)
+
 	c.login()
-	res := c.do("POST", "/api/vcenter/vm/"+vm.ID()+"/guest/processes?action=create", `{"credentials":`+credentials(vm)+`,"spec":{"path":"/bin/true"}}`)
+	res := c.do(
+		"POST",
+		"/api/vcenter/vm/"+vm.ID()+"/guest/processes?action=create",
+		`{"credentials":`+credentials(vm)+`,"spec":{"path":"/bin/true"}}`,
+	)
+
 	mustContain(t, "error", res.body, "UNAUTHENTICATED")
 	if e := vm.Effects(); e.Customizations != 0 || len(e.Processes) != 0 {
 		t.Errorf("effects: %+v", e)
@@ -198,11 +249,13 @@ func TestSecretsAreBlanked(t *testing.T) {
 	} {
 		c.do("POST", "/api/none", body)
 	}
+
 	for _, call := range v.Calls() {
 		if strings.Contains(call.Body, "hush") || call.Body == "" {
 			t.Errorf("recorded: %s", call.Body)
 		}
 	}
+
 	mustContain(t, "the rest", v.Calls()[0].Body, `"user_name":"root"`, `12345678901234567890`)
 }
 
@@ -212,18 +265,21 @@ func TestStopAndResume(t *testing.T) {
 	c := newREST(t, v)
 	c.login()
 	url := v.URL()
+
 	for range 3 {
 		v.Stop()
 		v.Stop()
 		if _, err := c.try("GET", "/api/session", ""); err == nil || !strings.Contains(err.Error(), "refused") {
 			t.Fatalf("stopped: %v", err)
 		}
+
 		v.Resume()
 		v.Resume()
 		if res := c.do("GET", "/api/session", ""); res.status != http.StatusOK || v.URL() != url {
 			t.Fatalf("resumed: %d %s at %s", res.status, res.body, v.URL())
 		}
 	}
+
 	v.Stop() // and Close while stopped
 }
 
@@ -233,6 +289,7 @@ func TestCloseEndsWaits(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	c := newREST(t, v)
 	c.login()
 	p := c.poll(filterOf("VirtualMachine", v.VMs()[0], "name"))
@@ -248,24 +305,29 @@ func TestCloseEndsWaits(t *testing.T) {
 		}
 		return vcsim.Proceed
 	})
+
 	done := make(chan error)
 	go func() {
 		_, err := c.try("POST", p.path+"WaitForUpdatesEx", p.body("600"))
 		done <- err
 	}()
+
 	go func() {
 		_, err := c.try("POST", "/sdk/vim25/8.0.3.0/ServiceInstance/ServiceInstance/CurrentTime", "")
 		done <- err
 	}()
+
 	<-waiting
 	<-waiting
 	v.Close()
 	v.Close()
+
 	for range 2 {
 		if err := <-done; err == nil {
 			t.Error("a wait was answered by a closed vCenter")
 		}
 	}
+
 	if _, err := c.try("GET", "/api/session", ""); err == nil {
 		t.Error("answered after Close")
 	}
@@ -279,11 +341,13 @@ func TestOptions(t *testing.T) {
 			t.Errorf("%s: started", version)
 		}
 	}
+
 	v := start(t, vcsim.Options{Username: "me@vsphere.local", Password: "mine"})
 	newREST(t, v).login()
 	if v.VM("vm-0") != nil {
 		t.Error("a VM that does not exist")
 	}
+
 	if taken, err := vcsim.Start(vcsim.Options{Listen: strings.TrimPrefix(v.URL(), "https://")}); err == nil {
 		taken.Close()
 		t.Error("two at one address")

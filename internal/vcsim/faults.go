@@ -14,8 +14,8 @@ type Faults struct {
 	KeepsHostName, KeepsAddresses bool
 	// IgnoresNetworkStart makes StartGuestNetwork_Task succeed and do nothing.
 	IgnoresNetworkStart bool
-	// FinalStatus is the status that the next customizations end with where UpdatesStatus is set, without the prefix: "SUCCEEDED", "FAILED", or "RUNNING" for a
-	// status that never ends. Empty: as it went.
+	// FinalStatus is the status that the next customizations end with where UpdatesStatus is set, without the prefix:
+	// "SUCCEEDED", "FAILED", or "RUNNING" for a status that never ends. Empty: as it went.
 	FinalStatus string
 	// Message is the localized text of TaskError, such as "ERR,252,DNS could not be set"; empty: vCenter's own words.
 	Message string
@@ -23,11 +23,14 @@ type Faults struct {
 	NoDHCPLease bool
 	// SwapsAddresses gives the addresses of the first two NICs to each other.
 	SwapsAddresses bool
-	// StatusPrecision is how finely guest.customizationInfo is pushed; the REST call tells milliseconds. Zero: a second.
+	// StatusPrecision is how finely guest.customizationInfo is pushed; the REST call tells milliseconds. Zero: a
+	// second.
 	StatusPrecision time.Duration
-	// TaskLag is how long a new Task on this VM stays out of recentTask and of the history, beside Options.VisibilityLag.
+	// TaskLag is how long a new Task on this VM stays out of recentTask and of the history, beside
+	// Options.VisibilityLag.
 	TaskLag time.Duration
-	// WorkAfterTask is how long the guest goes on after the end of CustomizeGuest_Task: only then its work is done, and its status ends.
+	// WorkAfterTask is how long the guest goes on after the end of CustomizeGuest_Task: only then its work is done, and
+	// its status ends.
 	WorkAfterTask time.Duration
 }
 
@@ -60,6 +63,7 @@ func (vm *VM) finish(name string, p plan, fault types.BaseMethodFault, killed bo
 		if !killed && p.applies {
 			vm.apply(name, p.then)
 		}
+
 		done := fault == nil || p.applies && !killed
 		switch says := p.faults.FinalStatus; {
 		case !p.updatesStatus, says == "RUNNING" && !killed:
@@ -71,10 +75,12 @@ func (vm *VM) finish(name string, p plan, fault types.BaseMethodFault, killed bo
 			vm.setInfo(statusPrefix+"FAILED", text(fault, p.message), false)
 		}
 	}
+
 	if killed || name != customizeGuest || p.faults.WorkAfterTask <= 0 {
 		end()
 		return
 	}
+
 	boot := vm.boots
 	vm.v.spawn(func() {
 		if !vm.v.pause(p.faults.WorkAfterTask) {
@@ -88,25 +94,28 @@ func (vm *VM) finish(name string, p plan, fault types.BaseMethodFault, killed bo
 	})
 }
 
-// SetShown makes the guest what a customization that was asked for earlier left, and lets VMware Tools report it at once: a host name, where it is not
-// empty, and addresses by their NIC's number.
+// SetShown makes the guest what a customization that was asked for earlier left, and lets VMware Tools report it at
+// once: a host name, where it is not empty, and addresses by their NIC's number.
 func (vm *VM) SetShown(hostName string, addresses map[int]string) {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
+
 	vm.set = vm.set.clone()
 	if hostName != "" {
 		vm.set.hostName = hostName
 	}
+
 	macs := vm.macs()
 	for n, address := range addresses {
 		vm.set.addresses[macs[n]] = []string{address}
 	}
+
 	vm.shown = vm.set.clone()
 	vm.report()
 }
 
-// BlockUpdates keeps what happens to the VM, and to Tasks on it, out of the property collectors' updates, as a vCenter does that is busy; a read of a property shows
-// it all the same. UnblockUpdates ends it.
+// BlockUpdates keeps what happens to the VM, and to Tasks on it, out of the property collectors' updates, as a vCenter
+// does that is busy; a read of a property shows it all the same. UnblockUpdates ends it.
 func (vm *VM) BlockUpdates() { vm.v.changes.block(vm.ref, true) }
 
 // UnblockUpdates ends what BlockUpdates began: the updates come.
@@ -126,8 +135,8 @@ func (v *VCenter) updatesBlocked(ref types.ManagedObjectReference) bool {
 	return v.changes.blocks(ref)
 }
 
-// HangTools makes VMware Tools fall silent, as in a guest that is very busy: guest calls are refused, but what runs in the guest goes on, a customization
-// too, and exit codes are kept. UnhangTools ends it.
+// HangTools makes VMware Tools fall silent, as in a guest that is very busy: guest calls are refused, but what runs in
+// the guest goes on, a customization too, and exit codes are kept. UnhangTools ends it.
 func (vm *VM) HangTools() {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
@@ -150,14 +159,24 @@ func (vm *VM) ForgetProcess(pid int64) {
 	vm.procs = slices.DeleteFunc(vm.procs, func(p *process) bool { return p.pid == pid })
 }
 
-// ReusePID gives the process ID of a process, which disappears, to a later one that ends at once with a code of its own.
+// ReusePID gives the process ID of a process, which disappears, to a later one that ends at once with a code of its
+// own.
 func (vm *VM) ReusePID(pid, code int64) {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
+
 	for i, p := range vm.procs {
 		if p.pid == pid {
 			started := p.started.Add(time.Second)
-			vm.procs[i] = &process{pid: pid, name: "other", owner: p.owner, command: `"/usr/bin/other"`, started: started, until: started, exitCode: code}
+			vm.procs[i] = &process{
+				pid:      pid,
+				name:     "other",
+				owner:    p.owner,
+				command:  `"/usr/bin/other"`,
+				started:  started,
+				until:    started,
+				exitCode: code,
+			}
 		}
 	}
 }
@@ -169,9 +188,11 @@ func (vm *VM) Remove() {
 	if !ok {
 		return
 	}
+
 	ctx.Map.Remove(ctx, vm.ref)
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
+
 	vm.removed = obj
 	vm.powered = false
 	vm.halt()
@@ -190,16 +211,19 @@ type GroundTruth struct {
 func (vm *VM) GroundTruth() GroundTruth {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
+
 	t := GroundTruth{HostName: vm.set.hostName, Connected: true, ExitCodes: make(map[string]int64)}
 	for _, mac := range vm.macs() {
 		t.Addresses = append(t.Addresses, plainAddresses(vm.set.addresses[mac])...)
 	}
+
 	now := vm.v.GuestNow()
 	for _, p := range vm.procs {
 		if p.ended(now) {
 			t.ExitCodes[p.command] = p.exitCode
 		}
 	}
+
 	ctx := vm.v.newContext()
 	if obj, ok := ctx.Map.Get(vm.ref).(*simulator.VirtualMachine); ok {
 		ctx.WithLock(obj, func() {
@@ -208,11 +232,12 @@ func (vm *VM) GroundTruth() GroundTruth {
 			}
 		})
 	}
+
 	return t
 }
 
-// Reset makes the VM and its guest as they were at first: honest, running, connected, not customized, with no effects and no rules of its own. Nothing may
-// be under way on it but what an earlier life left behind.
+// Reset makes the VM and its guest as they were at first: honest, running, connected, not customized, with no effects
+// and no rules of its own. Nothing may be under way on it but what an earlier life left behind.
 func (vm *VM) Reset() {
 	vm.v.clearScriptOf(vm.ID())
 	vm.mu.Lock()
@@ -220,12 +245,14 @@ func (vm *VM) Reset() {
 		vm.v.reg.Put(vm.removed)
 		vm.removed = nil
 	}
+
 	vm.mu.Unlock()
 	vm.UnblockUpdates()
 	vm.SetNICs(true)
 	vm.update(powerChanges(types.VirtualMachinePowerStatePoweredOn)...)
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
+
 	vm.lives++
 	vm.halt()
 	vm.guest, vm.effects = newGuest(), Effects{}
@@ -242,12 +269,24 @@ func (v *VCenter) clearScriptOf(id string) {
 	v.rec.rules = slices.DeleteFunc(v.rec.rules, func(r *activeRule) bool { return r.VM == id })
 }
 
-// Spawn lets the guest run a process that nobody asked for through vCenter, until it is deleted; it shows command as its command line.
+// Spawn lets the guest run a process that nobody asked for through vCenter, until it is deleted; it shows command as
+// its command line.
 func (vm *VM) SpawnProcess(command string) (pid int64) {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
+
 	pid = vm.guest.NextPID
 	vm.guest.NextPID++
-	vm.procs = append(vm.procs, &process{pid: pid, name: "own", owner: vm.guest.Username, command: command, started: vm.v.GuestNow().Truncate(time.Second)})
+	vm.procs = append(
+		vm.procs,
+		&process{
+			pid:     pid,
+			name:    "own",
+			owner:   vm.guest.Username,
+			command: command,
+			started: vm.v.GuestNow().Truncate(time.Second),
+		},
+	)
+
 	return pid
 }

@@ -47,9 +47,13 @@ func (v *VCenter) installGuestFileManager() {
 	v.reg.Put(m)
 }
 
-// InitiateFileTransferFromGuest makes a URL for a file in a guest. Its host is "*", vCenter's own. Faults: ManagedObjectNotFound, InvalidPowerState,
-// GuestOperationsUnavailable (tools not running), InvalidGuestLogin, InvalidArgument (path), FileNotFound.
-func (m *guestFileManager) InitiateFileTransferFromGuest(_ *simulator.Context, req *types.InitiateFileTransferFromGuest) soap.HasFault {
+// InitiateFileTransferFromGuest makes a URL for a file in a guest. Its host is "*", vCenter's own. Faults:
+// ManagedObjectNotFound, InvalidPowerState, GuestOperationsUnavailable (tools not running), InvalidGuestLogin,
+// InvalidArgument (path), FileNotFound.
+func (m *guestFileManager) InitiateFileTransferFromGuest(
+	_ *simulator.Context,
+	req *types.InitiateFileTransferFromGuest,
+) soap.HasFault {
 	body := new(methods.InitiateFileTransferFromGuestBody)
 	info, fault := m.begin(req)
 	if fault != nil {
@@ -60,17 +64,25 @@ func (m *guestFileManager) InitiateFileTransferFromGuest(_ *simulator.Context, r
 	return body
 }
 
-func (m *guestFileManager) begin(req *types.InitiateFileTransferFromGuest) (types.FileTransferInformation, types.BaseMethodFault) {
+func (m *guestFileManager) begin(
+	req *types.InitiateFileTransferFromGuest,
+) (types.FileTransferInformation, types.BaseMethodFault) {
 	none := types.FileTransferInformation{}
 	vm := m.v.VM(req.Vm.Value)
 	if vm == nil || req.Vm.Type != "VirtualMachine" {
 		return none, &types.ManagedObjectNotFound{Obj: req.Vm}
 	}
+
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
+
 	if state := vm.power(); state != types.VirtualMachinePowerStatePoweredOn {
-		return none, &types.InvalidPowerState{RequestedState: types.VirtualMachinePowerStatePoweredOn, ExistingState: state}
+		return none, &types.InvalidPowerState{
+			RequestedState: types.VirtualMachinePowerStatePoweredOn,
+			ExistingState:  state,
+		}
 	}
+
 	if !vm.tools {
 		return none, new(types.GuestOperationsUnavailable)
 	}
@@ -80,21 +92,30 @@ func (m *guestFileManager) begin(req *types.InitiateFileTransferFromGuest) (type
 	if !path.IsAbs(req.GuestFilePath) {
 		return none, &types.InvalidArgument{InvalidProperty: "guestFilePath"}
 	}
+
 	content, ok := vm.guest.Files[req.GuestFilePath]
 	if !ok {
 		return none, &types.FileNotFound{FileFault: types.FileFault{File: req.GuestFilePath}}
 	}
+
 	token := randomHex(40)
 	m.v.transfers.mu.Lock()
 	defer m.v.transfers.mu.Unlock()
+
 	if m.v.transfers.all == nil {
 		m.v.transfers.all = make(map[string]transfer)
 	}
+
 	m.v.transfers.all[token] = transfer{vm: vm, file: req.GuestFilePath, until: m.v.Now().Add(transferLasts)}
 	changed := m.v.GuestNow().Truncate(time.Second)
 	return types.FileTransferInformation{
 		Attributes: &types.GuestPosixFileAttributes{
-			GuestFileAttributes: types.GuestFileAttributes{ModificationTime: &changed, AccessTime: &changed}, OwnerId: new(int32), GroupId: new(int32),
+			GuestFileAttributes: types.GuestFileAttributes{
+				ModificationTime: &changed,
+				AccessTime:       &changed,
+			},
+			OwnerId:     new(int32),
+			GroupId:     new(int32),
 			Permissions: 0o644,
 		},
 		Size: int64(len(content)),
@@ -113,12 +134,14 @@ func (v *VCenter) understandFile(r *http.Request) exchange {
 	if ok {
 		x.call.VM = t.vm.ID()
 	}
+
 	x.serve = func() answer {
 		if r.Method != http.MethodGet {
 			return pageAnswer(http.StatusMethodNotAllowed)
 		}
 		return v.serveFile(token)
 	}
+
 	return x
 }
 
@@ -131,8 +154,10 @@ func (v *VCenter) serveFile(token string) answer {
 	if !ok || v.Now().After(t.until) {
 		return pageAnswer(http.StatusNotFound)
 	}
+
 	t.vm.mu.Lock()
 	defer t.vm.mu.Unlock()
+
 	content, ok := t.vm.guest.Files[t.file]
 	switch {
 	case !ok:
@@ -140,6 +165,7 @@ func (v *VCenter) serveFile(token string) answer {
 	case !t.vm.tools:
 		return pageAnswer(http.StatusInternalServerError)
 	}
+
 	return answer{status: http.StatusOK, contentType: transferredAs, body: []byte(content)}
 }
 

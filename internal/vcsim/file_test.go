@@ -26,13 +26,20 @@ func (c *rest) transfer(vm *vcsim.VM, path string, size int64) string {
 		Size     int64
 		URL      string
 	}
-	if err := json.Unmarshal([]byte(res.body), &info); err != nil || res.status != http.StatusOK || info.TypeName != "FileTransferInformation" || info.Size != size {
+
+	if err := json.Unmarshal(
+		[]byte(res.body),
+		&info,
+	); err != nil || res.status != http.StatusOK || info.TypeName != "FileTransferInformation" ||
+		info.Size != size {
 		c.t.Fatalf("transfer: %d %s (%v)", res.status, res.body, err)
 	}
+
 	uri, ok := strings.CutPrefix(info.URL, "https://*:443")
 	if !ok {
 		c.t.Fatalf("the URL is %q", info.URL)
 	}
+
 	return uri
 }
 
@@ -43,9 +50,18 @@ func TestGuestFiles(t *testing.T) {
 	vm := first(v)
 	vm.Configure(func(g *vcsim.Guest) { g.Files["/var/log/app.log"] = "one\ntwo\n" })
 	initiate := fileManagerPath + "InitiateFileTransferFromGuest"
-	if res := c.do("POST", initiate, fileBody(vm, auth(vm), "/var/log/app.log")); !strings.Contains(res.body, "NotAuthenticated") {
+
+	if res := c.do(
+		"POST",
+		initiate,
+		fileBody(vm, auth(vm), "/var/log/app.log"),
+	); !strings.Contains(
+		res.body,
+		"NotAuthenticated",
+	) {
 		t.Errorf("without a session: %d %s", res.status, res.body)
 	}
+
 	c.login()
 	c.want("GET", "/sdk/vim25/8.0.1.0/GuestOperationsManager/guestOperationsManager/fileManager", "", http.StatusOK,
 		`{"_typeName":"ManagedObjectReference","type":"GuestFileManager","value":"guestOperationsFileManager"}`)
@@ -57,11 +73,13 @@ func TestGuestFiles(t *testing.T) {
 	if res := anybody.do("GET", uri, ""); res.status != http.StatusOK || res.body != "one\ntwo\n" { // the URL is enough
 		t.Errorf("GET: %d %s", res.status, res.body)
 	}
+
 	for what, uri := range map[string]string{"again": uri, "another token": "/guestFile?id=1&token=x", "no token": "/guestFile"} {
 		if res := anybody.do("GET", uri, ""); res.status != http.StatusNotFound {
 			t.Errorf("%s: %d %s", what, res.status, res.body)
 		}
 	}
+
 	old := c.transfer(vm, "/var/log/app.log", 8)
 	v.Advance(11 * time.Minute)
 	if res := anybody.do("GET", old, ""); res.status != http.StatusNotFound {
@@ -77,6 +95,7 @@ func TestGuestFiles(t *testing.T) {
 		}
 		mustContain(t, name, res.body, append(words, `"_typeName":"`+name+`"`)...)
 	}
+
 	fault(fileBody(vm, wrong, "/var/log/app.log"), "InvalidGuestLogin")
 	fault(fileBody(vm, auth(vm), "/none"), "FileNotFound", `"file":"/none"`)
 	fault(fileBody(vm, auth(vm), "app.log"), "InvalidArgument", "guestFilePath")
@@ -87,6 +106,7 @@ func TestGuestFiles(t *testing.T) {
 	if res := anybody.do("GET", uri, ""); res.status != http.StatusInternalServerError {
 		t.Errorf("tools down: %d %s", res.status, res.body)
 	}
+
 	vm.PowerOff()
 	fault(fileBody(vm, auth(vm), "/var/log/app.log"), "InvalidPowerState")
 
@@ -96,6 +116,7 @@ func TestGuestFiles(t *testing.T) {
 			t.Errorf("recorded with a secret: %s %s", call.Path, call.Body)
 		}
 	}
+
 	if n := v.Count("InitiateFileTransferFromGuest", vm.ID()); n != 9 {
 		t.Errorf("%d transfers counted", n)
 	}
@@ -125,6 +146,7 @@ func TestOnlyRest(t *testing.T) {
 					c.want(method, "/api/session", "", http.StatusNotFound, notFound)
 				}
 			}
+
 			absent()
 
 			const sessions = "/rest/com/vmware/cis/session"
@@ -134,10 +156,12 @@ func TestOnlyRest(t *testing.T) {
 			if res := c.do("POST", sessions+"?~action=get", ""); res.status != http.StatusUnauthorized {
 				t.Errorf("without a session: %d %s", res.status, res.body)
 			}
+
 			req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, v.URL()+sessions, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			req.SetBasicAuth(v.Username(), v.Password())
 			res, err := c.http.Do(req)
 			if err != nil {
@@ -145,31 +169,52 @@ func TestOnlyRest(t *testing.T) {
 			}
 			defer func() { _ = res.Body.Close() }()
 			var login struct{ Value string }
-			if err := json.NewDecoder(res.Body).Decode(&login); err != nil || res.StatusCode != http.StatusOK || login.Value == "" {
+
+			if err := json.NewDecoder(res.Body).
+				Decode(&login); err != nil || res.StatusCode != http.StatusOK ||
+				login.Value == "" {
 				t.Fatalf("login: %d %+v, %v", res.StatusCode, login, err)
 			}
+
 			c.token = login.Value
 			mustContain(t, "session", c.do("POST", sessions+"?~action=get", "").body, `{"value":{"user":"`+v.Username())
 			absent()
 
 			create := func(environment string) response {
-				return c.do("POST", old+"?action=create", `{"credentials":`+credentials(vm)+`,"spec":{"path":"/bin/sleep","arguments":"600",
-					"environment_variables":`+environment+`}}`)
+				return c.do(
+					"POST",
+					old+"?action=create",
+					`{"credentials":`+credentials(vm)+`,"spec":{"path":"/bin/sleep","arguments":"600",
+					"environment_variables":`+environment+`}}`,
+				)
 			}
-			if res := create(`{"A":"b"}`); res.status != http.StatusBadRequest || !strings.Contains(res.body, "com.vmware.vapi.std.errors.invalid_argument") {
+
+			if res := create(
+				`{"A":"b"}`,
+			); res.status != http.StatusBadRequest ||
+				!strings.Contains(res.body, "com.vmware.vapi.std.errors.invalid_argument") {
 				t.Errorf("a map: %d %s", res.status, res.body)
 			}
+
 			if res := create(`[{"key":"A","value":"b"}]`); res.status != http.StatusOK || res.body != `{"value":2001}` {
 				t.Errorf("pairs: %d %s", res.status, res.body)
 			}
+
 			mustContain(t, "list", c.do("POST", old+"?action=list", creds).body, `{"value":[{"pid":1,`, `"pid":2001`)
 			mustContain(t, "get", c.do("POST", old+"/2001?~action=get", creds).body, `{"value":{"name":"sleep"`)
 			c.want("POST", old+"/2001?action=delete", creds, http.StatusOK, "")
 			if e := vm.Effects(); len(e.Processes) != 1 || len(e.Deleted) != 1 {
 				t.Errorf("effects: %+v", e)
 			}
+
 			vm.ToolsDown()
-			mustContain(t, "tools down", c.do("POST", old+"?action=list", creds).body, `"type":"com.vmware.vapi.std.errors.service_unavailable"`)
+			mustContain(
+				t,
+				"tools down",
+				c.do("POST", old+"?action=list", creds).body,
+				`"type":"com.vmware.vapi.std.errors.service_unavailable"`,
+			)
+
 			if n := v.Count("guest/processes create", vm.ID()); n != 2 {
 				t.Errorf("%d creates counted", n)
 			}
@@ -190,6 +235,7 @@ func TestEnvironmentForms(t *testing.T) {
 	c := newREST(t, v)
 	c.loginREST()
 	vm := first(v)
+
 	for environment, status := range map[string]int{`{"A":"b"}`: http.StatusCreated, `null`: http.StatusCreated, `[{"key":"A","value":"b"}]`: http.StatusBadRequest} {
 		res := c.do("POST", "/api/vcenter/vm/"+vm.ID()+"/guest/processes?action=create",
 			`{"credentials":`+credentials(vm)+`,"spec":{"path":"/bin/true","environment_variables":`+environment+`}}`)

@@ -46,6 +46,7 @@ func (v *VCenter) understandVIJSON(r *http.Request, body []byte) exchange {
 		x.serve = func() answer { return pageAnswer(http.StatusNotFound) }
 		return x
 	}
+
 	this := types.ManagedObjectReference{Type: parts[1], Value: parts[2]}
 	name := parts[3]
 	switch r.Method {
@@ -59,10 +60,12 @@ func (v *VCenter) understandVIJSON(r *http.Request, body []byte) exchange {
 		if err == nil {
 			x.call.VM = v.vmOf(this, req)
 		}
-		x.serve = func() answer { return v.method(v.session(token), this, name, req, err) } // the session that lives when the call lands
+		// The session that lives when the call lands.
+		x.serve = func() answer { return v.method(v.session(token), this, name, req, err) }
 	default:
 		x.serve = func() answer { return pageAnswer(http.StatusMethodNotAllowed) }
 	}
+
 	return x
 }
 
@@ -72,16 +75,19 @@ func (v *VCenter) decode(this types.ManagedObjectReference, method string, body 
 	if !ok || t.Kind() != reflect.Struct {
 		return nil, errNoMethod
 	}
+
 	field, ok := t.FieldByName("This")
 	if !ok || field.Type != reflect.TypeFor[types.ManagedObjectReference]() {
 		return nil, errNoMethod
 	}
+
 	req := reflect.New(t)
 	if len(bytes.TrimSpace(body)) > 0 {
 		if err := types.NewJSONDecoder(bytes.NewReader(body)).Decode(req.Interface()); err != nil {
 			return nil, fmt.Errorf("decode %s: %w", method, err)
 		}
 	}
+
 	req.Elem().FieldByName("This").Set(reflect.ValueOf(this))
 	return req.Interface(), nil
 }
@@ -89,7 +95,12 @@ func (v *VCenter) decode(this types.ManagedObjectReference, method string, body 
 var errNoMethod = errors.New("no such method")
 
 // openMethods need no session.
-var openMethods = map[string]bool{"Login": true, "LoginByToken": true, "CloneSession": true, "RetrieveServiceContent": true}
+var openMethods = map[string]bool{
+	"Login":                  true,
+	"LoginByToken":           true,
+	"CloneSession":           true,
+	"RetrieveServiceContent": true,
+}
 
 // method carries out a method of VI JSON through vcsim's SOAP service.
 func (v *VCenter) method(s *session, this types.ManagedObjectReference, name string, req any, bad error) answer {
@@ -100,6 +111,7 @@ func (v *VCenter) method(s *session, this types.ManagedObjectReference, name str
 	if key == "" && !openMethods[name] && (name != "RetrievePropertiesEx" || !v.opts.MissingNotAuthenticated) {
 		return jsonFault(notAuthenticated(this))
 	}
+
 	switch {
 	case errors.Is(bad, errNoMethod):
 		return jsonFault(&types.MethodNotFound{Receiver: this, Method: name})
@@ -112,10 +124,12 @@ func (v *VCenter) method(s *session, this types.ManagedObjectReference, name str
 	if ask, ok := req.(*types.ReconfigVM_Task); ok && v.changedSince(this, ask.Spec.ChangeVersion) {
 		return jsonFault(new(types.ConcurrentAccess))
 	}
+
 	reply := v.call(key, name, req)
 	if reply.fault != nil {
 		return jsonSOAPFault(reply.fault)
 	}
+
 	a := valueAnswer(reply.val)
 	if reply.key != "" {
 		a.header = http.Header{http.CanonicalHeaderKey(sessionHeader): {v.openSession(reply.key, loginName(reply.val))}}
@@ -123,10 +137,12 @@ func (v *VCenter) method(s *session, this types.ManagedObjectReference, name str
 	if name == "Logout" {
 		v.sessions.drop(s.token)
 	}
+
 	return a
 }
 
-// changedSince reports whether a VM's configuration is no longer of a version, as VirtualMachineConfigSpec.changeVersion names it; vcsim does not look at that.
+// changedSince reports whether a VM's configuration is no longer of a version, as
+// VirtualMachineConfigSpec.changeVersion names it; vcsim does not look at that.
 func (v *VCenter) changedSince(vm types.ManagedObjectReference, version string) bool {
 	now := version
 	ctx := v.newContext()
@@ -151,6 +167,7 @@ func (v *VCenter) property(s *session, this types.ManagedObjectReference, name s
 	if s == nil || s.key == "" {
 		return jsonFault(notAuthenticated(this))
 	}
+
 	reply := v.call(s.key, "RetrievePropertiesEx", &types.RetrievePropertiesEx{
 		This: v.content.PropertyCollector,
 		SpecSet: []types.PropertyFilterSpec{{
@@ -158,9 +175,11 @@ func (v *VCenter) property(s *session, this types.ManagedObjectReference, name s
 			ObjectSet: []types.ObjectSpec{{Obj: this}},
 		}},
 	})
+
 	if reply.fault != nil {
 		return jsonSOAPFault(reply.fault)
 	}
+
 	res, _ := reply.val.(types.RetrieveResult)
 	if len(res.Objects) == 0 {
 		return jsonFault(&types.ManagedObjectNotFound{Obj: this})
@@ -168,9 +187,11 @@ func (v *VCenter) property(s *session, this types.ManagedObjectReference, name s
 	if missing := res.Objects[0].MissingSet; len(missing) > 0 {
 		return jsonFault(missing[0].Fault.Fault)
 	}
+
 	for _, p := range res.Objects[0].PropSet {
 		return valueAnswer(unwrapArray(p.Val))
 	}
+
 	return answer{status: http.StatusNoContent} // unset
 }
 
@@ -196,6 +217,7 @@ func (v *VCenter) call(key, method string, req any) reply {
 	if err := xml.NewEncoder(&envelope).Encode(soap.Envelope{Body: soapRequest{method: method, req: req}}); err != nil {
 		return reply{fault: simulator.Fault(err.Error(), new(types.InvalidRequest))}
 	}
+
 	status, header, body := v.serveSDK(key, envelope.Bytes())
 	var out soapReply
 	if t, ok := returns[method]; ok {
@@ -203,20 +225,29 @@ func (v *VCenter) call(key, method string, req any) reply {
 	} else if strings.HasSuffix(method, "_Task") {
 		out.res = reflect.New(reflect.TypeFor[taskReturn]())
 	}
+
 	dec := xml.NewDecoder(bytes.NewReader(body))
 	dec.TypeFunc = types.TypeFunc()
 	if err := dec.Decode(&soap.Envelope{Body: &out}); err != nil {
-		return reply{fault: simulator.Fault(fmt.Sprintf("%s: vcsim answered %d: %v", method, status, err), &types.SystemError{Reason: err.Error()})}
+		return reply{
+			fault: simulator.Fault(
+				fmt.Sprintf("%s: vcsim answered %d: %v", method, status, err),
+				&types.SystemError{Reason: err.Error()},
+			),
+		}
 	}
+
 	if out.fault != nil {
 		return reply{fault: out.fault}
 	}
+
 	r := reply{}
 	for _, c := range (&http.Response{Header: header}).Cookies() {
 		if c.Name == soap.SessionCookieName {
 			r.key = c.Value
 		}
 	}
+
 	if out.res.IsValid() {
 		val := out.res.Elem().FieldByName("Returnval")
 		switch {
@@ -228,6 +259,7 @@ func (v *VCenter) call(key, method string, req any) reply {
 			r.val = val.Interface()
 		}
 	}
+
 	return r
 }
 
@@ -267,6 +299,7 @@ func (r *soapReply) UnmarshalXML(d *xml.Decoder, _ xml.StartElement) error {
 		if err != nil {
 			return err
 		}
+
 		switch el := tok.(type) {
 		case xml.EndElement:
 			return nil
@@ -280,6 +313,7 @@ func (r *soapReply) UnmarshalXML(d *xml.Decoder, _ xml.StartElement) error {
 			default:
 				err = d.Skip()
 			}
+
 			if err != nil {
 				return err
 			}
@@ -297,6 +331,7 @@ func (v *VCenter) serveSDK(key string, envelope []byte) (int, http.Header, []byt
 	if key != "" {
 		r.AddCookie(&http.Cookie{Name: soap.SessionCookieName, Value: key})
 	}
+
 	w := &memoryWriter{header: make(http.Header), status: http.StatusOK}
 	v.svc.ServeSDK(w, r)
 	return w.status, w.header, w.body.Bytes()
@@ -322,6 +357,7 @@ func (v *VCenter) understandSOAP(r *http.Request, body []byte) exchange {
 	if m, err := simulator.UnmarshalBody(types.TypeFunc(), body); err == nil {
 		x.call.Op, x.call.VM = m.Name, v.vmOf(m.This, m.Body)
 	}
+
 	x.serve = func() answer {
 		if r.URL.Path != vim25.Path && r.URL.Path != vim25.Path+"/" {
 			return pageAnswer(http.StatusNotFound)
@@ -329,6 +365,7 @@ func (v *VCenter) understandSOAP(r *http.Request, body []byte) exchange {
 		if r.Method != http.MethodPost {
 			return pageAnswer(http.StatusMethodNotAllowed)
 		}
+
 		status, header, out := v.serveSDK(x.call.Session, body)
 		a := answer{status: status, contentType: "text/xml; charset=utf-8", header: header, body: out}
 		if found := soapFaultName.FindSubmatch(out); status == http.StatusInternalServerError && found != nil {
@@ -336,6 +373,7 @@ func (v *VCenter) understandSOAP(r *http.Request, body []byte) exchange {
 		}
 		return a
 	}
+
 	return x
 }
 
@@ -349,18 +387,26 @@ func soapFault(fault types.BaseMethodFault) answer {
 		{Name: xml.Name{Local: "xmlns"}, Value: "urn:" + vim25.Namespace},
 		{Name: xml.Name{Local: "xsi:type"}, Value: name},
 	}}
+
 	enc := xml.NewEncoder(&detail)
 	if err := enc.EncodeElement(fault, start); err != nil {
 		panic(err) // govmomi's own types
 	}
+
 	var said bytes.Buffer
 	if err := xml.EscapeText(&said, []byte(text(fault, ""))); err != nil {
 		panic(err) // a buffer takes everything
 	}
+
 	body := xml.Header + `<soapenv:Envelope xmlns:soapenv="http://schemas.xmlsoap.org/soap/envelope/" xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance">` +
 		`<soapenv:Body><soapenv:Fault><faultcode>ServerFaultCode</faultcode><faultstring>` + said.String() + `</faultstring><detail>` + detail.String() +
 		`</detail></soapenv:Fault></soapenv:Body></soapenv:Envelope>`
-	return answer{status: http.StatusInternalServerError, contentType: "text/xml; charset=utf-8", body: []byte(body), fault: name}
+	return answer{
+		status:      http.StatusInternalServerError,
+		contentType: "text/xml; charset=utf-8",
+		body:        []byte(body),
+		fault:       name,
+	}
 }
 
 // vmOf is the VM that a call is about, "" where that cannot be seen.
@@ -371,6 +417,7 @@ func (v *VCenter) vmOf(this types.ManagedObjectReference, req any) string {
 	case "Task":
 		return v.tasks.entity(this.Value)
 	}
+
 	switch r := req.(type) {
 	case nil:
 	case *types.RetrievePropertiesEx:
@@ -388,6 +435,7 @@ func (v *VCenter) vmOf(this types.ManagedObjectReference, req any) string {
 			}
 		}
 	}
+
 	return ""
 }
 
@@ -411,6 +459,7 @@ func encodeValue(val reflect.Value) []byte {
 	for val.Kind() == reflect.Pointer || val.Kind() == reflect.Interface {
 		val = val.Elem()
 	}
+
 	if val.Kind() == reflect.Slice && val.Type().Elem().Kind() != reflect.Uint8 {
 		var out bytes.Buffer
 		out.WriteByte('[')
@@ -420,9 +469,11 @@ func encodeValue(val reflect.Value) []byte {
 			}
 			out.Write(encodeValue(val.Index(i)))
 		}
+
 		out.WriteByte(']')
 		return out.Bytes()
 	}
+
 	if _, isTime := val.Interface().(time.Time); val.Kind() == reflect.Struct && !isTime {
 		var out bytes.Buffer
 		if err := types.NewJSONEncoder(&out).Encode(val.Interface()); err != nil {
@@ -430,10 +481,12 @@ func encodeValue(val reflect.Value) []byte {
 		}
 		return bytes.TrimSpace(out.Bytes())
 	}
+
 	out, err := json.Marshal(val.Interface())
 	if err != nil {
 		panic(err) // a primitive
 	}
+
 	return out
 }
 
@@ -445,6 +498,7 @@ func jsonSOAPFault(f *soap.Fault) answer {
 	if fault == nil {
 		fault = &types.SystemError{Reason: f.String}
 	}
+
 	said := f.String
 	if b, ok := pointerTo(fault).(types.BaseMethodFault); ok {
 		said = cmp.Or(vCenterText(b), text(b, said)) // vcsim has words of its own for some
@@ -472,19 +526,33 @@ func jsonFaultSaying(fault any, said string) answer {
 		Messages *[]any `json:"faultMessage,omitempty"`
 		String   string `json:"faultstring,omitempty"`
 	}{String: said}
+
 	if !bytes.Contains(body, []byte(`"faultMessage":`)) {
 		more.Messages = new([]any)
 		*more.Messages = []any{}
 	}
+
 	tail, err := json.Marshal(more)
 	if err != nil {
 		panic(err) // our own type
 	}
+
 	if string(tail) == "{}" {
-		return answer{status: http.StatusInternalServerError, contentType: "application/json", body: body, fault: faultName(fault)}
+		return answer{
+			status:      http.StatusInternalServerError,
+			contentType: "application/json",
+			body:        body,
+			fault:       faultName(fault),
+		}
 	}
+
 	body = append(bytes.TrimSuffix(body, []byte("}")), ',')
-	return answer{status: http.StatusInternalServerError, contentType: "application/json", body: append(body, tail[1:]...), fault: faultName(fault)}
+	return answer{
+		status:      http.StatusInternalServerError,
+		contentType: "application/json",
+		body:        append(body, tail[1:]...),
+		fault:       faultName(fault),
+	}
 }
 
 // pageAnswer is how the proxy in front of vCenter answers what is not served behind it.

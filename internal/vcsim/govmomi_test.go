@@ -23,7 +23,8 @@ import (
 	"github.com/guestflow/guestflow/internal/vcsim"
 )
 
-// TestGovmomi drives the whole way with govmomi's own client, over VI JSON and over SOAP: what it can do, other clients can.
+// TestGovmomi drives the whole way with govmomi's own client, over VI JSON and over SOAP: what it can do, other clients
+// can.
 func TestGovmomi(t *testing.T) {
 	t.Parallel()
 	for _, useJSON := range []bool{true, false} {
@@ -35,6 +36,7 @@ func TestGovmomi(t *testing.T) {
 			if c.ServiceContent.GuestCustomizationManager == nil || c.ServiceContent.About.ApiVersion != "9.0.0.0" {
 				t.Fatalf("service content: %+v", c.ServiceContent.About)
 			}
+
 			sm := session.NewManager(c)
 			if err := sm.Login(ctx, url.UserPassword(v.Username(), "wrong")); !fault.Is(err, &types.InvalidLogin{}) {
 				t.Fatalf("wrong password: %v", err)
@@ -42,16 +44,19 @@ func TestGovmomi(t *testing.T) {
 			if err := sm.Login(ctx, url.UserPassword(v.Username(), v.Password())); err != nil {
 				t.Fatal(err)
 			}
+
 			user, err := sm.UserSession(ctx)
 			if err != nil || user == nil || user.UserName != v.Username() {
 				t.Fatalf("session: %+v, %v", user, err)
 			}
+
 			active, err := methods.SessionIsActive(ctx, c, &types.SessionIsActive{
 				This: *c.ServiceContent.SessionManager, SessionID: user.Key, UserName: user.UserName,
 			})
 			if err != nil || !active.Returnval {
 				t.Fatalf("SessionIsActive: %+v, %v", active, err)
 			}
+
 			now, err := methods.GetCurrentTime(ctx, c)
 			if err != nil || time.Until(*now) < 2*time.Hour {
 				t.Fatalf("CurrentTime: %v, %v", now, err)
@@ -60,14 +65,21 @@ func TestGovmomi(t *testing.T) {
 			vm := first(v)
 			name, password := vm.Credentials()
 			guest := &types.NamePasswordAuthentication{Username: name, Password: password}
-			lv, err := view.NewManager(c).CreateListView(ctx, []types.ManagedObjectReference{{Type: "VirtualMachine", Value: vm.ID()}})
+			lv, err := view.NewManager(c).
+				CreateListView(ctx, []types.ManagedObjectReference{{Type: "VirtualMachine", Value: vm.ID()}})
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			began, err := methods.CustomizeGuest_Task(ctx, c, &types.CustomizeGuest_Task{
-				This: *c.ServiceContent.GuestCustomizationManager, Vm: types.ManagedObjectReference{Type: "VirtualMachine", Value: vm.ID()}, Auth: guest,
+				This: *c.ServiceContent.GuestCustomizationManager,
+				Vm:   types.ManagedObjectReference{Type: "VirtualMachine", Value: vm.ID()},
+				Auth: guest,
 				Spec: types.CustomizationSpec{
-					Identity: &types.CustomizationLinuxPrep{HostName: &types.CustomizationVirtualMachineName{}, Domain: "example.test"},
+					Identity: &types.CustomizationLinuxPrep{
+						HostName: &types.CustomizationVirtualMachineName{},
+						Domain:   "example.test",
+					},
 					NicSettingMap: []types.CustomizationAdapterMapping{{
 						Adapter: types.CustomizationIPSettings{Ip: &types.CustomizationDhcpIpGenerator{}},
 					}},
@@ -77,6 +89,7 @@ func TestGovmomi(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			info, err := object.NewTask(c, began.Returnval).WaitForResult(ctx)
 			if err != nil || info.State != types.TaskInfoStateSuccess || info.Name != "CustomizeGuest_Task" {
 				t.Fatalf("task: %+v, %v", info, err)
@@ -84,6 +97,7 @@ func TestGovmomi(t *testing.T) {
 			if reason, ok := info.Reason.(*types.TaskReasonUser); !ok || reason.UserName != v.Username() {
 				t.Errorf("reason: %+v", info.Reason)
 			}
+
 			network, err := methods.StartGuestNetwork_Task(ctx, c, &types.StartGuestNetwork_Task{
 				This: *c.ServiceContent.GuestCustomizationManager, Vm: *info.Entity, Auth: guest,
 			})
@@ -94,19 +108,35 @@ func TestGovmomi(t *testing.T) {
 			// a filter over the list view shows the host name when the network has been started
 			filter := new(property.WaitFilter)
 			filter.Spec = types.PropertyFilterSpec{
-				PropSet:   []types.PropertySpec{{Type: "VirtualMachine", PathSet: []string{"guest.hostName", "guest.net", "guest.customizationInfo"}}},
-				ObjectSet: []types.ObjectSpec{{Obj: lv.Reference(), SelectSet: []types.BaseSelectionSpec{&types.TraversalSpec{Type: "ListView", Path: "view"}}}},
+				PropSet: []types.PropertySpec{
+					{
+						Type:    "VirtualMachine",
+						PathSet: []string{"guest.hostName", "guest.net", "guest.customizationInfo"},
+					},
+				},
+				ObjectSet: []types.ObjectSpec{
+					{
+						Obj:       lv.Reference(),
+						SelectSet: []types.BaseSelectionSpec{&types.TraversalSpec{Type: "ListView", Path: "view"}},
+					},
+				},
 			}
-			err = property.WaitForUpdatesEx(ctx, property.DefaultCollector(c), filter, func(updates []types.ObjectUpdate) bool {
-				for _, u := range updates {
-					for _, p := range u.ChangeSet {
-						if p.Name == "guest.hostName" && p.Val == vm.Name() {
-							return true
+
+			err = property.WaitForUpdatesEx(
+				ctx,
+				property.DefaultCollector(c),
+				filter,
+				func(updates []types.ObjectUpdate) bool {
+					for _, u := range updates {
+						for _, p := range u.ChangeSet {
+							if p.Name == "guest.hostName" && p.Val == vm.Name() {
+								return true
+							}
 						}
 					}
-				}
-				return false
-			})
+					return false
+				},
+			)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -115,23 +145,36 @@ func TestGovmomi(t *testing.T) {
 			}
 
 			var got mo.VirtualMachine
-			if err := property.DefaultCollector(c).RetrieveOne(ctx, *info.Entity, []string{"recentTask", "guest", "config.instanceUuid"}, &got); err != nil {
+			if err := property.DefaultCollector(c).
+				RetrieveOne(ctx, *info.Entity, []string{"recentTask", "guest", "config.instanceUuid"}, &got); err != nil {
 				t.Fatal(err)
 			}
+
 			if !slices.Equal(got.RecentTask, []types.ManagedObjectReference{began.Returnval, network.Returnval}) {
 				t.Errorf("recentTask: %v", got.RecentTask)
 			}
-			if g := got.Guest; g.IpAddress != "10.100.0.2" || g.Net[0].MacAddress != vm.MACs()[0] || !g.Net[0].Connected || !*g.GuestOperationsReady {
+
+			if g := got.Guest; g.IpAddress != "10.100.0.2" || g.Net[0].MacAddress != vm.MACs()[0] ||
+				!g.Net[0].Connected ||
+				!*g.GuestOperationsReady {
 				t.Errorf("guest: %+v", g)
 			}
+
 			since := info.QueueTime
 			hc, err := task.NewManager(c).CreateCollectorForTasks(ctx, types.TaskFilterSpec{
-				Entity: &types.TaskFilterSpecByEntity{Entity: *info.Entity, Recursion: types.TaskFilterSpecRecursionOptionSelf},
-				Time:   &types.TaskFilterSpecByTime{TimeType: types.TaskFilterSpecTimeOptionQueuedTime, BeginTime: &since},
+				Entity: &types.TaskFilterSpecByEntity{
+					Entity:    *info.Entity,
+					Recursion: types.TaskFilterSpecRecursionOptionSelf,
+				},
+				Time: &types.TaskFilterSpecByTime{
+					TimeType:  types.TaskFilterSpecTimeOptionQueuedTime,
+					BeginTime: &since,
+				},
 			})
 			if err != nil {
 				t.Fatal(err)
 			}
+
 			var read []types.TaskInfo
 			for {
 				page, err := hc.ReadNextTasks(ctx, 1)
@@ -143,6 +186,7 @@ func TestGovmomi(t *testing.T) {
 				}
 				read = append(read, page...)
 			}
+
 			if len(read) != 2 || read[0].Key != began.Returnval.Value || read[1].Name != "StartGuestNetwork_Task" {
 				t.Errorf("history: %+v", read)
 			}
@@ -155,11 +199,13 @@ func TestGovmomi(t *testing.T) {
 			if _, err := methods.GetCurrentTime(ctx, c); !fault.Is(err, &types.NotAuthenticated{}) {
 				t.Errorf("after logout: %v", err)
 			}
+
 			for _, call := range v.Calls() {
 				if strings.Contains(call.Body, v.Password()) || strings.Contains(call.Body, password) {
 					t.Errorf("%s is recorded with a password: %s", call.Op, call.Body)
 				}
 			}
+
 			if n := v.Count("CustomizeGuest_Task", vm.ID()); n != 1 {
 				t.Errorf("CustomizeGuest_Task was counted %d times", n)
 			}
@@ -176,19 +222,25 @@ func TestGovmomiFaults(t *testing.T) {
 	if err := session.NewManager(c).Login(ctx, url.UserPassword(v.Username(), v.Password())); err != nil {
 		t.Fatal(err)
 	}
+
 	vm := first(v)
 	vm.PowerOff()
 	ref := types.ManagedObjectReference{Type: "VirtualMachine", Value: vm.ID()}
 	begin := func() (*object.Task, error) {
 		res, err := methods.StartGuestNetwork_Task(ctx, c, &types.StartGuestNetwork_Task{
-			This: *c.ServiceContent.GuestCustomizationManager, Vm: ref,
-			Auth: &types.NamePasswordAuthentication{Username: vcsim.DefaultGuestUsername, Password: vcsim.DefaultGuestPassword},
+			This: *c.ServiceContent.GuestCustomizationManager,
+			Vm:   ref,
+			Auth: &types.NamePasswordAuthentication{
+				Username: vcsim.DefaultGuestUsername,
+				Password: vcsim.DefaultGuestPassword,
+			},
 		})
 		if err != nil {
 			return nil, err
 		}
 		return object.NewTask(c, res.Returnval), nil
 	}
+
 	_, err := begin()
 	var power *types.InvalidPowerState
 	if _, is := fault.As(err, &power); !is || power.ExistingState != types.VirtualMachinePowerStatePoweredOff {
@@ -206,6 +258,7 @@ func TestGovmomiFaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	_, err = tk.WaitForResult(ctx)
 	var failed task.Error
 	if !errors.As(err, &failed) || !fault.Is(err, &types.NicSettingMismatch{}) {
@@ -222,6 +275,7 @@ func TestReconfigureNIC(t *testing.T) {
 	if err := session.NewManager(c).Login(ctx, url.UserPassword(v.Username(), v.Password())); err != nil {
 		t.Fatal(err)
 	}
+
 	vm := first(v)
 	vm.SetNICs(false)
 	o := object.NewVirtualMachine(c, types.ManagedObjectReference{Type: "VirtualMachine", Value: vm.ID()})
@@ -229,26 +283,36 @@ func TestReconfigureNIC(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	nic := devices.SelectByType((*types.VirtualEthernetCard)(nil))[0]
 	if nic.GetVirtualDevice().Connectable.Connected {
 		t.Fatal("the NIC is still connected")
 	}
+
 	nic.GetVirtualDevice().Connectable.Connected = true
 	if err := o.EditDevice(ctx, nic); err != nil {
 		t.Fatal(err)
 	}
-	err = property.Wait(ctx, property.DefaultCollector(c), o.Reference(), []string{"guest.net"}, func(changes []types.PropertyChange) bool {
-		for _, p := range changes {
-			if net, ok := p.Val.(types.ArrayOfGuestNicInfo); ok && len(net.GuestNicInfo) == 1 {
-				n := net.GuestNicInfo[0]
-				return n.Connected && len(n.IpAddress) == 1 && n.MacAddress == vm.MACs()[0]
+
+	err = property.Wait(
+		ctx,
+		property.DefaultCollector(c),
+		o.Reference(),
+		[]string{"guest.net"},
+		func(changes []types.PropertyChange) bool {
+			for _, p := range changes {
+				if net, ok := p.Val.(types.ArrayOfGuestNicInfo); ok && len(net.GuestNicInfo) == 1 {
+					n := net.GuestNicInfo[0]
+					return n.Connected && len(n.IpAddress) == 1 && n.MacAddress == vm.MACs()[0]
+				}
 			}
-		}
-		return false
-	})
+			return false
+		},
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	// a client's power-off reaches the guest, too
 	off, err := o.PowerOff(ctx)
 	if err != nil {
@@ -257,9 +321,16 @@ func TestReconfigureNIC(t *testing.T) {
 	if err := off.Wait(ctx); err != nil {
 		t.Fatal(err)
 	}
-	err = property.Wait(ctx, property.DefaultCollector(c), o.Reference(), []string{"guest.toolsRunningStatus"}, func(changes []types.PropertyChange) bool {
-		return changes[0].Val == string(types.VirtualMachineToolsRunningStatusGuestToolsNotRunning)
-	})
+
+	err = property.Wait(
+		ctx,
+		property.DefaultCollector(c),
+		o.Reference(),
+		[]string{"guest.toolsRunningStatus"},
+		func(changes []types.PropertyChange) bool {
+			return changes[0].Val == string(types.VirtualMachineToolsRunningStatusGuestToolsNotRunning)
+		},
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -274,21 +345,30 @@ func TestWhatElseClientsRead(t *testing.T) {
 	if err := session.NewManager(c).Login(ctx, url.UserPassword(v.Username(), v.Password())); err != nil {
 		t.Fatal(err)
 	}
+
 	specs := object.NewCustomizationSpecManager(c)
 	item := types.CustomizationSpecItem{
 		Info: types.CustomizationSpecInfo{Name: "web", Type: "Linux"},
-		Spec: types.CustomizationSpec{Identity: &types.CustomizationLinuxPrep{HostName: &types.CustomizationFixedName{Name: "web01"}, Domain: "example.test"}},
+		Spec: types.CustomizationSpec{
+			Identity: &types.CustomizationLinuxPrep{
+				HostName: &types.CustomizationFixedName{Name: "web01"},
+				Domain:   "example.test",
+			},
+		},
 	}
+
 	if err := specs.CreateCustomizationSpec(ctx, item); err != nil {
 		t.Fatal(err)
 	}
 	if there, err := specs.DoesCustomizationSpecExist(ctx, "web"); err != nil || !there {
 		t.Errorf("spec exists: %t, %v", there, err)
 	}
+
 	got, err := specs.GetCustomizationSpec(ctx, "web")
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	prep, ok := got.Spec.Identity.(*types.CustomizationLinuxPrep)
 	if name, fixed := prep.HostName.(*types.CustomizationFixedName); !ok || !fixed || name.Name != "web01" {
 		t.Errorf("spec: %+v", got)
@@ -299,10 +379,14 @@ func TestWhatElseClientsRead(t *testing.T) {
 	vm.SetPendingCustomization("imcf-1")
 	var o mo.VirtualMachine
 	ref := types.ManagedObjectReference{Type: "VirtualMachine", Value: vm.ID()}
-	if err := property.DefaultCollector(c).RetrieveOne(ctx, ref, []string{"name", "config.extraConfig", "config.tools.pendingCustomization"}, &o); err != nil {
+
+	if err := property.DefaultCollector(c).
+		RetrieveOne(ctx, ref, []string{"name", "config.extraConfig", "config.tools.pendingCustomization"}, &o); err != nil {
 		t.Fatal(err)
 	}
-	if o.Name != vm.Name() || o.Config.Tools.PendingCustomization != "imcf-1" || o.Config.ExtraConfig[0].GetOptionValue().Key != "guestinfo.userdata" {
+
+	if o.Name != vm.Name() || o.Config.Tools.PendingCustomization != "imcf-1" ||
+		o.Config.ExtraConfig[0].GetOptionValue().Key != "guestinfo.userdata" {
 		t.Errorf("VM: %+v", o.Config)
 	}
 }

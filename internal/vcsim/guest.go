@@ -16,20 +16,25 @@ import (
 
 // Guest is how a VM's guest behaves. Durations are real time.
 type Guest struct {
-	// Username and Password are the guest's only account; SAMLToken, where set, is a bearer token that is accepted for it.
+	// Username and Password are the guest's only account; SAMLToken, where set, is a bearer token that is accepted for
+	// it.
 	Username, Password, SAMLToken string
-	// Root reports whether the account may act as root; without it guest customization is refused with GuestPermissionDenied.
+	// Root reports whether the account may act as root; without it guest customization is refused with
+	// GuestPermissionDenied.
 	Root bool
-	// Engine reports whether the guest customization engine is installed; without it the Task fails with a CustomizationFault.
+	// Engine reports whether the guest customization engine is installed; without it the Task fails with a
+	// CustomizationFault.
 	Engine bool
 	// Family is the guest's family, "linuxGuest" or "windowsGuest".
 	Family string
 	// Supported is what the customization check says of the guest's operating system.
 	Supported bool
-	// Customizable reports whether CustomizeGuest_Task takes this guest; else UncustomizableGuest, whatever the check said.
+	// Customizable reports whether CustomizeGuest_Task takes this guest; else UncustomizableGuest, whatever the check
+	// said.
 	Customizable bool
 
-	// CustomizeFor, NetworkFor and AbortFor are how long the three Tasks run; BootFor is how long a guest takes from power-on to running VMware Tools.
+	// CustomizeFor, NetworkFor and AbortFor are how long the three Tasks run; BootFor is how long a guest takes from
+	// power-on to running VMware Tools.
 	CustomizeFor, NetworkFor, AbortFor, BootFor time.Duration
 	// ReportAfter is how long VMware Tools take to report a new host name and new addresses (a real guest: up to 30 s).
 	ReportAfter time.Duration
@@ -39,11 +44,14 @@ type Guest struct {
 	AppliesAnyway bool
 	// IgnoreSpec makes CustomizeGuest_Task succeed and change nothing: a false success.
 	IgnoreSpec bool
-	// AppliesAtOnce shows the new host name and addresses at the end of CustomizeGuest_Task; else StartGuestNetwork_Task or a reboot shows them.
+	// AppliesAtOnce shows the new host name and addresses at the end of CustomizeGuest_Task; else
+	// StartGuestNetwork_Task or a reboot shows them.
 	AppliesAtOnce bool
-	// UpdatesStatus makes guest.customizationInfo, and the REST status, follow the customization: RUNNING, then SUCCEEDED or FAILED.
+	// UpdatesStatus makes guest.customizationInfo, and the REST status, follow the customization: RUNNING, then
+	// SUCCEEDED or FAILED.
 	UpdatesStatus bool
-	// Crash makes the engine die in the next customization: its Task ends with CustomizationFault, and the guest stays Locked.
+	// Crash makes the engine die in the next customization: its Task ends with CustomizationFault, and the guest stays
+	// Locked.
 	Crash bool
 	// Locked is the engine's lock in the guest: each customization fails until AbortCustomization_Task or a reboot.
 	Locked bool
@@ -54,10 +62,12 @@ type Guest struct {
 	// Faults are what this guest says and does that is not so.
 	Faults Faults
 
-	// NextPID is the process ID that the next program gets; it counts up from there. Processes with the same ID can be made by setting it back.
+	// NextPID is the process ID that the next program gets; it counts up from there. Processes with the same ID can be
+	// made by setting it back.
 	NextPID int64
-	// Programs are the programs that the guest has, beside a few of every Linux (sh, bash, true, false, sleep, echo): by `"<path>" <arguments>`, by the
-	// arguments alone, or by path, looked for in this order; a trailing comment (` # …`) is not part of the arguments.
+	// Programs are the programs that the guest has, beside a few of every Linux (sh, bash, true, false, sleep, echo):
+	// by `"<path>" <arguments>`, by the arguments alone, or by path, looked for in this order; a trailing comment (` #
+	// …`) is not part of the arguments.
 	Programs map[string]Program
 	// Files are the contents of the files that can be read in the guest, by absolute path.
 	Files map[string]string
@@ -79,15 +89,17 @@ type Program struct {
 	For time.Duration
 	// ExitCode is what it ends with.
 	ExitCode int64
-	// Err, where set, is the error_type with which its start is refused, such as "UNABLE_TO_ALLOCATE_RESOURCE"; nothing is started then.
+	// Err, where set, is the error_type with which its start is refused, such as "UNABLE_TO_ALLOCATE_RESOURCE"; nothing
+	// is started then.
 	Err string
 }
 
 // Effects are what calls did to a VM, answered or not.
 type Effects struct {
-	Customizations, NetworkStarts, Aborts int      // Tasks begun
-	Processes                             []string // command lines started, in order, as the guest's process list shows them
-	Deleted                               []int64  // processes that were deleted while they ran
+	Customizations, NetworkStarts, Aborts int // Tasks begun
+	// Command lines started, in order, as the guest's process list shows them.
+	Processes []string
+	Deleted   []int64 // processes that were deleted while they ran
 }
 
 // VM is a VM of a simulated vCenter, seen from its guest's side.
@@ -140,12 +152,14 @@ func (vm *VM) Name() string { return vm.name }
 func (vm *VM) Configure(f func(*Guest)) {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
+
 	if vm.guest.Programs == nil {
 		vm.guest.Programs = make(map[string]Program)
 	}
 	if vm.guest.Files == nil {
 		vm.guest.Files = make(map[string]string)
 	}
+
 	f(&vm.guest)
 	vm.report()
 }
@@ -173,10 +187,12 @@ func (vm *VM) HostName() string {
 	return vm.shown.hostName
 }
 
-// Addresses are the addresses that VMware Tools report, of all NICs in their order; none while the guest is not running.
+// Addresses are the addresses that VMware Tools report, of all NICs in their order; none while the guest is not
+// running.
 func (vm *VM) Addresses() []string {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
+
 	var all []string
 	if vm.powered {
 		for _, mac := range vm.macs() {
@@ -206,7 +222,8 @@ func (vm *VM) setPower(state types.VirtualMachinePowerState) {
 	vm.followPower()
 }
 
-// ToolsDown stops VMware Tools: guest calls answer 503, and the exit records of processes are gone. Work of the customization engine fails.
+// ToolsDown stops VMware Tools: guest calls answer 503, and the exit records of processes are gone. Work of the
+// customization engine fails.
 func (vm *VM) ToolsDown() {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
@@ -225,7 +242,8 @@ func (vm *VM) ToolsUp() {
 	}
 }
 
-// RebootGuest restarts the guest: all processes are gone, a customization at work fails, the engine's lock is gone, and what was set is shown.
+// RebootGuest restarts the guest: all processes are gone, a customization at work fails, the engine's lock is gone, and
+// what was set is shown.
 func (vm *VM) RebootGuest() {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
@@ -243,12 +261,14 @@ func (vm *VM) SetNICs(connected bool) {
 	if !ok {
 		return
 	}
+
 	ctx.WithLock(obj, func() {
 		devices := slices.Clone(obj.Config.Hardware.Device)
 		for i, d := range devices {
 			if _, ok := d.(types.BaseVirtualEthernetCard); !ok {
 				continue
 			}
+
 			card := reflect.New(reflect.TypeOf(d).Elem()) // a copy: others may be reading the old one
 			card.Elem().Set(reflect.ValueOf(d).Elem())
 			d = card.Interface().(types.BaseVirtualDevice)
@@ -256,22 +276,34 @@ func (vm *VM) SetNICs(connected bool) {
 			if c := d.GetVirtualDevice().Connectable; c != nil {
 				info = *c
 			}
+
 			info.Connected = connected
 			d.GetVirtualDevice().Connectable = &info
 			devices[i] = d
 		}
+
 		ctx.Update(obj, []types.PropertyChange{{Name: "config.hardware.device", Val: devices}})
 	})
+
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
+
 	vm.report()
 }
 
-// SetStatus sets guest.customizationInfo, such as an earlier customization left it. status is without the prefix TOOLSDEPLOYPKG_.
+// SetStatus sets guest.customizationInfo, such as an earlier customization left it. status is without the prefix
+// TOOLSDEPLOYPKG_.
 func (vm *VM) SetStatus(status, errorMsg string, start, end *time.Time) {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
-	vm.info = types.GuestInfoCustomizationInfo{CustomizationStatus: statusPrefix + status, ErrorMsg: errorMsg, StartTime: start, EndTime: end}
+
+	vm.info = types.GuestInfoCustomizationInfo{
+		CustomizationStatus: statusPrefix + status,
+		ErrorMsg:            errorMsg,
+		StartTime:           start,
+		EndTime:             end,
+	}
+
 	vm.report()
 }
 
@@ -283,7 +315,8 @@ func (vm *VM) SetHostName(name string) {
 	vm.show()
 }
 
-// SetAddresses sets the addresses of one NIC and lets VMware Tools report them: "10.0.0.7", "10.0.0.7/16", "10.0.0.7/16 duplicate".
+// SetAddresses sets the addresses of one NIC and lets VMware Tools report them: "10.0.0.7", "10.0.0.7/16", "10.0.0.7/16
+// duplicate".
 func (vm *VM) SetAddresses(mac string, addresses ...string) {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
@@ -293,10 +326,16 @@ func (vm *VM) SetAddresses(mac string, addresses ...string) {
 
 // SetExtraConfig sets config.extraConfig to one value, such as "guestinfo.userdata", which cloud-init reads.
 func (vm *VM) SetExtraConfig(key, value string) {
-	vm.update(types.PropertyChange{Name: "config.extraConfig", Val: []types.BaseOptionValue{&types.OptionValue{Key: key, Value: value}}})
+	vm.update(
+		types.PropertyChange{
+			Name: "config.extraConfig",
+			Val:  []types.BaseOptionValue{&types.OptionValue{Key: key, Value: value}},
+		},
+	)
 }
 
-// SetPendingCustomization sets config.tools.pendingCustomization, as a customization of the powered-off VM leaves it; "" for none.
+// SetPendingCustomization sets config.tools.pendingCustomization, as a customization of the powered-off VM leaves it;
+// "" for none.
 func (vm *VM) SetPendingCustomization(file string) {
 	vm.update(types.PropertyChange{Name: "config.tools.pendingCustomization", Val: file})
 }
@@ -316,11 +355,19 @@ func (vm *VM) setInfo(status, message string, begins bool) {
 	if p := vm.guest.Faults.StatusPrecision; p > 0 {
 		precision = p
 	}
+
 	now := vm.v.GuestNow().Truncate(precision)
-	next := types.GuestInfoCustomizationInfo{CustomizationStatus: status, ErrorMsg: message, StartTime: vm.info.StartTime, EndTime: &now}
+	next := types.GuestInfoCustomizationInfo{
+		CustomizationStatus: status,
+		ErrorMsg:            message,
+		StartTime:           vm.info.StartTime,
+		EndTime:             &now,
+	}
+
 	if begins {
 		next.StartTime, next.EndTime = &now, nil
 	}
+
 	vm.info = next
 	vm.report()
 }
@@ -333,8 +380,10 @@ func (v *VCenter) follow(id string) {
 	if vm == nil {
 		return
 	}
+
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
+
 	vm.followPower()
 	vm.report()
 }
@@ -345,11 +394,13 @@ func (vm *VM) followPower() {
 	if on == vm.powered {
 		return
 	}
+
 	vm.powered = on
 	if on {
 		vm.boot(vm.guest.BootFor)
 		return
 	}
+
 	vm.halt()
 	vm.report()
 }
@@ -379,14 +430,17 @@ func (vm *VM) boot(takes time.Duration) {
 		vm.report()
 		return
 	}
+
 	vm.report()
 	boot := vm.boots
 	vm.v.spawn(func() {
 		if !vm.v.pause(takes) {
 			return
 		}
+
 		vm.mu.Lock()
 		defer vm.mu.Unlock()
+
 		if vm.boots == boot && vm.powered {
 			vm.startTools()
 			vm.shown = vm.set.clone()
@@ -418,6 +472,7 @@ func (vm *VM) apply(name string, then identity) {
 		if then.hostName != "" {
 			vm.set.hostName = then.hostName
 		}
+
 		vm.set = vm.set.clone()
 		maps.Copy(vm.set.addresses, then.addresses)
 		if then.addresses != nil {
@@ -439,13 +494,16 @@ func (vm *VM) show() {
 		vm.report()
 		return
 	}
+
 	after, life := vm.guest.ReportAfter, vm.lives
 	vm.v.spawn(func() {
 		if !vm.v.pause(after) {
 			return
 		}
+
 		vm.mu.Lock()
 		defer vm.mu.Unlock()
+
 		if vm.lives == life {
 			vm.shown = set
 			vm.report()
@@ -482,13 +540,15 @@ func (vm *VM) macs() []string {
 	return macs
 }
 
-// report writes what VMware Tools and vCenter know of the guest into the VM's properties, where it differs from what stands there. vm.mu is held.
+// report writes what VMware Tools and vCenter know of the guest into the VM's properties, where it differs from what
+// stands there. vm.mu is held.
 func (vm *VM) report() {
 	ctx := vm.v.newContext()
 	obj, ok := ctx.Map.Get(vm.ref).(*simulator.VirtualMachine)
 	if !ok {
 		return
 	}
+
 	ctx.WithLock(obj, func() {
 		g := types.GuestInfo{
 			ToolsStatus:                     types.VirtualMachineToolsStatusToolsNotRunning,
@@ -506,15 +566,18 @@ func (vm *VM) report() {
 			InteractiveGuestOperationsReady: types.NewBool(false),
 			CustomizationInfo:               &vm.info,
 		}
+
 		if vm.guest.Family == string(types.VirtualMachineGuestOsFamilyWindowsGuest) {
 			g.GuestId, g.GuestFullName = "windows2022srvNext_64Guest", "Microsoft Windows Server 2025 (64-bit)"
 		}
+
 		if vm.tools {
 			g.ToolsStatus = types.VirtualMachineToolsStatusToolsOk
 			g.ToolsRunningStatus = string(types.VirtualMachineToolsRunningStatusGuestToolsRunning)
 			g.GuestState = string(types.VirtualMachineGuestStateRunning)
 			g.GuestOperationsReady = types.NewBool(true)
 		}
+
 		g.Net = vm.nics(obj)
 		g.IpStack = vm.stack(g.Net)
 		for _, nic := range g.Net {
@@ -522,6 +585,7 @@ func (vm *VM) report() {
 				g.IpAddress = nic.IpAddress[0]
 			}
 		}
+
 		ctx.Update(obj, guestChanges(obj.Guest, &g))
 	})
 }
@@ -532,11 +596,13 @@ func (vm *VM) nics(obj *simulator.VirtualMachine) []types.GuestNicInfo {
 	if !vm.powered || !vm.tools {
 		nics = nil
 	}
+
 	for _, d := range obj.Config.Hardware.Device {
 		card, ok := d.(types.BaseVirtualEthernetCard)
 		if !ok || !vm.powered {
 			continue
 		}
+
 		c := card.GetVirtualEthernetCard()
 		mac := strings.ToLower(c.MacAddress)
 		nic := types.GuestNicInfo{
@@ -545,17 +611,21 @@ func (vm *VM) nics(obj *simulator.VirtualMachine) []types.GuestNicInfo {
 			Connected:      c.Connectable == nil || c.Connectable.Connected,
 			DeviceConfigId: c.Key,
 		}
+
 		if vm.tools {
 			nic.IpAddress = plainAddresses(vm.shown.addresses[mac])
 		}
+
 		if len(nic.IpAddress) > 0 {
 			nic.IpConfig = new(types.NetIpConfigInfo)
 			for _, a := range vm.shown.addresses[mac] {
 				nic.IpConfig.IpAddress = append(nic.IpConfig.IpAddress, ipConfig(a))
 			}
 		}
+
 		nics = append(nics, nic)
 	}
+
 	return nics
 }
 
@@ -564,6 +634,7 @@ func guestChanges(was, is *types.GuestInfo) []types.PropertyChange {
 	if was == nil {
 		was = new(types.GuestInfo)
 	}
+
 	info := *is.CustomizationInfo // a copy: the VM goes on changing its own
 	var changes []types.PropertyChange
 	differ := func(name string, old, now any) {
@@ -571,6 +642,7 @@ func guestChanges(was, is *types.GuestInfo) []types.PropertyChange {
 			changes = append(changes, types.PropertyChange{Name: name, Val: now})
 		}
 	}
+
 	differ("guest.toolsStatus", was.ToolsStatus, is.ToolsStatus)
 	differ("guest.toolsVersionStatus", was.ToolsVersionStatus, is.ToolsVersionStatus)
 	differ("guest.toolsVersionStatus2", was.ToolsVersionStatus2, is.ToolsVersionStatus2)
@@ -588,17 +660,27 @@ func guestChanges(was, is *types.GuestInfo) []types.PropertyChange {
 	if old, now := was.GuestOperationsReady, *is.GuestOperationsReady; old == nil || *old != now {
 		changes = append(changes, types.PropertyChange{Name: "guest.guestOperationsReady", Val: now})
 	}
+
 	if was.InteractiveGuestOperationsReady == nil {
-		changes = append(changes, types.PropertyChange{Name: "guest.interactiveGuestOperationsReady", Val: *is.InteractiveGuestOperationsReady})
+		changes = append(
+			changes,
+			types.PropertyChange{
+				Name: "guest.interactiveGuestOperationsReady",
+				Val:  *is.InteractiveGuestOperationsReady,
+			},
+		)
 	}
+
 	if was.CustomizationInfo == nil || !reflect.DeepEqual(*was.CustomizationInfo, info) {
 		changes = append(changes, types.PropertyChange{Name: "guest.customizationInfo", Val: info})
 	}
+
 	for _, c := range slices.Clone(changes) {
 		switch p := path.Ext(c.Name); p {
 		case ".toolsStatus", ".toolsRunningStatus", ".hostName", ".ipAddress", ".guestId", ".guestFullName":
 			changes = append(changes, types.PropertyChange{Name: "summary.guest" + p, Val: c.Val})
 		}
 	}
+
 	return changes
 }

@@ -17,44 +17,53 @@ type inventory struct {
 	order []string // of the ready-made ones
 }
 
-// makeVMs makes the ready-made VMs and gives each a guest. The tasks of their making stay in the history alone, as those of an older vCenter would.
+// makeVMs makes the ready-made VMs and gives each a guest. The tasks of their making stay in the history alone, as
+// those of an older vCenter would.
 func (v *VCenter) makeVMs() error {
 	dc := v.reg.Any("Datacenter").(*simulator.Datacenter)
 	cluster := v.reg.Any("ClusterComputeResource").(*simulator.ClusterComputeResource)
 	folder := v.reg.Get(dc.VmFolder).(*simulator.Folder)
 	tasks := make([]*simulator.Task, v.opts.VMs)
+
 	for i := range tasks {
 		config := types.VirtualMachineConfigSpec{
 			Name:    fmt.Sprintf("guest-%03d", i+1),
 			GuestId: string(types.VirtualMachineGuestOsIdentifierUbuntu64Guest),
 			Files:   &types.VirtualMachineFileInfo{VmPathName: "[LocalDS_0]"},
 		}
+
 		for nic := range v.opts.NICs {
 			config.DeviceChange = append(config.DeviceChange, &types.VirtualDeviceConfigSpec{
 				Operation: types.VirtualDeviceConfigSpecOperationAdd, Device: newCard(i*v.opts.NICs+nic, nic),
 			})
 		}
+
 		ctx := v.newContext()
 		ctx.Session = v.svc.Context.Session // vcsim's events name a user
 		res, ok := folder.CreateVMTask(ctx, &types.CreateVM_Task{This: folder.Self, Config: config, Pool: *cluster.ResourcePool}).(*methods.CreateVM_TaskBody)
 		if !ok || res.Res == nil {
 			return fmt.Errorf("vcsim: make VM %s: refused", config.Name)
 		}
+
 		tasks[i] = v.reg.Get(res.Res.Returnval).(*simulator.Task)
-		// It holds the folder's lock until its VM is made. Only then the next one: Tasks and VMs are numbered by one counter, and each start shall give the same IDs.
+		// It holds the folder's lock until its VM is made. Only then the next one: Tasks and VMs are numbered by one
+		// counter, and each start shall give the same IDs.
 		v.newContext().WithLock(folder.Self, func() {})
 	}
+
 	for i, task := range tasks {
 		task.Wait() // by polling: only after all were begun
 		ref, ok := task.Info.Result.(types.ManagedObjectReference)
 		if !ok {
 			return fmt.Errorf("vcsim: make VM %d: %+v", i+1, task.Info.Error)
 		}
+
 		ctx := v.newContext()
 		ctx.Map.AtomicUpdate(ctx, ctx.Map.Get(ref), powerChanges(types.VirtualMachinePowerStatePoweredOn))
 		v.inv.order = append(v.inv.order, ref.Value)
 		v.VM(ref.Value).SetNICs(true)
 	}
+
 	v.tasks.forgetTasks()
 	return nil
 }
@@ -76,7 +85,10 @@ func newCard(n, unit int) *types.VirtualVmxnet3 {
 }
 
 func powerChanges(state types.VirtualMachinePowerState) []types.PropertyChange {
-	return []types.PropertyChange{{Name: "runtime.powerState", Val: state}, {Name: "summary.runtime.powerState", Val: state}}
+	return []types.PropertyChange{
+		{Name: "runtime.powerState", Val: state},
+		{Name: "summary.runtime.powerState", Val: state},
+	}
 }
 
 // VMs are the managed object IDs of the ready-made VMs, in the order of their making.
@@ -90,6 +102,7 @@ func (v *VCenter) VMs() []string {
 func (v *VCenter) VM(id string) *VM {
 	v.inv.mu.Lock()
 	defer v.inv.mu.Unlock()
+
 	ref := types.ManagedObjectReference{Type: "VirtualMachine", Value: id}
 	obj, ok := v.reg.Get(ref).(*simulator.VirtualMachine)
 	if !ok {
@@ -98,6 +111,7 @@ func (v *VCenter) VM(id string) *VM {
 	if vm := v.inv.vms[id]; vm != nil {
 		return vm
 	}
+
 	vm := &VM{v: v, ref: ref, n: len(v.inv.vms) + 1, guest: newGuest()}
 	ctx := v.newContext()
 	ctx.WithLock(ref, func() { vm.name = obj.Name })
@@ -106,12 +120,14 @@ func (v *VCenter) VM(id string) *VM {
 	v.inv.vms[id] = vm
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
+
 	if vm.power() == types.VirtualMachinePowerStatePoweredOn {
 		vm.powered = true
 		vm.boot(0)
 	} else {
 		vm.report()
 	}
+
 	return vm
 }
 

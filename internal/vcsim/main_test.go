@@ -33,6 +33,7 @@ func start(t *testing.T, opts vcsim.Options) *vcsim.VCenter {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	t.Cleanup(v.Close)
 	return v
 }
@@ -47,7 +48,12 @@ func transport(t *testing.T, v *vcsim.VCenter) *http.Transport {
 	if !pool.AppendCertsFromPEM(v.CAPEM()) {
 		t.Fatal("no certificate in CAPEM")
 	}
-	tr := &http.Transport{ForceAttemptHTTP2: true, TLSClientConfig: &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}}
+
+	tr := &http.Transport{
+		ForceAttemptHTTP2: true,
+		TLSClientConfig:   &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12},
+	}
+
 	t.Cleanup(tr.CloseIdleConnections)
 	return tr
 }
@@ -84,6 +90,7 @@ func (c *rest) try(method, path, body string) (response, error) {
 	if c.token != "" {
 		req.Header.Set("vmware-api-session-id", c.token)
 	}
+
 	res, err := c.http.Do(req)
 	if err != nil {
 		return response{}, err
@@ -120,6 +127,7 @@ func canonical(t *testing.T, s string) string {
 	if s == "" {
 		return ""
 	}
+
 	dec := json.NewDecoder(strings.NewReader(s))
 	dec.UseNumber()
 	var val any
@@ -130,6 +138,7 @@ func canonical(t *testing.T, s string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	return string(out)
 }
 
@@ -152,6 +161,7 @@ func (c *rest) loginREST() {
 	if err != nil {
 		c.t.Fatal(err)
 	}
+
 	req.SetBasicAuth(c.v.Username(), c.v.Password())
 	res, err := c.http.Do(req)
 	if err != nil {
@@ -184,10 +194,15 @@ func credentials(vm *vcsim.VM) string {
 func customizeBody(vm *vcsim.VM, host, address string) string {
 	others := ""
 	for i, mac := range vm.MACs()[1:] {
-		others += `,{"macAddress":"` + mac + `","adapter":{"ip":{"_typeName":"CustomizationFixedIp","ipAddress":"10.0.` + strconv.Itoa(i+1) + `.9"},"subnetMask":"255.255.255.0"}}`
+		others += `,{"macAddress":"` + mac + `","adapter":{"ip":{"_typeName":"CustomizationFixedIp","ipAddress":"10.0.` + strconv.Itoa(
+			i+1,
+		) + `.9"},"subnetMask":"255.255.255.0"}}`
 	}
+
 	return `{"_typeName":"CustomizeGuest_Task","vm":{"_typeName":"ManagedObjectReference","type":"VirtualMachine","value":"` + vm.ID() + `"},
-	 "auth":` + auth(vm) + `,
+	 "auth":` + auth(
+		vm,
+	) + `,
 	 "spec":{"_typeName":"CustomizationSpec",
 	  "identity":{"_typeName":"CustomizationLinuxPrep","hostName":{"_typeName":"CustomizationFixedName","name":"` + host + `"},
 	    "domain":"example.test","timeZone":"Europe/Berlin","hwClockUTC":true},
@@ -286,6 +301,7 @@ func (p *poll) read(res response) types.UpdateSet {
 	if err := types.NewJSONDecoder(strings.NewReader(res.body)).Decode(&set); err != nil {
 		p.c.t.Fatalf("WaitForUpdatesEx: %v: %s", err, res.body)
 	}
+
 	p.version = set.Version
 	return set
 }
@@ -315,6 +331,7 @@ func vimClient(t *testing.T, v *vcsim.VCenter, useJSON bool) *vim25.Client {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	sc := soap.NewClient(u, false)
 	sc.DefaultTransport().TLSClientConfig.RootCAs = transport(t, v).TLSClientConfig.RootCAs
 	t.Cleanup(sc.CloseIdleConnections)
@@ -322,10 +339,12 @@ func vimClient(t *testing.T, v *vcsim.VCenter, useJSON bool) *vim25.Client {
 	if useJSON {
 		sc.Version = "8.0.3.0"
 	}
+
 	c, err := vim25.NewClient(t.Context(), sc)
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	return c
 }
 

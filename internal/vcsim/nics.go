@@ -16,8 +16,8 @@ import (
 // firstSlot and slotStep are the PCI slot numbers that vSphere gives to the NICs of a new VM.
 const firstSlot, slotStep = 160, 32
 
-// cardsOf are a VM's virtual NICs in PCI slot order, "the first virtual network adapter on the PCI bus" first: that in which a specification without MAC
-// addresses is handed out. (CustomizationAdapterMapping.macAddress.)
+// cardsOf are a VM's virtual NICs in PCI slot order, "the first virtual network adapter on the PCI bus" first: that in
+// which a specification without MAC addresses is handed out. (CustomizationAdapterMapping.macAddress.)
 func cardsOf(obj *simulator.VirtualMachine) []*types.VirtualEthernetCard {
 	var cards []*types.VirtualEthernetCard
 	for _, d := range obj.Config.Hardware.Device {
@@ -43,12 +43,14 @@ func (vm *VM) SetSlots(slots ...int32) {
 	if !ok {
 		return
 	}
+
 	ctx.WithLock(obj, func() {
 		devices, n := slices.Clone(obj.Config.Hardware.Device), 0
 		for i, d := range devices {
 			if _, ok := d.(types.BaseVirtualEthernetCard); !ok || n == len(slots) {
 				continue
 			}
+
 			card := reflect.New(reflect.TypeOf(d).Elem()) // a copy: others may be reading the old one
 			card.Elem().Set(reflect.ValueOf(d).Elem())
 			device := card.Interface().(types.BaseVirtualDevice)
@@ -56,11 +58,13 @@ func (vm *VM) SetSlots(slots ...int32) {
 			devices[i] = device
 			n++
 		}
+
 		ctx.Update(obj, []types.PropertyChange{{Name: "config.hardware.device", Val: devices}})
 	})
 }
 
-// An address of an identity is written as "10.0.0.7", "10.0.0.7/16" or "10.0.0.7/16 duplicate": with its prefix and its state where they are not the usual.
+// An address of an identity is written as "10.0.0.7", "10.0.0.7/16" or "10.0.0.7/16 duplicate": with its prefix and its
+// state where they are not the usual.
 
 func plainAddress(text string) string {
 	text, _, _ = strings.Cut(text, " ")
@@ -79,13 +83,20 @@ func plainAddresses(all []string) (plain []string) {
 func ipConfig(text string) types.NetIpConfigInfoIpAddress {
 	rest, state, _ := strings.Cut(text, " ")
 	_, length, _ := strings.Cut(rest, "/")
-	c := types.NetIpConfigInfoIpAddress{IpAddress: plainAddress(text), PrefixLength: 24, Origin: "manual", State: cmp.Or(state, "preferred")}
+	c := types.NetIpConfigInfoIpAddress{
+		IpAddress:    plainAddress(text),
+		PrefixLength: 24,
+		Origin:       "manual",
+		State:        cmp.Or(state, "preferred"),
+	}
+
 	if strings.Contains(c.IpAddress, ":") {
 		c.PrefixLength = 64
 	}
 	if n, err := strconv.ParseInt(length, 10, 32); err == nil {
 		c.PrefixLength = int32(n)
 	}
+
 	return c
 }
 
@@ -98,16 +109,22 @@ func withMask(address, mask string) string {
 	return address
 }
 
-// stack is the guest's network beyond its NICs: a default route for each gateway, a route for each address, the DNS servers. vm.mu is held.
+// stack is the guest's network beyond its NICs: a default route for each gateway, a route for each address, the DNS
+// servers. vm.mu is held.
 func (vm *VM) stack(nics []types.GuestNicInfo) []types.GuestStackInfo {
 	if !vm.powered || !vm.tools {
 		return nil
 	}
+
 	routes := new(types.NetIpRouteConfigInfo)
 	add := func(network string, bits int, gateway string) {
-		routes.IpRoute = append(routes.IpRoute, types.NetIpRouteConfigInfoIpRoute{Network: network, PrefixLength: int32(bits),
-			Gateway: types.NetIpRouteConfigInfoGateway{IpAddress: gateway, Device: "0"}})
+		routes.IpRoute = append(
+			routes.IpRoute,
+			types.NetIpRouteConfigInfoIpRoute{Network: network, PrefixLength: int32(bits),
+				Gateway: types.NetIpRouteConfigInfoGateway{IpAddress: gateway, Device: "0"}},
+		)
 	}
+
 	for _, gateway := range vm.shown.gateways {
 		if strings.Contains(gateway, ":") {
 			add("::", 0, gateway)
@@ -115,10 +132,12 @@ func (vm *VM) stack(nics []types.GuestNicInfo) []types.GuestStackInfo {
 			add("0.0.0.0", 0, gateway)
 		}
 	}
+
 	for _, nic := range nics {
 		if nic.IpConfig == nil {
 			continue
 		}
+
 		for _, a := range nic.IpConfig.IpAddress {
 			if ip, err := netip.ParseAddr(a.IpAddress); err == nil {
 				if p, err := ip.Prefix(int(a.PrefixLength)); err == nil {
@@ -127,6 +146,7 @@ func (vm *VM) stack(nics []types.GuestNicInfo) []types.GuestStackInfo {
 			}
 		}
 	}
+
 	dns := &types.NetDnsConfigInfo{HostName: vm.shown.hostName, IpAddress: slices.Clone(vm.shown.dns)}
 	return []types.GuestStackInfo{{DnsConfig: dns, IpRouteConfig: routes}}
 }

@@ -5,8 +5,8 @@ import (
 	"syscall"
 )
 
-// reservePort keeps a port that nothing listens at, so that connections to it are refused and nobody else takes it. The returned func gives it up. Where the
-// port cannot be held it stays free, which is nearly as good.
+// reservePort keeps a port that nothing listens at, so that connections to it are refused and nobody else takes it. The
+// returned func gives it up. Where the port cannot be held it stays free, which is nearly as good.
 func reservePort(addr *net.TCPAddr) (release func()) {
 	ip := addr.IP.To4()
 	if ip == nil {
@@ -16,6 +16,7 @@ func reservePort(addr *net.TCPAddr) (release func()) {
 	if err != nil {
 		return func() {}
 	}
+
 	syscall.CloseOnExec(fd)
 	_ = syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1)
 	_ = syscall.Bind(fd, &syscall.SockaddrInet4{Port: addr.Port, Addr: [4]byte(ip)})

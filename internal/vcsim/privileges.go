@@ -13,11 +13,12 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
-// Privileges are what the login may do besides System.Anonymous, System.View and System.Read, which are in every role that somebody makes
-// [vim.AuthorizationManager]. Once they are set, a call that needs another one is refused, and so is every call of which this simulator does not know
-// what it needs (see required).
+// Privileges are what the login may do besides System.Anonymous, System.View and System.Read, which are in every role
+// that somebody makes [vim.AuthorizationManager]. Once they are set, a call that needs another one is refused, and so
+// is every call of which this simulator does not know what it needs (see required).
 type Privileges struct {
-	// Root are those on the root folder, which does not pass them on: for what is no part of the inventory, such as sessions.
+	// Root are those on the root folder, which does not pass them on: for what is no part of the inventory, such as
+	// sessions.
 	Root []string
 	// VMs are those on every VM.
 	VMs []string
@@ -33,42 +34,46 @@ func onRoot(privileges ...string) need { return need{root: privileges} }
 
 func onVM(privileges ...string) need { return need{vm: privileges} }
 
-// required are the calls that may be made with restricted privileges, by Call.Op, with what each needs. docs/operate/vcenter-role.md has the sources.
+// required are the calls that may be made with restricted privileges, by Call.Op, with what each needs.
+// docs/operate/vcenter-role.md has the sources.
 var required = map[string]need{
-	"system hello":                           onRoot("System.Anonymous"),
-	"GET ServiceInstance/content":            onRoot("System.Anonymous"),
-	"RetrieveServiceContent":                 onRoot("System.Anonymous"),
-	"Login":                                  onRoot("System.Anonymous"),
-	"POST /api/session":                      onRoot("System.Anonymous"),
-	"POST /rest/com/vmware/cis/session":      onRoot("System.Anonymous"),
-	"GET /rest/com/vmware/cis/session":       {},
-	"DELETE /rest/com/vmware/cis/session":    {},
-	"GET /api/session":                       {},
-	"DELETE /api/session":                    {},
-	"Logout":                                 onRoot("System.View"),
-	"CurrentTime":                            onRoot("System.View"),
-	"SessionIsActive":                        onRoot("Sessions.ValidateSession"),
-	"HasPrivilegeOnEntities":                 {root: []string{"System.View"}, vm: []string{"System.Read"}},
-	"GetCustomizationSpec":                   onRoot("VirtualMachine.Provisioning.ReadCustSpecs"),
-	"RetrievePropertiesEx":                   onVM("System.Read"),
-	"CreatePropertyCollector":                onRoot("System.View"),
-	"CreateFilter":                           onRoot("System.View"),
-	"WaitForUpdatesEx":                       onRoot("System.View"),
-	"DestroyPropertyFilter":                  {},
-	"DestroyPropertyCollector":               onRoot("System.View"),
-	"CreateListView":                         onRoot("System.View"),
-	"ModifyListView":                         onRoot("System.View"),
-	"DestroyView":                            onRoot("System.View"),
-	"CreateCollectorForTasks":                onRoot("System.View"),
-	"ReadNextTasks":                          {},
-	"DestroyCollector":                       {},
-	"GET Task/info":                          onVM("System.View"),
-	"guest/customization check":              onVM("System.View"),
-	"GET guest/customization":                onVM("System.View"),
-	customizeGuest:                           onVM("VirtualMachine.Provisioning.Customize"),
-	startGuestNetwork:                        onVM("VirtualMachine.Provisioning.Customize"),
-	abortCustomization:                       onVM("VirtualMachine.Provisioning.Customize"),
-	"ReconfigVM_Task":                        onVM("VirtualMachine.Interact.DeviceConnection", "VirtualMachine.Config.EditDevice"),
+	"system hello":                        onRoot("System.Anonymous"),
+	"GET ServiceInstance/content":         onRoot("System.Anonymous"),
+	"RetrieveServiceContent":              onRoot("System.Anonymous"),
+	"Login":                               onRoot("System.Anonymous"),
+	"POST /api/session":                   onRoot("System.Anonymous"),
+	"POST /rest/com/vmware/cis/session":   onRoot("System.Anonymous"),
+	"GET /rest/com/vmware/cis/session":    {},
+	"DELETE /rest/com/vmware/cis/session": {},
+	"GET /api/session":                    {},
+	"DELETE /api/session":                 {},
+	"Logout":                              onRoot("System.View"),
+	"CurrentTime":                         onRoot("System.View"),
+	"SessionIsActive":                     onRoot("Sessions.ValidateSession"),
+	"HasPrivilegeOnEntities":              {root: []string{"System.View"}, vm: []string{"System.Read"}},
+	"GetCustomizationSpec":                onRoot("VirtualMachine.Provisioning.ReadCustSpecs"),
+	"RetrievePropertiesEx":                onVM("System.Read"),
+	"CreatePropertyCollector":             onRoot("System.View"),
+	"CreateFilter":                        onRoot("System.View"),
+	"WaitForUpdatesEx":                    onRoot("System.View"),
+	"DestroyPropertyFilter":               {},
+	"DestroyPropertyCollector":            onRoot("System.View"),
+	"CreateListView":                      onRoot("System.View"),
+	"ModifyListView":                      onRoot("System.View"),
+	"DestroyView":                         onRoot("System.View"),
+	"CreateCollectorForTasks":             onRoot("System.View"),
+	"ReadNextTasks":                       {},
+	"DestroyCollector":                    {},
+	"GET Task/info":                       onVM("System.View"),
+	"guest/customization check":           onVM("System.View"),
+	"GET guest/customization":             onVM("System.View"),
+	customizeGuest:                        onVM("VirtualMachine.Provisioning.Customize"),
+	startGuestNetwork:                     onVM("VirtualMachine.Provisioning.Customize"),
+	abortCustomization:                    onVM("VirtualMachine.Provisioning.Customize"),
+	"ReconfigVM_Task": onVM(
+		"VirtualMachine.Interact.DeviceConnection",
+		"VirtualMachine.Config.EditDevice",
+	),
 	"CancelTask":                             onVM("Global.CancelTask"),
 	"guest/processes create":                 onVM("VirtualMachine.GuestOperations.Execute"),
 	"guest/processes delete":                 onVM("VirtualMachine.GuestOperations.Execute"),
@@ -93,8 +98,8 @@ func (v *VCenter) SetPrivileges(p *Privileges) {
 	v.rights.held = p
 }
 
-// Deny takes privileges of the login away on one VM, on top of what SetPrivileges restricts. Without System.Read the VM's properties are missing for
-// NoPermission, but for those that a filter shows.
+// Deny takes privileges of the login away on one VM, on top of what SetPrivileges restricts. Without System.Read the
+// VM's properties are missing for NoPermission, but for those that a filter shows.
 func (v *VCenter) Deny(vm string, privileges ...string) {
 	v.rights.mu.Lock()
 	defer v.rights.mu.Unlock()
@@ -108,6 +113,7 @@ func (v *VCenter) Deny(vm string, privileges ...string) {
 func (r *rights) holds(privilege, vm string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+
 	switch {
 	case vm != "" && slices.Contains(r.denied[vm], privilege):
 		return false
@@ -125,7 +131,8 @@ func (r *rights) restricted() bool {
 	return r.held != nil
 }
 
-// permit lets the login's privileges be looked at before a call takes effect. One without a living session is left to find that out by itself.
+// permit lets the login's privileges be looked at before a call takes effect. One without a living session is left to
+// find that out by itself.
 func (v *VCenter) permit(x exchange, r *http.Request, body []byte) exchange {
 	serve := x.serve
 	x.serve = func() answer {
@@ -141,9 +148,11 @@ func (v *VCenter) permit(x exchange, r *http.Request, body []byte) exchange {
 // lacking is the fault for a call that the login may not make, nil where it may.
 func (v *VCenter) lacking(c Call) *types.NoPermission {
 	n, known := required[c.Op]
-	if !known && v.rights.restricted() && !strings.Contains(c.Op, " /") { // a path that is not served is not there for anybody
+	if !known && v.rights.restricted() && !strings.Contains(c.Op, " /") {
+		// A path that is not served is not there for anybody.
 		n = onRoot("what " + c.Op + " needs is not in vcsim's table of required privileges")
 	}
+
 	fault := new(types.NoPermission)
 	look := func(entity types.ManagedObjectReference, vm string, privileges []string) {
 		var missing []string
@@ -152,14 +161,21 @@ func (v *VCenter) lacking(c Call) *types.NoPermission {
 				missing = append(missing, p)
 			}
 		}
+
 		if len(missing) == 0 {
 			return
 		}
-		fault.MissingPrivileges = append(fault.MissingPrivileges, types.NoPermissionEntityPrivileges{Entity: entity, PrivilegeIds: missing})
+
+		fault.MissingPrivileges = append(
+			fault.MissingPrivileges,
+			types.NoPermissionEntityPrivileges{Entity: entity, PrivilegeIds: missing},
+		)
+
 		if fault.Object == nil {
 			fault.Object, fault.PrivilegeId = &entity, missing[0]
 		}
 	}
+
 	look(v.content.RootFolder, "", n.root)
 	if c.VM != "" {
 		look(types.ManagedObjectReference{Type: "VirtualMachine", Value: c.VM}, c.VM, n.vm)
@@ -167,6 +183,7 @@ func (v *VCenter) lacking(c Call) *types.NoPermission {
 	if fault.Object == nil {
 		return nil
 	}
+
 	return fault
 }
 
@@ -184,7 +201,8 @@ func (v *VCenter) loggedIn(r *http.Request) bool {
 
 const permissionDenied = "Permission to perform this operation was denied."
 
-// refusal writes a NoPermission as each protocol does. RetrievePropertiesEx succeeds, and says of every property why it is missing.
+// refusal writes a NoPermission as each protocol does. RetrievePropertiesEx succeeds, and says of every property why it
+// is missing.
 func (v *VCenter) refusal(x exchange, r *http.Request, body []byte, fault *types.NoPermission) answer {
 	switch {
 	case strings.HasPrefix(r.URL.Path, vijsonPrefix):
@@ -197,11 +215,20 @@ func (v *VCenter) refusal(x exchange, r *http.Request, body []byte, fault *types
 	case strings.HasPrefix(r.URL.Path, vim25.Path):
 		return x.fault(fault)
 	}
+
 	// The ID is a belief, the rest is Vapi.Std.Errors.Unauthorized.
-	a := restError("UNAUTHORIZED", "vapi.security.authorization.permission.denied", permissionDenied+" Required privilege: "+fault.PrivilegeId, nil, fault.PrivilegeId)
+	a := restError(
+		"UNAUTHORIZED",
+		"vapi.security.authorization.permission.denied",
+		permissionDenied+" Required privilege: "+fault.PrivilegeId,
+		nil,
+		fault.PrivilegeId,
+	)
+
 	if strings.HasPrefix(r.URL.Path, "/rest/") {
 		return oldForm(a)
 	}
+
 	return a
 }
 
@@ -218,9 +245,11 @@ func allMissing(ask *types.RetrievePropertiesEx, fault *types.NoPermission) type
 					})
 				}
 			}
+
 			res.Objects = append(res.Objects, content)
 		}
 	}
+
 	return res
 }
 
@@ -231,11 +260,13 @@ type authorizationManager struct {
 }
 
 func (v *VCenter) installAuthorizationManager() {
-	v.reg.Put(&authorizationManager{v.reg.Get(*v.content.AuthorizationManager).(*simulator.AuthorizationManager), &v.rights})
+	v.reg.Put(
+		&authorizationManager{v.reg.Get(*v.content.AuthorizationManager).(*simulator.AuthorizationManager), &v.rights},
+	)
 }
 
-// HasPrivilegeOnEntities tells which privileges the login holds on VMs; on anything else those of the root folder count. Fault: NoPermission, where
-// System.Read on one of them is missing.
+// HasPrivilegeOnEntities tells which privileges the login holds on VMs; on anything else those of the root folder
+// count. Fault: NoPermission, where System.Read on one of them is missing.
 func (m *authorizationManager) HasPrivilegeOnEntities(req *types.HasPrivilegeOnEntities) soap.HasFault {
 	body := &methods.HasPrivilegeOnEntitiesBody{Res: new(types.HasPrivilegeOnEntitiesResponse)}
 	for _, e := range req.Entity {
@@ -243,14 +274,23 @@ func (m *authorizationManager) HasPrivilegeOnEntities(req *types.HasPrivilegeOnE
 		if e.Type == "VirtualMachine" {
 			vm = e.Value
 		}
+
 		if read := "System.Read"; !m.rights.holds(read, vm) {
-			return &methods.HasPrivilegeOnEntitiesBody{Fault_: simulator.Fault(permissionDenied, &types.NoPermission{Object: &e, PrivilegeId: read})}
+			return &methods.HasPrivilegeOnEntitiesBody{
+				Fault_: simulator.Fault(permissionDenied, &types.NoPermission{Object: &e, PrivilegeId: read}),
+			}
 		}
+
 		entity := types.EntityPrivilege{Entity: e}
 		for _, id := range req.PrivId {
-			entity.PrivAvailability = append(entity.PrivAvailability, types.PrivilegeAvailability{PrivId: id, IsGranted: m.rights.holds(id, vm)})
+			entity.PrivAvailability = append(
+				entity.PrivAvailability,
+				types.PrivilegeAvailability{PrivId: id, IsGranted: m.rights.holds(id, vm)},
+			)
 		}
+
 		body.Res.Returnval = append(body.Res.Returnval, entity)
 	}
+
 	return body
 }

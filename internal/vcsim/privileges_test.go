@@ -21,7 +21,8 @@ const noPermission = `{"_typeName":"NoPermission","object":{"_typeName":"Managed
  "missingPrivileges":[{"_typeName":"NoPermissionEntityPrivileges","entity":{"_typeName":"ManagedObjectReference","type":"TYPE","value":"ID"},
   "privilegeIds":["PRIVILEGE"]}],"faultMessage":[],"faultstring":"Permission to perform this operation was denied."}`
 
-// A call without its privilege is refused in the form of its protocol, and changes nothing; a call without a session still says that first.
+// A call without its privilege is refused in the form of its protocol, and changes nothing; a call without a session
+// still says that first.
 func TestPrivileges(t *testing.T) {
 	t.Parallel()
 	v := start(t, vcsim.Options{Privileges: new(vcsim.Privileges)})
@@ -30,30 +31,71 @@ func TestPrivileges(t *testing.T) {
 	const processes = "/guest/processes?action=list"
 	on := "/api/vcenter/vm/" + vm.ID()
 	body := `{"credentials":` + credentials(vm) + `}`
-	if res := c.do("POST", gcmPath+"StartGuestNetwork_Task", onVM(vm)); !strings.Contains(res.body, "NotAuthenticated") {
+
+	if res := c.do(
+		"POST",
+		gcmPath+"StartGuestNetwork_Task",
+		onVM(vm),
+	); !strings.Contains(
+		res.body,
+		"NotAuthenticated",
+	) {
 		t.Errorf("VI JSON without a session: %d %s", res.status, res.body)
 	}
+
 	if res := c.do("POST", on+processes, body); res.status != http.StatusUnauthorized {
 		t.Errorf("REST without a session: %d %s", res.status, res.body)
 	}
+
 	c.login()
 	fault := func(kind, id, privilege string) string {
 		return strings.NewReplacer("TYPE", kind, "ID", id, "PRIVILEGE", privilege).Replace(noPermission)
 	}
-	c.want("POST", gcmPath+"StartGuestNetwork_Task", onVM(vm), 500, fault("VirtualMachine", vm.ID(), "VirtualMachine.Provisioning.Customize"))
+	c.want(
+		"POST",
+		gcmPath+"StartGuestNetwork_Task",
+		onVM(vm),
+		500,
+		fault("VirtualMachine", vm.ID(), "VirtualMachine.Provisioning.Customize"),
+	)
+
 	const manager = "/sdk/vim25/8.0.1.0/CustomizationSpecManager/CustomizationSpecManager/"
-	c.want("POST", manager+"GetCustomizationSpec", `{"name":"vcsim-linux"}`, 500, fault("Folder", "group-d1", "VirtualMachine.Provisioning.ReadCustSpecs"))
-	c.want("POST", on+processes, body, 403, `{"error_type":"UNAUTHORIZED","messages":[{"id":"vapi.security.authorization.permission.denied",
+	c.want(
+		"POST",
+		manager+"GetCustomizationSpec",
+		`{"name":"vcsim-linux"}`,
+		500,
+		fault("Folder", "group-d1", "VirtualMachine.Provisioning.ReadCustSpecs"),
+	)
+
+	c.want(
+		"POST",
+		on+processes,
+		body,
+		403,
+		`{"error_type":"UNAUTHORIZED","messages":[{"id":"vapi.security.authorization.permission.denied",
 	 "default_message":"Permission to perform this operation was denied. Required privilege: VirtualMachine.GuestOperations.Query",
-	 "args":["VirtualMachine.GuestOperations.Query"]}]}`)
+	 "args":["VirtualMachine.GuestOperations.Query"]}]}`,
+	)
+
 	old := c.do("POST", "/rest/vcenter/vm/"+vm.ID()+"/guest/processes/1?action=get", body)
-	if old.status != 403 || !strings.HasPrefix(old.body, `{"type":"com.vmware.vapi.std.errors.unauthorized","value":{"messages":[`) {
+	if old.status != 403 ||
+		!strings.HasPrefix(old.body, `{"type":"com.vmware.vapi.std.errors.unauthorized","value":{"messages":[`) {
 		t.Errorf("the older form: %d %s", old.status, old.body)
 	}
-	if res := c.do("POST", manager+"DoesCustomizationSpecExist", `{"name":"vcsim-linux"}`); !strings.Contains(res.body, "DoesCustomizationSpecExist") ||
+
+	if res := c.do(
+		"POST",
+		manager+"DoesCustomizationSpecExist",
+		`{"name":"vcsim-linux"}`,
+	); !strings.Contains(
+		res.body,
+		"DoesCustomizationSpecExist",
+	) ||
 		!strings.Contains(res.body, "NoPermission") {
 		t.Errorf("a call that the table does not have: %d %s", res.status, res.body)
 	}
+
 	if res := c.do("GET", on+"/guest/nothing", ""); res.status != http.StatusNotFound {
 		t.Errorf("a path that is not served: %d %s", res.status, res.body)
 	}
@@ -68,12 +110,18 @@ func TestPrivileges(t *testing.T) {
 	if res := c.do("POST", on+processes, body); res.status != http.StatusForbidden {
 		t.Errorf("a VM's privilege on the root folder: %d %s", res.status, res.body)
 	}
+
 	v.SetPrivileges(&vcsim.Privileges{VMs: []string{"VirtualMachine.GuestOperations.Query"}})
 	if res := c.do("POST", on+processes, body); res.status != http.StatusOK {
 		t.Errorf("with the privilege: %d %s", res.status, res.body)
 	}
+
 	v.SetPrivileges(nil)
-	if res := c.do("POST", manager+"DoesCustomizationSpecExist", `{"name":"vcsim-linux"}`); res.status != http.StatusOK {
+	if res := c.do(
+		"POST",
+		manager+"DoesCustomizationSpecExist",
+		`{"name":"vcsim-linux"}`,
+	); res.status != http.StatusOK {
 		t.Errorf("with all privileges: %d %s", res.status, res.body)
 	}
 }
@@ -86,28 +134,46 @@ func TestDeniedOnOneVM(t *testing.T) {
 	c := newREST(t, v)
 	c.login()
 	granted := func(id string) string {
-		return c.do("POST", "/sdk/vim25/8.0.1.0/AuthorizationManager/AuthorizationManager/HasPrivilegeOnEntities",
-			`{"entity":[{"type":"VirtualMachine","value":"`+id+`"}],"sessionId":"any","privId":["VirtualMachine.Provisioning.Customize"]}`).body
+		return c.do(
+			"POST",
+			"/sdk/vim25/8.0.1.0/AuthorizationManager/AuthorizationManager/HasPrivilegeOnEntities",
+			`{"entity":[{"type":"VirtualMachine","value":"`+id+`"}],"sessionId":"any","privId":["VirtualMachine.Provisioning.Customize"]}`,
+		).body
 	}
+
 	read := func(id string) string {
-		return c.do("POST", "/sdk/vim25/8.0.1.0/PropertyCollector/propertyCollector/RetrievePropertiesEx",
+		return c.do(
+			"POST",
+			"/sdk/vim25/8.0.1.0/PropertyCollector/propertyCollector/RetrievePropertiesEx",
 			`{"specSet":[{"_typeName":"PropertyFilterSpec","propSet":[{"_typeName":"PropertySpec","type":"VirtualMachine","pathSet":["name"]}],
-			 "objectSet":[{"_typeName":"ObjectSpec","obj":{"type":"VirtualMachine","value":"`+id+`"}}]}],"options":{"_typeName":"RetrieveOptions"}}`).body
+			 "objectSet":[{"_typeName":"ObjectSpec","obj":{"type":"VirtualMachine","value":"`+id+`"}}]}],"options":{"_typeName":"RetrieveOptions"}}`,
+		).body
 	}
+
 	denied, other := v.VMs()[0], v.VMs()[1]
-	if body := read(denied); !strings.Contains(body, `"missingSet"`) || !strings.Contains(body, `"path":"name"`) || !strings.Contains(body, `"NoPermission"`) ||
+	if body := read(
+		denied,
+	); !strings.Contains(body, `"missingSet"`) || !strings.Contains(body, `"path":"name"`) ||
+		!strings.Contains(body, `"NoPermission"`) ||
 		strings.Contains(body, `"propSet"`) {
 		t.Errorf("properties of the VM: %s", body)
 	}
-	if res := c.do("POST", "/api/vcenter/vm/"+denied+"/guest/customization?action=check", ""); res.status != http.StatusForbidden {
+
+	if res := c.do(
+		"POST",
+		"/api/vcenter/vm/"+denied+"/guest/customization?action=check",
+		"",
+	); res.status != http.StatusForbidden {
 		t.Errorf("check: %d %s", res.status, res.body)
 	}
+
 	if body := read(other); !strings.Contains(body, "guest-002") {
 		t.Errorf("properties of the other VM: %s", body)
 	}
 	if body := granted(other); !strings.Contains(body, `"isGranted":true`) {
 		t.Errorf("privileges on the other VM: %s", body)
 	}
+
 	v.Deny(other, "VirtualMachine.Provisioning.Customize") // the question itself needs System.Read
 	if body := granted(other); !strings.Contains(body, `"isGranted":false`) {
 		t.Errorf("privileges on the other VM, without: %s", body)
@@ -117,7 +183,8 @@ func TestDeniedOnOneVM(t *testing.T) {
 	}
 }
 
-// The roles can be made as the document says: vCenter knows their privileges. (The simulator refuses those that it does not know.)
+// The roles can be made as the document says: vCenter knows their privileges. (The simulator refuses those that it does
+// not know.)
 func TestRolesCanBeMade(t *testing.T) {
 	t.Parallel()
 	v := start(t, vcsim.Options{})
@@ -126,6 +193,7 @@ func TestRolesCanBeMade(t *testing.T) {
 	if err := session.NewManager(c).Login(ctx, url.UserPassword(v.Username(), v.Password())); err != nil {
 		t.Fatal(err)
 	}
+
 	m := object.NewAuthorizationManager(c)
 	for _, name := range []string{"root", "vm"} {
 		content, err := os.ReadFile("../../deploy/vcenter/role-" + name + ".txt")
@@ -136,9 +204,11 @@ func TestRolesCanBeMade(t *testing.T) {
 			t.Errorf("role %s: %v", name, err)
 		}
 	}
+
 	if _, err := m.AddRole(ctx, "mistyped", []string{"VirtualMachine.Provisioning.Customise"}); err == nil {
 		t.Error("a privilege that there is not was taken")
 	}
+
 	roles, err := m.RoleList(ctx)
 	if err != nil {
 		t.Fatal(err)
@@ -148,7 +218,11 @@ func TestRolesCanBeMade(t *testing.T) {
 	}
 
 	v.SetPrivileges(new(vcsim.Privileges)) // over SOAP too
-	_, err = methods.SessionIsActive(ctx, c, &types.SessionIsActive{This: *c.ServiceContent.SessionManager, SessionID: "any", UserName: "any"})
+	_, err = methods.SessionIsActive(
+		ctx,
+		c,
+		&types.SessionIsActive{This: *c.ServiceContent.SessionManager, SessionID: "any", UserName: "any"},
+	)
 	if !fault.Is(err, &types.NoPermission{}) {
 		t.Errorf("SOAP without the privilege: %v", err)
 	}

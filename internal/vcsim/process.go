@@ -71,6 +71,7 @@ func (vm *VM) processes() []*process {
 		{pid: 1, name: "systemd", owner: "root", command: "/sbin/init", started: vm.booted},
 		{pid: vm.toolsPID, name: "vmtoolsd", owner: "root", command: "/usr/bin/vmtoolsd", started: vm.toolsAt},
 	}
+
 	all = append(all, vm.procs...)
 	slices.SortStableFunc(all, func(a, b *process) int { return cmp.Compare(a.pid, b.pid) })
 	return all
@@ -101,6 +102,7 @@ func (s processSpec) readable(old bool) bool {
 	if len(s.Environment) == 0 {
 		return true
 	}
+
 	var variables any = new(map[string]string)
 	if old {
 		variables = new([]struct {
@@ -108,6 +110,7 @@ func (s processSpec) readable(old bool) bool {
 			Value *string `json:"value"`
 		})
 	}
+
 	dec := json.NewDecoder(bytes.NewReader(s.Environment))
 	dec.DisallowUnknownFields()
 	return dec.Decode(variables) == nil
@@ -119,6 +122,7 @@ func (vm *VM) startProcess(spec processSpec) answer {
 		return restError("INVALID_ARGUMENT", "com.vmware.api.vcenter.vm.guest.processes.invalid_path",
 			fmt.Sprintf("The path %q is not valid.", file), map[string]string{"reason": reason, "file_path": file})
 	}
+
 	switch {
 	case spec.Path == "":
 		return invalid("FILE_NOT_FOUND", spec.Path)
@@ -127,28 +131,48 @@ func (vm *VM) startProcess(spec processSpec) answer {
 	case spec.WorkingDirectory != "" && !path.IsAbs(spec.WorkingDirectory):
 		return invalid("NOT_A_DIRECTORY", spec.WorkingDirectory)
 	case spec.StartMinimized != nil && vm.guest.Family != "windowsGuest":
-		return restError("INVALID_ARGUMENT", "com.vmware.api.vcenter.vm.guest.processes.start_minimized", "start_minimized is for Windows guests only.", nil)
+		return restError(
+			"INVALID_ARGUMENT",
+			"com.vmware.api.vcenter.vm.guest.processes.start_minimized",
+			"start_minimized is for Windows guests only.",
+			nil,
+		)
 	}
+
 	command := `"` + spec.Path + `"`
 	if spec.Arguments != "" {
 		command += " " + spec.Arguments
 	}
+
 	program, ok := vm.program(spec.Path, spec.Arguments)
 	if !ok {
-		return restError("NOT_FOUND", "com.vmware.api.vcenter.vm.guest.file_not_found", fmt.Sprintf("File %s was not found.", spec.Path),
-			map[string]string{"reason": "FILE_NOT_FOUND", "file_path": spec.Path})
+		return restError(
+			"NOT_FOUND",
+			"com.vmware.api.vcenter.vm.guest.file_not_found",
+			fmt.Sprintf("File %s was not found.", spec.Path),
+			map[string]string{"reason": "FILE_NOT_FOUND", "file_path": spec.Path},
+		)
 	}
+
 	if program.Err != "" {
-		return restError(program.Err, "com.vmware.api.vcenter.vm.guest.processes.create", "The program "+spec.Path+" could not be started.", nil)
+		return restError(
+			program.Err,
+			"com.vmware.api.vcenter.vm.guest.processes.create",
+			"The program "+spec.Path+" could not be started.",
+			nil,
+		)
 	}
+
 	now := vm.v.GuestNow()
 	p := &process{
 		pid: vm.guest.NextPID, name: path.Base(spec.Path), owner: vm.guest.Username, command: command,
 		started: now.Truncate(time.Second), exitCode: program.ExitCode,
 	}
+
 	if program.For >= 0 {
 		p.until = now.Add(program.For)
 	}
+
 	vm.guest.NextPID++
 	vm.procs = append(vm.procs, p)
 	vm.effects.Processes = append(vm.effects.Processes, command)
@@ -169,12 +193,14 @@ func (vm *VM) program(file, arguments string) (Program, bool) {
 	if i := strings.LastIndex(" "+plain, " # "); i >= 0 {
 		plain = strings.TrimSpace((" " + plain)[:i])
 	}
+
 	command := strings.TrimSpace(`"` + file + `" ` + plain)
 	for _, key := range []string{command, plain, file} {
 		if p, ok := vm.guest.Programs[key]; ok && key != "" {
 			return p, true
 		}
 	}
+
 	words := shellWords(arguments)
 	switch strings.TrimPrefix(file, "/usr") {
 	case "/bin/true", "/bin/echo":
@@ -194,6 +220,7 @@ func (vm *VM) program(file, arguments string) (Program, bool) {
 		}
 		return Program{}, true
 	}
+
 	return Program{}, false
 }
 
@@ -205,15 +232,18 @@ func script(text string) (takes time.Duration, code int64) {
 		if len(words) == 0 {
 			continue
 		}
+
 		if words[0] == "exit" {
 			if len(words) > 1 {
 				code, _ = strconv.ParseInt(words[1], 10, 64)
 			}
 			return takes, code & 0xff
 		}
+
 		d, c := builtin(words)
 		takes, code = takes+d, c
 	}
+
 	return takes, code
 }
 
@@ -233,6 +263,7 @@ func builtin(words []string) (takes time.Duration, code int64) {
 		}
 		return time.Duration(s * float64(time.Second)), 0
 	}
+
 	return 0, 127
 }
 
@@ -264,8 +295,10 @@ func shellWords(line string) []string {
 			word.WriteRune(r)
 		}
 	}
+
 	if in {
 		words = append(words, word.String())
 	}
+
 	return words
 }

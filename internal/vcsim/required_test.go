@@ -8,7 +8,8 @@ import (
 	"testing"
 )
 
-// What each call needs stands in the simulator's table and in the document for operators; the roles that they create hold these privileges and no others.
+// What each call needs stands in the simulator's table and in the document for operators; the roles that they create
+// hold these privileges and no others.
 func TestRequiredPrivilegesAreDocumented(t *testing.T) {
 	t.Parallel()
 	const page = "../../docs/operate/vcenter-role.md"
@@ -16,6 +17,7 @@ func TestRequiredPrivilegesAreDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	calls := rows(t, string(text), "## Every call")
 	documented := map[string]need{}
 	for _, row := range calls {
@@ -26,17 +28,21 @@ func TestRequiredPrivilegesAreDocumented(t *testing.T) {
 			documented[op] = need{root: names(row[1]), vm: names(row[2])}
 		}
 	}
+
 	for op, n := range required {
 		d, ok := documented[op]
 		if !ok {
 			t.Errorf("%s does not have %s", page, op)
 			continue
 		}
+
 		if !same(d.root, n.root) || !same(d.vm, n.vm) {
 			t.Errorf("%s says that %s needs %v, the simulator wants %v", page, op, d, n)
 		}
+
 		delete(documented, op)
 	}
+
 	for op := range documented {
 		t.Errorf("%s has %s, which the simulator does not know", page, op)
 	}
@@ -45,6 +51,7 @@ func TestRequiredPrivilegesAreDocumented(t *testing.T) {
 	for _, n := range required {
 		root, vm = append(root, n.root...), append(vm, n.vm...)
 	}
+
 	root, vm = inRole(root), inRole(vm)
 	for file, want := range map[string][]string{"role-root.txt": root, "role-vm.txt": vm} {
 		content, err := os.ReadFile("../../deploy/vcenter/" + file)
@@ -55,10 +62,12 @@ func TestRequiredPrivilegesAreDocumented(t *testing.T) {
 			t.Errorf("%s holds %v, the calls need %v", file, got, want)
 		}
 	}
+
 	var explained []string
 	for _, row := range rows(t, string(text), "## The roles") {
 		explained = append(explained, names(row[0])...)
 	}
+
 	if want := slices.Concat(root, vm); !same(explained, want) {
 		t.Errorf("%s explains %v, the roles are %v", page, explained, want)
 	}
@@ -67,7 +76,10 @@ func TestRequiredPrivilegesAreDocumented(t *testing.T) {
 // inRole are the privileges that a role must name, sorted.
 func inRole(privileges []string) []string {
 	slices.Sort(privileges)
-	return slices.DeleteFunc(slices.Compact(privileges), func(p string) bool { return slices.Contains(systemPrivileges, p) })
+	return slices.DeleteFunc(
+		slices.Compact(privileges),
+		func(p string) bool { return slices.Contains(systemPrivileges, p) },
+	)
 }
 
 // rows are the rows of the first table behind a heading, by their cells.
@@ -77,6 +89,7 @@ func rows(t *testing.T, text, heading string) (cells [][]string) {
 	if !found {
 		t.Fatalf("there is no heading %q", heading)
 	}
+
 	for line := range strings.SplitSeq(text, "\n") {
 		line = strings.TrimSpace(line)
 		switch {
@@ -86,6 +99,7 @@ func rows(t *testing.T, text, heading string) (cells [][]string) {
 			return cells[min(2, len(cells)):] // without head and line
 		}
 	}
+
 	return cells[min(2, len(cells)):]
 }
 

@@ -30,15 +30,31 @@ type restOperation struct {
 
 // restStatus are the HTTP statuses of the errors, by error_type [vAPI standard errors; guest processes].
 var restStatus = map[string]int{
-	"ALREADY_EXISTS": http.StatusBadRequest, "ALREADY_IN_DESIRED_STATE": http.StatusBadRequest, "CANCELED": http.StatusInternalServerError,
-	"CONCURRENT_CHANGE": http.StatusConflict, "ERROR": http.StatusInternalServerError, "FEATURE_IN_USE": http.StatusBadRequest,
-	"INTERNAL_SERVER_ERROR": http.StatusInternalServerError, "INVALID_ARGUMENT": http.StatusBadRequest,
-	"INVALID_ELEMENT_CONFIGURATION": http.StatusBadRequest, "INVALID_ELEMENT_TYPE": http.StatusBadRequest, "INVALID_REQUEST": http.StatusBadRequest,
-	"NOT_ALLOWED_IN_CURRENT_STATE": http.StatusBadRequest, "NOT_FOUND": http.StatusNotFound, "OPERATION_NOT_FOUND": http.StatusNotFound,
-	"RESOURCE_BUSY": http.StatusInternalServerError, "RESOURCE_IN_USE": http.StatusBadRequest, "RESOURCE_INACCESSIBLE": http.StatusInternalServerError,
-	"SERVICE_UNAVAILABLE": http.StatusServiceUnavailable, "TIMED_OUT": http.StatusGatewayTimeout,
-	"UNABLE_TO_ALLOCATE_RESOURCE": http.StatusInternalServerError, "UNAUTHENTICATED": http.StatusUnauthorized, "UNAUTHORIZED": http.StatusForbidden,
-	"UNEXPECTED_INPUT": http.StatusBadRequest, "UNSUPPORTED": http.StatusBadRequest, "UNVERIFIED_PEER": http.StatusInternalServerError,
+	"ALREADY_EXISTS":                http.StatusBadRequest,
+	"ALREADY_IN_DESIRED_STATE":      http.StatusBadRequest,
+	"CANCELED":                      http.StatusInternalServerError,
+	"CONCURRENT_CHANGE":             http.StatusConflict,
+	"ERROR":                         http.StatusInternalServerError,
+	"FEATURE_IN_USE":                http.StatusBadRequest,
+	"INTERNAL_SERVER_ERROR":         http.StatusInternalServerError,
+	"INVALID_ARGUMENT":              http.StatusBadRequest,
+	"INVALID_ELEMENT_CONFIGURATION": http.StatusBadRequest,
+	"INVALID_ELEMENT_TYPE":          http.StatusBadRequest,
+	"INVALID_REQUEST":               http.StatusBadRequest,
+	"NOT_ALLOWED_IN_CURRENT_STATE":  http.StatusBadRequest,
+	"NOT_FOUND":                     http.StatusNotFound,
+	"OPERATION_NOT_FOUND":           http.StatusNotFound,
+	"RESOURCE_BUSY":                 http.StatusInternalServerError,
+	"RESOURCE_IN_USE":               http.StatusBadRequest,
+	"RESOURCE_INACCESSIBLE":         http.StatusInternalServerError,
+	"SERVICE_UNAVAILABLE":           http.StatusServiceUnavailable,
+	"TIMED_OUT":                     http.StatusGatewayTimeout,
+	"UNABLE_TO_ALLOCATE_RESOURCE":   http.StatusInternalServerError,
+	"UNAUTHENTICATED":               http.StatusUnauthorized,
+	"UNAUTHORIZED":                  http.StatusForbidden,
+	"UNEXPECTED_INPUT":              http.StatusBadRequest,
+	"UNSUPPORTED":                   http.StatusBadRequest,
+	"UNVERIFIED_PEER":               http.StatusInternalServerError,
 }
 
 // restMessage is Vapi.Std.LocalizableMessage.
@@ -62,29 +78,41 @@ func restError(errorType, id, message string, data any, args ...string) answer {
 	if !ok {
 		status = http.StatusInternalServerError
 	}
-	body := restErrorBody{ErrorType: errorType, Messages: []restMessage{{ID: id, DefaultMessage: message, Args: append([]string{}, args...)}}, Data: data}
-	if errorType == "UNAUTHENTICATED" { // the guest's credentials and vCenter's session look the same, challenge included
+
+	body := restErrorBody{
+		ErrorType: errorType,
+		Messages:  []restMessage{{ID: id, DefaultMessage: message, Args: append([]string{}, args...)}},
+		Data:      data,
+	}
+
+	if errorType == "UNAUTHENTICATED" {
+		// The guest's credentials and vCenter's session look the same, challenge included.
 		body.Challenge = `Basic realm="vCenter"`
 	}
+
 	a := jsonAnswer(status, body)
 	a.fault = errorType
 	return a
 }
 
-// oldForm turns an answer into that of /rest: {"value":…}, and {"type":"com.vmware.vapi.std.errors.…","value":{"messages":…}} for errors.
+// oldForm turns an answer into that of /rest: {"value":…}, and
+// {"type":"com.vmware.vapi.std.errors.…","value":{"messages":…}} for errors.
 func oldForm(a answer) answer {
 	if a.status == http.StatusNoContent {
 		return answer{status: http.StatusOK}
 	}
+
 	if a.fault == "" {
 		out := jsonAnswer(http.StatusOK, map[string]json.RawMessage{"value": a.body})
 		out.header = a.header
 		return out
 	}
+
 	var body restErrorBody
 	if json.Unmarshal(a.body, &body) != nil {
 		return a
 	}
+
 	out := jsonAnswer(a.status, struct {
 		Type  string `json:"type"`
 		Value any    `json:"value"`
@@ -95,6 +123,7 @@ func oldForm(a answer) answer {
 			Data     any           `json:"data,omitempty"`
 		}{body.Messages, body.Data},
 	})
+
 	out.fault = a.fault
 	return out
 }
@@ -124,6 +153,7 @@ func (v *VCenter) understandREST(r *http.Request, body []byte) exchange {
 			return restError("ERROR", "vcsim.fault", "A fault was scripted for a call of REST.", nil)
 		},
 	}
+
 	x.serve = func() answer {
 		c.session = v.restSession(r) // the one that lives when the call lands
 		a := o.call(c)
@@ -132,6 +162,7 @@ func (v *VCenter) understandREST(r *http.Request, body []byte) exchange {
 		}
 		return a
 	}
+
 	return x
 }
 
@@ -146,7 +177,12 @@ func (v *VCenter) restSession(r *http.Request) *session {
 
 func (o restOperation) call(c restCall) answer {
 	if c.session == nil && !o.open {
-		return restError("UNAUTHENTICATED", "com.vmware.vapi.endpoint.method.authentication.required", "Authentication required.", nil)
+		return restError(
+			"UNAUTHENTICATED",
+			"com.vmware.vapi.endpoint.method.authentication.required",
+			"Authentication required.",
+			nil,
+		)
 	}
 	return o.serve(c)
 }
@@ -158,9 +194,12 @@ func (v *VCenter) operation(r *http.Request) restOperation {
 	if strings.HasPrefix(r.URL.Path, "/rest/") {
 		action = cmp.Or(action, query.Get("~action")) // as /rest itself spells it; the pages of processes say action
 	}
-	if v.opts.OnlyRest && (r.Pattern == "/api/session" || strings.HasPrefix(r.Pattern, "/api/vcenter/vm/{vm}/guest/processes")) {
+
+	if v.opts.OnlyRest &&
+		(r.Pattern == "/api/session" || strings.HasPrefix(r.Pattern, "/api/vcenter/vm/{vm}/guest/processes")) {
 		return restOperation{op: r.Method + " " + r.URL.Path, open: true, serve: noSuchPath}
 	}
+
 	switch _, path, _ := strings.Cut(" "+r.Pattern, " "); r.Method + " " + path + " " + action {
 	case "POST /api/session ", "POST /rest/com/vmware/cis/session ":
 		return restOperation{op: "POST " + path, open: true, serve: v.serveLogin}
@@ -188,20 +227,29 @@ func (v *VCenter) operation(r *http.Request) restOperation {
 		return restOperation{op: "guest/processes list", serve: v.onVM((*VM).serveList)}
 	case "POST /api/vcenter/vm/{vm}/guest/processes/{pid} get", "POST /rest/vcenter/vm/{vm}/guest/processes/{pid} get":
 		return restOperation{op: "guest/processes get", serve: v.onVM((*VM).serveGet)}
-	case "POST /api/vcenter/vm/{vm}/guest/processes/{pid} delete", "POST /rest/vcenter/vm/{vm}/guest/processes/{pid} delete":
+	case "POST /api/vcenter/vm/{vm}/guest/processes/{pid} delete",
+		"POST /rest/vcenter/vm/{vm}/guest/processes/{pid} delete":
 		return restOperation{op: "guest/processes delete", serve: v.onVM((*VM).serveDelete)}
 	}
+
 	return v.notFound(r.Method + " " + r.URL.Path)
 }
 
 // notFound is an operation that this vCenter does not have.
 func (v *VCenter) notFound(op string) restOperation {
 	return restOperation{op: op, open: true, serve: func(restCall) answer {
-		return restError("OPERATION_NOT_FOUND", "com.vmware.vapi.std.errors.operation_not_found", "The operation "+op+" was not found.", nil, op)
+		return restError(
+			"OPERATION_NOT_FOUND",
+			"com.vmware.vapi.std.errors.operation_not_found",
+			"The operation "+op+" was not found.",
+			nil,
+			op,
+		)
 	}}
 }
 
-// noSuchPath is what a vCenter says of a path that it does not serve, whoever asks [bodies that people report of 7.0 to 9.1].
+// noSuchPath is what a vCenter says of a path that it does not serve, whoever asks [bodies that people report of 7.0 to
+// 9.1].
 func noSuchPath(restCall) answer {
 	return restError("NOT_FOUND", "com.vmware.vapi.rest.httpNotFound", "Not found.", nil)
 }
@@ -212,9 +260,16 @@ func (v *VCenter) serveLogin(c restCall) answer {
 	if ok {
 		token = v.restLogin(user, password)
 	}
+
 	if token == "" {
-		return restError("UNAUTHENTICATED", "com.vmware.vapi.endpoint.method.authentication.failed", "Unable to authenticate user.", nil)
+		return restError(
+			"UNAUTHENTICATED",
+			"com.vmware.vapi.endpoint.method.authentication.failed",
+			"Unable to authenticate user.",
+			nil,
+		)
 	}
+
 	return jsonAnswer(http.StatusCreated, token)
 }
 
@@ -252,10 +307,18 @@ func (v *VCenter) onVM(serve func(*VM, restCall) answer) func(restCall) answer {
 		id := c.r.PathValue("vm")
 		vm := v.VM(id)
 		if vm == nil {
-			return restError("NOT_FOUND", "com.vmware.api.vcenter.vm.not_found", "Virtual machine with identifier '"+id+"' does not exist.", nil, id)
+			return restError(
+				"NOT_FOUND",
+				"com.vmware.api.vcenter.vm.not_found",
+				"Virtual machine with identifier '"+id+"' does not exist.",
+				nil,
+				id,
+			)
 		}
+
 		vm.mu.Lock()
 		defer vm.mu.Unlock()
+
 		return serve(vm, c)
 	}
 }
@@ -267,6 +330,7 @@ func (vm *VM) serveCheck(restCall) answer {
 		OS     *bool  `json:"supported_guest_os,omitempty"`
 		Power  *bool  `json:"supported_power_state,omitempty"`
 	}{Status: "NOT_SUPPORTED", OS: &vm.guest.Supported}
+
 	if vm.guest.Supported {
 		on := vm.power() == types.VirtualMachinePowerStatePoweredOn
 		out.Power = &on
@@ -274,6 +338,7 @@ func (vm *VM) serveCheck(restCall) answer {
 			out.Status = "SUPPORTED"
 		}
 	}
+
 	return jsonAnswer(http.StatusOK, out)
 }
 
@@ -285,6 +350,7 @@ func (vm *VM) serveStatus(restCall) answer {
 		}
 		return restTime(*t)
 	}
+
 	return jsonAnswer(http.StatusOK, struct {
 		Status string `json:"status"`
 		Error  string `json:"error,omitempty"`
@@ -297,26 +363,46 @@ func (vm *VM) serveOperations(restCall) answer {
 	if !vm.tools {
 		return toolsNotRunning()
 	}
-	return jsonAnswer(http.StatusOK, map[string]bool{"guest_operations_ready": true, "interactive_guest_operations_ready": false})
+	return jsonAnswer(
+		http.StatusOK,
+		map[string]bool{"guest_operations_ready": true, "interactive_guest_operations_ready": false},
+	)
 }
 
 func unexpectedInput() answer {
-	return restError("INVALID_ARGUMENT", "com.vmware.vapi.rest.unexpected_input", "The request's body is not what the operation takes.", nil)
+	return restError(
+		"INVALID_ARGUMENT",
+		"com.vmware.vapi.rest.unexpected_input",
+		"The request's body is not what the operation takes.",
+		nil,
+	)
 }
 
 func toolsNotRunning() answer {
-	return restError("SERVICE_UNAVAILABLE", "com.vmware.api.vcenter.vm.guest.tools_not_running", "VMware Tools is not running in the virtual machine.", nil)
+	return restError(
+		"SERVICE_UNAVAILABLE",
+		"com.vmware.api.vcenter.vm.guest.tools_not_running",
+		"VMware Tools is not running in the virtual machine.",
+		nil,
+	)
 }
 
-// enter reads the body of a call on processes and checks whether the guest can be asked and knows the caller; ok is false where a is the refusal.
+// enter reads the body of a call on processes and checks whether the guest can be asked and knows the caller; ok is
+// false where a is the refusal.
 func (vm *VM) enter(c restCall, in any) (a answer, ok bool) {
 	if state := vm.power(); state != types.VirtualMachinePowerStatePoweredOn {
-		return restError("NOT_ALLOWED_IN_CURRENT_STATE", "com.vmware.api.vcenter.vm.guest.power_state",
-			"The operation is not allowed in the current state of the virtual machine ("+powerWords[state]+").", nil), false
+		return restError(
+			"NOT_ALLOWED_IN_CURRENT_STATE",
+			"com.vmware.api.vcenter.vm.guest.power_state",
+			"The operation is not allowed in the current state of the virtual machine ("+powerWords[state]+").",
+			nil,
+		), false
 	}
+
 	if !vm.tools {
 		return toolsNotRunning(), false
 	}
+
 	var auth struct {
 		Credentials *struct {
 			Type     string `json:"type"`
@@ -325,9 +411,12 @@ func (vm *VM) enter(c restCall, in any) (a answer, ok bool) {
 			Token    string `json:"saml_token"`
 		} `json:"credentials"`
 	}
-	if json.Unmarshal(c.body, &auth) != nil || auth.Credentials == nil || in != nil && json.Unmarshal(c.body, in) != nil {
+
+	if json.Unmarshal(c.body, &auth) != nil || auth.Credentials == nil ||
+		in != nil && json.Unmarshal(c.body, in) != nil {
 		return unexpectedInput(), false
 	}
+
 	creds := auth.Credentials
 	known := false
 	switch creds.Type {
@@ -336,10 +425,12 @@ func (vm *VM) enter(c restCall, in any) (a answer, ok bool) {
 	case "SAML_BEARER_TOKEN":
 		known = vm.login(&types.SAMLTokenAuthentication{Username: creds.User, Token: creds.Token}) == nil
 	}
+
 	if !known {
 		return restError("UNAUTHENTICATED", "com.vmware.api.vcenter.vm.guest.invalid_guest_login",
 			"Failed to authenticate with the guest operating system using the supplied credentials.", nil), false
 	}
+
 	return answer{}, true
 }
 
@@ -389,15 +480,28 @@ func (vm *VM) find(c restCall) (*process, answer) {
 	if refusal, ok := vm.enter(c, nil); !ok {
 		return nil, refusal
 	}
+
 	text := c.r.PathValue("pid")
 	pid, err := strconv.ParseInt(text, 10, 64)
 	if err != nil {
-		return nil, restError("INVALID_ARGUMENT", "com.vmware.vapi.rest.unexpected_input", "The process ID "+url.PathEscape(text)+" is not a number.", nil)
+		return nil, restError(
+			"INVALID_ARGUMENT",
+			"com.vmware.vapi.rest.unexpected_input",
+			"The process ID "+url.PathEscape(text)+" is not a number.",
+			nil,
+		)
 	}
+
 	p := vm.process(pid)
 	if p == nil {
-		return nil, restError("NOT_FOUND", "com.vmware.api.vcenter.vm.guest.processes.not_found", "Process "+text+" was not found.",
-			map[string]int64{"pid": pid}, text)
+		return nil, restError(
+			"NOT_FOUND",
+			"com.vmware.api.vcenter.vm.guest.processes.not_found",
+			"Process "+text+" was not found.",
+			map[string]int64{"pid": pid},
+			text,
+		)
 	}
+
 	return p, answer{}
 }

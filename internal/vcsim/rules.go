@@ -11,13 +11,15 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
-// The rules by which vCenter refuses what a specification asks for. They are written from vSphere's pages and from what vCenters answered in public
-// reports, and share nothing with what guestflow checks itself: a simulator that shares a client's beliefs finds none of its mistakes.
+// The rules by which vCenter refuses what a specification asks for. They are written from vSphere's pages and from what
+// vCenters answered in public reports, and share nothing with what guestflow checks itself: a simulator that shares a
+// client's beliefs finds none of its mistakes.
 //
-// Sources: "Virtual Machine Administration", Customizing Guest Operating Systems (a computer name: alphanumeric characters and the hyphen, no periods or
-// blanks, not digits only, up to 63); the pages of CustomizationLinuxPrep (timeZone: case-sensitive, of the tz database), CustomizationIPSettings,
-// CustomizationUnknownName and CustomizationUnknownIpGenerator (the user must be asked first), CustomizationCustomName (a program that vpxd.cfg names),
-// NicSettingMismatch (the number of adapter settings does not match the VM's).
+// Sources: "Virtual Machine Administration", Customizing Guest Operating Systems (a computer name: alphanumeric
+// characters and the hyphen, no periods or blanks, not digits only, up to 63); the pages of CustomizationLinuxPrep
+// (timeZone: case-sensitive, of the tz database), CustomizationIPSettings, CustomizationUnknownName and
+// CustomizationUnknownIpGenerator (the user must be asked first), CustomizationCustomName (a program that vpxd.cfg
+// names), NicSettingMismatch (the number of adapter settings does not match the VM's).
 
 var (
 	computerName = regexp.MustCompile(`^[A-Za-z0-9-]{1,63}$`)
@@ -69,19 +71,23 @@ func wrongSettings(i int, s types.CustomizationIPSettings) types.BaseMethodFault
 			return wrong("subnetMask")
 		}
 	}
+
 	if s.IpV6Spec == nil {
 		return nil
 	}
+
 	for _, ip := range s.IpV6Spec.Ip {
 		switch ip := ip.(type) {
 		case *types.CustomizationUnknownIpV6Generator:
 			return wrong("ipV6Spec.ip")
 		case *types.CustomizationFixedIpV6:
-			if strings.ContainsAny(ip.IpAddress, "/ ") || !strings.Contains(ip.IpAddress, ":") || ip.SubnetMask < 1 || ip.SubnetMask > 128 {
+			if strings.ContainsAny(ip.IpAddress, "/ ") || !strings.Contains(ip.IpAddress, ":") || ip.SubnetMask < 1 ||
+				ip.SubnetMask > 128 {
 				return wrong("ipV6Spec.ip")
 			}
 		}
 	}
+
 	return nil
 }
 
@@ -91,6 +97,7 @@ func quad(s string) (n uint32, ok bool) {
 	if len(parts) != 4 {
 		return 0, false
 	}
+
 	for _, part := range parts {
 		b, err := strconv.ParseUint(part, 10, 8)
 		if err != nil || strconv.FormatUint(b, 10) != part {
@@ -108,7 +115,8 @@ func isMask(s string) bool {
 	return ok && hosts&(hosts+1) == 0
 }
 
-// aboutSpec reports whether a fault says by its members alone what is wrong with a specification: vCenter sends it without a text.
+// aboutSpec reports whether a fault says by its members alone what is wrong with a specification: vCenter sends it
+// without a text.
 func aboutSpec(fault types.BaseMethodFault) bool {
 	switch f := fault.(type) {
 	case *types.NicSettingMismatch:

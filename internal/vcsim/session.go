@@ -8,7 +8,8 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
-// session is one login. Its token travels in the header vmware-api-session-id; the UserSession's key is another value, as on a real vCenter.
+// session is one login. Its token travels in the header vmware-api-session-id; the UserSession's key is another value,
+// as on a real vCenter.
 type session struct {
 	token    string
 	key      string // of vcsim's UserSession, "" for a session of REST alone
@@ -59,10 +60,12 @@ func (s *sessions) clear() {
 func (s *sessions) find(token string, now time.Time) *session {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+
 	x := s.all[token]
 	if x == nil {
 		return nil
 	}
+
 	found := *x
 	x.accessed = now
 	return &found
@@ -77,6 +80,7 @@ func (v *VCenter) session(token string) *session {
 	if s == nil {
 		return nil
 	}
+
 	if s.key != "" && !v.keyAlive(s.key, s.user) {
 		v.sessions.drop(token)
 		return nil
@@ -91,7 +95,8 @@ func (v *VCenter) keyAlive(key, user string) bool {
 	return ok && body.Res != nil && body.Res.Returnval
 }
 
-// oneSession reports whether one session serves VI JSON and REST alike [getting-started guide 8.0: from 8.0 Update 3 on].
+// oneSession reports whether one session serves VI JSON and REST alike [getting-started guide 8.0: from 8.0 Update 3
+// on].
 func (v *VCenter) oneSession() bool { return !v.api.before("8.0.3.0") }
 
 // openSession keeps a session that vcsim has just opened and gives it a token.
@@ -102,11 +107,13 @@ func (v *VCenter) openSession(key, user string) string {
 	return token
 }
 
-// restLogin opens a session for REST, and where one session serves both, for VI JSON too. It is "" where the login is refused.
+// restLogin opens a session for REST, and where one session serves both, for VI JSON too. It is "" where the login is
+// refused.
 func (v *VCenter) restLogin(user, password string) string {
 	if user != v.opts.Username || password != v.opts.Password {
 		return ""
 	}
+
 	if v.oneSession() {
 		m := v.reg.SessionManager()
 		reply := v.call("", "Login", &types.Login{This: m.Self, UserName: user, Password: password})
@@ -115,6 +122,7 @@ func (v *VCenter) restLogin(user, password string) string {
 		}
 		return v.openSession(reply.key, user)
 	}
+
 	token := randomHex(32)
 	now := v.Now()
 	v.sessions.add(session{token: token, user: user, rest: true, created: now, accessed: now})

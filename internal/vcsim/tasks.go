@@ -22,8 +22,8 @@ const (
 	maxCollectors = 32
 )
 
-// taskManager replaces vcsim's, whose history has no users and no lag, and is read without locks. It hears of every Task, our own and vcsim's, and of every
-// other object's changes too, which it passes on.
+// taskManager replaces vcsim's, whose history has no users and no lag, and is read without locks. It hears of every
+// Task, our own and vcsim's, and of every other object's changes too, which it passes on.
 type taskManager struct {
 	mo.TaskManager
 	v *VCenter
@@ -43,6 +43,7 @@ func (v *VCenter) installTaskManager() {
 		vcsims:     make(map[string]bool),
 		collectors: make(map[types.ManagedObjectReference]string),
 	}
+
 	vcsims := v.reg.Get(*v.content.TaskManager).(*simulator.TaskManager)
 	m.Self, m.Description, m.MaxCollector = vcsims.Self, vcsims.Description, maxCollectors
 	v.tasks = m
@@ -57,7 +58,8 @@ type guestTask struct {
 	lag    time.Duration
 }
 
-// CancelTask asks the guest to stop. Faults: NotSupported where the guest's work cannot be canceled, InvalidState where it has ended.
+// CancelTask asks the guest to stop. Faults: NotSupported where the guest's work cannot be canceled, InvalidState where
+// it has ended.
 func (t *guestTask) CancelTask(*simulator.Context, *types.CancelTask) soap.HasFault {
 	body := new(methods.CancelTaskBody)
 	switch {
@@ -72,7 +74,13 @@ func (t *guestTask) CancelTask(*simulator.Context, *types.CancelTask) soap.HasFa
 }
 
 // newGuestTask makes a queued Task on a VM. The caller holds the VM's lock in ctx, and vm.mu.
-func (m *taskManager) newGuestTask(ctx *simulator.Context, vm *VM, name, descriptionID, user string, cancelable bool, cancel func() bool) *guestTask {
+func (m *taskManager) newGuestTask(
+	ctx *simulator.Context,
+	vm *VM,
+	name, descriptionID, user string,
+	cancelable bool,
+	cancel func() bool,
+) *guestTask {
 	t := &guestTask{cancel: cancel, lag: vm.guest.Faults.TaskLag}
 	t.Self.Type = "Task"
 	entity := vm.ref
@@ -86,6 +94,7 @@ func (m *taskManager) newGuestTask(ctx *simulator.Context, vm *VM, name, descrip
 		Reason:        &types.TaskReasonUser{UserName: user},
 		QueueTime:     m.v.Now(),
 	}
+
 	ctx.Map.Put(t) // gives it its ID and calls PutObject
 	return t
 }
@@ -113,6 +122,7 @@ func (m *taskManager) PutObject(ctx *simulator.Context, obj mo.Reference) {
 	default:
 		return
 	}
+
 	ref := obj.Reference()
 	info.Key, info.Task = ref.Value, ref
 	m.mu.Lock()
@@ -123,6 +133,7 @@ func (m *taskManager) PutObject(ctx *simulator.Context, obj mo.Reference) {
 		m.publish(ctx, ref, *info.Entity) // the maker of a task holds its entity's lock
 		return
 	}
+
 	entity := *info.Entity
 	m.v.spawn(func() {
 		if m.v.pause(lag) {
@@ -139,11 +150,13 @@ func (m *taskManager) publish(ctx *simulator.Context, ref, entity types.ManagedO
 		m.mu.Unlock()
 		return
 	}
+
 	m.history = append(m.history, ref.Value)
 	if over := len(m.history) - historyMax; over > 0 {
 		m.history = slices.Clone(m.history[over:])
 		m.first += over
 	}
+
 	m.mu.Unlock()
 
 	ctx.WithLock(m, func() { ctx.Update(m, m.recent(append(slices.Clone(m.RecentTask), ref))) })
@@ -160,6 +173,7 @@ func (m *taskManager) recent(refs []types.ManagedObjectReference) []types.Proper
 		info, there := m.infos[ref.Value]
 		return !there || info.CompleteTime != nil && info.CompleteTime.Before(oldest)
 	})
+
 	m.mu.Unlock()
 	if over := len(refs) - recentMax; over > 0 {
 		refs = refs[over:]
@@ -184,9 +198,11 @@ func (m *taskManager) UpdateObject(_ *simulator.Context, obj mo.Reference, chang
 				}
 			}
 		}
+
 		if _, there := m.infos[ref.Value]; there {
 			m.infos[ref.Value] = o.Info
 		}
+
 		m.mu.Unlock()
 	case *mo.VirtualMachine:
 		for _, c := range changes {
@@ -214,7 +230,9 @@ func (m *taskManager) entity(task string) string {
 }
 
 // eachHolder calls f, under its lock, for each object whose recentTask is not empty.
-func (m *taskManager) eachHolder(f func(ctx *simulator.Context, holder mo.Reference, recent []types.ManagedObjectReference)) {
+func (m *taskManager) eachHolder(
+	f func(ctx *simulator.Context, holder mo.Reference, recent []types.ManagedObjectReference),
+) {
 	ctx := m.v.newContext()
 	ctx.WithLock(m, func() { f(ctx, m, m.RecentTask) })
 	for _, e := range m.v.reg.All("") {
@@ -250,7 +268,10 @@ func (m *taskManager) forgetHistory() {
 }
 
 // CreateCollectorForTasks makes a history collector. Faults: InvalidState where the client has too many.
-func (m *taskManager) CreateCollectorForTasks(ctx *simulator.Context, req *types.CreateCollectorForTasks) soap.HasFault {
+func (m *taskManager) CreateCollectorForTasks(
+	ctx *simulator.Context,
+	req *types.CreateCollectorForTasks,
+) soap.HasFault {
 	body := new(methods.CreateCollectorForTasksBody)
 	m.mu.Lock()
 	mine := 0
@@ -259,11 +280,13 @@ func (m *taskManager) CreateCollectorForTasks(ctx *simulator.Context, req *types
 			mine++
 		}
 	}
+
 	m.mu.Unlock()
 	if mine >= maxCollectors {
 		body.Fault_ = simulator.Fault("Too many task collectors to create", new(types.InvalidState))
 		return body
 	}
+
 	c := &taskCollector{m: m, spec: req.Filter}
 	c.Self.Type = "TaskHistoryCollector"
 	c.Filter = req.Filter
@@ -287,18 +310,24 @@ type taskCollector struct {
 func (c *taskCollector) ReadNextTasks(_ *simulator.Context, req *types.ReadNextTasks) soap.HasFault {
 	body := new(methods.ReadNextTasksBody)
 	if req.MaxCount <= 0 {
-		body.Fault_ = simulator.Fault("A specified parameter was not correct: maxCount", &types.InvalidArgument{InvalidProperty: "maxCount"})
+		body.Fault_ = simulator.Fault(
+			"A specified parameter was not correct: maxCount",
+			&types.InvalidArgument{InvalidProperty: "maxCount"},
+		)
 		return body
 	}
+
 	body.Res = new(types.ReadNextTasksResponse)
 	c.m.mu.Lock()
 	defer c.m.mu.Unlock()
+
 	c.pos = max(c.pos, c.m.first)
 	for ; c.pos < c.m.first+len(c.m.history) && len(body.Res.Returnval) < int(req.MaxCount); c.pos++ {
 		if info := c.m.infos[c.m.history[c.pos-c.m.first]]; c.matches(info) {
 			body.Res.Returnval = append(body.Res.Returnval, info)
 		}
 	}
+
 	return body
 }
 
@@ -339,18 +368,21 @@ func (c *taskCollector) matches(info types.TaskInfo) bool {
 			return false
 		}
 	}
+
 	if len(spec.State) > 0 && !slices.Contains(spec.State, info.State) {
 		return false
 	}
 	if len(spec.ActivationId) > 0 && !slices.Contains(spec.ActivationId, info.ActivationId) {
 		return false
 	}
+
 	if u := spec.UserName; u != nil {
 		reason, byUser := info.Reason.(*types.TaskReasonUser)
 		if byUser && !slices.Contains(u.UserList, reason.UserName) || !byUser && !u.SystemUser {
 			return false
 		}
 	}
+
 	return spec.Time == nil || inTime(*spec.Time, info)
 }
 
@@ -363,6 +395,7 @@ func inTime(spec types.TaskFilterSpecByTime, info types.TaskInfo) bool {
 		at = info.CompleteTime
 	case types.TaskFilterSpecTimeOptionQueuedTime:
 	}
+
 	if at == nil {
 		return false
 	}

@@ -23,33 +23,45 @@ func (c *rest) recent(vm *vcsim.VM) []string {
 	if err := json.Unmarshal([]byte(res.body), &refs); err != nil || res.status != http.StatusOK {
 		c.t.Fatalf("recentTask: %d %s", res.status, res.body)
 	}
+
 	var ids []string
 	for _, r := range refs {
 		ids = append(ids, r.Value)
 	}
+
 	return ids
 }
 
 // history reads the task history with a filter; members are those of a TaskFilterSpec.
 func (c *rest) history(members string) []types.TaskInfo {
 	c.t.Helper()
-	res := c.do("POST", "/sdk/vim25/8.0.1.0/TaskManager/TaskManager/CreateCollectorForTasks", `{"filter":{"_typeName":"TaskFilterSpec"`+members+`}}`)
+	res := c.do(
+		"POST",
+		"/sdk/vim25/8.0.1.0/TaskManager/TaskManager/CreateCollectorForTasks",
+		`{"filter":{"_typeName":"TaskFilterSpec"`+members+`}}`,
+	)
+
 	var ref struct{ Value string }
 	if err := json.Unmarshal([]byte(res.body), &ref); err != nil || res.status != http.StatusOK {
 		c.t.Fatalf("CreateCollectorForTasks: %d %s", res.status, res.body)
 	}
+
 	path := "/sdk/vim25/8.0.1.0/TaskHistoryCollector/" + ref.Value + "/"
 	defer c.do("POST", path+"DestroyCollector", "")
 	var all []types.TaskInfo
 	for {
 		res := c.do("POST", path+"ReadNextTasks", `{"maxCount":2}`)
 		var page []types.TaskInfo
-		if err := types.NewJSONDecoder(strings.NewReader(res.body)).Decode(&page); err != nil || res.status != http.StatusOK {
+		if err := types.NewJSONDecoder(strings.NewReader(res.body)).
+			Decode(&page); err != nil ||
+			res.status != http.StatusOK {
 			c.t.Fatalf("ReadNextTasks: %d %s: %v", res.status, res.body, err)
 		}
+
 		if res.body == "[]" {
 			return all
 		}
+
 		all = append(all, page...)
 	}
 }
@@ -69,15 +81,18 @@ func TestHistory(t *testing.T) {
 	c.login()
 	one, two := first(v), v.VM(v.VMs()[1])
 	var made []string // the VMs: a history that reaches back before the test
+
 	for _, info := range c.history("") {
 		if info.StartTime.Before(info.QueueTime) || info.StartTime.After(v.Now()) {
 			t.Errorf("not by vCenter's clock: %+v", info)
 		}
 		made = append(made, info.Key)
 	}
+
 	if len(made) != 2 || len(c.recent(one)) != 0 {
 		t.Fatalf("at the beginning: %q, recent %q", made, c.recent(one))
 	}
+
 	began := v.Now()
 	a := c.act("StartGuestNetwork_Task", onVM(one))
 	b := c.act("StartGuestNetwork_Task", onVM(two))
@@ -97,6 +112,7 @@ func TestHistory(t *testing.T) {
 			t.Errorf("%s: %q, want %q", members, got, ids)
 		}
 	}
+
 	want("", append(made, a, b, d)...)
 	want(entity(one), a, d)
 	want(entity(one)+queued(began, "beginTime"), a, d)
@@ -113,6 +129,7 @@ func TestHistory(t *testing.T) {
 	if n := v.Count("CreateCollectorForTasks", one.ID()); n != 3 {
 		t.Errorf("counted %d", n)
 	}
+
 	v.Advance(10*time.Minute - 30*time.Second) // a is older than ten minutes now, d is not
 	if got := strings.Join(c.recent(one), " "); got != d {
 		t.Errorf("recentTask after ten minutes: %s", got)
@@ -122,9 +139,18 @@ func TestHistory(t *testing.T) {
 	if got := c.recent(one); len(got) != 0 {
 		t.Errorf("recentTask after a restart: %q", got)
 	}
-	if res := c.do("GET", "/sdk/vim25/8.0.1.0/Task/"+d+"/info", ""); !strings.Contains(res.body, "ManagedObjectNotFound") {
+
+	if res := c.do(
+		"GET",
+		"/sdk/vim25/8.0.1.0/Task/"+d+"/info",
+		"",
+	); !strings.Contains(
+		res.body,
+		"ManagedObjectNotFound",
+	) {
 		t.Errorf("task after a restart: %d %s", res.status, res.body)
 	}
+
 	want(entity(one), a, d)
 	v.ForgetHistory()
 	want("")
@@ -159,9 +185,11 @@ func TestVisibilityLag(t *testing.T) {
 	vm = first(shown)
 	task = c.act("StartGuestNetwork_Task", onVM(vm))
 	p := c.poll(filterOf("VirtualMachine", vm.ID(), "recentTask"))
+
 	for len(c.recent(vm)) == 0 {
 		p.next()
 	}
+
 	if got := c.history(entity(vm)); len(got) != 1 || got[0].Key != task {
 		t.Errorf("in the history: %+v", got)
 	}
@@ -173,14 +201,17 @@ func TestTooManyCollectors(t *testing.T) {
 	c := newREST(t, v)
 	c.login()
 	const path = "/sdk/vim25/8.0.1.0/TaskManager/TaskManager/CreateCollectorForTasks"
+
 	for range 32 {
 		if res := c.do("POST", path, `{"filter":{}}`); res.status != http.StatusOK {
 			t.Fatalf("%d %s", res.status, res.body)
 		}
 	}
+
 	if res := c.do("POST", path, `{"filter":{}}`); !strings.Contains(res.body, "InvalidState") {
 		t.Errorf("one too many: %d %s", res.status, res.body)
 	}
+
 	c.token = ""
 	c.login()
 	if res := c.do("POST", path, `{"filter":{}}`); res.status != http.StatusOK {
@@ -201,6 +232,7 @@ func TestTwoSideBySide(t *testing.T) {
 			p := watcher.poll(viewFilter(id))
 			p.next()
 			done := make(chan struct{})
+
 			for i, moID := range v.VMs() {
 				go func() {
 					defer func() { done <- struct{}{} }()
@@ -209,14 +241,21 @@ func TestTwoSideBySide(t *testing.T) {
 					vm := v.VM(moID)
 					host := "web0" + string(rune('1'+i))
 					task := c.act("CustomizeGuest_Task", customizeBody(vm, host, "10.0.0.7"))
+
 					for !strings.Contains(c.do("GET", "/sdk/vim25/8.0.1.0/Task/"+task+"/info", "").body, `"state":"success"`) {
 						c.recent(vm)
 						c.history(entity(vm))
 					}
+
 					c.act("StartGuestNetwork_Task", onVM(vm))
-					c.do("POST", "/api/vcenter/vm/"+moID+"/guest/processes?action=create", `{"credentials":`+credentials(vm)+`,"spec":{"path":"/bin/true"}}`)
+					c.do(
+						"POST",
+						"/api/vcenter/vm/"+moID+"/guest/processes?action=create",
+						`{"credentials":`+credentials(vm)+`,"spec":{"path":"/bin/true"}}`,
+					)
 				}()
 			}
+
 			named := make(map[string]bool)
 			for len(named) < 6 {
 				for _, line := range changes(p.next()) {
@@ -225,9 +264,11 @@ func TestTwoSideBySide(t *testing.T) {
 					}
 				}
 			}
+
 			for range v.VMs() {
 				<-done
 			}
+
 			for _, moID := range v.VMs() {
 				if e := v.VM(moID).Effects(); e.Customizations != 1 || e.NetworkStarts != 1 || len(e.Processes) != 1 {
 					t.Errorf("%s: %+v", moID, e)

@@ -1,7 +1,8 @@
-// Package vcsim is a vCenter to test against and to run the sandbox on. It is govmomi's simulator (inventory, tasks, sessions, views) over TLS, with
-// what that lacks added: VI JSON, the REST calls of sessions, guest customization and guest processes, the VirtualMachineGuestCustomizationManager with
-// real tasks, guests whose host name, addresses and processes behave, and a property collector that survives cut connections. Every call is recorded, and
-// faults, delays and lost answers can be scripted per VM and call.
+// Package vcsim is a vCenter to test against and to run the sandbox on. It is govmomi's simulator (inventory, tasks,
+// sessions, views) over TLS, with what that lacks added: VI JSON, the REST calls of sessions, guest customization and
+// guest processes, the VirtualMachineGuestCustomizationManager with real tasks, guests whose host name, addresses and
+// processes behave, and a property collector that survives cut connections. Every call is recorded, and faults, delays
+// and lost answers can be scripted per VM and call.
 //
 // It imports nothing of this module on purpose: a simulator that shares the client's structs shares its mistakes.
 package vcsim
@@ -39,32 +40,38 @@ const (
 	DefaultGuestPassword = "vcsim-guest-password"
 )
 
-// Options describe a simulated vCenter. The zero value is a vCenter 9.0 with eight running Linux VMs on a free port of the loopback interface.
+// Options describe a simulated vCenter. The zero value is a vCenter 9.0 with eight running Linux VMs on a free port of
+// the loopback interface.
 type Options struct {
-	// APIVersion is about.apiVersion, default "9.0.0.0". What came later is missing: before 9.0.0.0 the customization check, before 8.0.3.0 the session
-	// that serves VI JSON and REST alike, before 8.0.2.0 hello. VI JSON came with 8.0.1.0: older ones are refused.
+	// APIVersion is about.apiVersion, default "9.0.0.0". What came later is missing: before 9.0.0.0 the customization
+	// check, before 8.0.3.0 the session that serves VI JSON and REST alike, before 8.0.2.0 hello. VI JSON came with
+	// 8.0.1.0: older ones are refused.
 	APIVersion string
-	// Username and Password are the only login; others get InvalidLogin and 401. Defaults: DefaultUsername, DefaultPassword.
+	// Username and Password are the only login; others get InvalidLogin and 401. Defaults: DefaultUsername,
+	// DefaultPassword.
 	Username, Password string
 	// Listen is the address to listen at, default "127.0.0.1:0". The certificate is for 127.0.0.1, ::1 and localhost.
 	Listen string
-	// VMs is how many ready-made VMs there are, default 8: powered on, VMware Tools running. NICs is how many connected NICs each has, default 1.
+	// VMs is how many ready-made VMs there are, default 8: powered on, VMware Tools running. NICs is how many connected
+	// NICs each has, default 1.
 	VMs, NICs int
 	// ClockOffset is vCenter's clock minus ours; GuestClockOffset is the guests' clocks minus ours.
 	ClockOffset, GuestClockOffset time.Duration
-	// VisibilityLag is how long a new Task stays out of recentTask and of the history. Its own info can be read at once by who knows its ID.
+	// VisibilityLag is how long a new Task stays out of recentTask and of the history. Its own info can be read at once
+	// by who knows its ID.
 	VisibilityLag time.Duration
-	// MissingNotAuthenticated makes RetrievePropertiesEx without a living session answer 200 with every property missing for NotAuthenticated, as vCenter
-	// does over SOAP, instead of the NotAuthenticated fault.
+	// MissingNotAuthenticated makes RetrievePropertiesEx without a living session answer 200 with every property
+	// missing for NotAuthenticated, as vCenter does over SOAP, instead of the NotAuthenticated fault.
 	MissingNotAuthenticated bool
-	// OnlyRest makes processes and sessions of REST be offered in the older form alone, under /rest: /api/session and /api/…/guest/processes are not there,
-	// as on a vCenter that does not have them yet. Else both forms are offered.
+	// OnlyRest makes processes and sessions of REST be offered in the older form alone, under /rest: /api/session and
+	// /api/…/guest/processes are not there, as on a vCenter that does not have them yet. Else both forms are offered.
 	OnlyRest bool
 	// Privileges are all that the login may do; nil is everything.
 	Privileges *Privileges
 }
 
-// VCenter is a running simulated vCenter. All its methods may be called from any goroutine. Several can run in one process.
+// VCenter is a running simulated vCenter. All its methods may be called from any goroutine. Several can run in one
+// process.
 type VCenter struct {
 	opts     Options
 	api      apiVersion
@@ -96,11 +103,12 @@ type VCenter struct {
 	conns       map[net.Conn]struct{}
 }
 
-// building serializes the making of inventories: vcsim builds them through an in-process client, and that has one session for all simulators of a process.
+// building serializes the making of inventories: vcsim builds them through an in-process client, and that has one
+// session for all simulators of a process.
 var building sync.Mutex
 
-// Start makes a simulated vCenter and lets it listen. It fails where the address is taken, the API version is not one of VI JSON's, or vcsim cannot build
-// its inventory.
+// Start makes a simulated vCenter and lets it listen. It fails where the address is taken, the API version is not one
+// of VI JSON's, or vcsim cannot build its inventory.
 func Start(opts Options) (*VCenter, error) {
 	if opts.APIVersion == "" {
 		opts.APIVersion = "9.0.0.0"
@@ -120,17 +128,24 @@ func Start(opts Options) (*VCenter, error) {
 	if opts.NICs == 0 {
 		opts.NICs = 1
 	}
+
 	api, err := parseAPIVersion(opts.APIVersion)
 	if err != nil {
 		return nil, err
 	}
+
 	if api.before("8.0.1.0") {
-		return nil, fmt.Errorf("vcsim: API version %s: VI JSON exists from 8.0.1.0 on; choose that or a newer one", opts.APIVersion)
+		return nil, fmt.Errorf(
+			"vcsim: API version %s: VI JSON exists from 8.0.1.0 on; choose that or a newer one",
+			opts.APIVersion,
+		)
 	}
+
 	cert, err := newCertificate(time.Now())
 	if err != nil {
 		return nil, err
 	}
+
 	v := &VCenter{
 		opts:     opts,
 		api:      api,
@@ -143,9 +158,11 @@ func Start(opts Options) (*VCenter, error) {
 		conns:    make(map[net.Conn]struct{}),
 		rights:   rights{held: opts.Privileges},
 	}
+
 	if err := v.build(); err != nil {
 		return nil, err
 	}
+
 	v.rest = v.restRoutes()
 	v.srv = v.newServer()
 	lis, err := net.Listen("tcp", opts.Listen)
@@ -153,6 +170,7 @@ func Start(opts Options) (*VCenter, error) {
 		v.model.Remove()
 		return nil, fmt.Errorf("vcsim: listen at %s: %w", opts.Listen, err)
 	}
+
 	v.addr = lis.Addr().(*net.TCPAddr)
 	v.serve(lis)
 	return v, nil
@@ -176,8 +194,14 @@ func (v *VCenter) build() error {
 	if err != nil {
 		return fmt.Errorf("vcsim: build the inventory: %w", err)
 	}
+
 	v.model, v.svc, v.reg = model, model.Service, model.Map()
-	v.svc.Listen = &url.URL{Scheme: "https", Host: "localhost", User: url.UserPassword(v.opts.Username, v.opts.Password)}
+	v.svc.Listen = &url.URL{
+		Scheme: "https",
+		Host:   "localhost",
+		User:   url.UserPassword(v.opts.Username, v.opts.Password),
+	}
+
 	v.svc.RegisterSDK(v.reg)
 
 	v.installServiceInstance()
@@ -186,14 +210,17 @@ func (v *VCenter) build() error {
 	v.installGuestFileManager()
 	v.installTaskManager()
 	v.reg.Put(newPropertyCollector(v))
+
 	if err := v.makeVMs(); err != nil {
 		v.model.Remove()
 		return err
 	}
+
 	return nil
 }
 
-// panics passes on only what a server says of a panic of ours, which may leave an object of vcsim locked for good; handshakes are broken on purpose by tests.
+// panics passes on only what a server says of a panic of ours, which may leave an object of vcsim locked for good;
+// handshakes are broken on purpose by tests.
 type panics struct{ io.Writer }
 
 func (p panics) Write(line []byte) (int, error) {
@@ -203,19 +230,22 @@ func (p panics) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
-// Close ends everything at once: connections, calls in flight (WaitForUpdatesEx too), tasks and guests. It returns when all of them have ended.
+// Close ends everything at once: connections, calls in flight (WaitForUpdatesEx too), tasks and guests. It returns when
+// all of them have ended.
 func (v *VCenter) Close() {
 	v.mu.Lock()
 	if v.closed {
 		v.mu.Unlock()
 		return
 	}
+
 	v.closed = true
 	close(v.done)
 	if v.releasePort != nil {
 		v.releasePort()
 		v.releasePort = nil
 	}
+
 	v.mu.Unlock()
 	_ = v.srv.Close()
 	v.CutConnections()
@@ -252,8 +282,8 @@ func (v *VCenter) GuestNow() time.Time {
 	return time.Now().Add(v.opts.GuestClockOffset + v.skew).UTC()
 }
 
-// Advance lets vCenter's and the guests' clocks jump forward by d: exit records of processes expire, finished tasks leave recentTask. What is running
-// goes on at its own pace, but for guest processes, which are older by d.
+// Advance lets vCenter's and the guests' clocks jump forward by d: exit records of processes expire, finished tasks
+// leave recentTask. What is running goes on at its own pace, but for guest processes, which are older by d.
 func (v *VCenter) Advance(d time.Duration) {
 	v.mu.Lock()
 	v.skew += d
@@ -271,14 +301,16 @@ func (v *VCenter) ExpireSessions() {
 	if !ok {
 		return
 	}
+
 	for _, s := range all.SessionList {
 		m.TerminateSession(ctx, &types.TerminateSession{This: m.Self, SessionId: []string{s.Key}})
 	}
+
 	v.changes.touch(m.Self) // wakes the waits, which then look for their session
 }
 
-// ForgetTasks empties recentTask everywhere and forgets every Task object, as a restart of vCenter does: reading one by its ID answers
-// ManagedObjectNotFound. What a guest is doing goes on. The history stays.
+// ForgetTasks empties recentTask everywhere and forgets every Task object, as a restart of vCenter does: reading one by
+// its ID answers ManagedObjectNotFound. What a guest is doing goes on. The history stays.
 func (v *VCenter) ForgetTasks() { v.tasks.forgetTasks() }
 
 // ForgetHistory empties the task history.
@@ -326,6 +358,7 @@ func (v *VCenter) pause(d time.Duration) bool {
 	if d <= 0 {
 		return true
 	}
+
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
@@ -348,6 +381,7 @@ func (v *VCenter) newServer() *http.Server {
 		ConnState: func(c net.Conn, s http.ConnState) {
 			v.mu.Lock()
 			defer v.mu.Unlock()
+
 			switch s {
 			case http.StateNew:
 				v.conns[c] = struct{}{}
@@ -370,7 +404,8 @@ func (v *VCenter) serve(lis net.Listener) {
 	v.lis = lis
 	v.mu.Unlock()
 	v.spawn(func() {
-		_ = v.srv.ServeTLS(lis, "", "") // ends with an error when the listener or the server is closed, which is how both end
+		// Ends with an error when the listener or the server is closed, which is how both end.
+		_ = v.srv.ServeTLS(lis, "", "")
 	})
 }
 
@@ -393,15 +428,18 @@ func (v *VCenter) Resume() {
 		v.mu.Unlock()
 		return
 	}
+
 	if v.releasePort != nil {
 		v.releasePort()
 		v.releasePort = nil
 	}
+
 	v.mu.Unlock()
 	lis, err := net.Listen("tcp", v.addr.String())
 	if err != nil {
 		panic(fmt.Sprintf("vcsim: listen again at %s: %v", v.addr, err))
 	}
+
 	v.serve(lis)
 }
 
@@ -412,6 +450,7 @@ func (v *VCenter) CutConnections() {
 	for c := range v.conns {
 		open = append(open, c)
 	}
+
 	v.mu.Unlock()
 	for _, c := range open {
 		reset(c)
@@ -438,6 +477,7 @@ func parseAPIVersion(s string) (apiVersion, error) {
 	if len(parts) != len(v) {
 		return v, fmt.Errorf("vcsim: API version %q: want four numbers, as in 9.0.0.0", s)
 	}
+
 	for i, p := range parts {
 		n, err := strconv.Atoi(p)
 		if err != nil || n < 0 {
@@ -445,6 +485,7 @@ func parseAPIVersion(s string) (apiVersion, error) {
 		}
 		v[i] = n
 	}
+
 	return v, nil
 }
 
@@ -454,6 +495,7 @@ func (v apiVersion) before(s string) bool {
 	if err != nil {
 		panic(err)
 	}
+
 	for i := range v {
 		if v[i] != w[i] {
 			return v[i] < w[i]
