@@ -1,15 +1,12 @@
-// Demo shows guestflow at work on real parts, in one command: an embedded nats-server, a simulated vCenter and the service's own binary. It sends
-// three requests, prints their events as they come, and ends by itself.
+// Demo shows guestflow at work: the service and the command, as they are built for production, on an embedded nats-server
+// and a simulated vCenter. It sends three requests, shows what becomes of them, and ends by itself.
 package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -19,19 +16,13 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
-
-	"github.com/guestflow/guestflow/internal/events/stream/natstest"
-	"github.com/guestflow/guestflow/internal/vcsim"
+	"github.com/guestflow/guestflow/sandbox"
 )
 
 func main() {
-	consumer := flag.String("consumer", "bin/consumer", "the service's binary")
-	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	err := run(ctx, *consumer, os.Stdout)
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	err := run(ctx)
 	cancel()
 	stop()
 	if err != nil {
@@ -40,232 +31,135 @@ func main() {
 	}
 }
 
-// want is one request of the demo, and how it is to end.
-type want struct {
-	vm, id, what, data, end string
+// run starts everything, shows it, and ends everything.
+func run(ctx context.Context) (err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	bin := filepath.Dir(self) // the service and the command are built beside the demo
+
+	box, err := sandbox.Start(ctx, sandbox.Options{NoService: true})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, box.Close()) }()
+
+	s, err := startService(ctx, filepath.Join(bin, "consumer"), box)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.stop()) }()
+
+	return show(ctx, &stage{box: box, guestflow: filepath.Join(bin, "guestflow")})
 }
 
-func run(ctx context.Context, consumer string, out io.Writer) (err error) {
-	dir, err := os.MkdirTemp("", "guestflow-demo-")
+// show is what the demo is for.
+func show(ctx context.Context, s *stage) error {
+	works, err := s.vm("run.succeeded")
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	fails, err := s.vm("run.failed ExitCode")
+	if err != nil {
+		return err
+	}
+	_, _ = fmt.Printf("Running on this machine: NATS, a simulated vCenter with %d VMs, and the guestflow service.\n", len(s.box.VMs()))
 
-	server, err := natstest.Run(filepath.Join(dir, "nats"))
-	if err != nil {
+	s.title("1. One request does the whole job on %s: check that the VM can be customized, customize its running guest,\n"+
+		"   start its network, verify that the guest shows what was asked for, run a program in it.", works)
+	if err := s.command(ctx, 0, "submit", works+".json", "--id", "order-1", "--wait"); err != nil {
 		return err
 	}
-	defer server.Stop()
-	vc, err := vcsim.Start(vcsim.Options{})
-	if err != nil {
-		return err
-	}
-	defer vc.Close()
-	vms := vc.VMs()
-	for _, id := range vms[:3] {
-		vc.VM(id).Configure(func(g *vcsim.Guest) { g.CustomizeFor, g.NetworkFor = 3*time.Second, time.Second })
-	}
-	vc.VM(vms[2]).Configure(func(g *vcsim.Guest) { g.Supported = false })
 
-	secrets, err := writeSecrets(dir, vc)
-	if err != nil {
+	s.title("2. The same request is sent again, as by a publisher that missed the answer. Nothing is done a second time:\n" +
+		"   the run and its tasks are those of the first.")
+	if err := s.command(ctx, 0, "submit", works+".json", "--id", "order-1"); err != nil {
 		return err
 	}
-	httpAddr, err := freeAddress()
-	if err != nil {
+	if err := s.command(ctx, 0, "status", works); err != nil {
 		return err
 	}
-	service, err := startService(ctx, consumer, httpAddr, append(secrets, "NATS_URL="+server.URL(), "HTTP_ADDR="+httpAddr, "VCENTER_LAB_URL="+vc.URL(),
-		"VCENTER_LAB_USERNAME="+vc.Username()), filepath.Join(dir, "consumer.log"))
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, service.stop()) }()
-	_, _ = fmt.Fprintf(out, "NATS at %s · simulated vCenter %q at %s · service at http://%s\n", server.URL(), "lab", vc.URL(), httpAddr)
 
-	conn, err := nats.Connect(server.URL())
-	if err != nil {
+	s.title("3. The same job on %s, where the program ends with exit code 3. The run fails, and says why;\n"+
+		"   the exit code of the command is 1.", fails)
+	if err := s.command(ctx, 1, "submit", fails+".json", "--id", "order-2", "--wait"); err != nil {
 		return err
 	}
-	defer conn.Close()
-	js, err := jetstream.New(conn)
-	if err != nil {
-		return err
-	}
-	wants := []want{
-		{vms[0], "demo-1", "customize, start the network, run a process", withProcess(vms[0], "exit 0"), "run.succeeded"},
-		{vms[1], "demo-2", "the same, but the process exits with 3", withProcess(vms[1], "exit 3"), "run.failed"},
-		{vms[2], "demo-3", "a guest that vCenter cannot customize", withProcess(vms[2], "exit 0"), "run.failed"},
-	}
-	for _, w := range wants {
-		if err := show(ctx, out, conn, js, w); err != nil {
-			return err
+
+	return s.conclude(works, fails)
+}
+
+// stage is where the demo plays: the sandbox, and the command that talks to it.
+type stage struct {
+	box       *sandbox.Sandbox
+	guestflow string // the command's binary
+}
+
+// vm is the first VM whose request ends in this way.
+func (s *stage) vm(ends string) (string, error) {
+	for _, vm := range s.box.VMs() {
+		if vm.Ends == ends {
+			return vm.ID, nil
 		}
 	}
-	_, _ = fmt.Fprintf(out, "\ndone: every request ended as expected; vCenter saw %d CustomizeGuest_Task, %d StartGuestNetwork_Task, %d processes started\n",
-		vc.Count("CustomizeGuest_Task", ""), vc.Count("StartGuestNetwork_Task", ""), vc.Count("guest/processes create", ""))
+	return "", fmt.Errorf("the sandbox has no VM whose request ends with %s", ends)
+}
+
+func (s *stage) title(format string, args ...any) {
+	_, _ = fmt.Printf("\n"+format+"\n\n", args...)
+}
+
+// command shows a command and runs it, where the VMs' requests are.
+func (s *stage) command(ctx context.Context, wantCode int, args ...string) error {
+	line := "guestflow " + strings.Join(args, " ")
+	_, _ = fmt.Println("$ " + line)
+
+	cmd := exec.CommandContext(ctx, s.guestflow, append(args, "--text")...)
+	cmd.Dir = filepath.Dir(s.box.RequestFile(s.box.VMs()[0]))
+	cmd.Env = append(os.Environ(), "NATS_URL="+s.box.NATSURL(), "GUESTFLOW_VCENTERS="+sandbox.VCenter)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	if err := cmd.Run(); cmd.ProcessState == nil {
+		return fmt.Errorf("start %s: %w", line, err)
+	}
+	if ctx.Err() != nil {
+		return fmt.Errorf("%s: %w", line, context.Cause(ctx))
+	}
+	if code := cmd.ProcessState.ExitCode(); code != wantCode {
+		return fmt.Errorf("%s: exit code %d, expected %d", line, code, wantCode)
+	}
 	return nil
 }
 
-// withProcess is the data of a request that asks for everything; see schemas/requested.v1.json.
-func withProcess(vm, script string) string {
-	return fmt.Sprintf(`{
-  "vm": %q,
-  "guest": { "credentials": { "secretRef": "linux-root" } },
-  "customize": { "spec": {
-    "_typeName": "CustomizationSpec",
-    "identity": { "_typeName": "CustomizationLinuxPrep", "domain": "example.test",
-      "hostName": { "_typeName": "CustomizationFixedName", "name": "web-1" } },
-    "globalIPSettings": { "_typeName": "CustomizationGlobalIPSettings", "dnsServerList": ["10.0.0.2"] },
-    "nicSettingMap": [ { "_typeName": "CustomizationAdapterMapping", "adapter": { "_typeName": "CustomizationIPSettings",
-      "ip": { "_typeName": "CustomizationFixedIp", "ipAddress": "10.0.0.7" }, "subnetMask": "255.255.255.0", "gateway": ["10.0.0.1"] } } ] } },
-  "network": {},
-  "processes": [ { "name": "join-domain", "run": { "path": "/bin/sh", "arguments": "-c '%s'" } } ]
-}`, vm, script)
+// conclude compares what was done to the guests with what was asked for: three requests, of which one is a repeat.
+func (s *stage) conclude(vms ...string) error {
+	for _, vm := range vms {
+		e := s.box.Effects(vm)
+		if e.Customizations != 1 || e.NetworkStarts != 1 || len(e.Processes) != 1 {
+			return fmt.Errorf("the guest of %s was changed more or less than once: %+v", vm, e)
+		}
+	}
+	_, _ = fmt.Printf("\nThree requests were sent. In vCenter, each of the %d guests was customized once, its network started once,\n"+
+		"its program run once. To play with all %d VMs: bin/guestflow sandbox\n", len(vms), len(s.box.VMs()))
+	return nil
 }
 
-// show sends one request as any client would, subscribed first, and prints its events until the last one.
-func show(ctx context.Context, out io.Writer, conn *nats.Conn, js jetstream.JetStream, w want) error {
-	_, _ = fmt.Fprintf(out, "\n> request %s for %s: %s\n", w.id, w.vm, w.what)
-	told := make(chan *nats.Msg, 64)
-	for _, subject := range []string{"guestflow.events.lab." + w.vm + ".>", "guestflow.rejections.lab." + w.vm} {
-		sub, err := conn.ChanSubscribe(subject, told)
-		if err != nil {
-			return err
-		}
-		defer func() { _ = sub.Unsubscribe() }()
-	}
-	if err := conn.Flush(); err != nil {
-		return err
-	}
-	event, err := json.Marshal(map[string]any{"specversion": "1.0", "id": w.id, "source": "/demo", "type": "io.guestflow.customization.requested.v1",
-		"subject": w.vm, "datacontenttype": "application/json", "data": json.RawMessage(w.data)})
-	if err != nil {
-		return err
-	}
-	if _, err := js.PublishMsg(ctx, &nats.Msg{Subject: "guestflow.requests.lab." + w.vm, Data: event,
-		Header: nats.Header{"Content-Type": {"application/cloudevents+json"}}}); err != nil {
-		return fmt.Errorf("publish %s: %w", w.id, err)
-	}
-	for {
-		select {
-		case m := <-told:
-			kind, err := printEvent(out, m.Data)
-			if err != nil {
-				return err
-			}
-			switch kind {
-			case w.end:
-				return nil
-			case "run.succeeded", "run.failed", "run.canceled", "rejected":
-				return fmt.Errorf("request %s ended with %s, expected %s", w.id, kind, w.end)
-			}
-		case <-ctx.Done():
-			return fmt.Errorf("request %s: no last event: %w", w.id, context.Cause(ctx))
-		}
-	}
-}
-
-// printEvent writes one event as a line.
-func printEvent(out io.Writer, event []byte) (kind string, err error) {
-	var e struct {
-		ID, Type string
-		Time     time.Time
-		Data     struct {
-			VM        string
-			Check     struct{ Status string }
-			Customize struct {
-				Task, DecidedBy string
-				Progress        *int
-			}
-			Network   struct{ Task string }
-			Processes []struct {
-				PID      int64
-				Command  string
-				ExitCode *int64
-			}
-			Error struct{ Code, Message string }
-		}
-	}
-	if err := json.Unmarshal(event, &e); err != nil {
-		return "", fmt.Errorf("event: %w", err)
-	}
-	kind = strings.TrimSuffix(strings.TrimPrefix(e.Type, "io.guestflow.customization."), ".v1")
-	detail := ""
-	switch d := e.Data; kind {
-	case "check.completed":
-		detail = d.Check.Status
-	case "customize.started", "customize.completed":
-		detail = strings.TrimSpace(d.Customize.Task + " " + d.Customize.DecidedBy)
-	case "customize.progressed":
-		if d.Customize.Progress != nil {
-			detail = fmt.Sprintf("%d %%", *d.Customize.Progress)
-		}
-	case "network.started":
-		detail = d.Network.Task
-	case "process.started":
-		detail = fmt.Sprintf("pid %d: %s", d.Processes[0].PID, d.Processes[0].Command)
-	case "process.exited":
-		if code := d.Processes[0].ExitCode; code != nil {
-			detail = fmt.Sprintf("exit code %d", *code)
-		}
-	case "run.failed":
-		detail = d.Error.Code + ": " + d.Error.Message
-	}
-	_, n, _ := strings.Cut(e.ID, ".")
-	_, err = fmt.Fprintf(out, "  %s  %-8s %2s  %-21s %s\n", e.Time.Format("15:04:05.000"), e.Data.VM, n, kind, detail)
-	return kind, err
-}
-
-// writeSecrets puts what the service must know into files, as Kubernetes would mount them, and returns the settings that name them.
-func writeSecrets(dir string, vc *vcsim.VCenter) ([]string, error) {
-	guest := filepath.Join(dir, "secrets", "lab", "linux-root")
-	if err := os.MkdirAll(guest, 0o700); err != nil {
-		return nil, err
-	}
-	files := map[string]string{
-		filepath.Join(guest, "username"): vcsim.DefaultGuestUsername, filepath.Join(guest, "password"): vcsim.DefaultGuestPassword,
-		filepath.Join(dir, "vcenter-password"): vc.Password(), filepath.Join(dir, "vcenter-ca.pem"): string(vc.CAPEM()),
-	}
-	for name, content := range files {
-		if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
-			return nil, err
-		}
-	}
-	return []string{"GUESTFLOW_VCENTERS=lab", "GUESTFLOW_SECRETS_DIR=" + filepath.Join(dir, "secrets"),
-		"VCENTER_LAB_PASSWORD_FILE=" + filepath.Join(dir, "vcenter-password"), "VCENTER_LAB_CA_FILE=" + filepath.Join(dir, "vcenter-ca.pem")}, nil
-}
-
-func freeAddress() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	defer l.Close()
-	return l.Addr().String(), nil
-}
-
-// service is the consumer as a process of its own.
+// service is the guestflow service as a process of its own.
 type service struct {
-	cmd *exec.Cmd
-	log string
+	cmd    *exec.Cmd
+	output *strings.Builder // its log; read it only when the process has ended
 }
 
-func startService(ctx context.Context, binary, httpAddr string, env []string, log string) (*service, error) {
-	file, err := os.Create(log)
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close()
-	cmd := exec.Command(binary)
-	cmd.Env, cmd.Stdout, cmd.Stderr = env, file, file
-	if err := cmd.Start(); err != nil {
+// startService starts the service, and returns when it takes requests.
+func startService(ctx context.Context, binary string, box *sandbox.Sandbox) (*service, error) {
+	s := &service{cmd: exec.Command(binary), output: &strings.Builder{}}
+	s.cmd.Env = append(box.Env(), "GUESTFLOW_INSTANCE=demo")
+	s.cmd.Stdout, s.cmd.Stderr = io.Discard, s.output
+	if err := s.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start the service: %w", err)
 	}
-	s := &service{cmd: cmd, log: log}
-	if err := waitReady(ctx, "http://"+httpAddr+"/readyz"); err != nil {
-		return nil, errors.Join(err, s.stop(), s.said())
+	if err := waitReady(ctx, box.URL()+"/readyz"); err != nil {
+		return nil, errors.Join(err, s.stop(), errors.New(s.output.String()))
 	}
 	return s, nil
 }
@@ -276,20 +170,12 @@ func (s *service) stop() error {
 		return err
 	}
 	if err := s.cmd.Wait(); err != nil {
-		return errors.Join(fmt.Errorf("the service: %w", err), s.said())
+		return fmt.Errorf("the service: %w\n%s", err, s.output)
 	}
 	return nil
 }
 
-// said is the service's log as an error.
-func (s *service) said() error {
-	b, err := os.ReadFile(s.log)
-	if err != nil {
-		return err
-	}
-	return errors.New(string(b))
-}
-
+// waitReady waits until a URL answers with 200.
 func waitReady(ctx context.Context, url string) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -298,17 +184,17 @@ func waitReady(ctx context.Context, url string) error {
 		if err != nil {
 			return err
 		}
-		resp, err := http.DefaultClient.Do(req)
-		if err == nil {
+		if resp, err := http.DefaultClient.Do(req); err == nil {
 			_ = resp.Body.Close()
 			if resp.StatusCode == http.StatusOK {
 				return nil
 			}
 		}
+
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return fmt.Errorf("%s: not ready: %w", url, context.Cause(ctx))
+			return fmt.Errorf("the service is not ready at %s: %w", url, context.Cause(ctx))
 		}
 	}
 }
