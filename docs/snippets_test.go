@@ -26,6 +26,7 @@ import (
 //	```sh run needs=node        only with -all, where that program is; a block that calls nats needs it without saying so
 //	```sh run fresh             against a second NATS and vCenter without a service, where nothing has happened yet
 //	```sh run interrupt         until it has printed the last line that the page shows; then Ctrl-C. with=--x,--y adds to its command
+//	                            make demo is what make runs for it, bin/demo: the binaries are built
 //	```text output              what the block before it printed: go test ./docs -run TestSnippets -update writes it; a line with … stands for any number of them
 //	```json file=request.json   a file in that folder
 //	```go from=FILE             cut out of that file
@@ -80,7 +81,9 @@ func programs(t *testing.T) string {
 }
 
 var buildPrograms = sync.OnceValues(func() (string, error) {
-	builds := [][]string{{"build", "-race", "-o", bin, "../cmd/guestflow"}} // as other tests build it: what they compiled is used
+	builds := [][]string{ // as other tests build them: what they compiled is used
+		{"build", "-race", "-o", bin + "/", "../cmd/guestflow", "../cmd/consumer", "../cmd/demo"},
+	}
 	if *everything {
 		builds = append(builds, []string{"build", "-C", "../tools/nats", "-o", filepath.Join(bin, "nats"), natscli})
 	}
@@ -201,7 +204,7 @@ func play(t *testing.T, page string, all []block) {
 		if _, other := b.args["fresh"]; other {
 			with = append(slices.Clone(env), start(t, sandbox.Options{NoService: true}).Env()...)
 		}
-		said, code := perform(t, b, strings.NewReplacer("nats://127.0.0.1:4222", box.NATSURL(), "/tmp/guestflow", kept).Replace(b.text), dir, with, shown)
+		said, code := perform(t, b, strings.NewReplacer("nats://127.0.0.1:4222", box.NATSURL(), "/tmp/guestflow", kept, "make demo", "bin/demo").Replace(b.text), dir, with, shown)
 		want := "0"
 		if b.args["exit"] != "" {
 			want = b.args["exit"]
