@@ -43,7 +43,7 @@ func TestOthersWordsMoveNoCursor(t *testing.T) {
 	nics := []events.NIC{{MAC: hostile, Connected: true, Addresses: []string{hostile}}}
 	remarks := []events.Remark{{Code: hostile, Message: hostile, Field: hostile}}
 	run := events.Run{
-		Run: events.RunID("lab", vm, *ref), VCenter: "lab", VM: vm, VMName: hostile, Request: ref, Status: events.StatusFailed, AcceptedAt: &at, FinishedAt: &at,
+		ID: events.RunID("lab", vm, *ref), VCenter: "lab", VM: vm, VMName: hostile, Request: ref, Status: events.StatusFailed, AcceptedAt: &at, FinishedAt: &at,
 		Owner: &events.Owner{Instance: hostile, Takeovers: 2}, Process: hostile, CanceledBy: &events.CanceledBy{Source: hostile, ID: hostile, Reason: hostile},
 		Check:     &events.Check{State: events.Failed, Status: hostile, Blockers: remarks, Warnings: remarks},
 		Customize: &events.Customize{State: events.Failed, Task: hostile, DecidedBy: hostile, Guest: guest, Reason: hostile},

@@ -82,10 +82,10 @@ func standingOf(s *client.Standing) standing {
 		}
 	}
 	for _, q := range s.Queue {
-		one := queued{Sequence: q.Seq, Run: q.Run}
-		if q.Run != "" {
+		one := queued{Sequence: q.Seq, Run: q.RunID}
+		if q.RunID != "" {
 			one.Request = &q.Ref
-			one.InHand = s.Last != nil && !s.Last.Last() && s.Last.Run.Run == q.Run
+			one.InHand = s.Last != nil && !s.Last.Last() && s.Last.Run.ID == q.RunID
 		}
 		v.Queue = append(v.Queue, one)
 	}
@@ -135,7 +135,7 @@ func (c *cli) describe(v standing, now time.Time) {
 			head += " (" + flat(r.VMName) + ")"
 		}
 		c.say("%s at %s: %s", head, v.VCenter, c.paint(statusColour(r.Status), string(r.Status))+clean(sinceWords(v, now)))
-		row("run", r.Run)
+		row("run", r.ID)
 		if r.Request != nil {
 			row("request", flat(r.Request.ID+" from "+r.Request.Source))
 		}

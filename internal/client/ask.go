@@ -167,7 +167,7 @@ func (c *Client) queue(ctx context.Context, vcenter, vm string) (all []events.Qu
 	err = c.each(ctx, events.RequestsStream(vcenter), events.RequestSubject(vcenter, vm), func(s *stream.Stored) {
 		q := events.QueuedRequest{Seq: s.Seq}
 		if r, err := events.DecodeRequest(vcenter, s.Subject, s.Header, s.Data); err == nil {
-			q.Ref, q.Run = r.Ref, r.Run
+			q.Ref, q.RunID = r.Ref, r.RunID
 		}
 		all = append(all, q)
 	})

@@ -112,7 +112,7 @@ type teller struct {
 
 func tell(t *testing.T, conn *stream.Conn, m *client.Message, mode string) *teller {
 	now := time.Now()
-	return &teller{t: t, journal: stream.NewJournal(conn, mode), run: events.Run{Run: m.Run, VCenter: m.VCenter, VM: m.VM, Request: &m.Ref, Status: events.StatusRunning,
+	return &teller{t: t, journal: stream.NewJournal(conn, mode), run: events.Run{ID: m.Run, VCenter: m.VCenter, VM: m.VM, Request: &m.Ref, Status: events.StatusRunning,
 		AcceptedAt: &now, Requested: m.Asked, Check: &events.Check{State: events.Pending}}}
 }
 
@@ -123,7 +123,7 @@ func (w *teller) says(k events.Kind) {
 		w.run.Status = events.Status(strings.TrimPrefix(string(k), "run."))
 	}
 	var err error
-	if w.after, err = w.journal.Append(testContext(w.t), w.after, fmt.Sprint(w.run.Run, w.run.N), k, events.Attributes{CausationID: "x"}, &w.run); err != nil {
+	if w.after, err = w.journal.Append(testContext(w.t), w.after, fmt.Sprint(w.run.ID, w.run.N), k, events.Attributes{CausationID: "x"}, &w.run); err != nil {
 		w.t.Fatal(err)
 	}
 	w.run.Requested = nil
@@ -303,7 +303,7 @@ func TestFollowAcrossARestart(t *testing.T) {
 			t.Fatal(err)
 		}
 		var line struct{ Data events.Run }
-		if e.Run.N != n || e.ID() != fmt.Sprintf("%s.%d", e.Run.Run, n) || json.Unmarshal(e.Line, &line) != nil || line.Data.N != n {
+		if e.Run.N != n || e.ID() != fmt.Sprintf("%s.%d", e.Run.ID, n) || json.Unmarshal(e.Line, &line) != nil || line.Data.N != n {
 			t.Fatalf("event %s, n %d, want %d: %s", e.ID(), e.Run.N, n, e.Line)
 		}
 	}

@@ -21,7 +21,7 @@ type Event struct {
 	Kind events.Kind
 	Run  events.Run // its data
 	Seq  uint64     // in the events stream; 0 where it was heard in core NATS
-	// RequestQueue is the CloudEvent in its structured form, in one line: the bytes as they came, where they came so.
+	// Line is the CloudEvent in its structured form, in one line: the bytes as they came, where they came so.
 	Line []byte
 }
 

@@ -254,7 +254,7 @@ func (w *Wait) Until(ctx context.Context, seq uint64, show func(*Event)) (*Event
 				return e, nil
 			}
 			continue
-		case e.Run.Run != w.m.Run:
+		case e.Run.ID != w.m.Run:
 			continue
 		case e.Kind == events.RunAccepted && !w.m.Cancel:
 			w.other = !sameJSON(events.WithoutNulls(e.Run.Requested), events.WithoutNulls(w.m.Asked))
@@ -292,7 +292,7 @@ func (w *Wait) next(ctx context.Context) (*Event, error) {
 // ended is the VM's last event where that ends this run; else nil.
 func (w *Wait) ended(ctx context.Context) *Event {
 	e, err := w.c.Last(ctx, w.m.VCenter, w.m.VM)
-	if err != nil || e == nil || e.Run.Run != w.m.Run || !e.Last() {
+	if err != nil || e == nil || e.Run.ID != w.m.Run || !e.Last() {
 		return nil
 	}
 	return e

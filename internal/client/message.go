@@ -187,12 +187,12 @@ func (m *Message) check() error {
 	if e.Type == events.Type(events.KindCancelRequested) {
 		m.Cancel, m.Subject = true, events.CancelSubject(m.VCenter, m.VM)
 		c, err := events.DecodeCancel(m.VCenter, m.Subject, m.Header, m.Data)
-		m.Ref, m.Run = c.Ref, c.Run
+		m.Ref, m.Run = c.Ref, c.RunID
 		return m.plain(err)
 	}
 	m.Subject = events.RequestSubject(m.VCenter, m.VM)
 	r, err := events.DecodeRequest(m.VCenter, m.Subject, m.Header, m.Data)
-	m.Ref, m.Run, m.Asked, m.Warnings = r.Ref, r.Run, r.Data, r.Warnings
+	m.Ref, m.Run, m.Asked, m.Warnings = r.Ref, r.RunID, r.Data, r.Warnings
 	if err == nil && !r.Expires.IsZero() && !r.Expires.After(time.Now()) {
 		return &events.RejectError{Code: events.Expired, Message: "its expirytime " + r.Expires.Format(time.RFC3339) + " has passed: send a new one"}
 	}

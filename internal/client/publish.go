@@ -45,7 +45,7 @@ func (c *Client) own(ctx context.Context, m *Message, seq uint64) error {
 	case err != nil:
 		return fmt.Errorf("%s, and that one cannot be looked at (%w): %s", why, err, cure)
 	case s == nil:
-		if last, err := c.Last(ctx, m.VCenter, m.VM); err == nil && last != nil && last.Run.Run == m.Run {
+		if last, err := c.Last(ctx, m.VCenter, m.VM); err == nil && last != nil && last.Run.ID == m.Run {
 			return nil
 		}
 		return fmt.Errorf("%s and is finished: %s", why, cure)

@@ -70,7 +70,7 @@ func fill(v reflect.Value, s string, but func(path string) bool, path string) {
 // can read its own event again. The texts are found by reflection: a new one that is not cleaned fails here.
 func TestWhatOthersWroteIsClean(t *testing.T) {
 	t.Parallel()
-	ours := map[string]bool{"Run.Run": true, "Run.VCenter": true, "Run.VM": true, "Run.Requested": true, "Run.Checkpoint": true, "Run.Owner.Instance": true, "Run.Waiting": true, "Run.Error.Waiting": true,
+	ours := map[string]bool{"Run.ID": true, "Run.VCenter": true, "Run.VM": true, "Run.Requested": true, "Run.Checkpoint": true, "Run.Owner.Instance": true, "Run.Waiting": true, "Run.Error.Waiting": true,
 		"Run.Error.Code": true, "Run.Error.Step": true, "Run.Error.Process": true, "Run.Customize.DecidedBy": true,
 		// Identities: cleaned, they would be others. CloudEvents allows no control characters in them, and the request's schema none in the names of processes.
 		"Run.Request.Source": true, "Run.Request.ID": true, "Run.CanceledBy.Source": true, "Run.CanceledBy.ID": true, "Run.Processes.Name": true, "Run.Process": true}
@@ -79,7 +79,7 @@ func TestWhatOthersWroteIsClean(t *testing.T) {
 		return ours[path] || strings.HasSuffix(path, ".State") || path == "Run.Status"
 	}, "Run")
 	good := wholeRun()
-	r.Run, r.N, r.VCenter, r.VM, r.Status, r.Owner.Instance = good.Run, 7, "lab", "vm-42", StatusFailed, "pod-a"
+	r.ID, r.N, r.VCenter, r.VM, r.Status, r.Owner.Instance = good.ID, 7, "lab", "vm-42", StatusFailed, "pod-a"
 	r.Request, r.Requested, r.Checkpoint = good.Request, json.RawMessage(`{"vm":"vm-42","timeout":null,"customize":{"spec":{"a":null,"b":[null,1]}}}`), good.Checkpoint
 	for _, mode := range []string{Structured, Binary} {
 		h, data, err := EncodeEvent(time.Now(), RunFailed, Attributes{CorrelationID: "1", CausationID: "1"}, r, mode)
@@ -227,7 +227,7 @@ func TestWhatIsTakenCanBeTold(t *testing.T) {
 			}
 			continue
 		}
-		run := &Run{Run: req.Run, N: 1, VCenter: "lab", VM: "vm-42", Request: &req.Ref, Status: StatusRunning, Requested: req.Data}
+		run := &Run{ID: req.RunID, N: 1, VCenter: "lab", VM: "vm-42", Request: &req.Ref, Status: StatusRunning, Requested: req.Data}
 		for _, p := range req.Spec.Processes {
 			run.Processes = append(run.Processes, Process{Name: p.Name, State: Pending})
 		}

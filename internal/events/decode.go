@@ -36,7 +36,7 @@ func DecodeRequest(vcenter, subject string, h map[string][]string, data []byte) 
 		err = r.read(env)
 	}
 	if err == nil {
-		r.Run = RunID(vcenter, r.VM, r.Ref)
+		r.RunID = RunID(vcenter, r.VM, r.Ref)
 		return r, nil
 	}
 	reject := asReject(err)
@@ -382,7 +382,7 @@ func DecodeCancel(vcenter, subject string, h map[string][]string, data []byte) (
 	if err := c.read(env); err != nil {
 		return c, asReject(err)
 	}
-	c.Run = RunID(vcenter, c.VM, c.Request)
+	c.RunID = RunID(vcenter, c.VM, c.Request)
 	return c, nil
 }
 

@@ -80,7 +80,7 @@ func TestDecodeRequestForms(t *testing.T) {
 			if ref == (events.RequestRef{}) {
 				ref = events.RequestRef{Source: "/provisioner", ID: "7"}
 			}
-			if r.Ref != ref || r.VM != "vm-42" || r.VCenter != "lab" || r.Run != events.RunID("lab", "vm-42", ref) || !r.Expires.IsZero() {
+			if r.Ref != ref || r.VM != "vm-42" || r.VCenter != "lab" || r.RunID != events.RunID("lab", "vm-42", ref) || !r.Expires.IsZero() {
 				t.Errorf("request: %+v", r)
 			}
 			if diff := cmp.Diff(tt.attrs, r.Attrs); diff != "" {
@@ -314,7 +314,7 @@ func TestDecodeCancel(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := &events.Cancel{
-		VCenter: "lab", VM: "vm-42", Run: events.RunID("lab", "vm-42", events.RequestRef{Source: "/p", ID: "1"}),
+		VCenter: "lab", VM: "vm-42", RunID: events.RunID("lab", "vm-42", events.RequestRef{Source: "/p", ID: "1"}),
 		Ref: events.RequestRef{Source: "/provisioner", ID: "7"}, Request: events.RequestRef{Source: "/p", ID: "1"}, Reason: "no longer wanted",
 		Attrs: events.Attributes{CorrelationID: "7", CausationID: "7"},
 	}
@@ -407,7 +407,7 @@ func FuzzDecodeRequest(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if r.VM != "vm-42" || r.Spec.VM != r.VM || r.Ref.ID == "" || r.Ref.Source == "" || len(r.Run) != 26 || len(r.Digest) != 64 {
+		if r.VM != "vm-42" || r.Spec.VM != r.VM || r.Ref.ID == "" || r.Ref.Source == "" || len(r.RunID) != 26 || len(r.Digest) != 64 {
 			t.Fatalf("incomplete: %+v", r)
 		}
 		again, err := events.DecodeRequest("lab", subject, header("ce-specversion", "1.0", "ce-id", "7", "ce-source", "/a", "ce-type", requestedType), r.Data)

@@ -187,7 +187,7 @@ func TestOneIdentityInEveryForm(t *testing.T) {
 func wants(t *testing.T, form string, ref events.RequestRef, h map[string][]string, data []byte) {
 	t.Helper()
 	r, err := events.DecodeRequest("lab", subject, h, data)
-	if err != nil || r.Ref != ref || r.Attrs.CorrelationID != ref.ID || r.Run != events.RunID("lab", "vm-42", ref) {
+	if err != nil || r.Ref != ref || r.Attrs.CorrelationID != ref.ID || r.RunID != events.RunID("lab", "vm-42", ref) {
 		t.Errorf("%s: %+v of %q, %v", form, r.Ref, h, err)
 	}
 }

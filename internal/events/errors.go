@@ -38,9 +38,9 @@ type RejectError struct {
 	Code    Code
 	Field   string // path within the request's data, "customize.spec"; empty where it is about the message as a whole
 	Message string
-	// Standing is the sequence of the VM's last event (0: it has none) where the refusal leans on what its journal does not show, nil where it does not: it
+	// IfLastSeq is the sequence of the VM's last event (0: it has none) where the refusal leans on what its journal does not show, nil where it does not: it
 	// is stored only while the journal still stands there, for what was read may be older than the truth. Where it does not, the message comes again.
-	Standing *uint64
+	IfLastSeq *uint64
 	// Withhold keeps the message's data out of the dead letter, because it holds a secret.
 	Withhold bool
 }

@@ -23,7 +23,7 @@ func EncodeEvent(at time.Time, k Kind, attrs Attributes, run *Run, mode string) 
 		return nil, nil, fmt.Errorf("event %s: %w", k, err)
 	}
 	return encode(outgoing{
-		id: fmt.Sprintf("%s.%d", run.Run, run.N), vcenter: run.VCenter, vm: run.VM, kind: k, time: at, attrs: attrs,
+		id: fmt.Sprintf("%s.%d", run.ID, run.N), vcenter: run.VCenter, vm: run.VM, kind: k, time: at, attrs: attrs,
 		schema: schemas.URN(schemas.Run), data: data,
 	}, mode)
 }

@@ -33,10 +33,10 @@ func (p Place) Replaces(q Place) bool {
 
 // QueuedRequest is a request that is still in the requests stream.
 type QueuedRequest struct {
-	Seq uint64
-	At  time.Time  // when the stream stored it
-	Ref RequestRef // zero where the message cannot be read
-	Run string     // its run's ID, "" where the message cannot be read
+	Seq   uint64
+	At    time.Time  // when the stream stored it
+	Ref   RequestRef // zero where the message cannot be read
+	RunID string     // its run's ID, "" where the message cannot be read
 }
 
 // Place is where it stands.
@@ -55,7 +55,7 @@ func (w VMQueue) HasSeen(p Place) bool { return slices.ContainsFunc(w.Cancels, p
 
 // MayHold reports whether the stream may hold a request of the run: a message that this build cannot read may be anybody's.
 func (w VMQueue) MayHold(run string) bool {
-	return slices.ContainsFunc(w.Requests, func(q QueuedRequest) bool { return q.Run == run || q.Run == "" })
+	return slices.ContainsFunc(w.Requests, func(q QueuedRequest) bool { return q.RunID == run || q.RunID == "" })
 }
 
 // ClockSkew is how far the clocks of a cluster's servers may be apart: each leader stamps what it stores.

@@ -23,7 +23,7 @@ type Request struct {
 	Stream    time.Time // when the stream was made: one that is made anew begins its sequences again; zero: not known
 	VCenter   string
 	VM        string // managed object ID
-	Run       string // RunID(VCenter, VM, Ref)
+	RunID     string // RunID(VCenter, VM, Ref)
 	Ref       RequestRef
 	Attrs     Attributes
 	Expires   time.Time       // expirytime; zero: never
@@ -36,7 +36,7 @@ type Request struct {
 // DefaultTimeout is how long a run may take where its request does not say.
 const DefaultTimeout = time.Hour
 
-// Spec is the data of a request, see schemas/requested.v1.json. Omit a section to skip that step.
+// RequestSpec is the data of a request, see schemas/requested.v1.json. Omit a section to skip that step.
 type RequestSpec struct {
 	VM        string         `json:"vm"`
 	Timeout   Duration       `json:"timeout"` // of the run; default 1h
@@ -156,7 +156,7 @@ type Cancel struct {
 	Delivered uint64
 	VCenter   string
 	VM        string
-	Run       string     // the run that it is to end: RunID(VCenter, VM, Request)
+	RunID     string     // the run that it is to end: RunID(VCenter, VM, Request)
 	Ref       RequestRef // of the cancel itself
 	Request   RequestRef // of the request that it is to end
 	Reason    string

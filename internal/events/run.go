@@ -72,7 +72,7 @@ const (
 // Ended reports whether nothing more will happen in a step that stands at s.
 func (s State) Ended() bool { return s != Pending && s != Starting && s != Running }
 
-// Unfinished is why a run goes on but cannot move.
+// Waiting is why a run goes on but cannot move.
 type Waiting string
 
 // The reasons of the contract.
@@ -128,7 +128,7 @@ type RequestRef struct {
 
 // Run is the data of every event out: the run as it stands after the event. A rejection has the same shape, without Run and N.
 type Run struct {
-	Run          string          `json:"run,omitempty"`
+	ID           string          `json:"run,omitempty"`
 	N            int             `json:"n,omitempty"`
 	Process      string          `json:"process,omitempty"` // in process.* events: which one
 	VCenter      string          `json:"vcenter"`

@@ -22,15 +22,15 @@ func (h *Handler) cameBack(ctx context.Context, req *events.Request, last *event
 	taken, reached := false, false
 	err := h.journal.Runs(ctx, req.VCenter, req.VM, func(e *events.Entry) (more bool) {
 		var at checkpoint // of any version: each has its request's place
-		taken = e.Run.Run == req.Run && json.Unmarshal(e.Run.Checkpoint, &at) == nil && at.isOf(req)
-		reached = e.Seq >= last.Seq || point.Accepted > 0 && e.Seq >= point.Accepted || point.Accepted == 0 && e.Run.Run == last.Run.Run
+		taken = e.Run.ID == req.RunID && json.Unmarshal(e.Run.Checkpoint, &at) == nil && at.isOf(req)
+		reached = e.Seq >= last.Seq || point.Accepted > 0 && e.Seq >= point.Accepted || point.Accepted == 0 && e.Run.ID == last.Run.ID
 		return !taken && !reached
 	})
 	if err != nil || taken || reached {
 		return taken, err
 	}
 
-	since, err := h.journal.Since(ctx)
+	since, err := h.journal.CompleteSince(ctx)
 	if err == nil && !req.At.Before(since) {
 		err = &events.RetryError{After: olderViewDelay, Err: errOlderView}
 	}

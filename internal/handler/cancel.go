@@ -33,7 +33,7 @@ func (h *Handler) HandleCancel(ctx context.Context, c *events.Cancel) error {
 		if err != nil {
 			return &events.RetryError{After: unknownVersionDelay, Err: err}
 		}
-		inQueue := queue.MayHold(c.Run)
+		inQueue := queue.MayHold(c.RunID)
 		if inQueue || where == running {
 			held, unseen = true, time.Time{}
 		} else if unseen.IsZero() {
@@ -68,7 +68,7 @@ func (h *Handler) answerCancel(ctx context.Context, c *events.Cancel, queue even
 		return true, nil
 	case where == ended:
 		return true, nothingToCancel(c, nil)
-	case queue.MayHold(c.Run):
+	case queue.MayHold(c.RunID):
 		return false, nil
 	case !queue.HasSeen(c.Place()):
 		// The answers have not come as far as this cancel: its request may be in the stream. Unless it is this cancel that is gone: somebody answered it.
@@ -97,7 +97,7 @@ func (h *Handler) answerCancel(ctx context.Context, c *events.Cancel, queue even
 // nothingToCancel refuses a cancel whose run is not under way. Where that is what the journal does not show, as it stands at an event, the refusal leans on
 // it: if it has gone on since, the refusal is not stored, and the cancel is looked at again.
 func nothingToCancel(c *events.Cancel, standing *uint64) error {
-	return &events.RejectError{Code: events.NothingToCancel, Standing: standing, Message: fmt.Sprintf(
+	return &events.RejectError{Code: events.NothingToCancel, IfLastSeq: standing, Message: fmt.Sprintf(
 		"no run of vm %s for source %q, id %q is queued or running: it has ended, or the request was never taken", c.VM, c.Request.Source, c.Request.ID)}
 }
 
@@ -128,12 +128,12 @@ func standing(last *events.Entry, c *events.Cancel) (standingAt, error) {
 	if err != nil {
 		return unheardOf, err
 	}
-	switch past, ok := point.past(c.Run); {
+	switch past, ok := point.past(c.RunID); {
 	case ok && past.Canceled != nil && *past.Canceled == c.Ref:
 		return byThis, nil
 	case ok:
 		return ended, nil
-	case last.Run.Run != c.Run:
+	case last.Run.ID != c.RunID:
 		return unheardOf, nil
 	case !last.Kind.Last():
 		return running, nil
@@ -204,7 +204,7 @@ func (h *Handler) sweep(ctx context.Context, vm string) (told bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	if last == nil || last.Kind.Last() || queue.MayHold(last.Run.Run) {
+	if last == nil || last.Kind.Last() || queue.MayHold(last.Run.ID) {
 		return true, nil
 	}
 	point, err := readCheckpoint(last)

@@ -79,7 +79,7 @@ type pastRun struct {
 	Digest   string   `json:"digest"`
 	Tasks    []string `json:"tasks,omitempty"`
 	Instance string   `json:"vcenter,omitempty"` // the instance UUID of the vCenter that they are of
-	// Spec names what it made the guest show, where it customized it, and Until is how long the guest may not show that yet.
+	// Asked names what it made the guest show, where it customized it, and Until is how long the guest may not show that yet.
 	Asked string     `json:"asked,omitempty"`
 	Until *time.Time `json:"until,omitempty"`
 	// Doubt names the acts of which this run ended without knowing whether they took effect: their Task may still appear, and is nobody's to adopt.
@@ -152,10 +152,10 @@ func (c *checkpoint) isOf(req *events.Request) bool {
 func readCheckpoint(e *events.Entry) (checkpoint, error) {
 	var c checkpoint
 	if err := json.Unmarshal(e.Run.Checkpoint, &c); err != nil {
-		return c, fmt.Errorf("event %s.%d: checkpoint: %w", e.Run.Run, e.Run.N, err)
+		return c, fmt.Errorf("event %s.%d: checkpoint: %w", e.Run.ID, e.Run.N, err)
 	}
 	if c.Version < oldestCheckpoint || c.Version > checkpointVersion {
-		return c, fmt.Errorf("event %s.%d: checkpoint version %d, this build knows %d to %d", e.Run.Run, e.Run.N, c.Version, oldestCheckpoint, checkpointVersion)
+		return c, fmt.Errorf("event %s.%d: checkpoint version %d, this build knows %d to %d", e.Run.ID, e.Run.N, c.Version, oldestCheckpoint, checkpointVersion)
 	}
 	c.Version = checkpointVersion
 	return c, nil
@@ -176,7 +176,7 @@ func (c *checkpoint) ended(run *events.Run) []pastRun {
 	if over := len(tasks) - tasksRemembered; over > 0 {
 		tasks = tasks[over:] // the older ones ended long before the next run's baseline
 	}
-	this := pastRun{Run: run.Run, Digest: c.Digest, Tasks: tasks, Instance: c.Instance, Doubt: c.Doubt}
+	this := pastRun{Run: run.ID, Digest: c.Digest, Tasks: tasks, Instance: c.Instance, Doubt: c.Doubt}
 	if done := run.Customize; done != nil && done.State == events.Succeeded && done.FinishedAt != nil {
 		until := done.FinishedAt.Add(reportedWithin)
 		this.Asked, this.Until = c.Asked, &until

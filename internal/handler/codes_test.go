@@ -204,7 +204,7 @@ func TestEventsCarryTheRequestsAttributes(t *testing.T) {
 			}
 			delete(ce, "data")
 			kind := strings.TrimPrefix(m.Subject, "guestflow.events.lab.vm-42.")
-			want := map[string]any{"specversion": "1.0", "id": fmt.Sprintf("%s.%d", req.Run, i+1), "source": "/guestflow/lab", "subject": vmID,
+			want := map[string]any{"specversion": "1.0", "id": fmt.Sprintf("%s.%d", req.RunID, i+1), "source": "/guestflow/lab", "subject": vmID,
 				"type": "io.guestflow.customization." + kind + ".v1", "datacontenttype": "application/json", "dataschema": "urn:guestflow:schema:run.v1",
 				"correlationid": "order-7", "causationid": "order-2", "traceparent": "tp", "tracestate": "ts", "authtype": "user", "authid": "me"}
 			if !maps.Equal(ce, want) {

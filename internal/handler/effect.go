@@ -165,7 +165,7 @@ func (r *run) gate(from time.Time) vcapi.Fence {
 		}
 		ctx, cancel := context.WithDeadlineCause(ctx, from.Add(r.SendWindow), errLate)
 		defer cancel()
-		if err := r.journal.Holds(ctx, r.VCenter, r.vm, mine, before); err != nil {
+		if err := r.journal.ConfirmLast(ctx, r.VCenter, r.vm, mine, before); err != nil {
 			if errors.Is(err, events.ErrFenced) || !errors.Is(context.Cause(ctx), errLate) {
 				return err
 			}

@@ -24,14 +24,14 @@ type Journal interface {
 	Last(ctx context.Context, vcenter, vm string) (*events.Entry, error)
 	// Append stores run as the event that follows sequence after in the VM's history, or fails with events.ErrFenced.
 	Append(ctx context.Context, after uint64, msgID string, k events.Kind, attrs events.Attributes, run *events.Run) (uint64, error)
-	// Holds proves that the VM's last event is mine and stands on the event before (zero: on none), or fails with events.ErrFenced.
-	Holds(ctx context.Context, vcenter, vm string, mine, before events.Mark) error
-	// Stands fails with events.ErrFenced where the event at the sequence of mine is another one.
-	Stands(ctx context.Context, vcenter, vm string, mine events.Mark) error
-	// Requested is the data of the run's request as run.accepted, the event accepted of the stream, holds it; nil where that event is gone.
-	Requested(ctx context.Context, vcenter, vm, run string, accepted uint64) (json.RawMessage, error)
-	// Since is from when on the journal has everything that was stored.
-	Since(ctx context.Context) (time.Time, error)
+	// ConfirmLast proves that the VM's last event is mine and stands on the event before (zero: on none), or fails with events.ErrFenced.
+	ConfirmLast(ctx context.Context, vcenter, vm string, mine, before events.Mark) error
+	// ConfirmNotReplaced fails with events.ErrFenced where the event at the sequence of mine is another one.
+	ConfirmNotReplaced(ctx context.Context, vcenter, vm string, mine events.Mark) error
+	// RequestData is the data of the run's request as run.accepted, the event accepted of the stream, holds it; nil where that event is gone.
+	RequestData(ctx context.Context, vcenter, vm, run string, accepted uint64) (json.RawMessage, error)
+	// CompleteSince is from when on the journal has everything that was stored.
+	CompleteSince(ctx context.Context) (time.Time, error)
 	// Runs calls fn with the VM's run.* events, oldest first, until fn returns false or the one that answers shows no more.
 	Runs(ctx context.Context, vcenter, vm string, fn func(*events.Entry) (more bool)) error
 }
@@ -113,13 +113,13 @@ func (h *Handler) Handle(ctx context.Context, req *events.Request) error {
 		if ended {
 			point.Past = point.ended(&last.Run)
 		}
-		past, isPast := point.past(req.Run)
-		ours := last.Run.Run == req.Run
+		past, isPast := point.past(req.RunID)
+		ours := last.Run.ID == req.RunID
 		if !isPast {
 			if back, err := h.cameBack(ctx, req, last, point); err != nil {
 				return h.givenBack(ctx, err)
 			} else if back {
-				h.log.Warn().Str("vm", req.VM).Str("run", req.Run).Uint64("seq", req.Seq).Msg("request acknowledged: it came back after a later one had begun, so its run has ended")
+				h.log.Warn().Str("vm", req.VM).Str("run", req.RunID).Uint64("seq", req.Seq).Msg("request acknowledged: it came back after a later one had begun, so its run has ended")
 				return nil
 			}
 		}
@@ -130,7 +130,7 @@ func (h *Handler) Handle(ctx context.Context, req *events.Request) error {
 			return h.begin(ctx, req, last, point)
 		case ours && (point.isOf(req) || point.Digest == req.Digest):
 			if h.spare(last) {
-				return fmt.Errorf("run %s may be alive in the hands of %s: %w", last.Run.Run, last.Run.Owner.Instance, events.ErrFenced)
+				return fmt.Errorf("run %s may be alive in the hands of %s: %w", last.Run.ID, last.Run.Owner.Instance, events.ErrFenced)
 			}
 			return h.resume(ctx, req, last, point)
 		}
@@ -255,7 +255,7 @@ const turnPause = 10 * time.Millisecond
 // begin starts a run on top of a finished one, or of none.
 func (h *Handler) begin(ctx context.Context, req *events.Request, last *events.Entry, before checkpoint) error {
 	if !req.Expires.IsZero() && time.Now().After(req.Expires) {
-		return &events.RejectError{Code: events.Expired, Standing: standsAt(last), Message: fmt.Sprintf("expirytime %s had passed when the request's turn came: send it again with a later one, under a new id",
+		return &events.RejectError{Code: events.Expired, IfLastSeq: standsAt(last), Message: fmt.Sprintf("expirytime %s had passed when the request's turn came: send it again with a later one, under a new id",
 			req.Expires.UTC().Format(time.RFC3339))}
 	}
 	r := h.newRun(h.inTrace(ctx, req), req.VM, req.Attrs)
@@ -266,7 +266,7 @@ func (h *Handler) begin(ctx context.Context, req *events.Request, last *events.E
 	r.req, r.asked = req, &req.Spec
 	r.point = checkpoint{Version: checkpointVersion, Digest: req.Digest, Past: before.Past}
 	r.point.stands(req.Place())
-	r.state = events.Run{Run: req.Run, VCenter: req.VCenter, VM: req.VM, Request: &req.Ref, Status: events.StatusRunning,
+	r.state = events.Run{ID: req.RunID, VCenter: req.VCenter, VM: req.VM, Request: &req.Ref, Status: events.StatusRunning,
 		Owner: &events.Owner{Instance: h.Instance}}
 	turn := time.Now()
 	var err error
@@ -316,7 +316,7 @@ func (h *Handler) resume(ctx context.Context, req *events.Request, last *events.
 // closeOrphan ends a run that nobody will be handed again, so that the VM is free: as an owner who takes over, looks what the run's last
 // call did, and does nothing new.
 func (h *Handler) closeOrphan(ctx context.Context, last *events.Entry, point checkpoint) error {
-	ctx, span := h.Tracer.Start(tracing.From(ctx, last.Attrs.TraceParent, last.Attrs.TraceState), "orphan", h.about(last.Run.Run, last.Run.VM))
+	ctx, span := h.Tracer.Start(tracing.From(ctx, last.Attrs.TraceParent, last.Attrs.TraceState), "orphan", h.about(last.Run.ID, last.Run.VM))
 	defer span.End()
 	r := h.newRun(ctx, last.Run.VM, last.Attrs)
 	defer r.done()
@@ -341,7 +341,7 @@ func (h *Handler) requested(ctx context.Context, last *events.Entry, point check
 	if last.Kind == events.RunAccepted {
 		return last.Run.Requested, nil
 	}
-	return h.journal.Requested(ctx, h.VCenter, last.Run.VM, last.Run.Run, point.Accepted)
+	return h.journal.RequestData(ctx, h.VCenter, last.Run.VM, last.Run.ID, point.Accepted)
 }
 
 // newRun makes the state of an owner: ctx ends when the process is to stop.

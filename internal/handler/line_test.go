@@ -49,7 +49,7 @@ func (w *world) runTurns() {
 	w.wantEffects("network", 2)
 	w.wantEffects("process first", 1)
 	all := w.events()
-	if all[0].run.Run != a.Run || all[len(all)-1].run.Run != b.Run {
+	if all[0].run.ID != a.RunID || all[len(all)-1].run.ID != b.RunID {
 		w.t.Error("not in the stream's order")
 	}
 	for _, e := range all {

@@ -34,7 +34,7 @@ func (h *Handler) mayHaveBegun(ctx context.Context, req *events.Request) (*lost,
 	if req.Delivered <= 1 && time.Since(req.At) < young {
 		return nil, nil
 	}
-	since, err := h.journal.Since(ctx)
+	since, err := h.journal.CompleteSince(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -100,9 +100,9 @@ func TestFollowerIsWoken(t *testing.T) {
 		var end, next time.Time
 		for _, e := range w.events() {
 			switch {
-			case e.run.Run == a.Run && e.kind.Last():
+			case e.run.ID == a.RunID && e.kind.Last():
 				end = e.at
-			case e.run.Run == b.Run && e.kind == events.RunAccepted:
+			case e.run.ID == b.RunID && e.kind == events.RunAccepted:
 				next = e.at
 			}
 		}

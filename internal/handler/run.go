@@ -120,7 +120,7 @@ func (r *run) done() {
 
 // logger names the run in every line.
 func (r *run) logger() *zerolog.Logger {
-	l := r.log.With().Str("vm", r.vm).Str("run", r.state.Run)
+	l := r.log.With().Str("vm", r.vm).Str("run", r.state.ID)
 	if id := tracing.ID(r.life); id != "" {
 		l = l.Str("trace_id", id)
 	}
@@ -159,7 +159,7 @@ func (r *run) put(ctx context.Context, k events.Kind) error {
 	}
 	// An event of ours that is old may have lost its place to another one of the same sequence, in a stream that was made anew.
 	if r.owns && r.on != (events.Mark{}) && time.Since(r.onAt) > freshEvent {
-		if err := r.journal.Stands(ctx, r.VCenter, r.vm, r.on); err != nil {
+		if err := r.journal.ConfirmNotReplaced(ctx, r.VCenter, r.vm, r.on); err != nil {
 			return err
 		}
 	}
@@ -174,12 +174,12 @@ func (r *run) put(ctx context.Context, k events.Kind) error {
 		r.state.Process = ""
 	}
 	r.state.N++
-	id := fmt.Sprintf("%s.%d.%s", r.state.Run, r.state.N, r.token)
+	id := fmt.Sprintf("%s.%d.%s", r.state.ID, r.state.N, r.token)
 	seq, err := r.append(ctx, id, k)
 	if err != nil { // its number is free again, its ID is not: nobody may take another event for this one
 		r.state.N--
 		r.token = newToken()
-		return fmt.Errorf("vm %s: run %s: append %s: %w", r.vm, r.state.Run, k, err)
+		return fmt.Errorf("vm %s: run %s: append %s: %w", r.vm, r.state.ID, k, err)
 	}
 	r.under, r.on, r.onAt, r.owns = r.on, events.Mark{Seq: seq, MsgID: id}, time.Now(), true
 	if k == events.RunAccepted {
@@ -246,7 +246,7 @@ func (r *run) walk() error {
 			return r.end(&canceledError{by: *by})
 		}
 	}
-	go r.listen(ctx, r.state.Run)
+	go r.listen(ctx, r.state.ID)
 	for _, s := range r.steps {
 		if err := r.doStep(s); err != nil {
 			return r.end(err)
@@ -277,7 +277,7 @@ func (r *run) listen(ctx context.Context, id string) {
 
 // canceledBy looks for a cancel of this run in the stream.
 func (r *run) canceledBy(ctx context.Context) (*events.Cancel, error) {
-	return r.cancelOf(ctx, r.state.Run)
+	return r.cancelOf(ctx, r.state.ID)
 }
 
 func (r *run) cancelOf(ctx context.Context, id string) (*events.Cancel, error) {
@@ -286,7 +286,7 @@ func (r *run) cancelOf(ctx context.Context, id string) (*events.Cancel, error) {
 		return nil, fmt.Errorf("vm %s: look for cancels: %w", r.vm, err)
 	}
 	for i := range waiting {
-		if waiting[i].Run == id {
+		if waiting[i].RunID == id {
 			return &waiting[i], nil
 		}
 	}

@@ -65,7 +65,7 @@ func (p *processStep) mark() string {
 	if windows {
 		return ""
 	}
-	return marker(p.state.Run, p.program.Name)
+	return marker(p.state.ID, p.program.Name)
 }
 
 // sentMark is the marker that the process was started with, "" for none.
@@ -73,7 +73,7 @@ func (p *processStep) sentMark() string {
 	if p.program.Run == nil || slices.Contains(p.point.Unmarked, p.program.Name) {
 		return ""
 	}
-	return marker(p.state.Run, p.program.Name)
+	return marker(p.state.ID, p.program.Name)
 }
 
 // warnings names a program that a crash would leave in doubt.

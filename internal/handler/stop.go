@@ -74,7 +74,7 @@ func (r *run) stillOwner() vcapi.Fence {
 	return func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeoutCause(ctx, r.SendWindow, errLate)
 		defer cancel()
-		return r.journal.Holds(ctx, r.VCenter, r.vm, mine, before)
+		return r.journal.ConfirmLast(ctx, r.VCenter, r.vm, mine, before)
 	}
 }
 

@@ -232,7 +232,7 @@ func TestSweepOfALivingOwner(t *testing.T) {
 // forgetful is a journal that no longer has the event with which the run began.
 type forgetful struct{ Journal }
 
-func (forgetful) Requested(context.Context, string, string, string, uint64) (json.RawMessage, error) {
+func (forgetful) RequestData(context.Context, string, string, string, uint64) (json.RawMessage, error) {
 	return nil, nil
 }
 

@@ -63,8 +63,8 @@ type stage struct {
 
 // inTrace makes ctx part of the run's span in the trace of its request. Every owner of the run has the same span.
 func (h *Handler) inTrace(ctx context.Context, req *events.Request) context.Context {
-	ctx, _ = h.Tracer.Named(tracing.From(ctx, req.Attrs.TraceParent, req.Attrs.TraceState), req.Run, "run", req.At, trace.WithSpanKind(trace.SpanKindConsumer),
-		h.about(req.Run, req.VM))
+	ctx, _ = h.Tracer.Named(tracing.From(ctx, req.Attrs.TraceParent, req.Attrs.TraceState), req.RunID, "run", req.At, trace.WithSpanKind(trace.SpanKindConsumer),
+		h.about(req.RunID, req.VM))
 	return ctx
 }
 
@@ -90,7 +90,7 @@ func (r *run) enter(s *step) (leave func(error)) {
 		since = *r.point.StepSince
 	}
 	ctx, life := r.ctx, r.life
-	within, span := r.Tracer.Named(r.ctx, r.state.Run+"/"+s.name+"/"+s.process, s.name, since)
+	within, span := r.Tracer.Named(r.ctx, r.state.ID+"/"+s.name+"/"+s.process, s.name, since)
 	if s.process != "" {
 		span.SetAttributes(attribute.String("guestflow.process", s.process))
 	}

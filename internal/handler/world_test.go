@@ -159,7 +159,7 @@ func (w *world) begin(o memstore.Options) {
 func (w *world) request(id, data string) *events.Request {
 	w.t.Helper()
 	req := &events.Request{VCenter: vcenter, VM: vmID, Ref: events.RequestRef{Source: "/test", ID: id}}
-	req.Run = events.RunID(vcenter, vmID, req.Ref)
+	req.RunID = events.RunID(vcenter, vmID, req.Ref)
 	var err error
 	if req.Seq, err = w.line.Publish(events.KindRequested, vmID, req.Ref, json.RawMessage(data)); err != nil {
 		w.t.Fatal(err)
@@ -233,14 +233,14 @@ func (w *world) deliver(req *events.Request, plan ...fate) *owner {
 
 // stands reports whether a refusal can be stored: the journal is where it leans on it.
 func (w *world) stands(reject *events.RejectError) bool {
-	if reject.Standing == nil {
+	if reject.IfLastSeq == nil {
 		return true
 	}
 	var at uint64
 	if last := w.newest(">"); last != nil {
 		at = last.Seq
 	}
-	return at == *reject.Standing
+	return at == *reject.IfLastSeq
 }
 
 // await waits for the owner's answer.
@@ -402,7 +402,7 @@ func (w *world) problems() []string {
 	ended := map[string]event{}
 	n := map[string]int{}
 	for _, e := range w.events() {
-		run := e.run.Run
+		run := e.run.ID
 		if _, over := ended[run]; over {
 			say("%s %s follows the last event of its run", e.kind, e.id)
 		}

@@ -72,7 +72,7 @@ func TestNothingToCancelIsNoDeadLetter(t *testing.T) {
 	attrs, run := checkEvent(t, told[0].Header, told[0].Data)
 	if attrs["id"] != "rejected.7" || attrs["causationid"] != testAttrs.CausationID || run.Error == nil || run.Error.Code != events.NothingToCancel ||
 		run.Error.Retryable ||
-		run.Request.ID != "c1" || run.Run != "" || run.N != 0 {
+		run.Request.ID != "c1" || run.ID != "" || run.N != 0 {
 		t.Errorf("rejection %v: %s", attrs, told[0].Data)
 	}
 }

@@ -44,7 +44,7 @@ func (c *Conn) Consume(ctx context.Context, vcenter string, handle func(ctx cont
 		if err == nil {
 			err = c.tooLong(r)
 		}
-		return work{vm: r.VM, run: r.Run, ref: r.Ref, attrs: r.Attrs, handle: func(ctx context.Context) error { return handle(ctx, r) }}, err
+		return work{vm: r.VM, run: r.RunID, ref: r.Ref, attrs: r.Attrs, handle: func(ctx context.Context) error { return handle(ctx, r) }}, err
 	})
 }
 
@@ -53,7 +53,7 @@ func (c *Conn) ConsumeCancels(ctx context.Context, vcenter string, handle func(c
 	return c.consume(ctx, vcenter, events.CancelsConsumer(vcenter), func(d delivery) (work, error) {
 		x, err := events.DecodeCancel(vcenter, d.Subject, d.Header, d.Data)
 		x.Seq, x.Delivered, x.At, x.Stream = d.meta.Sequence.Stream, d.meta.NumDelivered, d.meta.Timestamp, d.stream
-		return work{vm: x.VM, run: x.Run, ref: x.Ref, attrs: x.Attrs, handle: func(ctx context.Context) error { return handle(ctx, x) }}, err
+		return work{vm: x.VM, run: x.RunID, ref: x.Ref, attrs: x.Attrs, handle: func(ctx context.Context) error { return handle(ctx, x) }}, err
 	})
 }
 

@@ -95,7 +95,7 @@ func TestConsumeHandsOverAndAcknowledges(t *testing.T) {
 	s.consume(t, func(_ context.Context, r *events.Request) error { got <- r; return nil })
 	seq := s.publish(t, events.KindRequested, "vm-1", "r1", map[string]any{"vm": "vm-1"})
 	r := receive(t, got)
-	if r.Seq != seq || r.Delivered != 1 || r.VM != "vm-1" || r.Ref.ID != "r1" || r.Run != events.RunID("lab", "vm-1", r.Ref) {
+	if r.Seq != seq || r.Delivered != 1 || r.VM != "vm-1" || r.Ref.ID != "r1" || r.RunID != events.RunID("lab", "vm-1", r.Ref) {
 		t.Errorf("request: %+v", r)
 	}
 	s.gone(t, 0)
@@ -447,7 +447,7 @@ func TestLine(t *testing.T) {
 	}
 	ref := func(id string) events.RequestRef { return events.RequestRef{Source: "/test", ID: id} }
 	want := []events.QueuedRequest{
-		{Seq: first, Ref: ref("r1"), Run: events.RunID("lab", "vm-1", ref("r1"))}, {Seq: broken}, {Seq: third, Ref: ref("r3"), Run: events.RunID("lab", "vm-1", ref("r3"))},
+		{Seq: first, Ref: ref("r1"), RunID: events.RunID("lab", "vm-1", ref("r1"))}, {Seq: broken}, {Seq: third, Ref: ref("r3"), RunID: events.RunID("lab", "vm-1", ref("r3"))},
 	}
 	if diff := cmp.Diff(want, in.Requests, cmpopts.IgnoreFields(events.QueuedRequest{}, "At")); diff != "" {
 		t.Errorf("requests -want +got\n%s", diff)
@@ -463,7 +463,7 @@ func TestLine(t *testing.T) {
 		t.Fatal(err)
 	}
 	if len(cancels) != 1 || cancels[0].Seq != cancel || cancels[0].Request != ref("r3") || cancels[0].Ref != ref("c1") || cancels[0].Reason != "why" ||
-		cancels[0].Run != events.RunID("lab", "vm-1", ref("r3")) {
+		cancels[0].RunID != events.RunID("lab", "vm-1", ref("r3")) {
 		t.Errorf("cancels: %+v", cancels)
 	}
 	// A fourth request finds the VM's queue full, another VM's does not.

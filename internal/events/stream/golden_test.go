@@ -34,7 +34,7 @@ func wholeRun() *events.Run {
 		IPConfig: []events.IPAddress{{IPAddress: "192.0.2.10", PrefixLength: 24, State: "preferred"}}}}
 	guest := &events.Guest{Status: "FAILED", Error: "<no & nothing>", StartTime: at(1), EndTime: at(2)}
 	return &events.Run{
-		Run: events.RunID("lab", "vm-42", events.RequestRef{Source: "/provisioner", ID: "7f3c"}), N: 12, Process: "join-domain", VCenter: "lab", VM: "vm-42",
+		ID: events.RunID("lab", "vm-42", events.RequestRef{Source: "/provisioner", ID: "7f3c"}), N: 12, Process: "join-domain", VCenter: "lab", VM: "vm-42",
 		VMName: "web-1", InstanceUUID: "503a2f0e-3e1f-4c0a-9d1e-0c1d2e3f4a5b", Request: &events.RequestRef{Source: "/provisioner", ID: "7f3c"},
 		Status: events.StatusFailed, Owner: &events.Owner{Instance: "pod-a", Takeovers: 1}, AcceptedAt: at(0), Deadline: at(59), FinishedAt: at(9),
 		Waiting: events.WaitingTools, WaitingFor: &events.WaitReason{Message: "no tools", VSphere: &events.VSphere{Name: "SERVICE_UNAVAILABLE", HTTPStatus: 503}},
@@ -80,7 +80,7 @@ var goldenAttrs = events.Attributes{
 func TestGolden(t *testing.T) {
 	t.Parallel()
 	small := &events.Run{
-		Run: events.RunID("lab", "vm-42", events.RequestRef{Source: "/p", ID: "1"}), N: 1, VCenter: "lab", VM: "vm-42", Request: &events.RequestRef{Source: "/p", ID: "1"},
+		ID: events.RunID("lab", "vm-42", events.RequestRef{Source: "/p", ID: "1"}), N: 1, VCenter: "lab", VM: "vm-42", Request: &events.RequestRef{Source: "/p", ID: "1"},
 		Status: events.StatusRunning,
 	}
 	at := time.Date(2026, 1, 2, 3, 4, 5, 678_900_000, time.FixedZone("", 3600))

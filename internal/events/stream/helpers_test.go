@@ -195,8 +195,8 @@ func checkEvent(t *testing.T, h nats.Header, data []byte) (attrs map[string]stri
 	if err := json.Unmarshal(data, &run); err != nil {
 		t.Fatal(err)
 	}
-	if run.N > 0 && attrs["id"] != fmt.Sprintf("%s.%d", run.Run, run.N) {
-		t.Errorf("event %s is number %d of run %s", attrs["id"], run.N, run.Run)
+	if run.N > 0 && attrs["id"] != fmt.Sprintf("%s.%d", run.ID, run.N) {
+		t.Errorf("event %s is number %d of run %s", attrs["id"], run.N, run.ID)
 	}
 	return attrs, run
 }
@@ -204,7 +204,7 @@ func checkEvent(t *testing.T, h nats.Header, data []byte) (attrs map[string]stri
 // run is a run of the VM as it stands after its event number n.
 func run(vm string, n int) *events.Run {
 	ref := events.RequestRef{Source: "/test", ID: vm}
-	return &events.Run{Run: events.RunID("lab", vm, ref), N: n, VCenter: "lab", VM: vm, Request: &ref, Status: events.StatusRunning}
+	return &events.Run{ID: events.RunID("lab", vm, ref), N: n, VCenter: "lab", VM: vm, Request: &ref, Status: events.StatusRunning}
 }
 
 var testAttrs = events.Attributes{CorrelationID: "corr-1", CausationID: "req-1"}

@@ -41,8 +41,8 @@ func (s *jetStore) NextBySubject(ctx context.Context, filter string, from uint64
 	return s.get(ctx, map[string]any{"seq": max(from, 1), "next_by_subj": filter})
 }
 
-// Since asks the stream's leader.
-func (s *jetStore) Since(ctx context.Context) (time.Time, error) {
+// CompleteSince asks the stream's leader.
+func (s *jetStore) CompleteSince(ctx context.Context) (time.Time, error) {
 	stream, err := s.conn.js.Stream(ctx, s.stream)
 	if err != nil {
 		return time.Time{}, err

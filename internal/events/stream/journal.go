@@ -49,9 +49,9 @@ func (j *Journal) last(ctx context.Context, vcenter, vm string) (*Stored, error)
 	})
 }
 
-// Since is from when on the events stream has everything: it was made then, or its max age reaches back to there.
-func (j *Journal) Since(ctx context.Context) (time.Time, error) {
-	return ask(ctx, j.log, "", "", "look how far the journal reaches back", j.store.Since)
+// CompleteSince is from when on the events stream has everything: it was made then, or its max age reaches back to there.
+func (j *Journal) CompleteSince(ctx context.Context) (time.Time, error) {
+	return ask(ctx, j.log, "", "", "look how far the journal reaches back", j.store.CompleteSince)
 }
 
 // Runs calls fn with each run.* event of the VM that can be read, oldest first, until fn returns false or the answer that comes shows none. Each answer is

@@ -130,13 +130,13 @@ func TestAppendAndLast(t *testing.T) {
 		if _, err := j.Append(ctx, first, "id-6", events.RunWaiting, testAttrs, run("vm-1", 3)); errors.Is(err, events.ErrForgotten) {
 			t.Errorf("append on an event that another one follows: %v", err)
 		}
-		if err := j.Stands(ctx, "lab", "vm-1", events.Mark{Seq: second, MsgID: "id-2"}); err != nil {
+		if err := j.ConfirmNotReplaced(ctx, "lab", "vm-1", events.Mark{Seq: second, MsgID: "id-2"}); err != nil {
 			t.Errorf("my event is the last one: %v", err)
 		}
-		if err := j.Stands(ctx, "lab", "vm-1", events.Mark{Seq: second, MsgID: "of a stream that was"}); !errors.Is(err, events.ErrFenced) {
+		if err := j.ConfirmNotReplaced(ctx, "lab", "vm-1", events.Mark{Seq: second, MsgID: "of a stream that was"}); !errors.Is(err, events.ErrFenced) {
 			t.Errorf("another one has the sequence of mine: %v, want ErrFenced", err)
 		}
-		if since, err := j.Since(ctx); err != nil || since.IsZero() || since.After(last.At) {
+		if since, err := j.CompleteSince(ctx); err != nil || since.IsZero() || since.After(last.At) {
 			t.Errorf("reaches back to %s, %v; an event is of %s", since, err, last.At)
 		}
 		if _, err := j.Append(ctx, second, "id-1", events.RunWaiting, testAttrs, run("vm-1", 3)); !errors.Is(err, events.ErrFenced) {

@@ -40,7 +40,7 @@ func (q *RequestQueue) Oldest(ctx context.Context, vcenter, vm string) (*events.
 func queued(vcenter string, s *Stored) *events.QueuedRequest {
 	q := &events.QueuedRequest{Seq: s.Seq, At: s.At}
 	if r, err := events.DecodeRequest(vcenter, s.Subject, s.Header, s.Data); err == nil {
-		q.Ref, q.Run = r.Ref, r.Run
+		q.Ref, q.RunID = r.Ref, r.RunID
 	}
 	return q
 }

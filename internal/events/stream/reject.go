@@ -153,12 +153,12 @@ func (c *Conn) mayRefuse(ctx context.Context, vcenter, vm string, ref events.Req
 		return &events.RetryError{After: unreadVersion, Err: fmt.Errorf("%w; whether its run is under way cannot be read: %w", why, err)}
 	}
 	leaning := *why
-	leaning.Standing = new(uint64)
+	leaning.IfLastSeq = new(uint64)
 	if last == nil {
 		return &leaning
 	}
-	*leaning.Standing = last.Seq
-	if !last.Kind.Last() && (ref == (events.RequestRef{}) || last.Run.Run == events.RunID(vcenter, vm, ref)) {
+	*leaning.IfLastSeq = last.Seq
+	if !last.Kind.Last() && (ref == (events.RequestRef{}) || last.Run.ID == events.RunID(vcenter, vm, ref)) {
 		return &events.RetryError{After: unreadVersion, Err: fmt.Errorf("its run is under way, begun by another version of guestflow: %w", why)}
 	}
 	return &leaning
@@ -227,8 +227,8 @@ func rejection(m Refused, why *events.RejectError, mode string, at time.Time) (*
 		return nil, err
 	}
 	h := nats.Header(header)
-	if why.Standing != nil { // the server compares, as it does for an append
-		h = appendHeader(h, "", *why.Standing, events.History(m.VCenter, m.VM))
+	if why.IfLastSeq != nil { // the server compares, as it does for an append
+		h = appendHeader(h, "", *why.IfLastSeq, events.History(m.VCenter, m.VM))
 	}
 	h.Set(jetstream.MsgIDHeader, m.msgID("rejected"))
 	return &nats.Msg{Subject: events.RejectionSubject(m.VCenter, m.VM), Header: h, Data: data}, nil

@@ -35,7 +35,7 @@ func TestRefusalLeansOnTheJournal(t *testing.T) {
 		case calls.Add(1) > 1:
 			at = second
 		}
-		return &events.RejectError{Code: events.Expired, Message: "too late", Standing: &at}
+		return &events.RejectError{Code: events.Expired, Message: "too late", IfLastSeq: &at}
 	})
 	s.publish(t, events.KindRequested, "vm-1", "r", map[string]any{"vm": "vm-1"})
 	s.gone(t, 0)
@@ -81,7 +81,7 @@ func TestUnreadableRequestOfALiveRun(t *testing.T) {
 	s := newStation(t, nil)
 	j := stream.NewJournal(s.conn, events.Structured)
 	mine := run("vm-1", 1)
-	mine.Run = events.RunID("lab", "vm-1", events.RequestRef{Source: "/test", ID: "mine"})
+	mine.ID = events.RunID("lab", "vm-1", events.RequestRef{Source: "/test", ID: "mine"})
 	seq, err := j.Append(testContext(t), 0, "id-1", events.RunAccepted, testAttrs, mine)
 	if err != nil {
 		t.Fatal(err)

@@ -18,8 +18,8 @@ type Store interface {
 	LastBySubject(ctx context.Context, filter string) (*Stored, error)
 	// NextBySubject is the first message under filter at or behind the sequence from; nil, nil where there is none.
 	NextBySubject(ctx context.Context, filter string, from uint64) (*Stored, error)
-	// Since is from when on the stream has everything that was stored: when it was made, or its max age ago.
-	Since(ctx context.Context) (time.Time, error)
+	// CompleteSince is from when on the stream has everything that was stored: when it was made, or its max age ago.
+	CompleteSince(ctx context.Context) (time.Time, error)
 }
 
 // Message is what a Store publishes. The headers of JetStream are honoured: Nats-Msg-Id, Nats-Expected-Last-Subject-Sequence and its filter

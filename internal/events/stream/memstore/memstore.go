@@ -297,8 +297,8 @@ func (c *Client) NextBySubject(ctx context.Context, filter string, from uint64) 
 	return nil, nil
 }
 
-// Since implements stream.Store.
-func (c *Client) Since(ctx context.Context) (time.Time, error) {
+// CompleteSince implements stream.Store.
+func (c *Client) CompleteSince(ctx context.Context) (time.Time, error) {
 	if err := c.alive(ctx); err != nil {
 		return time.Time{}, err
 	}

@@ -20,7 +20,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func run(n int) *events.Run {
 	ref := events.RequestRef{Source: "/test", ID: "1"}
-	return &events.Run{Run: events.RunID("lab", "vm-1", ref), N: n, VCenter: "lab", VM: "vm-1", Request: &ref, Status: events.StatusRunning}
+	return &events.Run{ID: events.RunID("lab", "vm-1", ref), N: n, VCenter: "lab", VM: "vm-1", Request: &ref, Status: events.StatusRunning}
 }
 
 func journal(s stream.Store) *stream.Journal {
@@ -130,10 +130,10 @@ func TestDropLast(t *testing.T) {
 		}
 		j := journal(c)
 		mine := events.Mark{Seq: 4, MsgID: "id-4"}
-		if err := j.Holds(t.Context(), "lab", "vm-1", mine, events.Mark{Seq: 3, MsgID: "id-3"}); !errors.Is(err, events.ErrFenced) {
+		if err := j.ConfirmLast(t.Context(), "lab", "vm-1", mine, events.Mark{Seq: 3, MsgID: "id-3"}); !errors.Is(err, events.ErrFenced) {
 			t.Errorf("read-back: %v", err)
 		}
-		if err := j.Holds(t.Context(), "lab", "vm-1", mine, events.Mark{Seq: 3, MsgID: "other-3"}); err != nil {
+		if err := j.ConfirmLast(t.Context(), "lab", "vm-1", mine, events.Mark{Seq: 3, MsgID: "other-3"}); err != nil {
 			t.Errorf("read-back of its owner: %v", err)
 		}
 	})

@@ -226,7 +226,7 @@ func (q *Queue) Oldest(_ context.Context, _, vm string) (*events.QueuedRequest, 
 func (q *Queue) standing(m queued) *events.QueuedRequest {
 	e := &events.QueuedRequest{Seq: m.seq, At: m.at}
 	if r, err := events.DecodeRequest(q.vcenter, m.subject, m.header, m.data); err == nil {
-		e.Ref, e.Run = r.Ref, r.Run
+		e.Ref, e.RunID = r.Ref, r.RunID
 	}
 	return e
 }

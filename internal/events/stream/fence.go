@@ -11,10 +11,10 @@ import (
 	"github.com/guestflow/guestflow/internal/events"
 )
 
-// MayHold proves, as far as a read can, that the VM's last event is mine and stands on the event before (the zero Mark: on none): the read-back right
+// ConfirmLast proves, as far as a read can, that the VM's last event is mine and stands on the event before (the zero Mark: on none): the read-back right
 // before an act. The message IDs are compared too, since a journal that lost its tail uses sequences again. ErrFenced: something else stands
 // there. A read that is older than mine is made again, until ctx ends.
-func (j *Journal) Holds(ctx context.Context, vcenter, vm string, mine, before events.Mark) error {
+func (j *Journal) ConfirmLast(ctx context.Context, vcenter, vm string, mine, before events.Mark) error {
 	fail := func(err error) error { return fmt.Errorf("vm %s: read back event %d: %w", vm, mine.Seq, err) }
 	for {
 		// The one before first: what was proved last is what the act leans on.
@@ -47,9 +47,9 @@ func (j *Journal) Holds(ctx context.Context, vcenter, vm string, mine, before ev
 	}
 }
 
-// Stands fails with ErrFenced where a read shows another event at the sequence of mine: the stream was made anew, or lost its end, and uses its sequences
+// ConfirmNotReplaced fails with ErrFenced where a read shows another event at the sequence of mine: the stream was made anew, or lost its end, and uses its sequences
 // again, so an append that is compared by its sequence alone would pass. Any other answer is left to the append.
-func (j *Journal) Stands(ctx context.Context, vcenter, vm string, mine events.Mark) error {
+func (j *Journal) ConfirmNotReplaced(ctx context.Context, vcenter, vm string, mine events.Mark) error {
 	at, err := ask(ctx, j.log, vcenter, vm, "read the VM's journal", func(ctx context.Context) (*Stored, error) {
 		return j.store.NextBySubject(ctx, events.History(vcenter, vm), mine.Seq)
 	})
@@ -63,9 +63,9 @@ func markOf(s *Stored) events.Mark {
 	return events.Mark{Seq: s.Seq, MsgID: s.Header.Get(jetstream.MsgIDHeader)}
 }
 
-// Requested is the data of the request of a run, as its run.accepted holds it, the event accepted of the stream (0: not known, the VM's last one); nil
+// RequestData is the data of the request of a run, as its run.accepted holds it, the event accepted of the stream (0: not known, the VM's last one); nil
 // where that event is gone. A read that has not come as far as that event is made again.
-func (j *Journal) Requested(ctx context.Context, vcenter, vm, run string, accepted uint64) (json.RawMessage, error) {
+func (j *Journal) RequestData(ctx context.Context, vcenter, vm, run string, accepted uint64) (json.RawMessage, error) {
 	patience, cancel := context.WithTimeout(ctx, requestedTime)
 	defer cancel()
 	for {
@@ -80,7 +80,7 @@ func (j *Journal) Requested(ctx context.Context, vcenter, vm, run string, accept
 			return nil, err
 		case stored != nil && (accepted == 0 || stored.Seq == accepted):
 			e, err := readEntry(stored)
-			if err != nil || e.Run.Run != run {
+			if err != nil || e.Run.ID != run {
 				return nil, err
 			}
 			return e.Run.Requested, nil
