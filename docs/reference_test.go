@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"gopkg.in/yaml.v3"
 
@@ -230,6 +231,24 @@ func TestIndex(t *testing.T) {
 	for _, page := range glob(t, "*/*.md", "*/*.yaml") {
 		if !strings.Contains(index, "]("+filepath.ToSlash(page)+")") {
 			t.Errorf("docs/README.md does not lead to %s", page)
+		}
+	}
+}
+
+// A page has one sentence or clause a line, so that a diff can be read.
+func TestProseLines(t *testing.T) {
+	t.Parallel()
+	const longest = 160
+	for _, page := range slices.DeleteFunc(pages(t), func(p string) bool { return p == "../README.md" }) {
+		inBlock := false
+		for i, line := range strings.Split(read(t, page), "\n") {
+			text := strings.TrimSpace(line)
+			if strings.HasPrefix(text, "```") {
+				inBlock = !inBlock
+			}
+			if table := strings.HasPrefix(text, "|"); !inBlock && !table && utf8.RuneCountInString(line) > longest {
+				t.Errorf("%s:%d is longer than %d characters: begin a new line with a sentence or a clause", page, i+1, longest)
+			}
 		}
 	}
 }
