@@ -131,6 +131,12 @@ func (l *scenario) fail(step string, codes ...string) bool {
 	return true
 }
 
+// faults are what the guest does wrong so far.
+func (l *scenario) faults() (f vcsim.Faults) {
+	l.guest(func(g *vcsim.Guest) { f = g.Faults })
+	return f
+}
+
 // section is a part of the request.
 func (l *scenario) section(name string) map[string]any {
 	s, ok := l.data[name].(map[string]any)
@@ -338,6 +344,7 @@ var customizing = []behaviour{
 	{"guest works on for ever", func(l *scenario) bool {
 		l.moves, l.statusTells = true, true
 		l.section("customize")["timeout"] = short.String()
+		l.verifyWithin(4 * short) // the step's time is over first: after verify.timeout the Task decides
 		l.guest(func(g *vcsim.Guest) { g.Faults.FinalStatus = "RUNNING" })
 		l.customized[0] = 0 // the time may be over before the call
 		return l.fail("customize", "StepTimeout")
@@ -467,6 +474,9 @@ var starting = []behaviour{
 	}},
 	{"network without effect", func(l *scenario) bool {
 		if l.looked || l.atOnce { // what counts is shown before
+			return false
+		}
+		if l.again && l.faults().NoDHCPLease { // it keeps its lease, and shows what is asked for
 			return false
 		}
 		l.verifyWithin(short)
