@@ -566,3 +566,19 @@ func TestRemovedWhileTurnedAway(t *testing.T) {
 		}
 	})
 }
+
+// A long poll that has not noticed yet that vCenter is back is no wait: nothing is told in the words of what is over.
+func TestWaitThatIsOverIsNotTold(t *testing.T) {
+	t.Parallel()
+	inWorld(t, secretsDir(t), func(w *world) {
+		w.slow = onKind("customize.started", func() {
+			w.vc.change(func() { w.vc.pollErr = vcError("ServiceUnavailable", 503, vcapi.Transient) })
+			w.later(200*time.Millisecond, func() { w.vc.change(func() { w.vc.pollErr = nil }) })
+		})
+		w.run(only(customizeOnly))
+		mustSucceed(w)
+		if w.stored(events.RunWaiting) != 0 {
+			w.t.Errorf("events %v", w.kinds())
+		}
+	})
+}

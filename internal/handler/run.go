@@ -35,6 +35,7 @@ type run struct {
 	wake      <-chan struct{}
 	unwake    func()
 	forget    func() // the secrets that are hidden for this run
+	unhidden  bool   // not all of them could be read in time
 
 	state events.Run
 	point checkpoint

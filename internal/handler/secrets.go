@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"time"
 
 	"github.com/guestflow/guestflow/internal/events"
 	"github.com/guestflow/guestflow/internal/secretfile"
@@ -86,6 +87,9 @@ func (r *run) authOf(ctx context.Context, c *events.CredentialsRef, step, field 
 	if err != nil {
 		return auth, r.noSecret(ctx, step, field, err)
 	}
+	if r.unhidden {
+		r.hide()
+	}
 	return auth, nil
 }
 
@@ -133,9 +137,17 @@ func (r *run) named(ctx context.Context) (all []string, err error) {
 	return slices.DeleteFunc(all, func(s string) bool { return s == "" }), err
 }
 
-// hide keeps what the request names out of all that vCenter and the guest say, whoever has sent it there: an owner before this one, say.
+// hideTime bounds the reading of all secrets of a run at its beginning: a mount that hangs holds neither the run, which
+// hears no cancel yet, nor the end of an orphan, which has no time of its own.
+const hideTime = 5 * time.Second
+
+// hide keeps what the request names out of all that vCenter and the guest say, whoever has sent it there: an owner before
+// this one, say. What cannot be read now, the step that needs it will say, and hide once it could be read.
 func (r *run) hide() {
-	all, _ := r.named(r.ctx) // what cannot be read now, the step that needs it will say
+	ctx, cancel := context.WithTimeout(r.ctx, hideTime)
+	defer cancel()
+	all, _ := r.named(ctx)
+	r.unhidden = ctx.Err() != nil
 	before := r.forget
 	if r.forget = r.vc.Hide(all...); before != nil {
 		before()

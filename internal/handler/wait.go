@@ -544,6 +544,7 @@ func (r *run) watch(ctx context.Context, s *step, task string, fn func(vcapi.Wat
 		}
 		return false, power.see(ctx, w.VM)
 	}
+	again := false
 	for pause := newBackoff(askPause); ; {
 		down, err := r.poll(within, task, see)
 		switch {
@@ -556,9 +557,14 @@ func (r *run) watch(ctx context.Context, s *step, task string, fn func(vcapi.Wat
 		case err != nil || down == nil:
 			return err
 		}
-		if err := r.wait(events.WaitingVCenterUnavailable, down); err != nil {
-			return err
+		// What the poll says may be from before vCenter came back: one read tells. Where reads are answered and the poll goes
+		// on not to be, that is what the run waits for.
+		if again {
+			if err := r.wait(events.WaitingVCenterUnavailable, down); err != nil {
+				return err
+			}
 		}
+		again = true
 		if done, err := r.pollByHand(ctx, s, task, see); done || err != nil {
 			return err
 		}
