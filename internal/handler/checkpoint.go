@@ -23,6 +23,10 @@ const remembered = 32
 // tasksRemembered bounds what it names of one run: one that is turned away for hours makes a Task with each attempt.
 const tasksRemembered = 64
 
+// olderTasks bounds what it names of the runs before the last one: all of them are in every event. The last Tasks count:
+// vCenter shows one late by the visibility lag, and from the sixth on they are 15 seconds apart at least.
+const olderTasks = 16
+
 // checkpoint is what a run must know after a takeover beyond what its subscribers read. It travels in every event, so the VM's last event
 // alone is enough to go on.
 type checkpoint struct {
@@ -187,6 +191,11 @@ func (c *checkpoint) ended(run *events.Run) []pastRun {
 	past := append(slices.Clone(c.Past), this)
 	if over := len(past) - remembered; over > 0 {
 		past = past[over:]
+	}
+	for i := range len(past) - 1 { // between each of them and the next run that acts stands one more run at least
+		if over := len(past[i].Tasks) - olderTasks; over > 0 {
+			past[i].Tasks = past[i].Tasks[over:]
+		}
 	}
 	return past
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"strings"
 	"time"
@@ -26,6 +27,20 @@ type backoff struct{ first, cur time.Duration }
 func newBackoff(first time.Duration) *backoff { return &backoff{first: first, cur: first} }
 
 func (b *backoff) reset() { b.cur = b.first }
+
+// atLeast makes the next pause no shorter.
+func (b *backoff) atLeast(d time.Duration) { b.cur = max(b.cur, d) }
+
+// paceOf is the pause of a run that has made so many Tasks, each of which was turned away: each event names them all, since
+// none of them may be taken for another call's. Beyond tasksRemembered they double with each half of that number, so
+// that a run of a month makes some four hundred, and waits a thirtieth of the time for which it has waited at most.
+func paceOf(tasks int) time.Duration {
+	over := float64(tasks-tasksRemembered) / (tasksRemembered / 2)
+	if over <= 0 {
+		return 0
+	}
+	return time.Duration(float64(longestPause) * math.Exp2(min(over, 16)))
+}
 
 // next is signalled when the pause is over.
 func (b *backoff) next() <-chan time.Time {

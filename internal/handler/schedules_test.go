@@ -3,6 +3,7 @@ package handler
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -217,4 +218,34 @@ func TestTaskMarkInOtherPrecisions(t *testing.T) {
 	if past := (checkpoint{Past: []pastRun{{Tasks: c.Tasks}}}); !past.known(rounded, "") {
 		t.Error("the next run would adopt it")
 	}
+}
+
+// A run that is turned away for hours names each Task that it made in each of its events: they stay few, and so do those
+// of the runs before it, so that its events can be stored.
+func TestTurnedAwayForHours(t *testing.T) {
+	t.Parallel()
+	inBriefWorld(t, secretsDir(t), func(w *world) {
+		busy := &vcapi.Error{Name: "TaskInProgress", Class: vcapi.Transient, Sent: vcapi.Answered}
+		w.vc.on(rule{op: "CustomizeGuest sent", task: busy})
+		w.vm.customize = 0
+		const hours = `{"timeout":"2h55m","vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},` +
+			`"customize":{"timeout":"2h50m",`
+		for n := range 3 {
+			w.drive(w.request(fmt.Sprint("order-", n), hours+spec[1:]+`}`))
+			if e := w.last().Error; e == nil || e.Step != "customize" {
+				w.t.Errorf("error %+v", e)
+			}
+		}
+		for _, e := range w.events() {
+			if len(e.data) > 24<<10 {
+				w.t.Fatalf("%s %s has %d bytes", e.kind, e.id, len(e.data))
+			}
+		}
+		if tasks := len(w.pointOf("run.failed").Tasks); tasks < 64 || tasks > 200 {
+			w.t.Errorf("%d Tasks", tasks)
+		}
+		if past := w.pointOf("run.failed").Past; len(past) != 2 || len(past[0].Tasks) > 16 || len(past[1].Tasks) > 64 {
+			w.t.Errorf("runs before %v", past)
+		}
+	})
 }

@@ -216,6 +216,7 @@ func (r *run) doAndRead(ctx context.Context, s *step) error {
 		if again.atOnce {
 			continue
 		}
+		pause.atLeast(paceOf(len(r.point.Tasks)))
 		if err := r.pause(ctx, s, again.err, pause); err != nil {
 			return err
 		}
