@@ -136,10 +136,18 @@ func closeObjects(node any) {
 
 // collect puts the innermost errors into found, in plain words.
 func collect(e *jsonschema.ValidationError, doc any, found map[Problem]bool) {
-	for _, cause := range e.Causes {
-		collect(cause, doc, found)
-	}
 	at := path(e.InstanceLocation, doc)
+	_, oneOf := e.ErrorKind.(*kind.OneOf)
+	for _, cause := range e.Causes {
+		if _, is := constOf(cause); !oneOf || !is || len(e.Causes) == 1 {
+			collect(cause, doc, found)
+		}
+	}
+	for _, cause := range e.Causes { // what is wrong is told of the form that was meant; where none is seen, both are named
+		if only, is := constOf(cause); oneOf && is {
+			alsoAllowed(at, only, found)
+		}
+	}
 	add := func(field, format string, args ...any) { found[Problem{field, fmt.Sprintf(format, args...)}] = true }
 	switch k := e.ErrorKind.(type) {
 	case *kind.Required:
@@ -157,7 +165,7 @@ func collect(e *jsonschema.ValidationError, doc any, found map[Problem]bool) {
 	case *kind.FalseSchema:
 		add(at, "must not be there")
 	case *kind.Type:
-		add(at, "must be %s, not %s", article(strings.Join(k.Want, " or ")), article(k.Got))
+		add(at, "must be %s, not %s%s", article(strings.Join(k.Want, " or ")), article(k.Got), retyped(k.Want, k.Got))
 	case *kind.Enum:
 		add(at, "must be one of %s", words(k.Want))
 	case *kind.Const:
@@ -191,6 +199,42 @@ func collect(e *jsonschema.ValidationError, doc any, found map[Problem]bool) {
 			add(at, "%s", e.ErrorKind.LocalizedString(message.NewPrinter(language.English)))
 		}
 	}
+}
+
+// constOf is the only value that was allowed, where an error is about that.
+func constOf(e *jsonschema.ValidationError) (only any, is bool) {
+	k, is := e.ErrorKind.(*kind.Const)
+	if is {
+		only = k.Want
+	}
+	return only, is
+}
+
+// alsoAllowed puts a value that is allowed beside a type into what is said of that type.
+func alsoAllowed(at string, value any, found map[Problem]bool) {
+	for p := range found {
+		before, got, is := strings.Cut(p.Message, ", not ")
+		if p.Field == at && is && strings.HasPrefix(p.Message, "must be a") {
+			delete(found, p)
+			found[Problem{at, fmt.Sprintf("%s or %v, not %s", before, value, strings.Replace(got, "a boolean", "true", 1))}] = true
+		}
+	}
+}
+
+// retyped is how to write a value as the type that is wanted.
+func retyped(want []string, got string) string {
+	if len(want) != 1 {
+		return ""
+	}
+	switch want := want[0]; {
+	case want == "array":
+		return ": put [ ] around it"
+	case want == "boolean" && got == "string":
+		return ": write true or false, without quotes"
+	case (want == "integer" || want == "number") && got == "string":
+		return ": write it without quotes"
+	}
+	return ""
 }
 
 // knownBy are the names of an object's fields, where the schema at url says them.

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/nats-io/nats.go"
 
@@ -54,8 +55,13 @@ func JSON(doc []byte) ([]byte, error) {
 	if other := custspec.UTF16(doc); other != "" {
 		return nil, fmt.Errorf("it is %s: %s", other, custspec.SaveAsUTF8)
 	}
-	if json.Valid(doc) {
+	switch {
+	case json.Valid(doc):
 		return doc, nil
+	case len(bytes.TrimSpace(doc)) == 0:
+		return nil, errors.New(`it is empty: write a request into it, such as {"vm": "vm-42"}`)
+	case !utf8.Valid(doc), bytes.IndexByte(doc, 0) >= 0:
+		return nil, errors.New("it is no text in UTF-8, but a binary file or a text in another encoding: name the file that holds the request as JSON")
 	}
 	if foreign := custspec.ForeignText(doc); foreign != "" {
 		return nil, errors.New(foreign)
@@ -86,7 +92,13 @@ func New(vcenter string, doc []byte, ref events.RequestRef) (*Message, error) {
 		return nil, err
 	}
 	m.Data = data
-	return m, m.check()
+	err = m.check()
+	if reject := (*events.RejectError)(nil); errors.As(err, &reject) { // the event around the data is ours: its publisher knows no "data"
+		other := *reject
+		other.Message = strings.TrimPrefix(other.Message, "data.")
+		err = &other
+	}
+	return m, err
 }
 
 // noRequest says what a document is that is a specification alone; "" where it may be a request.
@@ -204,6 +216,11 @@ func (m *Message) plain(err error) error {
 	var reject *events.RejectError
 	if m.VM == "_" && errors.As(err, &reject) && reject.Field == "" {
 		return &events.RejectError{Code: reject.Code, Field: "vm", Message: events.CheckVM(dataOf(m.Data)), Withhold: reject.Withhold}
+	}
+	if reject = nil; errors.As(err, &reject) { // it was not sent: nobody keeps anything
+		other := *reject
+		other.Message = strings.TrimSuffix(other.Message, events.NotKept)
+		return &other
 	}
 	return err
 }

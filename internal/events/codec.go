@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"mime"
 	"net/url"
@@ -89,6 +88,9 @@ func lowerHeaders(h map[string][]string) (map[string]string, error) {
 
 func (e *envelope) readStructured(data []byte) error {
 	tree, err := strictJSON(data)
+	if twice := new(twiceError); errors.As(err, &twice) {
+		return err
+	}
 	if err != nil {
 		return fmt.Errorf("the message is no CloudEvent: %w", err)
 	}
@@ -275,7 +277,7 @@ func (e *envelope) validate() error {
 		}
 	}
 	if err := c.Validate(); err != nil {
-		return fmt.Errorf("not a CloudEvent: %s", strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", ", "))
+		return badAttributes(err)
 	}
 	if v, ok := e.attrs["datacontenttype"]; ok {
 		if t, _, _ := mime.ParseMediaType(v); t != "application/json" && t != "text/json" && !strings.HasSuffix(t, "+json") {
@@ -283,6 +285,33 @@ func (e *envelope) validate() error {
 		}
 	}
 	return nil
+}
+
+// badAttributes says of each attribute that the SDK does not take what to write.
+func badAttributes(err error) error {
+	var found event.ValidationError
+	if !errors.As(err, &found) {
+		return fmt.Errorf("the message is no CloudEvent: %s", strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", ", "))
+	}
+	var wrong []string
+	for _, name := range slices.Sorted(maps.Keys(found)) {
+		if cure, known := attributeCures[name]; known {
+			wrong = append(wrong, "attribute "+name+" "+cure)
+		} else {
+			wrong = append(wrong, fmt.Sprintf("attribute %s is not as CloudEvents has it: %v", name, found[name]))
+		}
+	}
+	return errors.New(strings.Join(wrong, "; "))
+}
+
+// attributeCures are what is wrong with attributes that break the rules of CloudEvents, and what to write.
+var attributeCures = map[string]string{
+	"id":              "is missing or empty: give each message an id of its own, such as a UUID",
+	"source":          "is missing, empty or no URI reference: name who sends it, such as /provisioner",
+	"type":            "is missing or empty: write " + Type(KindRequested) + ", or " + Type(KindCancelRequested) + " for a cancel",
+	"subject":         "is empty: write the VM's managed object ID, such as vm-42, or leave it out",
+	"dataschema":      "is no absolute URI: write one, or leave it out",
+	"datacontenttype": "is no media type: write application/json, or leave it out",
 }
 
 // outgoing is an event to be published.
@@ -379,56 +408,58 @@ func (e *envelope) attributes() Attributes {
 	}
 }
 
-// strictJSON reads one JSON value, keeps numbers as they are written, and refuses an object that names a member twice: what one reader takes
-// from the first, another takes from the last.
+// strictJSON reads one JSON value, keeps numbers as they are written, and refuses an object that names a member twice:
+// what one reader takes from the first, another takes from the last.
 func strictJSON(b []byte) (any, error) {
 	if !json.Valid(b) { // also bounds how deep it is nested
 		return nil, notJSON(b)
 	}
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.UseNumber()
-	return strictValue(d)
-}
-
-func strictValue(d *json.Decoder) (any, error) {
-	token, err := d.Token()
+	v, err := orderedValue(d)
 	if err != nil {
 		return nil, err
 	}
-	switch token {
-	case json.Delim('['):
-		list := []any{}
-		for d.More() {
-			v, err := strictValue(d)
-			if err != nil {
-				return nil, err
-			}
-			list = append(list, v)
-		}
-		_, err = d.Token()
-		return list, err
-	case json.Delim('{'):
-		object := map[string]any{}
-		for d.More() {
-			token, err := d.Token()
-			if err != nil {
-				return nil, err
-			}
-			name, ok := token.(string)
-			if !ok {
-				return nil, io.ErrUnexpectedEOF
-			}
-			if _, twice := object[name]; twice {
-				return nil, fmt.Errorf("member %.40q is there twice: leave one out", name)
-			}
-			if object[name], err = strictValue(d); err != nil {
-				return nil, err
-			}
-		}
-		_, err = d.Token()
-		return object, err
+	return unordered(v)
+}
+
+// twiceError is an object that names a member twice.
+type twiceError struct{ at string }
+
+func (e *twiceError) Error() string { return e.at + " is there twice: leave one of them out" }
+
+// within puts the name of what is around it before the place of a member that is there twice.
+func within(err error, around string) error {
+	if twice := new(twiceError); errors.As(err, &twice) && len(twice.at) < maxPath {
+		twice.at = around + "." + twice.at
+		twice.at = strings.ReplaceAll(twice.at, ".[", "[")
 	}
-	return token, nil
+	return err
+}
+
+// unordered is v with maps in the place of its objects.
+func unordered(v any) (any, error) {
+	var err error
+	switch v := v.(type) {
+	case []any:
+		for i := range v {
+			if v[i], err = unordered(v[i]); err != nil {
+				return nil, within(err, fmt.Sprintf("[%d]", i))
+			}
+		}
+	case object:
+		members := make(map[string]any, len(v))
+		for _, m := range v {
+			if _, twice := members[m.name]; twice {
+				return nil, &twiceError{Cut(m.name, 40)}
+			}
+			if members[m.name], err = unordered(m.value); err != nil {
+				return nil, within(err, Cut(m.name, 40))
+			}
+		}
+		return members, nil
+	}
+	return v, nil
 }
 
 // notJSON is why a text is no JSON, and where.

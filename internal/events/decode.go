@@ -164,6 +164,9 @@ func dataTree(data []byte) (map[string]any, error) {
 		return nil, invalid("", "data is not UTF-8: encode it so")
 	}
 	v, err := strictJSON(data)
+	if twice := new(twiceError); errors.As(err, &twice) {
+		return nil, invalid(twice.at, "is there twice: leave one of them out")
+	}
 	if err != nil {
 		return nil, invalid("", "data: %v", err)
 	}

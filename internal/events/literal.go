@@ -92,8 +92,11 @@ func refuseLiterals(found []literal) *RejectError {
 		how = "as the value of a variable in environment, " + how
 	}
 	return &RejectError{Code: InvalidRequest, Field: found[0].at, Withhold: true,
-		Message: text + "; secrets never travel: name one that guestflow holds, " + how + ". The data of this message is not kept"}
+		Message: text + "; secrets never travel: name one that guestflow holds, " + how + "" + NotKept}
 }
+
+// NotKept ends the refusal of a message whose data may hold a secret: its dead letter is without them.
+const NotKept = ". The data of this message is not kept"
 
 const aPassword = "a password"
 
