@@ -74,6 +74,7 @@ type doctor struct {
 	vm     string
 	about  string
 	broken bool
+	cured  map[string]bool // the cures that were told
 }
 
 func (d *doctor) find(v verdict, cure, what string, args ...any) {
@@ -84,9 +85,26 @@ func (d *doctor) find(v verdict, cure, what string, args ...any) {
 		return
 	}
 	d.say("  %s %s", d.paint(map[verdict]colour{fine: green, odd: yellow, broken: red, skipped: dim}[v], fmt.Sprintf("%-8s", v)), flat(f.What))
-	if f.Cure != "" {
+	if f.Cure = d.once(f.Cure); f.Cure != "" {
 		d.say("  %8s %s", "", d.paint(bold, "cure: ")+flat(f.Cure))
 	}
+}
+
+// longCure is from how many bytes on a cure is told once, and then referred to.
+const longCure = 60
+
+// once is a cure as it is told to people.
+func (d *doctor) once(cure string) string {
+	if d.cured[cure] {
+		return "the same as above"
+	}
+	if len(cure) > longCure {
+		if d.cured == nil {
+			d.cured = map[string]bool{}
+		}
+		d.cured[cure] = true
+	}
+	return cure
 }
 
 func (d *doctor) chapter(about string) {

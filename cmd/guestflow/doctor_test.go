@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"maps"
@@ -152,6 +153,26 @@ func TestDoctorKnowsTheRoles(t *testing.T) {
 		slices.Sort(ids)
 		if want := strings.Fields(string(b)); !slices.Equal(ids, slices.Sorted(slices.Values(want))) {
 			t.Errorf("%s: %v, the doctor asks for %v", file, want, ids)
+		}
+	}
+}
+
+// A long cure that several findings share is told once, and then referred to; a program gets it with each.
+func TestDoctorTellsALongCureOnce(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("ask the administrator ", 4)
+	for asJSON, want := range map[bool]int{false: 1, true: 3} {
+		var out bytes.Buffer
+		d := &doctor{cli: &cli{screen: &screen{out: &out, json: asJSON}}}
+		for range 3 {
+			d.find(broken, long, "something")
+			d.find(broken, "try again", "something else")
+		}
+		if got := strings.Count(out.String(), strings.TrimSpace(long)); got != want {
+			t.Errorf("told %d times:\n%s", got, &out)
+		}
+		if got := strings.Count(out.String(), "try again"); got != 3 {
+			t.Errorf("the short one was told %d times:\n%s", got, &out)
 		}
 	}
 }
