@@ -259,7 +259,8 @@ func TestNATSCommand(t *testing.T) {
 		"hostName":{"_typeName":"CustomizationFixedName","name":"web-1"}},
 		"globalIPSettings":{"_typeName":"CustomizationGlobalIPSettings"},
 		"nicSettingMap":[{"_typeName":"CustomizationAdapterMapping","adapter":{"_typeName":"CustomizationIPSettings",
-		"ip":{"_typeName":"CustomizationFixedIp","ipAddress":"10.0.0.7"},"subnetMask":"255.255.255.0"}}]}},"network":{}}`
+		"ip":{"_typeName":"CustomizationFixedIp","ipAddress":"10.0.0.7"},"subnetMask":"255.255.255.0"}}]}},
+		"network":{}}`
 	says("publisher", "Stored in Stream: GUESTFLOW_REQUESTS_lab", request(vms[0], "cli-1", fmt.Sprintf(customize,
 		vms[0]))...)
 	if e := s.ended("cli-1"); e.kind != "run.succeeded" {

@@ -13,7 +13,7 @@ import (
 	"github.com/guestflow/guestflow/internal/vcsim"
 )
 
-var kills = flag.Int("kills", 3, "how many servers TestServersKilledUnderLoad kills, one every ten seconds")
+var kills = flag.Int("kills", 1, "how many servers TestServersKilledUnderLoad kills, one every ten seconds")
 
 // Three servers, one killed every ten seconds under load, when the one before is current again; each time another
 // process starts, and sweeps: it may be shown streams as they were. No run ends other than it would without: all

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"flag"
 	"fmt"
 	"maps"
 	"slices"
@@ -12,11 +13,15 @@ import (
 	"github.com/guestflow/guestflow/internal/vcsim"
 )
 
-// A thousand requests for two hundred VMs over two replicas: per VM one after the other, in the order of the stream,
-// never more runs at once than the cap, and each ends once.
-func TestThousandRequests(t *testing.T) {
+var requests = flag.Int("requests", 200, "how many requests TestManyRequests publishes, five for each VM")
+
+// Many requests for many VMs over two replicas: per VM one after the other, in the order of the stream, never more
+// runs at once than the cap, and each ends once.
+func TestManyRequests(t *testing.T) {
 	t.Parallel()
-	const vms, perVM, limit, publishers = 200, 5, 64, 8
+	const perVM, publishers = 5, 8
+	vms := *requests / perVM
+	limit := max(vms/3, 1)
 	s := newHarness(t, startNATS(t), vcsim.Options{VMs: vms})
 	for _, id := range s.vc.VMs() {
 		s.vc.VM(id).Configure(func(g *vcsim.Guest) {

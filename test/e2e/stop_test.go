@@ -40,6 +40,7 @@ func TestOwnerStoppedForLongerThanTheAckWait(t *testing.T) {
 			cases = append(cases, stop{act: act, point: point})
 		}
 	}
+	cases = sample(cases)
 	const lanes = 5
 	inLanes(t, lanes, func(t *testing.T, n int) {
 		l := newLane(t, cluster.URL(), fmt.Sprintf("stop-%d", n+1), 3, len(cases)/lanes+1)

@@ -16,7 +16,7 @@ import (
 )
 
 var (
-	runs     = flag.Int("runs", 300, "how many runs TestTruth plays")
+	runs     = flag.Int("runs", 96, "how many runs TestTruth plays")
 	firstRun = flag.Int("first-run", 0, "the number of the first of them: each number always draws the same")
 	together = flag.Int("runs-at-once", 96, "how many runs TestTruth has in hand at once")
 )
