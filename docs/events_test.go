@@ -198,7 +198,7 @@ func (s *stage) play() {
 		`"customize":{"spec":{"identity":{"_typeName":"CustomizationLinuxPrep","hostName":{"_typeName":"CustomizationFixedName","name":"web-7"},"domain":"example.com"},"globalIPSettings":{},`+
 		`"nicSettingMap":[{"adapter":{"ip":{"_typeName":"CustomizationDhcpIpGenerator"}}}]}},"verify":false}`, aborted))
 	guest := s.prod.VM(s.prod.VMs()[0])
-	guest.Configure(func(g *vcsim.Guest) { g.Programs["/usr/bin/join-domain"] = vcsim.Program{For: time.Hour} })
+	guest.Configure(func(g *vcsim.Guest) { g.Programs["/usr/bin/join-domain"] = vcsim.Program{Duration: time.Hour} })
 	s.publish("guestflow.requests.prod."+guest.ID(), "requested", "order-5", guest.ID(), processes(guest.ID()))
 	s.until(journal, "order-5", "process.started")
 	guest.HangTools()

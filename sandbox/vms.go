@@ -42,7 +42,7 @@ var behaviours = []behaviour{
 	{
 		shows: "slow: half a minute, with progress",
 		ends:  "run.succeeded",
-		guest: func(g *vcsim.Guest) { g.CustomizeFor = 30 * time.Second },
+		guest: func(g *vcsim.Guest) { g.CustomizeTime = 30 * time.Second },
 	},
 	{shows: "the guest lies: its Task succeeds, its host name stays what it was", ends: "run.failed VerifyMismatch",
 		guest: func(g *vcsim.Guest) { g.Faults.KeepsHostName = true }},
@@ -59,9 +59,9 @@ var behaviours = []behaviour{
 		guest: func(g *vcsim.Guest) { g.Password = "another one" },
 	},
 	{shows: "the process in the guest exits with 3", ends: "run.failed ExitCode",
-		guest: func(g *vcsim.Guest) { g.Programs[program] = vcsim.Program{For: time.Second, ExitCode: 3} }},
+		guest: func(g *vcsim.Guest) { g.Programs[program] = vcsim.Program{Duration: time.Second, ExitCode: 3} }},
 	{shows: "the answer to CustomizeGuest_Task is lost: the Task is found, and made once", ends: "run.succeeded",
-		rules: []vcsim.Rule{{Op: "CustomizeGuest_Task", LoseAnswer: true}}},
+		rules: []vcsim.Rule{{Op: "CustomizeGuest_Task", LoseResponse: true}}},
 	{
 		shows: "vCenter says that the Task failed, and the guest was customized",
 		ends:  "run.succeeded",
@@ -88,15 +88,15 @@ var behaviours = []behaviour{
 		guest: func(g *vcsim.Guest) { g.Supported = false }},
 	{shows: "powered off", ends: "run.failed PowerState", vm: (*vcsim.VM).PowerOff},
 	{shows: "the process outlasts its time", ends: "run.failed StepTimeout",
-		guest:   func(g *vcsim.Guest) { g.Programs[program] = vcsim.Program{For: time.Hour} },
+		guest:   func(g *vcsim.Guest) { g.Programs[program] = vcsim.Program{Duration: time.Hour} },
 		request: func(r map[string]any) { r["processes"].([]any)[0].(map[string]any)["timeout"] = "5s" }},
 	{shows: "the guest forgets the process's exit code: VMware Tools are restarted", ends: "run.failed ExitCodeUnknown",
-		guest: func(g *vcsim.Guest) { g.Programs[program] = vcsim.Program{For: time.Hour} },
+		guest: func(g *vcsim.Guest) { g.Programs[program] = vcsim.Program{Duration: time.Hour} },
 		each: func(v *vcsim.VCenter, m *vcsim.VM) {
 			v.Script(vcsim.Rule{VM: m.ID(), Op: "guest/processes get", Skip: 2, Times: 1, RESTError: "NOT_FOUND"})
 		}},
 	{shows: "a cancel: it works for an hour until it is told to stop", ends: "run.canceled",
-		guest: func(g *vcsim.Guest) { g.Programs[program] = vcsim.Program{For: time.Hour} },
+		guest: func(g *vcsim.Guest) { g.Programs[program] = vcsim.Program{Duration: time.Hour} },
 		request: func(r map[string]any) {
 			r["processes"].([]any)[0].(map[string]any)["timeout"] = "1h"
 			r["timeout"] = "2h"
@@ -104,7 +104,7 @@ var behaviours = []behaviour{
 	{
 		shows:   "VMware Tools go away while the process runs: process.unreachable, and on when they are back after 5 s",
 		ends:    "run.succeeded",
-		guest:   func(g *vcsim.Guest) { g.Programs[program] = vcsim.Program{For: 8 * time.Second} },
+		guest:   func(g *vcsim.Guest) { g.Programs[program] = vcsim.Program{Duration: 8 * time.Second} },
 		started: func(m *vcsim.VM) { awayFor(5*time.Second, m) },
 	},
 }
@@ -122,8 +122,8 @@ func prepare(v *vcsim.VCenter) []VM {
 	for i, id := range v.VMs() {
 		b, m := behaviours[i], v.VM(id)
 		m.Configure(func(g *vcsim.Guest) {
-			g.CustomizeFor, g.NetworkFor = 3*time.Second, time.Second
-			g.Programs[program] = vcsim.Program{For: 2 * time.Second}
+			g.CustomizeTime, g.NetworkTime = 3*time.Second, time.Second
+			g.Programs[program] = vcsim.Program{Duration: 2 * time.Second}
 			g.Files = map[string]string{
 				"/var/log/vmware-gosc/instant_clone_customization.log": "INFO the sandbox's guest was here\n",
 			}

@@ -80,7 +80,7 @@ func TestDoctorFinds(t *testing.T) {
 	with(map[string]string{"VCENTER_LAB_THUMBPRINT": strings.Repeat("ab", 32)}).read("doctor").want(t, 1, "VCENTER_LAB_THUMBPRINT to the SHA-256")
 	with(map[string]string{"VCENTER_LAB_URL": "https://127.0.0.1:1"}).read("doctor").want(t, 1, "whether this host may reach it")
 
-	s.vc.Script(vcsim.Rule{Op: "WaitForUpdatesEx", HTTP: &vcsim.Answer{Status: 200, ContentType: "application/json", Body: `{"version":7}`}})
+	s.vc.Script(vcsim.Rule{Op: "WaitForUpdatesEx", HTTP: &vcsim.Response{Status: 200, ContentType: "application/json", Body: `{"version":7}`}})
 	s.read("doctor", "--vm", vm).want(t, 1, "broken   the long poll does not show "+vm, "the answer is not understood", "version", "proxy")
 	s.vc.ClearScript()
 

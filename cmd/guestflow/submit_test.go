@@ -18,7 +18,7 @@ func TestRuns(t *testing.T) {
 	s := newSite(t, vcsim.Options{VMs: 12})
 	vms := s.vc.VMs()
 	for _, vm := range vms {
-		s.vc.VM(vm).Configure(func(g *vcsim.Guest) { g.CustomizeFor, g.NetworkFor = 100*time.Millisecond, 50*time.Millisecond })
+		s.vc.VM(vm).Configure(func(g *vcsim.Guest) { g.CustomizeTime, g.NetworkTime = 100*time.Millisecond, 50*time.Millisecond })
 	}
 	s.serve()
 
@@ -68,7 +68,7 @@ func TestRuns(t *testing.T) {
 		t.Parallel()
 		s := &site{t, s.url, s.vc, s.env}
 		vm := vms[2]
-		s.vc.VM(vm).Configure(func(g *vcsim.Guest) { g.CustomizeFor = time.Hour })
+		s.vc.VM(vm).Configure(func(g *vcsim.Guest) { g.CustomizeTime = time.Hour })
 		w := s.begin(false, s.whole(vm, "--id", "r-3", "--wait", "--text")...)
 		w.out.await(t, "customize.started")
 		s.read("status", vm).want(t, 0, "running", "customize", "join-domain")
@@ -91,7 +91,7 @@ func TestRuns(t *testing.T) {
 		t.Parallel()
 		s := &site{t, s.url, s.vc, s.env}
 		vm := vms[3]
-		s.vc.VM(vm).Configure(func(g *vcsim.Guest) { g.CustomizeFor = 1500 * time.Millisecond })
+		s.vc.VM(vm).Configure(func(g *vcsim.Guest) { g.CustomizeTime = 1500 * time.Millisecond })
 		w := s.begin(true, s.whole(vm, "--wait")...)
 		w.out.await(t, "\r⠙")
 		r := w.end().want(t, 0, "\x1b[32mrun.succeeded", "customize ████", "%")
@@ -129,7 +129,7 @@ func TestRuns(t *testing.T) {
 		t.Parallel()
 		s := &site{t, s.url, s.vc, s.env}
 		vm := vms[5]
-		s.vc.VM(vm).Configure(func(g *vcsim.Guest) { g.CustomizeFor = time.Hour })
+		s.vc.VM(vm).Configure(func(g *vcsim.Guest) { g.CustomizeTime = time.Hour })
 		w := s.begin(false, s.whole(vm, "--wait", "--text")...)
 		w.out.await(t, "customize.started")
 		w.stop()

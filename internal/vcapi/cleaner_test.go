@@ -308,7 +308,7 @@ func TestHistoryLate(t *testing.T) {
 	t.Parallel()
 	v, c := start(t, vcsim.Options{APIVersion: "9.0.0.0", VMs: 1})
 	vm, ctx := v.VMs()[0], patience(t)
-	v.Script(vcsim.Rule{Op: "CreateCollectorForTasks", DelayAnswer: 30 * time.Millisecond})
+	v.Script(vcsim.Rule{Op: "CreateCollectorForTasks", DelayResponse: 30 * time.Millisecond})
 
 	for range 40 {
 		short, cancel := context.WithTimeout(ctx, 20*time.Millisecond)

@@ -419,7 +419,7 @@ func TestSimulatedGuestFile(t *testing.T) {
 	}
 
 	// A cut on the way is an error that may pass, and the next transfer has a URL of its own.
-	v.Script(vcsim.Rule{Op: "GET guest file", Times: 1, LoseAnswer: true})
+	v.Script(vcsim.Rule{Op: "GET guest file", Times: 1, LoseResponse: true})
 	if _, err := c.GuestFile(ctx, vms[0], simAuth, "/var/log/app.log", 6); asError(t, err).Class != Transient {
 		t.Errorf("got %v", err)
 	}

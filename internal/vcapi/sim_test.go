@@ -306,7 +306,7 @@ func TestSimulatedErrors(t *testing.T) {
 	}
 
 	outcome{"CustomizationFault", Transient, Answered}.check(t, s.Task.Err)
-	v.VM(vms[0]).Configure(func(g *vcsim.Guest) { g.TaskError, g.CustomizeFor = nil, time.Hour })
+	v.VM(vms[0]).Configure(func(g *vcsim.Guest) { g.TaskError, g.CustomizeTime = nil, time.Hour })
 	if task, err = c.CustomizeGuest(ctx, nil, vms[0], simAuth, json.RawMessage(simSpec), nil); err != nil {
 		t.Fatal(err)
 	}
@@ -326,7 +326,7 @@ func TestSimulatedLosses(t *testing.T) {
 	v, c := start(t, vcsim.Options{VMs: 2})
 	ctx, vms := patience(t), v.VMs()
 	v.Script(vcsim.Rule{VM: vms[0], Op: "StartGuestNetwork_Task", LoseCall: true})
-	v.Script(vcsim.Rule{VM: vms[1], Op: "StartGuestNetwork_Task", LoseAnswer: true})
+	v.Script(vcsim.Rule{VM: vms[1], Op: "StartGuestNetwork_Task", LoseResponse: true})
 
 	for i, effects := range []int{0, 1} {
 		_, err := c.StartGuestNetwork(ctx, nil, vms[i], simAuth)
@@ -445,7 +445,7 @@ func TestSimulatedWatchGone(t *testing.T) {
 		func(s WatchState) bool { return s.TaskGone && !s.VMGone && s.VM.PowerState == "poweredOn" },
 	)
 
-	v.VM(vm).Configure(func(g *vcsim.Guest) { g.CustomizeFor = time.Hour })
+	v.VM(vm).Configure(func(g *vcsim.Guest) { g.CustomizeTime = time.Hour })
 	task, err := c.CustomizeGuest(patience(t), nil, vm, simAuth, json.RawMessage(simSpec), nil)
 	if err != nil {
 		t.Fatal(err)

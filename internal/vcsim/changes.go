@@ -6,9 +6,9 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
-// changes remembers when each managed object changed last, in generations that only grow, and wakes those that wait for
+// changeLog remembers when each managed object changed last, in generations that only grow, and wakes those that wait for
 // a change.
-type changes struct {
+type changeLog struct {
 	mu      sync.Mutex
 	gen     uint64
 	last    map[types.ManagedObjectReference]uint64
@@ -16,13 +16,13 @@ type changes struct {
 	blocked map[types.ManagedObjectReference]bool // whose updates are held back
 }
 
-func newChanges() *changes {
-	return &changes{last: make(map[types.ManagedObjectReference]uint64), wake: make(chan struct{}),
+func newChangeLog() *changeLog {
+	return &changeLog{last: make(map[types.ManagedObjectReference]uint64), wake: make(chan struct{}),
 		blocked: make(map[types.ManagedObjectReference]bool)}
 }
 
-// touch notes a change of an object, its making and its end included.
-func (c *changes) touch(ref types.ManagedObjectReference) {
+// note notes a change of an object, its making and its end included.
+func (c *changeLog) note(ref types.ManagedObjectReference) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.gen++
@@ -32,21 +32,21 @@ func (c *changes) touch(ref types.ManagedObjectReference) {
 }
 
 // now is the current generation, and a channel that is closed by the next change.
-func (c *changes) now() (gen uint64, wake <-chan struct{}) {
+func (c *changeLog) now() (gen uint64, wake <-chan struct{}) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.gen, c.wake
 }
 
-// since reports whether an object changed after a generation.
-func (c *changes) since(ref types.ManagedObjectReference, gen uint64) bool {
+// changedSince reports whether an object changed after a generation.
+func (c *changeLog) changedSince(ref types.ManagedObjectReference, gen uint64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.last[ref] > gen
 }
 
-// hold holds an object's updates back, or ends that.
-func (c *changes) block(ref types.ManagedObjectReference, back bool) {
+// block holds an object's updates back, or ends that.
+func (c *changeLog) block(ref types.ManagedObjectReference, back bool) {
 	c.mu.Lock()
 	was := c.blocked[ref]
 	if back {
@@ -57,11 +57,11 @@ func (c *changes) block(ref types.ManagedObjectReference, back bool) {
 
 	c.mu.Unlock()
 	if was && !back {
-		c.touch(ref)
+		c.note(ref)
 	}
 }
 
-func (c *changes) blocks(ref types.ManagedObjectReference) bool {
+func (c *changeLog) isBlocked(ref types.ManagedObjectReference) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.blocked[ref]

@@ -134,7 +134,7 @@ func (pc *propertyCollector) CreateFilter(ctx *simulator.Context, req *types.Cre
 	pc.state.filters = append(pc.state.filters, f)
 	pc.Filter = append(slices.Clone(pc.Filter), ref)
 	unlock()
-	pc.owner(ctx).changes.touch(ref)
+	pc.owner(ctx).changes.note(ref)
 	body.Res = &types.CreateFilterResponse{Returnval: ref}
 	return body
 }
@@ -376,7 +376,7 @@ func (f *propertyFilter) read(ctx *simulator.Context, pc *propertyCollector, gen
 	map[types.ManagedObjectReference]*objectState, []types.ManagedObjectReference,
 ) {
 	v := pc.owner(ctx)
-	changed := v.changes.since
+	changed := v.changes.changedSince
 	f.mu.Lock()
 	defer f.mu.Unlock()
 

@@ -138,7 +138,7 @@ func TestVersionAskedAgain(t *testing.T) {
 	p := c.poll(filterOf("VirtualMachine", vm.ID(), "guest.hostName"))
 	p.next()
 
-	v.Script(vcsim.Rule{Op: "WaitForUpdatesEx", Times: 1, LoseAnswer: true})
+	v.Script(vcsim.Rule{Op: "WaitForUpdatesEx", Times: 1, LoseResponse: true})
 	vm.SetHostName("one")
 	if _, err := c.try("POST", p.path+"WaitForUpdatesEx", p.body("60")); err == nil {
 		t.Fatal("the answer was not lost")

@@ -271,7 +271,7 @@ func TestBusyAbortAndCrash(t *testing.T) {
 	c := newREST(t, v)
 	c.login()
 	vm := first(v)
-	vm.Configure(func(g *vcsim.Guest) { g.CustomizeFor = time.Hour })
+	vm.Configure(func(g *vcsim.Guest) { g.CustomizeTime = time.Hour })
 	body := customizeBody(vm, "web01", "10.0.0.7")
 	busy := c.act("CustomizeGuest_Task", body)
 
@@ -293,7 +293,7 @@ func TestBusyAbortAndCrash(t *testing.T) {
 		t.Fatalf("aborted: %+v", info)
 	}
 
-	vm.Configure(func(g *vcsim.Guest) { g.CustomizeFor, g.Crash = time.Millisecond, true })
+	vm.Configure(func(g *vcsim.Guest) { g.CustomizeTime, g.Crash = time.Millisecond, true })
 	for range 2 { // the crash, then the lock that it left
 		if info := c.end(c.act("CustomizeGuest_Task", body)); info.State != "error" {
 			t.Fatalf("crash: %+v", info)
@@ -328,7 +328,7 @@ func TestInterrupted(t *testing.T) {
 			c := newREST(t, v)
 			c.login()
 			vm := first(v)
-			vm.Configure(func(g *vcsim.Guest) { g.CustomizeFor = time.Hour })
+			vm.Configure(func(g *vcsim.Guest) { g.CustomizeTime = time.Hour })
 			task := c.act("CustomizeGuest_Task", customizeBody(vm, "web01", "10.0.0.7"))
 			tc.by(c, vm, task)
 			info := c.end(task)

@@ -36,15 +36,15 @@ type Faults struct {
 
 // intercept bends a plan by the guest's Faults. vm.mu is held.
 func (vm *VM) intercept(name string, p *plan) {
-	p.faults, p.life = vm.guest.Faults, vm.lives
+	p.faults, p.resets = vm.guest.Faults, vm.resets
 	if p.faults.KeepsHostName {
-		p.then.hostName = ""
+		p.target.hostName = ""
 	}
 	if p.faults.KeepsAddresses {
-		p.then.addresses = nil
+		p.target.addresses = nil
 	}
 	if macs := vm.macs(); name == customizeGuest && p.faults.SwapsAddresses && len(macs) > 1 {
-		p.then.addresses[macs[0]], p.then.addresses[macs[1]] = p.then.addresses[macs[1]], p.then.addresses[macs[0]]
+		p.target.addresses[macs[0]], p.target.addresses[macs[1]] = p.target.addresses[macs[1]], p.target.addresses[macs[0]]
 	}
 	if p.fault != nil && p.message == "" {
 		p.message = p.faults.Message
@@ -54,14 +54,14 @@ func (vm *VM) intercept(name string, p *plan) {
 	}
 }
 
-// finish does a run's work in the guest, and ends its status: at once, or WorkAfterTask later. vm.mu is held.
-func (vm *VM) finish(name string, p plan, fault types.BaseMethodFault, killed bool) {
+// finishWork does a run's work in the guest, and ends its status: at once, or WorkAfterTask later. vm.mu is held.
+func (vm *VM) finishWork(name string, p plan, fault types.BaseMethodFault, killed bool) {
 	end := func() {
-		if vm.lives != p.life {
+		if vm.resets != p.resets {
 			return
 		}
 		if !killed && p.applies {
-			vm.apply(name, p.then)
+			vm.apply(name, p.target)
 		}
 
 		done := fault == nil || p.applies && !killed
@@ -72,7 +72,7 @@ func (vm *VM) finish(name string, p plan, fault types.BaseMethodFault, killed bo
 		case says == "FAILED" && fault == nil:
 			vm.setInfo(statusPrefix+"FAILED", "The guest says so.", false)
 		default:
-			vm.setInfo(statusPrefix+"FAILED", text(fault, p.message), false)
+			vm.setInfo(statusPrefix+"FAILED", faultText(fault, p.message), false)
 		}
 	}
 
@@ -100,17 +100,17 @@ func (vm *VM) SetShown(hostName string, addresses map[int]string) {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
 
-	vm.set = vm.set.clone()
+	vm.configured = vm.configured.clone()
 	if hostName != "" {
-		vm.set.hostName = hostName
+		vm.configured.hostName = hostName
 	}
 
 	macs := vm.macs()
 	for n, address := range addresses {
-		vm.set.addresses[macs[n]] = []string{address}
+		vm.configured.addresses[macs[n]] = []string{address}
 	}
 
-	vm.shown = vm.set.clone()
+	vm.reported = vm.configured.clone()
 	vm.report()
 }
 
@@ -121,7 +121,7 @@ func (vm *VM) BlockUpdates() { vm.v.changes.block(vm.ref, true) }
 // UnblockUpdates ends what BlockUpdates began: the updates come.
 func (vm *VM) UnblockUpdates() { vm.v.changes.block(vm.ref, false) }
 
-// held reports whether updates of an object are held back.
+// updatesBlocked reports whether updates of an object are held back.
 func (v *VCenter) updatesBlocked(ref types.ManagedObjectReference) bool {
 	if ref.Type == "Task" {
 		v.tasks.mu.Lock()
@@ -132,24 +132,7 @@ func (v *VCenter) updatesBlocked(ref types.ManagedObjectReference) bool {
 		}
 		ref = *info.Entity
 	}
-	return v.changes.blocks(ref)
-}
-
-// HangTools makes VMware Tools fall silent, as in a guest that is very busy: guest calls are refused, but what runs in
-// the guest goes on, a customization too, and exit codes are kept. UnhangTools ends it.
-func (vm *VM) HangTools() {
-	vm.mu.Lock()
-	defer vm.mu.Unlock()
-	vm.tools = false
-	vm.report()
-}
-
-// UnhangTools ends what HangTools began: the same VMware Tools answer again.
-func (vm *VM) UnhangTools() {
-	vm.mu.Lock()
-	defer vm.mu.Unlock()
-	vm.tools = vm.powered
-	vm.report()
+	return v.changes.isBlocked(ref)
 }
 
 // ForgetProcess lets a process disappear without a trace.
@@ -198,44 +181,6 @@ func (vm *VM) Remove() {
 	vm.halt()
 }
 
-// GroundTruth is the real state of a guest, whatever VMware Tools report.
-type GroundTruth struct {
-	HostName  string
-	Addresses []string // of all NICs in their order
-	Connected bool     // all virtual NICs
-	// ExitCodes are those of the processes that have ended by themselves, by command line.
-	ExitCodes map[string]int64
-}
-
-// GroundTruth reads the real state of the guest, past VMware Tools.
-func (vm *VM) GroundTruth() GroundTruth {
-	vm.mu.Lock()
-	defer vm.mu.Unlock()
-
-	t := GroundTruth{HostName: vm.set.hostName, Connected: true, ExitCodes: make(map[string]int64)}
-	for _, mac := range vm.macs() {
-		t.Addresses = append(t.Addresses, plainAddresses(vm.set.addresses[mac])...)
-	}
-
-	now := vm.v.GuestNow()
-	for _, p := range vm.procs {
-		if p.ended(now) {
-			t.ExitCodes[p.command] = p.exitCode
-		}
-	}
-
-	ctx := vm.v.newContext()
-	if obj, ok := ctx.Map.Get(vm.ref).(*simulator.VirtualMachine); ok {
-		ctx.WithLock(obj, func() {
-			for _, nic := range vm.nics(obj) {
-				t.Connected = t.Connected && nic.Connected
-			}
-		})
-	}
-
-	return t
-}
-
 // Reset makes the VM and its guest as they were at first: honest, running, connected, not customized, with no effects
 // and no rules of its own. Nothing may be under way on it but what an earlier life left behind.
 func (vm *VM) Reset() {
@@ -253,23 +198,16 @@ func (vm *VM) Reset() {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
 
-	vm.lives++
+	vm.resets++
 	vm.halt()
 	vm.guest, vm.effects = newGuest(), Effects{}
 	vm.info = types.GuestInfoCustomizationInfo{CustomizationStatus: statusPrefix + "IDLE"}
-	vm.set = vm.template()
+	vm.configured = vm.template()
 	vm.powered = true
 	vm.boot(0)
 }
 
-// clearScriptOf takes a VM's rules away.
-func (v *VCenter) clearScriptOf(id string) {
-	v.rec.mu.Lock()
-	defer v.rec.mu.Unlock()
-	v.rec.rules = slices.DeleteFunc(v.rec.rules, func(r *activeRule) bool { return r.VM == id })
-}
-
-// Spawn lets the guest run a process that nobody asked for through vCenter, until it is deleted; it shows command as
+// SpawnProcess lets the guest run a process that nobody asked for through vCenter, until it is deleted; it shows command as
 // its command line.
 func (vm *VM) SpawnProcess(command string) (pid int64) {
 	vm.mu.Lock()

@@ -4,7 +4,6 @@ import (
 	"net/http"
 	"net/url"
 	"path"
-	"regexp"
 	"sync"
 	"time"
 
@@ -57,7 +56,7 @@ func (m *guestFileManager) InitiateFileTransferFromGuest(
 	body := new(methods.InitiateFileTransferFromGuestBody)
 	info, fault := m.begin(req)
 	if fault != nil {
-		body.Fault_ = faulted(fault)
+		body.Fault_ = soapFaultOf(fault)
 		return body
 	}
 	body.Res = &types.InitiateFileTransferFromGuestResponse{Returnval: info}
@@ -123,11 +122,11 @@ func (m *guestFileManager) begin(
 	}, nil
 }
 
-// understandFile reads GET /guestFile?id=…&token=…, which needs no session.
-func (v *VCenter) understandFile(r *http.Request) exchange {
+// parseFile reads GET /guestFile?id=…&token=…, which needs no session.
+func (v *VCenter) parseFile(r *http.Request) parsedCall {
 	token := r.URL.Query().Get("token")
-	x := exchange{call: Call{Op: "GET guest file", Session: v.session(r.Header.Get(sessionHeader)).name()}}
-	x.fault = func(types.BaseMethodFault) answer { return pageAnswer(http.StatusInternalServerError) }
+	x := parsedCall{call: Call{Op: "GET guest file", Session: v.session(r.Header.Get(sessionHeader)).name()}}
+	x.fault = func(types.BaseMethodFault) response { return pageResponse(http.StatusInternalServerError) }
 	v.transfers.mu.Lock()
 	t, ok := v.transfers.all[token]
 	v.transfers.mu.Unlock()
@@ -135,9 +134,9 @@ func (v *VCenter) understandFile(r *http.Request) exchange {
 		x.call.VM = t.vm.ID()
 	}
 
-	x.serve = func() answer {
+	x.serve = func() response {
 		if r.Method != http.MethodGet {
-			return pageAnswer(http.StatusMethodNotAllowed)
+			return pageResponse(http.StatusMethodNotAllowed)
 		}
 		return v.serveFile(token)
 	}
@@ -146,13 +145,13 @@ func (v *VCenter) understandFile(r *http.Request) exchange {
 }
 
 // serveFile sends a file and ends its transfer. The statuses of refusals are a belief.
-func (v *VCenter) serveFile(token string) answer {
+func (v *VCenter) serveFile(token string) response {
 	v.transfers.mu.Lock()
 	t, ok := v.transfers.all[token]
 	delete(v.transfers.all, token)
 	v.transfers.mu.Unlock()
 	if !ok || v.Now().After(t.until) {
-		return pageAnswer(http.StatusNotFound)
+		return pageResponse(http.StatusNotFound)
 	}
 
 	t.vm.mu.Lock()
@@ -161,15 +160,10 @@ func (v *VCenter) serveFile(token string) answer {
 	content, ok := t.vm.guest.Files[t.file]
 	switch {
 	case !ok:
-		return pageAnswer(http.StatusNotFound)
+		return pageResponse(http.StatusNotFound)
 	case !t.vm.tools:
-		return pageAnswer(http.StatusInternalServerError)
+		return pageResponse(http.StatusInternalServerError)
 	}
 
-	return answer{status: http.StatusOK, contentType: transferredAs, body: []byte(content)}
+	return response{status: http.StatusOK, contentType: transferredAs, body: []byte(content)}
 }
-
-var tokenInPath = regexp.MustCompile(`([?&]token=)[^&]*`)
-
-// redactPath is a path without the token of a transfer.
-func redactPath(uri string) string { return tokenInPath.ReplaceAllString(uri, "${1}"+blanked) }

@@ -84,13 +84,6 @@ func newCard(n, unit int) *types.VirtualVmxnet3 {
 	return card
 }
 
-func powerChanges(state types.VirtualMachinePowerState) []types.PropertyChange {
-	return []types.PropertyChange{
-		{Name: "runtime.powerState", Val: state},
-		{Name: "summary.runtime.powerState", Val: state},
-	}
-}
-
 // VMs are the managed object IDs of the ready-made VMs, in the order of their making.
 func (v *VCenter) VMs() []string {
 	v.inv.mu.Lock()
@@ -116,7 +109,7 @@ func (v *VCenter) VM(id string) *VM {
 	ctx := v.newContext()
 	ctx.WithLock(ref, func() { vm.name = obj.Name })
 	vm.info.CustomizationStatus = "TOOLSDEPLOYPKG_IDLE"
-	vm.set = vm.template()
+	vm.configured = vm.template()
 	v.inv.vms[id] = vm
 	vm.mu.Lock()
 	defer vm.mu.Unlock()

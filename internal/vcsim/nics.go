@@ -125,7 +125,7 @@ func (vm *VM) stack(nics []types.GuestNicInfo) []types.GuestStackInfo {
 		)
 	}
 
-	for _, gateway := range vm.shown.gateways {
+	for _, gateway := range vm.reported.gateways {
 		if strings.Contains(gateway, ":") {
 			add("::", 0, gateway)
 		} else {
@@ -147,7 +147,7 @@ func (vm *VM) stack(nics []types.GuestNicInfo) []types.GuestStackInfo {
 		}
 	}
 
-	dns := &types.NetDnsConfigInfo{HostName: vm.shown.hostName, IpAddress: slices.Clone(vm.shown.dns)}
+	dns := &types.NetDnsConfigInfo{HostName: vm.reported.hostName, IpAddress: slices.Clone(vm.reported.dns)}
 	return []types.GuestStackInfo{{DnsConfig: dns, IpRouteConfig: routes}}
 }
 
@@ -155,14 +155,14 @@ func (vm *VM) stack(nics []types.GuestNicInfo) []types.GuestStackInfo {
 func (vm *VM) SetGateways(gateways ...string) {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
-	vm.set.gateways = gateways
-	vm.show()
+	vm.configured.gateways = gateways
+	vm.reportConfigured()
 }
 
 // SetDNS sets the guest's DNS servers and lets VMware Tools report them.
 func (vm *VM) SetDNS(servers ...string) {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
-	vm.set.dns = servers
-	vm.show()
+	vm.configured.dns = servers
+	vm.reportConfigured()
 }

@@ -84,8 +84,8 @@ var required = map[string]need{
 	"GET guest file":                         {},
 }
 
-// rights are what the login may do.
-type rights struct {
+// permissions are what the login may do.
+type permissions struct {
 	mu     sync.Mutex
 	held   *Privileges
 	denied map[string][]string // by VM
@@ -109,8 +109,8 @@ func (v *VCenter) Deny(vm string, privileges ...string) {
 	v.rights.denied[vm] = append(v.rights.denied[vm], privileges...)
 }
 
-// holds reports whether the login has a privilege on a VM, or where vm is "" on the root folder.
-func (r *rights) holds(privilege, vm string) bool {
+// has reports whether the login has a privilege on a VM, or where vm is "" on the root folder.
+func (r *permissions) has(privilege, vm string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 
@@ -125,28 +125,28 @@ func (r *rights) holds(privilege, vm string) bool {
 	return slices.Contains(r.held.VMs, privilege)
 }
 
-func (r *rights) restricted() bool {
+func (r *permissions) restricted() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.held != nil
 }
 
-// permit lets the login's privileges be looked at before a call takes effect. One without a living session is left to
+// checkPrivileges lets the login's privileges be looked at before a call takes effect. One without a living session is left to
 // find that out by itself.
-func (v *VCenter) permit(x exchange, r *http.Request, body []byte) exchange {
+func (v *VCenter) checkPrivileges(x parsedCall, r *http.Request, body []byte) parsedCall {
 	serve := x.serve
-	x.serve = func() answer {
-		fault := v.lacking(x.call)
+	x.serve = func() response {
+		fault := v.missingPrivilege(x.call)
 		if fault == nil || !v.loggedIn(r) {
 			return serve()
 		}
-		return v.refusal(x, r, body, fault)
+		return v.refuseCall(x, r, body, fault)
 	}
 	return x
 }
 
-// lacking is the fault for a call that the login may not make, nil where it may.
-func (v *VCenter) lacking(c Call) *types.NoPermission {
+// missingPrivilege is the fault for a call that the login may not make, nil where it may.
+func (v *VCenter) missingPrivilege(c Call) *types.NoPermission {
 	n, known := required[c.Op]
 	if !known && v.rights.restricted() && !strings.Contains(c.Op, " /") {
 		// A path that is not served is not there for anybody.
@@ -157,7 +157,7 @@ func (v *VCenter) lacking(c Call) *types.NoPermission {
 	look := func(entity types.ManagedObjectReference, vm string, privileges []string) {
 		var missing []string
 		for _, p := range privileges {
-			if !v.rights.holds(p, vm) {
+			if !v.rights.has(p, vm) {
 				missing = append(missing, p)
 			}
 		}
@@ -201,17 +201,17 @@ func (v *VCenter) loggedIn(r *http.Request) bool {
 
 const permissionDenied = "Permission to perform this operation was denied."
 
-// refusal writes a NoPermission as each protocol does. RetrievePropertiesEx succeeds, and says of every property why it
+// refuseCall writes a NoPermission as each protocol does. RetrievePropertiesEx succeeds, and says of every property why it
 // is missing.
-func (v *VCenter) refusal(x exchange, r *http.Request, body []byte, fault *types.NoPermission) answer {
+func (v *VCenter) refuseCall(x parsedCall, r *http.Request, body []byte, fault *types.NoPermission) response {
 	switch {
 	case strings.HasPrefix(r.URL.Path, vijsonPrefix):
 		if req, err := v.decode(v.content.PropertyCollector, x.call.Op, body); err == nil {
 			if ask, ok := req.(*types.RetrievePropertiesEx); ok {
-				return valueAnswer(allMissing(ask, fault))
+				return valueResponse(allMissing(ask, fault))
 			}
 		}
-		return jsonFaultSaying(fault, permissionDenied)
+		return jsonFaultWithText(fault, permissionDenied)
 	case strings.HasPrefix(r.URL.Path, vim25.Path):
 		return x.fault(fault)
 	}
@@ -226,7 +226,7 @@ func (v *VCenter) refusal(x exchange, r *http.Request, body []byte, fault *types
 	)
 
 	if strings.HasPrefix(r.URL.Path, "/rest/") {
-		return oldForm(a)
+		return oldRESTForm(a)
 	}
 
 	return a
@@ -256,7 +256,7 @@ func allMissing(ask *types.RetrievePropertiesEx, fault *types.NoPermission) type
 // authorizationManager is vcsim's, but it knows what the login may do.
 type authorizationManager struct {
 	*simulator.AuthorizationManager
-	rights *rights
+	rights *permissions
 }
 
 func (v *VCenter) installAuthorizationManager() {
@@ -275,7 +275,7 @@ func (m *authorizationManager) HasPrivilegeOnEntities(req *types.HasPrivilegeOnE
 			vm = e.Value
 		}
 
-		if read := "System.Read"; !m.rights.holds(read, vm) {
+		if read := "System.Read"; !m.rights.has(read, vm) {
 			return &methods.HasPrivilegeOnEntitiesBody{
 				Fault_: simulator.Fault(permissionDenied, &types.NoPermission{Object: &e, PrivilegeId: read}),
 			}
@@ -285,7 +285,7 @@ func (m *authorizationManager) HasPrivilegeOnEntities(req *types.HasPrivilegeOnE
 		for _, id := range req.PrivId {
 			entity.PrivAvailability = append(
 				entity.PrivAvailability,
-				types.PrivilegeAvailability{PrivId: id, IsGranted: m.rights.holds(id, vm)},
+				types.PrivilegeAvailability{PrivId: id, IsGranted: m.rights.has(id, vm)},
 			)
 		}
 

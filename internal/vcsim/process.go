@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// exitKept is how long VMware Tools keep how a process ended [open-vm-tools VIX_TOOLS_EXITED_PROGRAM_REAP_TIME].
-const exitKept = 5 * time.Minute
+// exitRecordTime is how long VMware Tools keep how a process ended [open-vm-tools VIX_TOOLS_EXITED_PROGRAM_REAP_TIME].
+const exitRecordTime = 5 * time.Minute
 
 // process is a process in a guest, by the guest's clock.
 type process struct {
@@ -33,7 +33,7 @@ func (p *process) ended(now time.Time) bool { return !p.until.IsZero() && !now.B
 
 // listed reports whether VMware Tools still show it.
 func (p *process) listed(now time.Time) bool {
-	return !p.ended(now) || !p.orphaned && now.Before(p.until.Add(exitKept))
+	return !p.ended(now) || !p.orphaned && now.Before(p.until.Add(exitRecordTime))
 }
 
 // processInfo is Vcenter.Vm.Guest.Processes.Info, and with a PID its Summary.
@@ -117,8 +117,8 @@ func (s processSpec) readable(old bool) bool {
 }
 
 // startProcess starts a program; its answer is the process ID. vm.mu is held.
-func (vm *VM) startProcess(spec processSpec) answer {
-	invalid := func(reason, file string) answer {
+func (vm *VM) startProcess(spec processSpec) response {
+	invalid := func(reason, file string) response {
 		return restError("INVALID_ARGUMENT", "com.vmware.api.vcenter.vm.guest.processes.invalid_path",
 			fmt.Sprintf("The path %q is not valid.", file), map[string]string{"reason": reason, "file_path": file})
 	}
@@ -169,14 +169,14 @@ func (vm *VM) startProcess(spec processSpec) answer {
 		started: now.Truncate(time.Second), exitCode: program.ExitCode,
 	}
 
-	if program.For >= 0 {
-		p.until = now.Add(program.For)
+	if program.Duration >= 0 {
+		p.until = now.Add(program.Duration)
 	}
 
 	vm.guest.NextPID++
 	vm.procs = append(vm.procs, p)
 	vm.effects.Processes = append(vm.effects.Processes, command)
-	return jsonAnswer(http.StatusCreated, p.pid)
+	return jsonResponse(http.StatusCreated, p.pid)
 }
 
 // deleteProcess ends a process: SIGTERM does it. vm.mu is held.
@@ -209,11 +209,11 @@ func (vm *VM) program(file, arguments string) (Program, bool) {
 		return Program{ExitCode: 1}, true
 	case "/bin/sleep":
 		d, code := builtin(append([]string{"sleep"}, words...))
-		return Program{For: d, ExitCode: code}, true
+		return Program{Duration: d, ExitCode: code}, true
 	case "/bin/sh", "/bin/bash":
 		if len(words) >= 2 && strings.HasPrefix(words[0], "-") && strings.HasSuffix(words[0], "c") {
 			d, code := script(words[1])
-			return Program{For: d, ExitCode: code}, true
+			return Program{Duration: d, ExitCode: code}, true
 		}
 		if len(words) > 0 {
 			return Program{ExitCode: 127}, true // a script that is not there

@@ -25,7 +25,7 @@ type restCall struct {
 type restOperation struct {
 	op    string
 	open  bool // needs no session
-	serve func(restCall) answer
+	serve func(restCall) response
 }
 
 // restStatus are the HTTP statuses of the errors, by error_type [vAPI standard errors; guest processes].
@@ -73,7 +73,7 @@ type restErrorBody struct {
 }
 
 // restError is an error of REST with one message.
-func restError(errorType, id, message string, data any, args ...string) answer {
+func restError(errorType, id, message string, data any, args ...string) response {
 	status, ok := restStatus[errorType]
 	if !ok {
 		status = http.StatusInternalServerError
@@ -90,20 +90,20 @@ func restError(errorType, id, message string, data any, args ...string) answer {
 		body.Challenge = `Basic realm="vCenter"`
 	}
 
-	a := jsonAnswer(status, body)
+	a := jsonResponse(status, body)
 	a.fault = errorType
 	return a
 }
 
-// oldForm turns an answer into that of /rest: {"value":…}, and
+// oldRESTForm turns an answer into that of /rest: {"value":…}, and
 // {"type":"com.vmware.vapi.std.errors.…","value":{"messages":…}} for errors.
-func oldForm(a answer) answer {
+func oldRESTForm(a response) response {
 	if a.status == http.StatusNoContent {
-		return answer{status: http.StatusOK}
+		return response{status: http.StatusOK}
 	}
 
 	if a.fault == "" {
-		out := jsonAnswer(http.StatusOK, map[string]json.RawMessage{"value": a.body})
+		out := jsonResponse(http.StatusOK, map[string]json.RawMessage{"value": a.body})
 		out.header = a.header
 		return out
 	}
@@ -113,7 +113,7 @@ func oldForm(a answer) answer {
 		return a
 	}
 
-	out := jsonAnswer(a.status, struct {
+	out := jsonResponse(a.status, struct {
 		Type  string `json:"type"`
 		Value any    `json:"value"`
 	}{
@@ -143,22 +143,22 @@ func (v *VCenter) restRoutes() *http.ServeMux {
 	return mux
 }
 
-func (v *VCenter) understandREST(r *http.Request, body []byte) exchange {
+func (v *VCenter) parseREST(r *http.Request, body []byte) parsedCall {
 	c := restCall{r: r, body: body, old: strings.HasPrefix(r.URL.Path, "/rest/")}
 	v.rest.ServeHTTP(&memoryWriter{header: make(http.Header)}, r) // sets r.Pattern and the path's values
 	o := v.operation(r)
-	x := exchange{
+	x := parsedCall{
 		call: Call{Op: o.op, VM: r.PathValue("vm"), Session: v.restSession(r).name()},
-		fault: func(types.BaseMethodFault) answer {
+		fault: func(types.BaseMethodFault) response {
 			return restError("ERROR", "vcsim.fault", "A fault was scripted for a call of REST.", nil)
 		},
 	}
 
-	x.serve = func() answer {
+	x.serve = func() response {
 		c.session = v.restSession(r) // the one that lives when the call lands
 		a := o.call(c)
 		if c.old {
-			return oldForm(a)
+			return oldRESTForm(a)
 		}
 		return a
 	}
@@ -175,7 +175,7 @@ func (v *VCenter) restSession(r *http.Request) *session {
 	return s
 }
 
-func (o restOperation) call(c restCall) answer {
+func (o restOperation) call(c restCall) response {
 	if c.session == nil && !o.open {
 		return restError(
 			"UNAUTHENTICATED",
@@ -237,7 +237,7 @@ func (v *VCenter) operation(r *http.Request) restOperation {
 
 // notFound is an operation that this vCenter does not have.
 func (v *VCenter) notFound(op string) restOperation {
-	return restOperation{op: op, open: true, serve: func(restCall) answer {
+	return restOperation{op: op, open: true, serve: func(restCall) response {
 		return restError(
 			"OPERATION_NOT_FOUND",
 			"com.vmware.vapi.std.errors.operation_not_found",
@@ -250,11 +250,11 @@ func (v *VCenter) notFound(op string) restOperation {
 
 // noSuchPath is what a vCenter says of a path that it does not serve, whoever asks [bodies that people report of 7.0 to
 // 9.1].
-func noSuchPath(restCall) answer {
+func noSuchPath(restCall) response {
 	return restError("NOT_FOUND", "com.vmware.vapi.rest.httpNotFound", "Not found.", nil)
 }
 
-func (v *VCenter) serveLogin(c restCall) answer {
+func (v *VCenter) serveLogin(c restCall) response {
 	user, password, ok := c.r.BasicAuth()
 	token := ""
 	if ok {
@@ -270,24 +270,24 @@ func (v *VCenter) serveLogin(c restCall) answer {
 		)
 	}
 
-	return jsonAnswer(http.StatusCreated, token)
+	return jsonResponse(http.StatusCreated, token)
 }
 
-func (v *VCenter) serveSession(c restCall) answer {
-	return jsonAnswer(http.StatusOK, struct {
+func (v *VCenter) serveSession(c restCall) response {
+	return jsonResponse(http.StatusOK, struct {
 		User     string `json:"user"`
 		Created  string `json:"created_time"`
 		Accessed string `json:"last_accessed_time"`
 	}{c.session.user, restTime(c.session.created), restTime(c.session.accessed)})
 }
 
-func (v *VCenter) serveLogout(c restCall) answer {
+func (v *VCenter) serveLogout(c restCall) response {
 	v.restLogout(c.session)
-	return answer{status: http.StatusNoContent}
+	return response{status: http.StatusNoContent}
 }
 
 // serveHello answers the first of the caller's releases that this vCenter knows, "" for none.
-func (v *VCenter) serveHello(c restCall) answer {
+func (v *VCenter) serveHello(c restCall) response {
 	var in struct {
 		Releases []string `json:"api_releases"`
 	}
@@ -298,12 +298,12 @@ func (v *VCenter) serveHello(c restCall) answer {
 	if i := slices.IndexFunc(in.Releases, v.knows); i >= 0 {
 		release = in.Releases[i]
 	}
-	return jsonAnswer(http.StatusOK, map[string]string{"api_release": release})
+	return jsonResponse(http.StatusOK, map[string]string{"api_release": release})
 }
 
 // onVM finds the VM of a call and holds it.
-func (v *VCenter) onVM(serve func(*VM, restCall) answer) func(restCall) answer {
-	return func(c restCall) answer {
+func (v *VCenter) onVM(serve func(*VM, restCall) response) func(restCall) response {
+	return func(c restCall) response {
 		id := c.r.PathValue("vm")
 		vm := v.VM(id)
 		if vm == nil {
@@ -324,7 +324,7 @@ func (v *VCenter) onVM(serve func(*VM, restCall) answer) func(restCall) answer {
 }
 
 // serveCheck is Vcenter.Vm.Guest.Customization.check.
-func (vm *VM) serveCheck(restCall) answer {
+func (vm *VM) serveCheck(restCall) response {
 	out := struct {
 		Status string `json:"check_status"`
 		OS     *bool  `json:"supported_guest_os,omitempty"`
@@ -339,11 +339,11 @@ func (vm *VM) serveCheck(restCall) answer {
 		}
 	}
 
-	return jsonAnswer(http.StatusOK, out)
+	return jsonResponse(http.StatusOK, out)
 }
 
 // serveStatus is Vcenter.Vm.Guest.Customization.get: guest.customizationInfo in other words.
-func (vm *VM) serveStatus(restCall) answer {
+func (vm *VM) serveStatus(restCall) response {
 	moment := func(t *time.Time) string {
 		if t == nil {
 			return ""
@@ -351,7 +351,7 @@ func (vm *VM) serveStatus(restCall) answer {
 		return restTime(*t)
 	}
 
-	return jsonAnswer(http.StatusOK, struct {
+	return jsonResponse(http.StatusOK, struct {
 		Status string `json:"status"`
 		Error  string `json:"error,omitempty"`
 		Start  string `json:"start_time,omitempty"`
@@ -359,17 +359,17 @@ func (vm *VM) serveStatus(restCall) answer {
 	}{strings.TrimPrefix(vm.info.CustomizationStatus, statusPrefix), vm.info.ErrorMsg, moment(vm.info.StartTime), moment(vm.info.EndTime)})
 }
 
-func (vm *VM) serveOperations(restCall) answer {
+func (vm *VM) serveOperations(restCall) response {
 	if !vm.tools {
 		return toolsNotRunning()
 	}
-	return jsonAnswer(
+	return jsonResponse(
 		http.StatusOK,
 		map[string]bool{"guest_operations_ready": true, "interactive_guest_operations_ready": false},
 	)
 }
 
-func unexpectedInput() answer {
+func unexpectedInput() response {
 	return restError(
 		"INVALID_ARGUMENT",
 		"com.vmware.vapi.rest.unexpected_input",
@@ -378,7 +378,7 @@ func unexpectedInput() answer {
 	)
 }
 
-func toolsNotRunning() answer {
+func toolsNotRunning() response {
 	return restError(
 		"SERVICE_UNAVAILABLE",
 		"com.vmware.api.vcenter.vm.guest.tools_not_running",
@@ -387,9 +387,9 @@ func toolsNotRunning() answer {
 	)
 }
 
-// enter reads the body of a call on processes and checks whether the guest can be asked and knows the caller; ok is
+// loginToGuest reads the body of a call on processes and checks whether the guest can be asked and knows the caller; ok is
 // false where a is the refusal.
-func (vm *VM) enter(c restCall, in any) (a answer, ok bool) {
+func (vm *VM) loginToGuest(c restCall, in any) (a response, ok bool) {
 	if state := vm.power(); state != types.VirtualMachinePowerStatePoweredOn {
 		return restError(
 			"NOT_ALLOWED_IN_CURRENT_STATE",
@@ -431,14 +431,14 @@ func (vm *VM) enter(c restCall, in any) (a answer, ok bool) {
 			"Failed to authenticate with the guest operating system using the supplied credentials.", nil), false
 	}
 
-	return answer{}, true
+	return response{}, true
 }
 
-func (vm *VM) serveCreate(c restCall) answer {
+func (vm *VM) serveCreate(c restCall) response {
 	var in struct {
 		Spec processSpec `json:"spec"`
 	}
-	if refusal, ok := vm.enter(c, &in); !ok {
+	if refusal, ok := vm.loginToGuest(c, &in); !ok {
 		return refusal
 	}
 	if !in.Spec.readable(c.old) {
@@ -447,37 +447,37 @@ func (vm *VM) serveCreate(c restCall) answer {
 	return vm.startProcess(in.Spec)
 }
 
-func (vm *VM) serveList(c restCall) answer {
-	if refusal, ok := vm.enter(c, nil); !ok {
+func (vm *VM) serveList(c restCall) response {
+	if refusal, ok := vm.loginToGuest(c, nil); !ok {
 		return refusal
 	}
 	out := []processInfo{}
 	for _, p := range vm.processes() {
 		out = append(out, p.summary())
 	}
-	return jsonAnswer(http.StatusOK, out)
+	return jsonResponse(http.StatusOK, out)
 }
 
-func (vm *VM) serveGet(c restCall) answer {
+func (vm *VM) serveGet(c restCall) response {
 	p, refusal := vm.find(c)
 	if p == nil {
 		return refusal
 	}
-	return jsonAnswer(http.StatusOK, p.info(vm.v.GuestNow()))
+	return jsonResponse(http.StatusOK, p.info(vm.v.GuestNow()))
 }
 
-func (vm *VM) serveDelete(c restCall) answer {
+func (vm *VM) serveDelete(c restCall) response {
 	p, refusal := vm.find(c)
 	if p == nil {
 		return refusal
 	}
 	vm.deleteProcess(p)
-	return answer{status: http.StatusNoContent}
+	return response{status: http.StatusNoContent}
 }
 
 // find is the process that a call names, nil with the refusal where there is none or the guest cannot be asked.
-func (vm *VM) find(c restCall) (*process, answer) {
-	if refusal, ok := vm.enter(c, nil); !ok {
+func (vm *VM) find(c restCall) (*process, response) {
+	if refusal, ok := vm.loginToGuest(c, nil); !ok {
 		return nil, refusal
 	}
 
@@ -503,5 +503,5 @@ func (vm *VM) find(c restCall) (*process, answer) {
 		)
 	}
 
-	return p, answer{}
+	return p, response{}
 }

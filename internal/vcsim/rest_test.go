@@ -243,7 +243,7 @@ func TestProcesses(t *testing.T) {
 	vm := first(v)
 	vm.Configure(func(g *vcsim.Guest) {
 		g.NextPID = 4711
-		g.Programs["/opt/join"] = vcsim.Program{For: -1}
+		g.Programs["/opt/join"] = vcsim.Program{Duration: -1}
 		g.Programs["/opt/full"] = vcsim.Program{Err: "UNABLE_TO_ALLOCATE_RESOURCE"}
 		g.Programs["-c 'deploy now'"] = vcsim.Program{ExitCode: 42}
 	})

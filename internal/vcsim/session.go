@@ -137,6 +137,6 @@ func (v *VCenter) restLogout(s *session) {
 		ctx := v.newContext()
 		ctx.Session = v.svc.Context.Session
 		m.TerminateSession(ctx, &types.TerminateSession{This: m.Self, SessionId: []string{s.key}})
-		v.changes.touch(m.Self)
+		v.changes.note(m.Self)
 	}
 }

@@ -107,7 +107,7 @@ func (m *taskManager) update(t *guestTask, changes ...types.PropertyChange) {
 
 // PutObject hears of new objects.
 func (m *taskManager) PutObject(ctx *simulator.Context, obj mo.Reference) {
-	defer m.v.changes.touch(obj.Reference())
+	defer m.v.changes.note(obj.Reference())
 	var info *types.TaskInfo
 	lag := m.v.opts.VisibilityLag
 	switch t := obj.(type) {
@@ -184,7 +184,7 @@ func (m *taskManager) recent(refs []types.ManagedObjectReference) []types.Proper
 // UpdateObject hears of changes; the object's lock is held.
 func (m *taskManager) UpdateObject(_ *simulator.Context, obj mo.Reference, changes []types.PropertyChange) {
 	ref := obj.Reference()
-	defer m.v.changes.touch(ref)
+	defer m.v.changes.note(ref)
 	switch o := obj.(type) {
 	case *mo.Task:
 		m.mu.Lock()
@@ -216,7 +216,7 @@ func (m *taskManager) UpdateObject(_ *simulator.Context, obj mo.Reference, chang
 
 // RemoveObject hears of objects that are gone.
 func (m *taskManager) RemoveObject(_ *simulator.Context, ref types.ManagedObjectReference) {
-	m.v.changes.touch(ref)
+	m.v.changes.note(ref)
 }
 
 // entity is the VM that a task is about, "" where the task is unknown.

@@ -9,6 +9,7 @@ package vcsim
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -20,8 +21,6 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -81,13 +80,13 @@ type VCenter struct {
 	reg      *simulator.Registry
 	content  types.ServiceContent
 	sessions *sessions
-	changes  *changes
+	changes  *changeLog
 	tasks    *taskManager
 	rec      *recorder
 	inv      *inventory
 	srv      *http.Server
 	rest     *http.ServeMux
-	rights   rights
+	rights   permissions
 
 	transfers transfers
 
@@ -103,37 +102,24 @@ type VCenter struct {
 	conns       map[net.Conn]struct{}
 }
 
-// building serializes the making of inventories: vcsim builds them through an in-process client, and that has one
+// buildMutex serializes the making of inventories: vcsim builds them through an in-process client, and that has one
 // session for all simulators of a process.
-var building sync.Mutex
+var buildMutex sync.Mutex
 
 // Start makes a simulated vCenter and lets it listen. It fails where the address is taken, the API version is not one
 // of VI JSON's, or vcsim cannot build its inventory.
 func Start(opts Options) (*VCenter, error) {
-	if opts.APIVersion == "" {
-		opts.APIVersion = "9.0.0.0"
-	}
-	if opts.Username == "" {
-		opts.Username = DefaultUsername
-	}
-	if opts.Password == "" {
-		opts.Password = DefaultPassword
-	}
-	if opts.Listen == "" {
-		opts.Listen = "127.0.0.1:0"
-	}
-	if opts.VMs == 0 {
-		opts.VMs = 8
-	}
-	if opts.NICs == 0 {
-		opts.NICs = 1
-	}
+	opts.APIVersion = cmp.Or(opts.APIVersion, "9.0.0.0")
+	opts.Username = cmp.Or(opts.Username, DefaultUsername)
+	opts.Password = cmp.Or(opts.Password, DefaultPassword)
+	opts.Listen = cmp.Or(opts.Listen, "127.0.0.1:0")
+	opts.VMs = cmp.Or(opts.VMs, 8)
+	opts.NICs = cmp.Or(opts.NICs, 1)
 
 	api, err := parseAPIVersion(opts.APIVersion)
 	if err != nil {
 		return nil, err
 	}
-
 	if api.before("8.0.1.0") {
 		return nil, fmt.Errorf(
 			"vcsim: API version %s: VI JSON exists from 8.0.1.0 on; choose that or a newer one",
@@ -151,12 +137,12 @@ func Start(opts Options) (*VCenter, error) {
 		api:      api,
 		cert:     cert,
 		sessions: newSessions(),
-		changes:  newChanges(),
+		changes:  newChangeLog(),
 		rec:      &recorder{},
 		inv:      &inventory{vms: make(map[string]*VM)},
 		done:     make(chan struct{}),
 		conns:    make(map[net.Conn]struct{}),
-		rights:   rights{held: opts.Privileges},
+		rights:   permissions{held: opts.Privileges},
 	}
 
 	if err := v.build(); err != nil {
@@ -188,9 +174,9 @@ func (v *VCenter) build() error {
 	about.ApiVersion = v.opts.APIVersion
 	about.FullName = fmt.Sprintf("VMware vCenter Server %s build-%s", about.Version, about.Build)
 
-	building.Lock()
+	buildMutex.Lock()
 	err := model.Create()
-	building.Unlock()
+	buildMutex.Unlock()
 	if err != nil {
 		return fmt.Errorf("vcsim: build the inventory: %w", err)
 	}
@@ -219,11 +205,11 @@ func (v *VCenter) build() error {
 	return nil
 }
 
-// panics passes on only what a server says of a panic of ours, which may leave an object of vcsim locked for good;
+// panicWriter passes on only what a server says of a panic of ours, which may leave an object of vcsim locked for good;
 // handshakes are broken on purpose by tests.
-type panics struct{ io.Writer }
+type panicWriter struct{ io.Writer }
 
-func (p panics) Write(line []byte) (int, error) {
+func (p panicWriter) Write(line []byte) (int, error) {
 	if bytes.HasPrefix(line, []byte("http: panic serving")) {
 		return p.Writer.Write(line)
 	}
@@ -306,7 +292,7 @@ func (v *VCenter) ExpireSessions() {
 		m.TerminateSession(ctx, &types.TerminateSession{This: m.Self, SessionId: []string{s.Key}})
 	}
 
-	v.changes.touch(m.Self) // wakes the waits, which then look for their session
+	v.changes.note(m.Self) // wakes the waits, which then look for their session
 }
 
 // ForgetTasks empties recentTask everywhere and forgets every Task object, as a restart of vCenter does: reading one by
@@ -321,8 +307,8 @@ func (v *VCenter) newContext() *simulator.Context {
 	return &simulator.Context{Context: context.Background(), Map: v.reg}
 }
 
-// begin counts in a request or a guest at work, so that Close waits for v.wg.Done; after Close it is false.
-func (v *VCenter) begin() bool {
+// startWork counts in a request or a guest at work, so that Close waits for v.wg.Done; after Close it is false.
+func (v *VCenter) startWork() bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.closed {
@@ -334,7 +320,7 @@ func (v *VCenter) begin() bool {
 
 // spawn runs f in a goroutine that Close waits for. f must end when v.done is closed.
 func (v *VCenter) spawn(f func()) {
-	if !v.begin() {
+	if !v.startWork() {
 		return
 	}
 	go func() {
@@ -343,8 +329,8 @@ func (v *VCenter) spawn(f func()) {
 	}()
 }
 
-// ending reports whether Close was called.
-func (v *VCenter) ending() bool {
+// closing reports whether Close was called.
+func (v *VCenter) closing() bool {
 	select {
 	case <-v.done:
 		return true
@@ -376,7 +362,7 @@ func (v *VCenter) newServer() *http.Server {
 		Handler:           http.HandlerFunc(v.serveHTTP),
 		TLSConfig:         &tls.Config{Certificates: []tls.Certificate{v.cert.pair}, MinVersion: tls.VersionTLS12},
 		ReadHeaderTimeout: 30 * time.Second,
-		ErrorLog:          log.New(panics{os.Stderr}, "", 0),
+		ErrorLog:          log.New(panicWriter{os.Stderr}, "", 0),
 		Protocols:         protocols,
 		ConnState: func(c net.Conn, s http.ConnState) {
 			v.mu.Lock()
@@ -466,61 +452,6 @@ func reset(c net.Conn) {
 		_ = t.SetLinger(0)
 	}
 	_ = c.Close()
-}
-
-// apiVersion is "9.0.0.0" in numbers.
-type apiVersion [4]int
-
-func parseAPIVersion(s string) (apiVersion, error) {
-	var v apiVersion
-	parts := strings.Split(s, ".")
-	if len(parts) != len(v) {
-		return v, fmt.Errorf("vcsim: API version %q: want four numbers, as in 9.0.0.0", s)
-	}
-
-	for i, p := range parts {
-		n, err := strconv.Atoi(p)
-		if err != nil || n < 0 {
-			return v, fmt.Errorf("vcsim: API version %q: want four numbers, as in 9.0.0.0", s)
-		}
-		v[i] = n
-	}
-
-	return v, nil
-}
-
-// before reports whether v is older than the version s, which must be a good one.
-func (v apiVersion) before(s string) bool {
-	w, err := parseAPIVersion(s)
-	if err != nil {
-		panic(err)
-	}
-
-	for i := range v {
-		if v[i] != w[i] {
-			return v[i] < w[i]
-		}
-	}
-	return false
-}
-
-// product is the version as about.version shows it: "9.0.0".
-func (v apiVersion) product() string { return fmt.Sprintf("%d.%d.%d", v[0], v[1], v[2]) }
-
-// releases are the VI JSON releases that exist, newest first [vi-json.yaml 9.1.1.0].
-var releases = []string{
-	"9.1.1.0", "9.1.0.0", "9.0.0.0", "8.0.3.1", "8.0.3.0", "8.0.2.0", "8.0.1.0", "8.0.0.2", "8.0.0.1", "8.0.0.0",
-	"7.0.3.2", "7.0.3.1", "7.0.3.0", "7.0.2.1", "7.0.2.0", "7.0.1.1", "7.0.1.0", "7.0.0.2", "7.0.0.1", "7.0.0.0",
-}
-
-// knows reports whether this vCenter serves a VI JSON release.
-func (v *VCenter) knows(release string) bool {
-	for _, r := range releases {
-		if r == release {
-			return !v.api.before(r)
-		}
-	}
-	return false
 }
 
 // randomHex is n random hexadecimal digits.

@@ -319,22 +319,22 @@ func TestNoSecretGetsOut(t *testing.T) {
 		}
 		return string(b)
 	}
-	fault := func(name, said string) *vcsim.Answer {
-		return &vcsim.Answer{Status: 500, ContentType: "application/json",
+	fault := func(name, said string) *vcsim.Response {
+		return &vcsim.Response{Status: 500, ContentType: "application/json",
 			Body: fmt.Sprintf(`{"_typeName":%q,"faultMessage":[{"_typeName":"LocalizableMessage",
 			"key":"x","message":%[2]s}],"localizedMessage":%[2]s,"invalidProperty":%[2]s,
 			"reason":%[2]s,"said":{%[2]s:[%[2]s]}}`, name, quoted(said))}
 	}
-	rest := func(status int, name, said string) *vcsim.Answer {
-		return &vcsim.Answer{Status: status, ContentType: "application/json", Body: fmt.Sprintf(
+	rest := func(status int, name, said string) *vcsim.Response {
+		return &vcsim.Response{Status: status, ContentType: "application/json", Body: fmt.Sprintf(
 			`{"error_type":%q,"messages":[{"id":"x","default_message":%[2]s,"args":[%[2]s]}],"data":{"body":%[2]s},`+
 				`"challenge":%[2]s}`, name, quoted(said))}
 	}
-	page := func(said string) *vcsim.Answer {
-		return &vcsim.Answer{Status: 502, ContentType: "text/html", Body: "<html><title>" + html.EscapeString(said) +
+	page := func(said string) *vcsim.Response {
+		return &vcsim.Response{Status: 502, ContentType: "text/html", Body: "<html><title>" + html.EscapeString(said) +
 			"</title><body>" + said + "</body></html>"}
 	}
-	text := &vcsim.Answer{Status: 400, ContentType: "text/plain", Body: url.QueryEscape(sent) + sent}
+	text := &vcsim.Response{Status: 400, ContentType: "text/plain", Body: url.QueryEscape(sent) + sent}
 	taskError := &types.SystemError{RuntimeFault: types.RuntimeFault{MethodFault: types.MethodFault{
 		FaultMessage: []types.LocalizableMessage{{
 			Key: "x", Message: sent}}}}, Reason: sent}
@@ -369,7 +369,7 @@ func TestNoSecretGetsOut(t *testing.T) {
 		ids = append(ids, name)
 		s.publish(vm.ID(), name, data)
 	}
-	answers := func(op string, a *vcsim.Answer) func(*vcsim.VM, map[string]any) {
+	answers := func(op string, a *vcsim.Response) func(*vcsim.VM, map[string]any) {
 		return func(vm *vcsim.VM, _ map[string]any) { s.vc.Script(vcsim.Rule{VM: vm.ID(), Op: op, HTTP: a}) }
 	}
 	none := func(*vcsim.VM, map[string]any) {}
@@ -415,7 +415,7 @@ func TestNoSecretGetsOut(t *testing.T) {
 	ids = nil
 	slow := func(vm *vcsim.VM, data map[string]any) {
 		data["customize"].(map[string]any)["timeout"] = "5m"
-		vm.Configure(func(g *vcsim.Guest) { g.TaskError, g.CustomizeFor = taskError, 2*time.Second })
+		vm.Configure(func(g *vcsim.Guest) { g.TaskError, g.CustomizeTime = taskError, 2*time.Second })
 	}
 	ask("Task's error, another owner", "linux-root", slow)
 	ask("Task's error, another owner, token", "saml", slow)

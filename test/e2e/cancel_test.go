@@ -26,7 +26,7 @@ func TestCancels(t *testing.T) {
 
 	t.Run("queued", func(t *testing.T) {
 		vm := vms[0]
-		s.vc.VM(vm).Configure(func(g *vcsim.Guest) { g.CustomizeFor = time.Second })
+		s.vc.VM(vm).Configure(func(g *vcsim.Guest) { g.CustomizeTime = time.Second })
 		s.publish(vm, "first", fullRequest("exit 0"))
 		s.await("first", "customize.starting")
 		s.publish(vm, "second", fullRequest("exit 0"))
@@ -55,15 +55,15 @@ func TestCancels(t *testing.T) {
 		stopped  func(vcsim.Effects) bool
 		state    func(runData) string
 	}{
-		{"customize", "customize.started", func(g *vcsim.Guest) { g.CustomizeFor = forEver }, "exit 0",
+		{"customize", "customize.started", func(g *vcsim.Guest) { g.CustomizeTime = forEver }, "exit 0",
 			func(e vcsim.Effects) bool { return e.Customizations == 1 && e.NetworkStarts == 0 && e.Aborts == 0 },
 			func(r runData) string { return r.Customize.State }},
 		{"customize, not cancelable", "customize.started", func(g *vcsim.Guest) {
-			g.CustomizeFor, g.Cancelable = forEver, false
+			g.CustomizeTime, g.Cancelable = forEver, false
 		}, "exit 0",
 			func(e vcsim.Effects) bool { return e.Customizations == 1 && e.NetworkStarts == 0 && e.Aborts == 1 },
 			func(r runData) string { return r.Customize.State }},
-		{"network", "network.started", func(g *vcsim.Guest) { g.NetworkFor = forEver }, "exit 0",
+		{"network", "network.started", func(g *vcsim.Guest) { g.NetworkTime = forEver }, "exit 0",
 			func(e vcsim.Effects) bool { return e.NetworkStarts == 1 && len(e.Processes) == 0 },
 			func(r runData) string { return r.Network.State }},
 		{"process", "process.started", func(*vcsim.Guest) {}, "sleep 3600",
@@ -143,7 +143,7 @@ func cancelHeard(t *testing.T, natsURL string, copies int) {
 	t.Helper()
 	s := newHarness(t, natsURL, vcsim.Options{})
 	for _, vm := range s.vc.VMs() {
-		s.vc.VM(vm).Configure(func(g *vcsim.Guest) { g.CustomizeFor = forEver })
+		s.vc.VM(vm).Configure(func(g *vcsim.Guest) { g.CustomizeTime = forEver })
 	}
 	s.start("GUESTFLOW_INSTANCE=owner", "GUESTFLOW_ACK_WAIT=30s", fmt.Sprintf("GUESTFLOW_STREAM_REPLICAS=%d", copies))
 	for _, vm := range s.vc.VMs() {

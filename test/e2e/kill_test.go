@@ -77,7 +77,7 @@ func TestTerminatedInTheMiddle(t *testing.T) {
 			t.Parallel()
 			s := newHarness(t, startNATS(t), vcsim.Options{})
 			vm := s.vc.VMs()[0]
-			s.vc.VM(vm).Configure(func(g *vcsim.Guest) { g.CustomizeFor, g.NetworkFor = 2*time.Second, 2*time.Second })
+			s.vc.VM(vm).Configure(func(g *vcsim.Guest) { g.CustomizeTime, g.NetworkTime = 2*time.Second, 2*time.Second })
 			p := s.start()
 			s.publish(vm, "r-1", fullRequest("sleep 3; exit 0"))
 			s.await("r-1", kind)

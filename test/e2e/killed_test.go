@@ -25,7 +25,7 @@ func TestServersKilledUnderLoad(t *testing.T) {
 	s := newHarness(t, cluster.URL(), vcsim.Options{VMs: 12, VisibilityLag: 100 * time.Millisecond})
 	for _, id := range s.vc.VMs() {
 		s.vc.VM(id).Configure(func(g *vcsim.Guest) {
-			g.CustomizeFor, g.NetworkFor = 1500*time.Millisecond, 300*time.Millisecond
+			g.CustomizeTime, g.NetworkTime = 1500*time.Millisecond, 300*time.Millisecond
 		})
 	}
 	r := s.replicate(3, "GUESTFLOW_ACK_WAIT=5s")

@@ -25,7 +25,7 @@ func TestManyRequests(t *testing.T) {
 	s := newHarness(t, startNATS(t), vcsim.Options{VMs: vms})
 	for _, id := range s.vc.VMs() {
 		s.vc.VM(id).Configure(func(g *vcsim.Guest) {
-			g.CustomizeFor, g.NetworkFor = 50*time.Millisecond, 20*time.Millisecond
+			g.CustomizeTime, g.NetworkTime = 50*time.Millisecond, 20*time.Millisecond
 		})
 	}
 	r := s.replicate(1, fmt.Sprintf("GUESTFLOW_QUEUE_PER_VM=%d", perVM), fmt.Sprintf("%s=%d",

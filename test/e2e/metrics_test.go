@@ -42,7 +42,7 @@ func TestMetricsTellWhereRequestsStand(t *testing.T) {
 	fastGuests(s.vc)
 	vms := s.vc.VMs()
 	slow := s.vc.VM(vms[0])
-	slow.Configure(func(g *vcsim.Guest) { g.CustomizeFor = time.Hour })
+	slow.Configure(func(g *vcsim.Guest) { g.CustomizeTime = time.Hour })
 	var lose sync.Once
 	s.vc.OnCall(func(c vcsim.Call, phase vcsim.Phase) (action vcsim.Action) {
 		if c.Op == "StartGuestNetwork_Task" && phase == vcsim.After { // done, and its answer is lost
@@ -85,7 +85,7 @@ func TestMetricsTellWhereRequestsStand(t *testing.T) {
 	}
 	s.cancel(vms[0], "c-1", "slow")
 	s.ended("slow")
-	slow.Configure(func(g *vcsim.Guest) { g.CustomizeFor = 300 * time.Millisecond })
+	slow.Configure(func(g *vcsim.Guest) { g.CustomizeTime = 300 * time.Millisecond })
 	s.ended("behind")
 	s.emptied()
 	s.shows(p, map[string]string{

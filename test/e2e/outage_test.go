@@ -23,7 +23,7 @@ func TestNATSAway(t *testing.T) {
 	server := natstest.StartServer(t)
 	s := newHarness(t, server.URL(), vcsim.Options{})
 	for _, vm := range s.vc.VMs() {
-		s.vc.VM(vm).Configure(func(g *vcsim.Guest) { g.CustomizeFor, g.NetworkFor = time.Second, 100*time.Millisecond })
+		s.vc.VM(vm).Configure(func(g *vcsim.Guest) { g.CustomizeTime, g.NetworkTime = time.Second, 100*time.Millisecond })
 	}
 	r := s.replicate(1)
 	for _, vm := range s.vc.VMs() {
@@ -165,7 +165,7 @@ func TestFullQueueLeavesOthersAlone(t *testing.T) {
 	briefGuests(s.vc)
 	full, others := s.vc.VMs()[:2], s.vc.VMs()[2:]
 	for _, vm := range full {
-		s.vc.VM(vm).Configure(func(g *vcsim.Guest) { g.CustomizeFor = forEver })
+		s.vc.VM(vm).Configure(func(g *vcsim.Guest) { g.CustomizeTime = forEver })
 	}
 	s.start("GUESTFLOW_QUEUE_PER_VM=2", "VCENTER_LAB_MAX_IN_FLIGHT=6")
 	for _, vm := range full {
@@ -207,7 +207,7 @@ func TestCapFollowsTheSetting(t *testing.T) {
 	t.Parallel()
 	s := newHarness(t, startNATS(t), vcsim.Options{})
 	for _, vm := range s.vc.VMs() {
-		s.vc.VM(vm).Configure(func(g *vcsim.Guest) { g.CustomizeFor = 500 * time.Millisecond })
+		s.vc.VM(vm).Configure(func(g *vcsim.Guest) { g.CustomizeTime = 500 * time.Millisecond })
 	}
 	for i, limit := range []int{4, 2, 8} {
 		p := s.start(fmt.Sprintf("VCENTER_LAB_MAX_IN_FLIGHT=%d", limit))
@@ -249,9 +249,9 @@ func TestVCenterAwayLongerThanASteps(t *testing.T) {
 	steps := []struct{ step, after string }{{"customize", "customize.started"}, {"network", "network.started"},
 		{"verify", "network.completed"}}
 	vms := s.vc.VMs()[:len(steps)]
-	s.vc.VM(vms[0]).Configure(func(g *vcsim.Guest) { g.CustomizeFor = outage - time.Second })
-	s.vc.VM(vms[1]).Configure(func(g *vcsim.Guest) { g.NetworkFor = outage - time.Second })
-	s.vc.VM(vms[2]).Configure(func(g *vcsim.Guest) { g.ReportAfter = outage - time.Second })
+	s.vc.VM(vms[0]).Configure(func(g *vcsim.Guest) { g.CustomizeTime = outage - time.Second })
+	s.vc.VM(vms[1]).Configure(func(g *vcsim.Guest) { g.NetworkTime = outage - time.Second })
+	s.vc.VM(vms[2]).Configure(func(g *vcsim.Guest) { g.ReportDelay = outage - time.Second })
 	s.start()
 	for i, at := range steps {
 		request := fullRequest("exit 0")

@@ -782,7 +782,7 @@ func (s *harness) publishes(url string) {
 				return fmt.Errorf("ask for the rejection: %w", err)
 			}
 		}
-		s.vc.VM(vms[2]).Configure(func(g *vcsim.Guest) { g.CustomizeFor = time.Hour })
+		s.vc.VM(vms[2]).Configure(func(g *vcsim.Guest) { g.CustomizeTime = time.Hour })
 		customize, err := json.Marshal(fullRequest("exit 0"))
 		if err != nil {
 			return err

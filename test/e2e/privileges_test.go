@@ -101,9 +101,9 @@ func TestLeastRoleIsEnough(t *testing.T) {
 			s.publish(vms[1], "nics", withNICs())
 			s.publish(vms[2], "stored spec", byStoredSpec())
 			s.publish(vms[3], "process", fullRequest("exit 0"))
-			s.vc.VM(vms[4]).Configure(func(g *vcsim.Guest) { g.CustomizeFor = forEver })
+			s.vc.VM(vms[4]).Configure(func(g *vcsim.Guest) { g.CustomizeTime = forEver })
 			s.publish(vms[4], "cancel", fullRequest("exit 0"))
-			s.vc.VM(vms[5]).Configure(func(g *vcsim.Guest) { g.CustomizeFor, g.Cancelable = forEver, false })
+			s.vc.VM(vms[5]).Configure(func(g *vcsim.Guest) { g.CustomizeTime, g.Cancelable = forEver, false })
 			s.publish(vms[5], "abort", fullRequest("exit 0"))
 			s.publish(vms[6], "delete", fullRequest("sleep 3600"))
 			s.vc.VM(vms[7]).Configure(func(g *vcsim.Guest) { // aborted, and customized once more
@@ -134,7 +134,7 @@ func TestLeastRoleIsEnough(t *testing.T) {
 				"processes": []any{map[string]any{"name": "elsewhere", "watch": map[string]any{"pid": pid}}}})
 			succeeded("watch")
 
-			s.vc.VM(vms[8]).Configure(func(g *vcsim.Guest) { g.CustomizeFor = 2 * time.Second })
+			s.vc.VM(vms[8]).Configure(func(g *vcsim.Guest) { g.CustomizeTime = 2 * time.Second })
 			s.publish(vms[8], "takeover", fullRequest("exit 0"))
 			r.kill(s.await("takeover", "customize.started").run.Owner.Instance)
 			if e := succeeded("takeover"); e.run.Owner.Takeovers != 1 {
@@ -264,7 +264,7 @@ func TestEachPrivilegeIsNeeded(t *testing.T) {
 	vms = vms[len(tests):]
 	t.Run("cancel of a customization", func(t *testing.T) {
 		s.vc.Deny(vms[0], "Global.CancelTask")
-		s.vc.VM(vms[0]).Configure(func(g *vcsim.Guest) { g.CustomizeFor = forEver })
+		s.vc.VM(vms[0]).Configure(func(g *vcsim.Guest) { g.CustomizeTime = forEver })
 		s.publish(vms[0], t.Name(), fullRequest("exit 0"))
 		s.await(t.Name(), "customize.started")
 		s.cancel(vms[0], "cancel of "+t.Name(), t.Name())
@@ -275,7 +275,7 @@ func TestEachPrivilegeIsNeeded(t *testing.T) {
 	})
 	t.Run("cancel of a network start", func(t *testing.T) {
 		s.vc.Deny(vms[1], "Global.CancelTask")
-		s.vc.VM(vms[1]).Configure(func(g *vcsim.Guest) { g.NetworkFor = forEver })
+		s.vc.VM(vms[1]).Configure(func(g *vcsim.Guest) { g.NetworkTime = forEver })
 		s.publish(vms[1], t.Name(), fullRequest("exit 0"))
 		s.await(t.Name(), "network.started")
 		s.cancel(vms[1], "cancel of "+t.Name(), t.Name())

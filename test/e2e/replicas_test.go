@@ -123,7 +123,7 @@ func keptUp(c vcsim.Call) bool {
 func briefGuests(vc *vcsim.VCenter) {
 	for _, id := range vc.VMs() {
 		vc.VM(id).Configure(func(g *vcsim.Guest) {
-			g.CustomizeFor, g.NetworkFor = 200*time.Millisecond, 100*time.Millisecond
+			g.CustomizeTime, g.NetworkTime = 200*time.Millisecond, 100*time.Millisecond
 		})
 	}
 }

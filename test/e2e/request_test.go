@@ -15,7 +15,7 @@ import (
 func fastGuests(vc *vcsim.VCenter) {
 	for _, id := range vc.VMs() {
 		vc.VM(id).Configure(func(g *vcsim.Guest) {
-			g.CustomizeFor, g.NetworkFor = 300*time.Millisecond, 100*time.Millisecond
+			g.CustomizeTime, g.NetworkTime = 300*time.Millisecond, 100*time.Millisecond
 		})
 	}
 }
@@ -125,7 +125,7 @@ func TestWaitingMakesNoCall(t *testing.T) {
 	t.Parallel()
 	s := newHarness(t, startNATS(t), vcsim.Options{})
 	vm := s.vc.VMs()[0]
-	s.vc.VM(vm).Configure(func(g *vcsim.Guest) { g.CustomizeFor = 4 * time.Second })
+	s.vc.VM(vm).Configure(func(g *vcsim.Guest) { g.CustomizeTime = 4 * time.Second })
 	s.start()
 	s.publish(vm, "r-1", fullRequest("exit 0"))
 	s.await("r-1", "customize.started")

@@ -129,7 +129,7 @@ func TestTraceAcrossATakeover(t *testing.T) {
 	s := newHarness(t, startNATS(t), vcsim.Options{})
 	fastGuests(s.vc)
 	vm := s.vc.VMs()[0]
-	s.vc.VM(vm).Configure(func(g *vcsim.Guest) { g.NetworkFor = time.Second })
+	s.vc.VM(vm).Configure(func(g *vcsim.Guest) { g.NetworkTime = time.Second })
 	parents := map[string]string{} // of the events
 	sub, err := s.conn.SubscribeSync("guestflow.events.lab." + vm + ".>")
 	if err != nil {

@@ -247,7 +247,7 @@ var customizing = []behaviour{
 		l.atOnce, l.moves, l.looked = true, false, true
 		fault := one(l, passing...)
 		l.guest(func(g *vcsim.Guest) {
-			g.TaskError, g.AppliesAnyway, g.ReportAfter = fault, true, time.Duration(500+
+			g.TaskError, g.AppliesAnyway, g.ReportDelay = fault, true, time.Duration(500+
 				l.rnd.IntN(1000))*time.Millisecond
 		})
 		return l.proven(fault)
@@ -363,21 +363,21 @@ var customizing = []behaviour{
 	}},
 	{"Task hangs", func(l *scenario) bool {
 		l.section("customize")["timeout"] = short.String()
-		l.guest(func(g *vcsim.Guest) { g.CustomizeFor = ever })
+		l.guest(func(g *vcsim.Guest) { g.CustomizeTime = ever })
 		l.customized[0] = 0
 		return l.fail("customize", "StepTimeout")
 	}},
 	{"Task slow", func(l *scenario) bool {
 		return l.guest(func(g *vcsim.Guest) {
-			g.CustomizeFor = time.Duration(1000+l.rnd.IntN(2000)) * time.Millisecond
+			g.CustomizeTime = time.Duration(1000+l.rnd.IntN(2000)) * time.Millisecond
 		})
 	}},
 	{"tools restarted during customization", func(l *scenario) bool {
 		l.moves, l.looked = false, true
 		l.verifyWithin(10 * time.Second)
-		l.guest(func(g *vcsim.Guest) { g.CustomizeFor = ever })
+		l.guest(func(g *vcsim.Guest) { g.CustomizeTime = ever })
 		l.then("CustomizeGuest_Task", vcsim.After, 1, func() {
-			l.guest(func(g *vcsim.Guest) { g.CustomizeFor = 50 * time.Millisecond })
+			l.guest(func(g *vcsim.Guest) { g.CustomizeTime = 50 * time.Millisecond })
 			l.vm.ToolsDown() // the engine's end
 			l.later(500*time.Millisecond, l.vm.ToolsUp)
 		})
@@ -386,14 +386,14 @@ var customizing = []behaviour{
 		return true
 	}},
 	{"tools silent during customization", func(l *scenario) bool {
-		l.guest(func(g *vcsim.Guest) { g.CustomizeFor = time.Second })
+		l.guest(func(g *vcsim.Guest) { g.CustomizeTime = time.Second })
 		l.then("CustomizeGuest_Task", vcsim.After, 1, func() { l.silence(500 * time.Millisecond) })
 		return true
 	}},
 	{"tools gone for good during customization", func(l *scenario) bool {
 		l.section("customize")["timeout"] = short.String()
 		l.verifyWithin(short)
-		l.guest(func(g *vcsim.Guest) { g.CustomizeFor = ever })
+		l.guest(func(g *vcsim.Guest) { g.CustomizeTime = ever })
 		l.then("CustomizeGuest_Task", vcsim.After, 1, l.vm.ToolsDown)
 		l.customized[0] = 0
 		return l.fail("customize", "StepTimeout", "ToolsNotRunning", "CustomizationFailed")
@@ -427,13 +427,13 @@ var customizing = []behaviour{
 		return true
 	}},
 	{"VM removed during customization", func(l *scenario) bool {
-		l.guest(func(g *vcsim.Guest) { g.CustomizeFor = ever })
+		l.guest(func(g *vcsim.Guest) { g.CustomizeTime = ever })
 		l.then("CustomizeGuest_Task", vcsim.After, 1, l.vm.Remove)
 		return l.fail("customize", "NotFound")
 	}},
 	{"power off during customization", func(l *scenario) bool {
 		l.verifyWithin(short)
-		l.guest(func(g *vcsim.Guest) { g.CustomizeFor = ever })
+		l.guest(func(g *vcsim.Guest) { g.CustomizeTime = ever })
 		l.then("CustomizeGuest_Task", vcsim.After, 1, l.vm.PowerOff)
 		return l.fail("customize", "PowerState", "ToolsNotRunning", "CustomizationFailed")
 	}},
@@ -495,12 +495,12 @@ var starting = []behaviour{
 	}},
 	{"network Task hangs", func(l *scenario) bool {
 		l.section("network")["timeout"] = short.String()
-		l.guest(func(g *vcsim.Guest) { g.NetworkFor = ever })
+		l.guest(func(g *vcsim.Guest) { g.NetworkTime = ever })
 		l.started[0] = 0
 		return l.fail("network", "StepTimeout")
 	}},
 	{"network Task slow", func(l *scenario) bool {
-		return l.guest(func(g *vcsim.Guest) { g.NetworkFor = time.Duration(500+l.rnd.IntN(1500)) * time.Millisecond })
+		return l.guest(func(g *vcsim.Guest) { g.NetworkTime = time.Duration(500+l.rnd.IntN(1500)) * time.Millisecond })
 	}},
 	{"guest login refused for a while", func(l *scenario) bool {
 		return l.refuseLogins("StartGuestNetwork_Task", 1+l.rnd.IntN(3))
@@ -517,17 +517,17 @@ var starting = []behaviour{
 		return true
 	}},
 	{"VM removed during the network's start", func(l *scenario) bool {
-		l.guest(func(g *vcsim.Guest) { g.NetworkFor = ever })
+		l.guest(func(g *vcsim.Guest) { g.NetworkTime = ever })
 		l.then("StartGuestNetwork_Task", vcsim.After, 1, l.vm.Remove)
 		return l.fail("network", "NotFound", "ToolsNotRunning")
 	}},
 	{"power off during the network's start", func(l *scenario) bool {
-		l.guest(func(g *vcsim.Guest) { g.NetworkFor = ever })
+		l.guest(func(g *vcsim.Guest) { g.NetworkTime = ever })
 		l.then("StartGuestNetwork_Task", vcsim.After, 1, l.vm.PowerOff)
 		return l.fail("network", "PowerState", "ToolsNotRunning", "NetworkFailed")
 	}},
 	{"tools silent during the network's start", func(l *scenario) bool {
-		l.guest(func(g *vcsim.Guest) { g.NetworkFor = time.Second })
+		l.guest(func(g *vcsim.Guest) { g.NetworkTime = time.Second })
 		l.then("StartGuestNetwork_Task", vcsim.After, 1, func() { l.silence(500 * time.Millisecond) })
 		return true
 	}},
@@ -540,7 +540,7 @@ var showing = []behaviour{
 		if l.looked || l.again && len(l.fails) > 0 {
 			return false
 		}
-		return l.guest(func(g *vcsim.Guest) { g.ReportAfter = time.Duration(500+l.rnd.IntN(1500)) * time.Millisecond })
+		return l.guest(func(g *vcsim.Guest) { g.ReportDelay = time.Duration(500+l.rnd.IntN(1500)) * time.Millisecond })
 	}},
 	{"shown too late", func(l *scenario) bool {
 		// VMware Tools go on to show what was there before: nobody could tell
@@ -548,7 +548,7 @@ var showing = []behaviour{
 			return false
 		}
 		l.verifyWithin(short)
-		l.guest(func(g *vcsim.Guest) { g.ReportAfter = ever })
+		l.guest(func(g *vcsim.Guest) { g.ReportDelay = ever })
 		return l.unapplied()
 	}},
 }
@@ -565,7 +565,7 @@ var running = []behaviour{
 		return true
 	}},
 	{"process slow", func(l *scenario) bool {
-		l.program(vcsim.Program{For: time.Duration(500+l.rnd.IntN(2500)) * time.Millisecond,
+		l.program(vcsim.Program{Duration: time.Duration(500+l.rnd.IntN(2500)) * time.Millisecond,
 			ExitCode: one(l, int64(0), 0, 7)})
 		if l.exit != 0 {
 			return l.fail("process", "ExitCode")
@@ -573,18 +573,18 @@ var running = []behaviour{
 		return true
 	}},
 	{"process hangs", func(l *scenario) bool {
-		l.program(vcsim.Program{For: -1})
+		l.program(vcsim.Program{Duration: -1})
 		l.process()["timeout"] = short.String()
 		l.processes[0] = 0 // the time may be over before the call
 		return l.fail("process", "StepTimeout")
 	}},
 	{"process vanishes", func(l *scenario) bool {
-		l.program(vcsim.Program{For: -1})
+		l.program(vcsim.Program{Duration: -1})
 		l.first(func() { l.vm.ForgetProcess(firstPID) })
 		return l.fail("process", "ExitCodeUnknown")
 	}},
 	{"pid reused", func(l *scenario) bool {
-		l.program(vcsim.Program{For: -1})
+		l.program(vcsim.Program{Duration: -1})
 		code := one(l, int64(0), 0, 1)
 		// not before its identity is known
 		l.then("guest/processes get", vcsim.After, 2, func() { l.vm.ReusePID(firstPID, code) })
@@ -611,7 +611,7 @@ var running = []behaviour{
 		return true
 	}},
 	{"tools silent while a process runs", func(l *scenario) bool {
-		l.program(vcsim.Program{For: 500 * time.Millisecond, ExitCode: one(l, int64(0), 3)})
+		l.program(vcsim.Program{Duration: 500 * time.Millisecond, ExitCode: one(l, int64(0), 3)})
 		away := 2 + l.rnd.IntN(3)
 		l.then("guest/processes create", vcsim.After, 1, l.vm.HangTools)
 		l.then("guest/processes get", vcsim.Before, away, l.vm.UnhangTools)
@@ -621,7 +621,7 @@ var running = []behaviour{
 		return true
 	}},
 	{"tools restarted while a process runs", func(l *scenario) bool {
-		l.program(vcsim.Program{For: 500 * time.Millisecond})
+		l.program(vcsim.Program{Duration: 500 * time.Millisecond})
 		l.first(func() {
 			l.vm.ToolsDown()
 			l.vm.ToolsUp()
@@ -629,24 +629,24 @@ var running = []behaviour{
 		return l.fail("process", "ExitCodeUnknown")
 	}},
 	{"tools gone while a process runs", func(l *scenario) bool {
-		l.program(vcsim.Program{For: 500 * time.Millisecond})
+		l.program(vcsim.Program{Duration: 500 * time.Millisecond})
 		l.process()["timeout"] = short.String()
 		l.processes[0] = 0 // the time may be over before the call
 		l.first(l.vm.ToolsDown)
 		return l.fail("process", "StepTimeout", "ToolsNotRunning")
 	}},
 	{"guest restarted while a process runs", func(l *scenario) bool {
-		l.program(vcsim.Program{For: -1})
+		l.program(vcsim.Program{Duration: -1})
 		l.first(l.vm.RebootGuest)
 		return l.fail("process", "ExitCodeUnknown")
 	}},
 	{"power off while a process runs", func(l *scenario) bool {
-		l.program(vcsim.Program{For: -1})
+		l.program(vcsim.Program{Duration: -1})
 		l.first(l.vm.PowerOff)
 		return l.fail("process", "PowerState", "ExitCodeUnknown")
 	}},
 	{"VM removed while a process runs", func(l *scenario) bool {
-		l.program(vcsim.Program{For: -1})
+		l.program(vcsim.Program{Duration: -1})
 		l.first(l.vm.Remove)
 		return l.fail("process", "NotFound", "ExitCodeUnknown")
 	}},
@@ -685,13 +685,13 @@ var always = []behaviour{
 			return false
 		}
 		l.vc.Script(vcsim.Rule{VM: l.vm.ID(), Op: "GET guest/customization",
-			HTTP: &vcsim.Answer{Status: 502, ContentType: "text/html",
+			HTTP: &vcsim.Response{Status: 502, ContentType: "text/html",
 				Body: "<html><title>Bad Gateway</title></html>"}})
 		l.decided = append(l.decided, "task", "guest-status")
 		return true
 	}},
 	{"every answer late", func(l *scenario) bool {
-		l.vc.Script(vcsim.Rule{VM: l.vm.ID(), DelayAnswer: 100 * time.Millisecond})
+		l.vc.Script(vcsim.Rule{VM: l.vm.ID(), DelayResponse: 100 * time.Millisecond})
 		return true
 	}},
 	{"sessions end", func(l *scenario) bool { // those of all runs

@@ -17,7 +17,7 @@ func (l *scenario) refuse(op string, times int, fault types.BaseMethodFault) {
 // proxy answers the next calls of op as a proxy before a vCenter that is starting does.
 func (l *scenario) proxy(op string, times, status int) {
 	l.vc.Script(vcsim.Rule{VM: l.vm.ID(), Op: op, Times: times,
-		HTTP: &vcsim.Answer{Status: status, ContentType: "text/html",
+		HTTP: &vcsim.Response{Status: status, ContentType: "text/html",
 			Body: "<html><title>Service Unavailable</title></html>"}})
 }
 
@@ -191,9 +191,9 @@ var customizingMore = []behaviour{
 	{"guest restarted during customization", func(l *scenario) bool {
 		l.moves, l.looked = false, true
 		l.verifyWithin(10 * time.Second)
-		l.guest(func(g *vcsim.Guest) { g.CustomizeFor = ever })
+		l.guest(func(g *vcsim.Guest) { g.CustomizeTime = ever })
 		l.then("CustomizeGuest_Task", vcsim.After, 1, func() {
-			l.guest(func(g *vcsim.Guest) { g.CustomizeFor = 50 * time.Millisecond })
+			l.guest(func(g *vcsim.Guest) { g.CustomizeTime = 50 * time.Millisecond })
 			l.vm.RebootGuest()
 		})
 		l.customized, l.aborts = [2]int{1, 2}, [2]int{0, 1}
@@ -355,7 +355,7 @@ var startingMore = []behaviour{
 			return false
 		}
 		l.verifyWithin(short)
-		l.guest(func(g *vcsim.Guest) { g.NetworkFor = 300 * time.Millisecond })
+		l.guest(func(g *vcsim.Guest) { g.NetworkTime = 300 * time.Millisecond })
 		l.then("StartGuestNetwork_Task", vcsim.After, 1, func() { l.vm.SetNICs(false) })
 		return l.fail("verify", "VerifyMismatch", "StepTimeout")
 	}},
@@ -386,7 +386,7 @@ var showingMore = []behaviour{
 		if l.looked || len(l.fails) > 0 {
 			return false
 		}
-		l.guest(func(g *vcsim.Guest) { g.ReportAfter = 300 * time.Millisecond })
+		l.guest(func(g *vcsim.Guest) { g.ReportDelay = 300 * time.Millisecond })
 		l.then("guest/customization check", vcsim.After, 1, func() { l.silence(150 * time.Millisecond) })
 		return true
 	}},
@@ -488,7 +488,7 @@ var alwaysMore = []behaviour{
 	}},
 	{"check says SUPPORTED and that the guest OS is not", func(l *scenario) bool {
 		l.vc.Script(vcsim.Rule{VM: l.vm.ID(), Op: "guest/customization check",
-			HTTP: &vcsim.Answer{Status: 200, ContentType: "application/json",
+			HTTP: &vcsim.Response{Status: 200, ContentType: "application/json",
 				Body: `{"check_status":"SUPPORTED","supported_guest_os":false,"supported_power_state":true}`}})
 		l.customized, l.aborts, l.started, l.processes = [2]int{}, [2]int{}, [2]int{}, [2]int{}
 		return l.fail("check", "NotCustomizable")
@@ -499,7 +499,7 @@ var alwaysMore = []behaviour{
 	}},
 	{"check says nothing at first", func(l *scenario) bool {
 		l.vc.Script(vcsim.Rule{VM: l.vm.ID(), Op: "guest/customization check", Times: 1 + l.rnd.IntN(2),
-			HTTP: &vcsim.Answer{Status: 200, ContentType: "application/json",
+			HTTP: &vcsim.Response{Status: 200, ContentType: "application/json",
 				Body: `{"check_status":"NOT_SUPPORTED"}`}})
 		return true
 	}},
@@ -516,7 +516,7 @@ var alwaysMore = []behaviour{
 		return true
 	}},
 	{"property reads late", func(l *scenario) bool {
-		l.vc.Script(vcsim.Rule{VM: l.vm.ID(), Op: "RetrievePropertiesEx", DelayAnswer: 200 * time.Millisecond})
+		l.vc.Script(vcsim.Rule{VM: l.vm.ID(), Op: "RetrievePropertiesEx", DelayResponse: 200 * time.Millisecond})
 		return true
 	}},
 	{"updates held back all the time, in pieces", func(l *scenario) bool {

@@ -37,7 +37,7 @@ func TestWhatGuestsShow(t *testing.T) {
 	bridge := func(vm *vcsim.VM) {
 		mac := vm.MACs()[0]
 		vm.Configure(func(g *vcsim.Guest) {
-			g.Others = []types.GuestNicInfo{{MacAddress: mac, Connected: true, DeviceConfigId: -1,
+			g.OtherNICs = []types.GuestNicInfo{{MacAddress: mac, Connected: true, DeviceConfigId: -1,
 				IpAddress: []string{"10.0.0.7"},
 				IpConfig: &types.NetIpConfigInfo{IpAddress: []types.NetIpConfigInfoIpAddress{{IpAddress: "172.17.0.1",
 					PrefixLength: 16, State: "duplicate"}}}}}

@@ -41,7 +41,7 @@ func TestScript(t *testing.T) {
 		vcsim.Rule{
 			Op:    check,
 			Times: 1,
-			HTTP:  &vcsim.Answer{Status: 503, ContentType: "text/html", Body: "<html>upstream</html>"},
+			HTTP:  &vcsim.Response{Status: 503, ContentType: "text/html", Body: "<html>upstream</html>"},
 		},
 	)
 
@@ -64,7 +64,7 @@ func TestScript(t *testing.T) {
 		t.Errorf("lost call: %v, %+v", err, one.Effects())
 	}
 
-	v.Script(vcsim.Rule{Op: "CustomizeGuest_Task", Times: 1, LoseAnswer: true})
+	v.Script(vcsim.Rule{Op: "CustomizeGuest_Task", Times: 1, LoseResponse: true})
 	if err := begin(one); err == nil || one.Effects().Customizations != 1 {
 		t.Errorf("lost answer: %v, %+v", err, one.Effects())
 	}
@@ -295,7 +295,7 @@ func TestCloseEndsWaits(t *testing.T) {
 	p := c.poll(filterOf("VirtualMachine", v.VMs()[0], "name"))
 	p.next()
 	vm := first(v)
-	vm.Configure(func(g *vcsim.Guest) { g.CustomizeFor = time.Hour })
+	vm.Configure(func(g *vcsim.Guest) { g.CustomizeTime = time.Hour })
 	c.act("CustomizeGuest_Task", customizeBody(vm, "web01", "10.0.0.7"))
 	v.Script(vcsim.Rule{Op: "CurrentTime", Delay: time.Hour})
 	waiting := make(chan struct{}, 2)

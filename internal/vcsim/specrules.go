@@ -26,8 +26,8 @@ var (
 	onlyDigits   = regexp.MustCompile(`^[0-9]*$`)
 )
 
-// wrongName is the fault for a host name that vCenter does not take; nil where it does.
-func wrongName(name types.BaseCustomizationName) types.BaseMethodFault {
+// hostNameFault is the fault for a host name that vCenter does not take; nil where it does.
+func hostNameFault(name types.BaseCustomizationName) types.BaseMethodFault {
 	wrong := &types.InvalidArgument{InvalidProperty: "spec.identity.hostName"}
 	switch n := name.(type) {
 	case *types.CustomizationFixedName:
@@ -42,8 +42,8 @@ func wrongName(name types.BaseCustomizationName) types.BaseMethodFault {
 	return nil
 }
 
-// wrongTimeZone is the fault for a time zone of Linux that is not in vCenter's list.
-func wrongTimeZone(zone string) types.BaseMethodFault {
+// timeZoneFault is the fault for a time zone of Linux that is not in vCenter's list.
+func timeZoneFault(zone string) types.BaseMethodFault {
 	if zone == "" {
 		return nil
 	}
@@ -53,8 +53,8 @@ func wrongTimeZone(zone string) types.BaseMethodFault {
 	return nil
 }
 
-// wrongSettings is the fault for what an adapter asks for.
-func wrongSettings(i int, s types.CustomizationIPSettings) types.BaseMethodFault {
+// adapterFault is the fault for what an adapter asks for.
+func adapterFault(i int, s types.CustomizationIPSettings) types.BaseMethodFault {
 	wrong := func(what string) types.BaseMethodFault {
 		return &types.InvalidArgument{InvalidProperty: fmt.Sprintf("spec.nicSettingMap[%d].adapter.%s", i, what)}
 	}
@@ -64,7 +64,7 @@ func wrongSettings(i int, s types.CustomizationIPSettings) types.BaseMethodFault
 	case *types.CustomizationCustomIpGenerator:
 		return new(types.IpHostnameGeneratorError)
 	case *types.CustomizationFixedIp:
-		if _, ok := quad(ip.IpAddress); !ok && !strings.Contains(ip.IpAddress, ":") {
+		if _, ok := parseIPv4(ip.IpAddress); !ok && !strings.Contains(ip.IpAddress, ":") {
 			return wrong("ip")
 		}
 		if s.SubnetMask != "" && !isMask(s.SubnetMask) {
@@ -91,8 +91,8 @@ func wrongSettings(i int, s types.CustomizationIPSettings) types.BaseMethodFault
 	return nil
 }
 
-// quad reads four decimal numbers, each without a zero in front.
-func quad(s string) (n uint32, ok bool) {
+// parseIPv4 reads four decimal numbers, each without a zero in front.
+func parseIPv4(s string) (n uint32, ok bool) {
 	parts := strings.Split(s, ".")
 	if len(parts) != 4 {
 		return 0, false
@@ -110,19 +110,7 @@ func quad(s string) (n uint32, ok bool) {
 
 // isMask reports whether a subnet mask is ones and then zeros.
 func isMask(s string) bool {
-	n, ok := quad(s)
+	n, ok := parseIPv4(s)
 	hosts := ^n
 	return ok && hosts&(hosts+1) == 0
-}
-
-// aboutSpec reports whether a fault says by its members alone what is wrong with a specification: vCenter sends it
-// without a text.
-func aboutSpec(fault types.BaseMethodFault) bool {
-	switch f := fault.(type) {
-	case *types.NicSettingMismatch:
-		return true
-	case *types.InvalidArgument:
-		return strings.HasPrefix(f.InvalidProperty, "spec.")
-	}
-	return false
 }
