@@ -19,7 +19,7 @@ import (
 )
 
 // streams holds the streams and consumers against what the service needs.
-func (d *doctor) streams(ctx context.Context, conn *client.Client, cfg stream.NATSConfig) {
+func (d *doctor) streams(ctx context.Context, conn *client.Client, cfg stream.Config) {
 	if len(d.cfg.VCenters) == 0 {
 		return
 	}
@@ -34,7 +34,7 @@ func (d *doctor) streams(ctx context.Context, conn *client.Client, cfg stream.NA
 	}
 	defer service.Close()
 	s := d.cfg.Service
-	want := stream.Streams{Replicas: s.StreamReplicas, EventsMaxAge: s.EventsMaxAge, EventsMaxBytes: s.EventsMaxBytes, DeadlettersMaxAge: s.DeadlettersMaxAge,
+	want := stream.Settings{Replicas: s.StreamReplicas, EventsMaxAge: s.EventsMaxAge, EventsMaxBytes: s.EventsMaxBytes, DeadlettersMaxAge: s.DeadlettersMaxAge,
 		DeadlettersMaxBytes: s.DeadlettersMaxBytes, QueuePerVM: s.QueuePerVM, AckWait: s.AckWait, MaxInFlight: map[string]int{}}
 	running := false
 	for _, v := range d.cfg.VCenters {

@@ -25,7 +25,7 @@ import (
 // taken waits until the service pulls requests: it says that it takes them a moment before.
 func (s *site) taken() {
 	s.t.Helper()
-	conn, err := client.Dial(stream.NATSConfig{URL: s.url}, client.Options{})
+	conn, err := client.Dial(stream.Config{URL: s.url}, client.Options{})
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -104,12 +104,12 @@ func TestDoctorCountsRequests(t *testing.T) {
 	s := newSite(t, vcsim.Options{})
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	service, err := stream.Connect(ctx, stream.NATSConfig{URL: s.url}, zerolog.Nop())
+	service, err := stream.Connect(ctx, stream.Config{URL: s.url}, zerolog.Nop())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer service.Close()
-	if err := service.Provision(ctx, stream.Streams{Provision: true, Replicas: 1, EventsMaxAge: 720 * time.Hour, DeadlettersMaxAge: 168 * time.Hour, QueuePerVM: 2,
+	if err := service.Provision(ctx, stream.Settings{Provision: true, Replicas: 1, EventsMaxAge: 720 * time.Hour, DeadlettersMaxAge: 168 * time.Hour, QueuePerVM: 2,
 		AckWait: 30 * time.Second, MaxInFlight: map[string]int{"lab": 64}}); err != nil {
 		t.Fatal(err)
 	}

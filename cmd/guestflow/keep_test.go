@@ -23,12 +23,12 @@ func streamsOnly(t *testing.T) (*site, *stream.Conn) {
 	t.Helper()
 	s := &site{t: t, url: natstest.StartServer(t).URL()}
 	s.env = map[string]string{"NATS_URL": s.url, "GUESTFLOW_VCENTERS": "lab"}
-	conn, err := stream.Connect(t.Context(), stream.NATSConfig{URL: s.url}, zerolog.Nop())
+	conn, err := stream.Connect(t.Context(), stream.Config{URL: s.url}, zerolog.Nop())
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(conn.Close)
-	if err := conn.Provision(t.Context(), stream.Streams{EventsMaxAge: 720 * time.Hour, DeadlettersMaxAge: 168 * time.Hour, QueuePerVM: 2, AckWait: 30 * time.Second,
+	if err := conn.Provision(t.Context(), stream.Settings{EventsMaxAge: 720 * time.Hour, DeadlettersMaxAge: 168 * time.Hour, QueuePerVM: 2, AckWait: 30 * time.Second,
 		MaxInFlight: map[string]int{"lab": 4}, Provision: true}); err != nil {
 		t.Fatal(err)
 	}
@@ -78,7 +78,7 @@ func TestReplayIsTheOriginal(t *testing.T) {
 	s, conn := streamsOnly(t)
 	original := nats.Header{"ce-specversion": {"1.0"}, "ce-type": {"io.guestflow.customization.requested.v1"}, "ce-source": {"/a%20b"}, "ce-id": {"1"},
 		"Content-Type": {"application/json"}, "Nats-Expected-Last-Sequence": {"77"}, "Nats-Msg-Id": {"m-1"}, "Guestflow-Thing": {"kept"}}
-	err := conn.Reject(t.Context(), stream.Refused{VCenter: "lab", VM: "vm-42", Seq: 9, Subject: "guestflow.requests.lab.vm-42", Header: original, Data: []byte(data("vm-42"))},
+	err := conn.Reject(t.Context(), stream.RefusedMessage{VCenter: "lab", VM: "vm-42", Seq: 9, Subject: "guestflow.requests.lab.vm-42", Header: original, Data: []byte(data("vm-42"))},
 		&events.RejectError{Code: events.InvalidRequest, Message: "in the past"})
 	if err != nil {
 		t.Fatal(err)

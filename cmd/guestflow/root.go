@@ -201,23 +201,23 @@ func (c *cli) oneVCenter() (string, error) {
 }
 
 // nats is how to reach NATS.
-func (c *cli) nats(ctx context.Context) (stream.NATSConfig, error) {
+func (c *cli) nats(ctx context.Context) (stream.Config, error) {
 	var n app.NATS
 	if err := envconfig.ProcessWith(ctx, &envconfig.Config{Target: &n, Lookuper: c}); err != nil {
-		return stream.NATSConfig{}, err
+		return stream.Config{}, err
 	}
 	if c.server != "" {
 		n.URL = c.server
 	}
 	if n.JSDomain != "" && n.JSAPIPrefix != "" {
-		return stream.NATSConfig{}, errors.New("NATS_JS_DOMAIN and NATS_JS_API_PREFIX: set one of them")
+		return stream.Config{}, errors.New("NATS_JS_DOMAIN and NATS_JS_API_PREFIX: set one of them")
 	}
 	return reach(n, "guestflow command"), nil
 }
 
 // reach says how to reach NATS; name is what the server's monitoring calls the connection.
-func reach(n app.NATS, name string) stream.NATSConfig {
-	return stream.NATSConfig{URL: n.URL, CredsFile: n.CredsFile, NKeyFile: n.NKeyFile, User: n.User, PasswordFile: n.PasswordFile, CAFile: n.CAFile,
+func reach(n app.NATS, name string) stream.Config {
+	return stream.Config{URL: n.URL, CredsFile: n.CredsFile, NKeyFile: n.NKeyFile, User: n.User, PasswordFile: n.PasswordFile, CAFile: n.CAFile,
 		CertFile: n.CertFile, KeyFile: n.KeyFile, JSDomain: n.JSDomain, JSAPIPrefix: n.JSAPIPrefix, InboxPrefix: n.InboxPrefix, Name: name}
 }
 

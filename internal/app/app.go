@@ -37,10 +37,10 @@ func Run(ctx context.Context, cfg Config, log zerolog.Logger) error {
 		}
 	}()
 
-	conn, err := stream.Connect(ctx, stream.NATSConfig{URL: cfg.NATS.URL, CredsFile: cfg.NATS.CredsFile, NKeyFile: cfg.NATS.NKeyFile, User: cfg.NATS.User,
+	conn, err := stream.Connect(ctx, stream.Config{URL: cfg.NATS.URL, CredsFile: cfg.NATS.CredsFile, NKeyFile: cfg.NATS.NKeyFile, User: cfg.NATS.User,
 		PasswordFile: cfg.NATS.PasswordFile, CAFile: cfg.NATS.CAFile, CertFile: cfg.NATS.CertFile, KeyFile: cfg.NATS.KeyFile, JSDomain: cfg.NATS.JSDomain,
 		JSAPIPrefix: cfg.NATS.JSAPIPrefix, InboxPrefix: cfg.NATS.InboxPrefix, EventMode: cfg.Service.EventMode,
-		On: m.told(), Name: "guestflow " + cfg.Service.Instance}, log)
+		Hooks: m.told(), Name: "guestflow " + cfg.Service.Instance}, log)
 	if err != nil {
 		return err
 	}
@@ -54,7 +54,7 @@ func Run(ctx context.Context, cfg Config, log zerolog.Logger) error {
 	}
 	defer web()
 
-	streams := stream.Streams{Replicas: cfg.Service.StreamReplicas, EventsMaxAge: cfg.Service.EventsMaxAge, EventsMaxBytes: cfg.Service.EventsMaxBytes,
+	streams := stream.Settings{Replicas: cfg.Service.StreamReplicas, EventsMaxAge: cfg.Service.EventsMaxAge, EventsMaxBytes: cfg.Service.EventsMaxBytes,
 		DeadlettersMaxAge: cfg.Service.DeadlettersMaxAge, DeadlettersMaxBytes: cfg.Service.DeadlettersMaxBytes, QueuePerVM: cfg.Service.QueuePerVM, AckWait: cfg.Service.AckWait,
 		MaxInFlight: map[string]int{}, Provision: cfg.Service.Provision}
 	for _, v := range cfg.VCenters {

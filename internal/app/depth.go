@@ -49,9 +49,9 @@ func (d *depth) Collect(out chan<- prometheus.Metric) {
 		out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, v, labels...)
 	}
 	var asked sync.WaitGroup
-	fullness := func(name string, more func(stream.StreamState)) {
+	fullness := func(name string, more func(stream.Usage)) {
 		asked.Go(func() {
-			s, err := d.conn.StreamState(ctx, name)
+			s, err := d.conn.Usage(ctx, name)
 			if err != nil {
 				d.log.Debug().Err(err).Msg("not in the metrics")
 				return
@@ -62,11 +62,11 @@ func (d *depth) Collect(out chan<- prometheus.Metric) {
 			more(s)
 		})
 	}
-	nothingMore := func(stream.StreamState) {}
+	nothingMore := func(stream.Usage) {}
 	fullness(events.EventsStream, nothingMore)
 	fullness(events.DeadlettersStream, nothingMore)
 	for _, v := range d.vcenters {
-		fullness(events.RequestsStream(v), func(s stream.StreamState) {
+		fullness(events.RequestsStream(v), func(s stream.Usage) {
 			age := 0.0
 			if !s.Oldest.IsZero() {
 				age = max(0, time.Since(s.Oldest).Seconds())
@@ -91,7 +91,7 @@ func (d *depth) Collect(out chan<- prometheus.Metric) {
 
 // own shows what this process holds.
 func (d *depth) own(gauge func(desc *prometheus.Desc, v float64, labels ...string)) {
-	for _, h := range d.conn.InHand() {
+	for _, h := range d.conn.InFlight() {
 		kind := "requests"
 		if h.Durable == events.CancelsConsumer(h.VCenter) {
 			kind = "cancels"
@@ -114,7 +114,7 @@ func (t troubles) Collect(out chan<- prometheus.Metric) {
 	for _, reason := range stream.Reasons {
 		is[[2]string{"", string(reason)}] = 0
 	}
-	for _, seen := range t.conn.Seen() {
+	for _, seen := range t.conn.LastTroubles() {
 		is[[2]string{seen.VCenter, string(seen.Reason)}] = 1
 	}
 	for at, n := range is {

@@ -34,7 +34,7 @@ func (h *health) ready(w http.ResponseWriter, req *http.Request) {
 		return
 	}
 	_, _ = fmt.Fprintln(w, "ok")
-	for _, t := range h.conn.Seen() { // what stops nothing
+	for _, t := range h.conn.LastTroubles() { // what stops nothing
 		_, _ = fmt.Fprintln(w, "warning: "+t.String())
 	}
 }
@@ -42,7 +42,7 @@ func (h *health) ready(w http.ResponseWriter, req *http.Request) {
 // why says what the service waits for at its start, where that takes longer than it should.
 func (h *health) why() string {
 	text := ""
-	for _, t := range h.conn.Waits() {
+	for _, t := range h.conn.LongWaits() {
 		text += "\n" + t.String()
 	}
 	return text

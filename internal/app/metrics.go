@@ -109,10 +109,10 @@ func number(yes bool) float64 {
 }
 
 // told counts what happens to messages.
-func (m *metrics) told() stream.Told {
-	return stream.Told{
+func (m *metrics) told() stream.Hooks {
+	return stream.Hooks{
 		Refused: func(vcenter string, code events.Code) { m.refused.WithLabelValues(vcenter, string(code)).Inc() },
-		Unkept:  func(vcenter string) { m.unkept.WithLabelValues(vcenter).Inc() },
+		NotKept: func(vcenter string) { m.unkept.WithLabelValues(vcenter).Inc() },
 		Failed:  func(vcenter string) { m.failed.WithLabelValues(vcenter).Inc() },
 	}
 }

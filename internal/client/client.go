@@ -80,7 +80,7 @@ func (e *ConnectError) Error() string {
 func (e *ConnectError) Unwrap() error { return e.Cause }
 
 // Dial connects. Unlike the service it does not wait for NATS: an error says why it is not connected, and what to do.
-func Dial(cfg stream.NATSConfig, opt Options) (*Client, error) {
+func Dial(cfg stream.Config, opt Options) (*Client, error) {
 	c := &Client{apiPrefix: jetstream.DefaultAPIPrefix, closed: make(chan struct{}), watchers: map[int]watcher{}}
 	notice := opt.Notice
 	if notice == nil {

@@ -39,7 +39,7 @@ func testContext(t *testing.T) context.Context {
 var prefixes = map[string]string{"service-fixed": "_INBOX_guestflow", "publisher": "_INBOX_publisher_lab", "operator": "_INBOX_operator"}
 
 // guarded is a server whose users are the roles of deploy/nats, and admin, who may do everything. edit (may be nil) changes what was read.
-func guarded(t *testing.T, edit func(*server.Options)) (login func(user string) stream.NATSConfig) {
+func guarded(t *testing.T, edit func(*server.Options)) (login func(user string) stream.Config) {
 	t.Helper()
 	dir := t.TempDir()
 	conf := "port: -1\njetstream { store_dir: \"" + dir + "\" }\nauthorization { users: [\n{ user: admin, password: admin }\n"
@@ -58,31 +58,31 @@ func guarded(t *testing.T, edit func(*server.Options)) (login func(user string) 
 		t.Fatal(err)
 	}
 	s := natstest.StartConfig(t, file, edit)
-	return func(user string) stream.NATSConfig {
+	return func(user string) stream.Config {
 		password := filepath.Join(dir, user+".password")
 		if err := os.WriteFile(password, []byte(user+"\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		return stream.NATSConfig{URL: s.URL(), User: user, PasswordFile: password, InboxPrefix: prefixes[user]}
+		return stream.Config{URL: s.URL(), User: user, PasswordFile: password, InboxPrefix: prefixes[user]}
 	}
 }
 
 // provision makes the streams as the service does, and returns its connection.
-func provision(t *testing.T, cfg stream.NATSConfig) *stream.Conn {
+func provision(t *testing.T, cfg stream.Config) *stream.Conn {
 	t.Helper()
 	conn, err := stream.Connect(t.Context(), cfg, zerolog.Nop())
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(conn.Close)
-	if err := conn.Provision(testContext(t), stream.Streams{EventsMaxAge: 720 * time.Hour, DeadlettersMaxAge: 168 * time.Hour, QueuePerVM: 2,
+	if err := conn.Provision(testContext(t), stream.Settings{EventsMaxAge: 720 * time.Hour, DeadlettersMaxAge: 168 * time.Hour, QueuePerVM: 2,
 		AckWait: 30 * time.Second, MaxInFlight: map[string]int{"lab": 4}, Provision: true}); err != nil {
 		t.Fatal(err)
 	}
 	return conn
 }
 
-func dial(t *testing.T, cfg stream.NATSConfig) *client.Client {
+func dial(t *testing.T, cfg stream.Config) *client.Client {
 	t.Helper()
 	c, err := client.Dial(cfg, client.Options{})
 	if err != nil {
@@ -288,8 +288,8 @@ func TestFollowAcrossARestart(t *testing.T) {
 	t.Parallel()
 	ctx := testContext(t)
 	nc := natstest.StartServer(t)
-	service := provision(t, stream.NATSConfig{URL: nc.URL()})
-	c := dial(t, stream.NATSConfig{URL: nc.URL()})
+	service := provision(t, stream.Config{URL: nc.URL()})
+	c := dial(t, stream.Config{URL: nc.URL()})
 	feed, err := c.Follow(ctx, client.Filters("lab", "vm-42"), client.Start{})
 	if err != nil {
 		t.Fatal(err)
@@ -327,8 +327,8 @@ func TestPublishAnswers(t *testing.T) {
 	t.Parallel()
 	ctx := testContext(t)
 	url := natstest.StartServer(t).URL()
-	provision(t, stream.NATSConfig{URL: url})
-	c := dial(t, stream.NATSConfig{URL: url})
+	provision(t, stream.Config{URL: url})
+	c := dial(t, stream.Config{URL: url})
 	for i, says := range []string{"", "", "vm-42 has as many unfinished requests as it may have (GUESTFLOW_QUEUE_PER_VM)"} {
 		_, err := c.Publish(ctx, request(t, "lab", fmt.Sprint(i)))
 		if got := fmt.Sprint(err); says == "" && err != nil || !strings.Contains(got, says) {
@@ -349,9 +349,9 @@ func TestAway(t *testing.T) {
 	t.Parallel()
 	ctx := testContext(t)
 	nc := natstest.StartServer(t)
-	provision(t, stream.NATSConfig{URL: nc.URL()})
+	provision(t, stream.Config{URL: nc.URL()})
 	said := make(chan string, 16)
-	c, err := client.Dial(stream.NATSConfig{URL: nc.URL()}, client.Options{Patience: time.Second, Notice: func(s string) { said <- s }})
+	c, err := client.Dial(stream.Config{URL: nc.URL()}, client.Options{Patience: time.Second, Notice: func(s string) { said <- s }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -386,16 +386,16 @@ func TestDialSaysWhatToDo(t *testing.T) {
 	nobody := "nats://admin:hunter2@" + l.Addr().String()
 	_ = l.Close()
 	for _, test := range []struct {
-		cfg  stream.NATSConfig
+		cfg  stream.Config
 		says string
 	}{
 		{wrong, "does not take this login"},
-		{stream.NATSConfig{URL: nobody}, "Set NATS_URL"},
-		{stream.NATSConfig{URL: wrong.URL, CredsFile: "none.creds"}, "NATS_CREDS_FILE"},
-		{stream.NATSConfig{URL: wrong.URL, User: "admin"}, "set both NATS_USER and NATS_PASSWORD_FILE"},
-		{stream.NATSConfig{URL: wrong.URL, NKeyFile: "none.nk"}, "NATS_NKEY_FILE"},
-		{stream.NATSConfig{URL: wrong.URL, CAFile: "none.pem"}, "NATS_CA_FILE"},
-		{stream.NATSConfig{URL: wrong.URL, CertFile: "cert.pem"}, "set both NATS_CERT_FILE and NATS_KEY_FILE"},
+		{stream.Config{URL: nobody}, "Set NATS_URL"},
+		{stream.Config{URL: wrong.URL, CredsFile: "none.creds"}, "NATS_CREDS_FILE"},
+		{stream.Config{URL: wrong.URL, User: "admin"}, "set both NATS_USER and NATS_PASSWORD_FILE"},
+		{stream.Config{URL: wrong.URL, NKeyFile: "none.nk"}, "NATS_NKEY_FILE"},
+		{stream.Config{URL: wrong.URL, CAFile: "none.pem"}, "NATS_CA_FILE"},
+		{stream.Config{URL: wrong.URL, CertFile: "cert.pem"}, "set both NATS_CERT_FILE and NATS_KEY_FILE"},
 	} {
 		c, err := client.Dial(test.cfg, client.Options{})
 		if err == nil {
@@ -412,7 +412,7 @@ func TestDialSaysWhatToDo(t *testing.T) {
 // The stream drops what comes with a Nats-Msg-Id that it has seen, whoever sent that: only what is one's own may be taken for stored.
 func TestPublishBesideAForeignMsgID(t *testing.T) {
 	t.Parallel()
-	cfg := stream.NATSConfig{URL: natstest.StartServer(t).URL()}
+	cfg := stream.Config{URL: natstest.StartServer(t).URL()}
 	conn := provision(t, cfg)
 	c := dial(t, cfg)
 	ctx := testContext(t)

@@ -151,12 +151,12 @@ func subjects(p *server.Permissions) (all []string) {
 // provision makes the streams and consumers as the service would, with the queue per VM of queue and the ages of age.
 func provision(t *testing.T, url string, queue int, age time.Duration) {
 	t.Helper()
-	conn, err := stream.Connect(t.Context(), stream.NATSConfig{URL: url}, zerolog.Nop())
+	conn, err := stream.Connect(t.Context(), stream.Config{URL: url}, zerolog.Nop())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	if err := conn.Provision(t.Context(), stream.Streams{EventsMaxAge: age, DeadlettersMaxAge: age, QueuePerVM: queue,
+	if err := conn.Provision(t.Context(), stream.Settings{EventsMaxAge: age, DeadlettersMaxAge: age, QueuePerVM: queue,
 		AckWait:     2 * time.Second,
 		MaxInFlight: map[string]int{"lab": 64}, Provision: true}); err != nil {
 		t.Fatal(err)

@@ -57,7 +57,7 @@ func TestPublishAnswers(t *testing.T) {
 func TestNothingToCancelIsNoDeadLetter(t *testing.T) {
 	t.Parallel()
 	s := newStation(t, nil)
-	m := stream.Refused{VCenter: "lab", VM: "vm-1", Ref: events.RequestRef{Source: "/test", ID: "c1"}, Attrs: testAttrs, Seq: 7,
+	m := stream.RefusedMessage{VCenter: "lab", VM: "vm-1", Ref: events.RequestRef{Source: "/test", ID: "c1"}, Attrs: testAttrs, Seq: 7,
 		Subject: "guestflow.cancels.lab.vm-1"}
 	if err := s.conn.Reject(testContext(t), m, &events.RejectError{Code: events.NothingToCancel, Message: "it has ended"}); err != nil {
 		t.Fatal(err)
@@ -83,18 +83,18 @@ func TestRefusedMessagesThatAreLarge(t *testing.T) {
 	s := newStation(t, nil)
 	long := strings.Repeat("x", 65<<10)
 	for name, tt := range map[string]struct {
-		m    stream.Refused
+		m    stream.RefusedMessage
 		why  events.RejectError
 		kept func(h nats.Header, data []byte) bool
 	}{
 		"headers": {
-			m: stream.Refused{Header: nats.Header{"A": {"small"}, "Large": {long[:64000]}, "Nats-Msg-Id": {"x"}}, Data: []byte("{}")},
+			m: stream.RefusedMessage{Header: nats.Header{"A": {"small"}, "Large": {long[:64000]}, "Nats-Msg-Id": {"x"}}, Data: []byte("{}")},
 			kept: func(h nats.Header, data []byte) bool {
 				return h.Get("A") == "small" && h.Get("Guestflow-Original-Nats-Msg-Id") == "x" && h.Get("Guestflow-Dropped-Header") == "Large" && string(data) == "{}"
 			},
 		},
 		"many headers": {
-			m: stream.Refused{Header: func() nats.Header {
+			m: stream.RefusedMessage{Header: func() nats.Header {
 				h := nats.Header{}
 				for i := range 3000 {
 					h[fmt.Sprintf("X-%d", i)] = []string{"0123456789"}
@@ -104,11 +104,11 @@ func TestRefusedMessagesThatAreLarge(t *testing.T) {
 			kept: func(h nats.Header, data []byte) bool { return len(h) > 500 && string(data) == "{}" },
 		},
 		"the name of what is wrong": {
-			m: stream.Refused{Data: []byte("{}")}, why: events.RejectError{Field: long, Withhold: true},
+			m: stream.RefusedMessage{Data: []byte("{}")}, why: events.RejectError{Field: long, Withhold: true},
 			kept: func(h nats.Header, data []byte) bool { return len(h.Get("Guestflow-Path")) < 1<<10 && len(data) == 0 },
 		},
 		"data next to the limit of the server": {
-			m:    stream.Refused{Data: make([]byte, 1<<20)},
+			m:    stream.RefusedMessage{Data: make([]byte, 1<<20)},
 			kept: func(h nats.Header, data []byte) bool { return len(data) == 0 && h.Get("Guestflow-Size") == "1048576" },
 		},
 	} {

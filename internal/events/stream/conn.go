@@ -19,8 +19,8 @@ import (
 	"github.com/guestflow/guestflow/internal/secretfile"
 )
 
-// NATSConfig says how to reach NATS. Files that hold secrets are read again at each connection, so that a rotated one works.
-type NATSConfig struct {
+// Config says how to reach NATS. Files that hold secrets are read again at each connection, so that a rotated one works.
+type Config struct {
 	URL          string // nats://host:4222; several, comma separated, for a cluster
 	CredsFile    string
 	NKeyFile     string // seed; whose key it is, is read at the start
@@ -35,13 +35,13 @@ type NATSConfig struct {
 	Name         string // of the connection, as the server's monitoring shows it
 	EventMode    string // form of rejections: Structured (default) or Binary
 
-	On Told
+	Hooks Hooks
 }
 
-// Told are who is told of what happens to messages; each may be nil.
-type Told struct {
+// Hooks are who is told of what happens to messages; each may be nil.
+type Hooks struct {
 	Refused func(vcenter string, code events.Code) // a message was refused
-	Unkept  func(vcenter string)                   // and not kept as a dead letter, which could not be stored
+	NotKept func(vcenter string)                   // and not kept as a dead letter, which could not be stored
 	Failed  func(vcenter string)                   // a message was left alone, or given back for a while: it is delivered again
 }
 
@@ -56,31 +56,31 @@ type Conn struct {
 	nc        *nats.Conn
 	js        jetstream.JetStream
 	apiPrefix string // of the JetStream API, "$JS.API." by default
-	mode      string
-	log       teller
-	waits     *waits
-	on        Told
+	eventMode string
+	log       waitLog
+	waits     *waitRegister
+	hooks     Hooks
 
 	queue *RequestQueue
 
-	mu          sync.Mutex
-	streams     *Streams  // as Provision was asked for; nil before
-	troubles    []Trouble // as Watch saw them last
-	intakes     []*intake
-	keepTime    time.Duration
-	unkeptSince map[string]time.Time // by vCenter: since when no dead letter of it could be stored; absent: the last one could
-	keepFor     time.Duration        // how long events are kept, 0 as long as not known: a run's timeout is shorter
+	mu                 sync.Mutex
+	streams            *Settings // as Provision was asked for; nil before
+	troubles           []Trouble // as Watch saw them last
+	consumers          []*consumer
+	deadLetterPatience time.Duration
+	notKeptSince       map[string]time.Time // by vCenter: since when no dead letter of it could be stored; absent: the last one could
+	eventsMaxAge       time.Duration        // how long events are kept, 0 as long as not known: a run's timeout is shorter
 }
 
 // Connect makes the connection. Where NATS cannot be reached it is tried again for ever: the error is about the configuration alone (a file
 // that cannot be read, a bad URL). Every change of state is one line in the log.
-func Connect(_ context.Context, cfg NATSConfig, log zerolog.Logger) (*Conn, error) {
+func Connect(_ context.Context, cfg Config, log zerolog.Logger) (*Conn, error) {
 	opts, err := cfg.options(log)
 	if err != nil {
 		return nil, err
 	}
-	w := &waits{open: map[*waiter]wait{}}
-	c := &Conn{log: teller{log, w}, waits: w, keepTime: keepTime, unkeptSince: map[string]time.Time{}, mode: cfg.EventMode, on: cfg.On, apiPrefix: jetstream.DefaultAPIPrefix}
+	w := &waitRegister{open: map[*waiter]openWait{}}
+	c := &Conn{log: waitLog{log, w}, waits: w, deadLetterPatience: deadLetterPatience, notKeptSince: map[string]time.Time{}, eventMode: cfg.EventMode, hooks: cfg.Hooks, apiPrefix: jetstream.DefaultAPIPrefix}
 	c.queue = newRequestQueue(c)
 	nc, err := nats.Connect(cfg.URL, append(opts, stateLog(log, c.queue.wakeAll)...)...)
 	if err != nil {
@@ -116,7 +116,7 @@ func (c *Conn) RequestQueue() *RequestQueue { return c.queue }
 // Store is the events stream, for a journal.
 func (c *Conn) Store() Store { return &jetStore{conn: c, stream: events.EventsStream} }
 
-func (cfg NATSConfig) options(log zerolog.Logger) ([]nats.Option, error) {
+func (cfg Config) options(log zerolog.Logger) ([]nats.Option, error) {
 	login, err := cfg.Login(func(err error) { log.Error().Err(err).Msg("cannot log in to NATS") })
 	if err != nil {
 		return nil, err
@@ -132,7 +132,7 @@ func (cfg NATSConfig) options(log zerolog.Logger) ([]nats.Option, error) {
 
 // Login are the options that say who connects, and whom it trusts; every client of this repository takes them. The error names a file that cannot be
 // used, or settings that do not go together. unreadable is told of a password file that cannot be read later, at one of the connections.
-func (cfg NATSConfig) Login(unreadable func(error)) ([]nats.Option, error) {
+func (cfg Config) Login(unreadable func(error)) ([]nats.Option, error) {
 	var opts []nats.Option
 	if cfg.InboxPrefix != "" {
 		opts = append(opts, nats.CustomInboxPrefix(cfg.InboxPrefix))
@@ -163,7 +163,7 @@ func (cfg NATSConfig) Login(unreadable func(error)) ([]nats.Option, error) {
 	return cfg.tlsOptions(opts)
 }
 
-func (cfg NATSConfig) tlsOptions(opts []nats.Option) ([]nats.Option, error) {
+func (cfg Config) tlsOptions(opts []nats.Option) ([]nats.Option, error) {
 	if cfg.CAFile != "" {
 		pem, err := os.ReadFile(cfg.CAFile)
 		if err != nil {

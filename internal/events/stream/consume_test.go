@@ -30,7 +30,7 @@ type station struct {
 	conn   *stream.Conn
 }
 
-func newStation(t *testing.T, change func(*stream.Streams)) *station {
+func newStation(t *testing.T, change func(*stream.Settings)) *station {
 	t.Helper()
 	server := natstest.StartServer(t)
 	s := settings(1)
@@ -109,7 +109,7 @@ func TestConsumeSlowHandlers(t *testing.T) {
 	t.Parallel()
 	const places, requests = 4, 12
 	ackWait := 1200 * time.Millisecond // its third is what a machine under load may stand still
-	s := newStation(t, func(st *stream.Streams) { st.AckWait, st.MaxInFlight["lab"] = ackWait, places })
+	s := newStation(t, func(st *stream.Settings) { st.AckWait, st.MaxInFlight["lab"] = ackWait, places })
 	for i := range requests {
 		vm := "vm-" + strconv.Itoa(i)
 		s.publish(t, events.KindRequested, vm, "r", map[string]any{"vm": vm})
@@ -154,7 +154,7 @@ func TestConsumeVerdicts(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			s := newStation(t, func(st *stream.Streams) { st.AckWait = 500 * time.Millisecond })
+			s := newStation(t, func(st *stream.Settings) { st.AckWait = 500 * time.Millisecond })
 			got := make(chan *events.Request, 16)
 			s.consume(t, func(_ context.Context, r *events.Request) error {
 				got <- r
@@ -181,7 +181,7 @@ func TestConsumeVerdicts(t *testing.T) {
 // A handler's panic costs its own request only.
 func TestConsumeSurvivesPanic(t *testing.T) {
 	t.Parallel()
-	s := newStation(t, func(st *stream.Streams) { st.AckWait = 300 * time.Millisecond })
+	s := newStation(t, func(st *stream.Settings) { st.AckWait = 300 * time.Millisecond })
 	got := make(chan uint64, 16)
 	s.consume(t, func(_ context.Context, r *events.Request) error {
 		got <- r.Delivered
@@ -200,7 +200,7 @@ func TestConsumeSurvivesPanic(t *testing.T) {
 // The request in hand is delivered again (here: by a stray nak): nothing is started twice, and its end acknowledges the latest delivery.
 func TestConsumeRedeliveryOfWhatIsInHand(t *testing.T) {
 	t.Parallel()
-	s := newStation(t, func(st *stream.Streams) { st.AckWait = 600 * time.Millisecond })
+	s := newStation(t, func(st *stream.Settings) { st.AckWait = 600 * time.Millisecond })
 	var calls atomic.Int64
 	release := make(chan struct{})
 	end := sync.OnceFunc(func() { close(release) })
@@ -346,7 +346,7 @@ func TestConsumeRefuses(t *testing.T) {
 func TestRejectTwice(t *testing.T) {
 	t.Parallel()
 	s := newStation(t, nil)
-	m := stream.Refused{VCenter: "lab", VM: "vm-1", Seq: 7, Subject: "guestflow.requests.lab.vm-1", Data: []byte("x")}
+	m := stream.RefusedMessage{VCenter: "lab", VM: "vm-1", Seq: 7, Subject: "guestflow.requests.lab.vm-1", Data: []byte("x")}
 	for range 2 {
 		if err := s.conn.Reject(testContext(t), m, &events.RejectError{Code: events.InvalidRequest, Message: "m"}); err != nil {
 			t.Fatal(err)
@@ -427,7 +427,7 @@ func TestConsumeThroughRestart(t *testing.T) {
 
 func TestLine(t *testing.T) {
 	t.Parallel()
-	s := newStation(t, func(st *stream.Streams) { st.QueuePerVM = 3 })
+	s := newStation(t, func(st *stream.Settings) { st.QueuePerVM = 3 })
 	ctx, line := testContext(t), s.conn.RequestQueue()
 	if head, err := line.Oldest(ctx, "lab", "vm-1"); err != nil || head != nil {
 		t.Errorf("head of nothing: %+v, %v", head, err)

@@ -11,9 +11,9 @@ import (
 var DeadLetter = deadLetter
 
 // KeepTime sets how long refused messages wait for their dead letters' stream alone.
-func (c *Conn) KeepTime(d time.Duration) { c.keepTime = d }
+func (c *Conn) KeepTime(d time.Duration) { c.deadLetterPatience = d }
 
 // ConsumeUnreadable is Consume with a reader that panics at every message.
 func (c *Conn) ConsumeUnreadable(ctx context.Context) error {
-	return c.consume(ctx, "lab", events.RequestsConsumer("lab"), func(delivery) (work, error) { panic("broken reader") })
+	return c.consume(ctx, "lab", events.RequestsConsumer("lab"), func(delivery) (decoded, error) { panic("broken reader") })
 }

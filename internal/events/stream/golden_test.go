@@ -91,17 +91,17 @@ func TestGolden(t *testing.T) {
 			return &nats.Msg{Subject: m.Subject, Header: m.Header, Data: m.Data}, err
 		}
 	}
-	refused := Refused{
+	refused := RefusedMessage{
 		VCenter: "lab", VM: "vm-42", Ref: events.RequestRef{Source: "/p", ID: "1"}, Attrs: events.Attributes{CorrelationID: "1", CausationID: "1"}, Seq: 99, At: at,
 		Subject: events.RequestSubject("lab", "vm-42"), Data: []byte(`{"secret":"x"}`),
 		Header: nats.Header{"Nats-Msg-Id": {"1"}, "nats-x": {"2"}, "Guestflow-Code": {"Old"}, "ce-id": {"1"}, "X-Many": {"a", "b"}},
 	}
 	why := &events.RejectError{Code: events.InvalidRequest, Field: "customize.sepc", Message: "is not a known field"}
 	secret := &events.RejectError{Code: events.InvalidRequest, Field: "customize.spec.identity.password.value", Message: "holds a\nliteral password", Withhold: true}
-	rejected := func(m Refused, mode string) func() (*nats.Msg, error) {
+	rejected := func(m RefusedMessage, mode string) func() (*nats.Msg, error) {
 		return func() (*nats.Msg, error) { return rejection(m, why, mode, at) }
 	}
-	nameless := Refused{VCenter: "lab", Seq: 100, At: at, Subject: "guestflow.requests.lab.*"}
+	nameless := RefusedMessage{VCenter: "lab", Seq: 100, At: at, Subject: "guestflow.requests.lab.*"}
 	tests := []struct {
 		name string
 		make func() (*nats.Msg, error)

@@ -69,7 +69,7 @@ func dial(t *testing.T, url string) client {
 
 func connect(t *testing.T, url string) *stream.Conn {
 	t.Helper()
-	c, err := stream.Connect(testContext(t), stream.NATSConfig{URL: url, Name: t.Name()}, testLog(t))
+	c, err := stream.Connect(testContext(t), stream.Config{URL: url, Name: t.Name()}, testLog(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -96,15 +96,15 @@ type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
 
-func settings(replicas int) stream.Streams {
-	return stream.Streams{
+func settings(replicas int) stream.Settings {
+	return stream.Settings{
 		Replicas: replicas, EventsMaxAge: 720 * time.Hour, DeadlettersMaxAge: 168 * time.Hour, QueuePerVM: 2, AckWait: 30 * time.Second,
 		MaxInFlight: map[string]int{"lab": 16}, Provision: true,
 	}
 }
 
 // provision makes the streams; at the end of the test every event in them is checked.
-func provision(t *testing.T, c *stream.Conn, url string, s stream.Streams) {
+func provision(t *testing.T, c *stream.Conn, url string, s stream.Settings) {
 	t.Helper()
 	if err := c.Provision(testContext(t), s); err != nil {
 		t.Fatal(err)

@@ -27,7 +27,7 @@ import (
 func TestConsumeMessagesThatLookLikeTheServers(t *testing.T) {
 	t.Parallel()
 	const places = 2
-	s := newStation(t, func(st *stream.Streams) { st.MaxInFlight["lab"] = places })
+	s := newStation(t, func(st *stream.Settings) { st.MaxInFlight["lab"] = places })
 	ctx, cancel := context.WithCancel(testContext(t))
 	var consuming sync.WaitGroup
 	t.Cleanup(func() { cancel(); consuming.Wait() })
@@ -91,7 +91,7 @@ func TestConsumeMessagesThatLookLikeTheServers(t *testing.T) {
 func TestConsumeStreamMadeAnew(t *testing.T) {
 	t.Parallel()
 	const requests = 3
-	s := newStation(t, func(st *stream.Streams) { st.AckWait = 2 * time.Second })
+	s := newStation(t, func(st *stream.Settings) { st.AckWait = 2 * time.Second })
 	started, finish, ended := make(chan *events.Request, 16), make(chan struct{}), make(chan error, 16)
 	s.consume(t, func(_ context.Context, r *events.Request) (err error) {
 		started <- r
@@ -222,7 +222,7 @@ func TestRejectAfterStreamMadeAnew(t *testing.T) {
 // The ack wait is made shorter, by another replica that starts with a new setting or by hand, while a request is in hand: its owner keeps it.
 func TestConsumeAckWaitChanges(t *testing.T) {
 	t.Parallel()
-	s := newStation(t, func(st *stream.Streams) { st.AckWait = 6 * time.Second })
+	s := newStation(t, func(st *stream.Settings) { st.AckWait = 6 * time.Second })
 	var deliveries atomic.Int64
 	begun, release := make(chan struct{}, 16), make(chan struct{})
 	handle := func(context.Context, *events.Request) error {
@@ -263,7 +263,7 @@ func TestConsumeAckWaitChanges(t *testing.T) {
 // A request that makes its handler panic again and again is refused, and told.
 func TestConsumeRefusesWhatPanics(t *testing.T) {
 	t.Parallel()
-	s := newStation(t, func(st *stream.Streams) { st.AckWait = 200 * time.Millisecond })
+	s := newStation(t, func(st *stream.Settings) { st.AckWait = 200 * time.Millisecond })
 	var calls atomic.Int64
 	s.consume(t, func(context.Context, *events.Request) error {
 		calls.Add(1)
@@ -331,7 +331,7 @@ func raw(t *testing.T, url, subject, header, data string) {
 // Headers that no client library would write are refused as any other message, also while a good request of the same VM waits behind them.
 func TestConsumeBrokenHeaders(t *testing.T) {
 	t.Parallel()
-	s := newStation(t, func(st *stream.Streams) { st.QueuePerVM = 10 })
+	s := newStation(t, func(st *stream.Settings) { st.QueuePerVM = 10 })
 	headers := []string{"NATS/1.0 100 Idle Heartbeat\r\n\r\n", "NATS/1.0 409 Consumer Deleted\r\n\r\n", "NATS/1.0\r\nno colon\r\n\r\n", "not a header at all", "NATS/1.0\r\n: no name\r\n\r\n", "\r\n\r\n"}
 	for _, h := range headers {
 		raw(t, s.server.URL(), "guestflow.requests.lab.vm-1", h, "")
@@ -357,7 +357,7 @@ func TestJunkWithoutDeadLetters(t *testing.T) {
 	const junk, places = 10, 3
 	server := natstest.StartServer(t)
 	var lost atomic.Int64
-	conn, err := stream.Connect(testContext(t), stream.NATSConfig{URL: server.URL(), On: stream.Told{Unkept: func(string) { lost.Add(1) }}}, testLog(t))
+	conn, err := stream.Connect(testContext(t), stream.Config{URL: server.URL(), Hooks: stream.Hooks{NotKept: func(string) { lost.Add(1) }}}, testLog(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -407,7 +407,7 @@ func TestJunkOfAFullStore(t *testing.T) {
 	until(t, "all are in hand", func() bool { return s.consumer(t).NumAckPending == junk })
 	var told []stream.Trouble
 	until(t, "it is told", func() bool { told = s.troubles(t, stream.NoStorage); return len(told) > 0 })
-	if !strings.Contains(told[0].What, "keep a dead letter") || !told[0].Stops || s.left(t) != junk {
+	if !strings.Contains(told[0].What, "keep a dead letter") || !told[0].Blocks || s.left(t) != junk {
 		t.Errorf("%d are left, told: %+v", s.left(t), told)
 	}
 	if err := filler.Purge(testContext(t)); err != nil {
@@ -424,7 +424,7 @@ func TestJunkOfAFullStore(t *testing.T) {
 // Many cancels that wait for the ends of their runs keep no other from being taken.
 func TestCancelsThatWaitLeaveOthersTheirPlaces(t *testing.T) {
 	t.Parallel()
-	s := newStation(t, func(st *stream.Streams) { st.MaxInFlight["lab"] = 2 })
+	s := newStation(t, func(st *stream.Settings) { st.MaxInFlight["lab"] = 2 })
 	ctx, cancel := context.WithCancel(testContext(t))
 	var consuming sync.WaitGroup
 	hold := make(chan struct{})
@@ -458,7 +458,7 @@ func TestCancelsThatWaitLeaveOthersTheirPlaces(t *testing.T) {
 // A message at whose reading guestflow panics does not end the process, and the next one after it: it is refused as one that its handler panics at.
 func TestConsumeRefusesWhatPanicsWhenRead(t *testing.T) {
 	t.Parallel()
-	s := newStation(t, func(st *stream.Streams) { st.AckWait = 200 * time.Millisecond })
+	s := newStation(t, func(st *stream.Settings) { st.AckWait = 200 * time.Millisecond })
 	ctx, cancel := context.WithCancel(testContext(t))
 	var consuming sync.WaitGroup
 	t.Cleanup(func() { cancel(); consuming.Wait() })

@@ -20,7 +20,7 @@ const emptyReads = 4
 type Journal struct {
 	store Store
 	mode  string
-	log   teller
+	log   waitLog
 }
 
 // NewJournal is the journal in conn's events stream; mode is Structured or Binary.
@@ -30,7 +30,7 @@ func NewJournal(conn *Conn, mode string) *Journal {
 
 // NewStoreJournal is a journal in any store.
 func NewStoreJournal(store Store, mode string, log zerolog.Logger) *Journal {
-	return &Journal{store: store, mode: mode, log: teller{Logger: log}}
+	return &Journal{store: store, mode: mode, log: waitLog{Logger: log}}
 }
 
 // Last is the newest event of the VM, nil where it has none. It is read from the stream's leader; even so a read is not linearizable, only

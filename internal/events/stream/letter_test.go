@@ -36,7 +36,7 @@ func FuzzHeaders(f *testing.F) {
 		if reject == nil {
 			return
 		}
-		letter := stream.DeadLetter(stream.Refused{VCenter: "lab", VM: r.VM, Seq: 7, Subject: subject, Header: h, Data: data}, reject)
+		letter := stream.DeadLetter(stream.RefusedMessage{VCenter: "lab", VM: r.VM, Seq: 7, Subject: subject, Header: h, Data: data}, reject)
 		for name, values := range h {
 			kept := letter.Header[name]
 			if lower := strings.ToLower(name); strings.HasPrefix(lower, "nats-") || strings.HasPrefix(lower, "guestflow-") {
@@ -60,7 +60,7 @@ func FuzzHeaders(f *testing.F) {
 func TestReasonOfADeadLetterIsClean(t *testing.T) {
 	t.Parallel()
 	why := &events.RejectError{Code: events.InvalidRequest, Message: "a\x1b[31m\nb\u202ec\xff"}
-	letter := stream.DeadLetter(stream.Refused{VCenter: "lab", Seq: 7}, why)
+	letter := stream.DeadLetter(stream.RefusedMessage{VCenter: "lab", Seq: 7}, why)
 	if got, want := letter.Header.Get("Guestflow-Reason"), "a [31m bc\ufffd"; got != want {
 		t.Errorf("the dead letter says %q, want %q", got, want)
 	}

@@ -58,7 +58,7 @@ type nack struct {
 // TestNACK holds the resources of the Helm chart against what the service makes: the chart's own file, with VCENTER for a vCenter's name, and what the
 // chart's tests want to be made of that with other settings. UPDATE_NACK=1 writes both anew.
 func TestNACK(t *testing.T) {
-	for file, s := range map[string]Streams{
+	for file, s := range map[string]Settings{
 		"deploy/helm/files/streams.json": {
 			Replicas: 1, EventsMaxAge: 720 * time.Hour, DeadlettersMaxAge: 168 * time.Hour, DeadlettersMaxBytes: 256 << 20, QueuePerVM: 2, AckWait: 30 * time.Second,
 			MaxInFlight: map[string]int{"VCENTER": 64},
@@ -92,7 +92,7 @@ func TestNACK(t *testing.T) {
 	}
 }
 
-func asNACK(s Streams) (all nack) {
+func asNACK(s Settings) (all nack) {
 	vcenters := slices.Sorted(maps.Keys(s.MaxInFlight))
 	for _, n := range s.streams(vcenters) {
 		stream := nackStream{

@@ -15,41 +15,41 @@ func TestStreamViewOf(t *testing.T) {
 	made := time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
 	later := made.Add(time.Hour)
 	p := events.Place{Stream: made, Seq: 7, At: made.Add(10 * time.Minute)}
-	view := func(change func(*stream.StreamView)) stream.StreamView {
-		v := stream.StreamView{Made: made, First: 3, Last: 9, LastAt: made.Add(11 * time.Minute), Messages: 6, Removed: []uint64{5}, Detailed: true}
+	view := func(change func(*stream.View)) stream.View {
+		v := stream.View{Made: made, First: 3, Last: 9, LastAt: made.Add(11 * time.Minute), Messages: 6, Removed: []uint64{5}, Detailed: true}
 		change(&v)
 		return v
 	}
 	for name, row := range map[string]struct {
-		view stream.StreamView
+		view stream.View
 		want stream.Verdict
 	}{
-		"held":                       {view(func(*stream.StreamView) {}), stream.Held},
-		"held, nothing was removed":  {view(func(v *stream.StreamView) { v.First, v.Messages, v.Detailed, v.Removed = 3, 7, false, nil }), stream.Held},
-		"removed":                    {view(func(v *stream.StreamView) { v.Messages, v.Removed = 5, []uint64{5, 7} }), stream.Gone},
-		"before the first":           {view(func(v *stream.StreamView) { v.First, v.Messages, v.Removed = 8, 2, nil }), stream.Gone},
-		"empty, and has seen it":     {view(func(v *stream.StreamView) { v.First, v.Last, v.Messages, v.Removed = 8, 7, 0, nil }), stream.Gone},
-		"details were not asked for": {view(func(v *stream.StreamView) { v.Detailed, v.Removed = false, nil }), stream.Unclear},
-		"one message behind": {view(func(v *stream.StreamView) {
+		"held":                       {view(func(*stream.View) {}), stream.Held},
+		"held, nothing was removed":  {view(func(v *stream.View) { v.First, v.Messages, v.Detailed, v.Removed = 3, 7, false, nil }), stream.Held},
+		"removed":                    {view(func(v *stream.View) { v.Messages, v.Removed = 5, []uint64{5, 7} }), stream.Gone},
+		"before the first":           {view(func(v *stream.View) { v.First, v.Messages, v.Removed = 8, 2, nil }), stream.Gone},
+		"empty, and has seen it":     {view(func(v *stream.View) { v.First, v.Last, v.Messages, v.Removed = 8, 7, 0, nil }), stream.Gone},
+		"details were not asked for": {view(func(v *stream.View) { v.Detailed, v.Removed = false, nil }), stream.Unclear},
+		"one message behind": {view(func(v *stream.View) {
 			v.Last, v.LastAt, v.Messages = 6, made.Add(9*time.Minute), 3
 		}), stream.NotSeen},
-		"empty, and one message behind": {view(func(v *stream.StreamView) {
+		"empty, and one message behind": {view(func(v *stream.View) {
 			v.First, v.Last, v.LastAt, v.Messages, v.Removed = 7, 6, made.Add(9*time.Minute), 0, nil
 		}), stream.NotSeen},
-		"a new stream":               {view(func(v *stream.StreamView) { v.Made, v.First, v.Last, v.Messages = later, 0, 0, 0 }), stream.Gone},
-		"a new stream, as far":       {view(func(v *stream.StreamView) { v.Made, v.LastAt = later, later }), stream.Gone},
-		"the stream that was before": {view(func(v *stream.StreamView) { v.Made, v.Messages, v.Removed = made.Add(-time.Hour), 5, []uint64{5, 7} }), stream.NotSeen},
-		"a new stream, by a clock that is behind": {view(func(v *stream.StreamView) {
+		"a new stream":               {view(func(v *stream.View) { v.Made, v.First, v.Last, v.Messages = later, 0, 0, 0 }), stream.Gone},
+		"a new stream, as far":       {view(func(v *stream.View) { v.Made, v.LastAt = later, later }), stream.Gone},
+		"the stream that was before": {view(func(v *stream.View) { v.Made, v.Messages, v.Removed = made.Add(-time.Hour), 5, []uint64{5, 7} }), stream.NotSeen},
+		"a new stream, by a clock that is behind": {view(func(v *stream.View) {
 			v.Made, v.Last, v.LastAt, v.Messages = made.Add(5*time.Minute), 1, made.Add(6*time.Minute), 1
 		}), stream.Gone},
-		"a new stream, by a clock from before the old one was made": {view(func(v *stream.StreamView) {
+		"a new stream, by a clock from before the old one was made": {view(func(v *stream.View) {
 			v.Made, v.Last, v.LastAt, v.Messages = made.Add(-time.Hour), 1, made.Add(9*time.Minute), 1
 		}), stream.NotSeen},
-		"that one, when it has gone on for longer": {view(func(v *stream.StreamView) {
+		"that one, when it has gone on for longer": {view(func(v *stream.View) {
 			v.Made, v.Last, v.LastAt, v.Messages = made.Add(-time.Hour), 2, made.Add(12*time.Minute), 2
 		}), stream.Gone},
-		"the stream lost its end, and goes on": {view(func(v *stream.StreamView) { v.Last, v.LastAt, v.Messages = 6, made.Add(15*time.Minute), 3 }), stream.Gone},
-		"clocks that differ a little":          {view(func(v *stream.StreamView) { v.Last, v.LastAt, v.Messages = 6, p.At.Add(2*time.Second), 3 }), stream.NotSeen},
+		"the stream lost its end, and goes on": {view(func(v *stream.View) { v.Last, v.LastAt, v.Messages = 6, made.Add(15*time.Minute), 3 }), stream.Gone},
+		"clocks that differ a little":          {view(func(v *stream.View) { v.Last, v.LastAt, v.Messages = 6, p.At.Add(2*time.Second), 3 }), stream.NotSeen},
 	} {
 		if got := row.view.Of(p); got != row.want {
 			t.Errorf("%s: verdict %d, want %d", name, got, row.want)
@@ -57,10 +57,10 @@ func TestStreamViewOf(t *testing.T) {
 	}
 	// A place of a checkpoint of version 1, which does not say of which stream it is.
 	p.Stream = time.Time{}
-	if got := view(func(v *stream.StreamView) { v.Made = later }).Of(p); got != stream.Gone {
+	if got := view(func(v *stream.View) { v.Made = later }).Of(p); got != stream.Gone {
 		t.Errorf("a stream made after an unknown one's message: verdict %d", got)
 	}
-	if got := view(func(*stream.StreamView) {}).Of(p); got != stream.Held {
+	if got := view(func(*stream.View) {}).Of(p); got != stream.Held {
 		t.Errorf("a stream made before it: verdict %d", got)
 	}
 }

@@ -48,26 +48,26 @@ func (d delivery) nakIn(after time.Duration) error {
 // nats.go's consumers tell the two apart by what a message holds: one without a body and with a header Status is taken for a word of the server. But
 // anybody who may publish a request can store such a message. Here the reply subject tells them apart, which the server alone writes.
 type pullRequest struct {
-	sub    *nats.Subscription
-	heard  chan struct{} // something came
-	over   chan error    // it gives no more: nil, or why one has to look before the next one
-	closed chan struct{} // all that came was handed on
+	sub     *nats.Subscription
+	heard   chan struct{} // something came
+	ended   chan error    // it gives no more: nil, or why one has to look before the next one
+	drained chan struct{} // all that came was handed on
 }
 
-// request asks for up to batch messages, each of which is handed to take.
-func (i *intake) request(batch int) (*pullRequest, error) {
-	nc := i.conn.nc
-	p := &pullRequest{heard: make(chan struct{}, 1), over: make(chan error, 1), closed: make(chan struct{})}
+// requestPull asks for up to batch messages, each of which is handed to take.
+func (c *consumer) requestPull(batch int) (*pullRequest, error) {
+	nc := c.conn.nc
+	p := &pullRequest{heard: make(chan struct{}, 1), ended: make(chan error, 1), drained: make(chan struct{})}
 	left := batch
 	sub, err := nc.Subscribe(nc.NewInbox(), func(m *nats.Msg) {
 		signal(p.heard)
 		if !strings.HasPrefix(m.Reply, ackReply) {
-			if err, over := spoken(m.Header.Get("Status"), m.Header.Get("Description")); over {
+			if err, over := pullStatus(m.Header.Get("Status"), m.Header.Get("Description")); over {
 				p.end(err)
 			}
 			return
 		}
-		i.take(m)
+		c.receive(m)
 		if left--; left == 0 {
 			p.end(nil)
 		}
@@ -75,17 +75,17 @@ func (i *intake) request(batch int) (*pullRequest, error) {
 	if err != nil {
 		return nil, err
 	}
-	sub.SetClosedHandler(func(string) { close(p.closed) })
+	sub.SetClosedHandler(func(string) { close(p.drained) })
 	p.sub = sub
 	ask, err := json.Marshal(map[string]any{"batch": batch, "expires": pullExpires, "idle_heartbeat": pullHeartbeat})
 	if err == nil {
 		err = sub.SetPendingLimits(-1, -1) // the server holds MaxAckPending
 	}
 	if err == nil {
-		err = nc.PublishRequest(i.conn.apiPrefix+"CONSUMER.MSG.NEXT."+events.RequestsStream(i.vcenter)+"."+i.durable, sub.Subject, ask)
+		err = nc.PublishRequest(c.conn.apiPrefix+"CONSUMER.MSG.NEXT."+events.RequestsStream(c.vcenter)+"."+c.durable, sub.Subject, ask)
 	}
 	if err != nil {
-		p.leave()
+		p.close()
 		return nil, err
 	}
 	return p, nil
@@ -97,21 +97,21 @@ var errSilent = errors.New("pull requests are not answered: is CONSUMER.MSG.NEXT
 // end is told once.
 func (p *pullRequest) end(err error) {
 	select {
-	case p.over <- err:
+	case p.ended <- err:
 	default:
 	}
 }
 
-// leave ends the subscription; what is on its way already is still handed to take.
-func (p *pullRequest) leave() {
+// close ends the subscription; what is on its way already is still handed to take.
+func (p *pullRequest) close() {
 	if err := p.sub.Drain(); err != nil {
 		_ = p.sub.Unsubscribe() // the connection is closed: nothing is on its way
 	}
 }
 
-// spoken is what the server says about a pull request: over, it gives no more, and err says what has to be looked at first. Source: nats-server,
+// pullStatus is what the server says about a pull request: over, it gives no more, and err says what has to be looked at first. Source: nats-server,
 // server/consumer.go; NATS by Example; ADR-42 for 423.
-func spoken(status, description string) (err error, over bool) {
+func pullStatus(status, description string) (err error, over bool) {
 	words := strings.ToLower(description)
 	switch {
 	case status == "100": // it is there, and has nothing
@@ -128,20 +128,20 @@ func spoken(status, description string) (err error, over bool) {
 
 // pull takes messages, with one request after the other, until ctx ends, which is no error, or the durable has to be looked for again. answered is called
 // when the server answers the first of them.
-func (i *intake) pull(ctx context.Context, changed <-chan nats.Status, answered func()) error {
+func (c *consumer) pull(ctx context.Context, changed <-chan nats.Status, answered func()) error {
 	answered = sync.OnceFunc(answered)
 	for ctx.Err() == nil {
-		p, err := i.request(pullBatch)
+		p, err := c.requestPull(pullBatch)
 		if err != nil {
 			return err
 		}
-		again, err := i.await(ctx, p, changed, answered)
-		p.leave()
+		again, err := c.awaitPull(ctx, p, changed, answered)
+		p.close()
 		if ctx.Err() != nil {
 			t := time.NewTimer(drainWait)
 			defer t.Stop()
 			select {
-			case <-p.closed: // what was on its way is given back by take
+			case <-p.drained: // what was on its way is given back by take
 			case <-t.C:
 			}
 			return nil
@@ -153,29 +153,29 @@ func (i *intake) pull(ctx context.Context, changed <-chan nats.Status, answered 
 	return nil
 }
 
-// await waits until a pull request is over. again: the next one may follow at once.
-func (i *intake) await(ctx context.Context, p *pullRequest, changed <-chan nats.Status, answered func()) (again bool, err error) {
+// awaitPull waits until a pull request is over. again: the next one may follow at once.
+func (c *consumer) awaitPull(ctx context.Context, p *pullRequest, changed <-chan nats.Status, answered func()) (again bool, err error) {
 	silent := time.NewTimer(2 * pullHeartbeat)
 	defer silent.Stop()
-	look := time.NewTimer(i.lookAgain())
+	look := time.NewTimer(c.ackWaitMaxAge())
 	defer look.Stop()
 	for {
 		select {
 		case <-p.heard:
 			answered()
 			silent.Reset(2 * pullHeartbeat)
-		case err := <-p.over:
+		case err := <-p.ended:
 			return err == nil, err
 		case <-silent.C: // a pull that meets no consumer, or that is not permitted, is not answered at all
-			if !i.conn.nc.IsConnected() {
+			if !c.conn.nc.IsConnected() {
 				return false, nil
 			}
 			return false, errSilent
 		case <-look.C:
-			if err := i.look(ctx); errors.Is(err, jetstream.ErrConsumerNotFound) || errors.Is(err, jetstream.ErrStreamNotFound) {
+			if err := c.readAckWait(ctx); errors.Is(err, jetstream.ErrConsumerNotFound) || errors.Is(err, jetstream.ErrStreamNotFound) {
 				return false, err
 			}
-			look.Reset(i.lookAgain())
+			look.Reset(c.ackWaitMaxAge())
 		case <-changed: // connected again: the server that had the request may be gone
 			return false, nil
 		case <-ctx.Done():

@@ -79,9 +79,9 @@ func (q *RequestQueue) Gone(ctx context.Context, vcenter, vm string, p events.Pl
 	})
 }
 
-func viewOf(info *jetstream.StreamInfo, detailed bool) StreamView {
+func viewOf(info *jetstream.StreamInfo, detailed bool) View {
 	s := info.State
-	return StreamView{Made: info.Created, First: s.FirstSeq, Last: s.LastSeq, LastAt: s.LastTime, Messages: s.Msgs, Removed: s.Deleted, Detailed: detailed}
+	return View{Made: info.Created, First: s.FirstSeq, Last: s.LastSeq, LastAt: s.LastTime, Messages: s.Msgs, Removed: s.Deleted, Detailed: detailed}
 }
 
 // Cancels are the cancels that wait for this VM, oldest first. One that cannot be read cancels nothing and is left out.

@@ -19,8 +19,8 @@ import (
 	"github.com/guestflow/guestflow/internal/events"
 )
 
-// Refused is a message that is refused, as the stream delivered it.
-type Refused struct {
+// RefusedMessage is a message that is refused, as the stream delivered it.
+type RefusedMessage struct {
 	VCenter string
 	VM      string            // empty where the subject names none
 	Ref     events.RequestRef // the message's own source and id, zero where they could not be read
@@ -33,15 +33,15 @@ type Refused struct {
 }
 
 // msgID is under what ID something of this message is stored once. Its sequence alone would be another message's too, once the stream was made anew.
-func (m Refused) msgID(what string) string {
+func (m RefusedMessage) msgID(what string) string {
 	return fmt.Sprintf("%s.%s.%d.%d", what, m.VCenter, m.Seq, m.At.UnixNano())
 }
 
-// errMoved is a refusal that was not stored: the VM's journal has gone on from where it leans on it.
-var errMoved = errors.New("the VM's journal has gone on since it was read")
+// errJournalMoved is a refusal that was not stored: the VM's journal has gone on from where it leans on it.
+var errJournalMoved = errors.New("the VM's journal has gone on since it was read")
 
-// keepTime is how long refused messages wait for their dead letters' stream alone, before they are refused without.
-const keepTime = 30 * time.Second
+// deadLetterPatience is how long refused messages wait for their dead letters' stream alone, before they are refused without.
+const deadLetterPatience = 30 * time.Second
 
 // Reject keeps a refused message as a dead letter, then tells its publisher by a rejected event, both under IDs by which a redelivery does not
 // store them twice. It tries until ctx ends. The caller acknowledges the message afterwards. Where the refusal leans on the VM's journal, and that has gone on
@@ -50,33 +50,33 @@ const keepTime = 30 * time.Second
 // Until then the message holds one of the places of its vCenter. Where nothing can be stored, no run could go on either: it waits, and nothing is lost.
 // Where only dead letters cannot, and events can, a message is refused without one after a while, and its rejection says so: junk must not keep good
 // requests from their runs, and its publisher has it.
-func (c *Conn) Reject(ctx context.Context, m Refused, why *events.RejectError) error {
+func (c *Conn) Reject(ctx context.Context, m RefusedMessage, why *events.RejectError) error {
 	why = why.Short()
 	w := newWaiter(c.log, m.VCenter, m.VM, "keep a dead letter")
 	defer w.done()
 	for why.Code != events.NothingToCancel { // a cancel that came too late is nothing to look into
-		err := c.keep(ctx, m, why)
-		late := c.unkept(m.VCenter, err != nil)
+		err := c.keepDeadLetter(ctx, m, why)
+		late := c.noteDeadLetter(m.VCenter, err != nil)
 		if err == nil {
 			break
 		}
-		if late > c.keepTime {
+		if late > c.deadLetterPatience {
 			without := *why
 			without.Message += "; it could not be kept as a dead letter"
-			event, told := rejection(m, &without, c.mode, time.Now())
+			event, told := rejection(m, &without, c.eventMode, time.Now())
 			if told == nil {
 				told = c.publishOnce(ctx, event)
 			}
 			switch {
-			case errors.Is(told, errMoved):
+			case errors.Is(told, errJournalMoved):
 				return told
-			case told == nil && c.keep(ctx, m, why) == nil: // there was room again between the two
-				c.unkept(m.VCenter, false)
+			case told == nil && c.keepDeadLetter(ctx, m, why) == nil: // there was room again between the two
+				c.noteDeadLetter(m.VCenter, false)
 				return nil
 			case told == nil:
 				c.log.Error().Err(err).Str("vcenter", m.VCenter).Str("vm", m.VM).Uint64("seq", m.Seq).Msg("a refused message is not kept: dead letters cannot be stored, and events can")
-				if c.on.Unkept != nil {
-					c.on.Unkept(m.VCenter)
+				if c.hooks.NotKept != nil {
+					c.hooks.NotKept(m.VCenter)
 				}
 				return nil
 			}
@@ -85,32 +85,32 @@ func (c *Conn) Reject(ctx context.Context, m Refused, why *events.RejectError) e
 			return fmt.Errorf("vm %s: keep a dead letter: %w", m.VM, err)
 		}
 	}
-	event, err := rejection(m, why, c.mode, time.Now())
+	event, err := rejection(m, why, c.eventMode, time.Now())
 	if err != nil {
 		return err
 	}
-	_, err = ask(ctx, c.log, m.VCenter, m.VM, "publish a rejection", func(ctx context.Context) (struct{}, error) { return struct{}{}, c.store(ctx, event) })
+	_, err = ask(ctx, c.log, m.VCenter, m.VM, "publish a rejection", func(ctx context.Context) (struct{}, error) { return struct{}{}, c.publish(ctx, event) })
 	return err
 }
 
-// unkept notes whether a dead letter of this vCenter could be stored, and tells for how long none could.
-func (c *Conn) unkept(vcenter string, failed bool) time.Duration {
+// noteDeadLetter notes whether a dead letter of this vCenter could be stored, and tells for how long none could.
+func (c *Conn) noteDeadLetter(vcenter string, failed bool) time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	since, known := c.unkeptSince[vcenter]
+	since, known := c.notKeptSince[vcenter]
 	switch {
 	case !failed:
-		delete(c.unkeptSince, vcenter)
+		delete(c.notKeptSince, vcenter)
 		return 0
 	case !known:
 		since = time.Now()
-		c.unkeptSince[vcenter] = since
+		c.notKeptSince[vcenter] = since
 	}
 	return time.Since(since)
 }
 
-// keep tries once to store the dead letter.
-func (c *Conn) keep(ctx context.Context, m Refused, why *events.RejectError) error {
+// keepDeadLetter tries once to store the dead letter.
+func (c *Conn) keepDeadLetter(ctx context.Context, m RefusedMessage, why *events.RejectError) error {
 	err := c.publishOnce(ctx, deadLetter(m, why))
 	if tooLarge(err) { // for a server that took it, but not with a few headers more
 		without := *why
@@ -122,35 +122,35 @@ func (c *Conn) keep(ctx context.Context, m Refused, why *events.RejectError) err
 }
 
 func (c *Conn) publishOnce(ctx context.Context, msg *nats.Msg) error {
-	_, err := try(ctx, func(ctx context.Context) (struct{}, error) { return struct{}{}, c.store(ctx, msg) })
+	_, err := try(ctx, func(ctx context.Context) (struct{}, error) { return struct{}{}, c.publish(ctx, msg) })
 	return err
 }
 
-func (c *Conn) store(ctx context.Context, msg *nats.Msg) error {
+func (c *Conn) publish(ctx context.Context, msg *nats.Msg) error {
 	_, err := c.js.PublishMsg(ctx, msg, jetstream.WithRetryAttempts(0))
 	if errors.Is(err, jetstream.ErrNoStreamResponse) {
 		return fmt.Errorf("no stream listens on %s: %w", msg.Subject, err)
 	}
 	var refused *StoreError
 	if err = storeError(err); errors.As(err, &refused) && refused.proves() && msg.Header.Get(jetstream.ExpectedLastSubjSeqHeader) != "" {
-		return fmt.Errorf("%w: %w", errMoved, err)
+		return fmt.Errorf("%w: %w", errJournalMoved, err)
 	}
 	return err
 }
 
-// unreadVersion is how long a message that may be of a later version is left to the others.
-const unreadVersion = 30 * time.Second
+// otherVersionRetry is how long a message that may be of a later version is left to the others.
+const otherVersionRetry = 30 * time.Second
 
-// mayRefuse reports whether a request that this build cannot read may be refused: an error that gives it back for a while where it may be that of the run
+// guardRefusal reports whether a request that this build cannot read may be refused: an error that gives it back for a while where it may be that of the run
 // that is under way, which another version of guestflow began. A run may be its own by its identity, or where that cannot be read either. What was read
 // of the journal may be older than the truth, so the refusal leans on it.
-func (c *Conn) mayRefuse(ctx context.Context, vcenter, vm string, ref events.RequestRef, why *events.RejectError) error {
+func (c *Conn) guardRefusal(ctx context.Context, vcenter, vm string, ref events.RequestRef, why *events.RejectError) error {
 	if vm == "" {
 		return why
 	}
-	last, err := NewJournal(c, c.mode).Last(ctx, vcenter, vm)
+	last, err := NewJournal(c, c.eventMode).Last(ctx, vcenter, vm)
 	if err != nil {
-		return &events.RetryError{After: unreadVersion, Err: fmt.Errorf("%w; whether its run is under way cannot be read: %w", why, err)}
+		return &events.RetryError{After: otherVersionRetry, Err: fmt.Errorf("%w; whether its run is under way cannot be read: %w", why, err)}
 	}
 	leaning := *why
 	leaning.IfLastSeq = new(uint64)
@@ -159,7 +159,7 @@ func (c *Conn) mayRefuse(ctx context.Context, vcenter, vm string, ref events.Req
 	}
 	*leaning.IfLastSeq = last.Seq
 	if !last.Kind.Last() && (ref == (events.RequestRef{}) || last.Run.ID == events.RunID(vcenter, vm, ref)) {
-		return &events.RetryError{After: unreadVersion, Err: fmt.Errorf("its run is under way, begun by another version of guestflow: %w", why)}
+		return &events.RetryError{After: otherVersionRetry, Err: fmt.Errorf("its run is under way, begun by another version of guestflow: %w", why)}
 	}
 	return &leaning
 }
@@ -176,7 +176,7 @@ const (
 
 // deadLetter is the message as it came, with why it was refused. Headers that mean something to the server, or to its clients (they
 // take a message without data and with a Status for a word of the server), and those of a dead letter that was published again, keep their values under another name. What was refused for a secret is kept without its data.
-func deadLetter(m Refused, why *events.RejectError) *nats.Msg {
+func deadLetter(m RefusedMessage, why *events.RejectError) *nats.Msg {
 	h, room := nats.Header{}, maxHeaders
 	bare := why.Withhold || len(m.Data) == 0
 	size := func(name string) int {
@@ -221,7 +221,7 @@ func deadLetter(m Refused, why *events.RejectError) *nats.Msg {
 }
 
 // rejection is the event that tells a publisher that its message was refused. It is in no VM's journal.
-func rejection(m Refused, why *events.RejectError, mode string, at time.Time) (*nats.Msg, error) {
+func rejection(m RefusedMessage, why *events.RejectError, mode string, at time.Time) (*nats.Msg, error) {
 	header, data, err := events.EncodeRejection(events.Rejection{VCenter: m.VCenter, VM: m.VM, Seq: m.Seq, Ref: m.Ref, Attrs: m.Attrs}, why, at, mode)
 	if err != nil {
 		return nil, err

@@ -17,7 +17,7 @@ const (
 )
 
 // ask repeats a question until it is answered, or ctx ends.
-func ask[T any](ctx context.Context, log teller, vcenter, vm, what string, question func(context.Context) (T, error)) (T, error) {
+func ask[T any](ctx context.Context, log waitLog, vcenter, vm, what string, question func(context.Context) (T, error)) (T, error) {
 	w := newWaiter(log, vcenter, vm, what)
 	defer w.done()
 	for {
@@ -41,25 +41,25 @@ func try[T any](ctx context.Context, attempt func(context.Context) (T, error)) (
 // waiter waits between attempts, longer each time, and says once in the log that it waits and once that it goes on.
 type waiter struct {
 	log   zerolog.Logger
-	waits *waits
-	about wait
+	waits *waitRegister
+	about openWait
 	what  string
 	delay time.Duration
 	since time.Time
 }
 
-func newWaiter(log teller, vcenter, vm, what string) *waiter {
-	return &waiter{log: log.With().Str("vcenter", vcenter).Str("vm", vm).Logger(), waits: log.waits, about: wait{vcenter: vcenter, vm: vm, what: what}, what: what, delay: firstRetry}
+func newWaiter(log waitLog, vcenter, vm, what string) *waiter {
+	return &waiter{log: log.With().Str("vcenter", vcenter).Str("vm", vm).Logger(), waits: log.waits, about: openWait{vcenter: vcenter, vm: vm, what: what}, what: what, delay: firstRetry}
 }
 
 // wait returns nil when it is time for the next attempt, or why there will be none: ctx ended, or the connection is closed for good.
 func (w *waiter) wait(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
-		w.waits.over(w)
+		w.waits.unregister(w)
 		return fmt.Errorf("%w; last attempt: %w", context.Cause(ctx), err)
 	}
 	if permanent(err) {
-		w.waits.over(w)
+		w.waits.unregister(w)
 		return err
 	}
 	err = notConnected(err)
@@ -68,9 +68,9 @@ func (w *waiter) wait(ctx context.Context, err error) error {
 		w.log.Warn().Err(err).Msgf("cannot %s, trying again", w.what)
 	}
 	w.about.since, w.about.err = w.since, err
-	w.waits.is(w, w.about)
+	w.waits.register(w, w.about)
 	if ended := sleep(ctx, jitter(w.delay)); ended != nil {
-		w.waits.over(w)
+		w.waits.unregister(w)
 		return fmt.Errorf("%w; last attempt: %w", ended, err)
 	}
 	w.delay = min(2*w.delay, lastRetry)
@@ -78,7 +78,7 @@ func (w *waiter) wait(ctx context.Context, err error) error {
 }
 
 func (w *waiter) done() {
-	w.waits.over(w)
+	w.waits.unregister(w)
 	if !w.since.IsZero() {
 		w.log.Info().Dur("waited", time.Since(w.since)).Msgf("no longer waiting to %s", w.what)
 	}
@@ -100,7 +100,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 
 // permanent reports whether sending the same message again cannot help.
 func permanent(err error) bool {
-	return unstorable(err) || errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, errMoved)
+	return unstorable(err) || errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, errJournalMoved)
 }
 
 // unstorable reports whether the server refuses this very message, today as tomorrow.

@@ -53,7 +53,7 @@ type Trouble struct {
 	Reason  Reason
 	What    string
 	Cure    string
-	Stops   bool // something stands still
+	Blocks  bool // something stands still
 }
 
 // CureFollows stands between the two in a Trouble's text.
@@ -74,7 +74,7 @@ func (c *Conn) Troubles(ctx context.Context) ([]Trouble, error) {
 	if s == nil {
 		return nil, errors.New("streams and consumers are not there yet")
 	}
-	all := c.Waits()
+	all := c.LongWaits()
 	if most := c.nc.MaxPayload(); most < maxStored {
 		all = append(all, Trouble{Reason: SmallPayload, What: fmt.Sprintf(
 			"the server takes messages of %d bytes (max_payload), and an event may have %d, run.accepted %d: requests whose events are larger are refused", most, events.MaxEvent, maxStored),
@@ -100,7 +100,7 @@ func (c *Conn) Troubles(ctx context.Context) ([]Trouble, error) {
 	return all, nil
 }
 
-func (c *Conn) streamTroubles(ctx context.Context, need streamNeed, s *Streams) ([]Trouble, error) {
+func (c *Conn) streamTroubles(ctx context.Context, need streamNeed, s *Settings) ([]Trouble, error) {
 	vcenter, _ := strings.CutPrefix(need.Name, events.RequestsStream(""))
 	if vcenter == need.Name {
 		vcenter = ""
@@ -109,14 +109,14 @@ func (c *Conn) streamTroubles(ctx context.Context, need streamNeed, s *Streams) 
 	st, err := try(ctx, func(ctx context.Context) (jetstream.Stream, error) { return c.js.Stream(ctx, need.Name) })
 	switch {
 	case errors.Is(err, jetstream.ErrStreamNotFound):
-		return []Trouble{{VCenter: vcenter, Reason: StreamMissing, What: fmt.Sprintf("stream %s is missing", need.Name), Cure: cures[StreamMissing], Stops: true}}, nil
+		return []Trouble{{VCenter: vcenter, Reason: StreamMissing, What: fmt.Sprintf("stream %s is missing", need.Name), Cure: cures[StreamMissing], Blocks: true}}, nil
 	case err != nil:
 		return nil, fmt.Errorf("stream %s: %w", need.Name, err)
 	}
 	have := st.CachedInfo().Config
 	var all []Trouble
 	for _, text := range need.differences(have) {
-		all = append(all, Trouble{VCenter: vcenter, Reason: Unfit, What: fmt.Sprintf("stream %s: %s", need.Name, text), Cure: cures[Unfit], Stops: true})
+		all = append(all, Trouble{VCenter: vcenter, Reason: Unfit, What: fmt.Sprintf("stream %s: %s", need.Name, text), Cure: cures[Unfit], Blocks: true})
 	}
 	if want := s.DeadlettersMaxBytes; need.Name == events.DeadlettersStream && have.Metadata[ownedKey] != "" && want > 0 && have.MaxBytes < want {
 		what := fmt.Sprintf("stream %s may hold %d bytes, not %d: JetStream has no more to give", need.Name, have.MaxBytes, want)
@@ -137,14 +137,14 @@ func (c *Conn) consumerTroubles(ctx context.Context, vcenter string, need jetstr
 		return nil, nil // said already
 	case errors.Is(err, jetstream.ErrConsumerNotFound):
 		return []Trouble{{VCenter: vcenter, Reason: ConsumerMissing, What: fmt.Sprintf("consumer %s of stream %s is missing", need.Durable, stream),
-			Cure: cures[ConsumerMissing], Stops: true}}, nil
+			Cure: cures[ConsumerMissing], Blocks: true}}, nil
 	case err != nil:
 		return nil, fmt.Errorf("consumer %s of stream %s: %w", need.Durable, stream, err)
 	}
 	info := cons.CachedInfo()
 	var all []Trouble
 	tell := func(r Reason, stops bool, cure, what string, args ...any) {
-		all = append(all, Trouble{VCenter: vcenter, Reason: r, What: fmt.Sprintf("consumer %s ", need.Durable) + fmt.Sprintf(what, args...), Cure: cure, Stops: stops})
+		all = append(all, Trouble{VCenter: vcenter, Reason: r, What: fmt.Sprintf("consumer %s ", need.Durable) + fmt.Sprintf(what, args...), Cure: cure, Blocks: stops})
 	}
 	for _, text := range consumerDifferences(need, info.Config) {
 		tell(Unfit, true, cures[Unfit], "does not fit: %s", text)
@@ -182,8 +182,8 @@ func (c *Conn) Watch(ctx context.Context) {
 			if silent.IsZero() {
 				silent = time.Now()
 			}
-			if all = c.Waits(); time.Since(silent) > tellAfter {
-				all = append(all, Trouble{Reason: NoAnswer, What: err.Error(), Cure: cures[NoAnswer], Stops: true})
+			if all = c.LongWaits(); time.Since(silent) > reportWaitAfter {
+				all = append(all, Trouble{Reason: NoAnswer, What: err.Error(), Cure: cures[NoAnswer], Blocks: true})
 			}
 		}
 		now := map[string]Trouble{}
@@ -213,16 +213,16 @@ func (c *Conn) Watch(ctx context.Context) {
 	}
 }
 
-// Seen are the troubles that Watch saw last, and what waits at this moment, which is also told before there is anything to watch.
-func (c *Conn) Seen() []Trouble {
-	waiting := c.Waits()
+// LastTroubles are the troubles that Watch saw last, and what waits at this moment, which is also told before there is anything to watch.
+func (c *Conn) LastTroubles() []Trouble {
+	waiting := c.LongWaits()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return append(waiting, c.troubles...)
 }
 
-// Waits are what has been waiting for NATS for longer than an election takes.
-func (c *Conn) Waits() []Trouble { return c.waits.longer(tellAfter) }
+// LongWaits are what has been waiting for NATS for longer than an election takes.
+func (c *Conn) LongWaits() []Trouble { return c.waits.longerThan(reportWaitAfter) }
 
 // Ready makes a round trip to each stream and consumer that Provision was asked for. Its error says what keeps requests from being taken, or runs from
 // going on, with the cure.
@@ -233,7 +233,7 @@ func (c *Conn) Ready(ctx context.Context) error {
 	}
 	var stops []error
 	for _, t := range all {
-		if t.Stops {
+		if t.Blocks {
 			stops = append(stops, errors.New(t.String()))
 		}
 	}

@@ -21,7 +21,7 @@ import (
 )
 
 // smallStation is a station on a server with a configuration of its own.
-func smallStation(t *testing.T, jetStream, more string, change func(*stream.Streams)) *station {
+func smallStation(t *testing.T, jetStream, more string, change func(*stream.Settings)) *station {
 	t.Helper()
 	dir := t.TempDir()
 	file := filepath.Join(dir, "nats.conf")
@@ -130,7 +130,7 @@ func TestTroubles(t *testing.T) {
 				t.Fatal(err)
 			}
 			found := s.troubles(t, tt.reason)
-			if len(found) != 1 || found[0].Stops != tt.stops || !strings.Contains(found[0].Cure, tt.cure) {
+			if len(found) != 1 || found[0].Blocks != tt.stops || !strings.Contains(found[0].Cure, tt.cure) {
 				t.Errorf("troubles: %+v", found)
 			}
 			if err := s.conn.Ready(testContext(t)); (err != nil) != tt.stops {
@@ -151,7 +151,7 @@ func TestWatchMakesAgain(t *testing.T) {
 		}
 	}
 	until(t, "all is there again", func() bool { return s.conn.Ready(testContext(t)) == nil })
-	until(t, "and known to be", func() bool { return len(s.conn.Seen()) == 0 })
+	until(t, "and known to be", func() bool { return len(s.conn.LastTroubles()) == 0 })
 }
 
 // A store without room: what cannot be stored is told after a while, by everybody who waits for it, and is over by itself.
@@ -173,7 +173,7 @@ func TestTroublesOfAFullStore(t *testing.T) {
 	}()
 	var found []stream.Trouble
 	until(t, "it is told", func() bool { found = s.troubles(t, stream.NoStorage); return len(found) > 0 })
-	if !found[0].Stops || found[0].VCenter != "lab" || !strings.Contains(found[0].What, "append run.accepted") || !strings.Contains(found[0].What, "10023") {
+	if !found[0].Blocks || found[0].VCenter != "lab" || !strings.Contains(found[0].What, "append run.accepted") || !strings.Contains(found[0].What, "10023") {
 		t.Errorf("trouble: %+v", found[0])
 	}
 	dead, err := s.js.Stream(ctx, events.DeadlettersStream)
@@ -195,7 +195,7 @@ func TestTroublesOfAFullStore(t *testing.T) {
 func TestTroublesOfSmallMessages(t *testing.T) {
 	t.Parallel()
 	s := smallStation(t, "", "max_payload: 16384", nil)
-	if found := s.troubles(t, stream.SmallPayload); len(found) != 1 || found[0].Stops || !strings.Contains(found[0].What, "16384") {
+	if found := s.troubles(t, stream.SmallPayload); len(found) != 1 || found[0].Blocks || !strings.Contains(found[0].What, "16384") {
 		t.Errorf("troubles: %+v", found)
 	}
 	if err := s.conn.Ready(testContext(t)); err != nil {
@@ -207,7 +207,7 @@ func TestTroublesOfSmallMessages(t *testing.T) {
 func TestDeadlettersMaxBytes(t *testing.T) {
 	t.Parallel()
 	const mb = 1 << 20
-	with := func(n int64) func(*stream.Streams) { return func(s *stream.Streams) { s.DeadlettersMaxBytes = n } }
+	with := func(n int64) func(*stream.Settings) { return func(s *stream.Settings) { s.DeadlettersMaxBytes = n } }
 	maxBytes := func(s *station) int64 {
 		st, err := s.js.Stream(testContext(t), events.DeadlettersStream)
 		if err != nil {
@@ -239,7 +239,7 @@ func TestDeadlettersMaxBytes(t *testing.T) {
 		if n := maxBytes(s); n < 20*mb || n > 27*mb {
 			t.Errorf("%s: of a store of 100 MB they may have %d", name, n)
 		}
-		if found := s.troubles(t, stream.SmallStore); len(found) != 1 || found[0].Stops {
+		if found := s.troubles(t, stream.SmallStore); len(found) != 1 || found[0].Blocks {
 			t.Errorf("%s: %+v", name, found)
 		}
 	}
@@ -270,7 +270,7 @@ func TestProvisionWithoutAFileStore(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- conn.Provision(ctx, s) }()
 	until(t, "what is waited for is told, with its cure", func() bool {
-		return slices.ContainsFunc(conn.Waits(), func(w stream.Trouble) bool { return w.Reason == stream.NoStorage && w.Cure != "" })
+		return slices.ContainsFunc(conn.LongWaits(), func(w stream.Trouble) bool { return w.Reason == stream.NoStorage && w.Cure != "" })
 	})
 	if err := conn.Ready(ctx); err == nil || !strings.Contains(err.Error(), "10047") {
 		t.Errorf("ready: %v", err)
@@ -293,7 +293,7 @@ func TestWatchTellsOnce(t *testing.T) {
 		lines = append(lines, string(b))
 		return len(b), nil
 	}))
-	conn, err := stream.Connect(testContext(t), stream.NATSConfig{URL: server.URL()}, log)
+	conn, err := stream.Connect(testContext(t), stream.Config{URL: server.URL()}, log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -315,7 +315,7 @@ func TestWatchTellsOnce(t *testing.T) {
 	if _, err := s.js.PauseConsumer(ctx, stream, durable, time.Now().Add(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "it is seen", func() bool { return len(conn.Seen()) == 1 })
+	until(t, "it is seen", func() bool { return len(conn.LastTroubles()) == 1 })
 	if err := s.js.DeleteConsumer(ctx, stream, events.CancelsConsumer("lab")); err != nil { // what follows tells that it was looked again
 		t.Fatal(err)
 	}
@@ -323,7 +323,7 @@ func TestWatchTellsOnce(t *testing.T) {
 	if _, err := s.js.ResumeConsumer(ctx, stream, durable); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "it is over", func() bool { return len(conn.Seen()) == 0 })
+	until(t, "it is over", func() bool { return len(conn.LastTroubles()) == 0 })
 	until(t, "that is said", func() bool { return said(`"info"`) == 1 })
 	if n := said(`"warn"`); n != 1 {
 		t.Errorf("said %d times", n)
@@ -338,7 +338,7 @@ no_auth_user: a`, nil)
 	s.consume(t, func(context.Context, *events.Request) error { return nil })
 	var told []stream.Trouble
 	until(t, "it is told", func() bool { told = s.troubles(t, stream.NoAnswer); return len(told) > 0 })
-	if !told[0].Stops || told[0].VCenter != "lab" || !strings.Contains(told[0].What, "CONSUMER.MSG.NEXT") {
+	if !told[0].Blocks || told[0].VCenter != "lab" || !strings.Contains(told[0].What, "CONSUMER.MSG.NEXT") {
 		t.Errorf("told: %+v", told)
 	}
 }

@@ -7,8 +7,8 @@ import (
 	"github.com/guestflow/guestflow/internal/events"
 )
 
-// StreamView is what one answer of a server says of a stream, all of it at one moment. It may be older than the truth.
-type StreamView struct {
+// View is what one answer of a server says of a stream, all of it at one moment. It may be older than the truth.
+type View struct {
 	Made        time.Time // when the stream was made
 	First, Last uint64    // sequences; First is Last + 1 where it is empty
 	LastAt      time.Time // when Last was stored
@@ -31,7 +31,7 @@ const (
 // Of tells what became of the message at p. It is Gone only where this one view has seen its sequence and does not hold it, in the stream that it was
 // stored in, or where the view is of a stream that was made after it was stored. Two reads, or five that agree, prove nothing: all of them may come
 // from a server that has not caught up.
-func (v StreamView) Of(p events.Place) Verdict {
+func (v View) Of(p events.Place) Verdict {
 	switch {
 	case !v.Made.Equal(p.Stream) && (v.Made.After(p.At) || !p.Stream.IsZero() && v.Made.After(p.Stream)):
 		return Gone // with its stream

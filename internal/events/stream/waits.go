@@ -14,29 +14,29 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// tellAfter is how long NATS may let something wait before it is told: an election of leaders takes 6 to 8 s.
-const tellAfter = 15 * time.Second
+// reportWaitAfter is how long NATS may let something wait before it is told: an election of leaders takes 6 to 8 s.
+const reportWaitAfter = 15 * time.Second
 
-// teller is the log, and who is told of what waits for NATS.
-type teller struct {
+// waitLog is the log, and who is told of what waits for NATS.
+type waitLog struct {
 	zerolog.Logger
-	waits *waits // nil: nobody
+	waits *waitRegister // nil: nobody
 }
 
-// waits are what waits for NATS at this moment: each is tried again and again.
-type waits struct {
+// waitRegister are what waits for NATS at this moment: each is tried again and again.
+type waitRegister struct {
 	mu   sync.Mutex
-	open map[*waiter]wait
+	open map[*waiter]openWait
 }
 
-// wait is one of them.
-type wait struct {
+// openWait is one of them.
+type openWait struct {
 	vcenter, vm, what string
 	since             time.Time
 	err               error // of the last attempt
 }
 
-func (w *waits) is(one *waiter, about wait) {
+func (w *waitRegister) register(one *waiter, about openWait) {
 	if w == nil {
 		return
 	}
@@ -45,7 +45,7 @@ func (w *waits) is(one *waiter, about wait) {
 	w.open[one] = about
 }
 
-func (w *waits) over(one *waiter) {
+func (w *waitRegister) unregister(one *waiter) {
 	if w == nil {
 		return
 	}
@@ -54,17 +54,17 @@ func (w *waits) over(one *waiter) {
 	delete(w.open, one)
 }
 
-// longer are the waits that are longer than what is worth no word, one per vCenter and reason: the oldest.
-func (w *waits) longer(than time.Duration) []Trouble {
+// longerThan are the waits that are longer than what is worth no word, one per vCenter and reason: the oldest.
+func (w *waitRegister) longerThan(than time.Duration) []Trouble {
 	w.mu.Lock()
-	old := make([]wait, 0, len(w.open))
+	old := make([]openWait, 0, len(w.open))
 	for _, one := range w.open {
 		if time.Since(one.since) > than {
 			old = append(old, one)
 		}
 	}
 	w.mu.Unlock()
-	slices.SortFunc(old, func(a, b wait) int { return cmp.Or(cmp.Compare(a.vcenter, b.vcenter), a.since.Compare(b.since)) })
+	slices.SortFunc(old, func(a, b openWait) int { return cmp.Or(cmp.Compare(a.vcenter, b.vcenter), a.since.Compare(b.since)) })
 	type key struct {
 		vcenter string
 		reason  Reason
@@ -81,7 +81,7 @@ func (w *waits) longer(than time.Duration) []Trouble {
 			continue
 		}
 		count[at] = 0
-		t := Trouble{VCenter: one.vcenter, Reason: at.reason, Stops: true, Cure: cures[at.reason],
+		t := Trouble{VCenter: one.vcenter, Reason: at.reason, Blocks: true, Cure: cures[at.reason],
 			What: fmt.Sprintf("cannot %s, tried for %s: %v", one.what, time.Since(one.since).Round(time.Second), one.err)}
 		if one.vm != "" {
 			t.What = "vm " + one.vm + ": " + t.What

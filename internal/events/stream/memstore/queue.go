@@ -184,11 +184,11 @@ func (q *Queue) DeliverCancel(seq uint64) (*events.Cancel, error) {
 }
 
 // view is the stream as one read shows it: everything that was there at one moment, and the state that goes with it.
-func (q *Queue) view() ([]queued, stream.StreamView) {
+func (q *Queue) view() ([]queued, stream.View) {
 	at := time.Now().Add(-q.reads.next())
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	v := stream.StreamView{Made: q.made, Detailed: true}
+	v := stream.View{Made: q.made, Detailed: true}
 	var all []queued
 	for _, m := range slices.Concat(q.msgs, q.removed) {
 		switch {

@@ -11,21 +11,21 @@ import (
 	"github.com/guestflow/guestflow/internal/events"
 )
 
-// StreamState is how full a stream is.
-type StreamState struct {
+// Usage is how full a stream is.
+type Usage struct {
 	Messages, Bytes uint64
 	MaxBytes        int64     // 0: no limit
 	Oldest          time.Time // when its first message was stored; zero where it has none
 }
 
-// StreamState asks for one stream's.
-func (c *Conn) StreamState(ctx context.Context, stream string) (StreamState, error) {
+// Usage asks for one stream's.
+func (c *Conn) Usage(ctx context.Context, stream string) (Usage, error) {
 	s, err := try(ctx, func(ctx context.Context) (jetstream.Stream, error) { return c.js.Stream(ctx, stream) })
 	if err != nil {
-		return StreamState{}, fmt.Errorf("state of stream %s: %w", stream, err)
+		return Usage{}, fmt.Errorf("state of stream %s: %w", stream, err)
 	}
 	info := s.CachedInfo()
-	state := StreamState{Messages: info.State.Msgs, Bytes: info.State.Bytes, MaxBytes: max(info.Config.MaxBytes, 0)}
+	state := Usage{Messages: info.State.Msgs, Bytes: info.State.Bytes, MaxBytes: max(info.Config.MaxBytes, 0)}
 	if state.Messages > 0 {
 		state.Oldest = info.State.FirstTime
 	}
@@ -50,29 +50,29 @@ func (c *Conn) Backlog(ctx context.Context, vcenter, durable string) (Backlog, e
 	return Backlog{Pending: info.NumPending, Taken: info.NumAckPending}, nil
 }
 
-// InHand is what this process holds of one durable's messages.
-type InHand struct {
+// InFlight is what this process holds of one durable's messages.
+type InFlight struct {
 	VCenter, Durable string
 	Messages         int
 	OneSource        int // of those, from the source that has most of them
 }
 
-// InHand is what this process holds.
-func (c *Conn) InHand() []InHand {
+// InFlight is what this process holds.
+func (c *Conn) InFlight() []InFlight {
 	c.mu.Lock()
-	intakes := slices.Clone(c.intakes)
+	consumers := slices.Clone(c.consumers)
 	c.mu.Unlock()
-	var all []InHand
-	for _, i := range intakes {
-		h := InHand{VCenter: i.vcenter, Durable: i.durable}
+	var all []InFlight
+	for _, cons := range consumers {
+		h := InFlight{VCenter: cons.vcenter, Durable: cons.durable}
 		of := map[string]int{}
-		i.mu.Lock()
-		h.Messages = len(i.held)
-		for _, m := range i.held {
+		cons.mu.Lock()
+		h.Messages = len(cons.inFlight)
+		for _, m := range cons.inFlight {
 			of[m.source]++
 			h.OneSource = max(h.OneSource, of[m.source])
 		}
-		i.mu.Unlock()
+		cons.mu.Unlock()
 		all = append(all, h)
 	}
 	return all

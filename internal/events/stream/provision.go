@@ -25,8 +25,8 @@ const (
 	minServerMajor, minServerMinor = 2, 11
 )
 
-// Streams are the settings of the streams and consumers.
-type Streams struct {
+// Settings are the settings of the streams and consumers.
+type Settings struct {
 	Replicas          int           // of every stream, at least
 	EventsMaxAge      time.Duration // at least
 	EventsMaxBytes    int64         // at least; 0: no limit
@@ -55,7 +55,7 @@ func (e *MismatchError) Error() string {
 // ack wait follow the settings. What an administrator made is never touched. Where something does not fit the error is a *MismatchError
 // that holds every difference. While NATS is away, or busy (a cluster that starts, or makes many streams at once), it is asked again, until ctx
 // ends or the connection is closed for good. Several replicas may call it at once.
-func (c *Conn) Provision(ctx context.Context, s Streams) error {
+func (c *Conn) Provision(ctx context.Context, s Settings) error {
 	c.mu.Lock()
 	c.streams = &s
 	c.mu.Unlock()
@@ -83,7 +83,7 @@ func (c *Conn) restore(ctx context.Context) error {
 	return c.provision(ctx, *s)
 }
 
-func (c *Conn) provision(ctx context.Context, s Streams) error {
+func (c *Conn) provision(ctx context.Context, s Settings) error {
 	var differ []string
 	if v := c.nc.ConnectedServerVersion(); v != "" && !newEnough(v) {
 		differ = append(differ, fmt.Sprintf("the server is version %s, and %d.%d or newer is needed", v, minServerMajor, minServerMinor))
@@ -99,7 +99,7 @@ func (c *Conn) provision(ctx context.Context, s Streams) error {
 		}
 		if have != nil && need.Name == events.EventsStream {
 			c.mu.Lock()
-			c.keepFor = have.MaxAge
+			c.eventsMaxAge = have.MaxAge
 			c.mu.Unlock()
 		}
 	}
@@ -128,7 +128,7 @@ type streamNeed struct {
 	keepsAll bool
 }
 
-func (s Streams) streams(vcenters []string) []streamNeed {
+func (s Settings) streams(vcenters []string) []streamNeed {
 	base := jetstream.StreamConfig{
 		Storage: jetstream.FileStorage, Replicas: max(s.Replicas, 1), Duplicates: duplicateWindow, AllowDirect: true,
 		MaxMsgs: -1, MaxBytes: -1, MaxMsgsPerSubject: -1, MaxConsumers: -1, MaxMsgSize: -1,
@@ -159,7 +159,7 @@ func (s Streams) streams(vcenters []string) []streamNeed {
 	return needs
 }
 
-func (s Streams) consumers(vcenter string) []jetstream.ConsumerConfig {
+func (s Settings) consumers(vcenter string) []jetstream.ConsumerConfig {
 	base := jetstream.ConsumerConfig{
 		DeliverPolicy: jetstream.DeliverAllPolicy, AckPolicy: jetstream.AckExplicitPolicy, ReplayPolicy: jetstream.ReplayInstantPolicy,
 		AckWait: s.AckWait, MaxDeliver: -1, MaxAckPending: s.MaxInFlight[vcenter], Metadata: map[string]string{ownedKey: "true"},

@@ -94,7 +94,7 @@ func TestProvisionRaisesOnly(t *testing.T) {
 	t.Parallel()
 	s := natstest.StartServer(t)
 	c, js := connect(t, s.URL()), dial(t, s.URL()).js
-	apply := func(change func(*stream.Streams)) {
+	apply := func(change func(*stream.Settings)) {
 		t.Helper()
 		st := settings(1)
 		change(&st)
@@ -110,16 +110,16 @@ func TestProvisionRaisesOnly(t *testing.T) {
 			t.Errorf("per VM %d, age %s, bytes %d, in flight %d, ack wait %s", requests.MaxMsgsPerSubject, journal.MaxAge, journal.MaxBytes, cons.MaxAckPending, cons.AckWait)
 		}
 	}
-	apply(func(st *stream.Streams) { st.EventsMaxBytes = 1 << 20 })
-	apply(func(st *stream.Streams) {
+	apply(func(st *stream.Settings) { st.EventsMaxBytes = 1 << 20 })
+	apply(func(st *stream.Settings) {
 		st.QueuePerVM, st.EventsMaxAge, st.EventsMaxBytes, st.MaxInFlight["lab"], st.AckWait = 4, 800*time.Hour, 2<<20, 32, time.Minute
 	})
 	check(4, 800*time.Hour, 2<<20, 32, time.Minute)
-	apply(func(st *stream.Streams) {
+	apply(func(st *stream.Settings) {
 		st.QueuePerVM, st.EventsMaxAge, st.EventsMaxBytes, st.MaxInFlight["lab"], st.AckWait = 1, 2*time.Hour, 1<<20, 8, 10*time.Second
 	})
 	check(4, 800*time.Hour, 2<<20, 8, 10*time.Second)
-	apply(func(*stream.Streams) {}) // without a limit of bytes
+	apply(func(*stream.Settings) {}) // without a limit of bytes
 	check(4, 800*time.Hour, -1, 16, 30*time.Second)
 }
 
@@ -279,19 +279,19 @@ func TestConnectRefusesBadConfig(t *testing.T) {
 	missing := filepath.Join(dir, "missing")
 	tests := []struct {
 		name string
-		cfg  stream.NATSConfig
+		cfg  stream.Config
 		text string
 	}{
-		{"credentials", stream.NATSConfig{CredsFile: missing}, "NATS credentials"},
-		{"nkey", stream.NATSConfig{NKeyFile: junk}, "NATS nkey"},
-		{"user without password", stream.NATSConfig{User: "u"}, "go together"},
-		{"password", stream.NATSConfig{User: "u", PasswordFile: missing}, "NATS password"},
-		{"CA", stream.NATSConfig{CAFile: missing}, "NATS CA"},
-		{"CA without PEM", stream.NATSConfig{CAFile: junk}, "no PEM certificate"},
-		{"certificate without key", stream.NATSConfig{CertFile: junk}, "go together"},
-		{"certificate", stream.NATSConfig{CertFile: junk, KeyFile: junk}, "client certificate"},
-		{"domain and prefix", stream.NATSConfig{JSDomain: "d", JSAPIPrefix: "p"}, "exclude each other"},
-		{"URL", stream.NATSConfig{URL: "nats://%zz"}, "connect to NATS"},
+		{"credentials", stream.Config{CredsFile: missing}, "NATS credentials"},
+		{"nkey", stream.Config{NKeyFile: junk}, "NATS nkey"},
+		{"user without password", stream.Config{User: "u"}, "go together"},
+		{"password", stream.Config{User: "u", PasswordFile: missing}, "NATS password"},
+		{"CA", stream.Config{CAFile: missing}, "NATS CA"},
+		{"CA without PEM", stream.Config{CAFile: junk}, "no PEM certificate"},
+		{"certificate without key", stream.Config{CertFile: junk}, "go together"},
+		{"certificate", stream.Config{CertFile: junk, KeyFile: junk}, "client certificate"},
+		{"domain and prefix", stream.Config{JSDomain: "d", JSAPIPrefix: "p"}, "exclude each other"},
+		{"URL", stream.Config{URL: "nats://%zz"}, "connect to NATS"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -320,7 +320,7 @@ func TestConnectBeforeTheServerIsThere(t *testing.T) {
 		lines <- line.Message
 		return len(b), err
 	}))
-	c, err := stream.Connect(testContext(t), stream.NATSConfig{URL: s.URL()}, log)
+	c, err := stream.Connect(testContext(t), stream.Config{URL: s.URL()}, log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -363,7 +363,7 @@ func TestConnectBeforeTheServerIsThere(t *testing.T) {
 func TestAPIPrefix(t *testing.T) {
 	t.Parallel()
 	s := natstest.StartServer(t)
-	c, err := stream.Connect(testContext(t), stream.NATSConfig{URL: s.URL(), JSAPIPrefix: "$JS.API", InboxPrefix: "_INBOX_gf"}, testLog(t))
+	c, err := stream.Connect(testContext(t), stream.Config{URL: s.URL(), JSAPIPrefix: "$JS.API", InboxPrefix: "_INBOX_gf"}, testLog(t))
 	if err != nil {
 		t.Fatal(err)
 	}

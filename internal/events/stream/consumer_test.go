@@ -26,10 +26,10 @@ func TestTakenTooLate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	i := &intake{conn: &Conn{nc: nc}, held: map[uint64]*held{}, over: true, log: zerolog.Nop()}
-	i.handles.Wait()
-	i.take(&nats.Msg{Subject: "guestflow.requests.lab.vm-1", Reply: reply, Sub: answers})
-	if len(i.held) != 0 {
+	i := &consumer{conn: &Conn{nc: nc}, inFlight: map[uint64]*inFlight{}, over: true, log: zerolog.Nop()}
+	i.handlers.Wait()
+	i.receive(&nats.Msg{Subject: "guestflow.requests.lab.vm-1", Reply: reply, Sub: answers})
+	if len(i.inFlight) != 0 {
 		t.Error("it is in hand")
 	}
 	answer, err := answers.NextMsg(10 * time.Second)
@@ -41,13 +41,13 @@ func TestTakenTooLate(t *testing.T) {
 // What panicked here once, and ended in another process, is not remembered for ever; what goes on panicking is refused.
 func TestPanicsAreForgotten(t *testing.T) {
 	t.Parallel()
-	i := &intake{panics: map[identity]panicked{}, log: zerolog.Nop()}
+	i := &consumer{panics: map[identity]panicked{}, log: zerolog.Nop()}
 	for n := range uint64(100) {
 		i.panics[identity{seq: n}] = panicked{times: 1, last: time.Now().Add(-panicsKept - time.Second)}
 	}
-	h := &held{identity: identity{seq: 1000}}
+	h := &inFlight{identity: identity{seq: 1000}}
 	for n := 1; n <= maxPanics; n++ {
-		err := i.refusal(h, &panicError{value: "boom"})
+		err := i.asRefusal(h, &panicError{value: "boom"})
 		var reject *events.RejectError
 		if refused := errors.As(err, &reject); refused != (n == maxPanics) {
 			t.Errorf("panic %d: %v", n, err)
