@@ -2,6 +2,7 @@ package events
 
 import (
 	"encoding/json"
+	"strings"
 	"time"
 )
 
@@ -38,6 +39,12 @@ const (
 	RunFailed           Kind = "run.failed"
 	RunCanceled         Kind = "run.canceled"
 )
+
+// Step is the step that k is about; "run" where it is about the run as a whole.
+func (k Kind) Step() string {
+	step, _, _ := strings.Cut(string(k), ".")
+	return step
+}
 
 // Last reports whether k is one of the three kinds that end a run.
 func (k Kind) Last() bool { return k == RunSucceeded || k == RunFailed || k == RunCanceled }

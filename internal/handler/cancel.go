@@ -15,19 +15,19 @@ import (
 // HandleCancel holds a cancel until the run that it names has ended: the run's owner looks for it in the stream before the run is accepted and before each
 // intent, and hears of it at once. A cancel whose run is unknown or ended is refused. The answer tells what becomes of the message, as with Handle.
 func (h *Handler) HandleCancel(ctx context.Context, c *events.Cancel) error {
-	wake, stop := h.line.Wake(c.VCenter, c.VM)
+	wake, stop := h.queue.Wake(c.VCenter, c.VM)
 	defer stop()
 	held := false
 	var unseen time.Time // since when its run is not seen any more
 	for pause := newBackoff(turnPause); ; {
 		// The queue first: a run that ends between the two reads is then in the journal.
-		queue, err := h.line.Unfinished(ctx, c.VCenter, c.VM)
+		queue, err := h.queue.Unfinished(ctx, c.VCenter, c.VM)
 		if err != nil {
-			return h.givenBack(ctx, err)
+			return h.releaseIfStopping(ctx, err)
 		}
 		last, err := h.journal.Last(ctx, c.VCenter, c.VM)
 		if err != nil {
-			return h.givenBack(ctx, err)
+			return h.releaseIfStopping(ctx, err)
 		}
 		where, err := standing(last, c)
 		if err != nil {
@@ -72,11 +72,11 @@ func (h *Handler) answerCancel(ctx context.Context, c *events.Cancel, queue even
 		return false, nil
 	case !queue.HasSeen(c.Place()):
 		// The answers have not come as far as this cancel: its request may be in the stream. Unless it is this cancel that is gone: somebody answered it.
-		gone, err := h.line.Gone(ctx, c.VCenter, c.VM, c.Place())
+		gone, err := h.queue.Gone(ctx, c.VCenter, c.VM, c.Place())
 		if err == nil && gone {
 			err = fmt.Errorf("cancel %d for vm %s has left the stream: %w", c.Seq, c.VM, events.ErrFenced)
 		}
-		return false, h.givenBack(ctx, err)
+		return false, h.releaseIfStopping(ctx, err)
 	case where == unheardOf:
 		return true, nothingToCancel(c, standsAt(last))
 	}
@@ -85,13 +85,13 @@ func (h *Handler) answerCancel(ctx context.Context, c *events.Cancel, queue even
 	if err != nil {
 		return false, err
 	}
-	gone, err := h.line.Gone(ctx, c.VCenter, c.VM, point.place(last))
+	gone, err := h.queue.Gone(ctx, c.VCenter, c.VM, point.place(last))
 	if err == nil && gone {
 		if err = h.closeOrphan(ctx, last, point); errors.Is(err, events.ErrFenced) { // the read was older than the run's end
 			err = nil
 		}
 	}
-	return false, h.givenBack(ctx, err)
+	return false, h.releaseIfStopping(ctx, err)
 }
 
 // nothingToCancel refuses a cancel whose run is not under way. Where that is what the journal does not show, as it stands at an event, the refusal leans on
@@ -196,7 +196,7 @@ func (h *Handler) sweepOnce(ctx context.Context, vms []string) (open []string, e
 
 // sweep closes a VM's run, if it is an orphan, and reports whether it could be told.
 func (h *Handler) sweep(ctx context.Context, vm string) (told bool, err error) {
-	queue, err := h.line.Unfinished(ctx, h.VCenter, vm)
+	queue, err := h.queue.Unfinished(ctx, h.VCenter, vm)
 	if err != nil {
 		return false, err
 	}
@@ -212,7 +212,7 @@ func (h *Handler) sweep(ctx context.Context, vm string) (told bool, err error) {
 		h.log.Error().Err(err).Str("vm", vm).Msg("an unfinished run was written by another version of guestflow: left as it is")
 		return true, nil
 	}
-	gone, err := h.line.Gone(ctx, h.VCenter, vm, point.place(last))
+	gone, err := h.queue.Gone(ctx, h.VCenter, vm, point.place(last))
 	if err != nil || !gone {
 		return false, err
 	}

@@ -15,18 +15,18 @@ import (
 )
 
 // bystander is a handler in a process of its own, which has no request in hand.
-func (w *world) bystander(plan ...fate) (*owner, *Handler) {
-	o := &owner{w: w, req: &events.Request{}, plan: plan, seen: map[string]int{}, stopped: make(chan struct{})}
+func (w *world) bystander(plan ...fate) (*replica, *Handler) {
+	o := &replica{w: w, req: &events.Request{}, plan: plan, seen: map[string]int{}, stopped: make(chan struct{})}
 	s := w.settings
 	s.Instance = "pod-bystander"
 	log := zerolog.Nop()
-	return o, New(s, &client{fakeVC: w.vc, o: o}, stream.NewStoreJournal(&ownerStore{w.store.Client(), o}, events.Structured, log),
-		&ownerLine{w.line, o}, w.secrets, log)
+	return o, New(s, &client{fakeVC: w.vc, o: o}, stream.NewStoreJournal(&replicaStore{w.store.Client(), o}, events.Structured, log),
+		&replicaQueue{w.line, o}, w.secrets, log)
 }
 
 // hold is one delivery of a cancel in the hands of one handler.
 type hold struct {
-	o        *owner
+	o        *replica
 	stop     func()
 	finished chan struct{}
 	err      error     // set before finished is closed

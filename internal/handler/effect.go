@@ -10,113 +10,175 @@ import (
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
 
-// do is the only way to change a guest: look, prepare, intend, read back, call, record. There is no shortcut through it.
+// attempts is what is known of the attempts to make a step's effect.
+type attempts struct {
+	*run
+	step    *step
+	effect  *effect
+	pause   *backoff
+	decided bool // the call is repeated, although one before it may have taken effect
+	logins  int  // that were made because vCenter had turned a call away
+	late    int  // calls that were not sent, since their proof of ownership was too old
+}
+
+// do is the only way to change a guest, and there is no shortcut through it: resolve what may be in flight, refuse,
+// record the intent, send behind the fence, interpret the answer; until one of these says that it is over.
 func (r *run) do(ctx context.Context, s *step) error {
-	pause, logins, late := newBackoff(askPause), 0, 0
-	decided := r.point.Repeat == s.effect.key(s) // perhaps by an owner before us
+	a := &attempts{run: r, step: s, effect: s.effect, pause: newBackoff(askPause)}
+	a.decided = r.point.Repeat == s.effect.key(s) // perhaps by an owner before us
 	for {
-		// What an owner before us, or we ourselves, may have sent has landed and shows before we look.
-		if err := r.landed(ctx, r.notBefore); err != nil {
+		now, over, err := a.resolveInFlight(ctx)
+		if over || err != nil {
 			return err
 		}
-		seen, err := retryRead(ctx, r, s, s.effect.find)
-		if err == nil {
-			err = r.foundLost(ctx, s, &seen)
-		}
+		intend, again, err := a.refuse(ctx)
 		if err != nil {
 			return err
 		}
-		switch {
-		case seen.adopt != nil:
-			seen.adopt()
-			r.Meter.Adopted(s.effect.name)
-			return r.fact(s)
-		case !seen.sure && (r.open || !decided):
-			if err := r.uncertain(s); err != nil {
-				return err
-			}
-			decided = true
-		case r.open && r.isFinal(s, r.doubt):
-			r.open, r.point.Intent = false, nil
-			return r.failure(s, r.doubt)
+		if again {
+			continue
 		}
-		r.open, r.doubt = false, nil
-		if s.effect.before != nil {
-			if done, err := s.effect.before(ctx); err != nil {
-				return err
-			} else if done {
-				continue
-			}
-		}
-		intend, err := s.effect.prepare(ctx)
+		from, err := a.recordIntent(now, intend)
 		if err != nil {
 			return err
 		}
-		if err := r.mayAct(ctx); err != nil {
-			return err
-		}
-		intend()
-		// T counts from before the intent is first sent: a proof of ownership that took long to get is old when it comes.
-		from := time.Now()
-		seen.now.Act, seen.now.Process = s.effect.name, s.process
-		r.point.Intent = &seen.now
-		*s.state = events.Starting
-		told := r.toldWait()
-		if err := r.record(s.effect.starting); err != nil {
-			return err
-		}
-		r.stillWaits(told) // once per change: the same answer again is no news
-		r.acted = time.Time{}
-		r.calling()
-		err = s.effect.call(r.life, r.gate(from))
-		var v *vcapi.Error
-		switch {
-		case err == nil:
-			r.acted = time.Now()
-			return r.fact(s)
-		case errors.Is(err, events.ErrFenced):
-			return err
-		case errors.Is(err, errLate): // nothing was sent: prove anew
-			r.open = false
-			if late++; late > 1 { // once is a process that stood still for a moment
-				if err := r.wait(events.WaitingVCenterUnavailable, fmt.Errorf("%s was not sent: %w", s.effect.name, &slowWayError{r.SendWindow})); err != nil {
-					return err
-				}
-			}
-			select {
-			case <-pause.next(): // a journal that is slow now is not helped by more appends
-			case <-ctx.Done():
-			}
-			continue
-		case !errors.As(err, &v) && !r.open: // the call was not begun
-			return err
-		case v == nil, v.Sent == vcapi.Unknown:
-			r.lostAnswer(s, err)
-			r.logger().Warn().Err(err).Str("step", s.name).Msg("no answer that tells whether the call took effect: looking once it must show")
-			continue
-		}
-		// vCenter's answer proves that nothing happened, or nothing was sent.
-		r.open, r.point.Intent = false, nil
-		if v.Class == vcapi.SessionLost && logins == 0 {
-			logins++ // log in again, once, with an intent of its own
-			continue
-		}
-		if s.effect.refused != nil {
-			if err := s.effect.refused(v); err != nil {
-				return err
-			}
-		}
-		if err := r.pause(ctx, s, err, pause); err != nil {
+		err = a.send(from)
+		if over, err := a.interpret(ctx, err); over || err != nil {
 			return err
 		}
 	}
+}
+
+// resolveInFlight finds what has come of the calls that were made before, by an owner before us or by ourselves, once
+// they have landed and must show. over: one has taken effect, and that is recorded. Else it gives what the next intent
+// must hold.
+func (a *attempts) resolveInFlight(ctx context.Context) (now intent, over bool, err error) {
+	if err := a.waitInFlight(ctx, a.owner.retryAt); err != nil {
+		return now, false, err
+	}
+	seen, err := retryRead(ctx, a.run, a.step, a.effect.find)
+	if err == nil {
+		err = a.foundLost(ctx, a.step, &seen)
+	}
+	if err != nil {
+		return now, false, err
+	}
+
+	switch {
+	case seen.adopt != nil:
+		seen.adopt()
+		a.Meter.Adopted(a.effect.name)
+		return now, true, a.recordResult(a.step)
+	case !seen.sure && (a.owner.inFlight || !a.decided):
+		if err := a.uncertain(a.step); err != nil {
+			return now, false, err
+		}
+		a.decided = true
+	case a.owner.inFlight && a.isFinal(a.step, a.owner.inFlightErr):
+		a.owner.inFlight, a.point.Intent = false, nil
+		return now, false, a.failure(a.step, a.owner.inFlightErr)
+	}
+	a.owner.answered()
+	return seen.now, false, nil
+}
+
+// refuse does all that takes time before the call, then looks a last time whether the call may be made at all. again:
+// what had to be done before it has changed the guest, so that everything is looked at once more.
+func (a *attempts) refuse(ctx context.Context) (intend func(), again bool, err error) {
+	if a.effect.before != nil {
+		if done, err := a.effect.before(ctx); done || err != nil {
+			return nil, done, err
+		}
+	}
+	intend, err = a.effect.prepare(ctx)
+	if err != nil {
+		return nil, false, err
+	}
+	return intend, false, a.mayAct(ctx)
+}
+
+// recordIntent stores that the call is about to be made. The send window counts from before the intent is first sent,
+// which it returns: a proof of ownership that took long to get is old when it comes.
+func (a *attempts) recordIntent(now intent, intend func()) (from time.Time, err error) {
+	intend()
+	from = time.Now()
+	now.Act, now.Process = a.effect.name, a.step.process
+	a.point.Intent = &now
+	*a.step.state = events.Starting
+	told := a.toldWait()
+	if err := a.record(a.effect.starting); err != nil {
+		return from, err
+	}
+	a.stillWaits(told) // once per change: the same answer again is no news
+	return from, nil
+}
+
+// send makes the call, behind the fence.
+func (a *attempts) send(from time.Time) error {
+	a.telemetry.calledAt = time.Time{}
+	a.calling()
+	err := a.effect.call(a.lasting(), a.verifyOwner(from))
+	if err == nil {
+		a.telemetry.calledAt = time.Now()
+	}
+	return err
+}
+
+// interpret decides what the answer to the call means. over: it has taken effect, and that is recorded. Else the next
+// attempt may begin.
+func (a *attempts) interpret(ctx context.Context, err error) (over bool, _ error) {
+	var v *vcapi.Error
+	switch {
+	case err == nil:
+		return true, a.recordResult(a.step)
+	case errors.Is(err, events.ErrFenced):
+		return false, err
+	case errors.Is(err, errLate):
+		return false, a.tooLate(ctx)
+	case !errors.As(err, &v) && !a.owner.inFlight: // the call was not begun
+		return false, err
+	case v == nil, v.Sent == vcapi.Unknown:
+		a.owner.sentUnanswered(err, a.TravelTime+a.VisibilityLag, a.effect.lostMost)
+		a.logger().Warn().Err(err).Str("step", a.step.name).
+			Msg("no answer that tells whether the call took effect: looking once it must show")
+		return false, nil
+	}
+
+	// vCenter's answer proves that nothing happened, or nothing was sent.
+	a.owner.inFlight, a.point.Intent = false, nil
+	if v.Class == vcapi.SessionLost && a.logins == 0 {
+		a.logins++ // log in again, once, with an intent of its own
+		return false, nil
+	}
+	if a.effect.refused != nil {
+		if err := a.effect.refused(v); err != nil {
+			return false, err
+		}
+	}
+	return false, a.run.pause(ctx, a.step, err, a.pause)
+}
+
+// tooLate waits before the next attempt after one that was not sent, since its proof of ownership was too old.
+func (a *attempts) tooLate(ctx context.Context) error {
+	a.owner.inFlight = false
+	if a.late++; a.late > 1 { // once is a process that stood still for a moment
+		err := fmt.Errorf("%s was not sent: %w", a.effect.name, &slowWayError{a.SendWindow})
+		if err := a.wait(events.WaitingVCenterUnavailable, err); err != nil {
+			return err
+		}
+	}
+	select {
+	case <-a.pause.next(): // a journal that is slow now is not helped by more appends
+	case <-ctx.Done(): // the next attempt says why
+	}
+	return nil
 }
 
 // mayAct looks whether the run may still act: nobody has canceled it, it has time left, and the process goes on. It is the last look before an
 // intent: what takes time has been prepared before, so that it is not old when the act comes. That the run is still ours the intent's own append proves.
 func (r *run) mayAct(ctx context.Context) error {
 	if !r.stopping {
-		by, err := r.canceledBy(r.ctx)
+		by, err := r.canceledBy(ctx)
 		switch {
 		case err != nil && ctx.Err() == nil:
 			return err
@@ -130,13 +192,13 @@ func (r *run) mayAct(ctx context.Context) error {
 	return nil
 }
 
-// fact stores that the step's call has taken effect.
-func (r *run) fact(s *step) error {
-	r.open, r.doubt, r.lookOn, r.point.Intent = false, nil, false, nil
+// recordResult stores that the step's call has taken effect.
+func (r *run) recordResult(s *step) error {
+	r.owner.effected()
+	r.point.Intent, r.silentSince = nil, time.Time{}
 	if r.point.Repeat == s.effect.key(s) {
 		r.point.Repeat = ""
 	}
-	r.lost, r.notBefore, r.unheard = 0, time.Time{}, time.Time{}
 	*s.state = events.Running
 	if s.effect.started == "" {
 		return nil
@@ -144,7 +206,7 @@ func (r *run) fact(s *step) error {
 	return r.record(s.effect.started)
 }
 
-// errLate is the gate's word for a proof of ownership that is too old to send a call on.
+// errLate is the fence's word for a proof of ownership that is too old to send a call on.
 var errLate = errors.New("the proof of ownership is older than the send window")
 
 // slowWayError is why one proof after the other is too old.
@@ -155,12 +217,12 @@ func (e *slowWayError) Error() string {
 		"see the way to vCenter and to NATS, or lengthen it", e.window)
 }
 
-// gate makes the last check before a call is sent: the VM's last event is our intent and stands on the event that we know, and from, before the
+// verifyOwner is the fence, the last check before a call is sent: the VM's last event is our intent and stands on the event that we know, and from, before the
 // intent was first sent, is no longer ago than the send window.
-func (r *run) gate(from time.Time) vcapi.Fence {
-	mine, before := r.on, r.under
+func (r *run) verifyOwner(from time.Time) vcapi.Fence {
+	mine, before := r.owner.last, r.owner.previous
 	return func(ctx context.Context) error {
-		if time.Now().Before(r.actFrom) { // the intent began the VM's journal anew: the wait of a takeover is due
+		if time.Now().Before(r.owner.notBefore) { // the intent began the VM's journal anew: the wait of a takeover is due
 			return errLate
 		}
 		ctx, cancel := context.WithDeadlineCause(ctx, from.Add(r.SendWindow), errLate)
@@ -173,7 +235,7 @@ func (r *run) gate(from time.Time) vcapi.Fence {
 		if time.Since(from) >= r.SendWindow { // the clock itself: where the process stood still, the deadline's timer may come after us
 			return errLate
 		}
-		r.open = true
+		r.owner.inFlight = true
 		return nil
 	}
 }
@@ -183,14 +245,14 @@ func (r *run) uncertain(s *step) error {
 	r.Meter.Uncertain(s.effect.name)
 	if r.asked.OnUncertain != "repeat" {
 		message := "a crash or a lost answer hid whether the call was made, and vCenter can no longer tell: look at the guest, then send a new request"
-		if r.doubt != nil {
-			message += ": " + r.doubt.Error()
+		if r.owner.inFlightErr != nil {
+			message += ": " + r.owner.inFlightErr.Error()
 		}
-		r.open = false
-		return &stepError{step: s.name, process: s.process, code: events.Uncertain, message: message, err: r.doubt, doubt: s.effect.name}
+		r.owner.inFlight = false
+		return &stepError{step: s.name, process: s.process, code: events.Uncertain, message: message, err: r.owner.inFlightErr, doubt: s.effect.name}
 	}
 	r.logger().Warn().Str("step", s.name).Msg("uncertain whether the call took effect: repeated, as the request asks")
-	r.open, r.point.Repeat = false, s.effect.key(s)
+	r.owner.inFlight, r.point.Repeat = false, s.effect.key(s)
 	if s.effect.repeated != nil {
 		s.effect.repeated()
 	}

@@ -128,7 +128,7 @@ func (b before) began(g *vcapi.GuestCustomization) bool {
 // noteBefore puts it into the checkpoint, with the intent. Where a call of this act was not answered, what was there before that one stays: the guest may
 // be what it is now by its effect.
 func (r *run) noteBefore(b before) {
-	if !r.lookOn {
+	if !r.owner.lookAgain {
 		r.point.before = b
 	}
 }

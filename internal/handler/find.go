@@ -25,8 +25,8 @@ const (
 )
 
 // baselineWithin notes the Tasks that are there before the run makes any, if vCenter answers in time; else the check does it.
-func (r *run) baselineWithin(limit time.Duration) error {
-	ctx, cancel := context.WithTimeout(r.ctx, limit)
+func (r *run) baselineWithin(ctx context.Context, limit time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	r.asking = true
 	_, err := r.baseline(ctx)
@@ -49,7 +49,7 @@ func (r *run) baseline(ctx context.Context) (struct{}, error) {
 	p.Baseline, p.BaselineAt, p.BaselineOurs, p.Recent, p.Instance, p.BaselineNewest = nil, &now, &ours, !history, about.InstanceUUID, nil
 	for _, t := range tasks {
 		p.Baseline = append(p.Baseline, t.ID)
-		r.newest = t.ID
+		r.seen.newestTask = t.ID
 		if p.BaselineNewest == nil || t.QueueTime.After(*p.BaselineNewest) {
 			queued := t.QueueTime
 			p.BaselineNewest = &queued
@@ -96,7 +96,7 @@ func (r *run) findTask(ctx context.Context, act, method string, adopt func(vcapi
 	if err != nil {
 		return found{}, err
 	}
-	s := found{sure: true, now: intent{At: now, Newest: r.newest}}
+	s := found{sure: true, now: intent{At: now, Newest: r.seen.newestTask}}
 	vs, err := r.vc.Session(ctx)
 	if err != nil {
 		return s, err
@@ -105,7 +105,7 @@ func (r *run) findTask(ctx context.Context, act, method string, adopt func(vcapi
 	if err := r.sameVCenter(about); err != nil {
 		return s, err
 	}
-	if !r.tookOver && !r.open && !r.lookOn {
+	if !r.owner.tookOver && !r.owner.inFlight && !r.owner.lookAgain {
 		return s, nil
 	}
 	tasks, history, err := r.vc.Tasks(ctx, r.vm, r.since(now))
@@ -127,7 +127,7 @@ func (r *run) findTask(ctx context.Context, act, method string, adopt func(vcapi
 			found = &tasks[i]
 		}
 	}
-	r.newest = s.now.Newest
+	r.seen.newestTask = s.now.Newest
 	if found != nil {
 		if r.point.doubted(act) { // it may be the one of which an earlier run ended uncertain
 			s.sure = false
@@ -136,7 +136,7 @@ func (r *run) findTask(ctx context.Context, act, method string, adopt func(vcapi
 		s.adopt = func() { adopt(*found) }
 		return s, nil
 	}
-	if open := r.point.Intent; r.open && open != nil {
+	if open := r.point.Intent; r.owner.inFlight && open != nil {
 		s.sure, err = r.reachesBack(ctx, open, now, tasks, shown, history, vs.UserName)
 	}
 	s.sure = s.sure && !unclear
@@ -153,8 +153,8 @@ func (r *run) sameVCenter(about vcapi.About) error {
 	f := &stepError{step: s.name, process: s.process, code: events.NotFound, message: fmt.Sprintf(
 		"vCenter %s is another one now (instance UUID %s) than when the run was accepted (%s): its %s may be another VM; look at the VM, then send a new request",
 		r.VCenter, about.InstanceUUID, was, r.vm)}
-	if r.open {
-		r.open, f.code, f.doubt = false, events.Uncertain, r.point.Intent.Act
+	if r.owner.inFlight {
+		r.owner.inFlight, f.code, f.doubt = false, events.Uncertain, r.point.Intent.Act
 	}
 	return f
 }

@@ -71,7 +71,7 @@ type Handler struct {
 	Settings
 	vc      VCenter
 	journal Journal
-	line    RequestQueue
+	queue   RequestQueue
 	secrets Secrets
 	log     zerolog.Logger
 	kinds   []stepKind
@@ -81,11 +81,11 @@ type Handler struct {
 }
 
 // New makes the handler of one vCenter.
-func New(s Settings, vc VCenter, journal Journal, line RequestQueue, secrets Secrets, log zerolog.Logger) *Handler {
+func New(s Settings, vc VCenter, journal Journal, queue RequestQueue, secrets Secrets, log zerolog.Logger) *Handler {
 	if s.Meter == nil {
 		s.Meter = unmetered{}
 	}
-	return &Handler{Settings: s, vc: vc, journal: journal, line: line, secrets: secrets, log: log, kinds: stepKinds(), spared: map[string]spared{}}
+	return &Handler{Settings: s, vc: vc, journal: journal, queue: queue, secrets: secrets, log: log, kinds: stepKinds(), spared: map[string]spared{}}
 }
 
 // Handle works on a request until its run has ended, or this process must let go of it. ctx ends when the process is to stop: the run is then
@@ -94,12 +94,12 @@ func New(s Settings, vc VCenter, journal Journal, line RequestQueue, secrets Sec
 // stream delivers it again.
 func (h *Handler) Handle(ctx context.Context, req *events.Request) error {
 	for pause := newBackoff(turnPause); ; {
-		if err := h.turn(ctx, req); err != nil {
+		if err := h.waitForTurn(ctx, req); err != nil {
 			return err
 		}
 		last, err := h.journal.Last(ctx, req.VCenter, req.VM)
 		if err != nil {
-			return h.givenBack(ctx, err)
+			return h.releaseIfStopping(ctx, err)
 		}
 		if last == nil {
 			return h.begin(ctx, req, nil, checkpoint{})
@@ -117,7 +117,7 @@ func (h *Handler) Handle(ctx context.Context, req *events.Request) error {
 		ours := last.Run.ID == req.RunID
 		if !isPast {
 			if back, err := h.cameBack(ctx, req, last, point); err != nil {
-				return h.givenBack(ctx, err)
+				return h.releaseIfStopping(ctx, err)
 			} else if back {
 				h.log.Warn().Str("vm", req.VM).Str("run", req.RunID).Uint64("seq", req.Seq).Msg("request acknowledged: it came back after a later one had begun, so its run has ended")
 				return nil
@@ -135,7 +135,7 @@ func (h *Handler) Handle(ctx context.Context, req *events.Request) error {
 			return h.resume(ctx, req, last, point)
 		}
 		if err := h.displace(ctx, req, last, point, pause); err != nil {
-			return h.givenBack(ctx, err)
+			return h.releaseIfStopping(ctx, err)
 		}
 	}
 }
@@ -144,7 +144,7 @@ func (h *Handler) Handle(ctx context.Context, req *events.Request) error {
 // purged it. As long as that is not proved, the run is its owner's.
 func (h *Handler) displace(ctx context.Context, req *events.Request, last *events.Entry, point checkpoint, pause *backoff) error {
 	was := point.place(last)
-	gone, err := h.line.Gone(ctx, h.VCenter, last.Run.VM, was)
+	gone, err := h.queue.Gone(ctx, h.VCenter, last.Run.VM, was)
 	if err != nil {
 		return err
 	}
@@ -171,7 +171,7 @@ func (h *Handler) spare(last *events.Entry) bool {
 	if h.AckWait <= 0 || last.Kind == events.RunReleased || owner == nil || owner.Instance == h.Instance {
 		return false
 	}
-	age, back := time.Since(last.At), h.line.ReconnectedAt()
+	age, back := time.Since(last.At), h.queue.ReconnectedAt()
 	alive := age > -h.AckWait/2 && age < h.AckWait/2
 	if !alive && (back.IsZero() || time.Since(back) > h.AckWait) {
 		return false
@@ -205,32 +205,32 @@ func repeated(req *events.Request, digest string) error {
 		"source %q and id %q named a request with other data before: give each request an id of its own", req.Ref.Source, req.Ref.ID)}
 }
 
-// givenBack turns the end of the process's time into the request's return; any other error stays as it is.
-func (h *Handler) givenBack(ctx context.Context, err error) error {
+// releaseIfStopping turns the end of the process's time into the request's return; any other error stays as it is.
+func (h *Handler) releaseIfStopping(ctx context.Context, err error) error {
 	if ctx.Err() != nil && !errors.Is(err, events.ErrFenced) {
 		return events.ErrReleased
 	}
 	return err
 }
 
-// turn waits until no older request for the VM is in the stream: requests for one VM run one after another, in the order of the stream. A second
+// waitForTurn waits until no older request for the VM is in the stream: requests for one VM run one after another, in the order of the stream. A second
 // copy of a request is a later one.
-func (h *Handler) turn(ctx context.Context, req *events.Request) error {
-	wake, stop := h.line.Wake(req.VCenter, req.VM)
+func (h *Handler) waitForTurn(ctx context.Context, req *events.Request) error {
+	wake, stop := h.queue.Wake(req.VCenter, req.VM)
 	defer stop()
 	pause, here := newBackoff(turnPause), func() {}
 	defer func() { here() }()
 	for first := true; ; first = false {
-		head, err := h.line.Oldest(ctx, req.VCenter, req.VM)
+		head, err := h.queue.Oldest(ctx, req.VCenter, req.VM)
 		switch {
 		case err != nil:
-			return h.givenBack(ctx, err)
+			return h.releaseIfStopping(ctx, err)
 		case head != nil && head.Place().Is(req.Place()):
 			return nil // who shows it has seen all that stood before it, and holds none of that
 		case head == nil || !head.Place().Before(req.Place()):
-			gone, err := h.line.Gone(ctx, req.VCenter, req.VM, req.Place())
+			gone, err := h.queue.Gone(ctx, req.VCenter, req.VM, req.Place())
 			if err != nil {
-				return h.givenBack(ctx, err)
+				return h.releaseIfStopping(ctx, err)
 			}
 			if gone {
 				return fmt.Errorf("request %d for vm %s has left the stream: %w", req.Seq, req.VM, events.ErrFenced)
@@ -251,118 +251,5 @@ func (h *Handler) turn(ctx context.Context, req *events.Request) error {
 }
 
 const turnPause = 10 * time.Millisecond
-
-// begin starts a run on top of a finished one, or of none.
-func (h *Handler) begin(ctx context.Context, req *events.Request, last *events.Entry, before checkpoint) error {
-	if !req.Expires.IsZero() && time.Now().After(req.Expires) {
-		return &events.RejectError{Code: events.Expired, IfLastSeq: standsAt(last), Message: fmt.Sprintf("expirytime %s had passed when the request's turn came: send it again with a later one, under a new id",
-			req.Expires.UTC().Format(time.RFC3339))}
-	}
-	r := h.newRun(h.inTrace(ctx, req), req.VM, req.Attrs)
-	defer r.done()
-	if last != nil {
-		r.on = events.Mark{Seq: last.Seq, MsgID: last.MsgID}
-	}
-	r.req, r.asked = req, &req.Spec
-	r.point = checkpoint{Version: checkpointVersion, Digest: req.Digest, Past: before.Past}
-	r.point.stands(req.Place())
-	r.state = events.Run{ID: req.RunID, VCenter: req.VCenter, VM: req.VM, Request: &req.Ref, Status: events.StatusRunning,
-		Owner: &events.Owner{Instance: h.Instance}}
-	turn := time.Now()
-	var err error
-	if r.point.Lost, err = h.mayHaveBegun(ctx, req); err != nil {
-		return h.givenBack(ctx, err)
-	}
-	if by, err := r.canceledBy(r.ctx); err != nil {
-		return h.givenBack(ctx, err)
-	} else if by != nil {
-		return r.end(&canceledError{by: *by})
-	}
-	if err := r.baselineWithin(baselineTime); err != nil && ctx.Err() != nil {
-		return events.ErrReleased
-	}
-	if by, err := r.canceledBy(r.ctx); err != nil { // once more: that may have taken seconds
-		return h.givenBack(ctx, err)
-	} else if by != nil {
-		return r.end(&canceledError{by: *by})
-	}
-	r.accept()
-	r.state.Requested = req.Data
-	err = r.record(events.RunAccepted)
-	r.state.Requested = nil
-	if err != nil {
-		return h.givenBack(ctx, err)
-	}
-	r.began(turn)
-	return r.walk()
-}
-
-// resume goes on with a run that an owner before this one left unfinished: it fences that owner, and lets its calls land before the first act.
-func (h *Handler) resume(ctx context.Context, req *events.Request, last *events.Entry, point checkpoint) error {
-	r := h.newRun(h.inTrace(ctx, req), req.VM, req.Attrs)
-	defer r.done()
-	r.req, r.asked = req, &req.Spec
-	trusted := last.Kind == events.RunReleased && point.Released.followedBy(req)
-	point.stands(req.Place())
-	if err := r.takeOver(last, point); err != nil {
-		return h.givenBack(ctx, err)
-	}
-	if trusted {
-		r.actFrom = time.Time{}
-	}
-	return r.walk()
-}
-
-// closeOrphan ends a run that nobody will be handed again, so that the VM is free: as an owner who takes over, looks what the run's last
-// call did, and does nothing new.
-func (h *Handler) closeOrphan(ctx context.Context, last *events.Entry, point checkpoint) error {
-	ctx, span := h.Tracer.Start(tracing.From(ctx, last.Attrs.TraceParent, last.Attrs.TraceState), "orphan", h.about(last.Run.ID, last.Run.VM))
-	defer span.End()
-	r := h.newRun(ctx, last.Run.VM, last.Attrs)
-	defer r.done()
-	data, err := h.requested(ctx, last, point)
-	if err != nil {
-		return err
-	}
-	if asked := new(events.RequestSpec); data != nil && json.Unmarshal(data, asked) == nil {
-		r.asked = asked
-		r.hide()
-	}
-	if err := r.takeOver(last, point); err != nil {
-		return err
-	}
-	return r.end(&stepError{code: events.Orphaned, retryable: true, message: fmt.Sprintf(
-		"the request of this run (source %q, id %q) has left the requests stream before the run ended: see in the events what was done, and send it again under a new id",
-		last.Run.Request.Source, last.Run.Request.ID)})
-}
-
-// requested is what the run of an event asked for, nil where nothing tells any more.
-func (h *Handler) requested(ctx context.Context, last *events.Entry, point checkpoint) (json.RawMessage, error) {
-	if last.Kind == events.RunAccepted {
-		return last.Run.Requested, nil
-	}
-	return h.journal.RequestData(ctx, h.VCenter, last.Run.VM, last.Run.ID, point.Accepted)
-}
-
-// newRun makes the state of an owner: ctx ends when the process is to stop.
-func (h *Handler) newRun(ctx context.Context, vm string, attrs events.Attributes) *run {
-	r := &run{Handler: h, vm: vm, attrs: attrs, token: newToken()}
-	r.wake, r.unwake = h.line.Wake(h.VCenter, vm)
-	// What is in hand when the process is to stop, an append or a call, has the drain time to come to its end.
-	life, kill := context.WithCancel(context.WithoutCancel(ctx))
-	r.life, r.kill = life, kill
-	r.undrain = context.AfterFunc(ctx, func() {
-		t := time.NewTimer(h.Drain)
-		defer t.Stop()
-		select {
-		case <-t.C:
-			kill()
-		case <-life.Done():
-		}
-	})
-	asks, interrupt := context.WithCancelCause(ctx)
-	r.ctx, r.interrupt = asks, interrupt
-	return r
-}
 
 var _ VCenter = (*vcapi.Client)(nil)

@@ -37,7 +37,7 @@ func (w *world) runTurns() {
 	w.t.Helper()
 	a, b := w.request("a", brief), w.request("b", only(networkOnly))
 	copyOfA := w.request("a", brief)
-	owners := []*owner{w.deliver(copyOfA), w.deliver(b), w.deliver(a)}
+	owners := []*replica{w.deliver(copyOfA), w.deliver(b), w.deliver(a)}
 	for _, o := range owners {
 		w.await(o)
 		if o.err != nil {

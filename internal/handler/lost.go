@@ -59,7 +59,7 @@ func (r *run) foundLost(ctx context.Context, s *step, seen *found) error {
 		return err
 	}
 	if !nothing {
-		seen.sure, r.doubt = false, errForgotten
+		seen.sure, r.owner.inFlightErr = false, errForgotten
 	}
 	r.point.Lost = nil
 	return nil
@@ -123,23 +123,23 @@ func (c *checkpoint) named(t vcapi.Task) bool {
 // next act and before a last event.
 func (r *run) afresh(ctx context.Context, k events.Kind) error {
 	r.logger().Warn().Str("event", string(k)).Msg("the VM's journal is gone: this run goes on in a new one")
-	r.on, r.under = events.Mark{}, events.Mark{}
+	r.owner.last, r.owner.previous = events.Mark{}, events.Mark{}
 	state, point := r.state, r.point
 	r.state.Status, r.state.FinishedAt, r.state.Error, r.state.CanceledBy = events.StatusRunning, nil, nil, nil
 	r.point.Doubt = nil
-	err := r.put(ctx, events.RunResumed)
+	err := r.append(ctx, events.RunResumed)
 	n := r.state.N
 	r.state, r.point = state, point
 	r.state.N = n
 	if err != nil {
 		return err
 	}
-	r.tookOver = true
-	r.actFrom = time.Now().Add(r.SendWindow + r.TravelTime + r.VisibilityLag)
+	r.owner.tookOver = true
+	r.owner.notBefore = r.afterOthersCalls()
 	if !k.Last() {
 		return nil
 	}
-	if err := sleepUntil(ctx, r.actFrom); err != nil {
+	if err := sleepUntil(ctx, r.owner.notBefore); err != nil {
 		return fmt.Errorf("wait until calls of another owner must have landed: %w", err)
 	}
 	return nil

@@ -128,7 +128,7 @@ func TestMarkerByPath(t *testing.T) {
 		{"linuxGuest", "/bin/sh", true}, {"linuxGuest", "sh", true}, {"darwinGuestFamily", "/bin/sh", true}, {"windowsGuest", agent, false},
 		{"windowsGuest", "/bin/sh", false}, {"", "/bin/sh", true}, {"", agent, false}, {"", "agent.exe", false},
 	} {
-		p := &processStep{run: &run{guestFamily: row.family},
+		p := &processStep{run: &run{seen: seen{guestFamily: row.family}},
 			program: &events.ProcessSpec{Name: "p", Run: &events.ExecSpec{Path: row.path}}}
 		if got := p.mark() != ""; got != row.marked {
 			t.Errorf("family %q, path %s: marked %v", row.family, row.path, got)

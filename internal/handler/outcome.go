@@ -238,15 +238,15 @@ func (r *run) timeError(code events.Code, s *step, message string) *stepError {
 	f.waiting = r.state.Waiting
 	f.message += fmt.Sprintf(", waiting for %s", r.state.Waiting)
 	if v := new(vcapi.Error); code == events.StepTimeout && *s.state != events.Running && f.waiting != events.WaitingCallsInFlight &&
-		errors.As(r.lastErr, &v) && v.Class != vcapi.SessionLost {
+		errors.As(r.blocked.by, &v) && v.Class != vcapi.SessionLost {
 		f.code = r.outcome(s, v).code // it was turned away all the time; a session that is lost is renewed, and tells nothing
 	}
-	if loginRefused(r.lastErr) {
+	if loginRefused(r.blocked.by) {
 		f.code, f.retryable = events.Unauthenticated, false
 	}
-	if r.lastErr != nil {
-		f.message += ": " + r.lastErr.Error()
-		f.err = r.lastErr
+	if r.blocked.by != nil {
+		f.message += ": " + r.blocked.by.Error()
+		f.err = r.blocked.by
 	}
 	if f.waiting == events.WaitingTools {
 		f.message += ": see that VMware Tools run in the guest"

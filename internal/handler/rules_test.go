@@ -93,7 +93,7 @@ func TestFollowerIsWoken(t *testing.T) {
 	inBriefWorld(t, secretsDir(t), func(w *world) {
 		w.vm.customize = 15 * time.Minute
 		a, b := w.request("a", brief), w.request("b", `{"vm":"vm-42"}`)
-		for _, o := range []*owner{w.deliver(b), w.deliver(a)} {
+		for _, o := range []*replica{w.deliver(b), w.deliver(a)} {
 			w.await(o)
 		}
 		w.wantEnds("run.succeeded", "run.succeeded")

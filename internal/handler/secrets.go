@@ -88,7 +88,7 @@ func (r *run) authOf(ctx context.Context, c *events.CredentialsRef, step, field 
 		return auth, r.noSecret(ctx, step, field, err)
 	}
 	if r.unhidden {
-		r.hide()
+		r.hide(ctx)
 	}
 	return auth, nil
 }
@@ -143,8 +143,8 @@ const hideTime = 5 * time.Second
 
 // hide keeps what the request names out of all that vCenter and the guest say, whoever has sent it there: an owner before
 // this one, say. What cannot be read now, the step that needs it will say, and hide once it could be read.
-func (r *run) hide() {
-	ctx, cancel := context.WithTimeout(r.ctx, hideTime)
+func (r *run) hide(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, hideTime)
 	defer cancel()
 	all, _ := r.named(ctx)
 	r.unhidden = ctx.Err() != nil

@@ -59,11 +59,11 @@ func TestSpare(t *testing.T) {
 				if h.AckWait = ackWait; row.same {
 					h.Instance = "pod-1"
 				}
-				line := backLine{RequestQueue: h.line}
+				line := backLine{RequestQueue: h.queue}
 				if row.away {
 					line.back = time.Now()
 				}
-				h.line = line
+				h.queue = line
 				again, err := w.line.Deliver(req.Seq)
 				if err != nil {
 					w.t.Fatal(err)

@@ -14,13 +14,13 @@ import (
 // readSpec reads the spec that the run customizes with: the request's own, or the one of that name in vCenter. That one is pinned by its digest: what was
 // changed after the check is not what the check saw, nor what the guest was customized with.
 func (r *run) readSpec(ctx context.Context, s *step) (json.RawMessage, error) {
-	if r.spec != nil || r.asked.Customize == nil {
-		return r.spec, nil
+	if r.spec.json != nil || r.asked.Customize == nil {
+		return r.spec.json, nil
 	}
 	name := r.asked.Customize.SpecName
 	if name == "" {
-		r.spec = r.asked.Customize.Spec
-		return r.spec, nil
+		r.spec.json = r.asked.Customize.Spec
+		return r.spec.json, nil
 	}
 	spec, err := retryRead(ctx, r, s, func(ctx context.Context) (json.RawMessage, error) { return r.vc.StoredSpec(ctx, name) })
 	if err != nil {
@@ -31,8 +31,8 @@ func (r *run) readSpec(ctx context.Context, s *step) (json.RawMessage, error) {
 		return nil, &stepError{step: s.name, code: events.InvalidState, retryable: true, message: fmt.Sprintf(
 			"the customization specification %q was changed in vCenter %s after the run's check: send a new request", name, r.VCenter)}
 	}
-	r.point.Spec, r.spec = digest, spec
-	return r.spec, nil
+	r.point.Spec, r.spec.json = digest, spec
+	return r.spec.json, nil
 }
 
 // readSpecSince is readSpec once the guest was customized: where the stored spec has changed since, or is gone, nothing is known of what the guest should show.
@@ -40,7 +40,7 @@ func (r *run) readSpecSince(ctx context.Context, s *step) error {
 	_, err := r.readSpec(ctx, s)
 	var f *stepError
 	if errors.As(err, &f) && r.asked.Customize.SpecName != "" {
-		r.specGone = f.message
+		r.spec.gone = f.message
 		return nil
 	}
 	return err
@@ -78,13 +78,13 @@ func dropPasswords(tree any) {
 
 // expected is what the run's spec says that the guest will show; nothing, where one that is stored in vCenter was not read.
 func (r *run) expected(ctx context.Context) expected {
-	spec := r.spec
+	spec := r.spec.json
 	if spec == nil && r.asked != nil && r.asked.Customize != nil {
 		spec = r.asked.Customize.Spec
 	}
 	e := expect(spec, func(t events.TextOrSecret) (string, error) { return r.secrets.text(ctx, t) })
-	if r.specGone != "" {
-		e.unread = append(e.unread, events.NotCompared{Field: "customize.specName", Reason: r.specGone})
+	if r.spec.gone != "" {
+		e.unread = append(e.unread, events.NotCompared{Field: "customize.specName", Reason: r.spec.gone})
 	}
 	return e
 }

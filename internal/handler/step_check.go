@@ -302,11 +302,11 @@ func olderThan9(apiVersion string) bool {
 // what vCenter would refuse of it is a blocker.
 func (c *checkStep) checkSpec() []events.Remark {
 	asked := c.asked.Customize
-	if asked == nil || asked.SpecName == "" || c.spec == nil {
+	if asked == nil || asked.SpecName == "" || c.spec.json == nil {
 		return c.req.Warnings
 	}
 	const at = "customize.specName"
-	report := custspec.CheckJSON(c.spec, "")
+	report := custspec.CheckJSON(c.spec.json, "")
 	for _, f := range report.Refused {
 		c.block(&stepError{step: c.step.name, code: events.InvalidRequest,
 			message: fmt.Sprintf("customization specification %q of vCenter %s: %s: change it there, or give customize.spec", asked.SpecName, c.VCenter, f)}, at)
@@ -320,7 +320,7 @@ func (c *checkStep) checkSpec() []events.Remark {
 
 // checkAdapters holds the spec's adapters against the VM's NICs, where vCenter shows them.
 func (c *checkStep) checkAdapters(vm vcapi.VM) {
-	if c.spec == nil || vm.Cards == nil {
+	if c.spec.json == nil || vm.Cards == nil {
 		return
 	}
 	var macs []string
@@ -331,7 +331,7 @@ func (c *checkStep) checkAdapters(vm vcapi.VM) {
 	if stored != "" {
 		at = ""
 	}
-	for _, f := range custspec.CheckAdapters(c.spec, macs, at) {
+	for _, f := range custspec.CheckAdapters(c.spec.json, macs, at) {
 		field, message := f.Field, f.String()
 		if stored != "" {
 			field, message = "customize.specName", fmt.Sprintf("customization specification %q of vCenter %s: %s", stored, c.VCenter, f)

@@ -36,10 +36,13 @@ type customizeStep struct {
 	*run
 	step   *step
 	status *events.Customize
+	sends  customization
+}
 
-	// What the next call sends.
+// customization is what the next call sends.
+type customization struct {
 	spec, params json.RawMessage
-	redact       []string // the secrets in it
+	secrets      []string // in it
 }
 
 func newCustomizeStep(r *run, s *step) {
@@ -56,8 +59,8 @@ func newCustomizeStep(r *run, s *step) {
 func (c *customizeStep) effect() *effect {
 	e := c.taskEffect("customize", customizeMethod, &c.status.Task, &c.status.StartedAt,
 		func(ctx context.Context, fence vcapi.Fence, auth vcapi.GuestAuth) (string, error) {
-			auth.Redact = c.redact
-			return c.vc.CustomizeGuest(ctx, fence, c.vm, auth, c.spec, c.params)
+			auth.Redact = c.sends.secrets
+			return c.vc.CustomizeGuest(ctx, fence, c.vm, auth, c.sends.spec, c.sends.params)
 		})
 	e.starting, e.started = events.CustomizeStarting, events.CustomizeStarted
 	login := e.prepare
@@ -93,7 +96,7 @@ func (c *customizeStep) prepare(ctx context.Context, login func(context.Context)
 	if err != nil {
 		return nil, c.noSecret(ctx, c.step.name, "customize.configParams", err)
 	}
-	c.spec, c.params, c.redact = spec, params, slices.Concat(specSecrets, paramSecrets)
+	c.sends = customization{spec: spec, params: params, secrets: slices.Concat(specSecrets, paramSecrets)}
 	begin, err := login(ctx)
 	if err != nil {
 		return nil, err
@@ -132,7 +135,7 @@ func (c *customizeStep) read(ctx context.Context, s *step) error {
 		return &againError{err: failure.err}
 	}
 	if task.CompleteTime != nil {
-		c.endedAfter(task.CompleteTime.Sub(task.QueueTime))
+		c.telemetry.ranFor(task.CompleteTime.Sub(task.QueueTime))
 	}
 
 	seen, err := c.afterwards(ctx, failure != nil, failure != nil && kind.mayHaveRun())
@@ -235,7 +238,7 @@ func (c *customizeStep) afterwards(ctx context.Context, failed, look bool) (seen
 		return seen, nil
 	}
 
-	c.endedAt = time.Time{} // the guest ends later than its Task, and its clock is another
+	c.telemetry.endedAt = time.Time{} // the guest ends later than its Task, and its clock is another
 	err = c.lookUntil(ctx, c.step, failed, func(vm vcapi.VM) bool {
 		if c.point.began(vm.Customization) {
 			seen.status = *vm.Customization
@@ -317,7 +320,7 @@ func (c *customizeStep) abort(ctx context.Context) error {
 		fallback: c.step.fallback}
 	s.effect = c.abortEffect(s)
 	if err := c.do(ctx, s); err != nil {
-		c.abortOpen = c.abortOpen || c.open // it may be at work: the run does not end before it has
+		c.owner.abortInFlight = c.owner.abortInFlight || c.owner.inFlight // it may be at work: the run does not end before it has
 		return c.notAborted(err)
 	}
 	end, err := c.followTask(ctx, s, c.point.Aborting, func(vcapi.WatchState) error { return nil })
@@ -328,8 +331,8 @@ func (c *customizeStep) abort(ctx context.Context) error {
 	if err := c.harmless(s, end); err != nil {
 		return c.notAborted(err)
 	}
-	c.point.Abort, c.abortOpen = false, false
-	c.lookOn = false // what was not answered before has come to its end
+	c.point.Abort, c.owner.abortInFlight = false, false
+	c.owner.lookAgain = false // what was not answered before has come to its end
 	return c.record(events.CustomizeAborted)
 }
 
@@ -338,7 +341,7 @@ func (c *customizeStep) abortEffect(s *step) *effect {
 	var auth vcapi.GuestAuth
 	since := time.Now()
 	made := func(task string) {
-		c.point.Aborting, c.newest = task, task
+		c.point.Aborting, c.seen.newestTask = task, task
 		c.point.Tasks = append(c.point.Tasks, task)
 	}
 	return &effect{

@@ -94,7 +94,7 @@ func (n *networkStep) connectNICs(ctx context.Context) error {
 func (n *networkStep) connect(ctx context.Context, nics vcapi.NICs) (over bool, err error) {
 	task, err := n.vc.ConnectNICs(n.life, n.stillOwner(), n.vm, nics)
 	if err == nil {
-		n.newest = task
+		n.seen.newestTask = task
 		end, unknown := n.followTask(ctx, n.step, task, func(vcapi.WatchState) error { return nil })
 		if unknown != nil {
 			return true, unknown
@@ -111,7 +111,7 @@ func (n *networkStep) connect(ctx context.Context, nics vcapi.NICs) (over bool, 
 	var v *vcapi.Error
 	if errors.As(err, &v) && v.Sent == vcapi.Unknown {
 		// It may be on its way: until it has landed the run neither ends nor is released.
-		n.actFrom = time.Now().Add(n.TravelTime + n.VisibilityLag)
+		n.owner.notBefore = time.Now().Add(n.TravelTime + n.VisibilityLag)
 	}
 	if passes {
 		err = again.err
@@ -131,7 +131,7 @@ func (n *networkStep) read(ctx context.Context, s *step) error {
 		return &againError{err: failure.err}
 	}
 	if task.CompleteTime != nil {
-		n.endedAfter(task.CompleteTime.Sub(task.QueueTime))
+		n.telemetry.ranFor(task.CompleteTime.Sub(task.QueueTime))
 	}
 	if failure != nil && kind.mayHaveRun() {
 		up, err := n.cameUp(ctx)

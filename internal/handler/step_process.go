@@ -58,8 +58,8 @@ func newProcessStep(r *run, s *step) {
 // mark is the marker that the program is started with; "" on Windows, where no shell would take it away from the program:
 // a process is known by its pid and start time alone there. Where the guest does not say what it is, the path does.
 func (p *processStep) mark() string {
-	windows := p.guestFamily == "windowsGuest"
-	if p.guestFamily == "" {
+	windows := p.seen.guestFamily == "windowsGuest"
+	if p.seen.guestFamily == "" {
 		windows = !strings.HasPrefix(p.program.Run.Path, "/")
 	}
 	if windows {
@@ -248,12 +248,12 @@ func (p *processStep) find(ctx context.Context) (found, error) {
 
 	guest := guestIdentity(list)
 	f := found{sure: true, now: intent{At: now, Guest: guest}}
-	if open := p.point.Intent; p.open && open != nil {
+	if open := p.point.Intent; p.owner.inFlight && open != nil {
 		age := now.Sub(open.At)
 		f.sure = age >= 0 && age < processReach && guest == open.Guest
 	}
 	mark := p.mark()
-	if p.open {
+	if p.owner.inFlight {
 		mark = p.sentMark()
 	}
 	if mark == "" {
@@ -275,10 +275,10 @@ func (p *processStep) find(ctx context.Context) (found, error) {
 // since the intent; or, where no intent is known and an owner before us may have had one, one runs with the very command
 // line and is none that this run knows of.
 func (p *processStep) mayBeAmong(now []string, list []vcapi.Process) bool {
-	if open := p.point.Intent; p.open && open != nil {
+	if open := p.point.Intent; p.owner.inFlight && open != nil {
 		return slices.ContainsFunc(now, func(id string) bool { return !slices.Contains(open.Alike, id) })
 	}
-	if !p.tookOver && !p.open {
+	if !p.owner.tookOver && !p.owner.inFlight {
 		return false
 	}
 	return slices.ContainsFunc(list, func(shown vcapi.Process) bool {
@@ -304,7 +304,7 @@ func (p *processStep) read(ctx context.Context, s *step) error {
 		switch {
 		case err == nil:
 			away = false
-			if over, err := p.seen(s, shown); over || err != nil {
+			if over, err := p.showsUp(s, shown); over || err != nil {
 				return err
 			}
 		case ctx.Err() != nil:
@@ -319,10 +319,10 @@ func (p *processStep) read(ctx context.Context, s *step) error {
 	}
 }
 
-// seen takes in what the guest shows. It reports whether the step is over.
-func (p *processStep) seen(s *step, shown vcapi.Process) (over bool, err error) {
+// showsUp takes in what the guest shows. It reports whether the step is over.
+func (p *processStep) showsUp(s *step, shown vcapi.Process) (over bool, err error) {
 	p.heard()
-	p.moves(p.waits)
+	p.telemetry.unblocked()
 	p.stillWaits(waitTold{})
 	if !p.is(shown) {
 		return true, p.exitLost(s, "its pid belongs to another process now, as far as the guest shows", nil)
@@ -367,7 +367,7 @@ func (p *processStep) endIsEnough() bool {
 func (p *processStep) exited(s *step, shown vcapi.Process) error {
 	p.status.FinishedAt, p.status.ExitCode = shown.Finished, shown.ExitCode
 	if p.status.StartedAt != nil && shown.Finished != nil {
-		p.endedAfter(shown.Finished.Sub(*p.status.StartedAt))
+		p.telemetry.ranFor(shown.Finished.Sub(*p.status.StartedAt))
 	}
 	if p.endIsEnough() {
 		return p.complete(s, nil)

@@ -30,7 +30,7 @@ func (v *verifyStep) read(ctx context.Context, s *step) error {
 	}
 	e := v.expected(ctx)
 	if n := v.asked.Network; n != nil && n.ConnectNICs {
-		v.cards = nil // they were read before that
+		v.seen.cards = nil // they were read before that
 	}
 	within, cancel := v.time(ctx)
 	defer cancel()
@@ -62,9 +62,9 @@ func (v *verifyStep) read(ctx context.Context, s *step) error {
 	if v.asked.Customize != nil {
 		failure.message += ": see the guest's own log, /var/log/vmware-gosc/instant_clone_customization.log"
 	}
-	if v.state.Waiting == events.WaitingTools && v.lastErr != nil {
+	if v.state.Waiting == events.WaitingTools && v.blocked.by != nil {
 		failure.waiting = events.WaitingTools
-		failure.message += fmt.Sprintf(", waiting for %s: %v", failure.waiting, v.lastErr)
+		failure.message += fmt.Sprintf(", waiting for %s: %v", failure.waiting, v.blocked.by)
 	}
 	return v.complete(s, failure)
 }

@@ -161,25 +161,25 @@ func endsNow(state events.State, finished **time.Time) {
 }
 
 // doStep takes one step to its end.
-func (r *run) doStep(s *step) (err error) {
+func (r *run) doStep(ctx context.Context, s *step) (err error) {
 	if s.state.Ended() && *s.state != events.Failed {
 		return nil
 	}
-	leave := r.enter(s)
+	ctx, leave := r.telemetry.enter(ctx, r.state.ID, s, r.stepSince(s))
 	defer func() { leave(err) }()
 	if *s.state == events.Failed {
 		return &stepError{stored: r.state.Error}
 	}
 	r.state.Process = s.process
 	if s.timeout == 0 { // it does not speak to the guest
-		return s.read(r.ctx, s)
+		return s.read(ctx, s)
 	}
 	if *s.state != events.Running {
-		if err := r.ready(r.ctx, s); err != nil {
+		if err := r.ready(ctx, s); err != nil {
 			return err
 		}
 	}
-	return r.inTime(s)
+	return r.inTime(ctx, s)
 }
 
 // againError says that an accepted call ended in an error that will pass, before it changed anything, or that is to be

@@ -41,8 +41,8 @@ func (r *run) why(err error) string {
 	switch {
 	case errors.As(err, &f):
 		return f.message
-	case errors.Is(err, errStopTime) && r.lastErr != nil:
-		return fmt.Sprintf("%v: %v", err, r.lastErr)
+	case errors.Is(err, errStopTime) && r.blocked.by != nil:
+		return fmt.Sprintf("%v: %v", err, r.blocked.by)
 	}
 	return err.Error()
 }
@@ -56,8 +56,8 @@ func (r *run) insist(ctx context.Context, call func(vcapi.Fence) error) error {
 		if !errors.As(err, &v) || permanent(err) || v.Sent == vcapi.Refused && v.InvalidState() || errors.Is(err, events.ErrFenced) {
 			return err
 		}
-		if lands := time.Now().Add(r.TravelTime); v.Sent == vcapi.Unknown && lands.After(r.actFrom) {
-			r.actFrom = lands // it may still be on its way, also after one that was answered: the run does not end before
+		if lands := time.Now().Add(r.TravelTime); v.Sent == vcapi.Unknown && lands.After(r.owner.notBefore) {
+			r.owner.notBefore = lands // it may still be on its way, also after one that was answered: the run does not end before
 		}
 		select {
 		case <-pause.next():
@@ -70,7 +70,7 @@ func (r *run) insist(ctx context.Context, call func(vcapi.Fence) error) error {
 // stillOwner is the fence of such a call: it only asks whether the run is still ours. A journal that no longer has our last event never tells; the run's next
 // event finds that out.
 func (r *run) stillOwner() vcapi.Fence {
-	mine, before := r.on, r.under
+	mine, before := r.owner.last, r.owner.previous
 	return func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeoutCause(ctx, r.SendWindow, errLate)
 		defer cancel()
@@ -80,7 +80,7 @@ func (r *run) stillOwner() vcapi.Fence {
 
 // awaitAbort lets an abort come to its end, so that it does not reach into the VM's next run.
 func (r *run) awaitAbort() error {
-	if r.point.Aborting == "" && !r.abortOpen {
+	if r.point.Aborting == "" && !r.owner.abortInFlight {
 		return nil
 	}
 	ctx, cancel := context.WithTimeoutCause(r.life, stopTime, errStopTime)

@@ -18,7 +18,7 @@ func (r *run) taskEffect(name, method string, task *string, startedAt **time.Tim
 	made := func(id string) {
 		*task = id
 		r.point.Tasks = append(r.point.Tasks, id)
-		r.newest = id
+		r.seen.newestTask = id
 	}
 	return &effect{
 		name: name, task: true, lostMost: lostMost,

@@ -43,17 +43,22 @@ func (unmetered) EndStored(context.Context, string, time.Duration)              
 func (unmetered) Adopted(string)                                                  {}
 func (unmetered) Uncertain(string)                                                {}
 
-// measured is what metrics and traces show of a run.
-type measured struct {
-	stage   *stage // the step that it stands in, or ended in
-	waits   events.Waiting
-	waited  func()    // ends what waits counts
-	acted   time.Time // when the fact of the step's act was known, by our clock; zero where another owner acted
-	endedAt time.Time // when what the step started has ended, by our clock
+// telemetry is what metrics and traces show of a run.
+type telemetry struct {
+	meter  Meter
+	tracer tracing.Tracer
+
+	step    *stepSpan  // the step that the run stands in, or ended in
+	span    trace.Span // of the step that is under way
+	blocked events.Waiting
+	unblock func() // ends what blocked counts
+
+	calledAt time.Time // when the answer to the step's call was known, by our clock; zero where another owner called
+	endedAt  time.Time // when what the step started has ended, by our clock
 }
 
-// stage is a step under way.
-type stage struct {
+// stepSpan is a step under way.
+type stepSpan struct {
 	name  string
 	end   events.Kind // the event of its end
 	ctx   context.Context
@@ -63,129 +68,132 @@ type stage struct {
 
 // inTrace makes ctx part of the run's span in the trace of its request. Every owner of the run has the same span.
 func (h *Handler) inTrace(ctx context.Context, req *events.Request) context.Context {
-	ctx, _ = h.Tracer.Named(tracing.From(ctx, req.Attrs.TraceParent, req.Attrs.TraceState), req.RunID, "run", req.At, trace.WithSpanKind(trace.SpanKindConsumer),
-		h.about(req.RunID, req.VM))
+	ctx = tracing.From(ctx, req.Attrs.TraceParent, req.Attrs.TraceState)
+	kind := trace.WithSpanKind(trace.SpanKindConsumer)
+	ctx, _ = h.Tracer.Named(ctx, req.RunID, "run", req.At, kind, h.about(req.RunID, req.VM))
 	return ctx
 }
 
 func (h *Handler) about(run, vm string) trace.SpanStartEventOption {
-	return trace.WithAttributes(attribute.String("guestflow.run", run), attribute.String("guestflow.vcenter", h.VCenter), attribute.String("guestflow.vm", vm))
+	return trace.WithAttributes(attribute.String("guestflow.run", run), attribute.String("guestflow.vcenter", h.VCenter),
+		attribute.String("guestflow.vm", vm))
 }
 
-// began tells that the run has begun, which it could do at turn. The stream's clock may be ahead of ours.
-func (r *run) began(turn time.Time) {
-	if turn.Before(r.req.At) {
-		turn = r.req.At
+// began tells that the run of a request has begun, which it could do at turn. The stream's clock may be ahead of ours.
+func (t *telemetry) began(ctx context.Context, req *events.Request, turn time.Time) {
+	if turn.Before(req.At) {
+		turn = req.At
 	}
-	_, span := r.Tracer.Start(r.ctx, "queue", trace.WithTimestamp(r.req.At))
+	_, span := t.tracer.Start(ctx, "queue", trace.WithTimestamp(req.At))
 	span.End(trace.WithTimestamp(turn))
-	r.Meter.Began(r.ctx, turn.Sub(r.req.At))
+	t.meter.Began(ctx, turn.Sub(req.At))
 }
 
-// enter makes s the step that the run stands in. leave is called with what became of it: its end is told here where it is stored, the end of a step that failed
-// with that of the run.
-func (r *run) enter(s *step) (leave func(error)) {
-	since := time.Now()
-	if r.point.StepSince != nil && r.point.Step == s.name+"/"+s.process {
-		since = *r.point.StepSince
-	}
-	ctx, life := r.ctx, r.life
-	within, span := r.Tracer.Named(r.ctx, r.state.ID+"/"+s.name+"/"+s.process, s.name, since)
+// enter makes s the step that the run stands in, since a time; the step lives in the context that it returns. leave is
+// called with what became of it: the end of a step that failed is told with that of the run.
+func (t *telemetry) enter(ctx context.Context, run string, s *step, since time.Time) (_ context.Context, leave func(error)) {
+	ctx, span := t.tracer.Named(ctx, run+"/"+s.name+"/"+s.process, s.name, since)
 	if s.process != "" {
 		span.SetAttributes(attribute.String("guestflow.process", s.process))
 	}
-	r.ctx, r.life = within, trace.ContextWithSpan(r.life, span)
-	r.stage = &stage{name: s.name, end: s.end, ctx: within, span: span, since: since}
-	r.acted, r.endedAt = time.Time{}, time.Time{}
-	left := r.Meter.At(s.name)
-	return func(err error) {
+	t.step = &stepSpan{name: s.name, end: s.end, ctx: ctx, span: span, since: since}
+	t.span, t.calledAt, t.endedAt = span, time.Time{}, time.Time{}
+	left := t.meter.At(s.name)
+	return ctx, func(err error) {
 		left()
 		if err == nil {
-			r.leave(*s.state, "")
+			t.leave(*s.state, "")
 		}
-		r.ctx, r.life = ctx, life
+		t.span = nil
 	}
 }
 
 // leave tells the end of the step that the run stands in.
-func (r *run) leave(outcome events.State, code events.Code) {
-	if r.stage == nil {
+func (t *telemetry) leave(outcome events.State, code events.Code) {
+	if t.step == nil {
 		return
 	}
 	if code != "" {
-		tracing.Failed(r.stage.span, string(code))
+		tracing.Failed(t.step.span, string(code))
 	}
 	if outcome != events.Skipped {
-		r.Meter.Stepped(r.stage.ctx, r.stage.name, outcome, time.Since(r.stage.since))
+		t.meter.Stepped(t.step.ctx, t.step.name, outcome, time.Since(t.step.since))
 	}
-	r.stage.span.End()
-	r.stage = nil
+	t.step.span.End()
+	t.step = nil
 }
 
-// ended tells the end of the run, whose last event is stored.
-func (r *run) ended() {
+// ended tells the end of the run, whose last event is stored; span is the run's.
+func (t *telemetry) ended(span trace.Span, state *events.Run) {
 	var code events.Code
-	if r.state.Error != nil {
-		code = r.state.Error.Code
+	if state.Error != nil {
+		code = state.Error.Code
 	}
-	r.leave(events.State(r.state.Status), code)
-	span := trace.SpanFromContext(r.life)
-	span.SetAttributes(attribute.String("guestflow.outcome", string(r.state.Status)), attribute.Int("guestflow.takeovers", r.state.Owner.Takeovers))
+	t.leave(events.State(state.Status), code)
+	span.SetAttributes(attribute.String("guestflow.outcome", string(state.Status)),
+		attribute.Int("guestflow.takeovers", state.Owner.Takeovers))
 	if code != "" {
 		tracing.Failed(span, string(code))
 	}
 	span.End()
 }
 
-// append stores the run's state, in a span of its own that the event names as its parent for whoever hears of it.
-func (r *run) append(ctx context.Context, id string, k events.Kind) (uint64, error) {
-	ctx, span := r.Tracer.Start(ctx, "append "+string(k), trace.WithSpanKind(trace.SpanKindProducer))
-	defer span.End()
-	attrs := r.attrs
-	if parent, state, ok := tracing.Of(ctx); ok {
-		attrs.TraceParent, attrs.TraceState = parent, state
+// within is ctx with the span of the step that is under way, if one is.
+func (t *telemetry) within(ctx context.Context) context.Context {
+	if t.span == nil {
+		return ctx
 	}
-	began := time.Now()
-	seq, err := r.journal.Append(ctx, r.on.Seq, id, k, attrs, &r.state)
-	switch {
-	case errors.Is(err, events.ErrFenced):
+	return trace.ContextWithSpan(ctx, t.span)
+}
+
+// appended tells that an event was stored, and how long after its end that of a step was.
+func (t *telemetry) appended(ctx context.Context, k events.Kind, state *events.Run, took time.Duration) {
+	t.meter.Stored(ctx, k, state, took)
+	if t.step != nil && t.step.end == k && !t.endedAt.IsZero() {
+		t.meter.EndStored(ctx, t.step.name, max(0, time.Since(t.endedAt)))
+		t.endedAt = time.Time{}
+	}
+}
+
+// notAppended tells that an event was not stored.
+func (t *telemetry) notAppended(span trace.Span, err error) {
+	if errors.Is(err, events.ErrFenced) {
 		tracing.Failed(span, "fenced")
-		r.Meter.Fenced()
-		return 0, err
-	case err != nil:
-		tracing.Failed(span, "not stored")
-		return 0, err
-	}
-	r.Meter.Stored(ctx, k, &r.state, time.Since(began))
-	if r.stage != nil && r.stage.end == k && !r.endedAt.IsZero() {
-		r.Meter.EndStored(ctx, r.stage.name, max(0, time.Since(r.endedAt)))
-		r.endedAt = time.Time{}
-	}
-	return seq, nil
-}
-
-// waitsFor counts the run as one that cannot move.
-func (r *run) waitsFor(why events.Waiting) {
-	if why == r.waits {
+		t.meter.Fenced()
 		return
 	}
-	r.moves(r.waits)
-	r.waits, r.waited = why, r.Meter.Waits(why)
+	tracing.Failed(span, "not stored")
 }
 
-// moves counts the run no longer as one that waits for that reason.
-func (r *run) moves(why events.Waiting) {
-	if r.waits == "" || r.waits != why {
+// blockedBy counts the run as one that cannot move.
+func (t *telemetry) blockedBy(why events.Waiting) {
+	if why == t.blocked {
 		return
 	}
-	r.waited()
-	r.waits, r.waited = "", nil
+	t.unblocked()
+	t.blocked, t.unblock = why, t.meter.Waits(why)
 }
 
-// endedAfter notes when what the step started has ended: it ran for that long. Two clocks are not compared: how long it ran is by the clock of vCenter or of
-// the guest, when it began is by ours.
-func (r *run) endedAfter(ran time.Duration) {
-	if !r.acted.IsZero() {
-		r.endedAt = r.acted.Add(ran)
+// unblockedBy counts the run no longer as one that waits for that reason.
+func (t *telemetry) unblockedBy(why events.Waiting) {
+	if t.blocked == why {
+		t.unblocked()
+	}
+}
+
+// unblocked counts the run no longer as one that cannot move.
+func (t *telemetry) unblocked() {
+	if t.blocked == "" {
+		return
+	}
+	t.unblock()
+	t.blocked, t.unblock = "", nil
+}
+
+// ranFor notes when what the step started has ended: it ran for that long. Two clocks are not compared: how long it ran
+// is by the clock of vCenter or of the guest, when it began is by ours.
+func (t *telemetry) ranFor(d time.Duration) {
+	if !t.calledAt.IsZero() {
+		t.endedAt = t.calledAt.Add(d)
 	}
 }

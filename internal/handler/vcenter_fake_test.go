@@ -284,7 +284,7 @@ func notSent(op string, err error) *vcapi.Error {
 // client is vCenter as one owner sees it.
 type client struct {
 	*fakeVC
-	o *owner
+	o *replica
 
 	mu      sync.Mutex
 	session string

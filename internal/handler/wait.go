@@ -24,13 +24,10 @@ const (
 	lostMost = 5 * time.Minute
 )
 
-// patient is what a run knows of what it waits for.
-type patient struct {
-	clock     stepClock
-	told      []string  // the names of the reasons that events have told of the present wait
-	unheard   time.Time // when the first call was made that vCenter gave no answer of its own to; zero: it answers
-	lost      int       // answers of the present act that were lost, one after the other
-	notBefore time.Time // the next attempt after one whose answer was lost
+// blocked is what is known of why a run cannot move.
+type blocked struct {
+	told []string // the names of the reasons that events have told of the present wait
+	by   error    // what the run waited for last
 }
 
 // retryRead repeats a read of vCenter until it is answered, the answer is one that will not pass, or ctx ends.
@@ -113,16 +110,16 @@ func (r *run) absence(ctx context.Context, s *step, v *vcapi.Error) events.Waiti
 
 // calling notes that a call is about to be made: if vCenter gives it no answer, it is away since now.
 func (r *run) calling() {
-	if r.unheard.IsZero() {
-		r.unheard = time.Now()
+	if r.silentSince.IsZero() {
+		r.silentSince = time.Now()
 	}
 }
 
 // heard notes that vCenter answers.
 func (r *run) heard() {
-	r.unheard = time.Time{}
+	r.silentSince = time.Time{}
 	r.clock.goOn()
-	r.moves(events.WaitingVCenterUnavailable)
+	r.telemetry.unblockedBy(events.WaitingVCenterUnavailable)
 }
 
 // away reports whether vCenter gives no answer of its own; then the steps' clock stands still, since the first call that got none. A call to the guest
@@ -144,7 +141,7 @@ func (r *run) away(ctx context.Context, v *vcapi.Error) bool {
 		r.heard()
 		return false
 	}
-	since := r.unheard
+	since := r.silentSince
 	if since.IsZero() {
 		since = time.Now()
 	}
@@ -183,17 +180,19 @@ type waitTold struct {
 	names  []string
 }
 
-func (r *run) toldWait() waitTold { return waitTold{r.state.Waiting, r.state.WaitingFor, r.told} }
+func (r *run) toldWait() waitTold {
+	return waitTold{r.state.Waiting, r.state.WaitingFor, r.blocked.told}
+}
 
 func (r *run) stillWaits(w waitTold) {
-	r.state.Waiting, r.state.WaitingFor, r.told = w.why, w.reason, w.names
+	r.state.Waiting, r.state.WaitingFor, r.blocked.told = w.why, w.reason, w.names
 }
 
 // wait tells that the run cannot move, and why: once per reason, and per name that vCenter gives it.
 func (r *run) wait(why events.Waiting, err error) error {
-	r.lastErr = err
-	r.waitsFor(why)
-	if !r.news(why, err) || r.on.Seq == 0 || r.state.N == 0 {
+	r.blocked.by = err
+	r.telemetry.blockedBy(why)
+	if !r.news(why, err) || r.owner.last.Seq == 0 || r.state.N == 0 {
 		return nil // told already, or there is no run yet to tell it of
 	}
 	r.tells(why, err)
@@ -203,29 +202,29 @@ func (r *run) wait(why events.Waiting, err error) error {
 // news reports whether a wait, or its reason, was not told yet.
 func (r *run) news(why events.Waiting, err error) bool {
 	name := reasonName(err)
-	return r.state.Waiting != why || name != "" && !slices.Contains(r.told, name)
+	return r.state.Waiting != why || name != "" && !slices.Contains(r.blocked.told, name)
 }
 
 // tells puts a wait into the run's state.
 func (r *run) tells(why events.Waiting, err error) {
 	if r.state.Waiting != why {
-		r.told = nil
+		r.blocked.told = nil
 	}
-	r.told = append(slices.Clone(r.told), reasonName(err))
+	r.blocked.told = append(slices.Clone(r.blocked.told), reasonName(err))
 	r.state.Waiting, r.state.WaitingFor = why, reasonOf(err)
 }
 
 // unreachable tells, once per absence, that the guest cannot be asked about its process, and why.
 func (r *run) unreachable(err error) error {
-	r.lastErr = err
-	r.waitsFor(events.WaitingTools)
+	r.blocked.by = err
+	r.telemetry.blockedBy(events.WaitingTools)
 	r.tells(events.WaitingTools, err)
 	return r.record(events.ProcessUnreachable)
 }
 
 // moved ends a wait that no event ends.
 func (r *run) moved(why events.Waiting) {
-	r.moves(why)
+	r.telemetry.unblockedBy(why)
 	if r.state.Waiting == why {
 		r.stillWaits(waitTold{})
 	}
@@ -273,80 +272,55 @@ func (r *run) powerOf(vm vcapi.VM) error {
 	return &powerError{r.vm, vm.PowerState}
 }
 
-// lostAnswer notes that the present act's call has no answer that reports whether it took effect. It is looked for once it must show; where there is
-// nothing, each next attempt waits longer, for the call before may well be what makes vCenter answer so.
-func (r *run) lostAnswer(s *step, err error) {
-	lands, most := r.TravelTime+r.VisibilityLag, s.effect.lostMost
-	r.doubt, r.lookOn, r.actFrom = err, true, time.Now().Add(lands)
-	r.notBefore = time.Now().Add(max(lands, min(lands<<min(r.lost, 10), most)))
-	r.lost++
-}
-
-// landed waits until no call made before can take effect unseen, and until also.
-func (r *run) landed(ctx context.Context, also time.Time) error {
-	until := r.actFrom
-	if also.After(until) {
-		until = also
-	}
-	if left := time.Until(until); left > 0 && ctx.Err() == nil {
-		if left >= tellFrom {
-			err := r.doubt
-			if err == nil {
-				err = errors.New("a call that the run's owner before this one made may still take effect")
-			} else {
-				err = fmt.Errorf("the answer does not tell whether the call took effect: %w", err)
-			}
-			if err := r.wait(events.WaitingCallsInFlight, err); err != nil {
-				return err
-			}
-		}
-		_, span := r.Tracer.Start(ctx, "until earlier calls must show")
-		defer span.End()
-	}
-	if sleepUntil(ctx, until) != nil {
-		return r.interrupted(ctx)
-	}
-	r.moves(events.WaitingCallsInFlight)
-	return nil
-}
-
 // inTime takes a step to its end within its time. That this is over is told only from one read made after it: what was seen before may be old, and a
 // vCenter that was away gives its time back.
-func (r *run) inTime(s *step) error {
+func (r *run) inTime(ctx context.Context, s *step) error {
 	for {
-		ctx, cancel := r.stepTime(s)
-		err := r.doAndRead(ctx, s)
+		within, cancel := r.stepTime(ctx, s)
+		err := r.doAndRead(within, s)
 		cancel()
 		if !errors.Is(err, errStepTime) {
 			return outOfTime(s, err)
 		}
-		late := func() error { return outOfTime(s, errStepTime) }
-		if f := r.timeError(events.StepTimeout, s, fmt.Sprintf("the step's time is over (%s %s)", s.timeoutField, s.timeout)); r.point.Failed == nil {
-			late = func() error { return f }
-		}
-		over := s.ended
+
+		// What was waited for is told as it was before one more read.
+		late := r.timeError(events.StepTimeout, s, fmt.Sprintf("the step's time is over (%s %s)", s.timeoutField, s.timeout))
+		isOver := s.ended
 		if *s.state != events.Running {
-			over = r.answers
+			isOver = r.answers
 		}
-		ended, err := readDecisive(r.ctx, r, s, over)
+		ended, err := readDecisive(ctx, r, s, isOver)
 		switch {
-		case r.ctx.Err() != nil:
-			return r.interrupted(r.ctx)
+		case ctx.Err() != nil:
+			return r.interrupted(ctx)
 		case errors.Is(err, events.ErrFenced):
 			return err
 		case gone(err), errors.As(err, new(*stepError)): // the VM is none, or another one, now
 			return r.failure(s, err)
 		case err == nil && ended:
-			ctx, cancel := r.clock.within(r.ctx, overtime, errStepTime)
-			defer cancel()
-			if err := r.doAndRead(ctx, s); !errors.Is(err, errStepTime) {
-				return outOfTime(s, err)
-			}
-			return late()
+			return r.overtime(ctx, s, late)
 		case !r.clock.now().Before(r.stepEnd(s)):
-			return late()
+			return r.tooLate(s, late)
 		}
 	}
+}
+
+// overtime takes in the end that one more read has shown.
+func (r *run) overtime(ctx context.Context, s *step, late *stepError) error {
+	ctx, cancel := r.clock.within(ctx, overtime, errStepTime)
+	defer cancel()
+	if err := r.doAndRead(ctx, s); !errors.Is(err, errStepTime) {
+		return outOfTime(s, err)
+	}
+	return r.tooLate(s, late)
+}
+
+// tooLate is the end of a step whose time is over. A customization that had failed, and was to be repeated, ends by that.
+func (r *run) tooLate(s *step, late *stepError) error {
+	if r.point.Failed == nil {
+		return late
+	}
+	return outOfTime(s, errStepTime)
 }
 
 // outOfTime is the error of a step whose time may be over.
@@ -363,13 +337,21 @@ func (r *run) answers(ctx context.Context) (bool, error) {
 	return false, err
 }
 
+// stepSince is when a step began, by an owner before us perhaps.
+func (r *run) stepSince(s *step) time.Time {
+	if r.point.StepSince != nil && r.point.Step == s.name+"/"+s.process {
+		return *r.point.StepSince
+	}
+	return time.Now()
+}
+
 // stepTime bounds a step, across takeovers too.
-func (r *run) stepTime(s *step) (context.Context, context.CancelFunc) {
+func (r *run) stepTime(ctx context.Context, s *step) (context.Context, context.CancelFunc) {
 	if key := s.name + "/" + s.process; r.point.Step != key || r.point.StepSince == nil {
 		begun := r.begun(key)
 		r.point.Step, r.point.StepSince, r.point.StepStood = key, &begun.Since, begun.Stood
 	}
-	return r.clock.until(r.ctx, r.stepEnd(s), errStepTime)
+	return r.clock.until(ctx, r.stepEnd(s), errStepTime)
 }
 
 // stepEnd is when, by the steps' clock, the time of s is over.
@@ -411,7 +393,7 @@ func (r *run) goOnTiming(last *events.Entry) {
 	r.clock.set(r.point.Stood, still)
 	if !still.IsZero() { // it goes on, in the event of the takeover too
 		r.state.Waiting, r.state.WaitingFor = events.WaitingVCenterUnavailable, last.Run.WaitingFor
-		r.waitsFor(events.WaitingVCenterUnavailable)
+		r.telemetry.blockedBy(events.WaitingVCenterUnavailable)
 	}
 }
 
@@ -425,10 +407,10 @@ func (r *run) endsWait(k events.Kind) bool {
 		_, still := r.clock.stands()
 		return still.IsZero()
 	case events.CustomizeProgressed:
-		return r.waits != events.WaitingTools
+		return r.telemetry.blocked != events.WaitingTools
 	case events.CustomizeStarting, events.CustomizeAborting, events.NetworkStarting, events.ProcessStarting:
 		// An intent moves nothing yet: what turned the call before away may turn this one away too.
-		return r.waits != events.WaitingResourceBusy && r.waits != events.WaitingGuestLogin && r.waits != events.WaitingTools
+		return r.telemetry.blocked != events.WaitingResourceBusy && r.telemetry.blocked != events.WaitingGuestLogin && r.telemetry.blocked != events.WaitingTools
 	}
 	return true
 }
@@ -536,7 +518,7 @@ func (r *run) watch(ctx context.Context, s *step, task string, fn func(vcapi.Wat
 				message: fmt.Sprintf("vm %s is no longer in vCenter %s: it was removed, or moved to another vCenter", r.vm, r.VCenter)}
 		}
 		if w.VM.Cards == nil { // the long poll does not carry the VM's hardware
-			w.VM.Cards = r.cards
+			w.VM.Cards = r.seen.cards
 		}
 		done, err := fn(w)
 		if done || err != nil {
@@ -624,7 +606,7 @@ func (r *run) pollByHand(ctx context.Context, s *step, task string, see func(vca
 	case ctx.Err() != nil:
 		return false, r.interrupted(ctx)
 	case err == nil:
-		r.unheard = time.Time{}
+		r.silentSince = time.Time{}
 		r.clock.goOn() // it still counts as one that waits: for the poll
 		return see(w)
 	case !errors.As(err, &v):

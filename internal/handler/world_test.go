@@ -66,7 +66,7 @@ type world struct {
 	vm       *fakeVM
 	line     *memstore.Queue
 	over     chan struct{} // closed at the end of the test: what is dead may return
-	owners   []*owner
+	owners   []*replica
 	rejected []*events.RejectError
 	tail     int                                          // how many of the newest events each crash drops
 	atOnce   bool                                         // what a dead owner held is delivered again at once, not after the ack wait
@@ -192,14 +192,14 @@ func (w *world) later(d time.Duration, fn func()) {
 }
 
 // deliver hands req to an owner of its own, with what is to happen to it.
-func (w *world) deliver(req *events.Request, plan ...fate) *owner {
+func (w *world) deliver(req *events.Request, plan ...fate) *replica {
 	w.t.Helper()
 	delivery, err := w.line.Deliver(req.Seq)
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	delivery.Expires = req.Expires
-	o := &owner{w: w, req: delivery, plan: plan, seen: map[string]int{}, result: make(chan error, 1), stopped: make(chan struct{}), finished: make(chan struct{})}
+	o := &replica{w: w, req: delivery, plan: plan, seen: map[string]int{}, result: make(chan error, 1), stopped: make(chan struct{}), finished: make(chan struct{})}
 	w.owners = append(w.owners, o)
 	ctx, stop := context.WithCancel(context.Background())
 	o.stop = stop
@@ -210,7 +210,7 @@ func (w *world) deliver(req *events.Request, plan ...fate) *owner {
 	if w.slow != nil {
 		store.OnPublish(w.slow)
 	}
-	h := New(s, &client{fakeVC: w.vc, o: o}, stream.NewStoreJournal(&ownerStore{store, o}, events.Structured, log), &ownerLine{w.line, o}, w.secrets, log)
+	h := New(s, &client{fakeVC: w.vc, o: o}, stream.NewStoreJournal(&replicaStore{store, o}, events.Structured, log), &replicaQueue{w.line, o}, w.secrets, log)
 	go func() {
 		defer close(o.finished)
 		err := h.Handle(ctx, delivery)
@@ -244,7 +244,7 @@ func (w *world) stands(reject *events.RejectError) bool {
 }
 
 // await waits for the owner's answer.
-func (w *world) await(o *owner) {
+func (w *world) await(o *replica) {
 	w.t.Helper()
 	select {
 	case <-o.finished:
@@ -549,9 +549,9 @@ type fate struct {
 
 func crash(point string) []fate { return []fate{{point: point, do: "crash"}} }
 
-// owner is one delivery of a request in the hands of one handler. All its operations pass through it, so that it can be dead: then none returns
+// replica is one delivery of a request in the hands of one handler. All its operations pass through it, so that it can be dead: then none returns
 // before the test ends, and none has an effect.
-type owner struct {
+type replica struct {
 	w        *world
 	req      *events.Request
 	stop     context.CancelFunc
@@ -572,16 +572,16 @@ type owner struct {
 }
 
 // term tells the owner's process to stop.
-func (o *owner) term() {
+func (o *replica) term() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.told = true
 	o.stop()
 }
 
-func (o *owner) String() string { return fmt.Sprintf("of request %s", o.req.Ref.ID) }
+func (o *replica) String() string { return fmt.Sprintf("of request %s", o.req.Ref.ID) }
 
-func (o *owner) alive() bool {
+func (o *replica) alive() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return !o.dead
@@ -590,7 +590,7 @@ func (o *owner) alive() bool {
 var errDead = errors.New("this owner is dead")
 
 // reached notes that the owner has come to a point, and gives what is to happen there. The second time at a point is named "<point> #2".
-func (o *owner) reached(point string) fate {
+func (o *replica) reached(point string) fate {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.dead {
@@ -621,9 +621,9 @@ func (o *owner) reached(point string) fate {
 }
 
 // at passes a point: an error means that the owner is dead.
-func (o *owner) at(point string) error { return o.meet(o.reached(point)) }
+func (o *replica) at(point string) error { return o.meet(o.reached(point)) }
 
-func (o *owner) meet(f fate) error {
+func (o *replica) meet(f fate) error {
 	switch f.do {
 	case "call":
 		f.fn()
@@ -642,13 +642,13 @@ func (o *owner) meet(f fate) error {
 	return nil
 }
 
-// ownerLine is the queue as one owner sees it.
-type ownerLine struct {
+// replicaQueue is the queue as one owner sees it.
+type replicaQueue struct {
 	*memstore.Queue
-	o *owner
+	o *replica
 }
 
-func (l *ownerLine) reach(ctx context.Context) error {
+func (l *replicaQueue) reach(ctx context.Context) error {
 	if !l.o.alive() {
 		<-l.o.w.over
 		return errDead
@@ -656,28 +656,28 @@ func (l *ownerLine) reach(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
-func (l *ownerLine) Oldest(ctx context.Context, vcenter, vm string) (*events.QueuedRequest, error) {
+func (l *replicaQueue) Oldest(ctx context.Context, vcenter, vm string) (*events.QueuedRequest, error) {
 	if err := l.reach(ctx); err != nil {
 		return nil, err
 	}
 	return l.Queue.Oldest(ctx, vcenter, vm)
 }
 
-func (l *ownerLine) Unfinished(ctx context.Context, vcenter, vm string) (events.VMQueue, error) {
+func (l *replicaQueue) Unfinished(ctx context.Context, vcenter, vm string) (events.VMQueue, error) {
 	if err := l.reach(ctx); err != nil {
 		return events.VMQueue{}, err
 	}
 	return l.Queue.Unfinished(ctx, vcenter, vm)
 }
 
-func (l *ownerLine) Gone(ctx context.Context, vcenter, vm string, p events.Place) (bool, error) {
+func (l *replicaQueue) Gone(ctx context.Context, vcenter, vm string, p events.Place) (bool, error) {
 	if err := l.reach(ctx); err != nil {
 		return false, err
 	}
 	return l.Queue.Gone(ctx, vcenter, vm, p)
 }
 
-func (l *ownerLine) Cancels(ctx context.Context, vcenter, vm string) ([]events.Cancel, error) {
+func (l *replicaQueue) Cancels(ctx context.Context, vcenter, vm string) ([]events.Cancel, error) {
 	if err := l.reach(ctx); err != nil {
 		return nil, err
 	}
@@ -687,7 +687,7 @@ func (l *ownerLine) Cancels(ctx context.Context, vcenter, vm string) ([]events.C
 	return l.Queue.Cancels(ctx, vcenter, vm)
 }
 
-func (l *ownerLine) Wake(vcenter, vm string) (<-chan struct{}, func()) {
+func (l *replicaQueue) Wake(vcenter, vm string) (<-chan struct{}, func()) {
 	c, stop := l.Queue.Wake(vcenter, vm)
 	if l.o.w.deaf {
 		c = make(chan struct{})
@@ -695,13 +695,13 @@ func (l *ownerLine) Wake(vcenter, vm string) (<-chan struct{}, func()) {
 	return c, stop
 }
 
-// ownerStore is the journal's stream as one owner sees it.
-type ownerStore struct {
+// replicaStore is the journal's stream as one owner sees it.
+type replicaStore struct {
 	*memstore.Client
-	o *owner
+	o *replica
 }
 
-func (s *ownerStore) Publish(ctx context.Context, m stream.Message) (stream.Ack, error) {
+func (s *replicaStore) Publish(ctx context.Context, m stream.Message) (stream.Ack, error) {
 	kind := m.Subject[len("guestflow.events.lab.vm-42."):]
 	f := s.o.reached("publish " + kind)
 	if err := s.o.meet(f); err != nil {
@@ -727,7 +727,7 @@ func (s *ownerStore) Publish(ctx context.Context, m stream.Message) (stream.Ack,
 	return ack, err
 }
 
-func (s *ownerStore) LastBySubject(ctx context.Context, filter string) (*stream.Stored, error) {
+func (s *replicaStore) LastBySubject(ctx context.Context, filter string) (*stream.Stored, error) {
 	if err := s.o.at("last"); err != nil {
 		return nil, err
 	}
@@ -741,7 +741,7 @@ func (s *ownerStore) LastBySubject(ctx context.Context, filter string) (*stream.
 	return m, err
 }
 
-func (s *ownerStore) NextBySubject(ctx context.Context, filter string, from uint64) (*stream.Stored, error) {
+func (s *replicaStore) NextBySubject(ctx context.Context, filter string, from uint64) (*stream.Stored, error) {
 	if err := s.o.at("next"); err != nil {
 		return nil, err
 	}
