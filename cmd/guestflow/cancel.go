@@ -80,7 +80,7 @@ func (c *cli) cancel(ctx context.Context, vm string, f cancelFlags) error {
 
 // inHandOf is the request of the run that a VM has in hand.
 func inHandOf(ctx context.Context, conn *client.Client, vcenter, vm string) (events.RequestRef, error) {
-	e, err := conn.Last(ctx, vcenter, vm)
+	e, err := conn.LastEvent(ctx, vcenter, vm)
 	hint := fmt.Sprintf("a request that waits for its turn is canceled with --source and --id: guestflow status %s --vcenter %s shows them", vm, vcenter)
 	switch {
 	case err != nil:

@@ -82,14 +82,14 @@ type withheld struct {
 }
 
 func letterOf(d *client.DeadLetter) letter {
-	l := letter{Seq: d.Seq, At: d.At, VCenter: d.VCenter, Code: d.Code, Reason: d.Reason, Subject: d.Subject, Sent: d.Sent}
+	l := letter{Seq: d.Seq, At: d.At, VCenter: d.VCenter, Code: d.Code, Reason: d.Reason, Subject: d.Subject, Sent: d.OriginalSeq}
 	if d.VM != "_" {
 		l.VM = d.VM
 	}
-	if d.Withheld != "" {
+	if d.WithheldPath != "" {
 		l.Withheld = &withheld{Size: d.Size, SHA256: d.SHA256}
-		if d.Withheld != "-" {
-			l.Withheld.Field = d.Withheld
+		if d.WithheldPath != "-" {
+			l.Withheld.Field = d.WithheldPath
 		}
 	}
 	return l

@@ -190,7 +190,7 @@ func (d *doctor) nats(ctx context.Context) *client.Client {
 	ctx, cancel := context.WithTimeout(ctx, doctorTime)
 	defer cancel()
 	cfg := reach(d.cfg.NATS, "guestflow doctor")
-	conn, err := client.Dial(cfg, client.Options{Patience: time.Second})
+	conn, err := client.Dial(cfg, client.Options{MaxOutage: time.Second})
 	if err != nil {
 		cure := "see the settings of NATS"
 		var away *client.ConnectError
@@ -227,7 +227,7 @@ func (d *doctor) nats(ctx context.Context) *client.Client {
 }
 
 func (d *doctor) permissions(ctx context.Context, conn *client.Client) {
-	lacking, untried, err := conn.Lacking(ctx, conn.ServiceNeeds(names(d.cfg.VCenters), d.cfg.Service.Provision))
+	lacking, untried, err := conn.MissingPermissions(ctx, conn.ServicePermissions(names(d.cfg.VCenters), d.cfg.Service.Provision))
 	if err != nil {
 		d.find(broken, "", "permissions: %v", err)
 		return

@@ -39,8 +39,8 @@ func (d *doctor) streams(ctx context.Context, conn *client.Client, cfg stream.Co
 	running := false
 	for _, v := range d.cfg.VCenters {
 		want.MaxInFlight[v.Name] = v.MaxInFlight
-		t, err := conn.Takers(ctx, v.Name)
-		running = running || err == nil && t.Pulls > 0
+		t, err := conn.Consumers(ctx, v.Name)
+		running = running || err == nil && t.OpenPulls > 0
 	}
 	timed, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -108,7 +108,7 @@ func (d *doctor) differences(all []string, running bool) {
 
 // storage tells where the account has no room left, as far as the server says. What a server as a whole has only the service's own waits show.
 func (d *doctor) storage(ctx context.Context, conn *client.Client) {
-	used, most, err := conn.Store(ctx)
+	used, most, err := conn.Storage(ctx)
 	const cure = "raise the account's limit (max_file), or remove what is not needed (nats stream report)"
 	switch {
 	case err != nil || most < 0: // no limit of its own
@@ -165,19 +165,19 @@ func (d *doctor) service(ctx context.Context) {
 
 // takers tells what becomes of a vCenter's requests.
 func (d *doctor) takers(ctx context.Context, conn *client.Client, vcenter string) {
-	t, err := conn.Takers(ctx, vcenter)
-	count := fmt.Sprintf("not taken yet: %d, in hand: %d", t.Untaken, t.InHand)
+	t, err := conn.Consumers(ctx, vcenter)
+	count := fmt.Sprintf("not taken yet: %d, in hand: %d", t.Pending, t.AckPending)
 	switch {
 	case err != nil: // missing or refused: said above
 		return
-	case t.Pulls == 0:
-		if t.InHand > 0 {
+	case t.OpenPulls == 0:
+		if t.AckPending > 0 {
 			count += " (of a service that is gone: another one takes it over)"
 		}
 		d.find(odd, "start the service; where it runs, see its log", "nobody takes requests for %s; %s", vcenter, count)
 	case t.Paused: // said above
 	default:
-		d.find(fine, "", "requests for %s are being taken; open pulls: %d, %s", vcenter, t.Pulls, count)
+		d.find(fine, "", "requests for %s are being taken; open pulls: %d, %s", vcenter, t.OpenPulls, count)
 		d.held(ctx, conn, vcenter)
 	}
 	d.queue(ctx, conn, vcenter, t)
@@ -186,7 +186,7 @@ func (d *doctor) takers(ctx context.Context, conn *client.Client, vcenter string
 // held reports whether somebody works on what was handed out: whoever holds a message says so again and again.
 func (d *doctor) held(ctx context.Context, conn *client.Client, vcenter string) {
 	for _, durable := range []string{events.RequestsConsumer(vcenter), events.CancelsConsumer(vcenter)} {
-		n, err := conn.Unheld(ctx, vcenter, durable)
+		n, err := conn.WithoutHeartbeat(ctx, vcenter, durable)
 		switch {
 		case errors.As(err, new(*client.PermissionError)):
 			d.find(skipped, "compare guestflow_queue_requests with guestflow_messages_in_hand (alert GuestflowHeldByNobody), or let this user subscribe to $JS.ACK.>",
@@ -200,8 +200,8 @@ func (d *doctor) held(ctx context.Context, conn *client.Client, vcenter string) 
 }
 
 // queue tells who fills the queue, where there is one, and which VMs stand still for an event that cannot be read.
-func (d *doctor) queue(ctx context.Context, conn *client.Client, vcenter string, t client.Takers) {
-	sources, total, err := conn.Sources(ctx, vcenter)
+func (d *doctor) queue(ctx context.Context, conn *client.Client, vcenter string, t client.Consumers) {
+	sources, total, err := conn.QueueSources(ctx, vcenter)
 	if err != nil || total == 0 {
 		return
 	}
@@ -212,18 +212,18 @@ func (d *doctor) queue(ctx context.Context, conn *client.Client, vcenter string,
 			list = append(list, fmt.Sprintf("%s %d", s.Source, s.Requests))
 		}
 		v, cure := fine, ""
-		if t.Untaken > 0 && 5*sources[0].Requests > 4*total {
+		if t.Pending > 0 && 5*sources[0].Requests > 4*total {
 			v, cure = odd, "requests are taken in their order, whosever they are: see docs/operate/runbooks.md#guestflowqueueofonesource"
 		}
 		d.find(v, cure, "who fills the queue of %s, of %d requests: %s", vcenter, total, strings.Join(list, ", "))
 	}
-	depths, _, err := conn.Queues(ctx, vcenter)
+	depths, _, err := conn.QueueDepths(ctx, vcenter)
 	if err != nil {
 		return
 	}
 	for vm := range depths {
 		var unreadable *client.UnreadableError
-		if _, err := conn.Last(ctx, vcenter, vm); errors.As(err, &unreadable) {
+		if _, err := conn.LastEvent(ctx, vcenter, vm); errors.As(err, &unreadable) {
 			d.find(broken, fmt.Sprintf("see who may publish there (docs/operate/nats-permissions.md), then nats stream rmm %s %d", events.EventsStream, unreadable.Seq),
 				"%s stands still, its requests come round again and again: %v", vm, err)
 		}

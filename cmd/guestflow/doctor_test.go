@@ -32,8 +32,8 @@ func (s *site) taken() {
 	defer conn.Close()
 	tick, late := time.NewTicker(10*time.Millisecond), time.After(patience)
 	defer tick.Stop()
-	for open := (client.Takers{}); open.Pulls == 0; {
-		if open, err = conn.Takers(s.t.Context(), "lab"); err != nil {
+	for open := (client.Consumers{}); open.OpenPulls == 0; {
+		if open, err = conn.Consumers(s.t.Context(), "lab"); err != nil {
 			s.t.Fatal(err)
 		}
 		select {

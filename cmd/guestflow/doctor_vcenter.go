@@ -174,7 +174,7 @@ func (d *doctor) privileges(ctx context.Context, vc *vcapi.Client, v app.VCenter
 	if d.vm == "" {
 		vms = nil
 		if conn != nil {
-			vms, _ = conn.VMs(ctx, v.Name) // where the journal cannot be read, that is a finding of its own
+			vms, _ = conn.VMsWithRuns(ctx, v.Name) // where the journal cannot be read, that is a finding of its own
 		}
 	}
 	var ids []string

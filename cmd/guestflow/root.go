@@ -227,7 +227,7 @@ func (c *cli) dial(ctx context.Context, patience time.Duration) (*client.Client,
 	if err != nil {
 		return nil, err
 	}
-	return client.Dial(cfg, client.Options{Patience: patience, Notice: c.note})
+	return client.Dial(cfg, client.Options{MaxOutage: patience, Notice: c.note})
 }
 
 // validVM checks an argument that names a VM.

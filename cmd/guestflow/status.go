@@ -58,7 +58,7 @@ type queued struct {
 	InHand   bool               `json:"inHand,omitempty"`
 }
 
-func standingOf(s *client.Standing) standing {
+func standingOf(s *client.VMStatus) standing {
 	v := standing{VCenter: s.VCenter, VM: s.VM, Status: "unknown"}
 	if s.Unreadable != nil {
 		v.Status, v.Problem = "unreadable", s.Unreadable.Error()
@@ -105,7 +105,7 @@ func (c *cli) statusOfOne(ctx context.Context, vm string) error {
 		return err
 	}
 	defer conn.Close()
-	s, err := conn.One(ctx, vcenter, vm)
+	s, err := conn.Status(ctx, vcenter, vm)
 	if err != nil {
 		return err
 	}
@@ -247,7 +247,7 @@ func (c *cli) statusOfAll(ctx context.Context, only []string) error {
 	}
 	var all []standing
 	for _, vcenter := range vcenters {
-		fleet, err := conn.Fleet(ctx, vcenter)
+		fleet, err := conn.ListVMs(ctx, vcenter)
 		if err != nil {
 			return err
 		}

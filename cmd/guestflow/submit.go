@@ -76,7 +76,7 @@ func (c *cli) submit(cmd *cobra.Command, f submitFlags, args []string) error {
 		return err
 	}
 	ref := events.RequestRef{Source: f.source, ID: f.id}
-	whole := client.Whole(doc)
+	whole := client.IsCloudEvent(doc)
 	known := whole || f.id != "" // else the id is new, and so is the run
 	if !whole {
 		ref = named(ref)
@@ -299,7 +299,7 @@ func (c *cli) send(ctx context.Context, conn *client.Client, m *client.Message, 
 	}
 	p := c.startProgress("waits for its turn")
 	defer p.stop()
-	end, err := wait.Until(ctx, seq, func(e *client.Event) {
+	end, err := wait.UntilEnd(ctx, seq, func(e *client.Event) {
 		if e.Last() || e.Kind == events.KindRejected {
 			p.stop()
 		} else {

@@ -226,7 +226,7 @@ func TestCheckedBeforeItIsSent(t *testing.T) {
 func TestNobodyServes(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, vcsim.Options{}).serve()
-	s.do("submit", "--vm", "vm-42", "--check-only", "--vcenter", "prod").want(t, 4, "nobody serves vCenter prod", "Served are: lab")
+	s.do("submit", "--vm", "vm-42", "--check-only", "--vcenter", "prod").want(t, 4, "no service for vCenter prod has started", "The vCenters with a service are: lab")
 	s.do("status", "vm-404").want(t, 4, "nothing is known of vm-404")
 	s.do("status").want(t, 0)
 	s.read("status").want(t, 0, "no VM has")

@@ -81,7 +81,7 @@ func (c *cli) warn(warnings []events.Remark) {
 
 // alone is an identity for a request's data that has none.
 func alone(doc []byte) (ref events.RequestRef) {
-	if !client.Whole(doc) {
+	if !client.IsCloudEvent(doc) {
 		ref = events.RequestRef{Source: client.Source, ID: "validate"}
 	}
 	return ref

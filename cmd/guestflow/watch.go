@@ -60,7 +60,7 @@ func (c *cli) watch(ctx context.Context, vm string, since time.Duration, untilEn
 	if since > 0 {
 		from.Time = time.Now().Add(-since)
 	} else if vm != "" {
-		if from.Seq, err = conn.Began(ctx, vcenter, vm); err != nil {
+		if from.Seq, err = conn.RunStart(ctx, vcenter, vm); err != nil {
 			return err
 		}
 	}

@@ -19,21 +19,22 @@ import (
 	"github.com/guestflow/guestflow/internal/events/stream"
 )
 
-// Standing is how a VM stands: its run after its last event, and its requests that are not finished.
-type Standing struct {
+// VMStatus is the state of a VM: its last event, and its unfinished requests.
+type VMStatus struct {
 	VCenter string
 	VM      string
-	Last    *Event // nil where the journal holds nothing of the VM
-	// Unreadable is why Last is nil although the journal holds something; of the fleet alone.
+	Last    *Event // nil if the journal has no event of the VM
+	// Unreadable is why Last is nil although the journal has an event. Only ListVMs sets it: Status returns it.
 	Unreadable *UnreadableError
-	// Unfinished is how many requests the VM has in the requests stream, the one in hand included, and Limit how many it may have. -1: not known.
+	// Unfinished is the number of the VM's requests in the requests stream, the one being worked on included; Limit is
+	// how many it may have. -1: not known, because this user may not read the stream.
 	Unfinished, Limit int
-	Queue             []events.QueuedRequest // of one VM alone: those requests, oldest first
+	Queue             []events.QueuedRequest // those requests, oldest first; only Status sets it
 }
 
-// Last is the newest event of a VM; nil where it has none.
-func (c *Client) Last(ctx context.Context, vcenter, vm string) (*Event, error) {
-	s, err := c.lastOn(ctx, events.EventsStream, events.History(vcenter, vm))
+// LastEvent is the newest event of a VM; nil if it has none.
+func (c *Client) LastEvent(ctx context.Context, vcenter, vm string) (*Event, error) {
+	s, err := c.lastMessage(ctx, events.EventsStream, events.History(vcenter, vm))
 	if err != nil || s == nil {
 		return nil, err
 	}
@@ -45,42 +46,44 @@ func (c *Client) Last(ctx context.Context, vcenter, vm string) (*Event, error) {
 	return e, nil
 }
 
-// UnreadableError says that the last message of a VM's journal was not written by guestflow: the VM stands still until it is removed.
+// UnreadableError means that the last message of a VM's journal was not written by guestflow. The VM's requests wait
+// until that message is removed.
 type UnreadableError struct {
 	Seq uint64 // in the events stream
 	Err error
 }
 
-// Error says how the VM gets going again.
+// Error names the message, and the command that removes it.
 func (e *UnreadableError) Error() string {
-	return fmt.Sprintf("event %d cannot be read, so guestflow did not write it; the VM goes on when it is removed: nats stream rmm %s %d: %v",
+	return fmt.Sprintf("event %d cannot be read, so guestflow did not write it; "+
+		"the VM goes on when it is removed: nats stream rmm %s %d: %v",
 		e.Seq, events.EventsStream, e.Seq, e.Err)
 }
 
-// Unwrap gives why it cannot be read.
+// Unwrap is why the message cannot be read.
 func (e *UnreadableError) Unwrap() error { return e.Err }
 
-// Began is the sequence in the events stream at which the VM's run in hand was accepted; 0 where no run is in hand.
-func (c *Client) Began(ctx context.Context, vcenter, vm string) (uint64, error) {
-	e, err := c.Last(ctx, vcenter, vm)
+// RunStart is the sequence of the event that accepted the VM's current run; 0 if no run is under way.
+func (c *Client) RunStart(ctx context.Context, vcenter, vm string) (uint64, error) {
+	e, err := c.LastEvent(ctx, vcenter, vm)
 	if err != nil || e == nil || e.Last() {
 		return 0, err
 	}
-	s, err := c.lastOn(ctx, events.EventsStream, events.EventSubject(vcenter, vm, events.RunAccepted))
+	s, err := c.lastMessage(ctx, events.EventsStream, events.EventSubject(vcenter, vm, events.RunAccepted))
 	if err != nil || s == nil {
 		return e.Seq, err
 	}
 	return s.Seq, nil
 }
 
-// One is how one VM stands. What this user may not read of the requests stream is left out.
-func (c *Client) One(ctx context.Context, vcenter, vm string) (*Standing, error) {
-	s := &Standing{VCenter: vcenter, VM: vm, Unfinished: -1, Limit: -1}
+// Status is the state of one VM. Without permission to read the requests stream, the queue is left out.
+func (c *Client) Status(ctx context.Context, vcenter, vm string) (*VMStatus, error) {
+	s := &VMStatus{VCenter: vcenter, VM: vm, Unfinished: -1, Limit: -1}
 	var err error
-	if s.Last, err = c.Last(ctx, vcenter, vm); err != nil {
+	if s.Last, err = c.LastEvent(ctx, vcenter, vm); err != nil {
 		return nil, err
 	}
-	depths, limit, err := c.Queues(ctx, vcenter)
+	depths, limit, err := c.QueueDepths(ctx, vcenter)
 	var refused *PermissionError
 	if errors.As(err, &refused) {
 		return s, nil
@@ -90,15 +93,15 @@ func (c *Client) One(ctx context.Context, vcenter, vm string) (*Standing, error)
 	}
 	s.Unfinished, s.Limit = depths[vm], limit
 	if s.Unfinished > 0 {
-		if s.Queue, err = c.queue(ctx, vcenter, vm); err != nil && !errors.As(err, &refused) {
+		if s.Queue, err = c.queuedRequests(ctx, vcenter, vm); err != nil && !errors.As(err, &refused) {
 			return nil, err
 		}
 	}
 	return s, nil
 }
 
-// VMs are the VMs of a vCenter that have a run in the journal, in no order.
-func (c *Client) VMs(ctx context.Context, vcenter string) ([]string, error) {
+// VMsWithRuns are the VMs of a vCenter that have a run in the journal, in no particular order.
+func (c *Client) VMsWithRuns(ctx context.Context, vcenter string) ([]string, error) {
 	info, err := c.streamInfo(ctx, events.EventsStream, "guestflow.events."+vcenter+".*.run.*")
 	if err != nil {
 		return nil, err
@@ -110,13 +113,13 @@ func (c *Client) VMs(ctx context.Context, vcenter string) ([]string, error) {
 	return slices.Collect(maps.Keys(vms)), nil
 }
 
-// Fleet is how all VMs of a vCenter stand, by name.
-func (c *Client) Fleet(ctx context.Context, vcenter string) ([]*Standing, error) {
-	known, err := c.VMs(ctx, vcenter)
+// ListVMs is the state of all VMs of a vCenter, sorted by managed object ID.
+func (c *Client) ListVMs(ctx context.Context, vcenter string) ([]*VMStatus, error) {
+	known, err := c.VMsWithRuns(ctx, vcenter)
 	if err != nil {
 		return nil, err
 	}
-	depths, limit, err := c.Queues(ctx, vcenter)
+	depths, limit, err := c.QueueDepths(ctx, vcenter)
 	var refused *PermissionError
 	if errors.As(err, &refused) {
 		limit = -1
@@ -127,20 +130,22 @@ func (c *Client) Fleet(ctx context.Context, vcenter string) ([]*Standing, error)
 		known = append(known, vm)
 	}
 	slices.Sort(known)
-	var all []*Standing
+
+	var all []*VMStatus
 	for _, vm := range slices.Compact(known) {
-		s := &Standing{VCenter: vcenter, VM: vm, Unfinished: depths[vm], Limit: limit}
+		s := &VMStatus{VCenter: vcenter, VM: vm, Unfinished: depths[vm], Limit: limit}
 		if limit < 0 {
 			s.Unfinished = -1
 		}
 		all = append(all, s)
 	}
-	group, asking := errgroup.WithContext(ctx)
+
+	group, groupCtx := errgroup.WithContext(ctx)
 	group.SetLimit(16)
 	for _, s := range all {
 		group.Go(func() (err error) {
-			s.Last, err = c.Last(asking, vcenter, s.VM)
-			if errors.As(err, &s.Unreadable) { // the others stand as they stand
+			s.Last, err = c.LastEvent(groupCtx, vcenter, s.VM)
+			if errors.As(err, &s.Unreadable) { // no reason to hide the other VMs
 				return nil
 			}
 			return err
@@ -149,8 +154,8 @@ func (c *Client) Fleet(ctx context.Context, vcenter string) ([]*Standing, error)
 	return all, group.Wait()
 }
 
-// Queues are the numbers of unfinished requests by VM, and how many a VM may have.
-func (c *Client) Queues(ctx context.Context, vcenter string) (depths map[string]int, limit int, err error) {
+// QueueDepths are the numbers of unfinished requests by VM, and the limit of one VM.
+func (c *Client) QueueDepths(ctx context.Context, vcenter string) (depths map[string]int, limit int, err error) {
 	info, err := c.streamInfo(ctx, events.RequestsStream(vcenter), events.RequestSubject(vcenter, "*"))
 	if err != nil {
 		return nil, -1, err
@@ -162,9 +167,10 @@ func (c *Client) Queues(ctx context.Context, vcenter string) (depths map[string]
 	return depths, int(info.Config.MaxMsgsPerSubject), nil
 }
 
-// queue are the VM's unfinished requests, oldest first.
-func (c *Client) queue(ctx context.Context, vcenter, vm string) (all []events.QueuedRequest, err error) {
-	err = c.each(ctx, events.RequestsStream(vcenter), events.RequestSubject(vcenter, vm), func(s *stream.Stored) {
+// queuedRequests are the VM's unfinished requests, oldest first.
+func (c *Client) queuedRequests(ctx context.Context, vcenter, vm string) (all []events.QueuedRequest, err error) {
+	name, filter := events.RequestsStream(vcenter), events.RequestSubject(vcenter, vm)
+	err = c.forEachMessage(ctx, name, filter, func(s *stream.Stored) {
 		q := events.QueuedRequest{Seq: s.Seq}
 		if r, err := events.DecodeRequest(vcenter, s.Subject, s.Header, s.Data); err == nil {
 			q.Ref, q.RunID = r.Ref, r.RunID
@@ -174,9 +180,10 @@ func (c *Client) queue(ctx context.Context, vcenter, vm string) (all []events.Qu
 	return all, err
 }
 
-// streamInfo tells how a stream is set up, and the server's clock; subjects (may be empty) is a filter over the subjects that are counted.
+// streamInfo is a stream's configuration and state, with the number of messages of each subject under a filter.
+// Without a filter (""), the subjects are not counted.
 func (c *Client) streamInfo(ctx context.Context, stream, subjects string) (*jetstream.StreamInfo, error) {
-	info, err := patiently(ctx, c, func(ctx context.Context) (*jetstream.StreamInfo, error) {
+	info, err := retry(ctx, c, func(ctx context.Context) (*jetstream.StreamInfo, error) {
 		s, err := c.js.Stream(ctx, stream)
 		if err != nil {
 			return nil, err
@@ -186,49 +193,54 @@ func (c *Client) streamInfo(ctx context.Context, stream, subjects string) (*jets
 		}
 		return s.Info(ctx, jetstream.WithSubjectFilter(subjects))
 	})
-	return info, missing(stream, err)
+	return info, streamError(stream, err)
 }
 
-// missing says why there may be no such stream.
-func missing(stream string, err error) error {
+// streamError explains an error of JetStream about a stream.
+func streamError(stream string, err error) error {
 	switch {
 	case err == nil:
 		return nil
 	case errors.Is(err, jetstream.ErrStreamNotFound):
-		return fmt.Errorf("there is no stream %s on this NATS: no guestflow service with these names has started here, or NATS_URL, the account or NATS_JS_DOMAIN is another one: guestflow doctor says which", stream)
-	case errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount), errors.Is(err, nats.ErrNoResponders):
+		return fmt.Errorf("there is no stream %s on this NATS: "+
+			"no guestflow service with these names has started here, "+
+			"or NATS_URL, the account or NATS_JS_DOMAIN is another one: guestflow doctor says which", stream)
+	case errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount),
+		errors.Is(err, nats.ErrNoResponders):
 		return fmt.Errorf("stream %s: %w: is JetStream enabled for this account? See guestflow doctor", stream, err)
 	}
-	var refused *PermissionError
-	if errors.As(err, &refused) {
+	if isPermission(err) {
 		return err
 	}
 	return fmt.Errorf("stream %s: %w", stream, err)
 }
 
-// lastOn is the newest message under a filter; nil where there is none. Any replica answers the direct API, and publishers may use no other; where that is
-// not to be had the stream's leader is asked.
-func (c *Client) lastOn(ctx context.Context, name, filter string) (*stream.Stored, error) {
-	s, err := patiently(ctx, c, func(ctx context.Context) (*stream.Stored, error) {
+// lastMessage is the newest message under a filter; nil if there is none.
+//
+// It asks the direct API, which any replica answers, and which is the only one that publishers may use. If the direct
+// API is refused or does not respond, it asks the stream's leader.
+func (c *Client) lastMessage(ctx context.Context, name, filter string) (*stream.Stored, error) {
+	s, err := retry(ctx, c, func(ctx context.Context) (*stream.Stored, error) {
 		m, err := c.nc.RequestWithContext(ctx, c.apiPrefix+"DIRECT.GET."+name+"."+filter, nil)
 		if err != nil {
 			return nil, err
 		}
-		return direct(m)
+		return parseDirectGet(m)
 	})
-	var refused *PermissionError
-	if !errors.As(err, &refused) && !errors.Is(err, nats.ErrNoResponders) {
-		return s, missing(name, err)
+	refused := isPermission(err)
+	if !refused && !errors.Is(err, nats.ErrNoResponders) {
+		return s, streamError(name, err)
 	}
-	s, second := c.get(ctx, name, map[string]any{"last_by_subj": filter})
-	if refused != nil && errors.As(second, new(*PermissionError)) {
-		return nil, err
+
+	s, leaderErr := c.getMessage(ctx, name, map[string]any{"last_by_subj": filter})
+	if refused && isPermission(leaderErr) {
+		return nil, err // the permission that this user should have
 	}
-	return s, second
+	return s, leaderErr
 }
 
-// direct reads an answer of the direct API. Source: NATS ADR-31.
-func direct(m *nats.Msg) (*stream.Stored, error) {
+// parseDirectGet reads a response of the direct API; nil if there is no message. Source: NATS ADR-31.
+func parseDirectGet(m *nats.Msg) (*stream.Stored, error) {
 	switch status := m.Header.Get("Status"); status {
 	case "":
 	case "404":
@@ -238,19 +250,20 @@ func direct(m *nats.Msg) (*stream.Stored, error) {
 	}
 	seq, err := strconv.ParseUint(m.Header.Get(jetstream.SequenceHeader), 10, 64)
 	if err != nil {
-		return nil, fmt.Errorf("an answer without a sequence: %w", err)
+		return nil, fmt.Errorf("a response without a sequence: %w", err)
 	}
 	at, err := time.Parse(time.RFC3339Nano, m.Header.Get(jetstream.TimeStampHeaer))
 	if err != nil {
-		return nil, fmt.Errorf("an answer without its time: %w", err)
+		return nil, fmt.Errorf("a response without a time: %w", err)
 	}
-	return &stream.Stored{Subject: m.Header.Get(jetstream.SubjectHeader), Seq: seq, At: at, Header: m.Header, Data: m.Data}, nil
+	subject := m.Header.Get(jetstream.SubjectHeader)
+	return &stream.Stored{Subject: subject, Seq: seq, At: at, Header: m.Header, Data: m.Data}, nil
 }
 
-// each calls f for every message under a filter, oldest first.
-func (c *Client) each(ctx context.Context, name, filter string, f func(*stream.Stored)) error {
+// forEachMessage calls f for every message under a filter, oldest first.
+func (c *Client) forEachMessage(ctx context.Context, name, filter string, f func(*stream.Stored)) error {
 	for from := uint64(1); ; {
-		s, err := c.get(ctx, name, map[string]any{"seq": from, "next_by_subj": filter})
+		s, err := c.getMessage(ctx, name, map[string]any{"seq": from, "next_by_subj": filter})
 		if err != nil || s == nil {
 			return err
 		}
@@ -259,20 +272,22 @@ func (c *Client) each(ctx context.Context, name, filter string, f func(*stream.S
 	}
 }
 
-// get asks a stream's leader for one message; nil where there is none. Source: NATS JetStream wire API reference,
-// io.nats.jetstream.api.v1.stream_msg_get_request and its response.
-func (c *Client) get(ctx context.Context, name string, query map[string]any) (*stream.Stored, error) {
-	ask, err := json.Marshal(query)
+// getMessage asks a stream's leader for one message; nil if there is none.
+//
+// Source: NATS JetStream wire API reference, io.nats.jetstream.api.v1.stream_msg_get_request and its response.
+func (c *Client) getMessage(ctx context.Context, name string, query map[string]any) (*stream.Stored, error) {
+	request, err := json.Marshal(query)
 	if err != nil {
 		return nil, err
 	}
-	m, err := patiently(ctx, c, func(ctx context.Context) (*nats.Msg, error) {
-		return c.nc.RequestWithContext(ctx, c.apiPrefix+"STREAM.MSG.GET."+name, ask)
+	m, err := retry(ctx, c, func(ctx context.Context) (*nats.Msg, error) {
+		return c.nc.RequestWithContext(ctx, c.apiPrefix+"STREAM.MSG.GET."+name, request)
 	})
 	if err != nil {
-		return nil, missing(name, err)
+		return nil, streamError(name, err)
 	}
-	var answer struct {
+
+	var response struct {
 		Error   *jetstream.APIError
 		Message *struct {
 			Subject    string
@@ -281,20 +296,22 @@ func (c *Client) get(ctx context.Context, name string, query map[string]any) (*s
 			Time       time.Time
 		}
 	}
-	if err := json.Unmarshal(m.Data, &answer); err != nil {
+	if err := json.Unmarshal(m.Data, &response); err != nil {
 		return nil, fmt.Errorf("read the stream %s: %w", name, err)
 	}
+	msg := response.Message
 	switch {
-	case answer.Error != nil && answer.Error.ErrorCode == jetstream.JSErrCodeMessageNotFound:
+	case response.Error != nil && response.Error.ErrorCode == jetstream.JSErrCodeMessageNotFound:
 		return nil, nil
-	case answer.Error != nil:
-		return nil, missing(name, answer.Error)
-	case answer.Message == nil:
-		return nil, fmt.Errorf("read the stream %s: the answer holds no message", name)
+	case response.Error != nil:
+		return nil, streamError(name, response.Error)
+	case msg == nil:
+		return nil, fmt.Errorf("read the stream %s: the response holds no message", name)
 	}
-	s := &stream.Stored{Subject: answer.Message.Subject, Seq: answer.Message.Seq, At: answer.Message.Time, Data: answer.Message.Data}
-	if len(answer.Message.Hdrs) > 0 {
-		s.Header, _ = nats.DecodeHeadersMsg(answer.Message.Hdrs) // headers that are none: the message has none
+
+	s := &stream.Stored{Subject: msg.Subject, Seq: msg.Seq, At: msg.Time, Data: msg.Data}
+	if len(msg.Hdrs) > 0 {
+		s.Header, _ = nats.DecodeHeadersMsg(msg.Hdrs) // headers that cannot be read are left out
 	}
 	return s, nil
 }

@@ -1,5 +1,6 @@
-// Package client is what a person's tools do on NATS: publish requests and cancels, follow events, wait for an end, ask how things stand, look after
-// dead letters. It needs no more permissions than the role of whoever uses it, and where NATS refuses one its errors name it.
+// Package client is the other side of the service: it publishes requests and cancels, follows events, waits for the
+// end of a run, reads the state of VMs and queues, and looks after dead letters. It needs no permission beyond those
+// of its user's role; where NATS refuses something, the error names the subject.
 package client
 
 import (
@@ -20,16 +21,16 @@ import (
 
 const (
 	dialTimeout   = 5 * time.Second
-	answerTimeout = 5 * time.Second // of one round trip to JetStream
+	callTimeout   = 5 * time.Second // of one round trip to JetStream
 	reconnectWait = 500 * time.Millisecond
 	electionTime  = 15 * time.Second // a stream's next leader was there after 6 to 8 s
 )
 
 // Options of a connection.
 type Options struct {
-	// Patience is how long NATS may be away, once connected, before the connection is given up; 0: for ever.
-	Patience time.Duration
-	// Notice, where set, is told in one line when NATS goes away and when it is back.
+	// MaxOutage is how long NATS may be away, once connected, before the connection is given up; 0: for ever.
+	MaxOutage time.Duration
+	// Notice, if set, is called with one line when NATS goes away and when it is back.
 	Notice func(string)
 }
 
@@ -39,17 +40,17 @@ type Client struct {
 	js        jetstream.JetStream
 	apiPrefix string // of the JetStream API, "$JS.API." by default
 
-	closed chan struct{} // with the connection
+	closed chan struct{} // closed with the connection
 
 	mu       sync.Mutex
 	watchers map[int]watcher
-	next     int
+	next     int // key of the next watcher
 }
 
-// watcher is a call in hand, or a feed: a refusal by NATS that it is about ends it.
+// watcher waits for refusals by NATS.
 type watcher struct {
-	about string // prefix of the subjects; "" of any
-	end   context.CancelCauseFunc
+	prefix string // of the subjects that it waits for; "" waits for all
+	end    context.CancelCauseFunc
 }
 
 // PermissionError is a publish or a subscription that NATS does not permit to this user.
@@ -58,13 +59,20 @@ type PermissionError struct {
 	Subject   string
 }
 
+// isPermission reports whether err is a PermissionError.
+func isPermission(err error) bool {
+	var refused *PermissionError
+	return errors.As(err, &refused)
+}
+
 // Error names the subject, and what has to be done.
 func (e *PermissionError) Error() string {
 	what := "publish on"
 	if e.Subscribe {
 		what = "subscribe to"
 	}
-	return fmt.Sprintf("NATS does not permit this user to %s %s: use other credentials (NATS_CREDS_FILE, NATS_USER), or have the permission added", what, e.Subject)
+	return fmt.Sprintf("NATS does not permit this user to %s %s: "+
+		"use other credentials (NATS_CREDS_FILE, NATS_USER), or have the permission added", what, e.Subject)
 }
 
 // ConnectError says why a client is not connected.
@@ -79,44 +87,34 @@ func (e *ConnectError) Error() string {
 
 func (e *ConnectError) Unwrap() error { return e.Cause }
 
-// Dial connects. Unlike the service it does not wait for NATS: an error says why it is not connected, and what to do.
+// Dial connects to NATS. Unlike the service it does not wait for NATS: the error says why it cannot connect, and what
+// to do.
 func Dial(cfg stream.Config, opt Options) (*Client, error) {
-	c := &Client{apiPrefix: jetstream.DefaultAPIPrefix, closed: make(chan struct{}), watchers: map[int]watcher{}}
-	notice := opt.Notice
-	if notice == nil {
-		notice = func(string) {}
+	if opt.Notice == nil {
+		opt.Notice = func(string) {}
 	}
-	opts, err := cfg.Login(func(err error) { notice(err.Error()) })
+	login, err := cfg.Login(func(err error) { opt.Notice(err.Error()) })
 	if err != nil {
 		return nil, err
 	}
-	reconnects := -1
-	if opt.Patience > 0 {
-		reconnects = int(opt.Patience / reconnectWait)
+
+	c := &Client{closed: make(chan struct{}), watchers: map[int]watcher{}}
+	c.nc, err = nats.Connect(cfg.URL, append(login, c.connectOptions(cfg.Name, opt)...)...)
+	if err != nil {
+		return nil, &ConnectError{Cause: fmt.Errorf("%s: %w", redactURLs(cfg.URL), err), Cure: connectCure(err)}
 	}
-	opts = append(opts, nats.Name(cfg.Name), nats.Timeout(dialTimeout), nats.MaxReconnects(reconnects), nats.ReconnectWait(reconnectWait),
-		nats.ReconnectJitter(reconnectWait/4, reconnectWait), nats.PingInterval(10*time.Second), nats.MaxPingsOutstanding(2),
-		nats.ReconnectBufSize(-1), // nothing is sent late from a buffer: who publishes hears that it failed
-		nats.DisconnectErrHandler(func(nc *nats.Conn, _ error) {
-			if !nc.IsClosed() {
-				notice("lost the connection to NATS, connecting again")
-			}
-		}),
-		nats.ReconnectHandler(func(*nats.Conn) { notice("connected to NATS again") }),
-		nats.ClosedHandler(func(*nats.Conn) { close(c.closed) }),
-		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { c.failed(err) }))
-	if c.nc, err = nats.Connect(cfg.URL, opts...); err != nil {
-		return nil, &ConnectError{Cause: fmt.Errorf("%s: %w", redacted(cfg.URL), err), Cure: cureOf(err)}
-	}
+
+	timeout := jetstream.WithDefaultTimeout(callTimeout)
 	switch {
 	case cfg.JSDomain != "":
 		c.apiPrefix = "$JS." + cfg.JSDomain + ".API."
-		c.js, err = jetstream.NewWithDomain(c.nc, cfg.JSDomain, jetstream.WithDefaultTimeout(answerTimeout))
+		c.js, err = jetstream.NewWithDomain(c.nc, cfg.JSDomain, timeout)
 	case cfg.JSAPIPrefix != "":
 		c.apiPrefix = strings.TrimSuffix(cfg.JSAPIPrefix, ".") + "."
-		c.js, err = jetstream.NewWithAPIPrefix(c.nc, cfg.JSAPIPrefix, jetstream.WithDefaultTimeout(answerTimeout))
+		c.js, err = jetstream.NewWithAPIPrefix(c.nc, cfg.JSAPIPrefix, timeout)
 	default:
-		c.js, err = jetstream.New(c.nc, jetstream.WithDefaultTimeout(answerTimeout))
+		c.apiPrefix = jetstream.DefaultAPIPrefix
+		c.js, err = jetstream.New(c.nc, timeout)
 	}
 	if err != nil {
 		c.Close()
@@ -125,18 +123,45 @@ func Dial(cfg stream.Config, opt Options) (*Client, error) {
 	return c, nil
 }
 
+// connectOptions say how the connection is kept.
+func (c *Client) connectOptions(name string, opt Options) []nats.Option {
+	reconnects := -1
+	if opt.MaxOutage > 0 {
+		reconnects = int(opt.MaxOutage / reconnectWait)
+	}
+	return []nats.Option{
+		nats.Name(name),
+		nats.Timeout(dialTimeout),
+		nats.MaxReconnects(reconnects),
+		nats.ReconnectWait(reconnectWait),
+		nats.ReconnectJitter(reconnectWait/4, reconnectWait),
+		nats.PingInterval(10 * time.Second),
+		nats.MaxPingsOutstanding(2),
+		nats.ReconnectBufSize(-1), // a publish while NATS is away fails at once, and is not sent later from a buffer
+		nats.DisconnectErrHandler(func(nc *nats.Conn, _ error) {
+			if !nc.IsClosed() {
+				opt.Notice("lost the connection to NATS, connecting again")
+			}
+		}),
+		nats.ReconnectHandler(func(*nats.Conn) { opt.Notice("connected to NATS again") }),
+		nats.ClosedHandler(func(*nats.Conn) { close(c.closed) }),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { c.endRefused(err) }),
+	}
+}
+
 // Close ends the connection and everything on it.
 func (c *Client) Close() {
 	c.nc.Close()
 	<-c.closed
 }
 
-// cureOf says what to do about a connection that could not be made.
-func cureOf(err error) string {
+// connectCure says what to do when the client cannot connect.
+func connectCure(err error) string {
 	text := err.Error()
 	switch {
 	case errors.Is(err, nats.ErrAuthorization), strings.Contains(strings.ToLower(text), "authorization violation"):
-		return "the server does not take this login: see NATS_CREDS_FILE, NATS_NKEY_FILE, or NATS_USER and NATS_PASSWORD_FILE"
+		return "the server does not accept this login: " +
+			"see NATS_CREDS_FILE, NATS_NKEY_FILE, or NATS_USER and NATS_PASSWORD_FILE"
 	case strings.Contains(text, "x509:"), strings.Contains(text, "tls:"):
 		return "see NATS_CA_FILE, and NATS_CERT_FILE with NATS_KEY_FILE where the server asks for a client certificate"
 	case errors.Is(err, nats.ErrSecureConnRequired), errors.Is(err, nats.ErrSecureConnWanted):
@@ -147,8 +172,8 @@ func cureOf(err error) string {
 	return "is it running there? Set NATS_URL, or --server"
 }
 
-// redacted leaves user and password out of URLs.
-func redacted(urls string) string {
+// redactURLs replaces user and password in URLs.
+func redactURLs(urls string) string {
 	list := strings.Split(urls, ",")
 	for i, u := range list {
 		if at := strings.LastIndexByte(u, '@'); at >= 0 {
@@ -159,10 +184,11 @@ func redacted(urls string) string {
 	return strings.Join(list, ",")
 }
 
-var violation = regexp.MustCompile(`(?i)permissions violation for (publish|subscription) to "([^"]+)"`)
+var permissionsViolation = regexp.MustCompile(`(?i)permissions violation for (publish|subscription) to "([^"]+)"`)
 
-// failed ends the calls that a refusal is about: NATS does not answer what it does not permit, and who waits would learn nothing but a time-out.
-func (c *Client) failed(err error) {
+// endRefused ends the calls that a refusal is about. NATS does not answer what it does not permit: without this, a
+// caller would get nothing but a time-out.
+func (c *Client) endRefused(err error) {
 	refusal := refusalOf(err)
 	if refusal == nil {
 		return
@@ -170,32 +196,33 @@ func (c *Client) failed(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, w := range c.watchers {
-		if strings.HasPrefix(refusal.Subject, w.about) {
+		if strings.HasPrefix(refusal.Subject, w.prefix) {
 			w.end(refusal)
 		}
 	}
 }
 
-// refusalOf is what the connection says that it was refused; nil where err says something else.
+// refusalOf reads a refusal out of an error of the connection; nil if err is about something else.
 func refusalOf(err error) *PermissionError {
 	if err == nil {
 		return nil
 	}
-	m := violation.FindStringSubmatch(err.Error())
+	m := permissionsViolation.FindStringSubmatch(err.Error())
 	if m == nil {
 		return nil
 	}
 	return &PermissionError{Subscribe: strings.EqualFold(m[1], "subscription"), Subject: m[2]}
 }
 
-// permitted is a context that ends, with the refusal as its cause, when NATS refuses something on a subject that begins with about.
-func (c *Client) permitted(ctx context.Context, about string) (context.Context, func()) {
+// watchRefusals returns a context that ends when NATS refuses something on a subject with this prefix; the refusal is
+// its cause. Call the returned function when the call is over.
+func (c *Client) watchRefusals(ctx context.Context, prefix string) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	id := c.next
 	c.next++
-	c.watchers[id] = watcher{about, cancel}
+	c.watchers[id] = watcher{prefix, cancel}
 	return ctx, func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
@@ -204,41 +231,42 @@ func (c *Client) permitted(ctx context.Context, about string) (context.Context, 
 	}
 }
 
-// try makes one round trip: its error is NATS's refusal where there was one.
-func try[T any](ctx context.Context, c *Client, f func(context.Context) (T, error)) (T, error) {
-	watched, done := c.permitted(ctx, "")
+// call makes one round trip. If NATS refuses it, the error is the PermissionError.
+func call[T any](ctx context.Context, c *Client, f func(context.Context) (T, error)) (T, error) {
+	watched, done := c.watchRefusals(ctx, "")
 	defer done()
-	timed, cancel := context.WithTimeout(watched, answerTimeout)
+	timed, cancel := context.WithTimeout(watched, callTimeout)
 	defer cancel()
+
 	v, err := f(timed)
 	if err == nil {
 		return v, nil
 	}
-	var refused *PermissionError
 	switch cause := context.Cause(timed); {
-	case errors.As(cause, &refused):
-		return v, refused
+	case isPermission(cause):
+		return v, cause
 	case ctx.Err() != nil:
 		return v, context.Cause(ctx)
 	case errors.Is(err, nats.ErrConnectionClosed):
 		return v, ErrAway
 	case errors.Is(cause, context.DeadlineExceeded), errors.Is(err, nats.ErrTimeout):
-		return v, fmt.Errorf("%w after %s", errNoAnswer, answerTimeout)
+		return v, fmt.Errorf("%w after %s", errNoResponse, callTimeout)
 	}
 	return v, err
 }
 
-// patiently is try for what may be asked again: a stream whose leader has gone answers nobody for some seconds.
-func patiently[T any](ctx context.Context, c *Client, f func(context.Context) (T, error)) (T, error) {
+// retry repeats a call that may be made twice, while there is no response: a stream that has lost its leader does not
+// answer for some seconds.
+func retry[T any](ctx context.Context, c *Client, f func(context.Context) (T, error)) (T, error) {
 	for began := time.Now(); ; {
-		v, err := try(ctx, c, f)
-		if !errors.Is(err, errNoAnswer) || time.Since(began) > electionTime {
+		v, err := call(ctx, c, f)
+		if !errors.Is(err, errNoResponse) || time.Since(began) > electionTime {
 			return v, err
 		}
 	}
 }
 
-var errNoAnswer = errors.New("NATS gave no answer")
+var errNoResponse = errors.New("NATS gave no answer")
 
-// ErrAway says that NATS was away for longer than the client has patience.
+// ErrAway means that NATS was away for longer than Options.MaxOutage.
 var ErrAway = errors.New("NATS is away")

@@ -36,13 +36,19 @@ func testContext(t *testing.T) context.Context {
 }
 
 // prefixes are the inbox prefixes of the roles in deploy/nats.
-var prefixes = map[string]string{"service-fixed": "_INBOX_guestflow", "publisher": "_INBOX_publisher_lab", "operator": "_INBOX_operator"}
+var prefixes = map[string]string{
+	"service-fixed": "_INBOX_guestflow",
+	"publisher":     "_INBOX_publisher_lab",
+	"operator":      "_INBOX_operator",
+}
 
-// guarded is a server whose users are the roles of deploy/nats, and admin, who may do everything. edit (may be nil) changes what was read.
+// guarded is a server whose users are the roles of deploy/nats, and admin, who may do everything. edit (may be nil)
+// changes what was read.
 func guarded(t *testing.T, edit func(*server.Options)) (login func(user string) stream.Config) {
 	t.Helper()
 	dir := t.TempDir()
-	conf := "port: -1\njetstream { store_dir: \"" + dir + "\" }\nauthorization { users: [\n{ user: admin, password: admin }\n"
+	conf := "port: -1\njetstream { store_dir: \"" + dir + "\" }\n" +
+		"authorization { users: [\n{ user: admin, password: admin }\n"
 	for role := range prefixes {
 		file, err := filepath.Abs(filepath.Join("..", "..", "deploy", "nats", role+".conf"))
 		if err != nil {
@@ -75,8 +81,11 @@ func provision(t *testing.T, cfg stream.Config) *stream.Conn {
 		t.Fatal(err)
 	}
 	t.Cleanup(conn.Close)
-	if err := conn.Provision(testContext(t), stream.Settings{EventsMaxAge: 720 * time.Hour, DeadlettersMaxAge: 168 * time.Hour, QueuePerVM: 2,
-		AckWait: 30 * time.Second, MaxInFlight: map[string]int{"lab": 4}, Provision: true}); err != nil {
+	if err := conn.Provision(
+		testContext(t),
+		stream.Settings{EventsMaxAge: 720 * time.Hour, DeadlettersMaxAge: 168 * time.Hour, QueuePerVM: 2,
+			AckWait: 30 * time.Second, MaxInFlight: map[string]int{"lab": 4}, Provision: true},
+	); err != nil {
 		t.Fatal(err)
 	}
 	return conn
@@ -112,8 +121,12 @@ type teller struct {
 
 func tell(t *testing.T, conn *stream.Conn, m *client.Message, mode string) *teller {
 	now := time.Now()
-	return &teller{t: t, journal: stream.NewJournal(conn, mode), run: events.Run{ID: m.Run, VCenter: m.VCenter, VM: m.VM, Request: &m.Ref, Status: events.StatusRunning,
-		AcceptedAt: &now, Requested: m.Asked, Check: &events.Check{State: events.Pending}}}
+	return &teller{
+		t:       t,
+		journal: stream.NewJournal(conn, mode),
+		run: events.Run{ID: m.Run, VCenter: m.VCenter, VM: m.VM, Request: &m.Ref, Status: events.StatusRunning,
+			AcceptedAt: &now, Requested: m.Requested, Check: &events.Check{State: events.Pending}},
+	}
 }
 
 func (w *teller) says(k events.Kind) {
@@ -123,7 +136,14 @@ func (w *teller) says(k events.Kind) {
 		w.run.Status = events.Status(strings.TrimPrefix(string(k), "run."))
 	}
 	var err error
-	if w.after, err = w.journal.Append(testContext(w.t), w.after, fmt.Sprint(w.run.ID, w.run.N), k, events.Attributes{CausationID: "x"}, &w.run); err != nil {
+	if w.after, err = w.journal.Append(
+		testContext(w.t),
+		w.after,
+		fmt.Sprint(w.run.ID, w.run.N),
+		k,
+		events.Attributes{CausationID: "x"},
+		&w.run,
+	); err != nil {
 		w.t.Fatal(err)
 	}
 	w.run.Requested = nil
@@ -154,9 +174,19 @@ func TestPublisherWaits(t *testing.T) {
 	defer admin.Close()
 	stale := nats.NewMsg(events.EventSubject("lab", "vm-42", events.RunSucceeded))
 	stale.Header.Set("Nats-Expected-Last-Sequence", "77")
-	stale.Data = fmt.Appendf(nil, `{"specversion":"1.0","id":"%s.9","source":"/guestflow/lab","type":%q,"datacontenttype":"application/json",
-"data":{"run":%q,"n":9,"vcenter":"lab","vm":"vm-42","status":"succeeded"}}`, m.Run, events.Type(events.RunSucceeded), m.Run)
-	if answer, err := admin.RequestMsg(stale, time.Minute); err != nil || !strings.Contains(string(answer.Data), "10071") {
+	stale.Data = fmt.Appendf(
+		nil,
+		`{"specversion":"1.0","id":"%s.9","source":"/guestflow/lab","type":%q,"datacontenttype":"application/json",
+"data":{"run":%q,"n":9,"vcenter":"lab","vm":"vm-42","status":"succeeded"}}`,
+		m.Run,
+		events.Type(events.RunSucceeded),
+		m.Run,
+	)
+	if answer, err := admin.RequestMsg(
+		stale,
+		time.Minute,
+	); err != nil ||
+		!strings.Contains(string(answer.Data), "10071") {
 		t.Fatalf("the stale event: %s, %v", answer.Data, err)
 	}
 	told := tell(t, service, m, events.Structured)
@@ -166,7 +196,7 @@ func TestPublisherWaits(t *testing.T) {
 	var end *client.Event
 	go func() {
 		var err error
-		end, err = w.Until(ctx, seq, func(e *client.Event) { seen = append(seen, e.Kind) })
+		end, err = w.UntilEnd(ctx, seq, func(e *client.Event) { seen = append(seen, e.Kind) })
 		done <- err
 	}()
 	told.says(events.CheckCompleted)
@@ -174,7 +204,11 @@ func TestPublisherWaits(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff([]events.Kind{events.RunAccepted, events.CheckCompleted, events.RunFailed}, seen); diff != "" || end.Kind != events.RunFailed {
+	if diff := cmp.Diff(
+		[]events.Kind{events.RunAccepted, events.CheckCompleted, events.RunFailed},
+		seen,
+	); diff != "" ||
+		end.Kind != events.RunFailed {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 	// What has ended before is not waited for.
@@ -183,7 +217,7 @@ func TestPublisherWaits(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer again.Stop()
-	if end, err := again.Until(ctx, 99, func(*client.Event) {}); err != nil || end.Kind != events.RunFailed {
+	if end, err := again.UntilEnd(ctx, 99, func(*client.Event) {}); err != nil || end.Kind != events.RunFailed {
 		t.Errorf("again: %v, %v", end, err)
 	}
 }
@@ -196,16 +230,34 @@ func TestRefusalsAreNamed(t *testing.T) {
 	provision(t, login("admin"))
 	publisher, operator := dial(t, login("publisher")), dial(t, login("operator"))
 	for name, call := range map[string]struct {
-		do      func() error
 		subject string
+		do      func() error
 	}{
-		"publish":   {func() error { _, err := publisher.Publish(ctx, request(t, "prod", "1")); return err }, "guestflow.requests.prod.vm-42"},
-		"fleet":     {func() error { _, err := publisher.Fleet(ctx, "lab"); return err }, "$JS.API.STREAM.INFO.GUESTFLOW_EVENTS"},
-		"last":      {func() error { _, err := publisher.Last(ctx, "prod", "vm-1"); return err }, "$JS.API.DIRECT.GET.GUESTFLOW_EVENTS.guestflow.events.prod.vm-1.>"},
-		"hear":      {func() error { _, err := publisher.Hear(ctx, client.Filters("", "")); return err }, "guestflow.events.>"},
-		"names":     {func() error { _, err := publisher.VCenters(ctx); return err }, "$JS.API.STREAM.NAMES"},
-		"letters":   {func() error { _, err := publisher.DeadLetters(ctx, "", ""); return err }, "$JS.API.STREAM.MSG.GET.GUESTFLOW_DEADLETTERS"},
-		"jetstream": {func() error { return operator.JetStream(ctx) }, "$JS.API.INFO"},
+		"publish": {"guestflow.requests.prod.vm-42", func() error {
+			_, err := publisher.Publish(ctx, request(t, "prod", "1"))
+			return err
+		}},
+		"list": {"$JS.API.STREAM.INFO.GUESTFLOW_EVENTS", func() error {
+			_, err := publisher.ListVMs(ctx, "lab")
+			return err
+		}},
+		"last": {"$JS.API.DIRECT.GET.GUESTFLOW_EVENTS.guestflow.events.prod.vm-1.>", func() error {
+			_, err := publisher.LastEvent(ctx, "prod", "vm-1")
+			return err
+		}},
+		"core": {"guestflow.events.>", func() error {
+			_, err := publisher.FollowCore(ctx, client.Filters("", ""))
+			return err
+		}},
+		"names": {"$JS.API.STREAM.NAMES", func() error {
+			_, err := publisher.VCenters(ctx)
+			return err
+		}},
+		"letters": {"$JS.API.STREAM.MSG.GET.GUESTFLOW_DEADLETTERS", func() error {
+			_, err := publisher.DeadLetters(ctx, "", "")
+			return err
+		}},
+		"jetstream": {"$JS.API.INFO", func() error { return operator.JetStream(ctx) }},
 	} {
 		began := time.Now()
 		err := call.do()
@@ -215,39 +267,46 @@ func TestRefusalsAreNamed(t *testing.T) {
 		}
 		t.Logf("%s: %v after %s", name, err, time.Since(began))
 	}
-	if e, err := publisher.Last(ctx, "lab", "vm-1"); e != nil || err != nil {
+	if e, err := publisher.LastEvent(ctx, "lab", "vm-1"); e != nil || err != nil {
 		t.Errorf("publisher: %v, %v", e, err)
 	}
-	if e, err := operator.Last(ctx, "lab", "vm-1"); e != nil || err != nil {
+	if e, err := operator.LastEvent(ctx, "lab", "vm-1"); e != nil || err != nil {
 		t.Errorf("operator: %v, %v", e, err)
 	}
-	if s, err := publisher.One(ctx, "lab", "vm-1"); err != nil || s.Unfinished != -1 {
+	if s, err := publisher.Status(ctx, "lab", "vm-1"); err != nil || s.Unfinished != -1 {
 		t.Errorf("publisher: %+v, %v", s, err)
 	}
-	if s, err := operator.One(ctx, "lab", "vm-1"); err != nil || s.Unfinished != 0 || s.Limit != 2 {
+	if s, err := operator.Status(ctx, "lab", "vm-1"); err != nil || s.Unfinished != 0 || s.Limit != 2 {
 		t.Errorf("operator: %+v, %v", s, err)
 	}
 }
 
-// The service's own role lacks nothing; each permission that is taken away is found, where it can be tried without a word to others.
-func TestLacking(t *testing.T) {
+// The service's role has all permissions that it needs. Each one that is taken away is found, if it can be tried
+// without publishing something that subscribers receive.
+func TestMissingPermissions(t *testing.T) {
 	t.Parallel()
-	const pull = "$JS.API.CONSUMER.MSG.NEXT.GUESTFLOW_REQUESTS_lab.guestflow-requests-lab"
+	const (
+		pull = "$JS.API.CONSUMER.MSG.NEXT.GUESTFLOW_REQUESTS_lab.guestflow-requests-lab"
+		ack  = "$JS.ACK.GUESTFLOW_REQUESTS_lab.guestflow-requests-lab."
+
+		cancels, letters = "guestflow.cancels.lab.*", "guestflow.deadletters.lab.*"
+	)
+	without := func(subjects []string, taken ...string) []string {
+		return slices.DeleteFunc(subjects, func(s string) bool { return slices.Contains(taken, s) })
+	}
+	heardByOthers := []string{letters, "guestflow.events.lab.>", "guestflow.rejections.lab.*"}
 	for _, test := range []struct {
 		name          string
 		lacks, untold []string
 		edit          func(p *server.Permissions)
 	}{
-		{"whole", nil, []string{"guestflow.deadletters.lab.*", "guestflow.events.lab.>", "guestflow.rejections.lab.*"}, func(*server.Permissions) {}},
-		{"less", []string{pull, "$JS.ACK.GUESTFLOW_REQUESTS_lab.guestflow-requests-lab.0.0.0.0.0", "guestflow.cancels.lab.*"},
-			[]string{"guestflow.deadletters.lab.*", "guestflow.events.lab.>", "guestflow.rejections.lab.*"}, func(p *server.Permissions) {
-				p.Publish.Allow = slices.DeleteFunc(p.Publish.Allow, func(s string) bool {
-					return s == pull || s == "$JS.ACK.GUESTFLOW_REQUESTS_lab.guestflow-requests-lab.>"
-				})
-				p.Subscribe.Allow = slices.DeleteFunc(p.Subscribe.Allow, func(s string) bool { return s == "guestflow.cancels.lab.*" })
-			}},
-		{"told", []string{"guestflow.deadletters.lab.*", "guestflow.events.lab.*.run.*"}, nil, func(p *server.Permissions) {
-			p.Publish.Allow = append(slices.DeleteFunc(p.Publish.Allow, func(s string) bool { return s == "guestflow.deadletters.lab.*" }), "$SYS.REQ.USER.INFO")
+		{"whole", nil, heardByOthers, func(*server.Permissions) {}},
+		{"less", []string{pull, ack + "0.0.0.0.0", cancels}, heardByOthers, func(p *server.Permissions) {
+			p.Publish.Allow = without(p.Publish.Allow, pull, ack+">")
+			p.Subscribe.Allow = without(p.Subscribe.Allow, cancels)
+		}},
+		{"told", []string{letters, "guestflow.events.lab.*.run.*"}, nil, func(p *server.Permissions) {
+			p.Publish.Allow = append(without(p.Publish.Allow, letters), "$SYS.REQ.USER.INFO")
 			p.Subscribe.Deny = []string{"guestflow.events.*.vm-1.>"}
 		}},
 	} {
@@ -262,7 +321,7 @@ func TestLacking(t *testing.T) {
 			})
 			provision(t, login("admin"))
 			c := dial(t, login("service-fixed"))
-			lacking, untried, err := c.Lacking(testContext(t), c.ServiceNeeds([]string{"lab"}, false))
+			lacking, untried, err := c.MissingPermissions(testContext(t), c.ServicePermissions([]string{"lab"}, false))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -303,7 +362,8 @@ func TestFollowAcrossARestart(t *testing.T) {
 			t.Fatal(err)
 		}
 		var line struct{ Data events.Run }
-		if e.Run.N != n || e.ID() != fmt.Sprintf("%s.%d", e.Run.ID, n) || json.Unmarshal(e.Line, &line) != nil || line.Data.N != n {
+		if e.Run.N != n || e.ID() != fmt.Sprintf("%s.%d", e.Run.ID, n) || json.Unmarshal(e.Line, &line) != nil ||
+			line.Data.N != n {
 			t.Fatalf("event %s, n %d, want %d: %s", e.ID(), e.Run.N, n, e.Line)
 		}
 	}
@@ -317,7 +377,7 @@ func TestFollowAcrossARestart(t *testing.T) {
 	}
 	told.says(events.RunSucceeded)
 	next(3)
-	if s, err := c.Fleet(ctx, "lab"); err != nil || len(s) != 1 || s[0].Last.Kind != events.RunSucceeded {
+	if s, err := c.ListVMs(ctx, "lab"); err != nil || len(s) != 1 || s[0].Last.Kind != events.RunSucceeded {
 		t.Errorf("fleet: %v, %v", s, err)
 	}
 }
@@ -329,13 +389,18 @@ func TestPublishAnswers(t *testing.T) {
 	url := natstest.StartServer(t).URL()
 	provision(t, stream.Config{URL: url})
 	c := dial(t, stream.Config{URL: url})
-	for i, says := range []string{"", "", "vm-42 has as many unfinished requests as it may have (GUESTFLOW_QUEUE_PER_VM)"} {
+	const full = "vm-42 has as many unfinished requests as it may have (GUESTFLOW_QUEUE_PER_VM)"
+	for i, says := range []string{"", "", full} {
 		_, err := c.Publish(ctx, request(t, "lab", fmt.Sprint(i)))
 		if got := fmt.Sprint(err); says == "" && err != nil || !strings.Contains(got, says) {
 			t.Errorf("publish %d: %v", i, err)
 		}
 	}
-	if _, err := c.Publish(ctx, request(t, "prod", "1")); err == nil || !strings.Contains(err.Error(), "Served are: lab") {
+	if _, err := c.Publish(
+		ctx,
+		request(t, "prod", "1"),
+	); err == nil ||
+		!strings.Contains(err.Error(), "The vCenters with a service are: lab") {
 		t.Errorf("nobody there: %v", err)
 	}
 	big := request(t, "lab", "1")
@@ -351,7 +416,10 @@ func TestAway(t *testing.T) {
 	nc := natstest.StartServer(t)
 	provision(t, stream.Config{URL: nc.URL()})
 	said := make(chan string, 16)
-	c, err := client.Dial(stream.Config{URL: nc.URL()}, client.Options{Patience: time.Second, Notice: func(s string) { said <- s }})
+	c, err := client.Dial(
+		stream.Config{URL: nc.URL()},
+		client.Options{MaxOutage: time.Second, Notice: func(s string) { said <- s }},
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -389,7 +457,7 @@ func TestDialSaysWhatToDo(t *testing.T) {
 		cfg  stream.Config
 		says string
 	}{
-		{wrong, "does not take this login"},
+		{wrong, "does not accept this login"},
 		{stream.Config{URL: nobody}, "Set NATS_URL"},
 		{stream.Config{URL: wrong.URL, CredsFile: "none.creds"}, "NATS_CREDS_FILE"},
 		{stream.Config{URL: wrong.URL, User: "admin"}, "set both NATS_USER and NATS_PASSWORD_FILE"},
@@ -409,7 +477,8 @@ func TestDialSaysWhatToDo(t *testing.T) {
 	}
 }
 
-// The stream drops what comes with a Nats-Msg-Id that it has seen, whoever sent that: only what is one's own may be taken for stored.
+// The stream drops what comes with a Nats-Msg-Id that it has seen, whoever sent that: only what is one's own may be
+// taken for stored.
 func TestPublishBesideAForeignMsgID(t *testing.T) {
 	t.Parallel()
 	cfg := stream.Config{URL: natstest.StartServer(t).URL()}
@@ -423,7 +492,11 @@ func TestPublishBesideAForeignMsgID(t *testing.T) {
 	if _, err := c.Publish(ctx, with(request(t, "lab", "1"))); err != nil {
 		t.Fatal(err)
 	}
-	if seq, err := c.Publish(ctx, with(request(t, "lab", "2"))); err == nil || !strings.Contains(err.Error(), "Nats-Msg-Id") || !strings.Contains(err.Error(), "another one") {
+	if seq, err := c.Publish(
+		ctx,
+		with(request(t, "lab", "2")),
+	); err == nil || !strings.Contains(err.Error(), "Nats-Msg-Id") ||
+		!strings.Contains(err.Error(), "another one") {
 		t.Errorf("another request under that ID: %d, %v", seq, err)
 	}
 	repeat := with(request(t, "lab", "3"))

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,20 +16,21 @@ import (
 	"github.com/guestflow/guestflow/internal/events/stream"
 )
 
-// DeadLetter is a message that the service refused, as it keeps it.
+// DeadLetter is a message that the service refused, as the stream of dead letters has it.
 type DeadLetter struct {
-	Seq     uint64 // in the stream of dead letters
-	At      time.Time
-	VCenter string
-	VM      string // "_" where the message's subject named none
-	Code    string
-	Reason  string
-	Subject string      // where it was published
-	Sent    uint64      // its sequence in the requests stream
-	Header  nats.Header // its own headers, under their own names
-	Data    []byte
-	// Withheld is where a secret was: the message is kept without its data, of which Size and SHA256 tell. "-" where the place is not known.
-	Withheld, Size, SHA256 string
+	Seq         uint64 // in the stream of dead letters
+	At          time.Time
+	VCenter     string
+	VM          string // "_" if the message's subject named none
+	Code        string
+	Reason      string
+	Subject     string      // where it was published
+	OriginalSeq uint64      // its sequence in the requests stream
+	Header      nats.Header // its own headers, under their own names
+	Data        []byte
+	// WithheldPath is where the data held a secret; "-" if the place is not known. Such a message is kept without its
+	// data: Size and SHA256 describe them.
+	WithheldPath, Size, SHA256 string
 }
 
 const (
@@ -39,19 +41,16 @@ const (
 
 // DeadLetters are those of a VM, of a vCenter (vm empty), or all (both empty), oldest first.
 func (c *Client) DeadLetters(ctx context.Context, vcenter, vm string) (all []*DeadLetter, err error) {
-	or := func(s string) string {
-		if s == "" {
-			return "*"
-		}
-		return s
-	}
-	err = c.each(ctx, events.DeadlettersStream, events.DeadletterSubject(or(vcenter), or(vm)), func(s *stream.Stored) { all = append(all, deadLetter(s)) })
+	filter := events.DeadletterSubject(cmp.Or(vcenter, "*"), cmp.Or(vm, "*"))
+	err = c.forEachMessage(ctx, events.DeadlettersStream, filter, func(s *stream.Stored) {
+		all = append(all, deadLetter(s))
+	})
 	return all, err
 }
 
 // DeadLetter is the one with this sequence.
 func (c *Client) DeadLetter(ctx context.Context, seq uint64) (*DeadLetter, error) {
-	s, err := c.get(ctx, events.DeadlettersStream, map[string]any{"seq": seq})
+	s, err := c.getMessage(ctx, events.DeadlettersStream, map[string]any{"seq": seq})
 	if err != nil {
 		return nil, err
 	}
@@ -62,21 +61,29 @@ func (c *Client) DeadLetter(ctx context.Context, seq uint64) (*DeadLetter, error
 }
 
 func deadLetter(s *stream.Stored) *DeadLetter {
-	d := &DeadLetter{Seq: s.Seq, At: s.At, Code: s.Header.Get("Guestflow-Code"), Reason: s.Header.Get("Guestflow-Reason"),
-		Subject: s.Header.Get("Guestflow-Subject"), Header: nats.Header{}, Data: s.Data}
+	d := &DeadLetter{
+		Seq:     s.Seq,
+		At:      s.At,
+		Code:    s.Header.Get("Guestflow-Code"),
+		Reason:  s.Header.Get("Guestflow-Reason"),
+		Subject: s.Header.Get("Guestflow-Subject"),
+		Header:  nats.Header{},
+		Data:    s.Data,
+	}
 	if tokens := strings.Split(s.Subject, "."); len(tokens) == 4 { // guestflow.deadletters.<vcenter>.<vm>
 		d.VCenter, d.VM = tokens[2], tokens[3]
 	}
-	d.Sent, _ = strconv.ParseUint(s.Header.Get("Guestflow-Sequence"), 10, 64) // 0 where it is not told
+	d.OriginalSeq, _ = strconv.ParseUint(s.Header.Get("Guestflow-Sequence"), 10, 64) // 0 if it has none
 	if d.Size = s.Header.Get("Guestflow-Size"); d.Size != "" {
-		d.SHA256, d.Withheld = s.Header.Get("Guestflow-Sha256"), "-"
+		d.SHA256, d.WithheldPath = s.Header.Get("Guestflow-Sha256"), "-"
 		if at := s.Header.Get("Guestflow-Path"); at != "" {
-			d.Withheld = at
+			d.WithheldPath = at
 		}
 	}
 	for name, values := range s.Header {
 		original, renamed := strings.CutPrefix(name, originalPrefix)
-		if lower := strings.ToLower(name); !renamed && (strings.HasPrefix(lower, ownPrefix) || strings.HasPrefix(lower, natsPrefix)) {
+		lower := strings.ToLower(name)
+		if !renamed && (strings.HasPrefix(lower, ownPrefix) || strings.HasPrefix(lower, natsPrefix)) {
 			continue
 		}
 		d.Header[original] = values
@@ -84,18 +91,26 @@ func deadLetter(s *stream.Stored) *DeadLetter {
 	return d
 }
 
-// Replayable is nil where the letter can be published again, else why not. A refusal that is sure to come again is an *events.RejectError.
+// Replayable returns nil if the letter can be published again, else the reason. An *events.RejectError means that it
+// would be refused again.
 func (d *DeadLetter) Replayable() error {
-	if d.Withheld != "" {
+	if d.WithheldPath != "" {
 		at := ""
-		if d.Withheld != "-" {
-			at = " at " + d.Withheld
+		if d.WithheldPath != "-" {
+			at = " at " + d.WithheldPath
 		}
-		return fmt.Errorf("dead letter %d was kept without its data, for a secret%s: it cannot be replayed. Its sender has to send it anew, with a secretRef in that place", d.Seq, at)
+		return fmt.Errorf(
+			"dead letter %d was kept without its data, because they hold a secret%s: it cannot be replayed. "+
+				"Its sender has to send a new one, with a secretRef in that place",
+			d.Seq,
+			at,
+		)
 	}
 	tokens := strings.Split(d.Subject, ".")
-	if len(tokens) != 4 || tokens[0] != "guestflow" || tokens[1] != "requests" && tokens[1] != "cancels" || tokens[2] != d.VCenter {
-		return fmt.Errorf("dead letter %d names no subject of requests or cancels (Guestflow-Subject is %q): it cannot be replayed", d.Seq, d.Subject)
+	if len(tokens) != 4 || tokens[0] != "guestflow" || tokens[2] != d.VCenter ||
+		tokens[1] != "requests" && tokens[1] != "cancels" {
+		return fmt.Errorf("dead letter %d names no subject of requests or cancels (Guestflow-Subject is %q): "+
+			"it cannot be replayed", d.Seq, d.Subject)
 	}
 	if tokens[1] == "cancels" {
 		_, err := events.DecodeCancel(d.VCenter, d.Subject, d.Header, d.Data)
@@ -103,13 +118,16 @@ func (d *DeadLetter) Replayable() error {
 	}
 	r, err := events.DecodeRequest(d.VCenter, d.Subject, d.Header, d.Data)
 	if err == nil && !r.Expires.IsZero() && !r.Expires.After(time.Now()) {
-		return &events.RejectError{Code: events.Expired, Message: "its expirytime " + r.Expires.Format(time.RFC3339) + " has passed"}
+		message := "its expirytime " + r.Expires.Format(time.RFC3339) + " has passed"
+		return &events.RejectError{Code: events.Expired, Message: message}
 	}
 	return err
 }
 
-// Replay publishes the letter's bytes and headers where they were published first, under their own names, and returns its sequence there. Headers that
-// were for the server (Nats-…) are left out: they were about a publish that is over, and would have this one taken for its repeat, or refused.
+// Replay publishes the letter's original bytes and headers on their original subject, and returns the new sequence.
+//
+// Headers for the server (Nats-…) are left out: they were about the first publish, and JetStream would take this one
+// for a repeat of it, or refuse it.
 func (c *Client) Replay(ctx context.Context, d *DeadLetter) (seq uint64, err error) {
 	var reject *events.RejectError
 	if err := d.Replayable(); err != nil && !errors.As(err, &reject) {
@@ -133,7 +151,7 @@ func (c *Client) Drop(ctx context.Context, seq uint64) error {
 	if _, err := c.DeadLetter(ctx, seq); err != nil {
 		return err
 	}
-	_, err := try(ctx, c, func(ctx context.Context) (struct{}, error) {
+	_, err := call(ctx, c, func(ctx context.Context) (struct{}, error) {
 		s, err := c.js.Stream(ctx, events.DeadlettersStream)
 		if err == nil {
 			err = s.DeleteMsg(ctx, seq)
@@ -143,5 +161,5 @@ func (c *Client) Drop(ctx context.Context, seq uint64) error {
 	if errors.Is(err, jetstream.ErrMsgDeleteUnsuccessful) || errors.Is(err, jetstream.ErrMsgNotFound) {
 		return fmt.Errorf("dead letter %d was not deleted: %w", seq, err)
 	}
-	return missing(events.DeadlettersStream, err)
+	return streamError(events.DeadlettersStream, err)
 }

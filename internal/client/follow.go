@@ -31,54 +31,70 @@ func Filters(vcenter, vm string) []string {
 // Start is where a Feed begins. The zero value: with what is published from now on.
 type Start struct {
 	Seq  uint64    // at this sequence of the events stream
-	Time time.Time // at what was stored then
+	Time time.Time // at the first event that was stored at this time or later
 }
 
-// Feed is a row of events.
+// Feed delivers events one after the other.
 type Feed struct {
 	events chan *Event
-	ended  context.Context // with its cause, when nothing more comes
+	ended  context.Context // its cause is why no more events come
 	stop   func()
-	After  uint64 // what had been stored when the feed began
+	After  uint64 // the last sequence of the stream when the feed began
 }
 
-// Follow reads events from JetStream: each one once, in order, also when NATS was away in between.
+// Follow reads events from JetStream: each one once and in order, even when NATS was away in between.
 func (c *Client) Follow(ctx context.Context, filters []string, from Start) (*Feed, error) {
 	info, err := c.streamInfo(ctx, events.EventsStream, "")
 	if err != nil {
 		return nil, err
 	}
-	cfg := jetstream.OrderedConsumerConfig{FilterSubjects: filters, InactiveThreshold: time.Minute,
-		DeliverPolicy: jetstream.DeliverByStartSequencePolicy, OptStartSeq: from.Seq}
-	switch {
-	case !from.Time.IsZero():
-		cfg.DeliverPolicy, cfg.OptStartSeq, cfg.OptStartTime = jetstream.DeliverByStartTimePolicy, 0, &from.Time
-	case from.Seq == 0: // not "new": what comes while the consumer is made anew would be lost
-		cfg.OptStartSeq = info.State.LastSeq + 1
-	}
-	cons, err := patiently(ctx, c, func(ctx context.Context) (jetstream.Consumer, error) {
-		return c.js.OrderedConsumer(ctx, events.EventsStream, cfg)
+	consumer, err := retry(ctx, c, func(ctx context.Context) (jetstream.Consumer, error) {
+		return c.js.OrderedConsumer(ctx, events.EventsStream, consumerConfig(filters, from, info.State.LastSeq))
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read the stream %s: %w", events.EventsStream, err)
 	}
+
 	f, end := newFeed(info.State.LastSeq)
-	pulling, err := cons.Consume(func(m jetstream.Msg) {
-		meta, err := m.Metadata()
-		if err != nil {
-			return
+	receive := func(m jetstream.Msg) {
+		if meta, err := m.Metadata(); err == nil {
+			f.put(m.Subject(), m.Headers(), m.Data(), meta.Sequence.Stream)
 		}
-		f.put(m.Subject(), m.Headers(), m.Data(), meta.Sequence.Stream)
-	}, jetstream.PullHeartbeat(5*time.Second), jetstream.ConsumeErrHandler(func(_ jetstream.ConsumeContext, err error) {
+	}
+	onError := func(_ jetstream.ConsumeContext, err error) {
 		if errors.Is(err, jetstream.ErrConnectionClosed) || errors.Is(err, nats.ErrConnectionClosed) {
 			end(ErrAway)
 		}
-	}))
+	}
+	pull, err := consumer.Consume(receive, jetstream.PullHeartbeat(5*time.Second), jetstream.ConsumeErrHandler(onError))
 	if err != nil {
 		end(err)
 		return nil, fmt.Errorf("read the stream %s: %w", events.EventsStream, err)
 	}
-	f.stop = sync.OnceFunc(func() { end(context.Canceled); pulling.Stop() })
+
+	f.stop = sync.OnceFunc(func() { end(context.Canceled); pull.Stop() })
+	c.endWithConnection(f, end)
+	c.endWithRefusal(f, end, c.apiPrefix+"CONSUMER.")
+	return f, nil
+}
+
+// consumerConfig is that of the consumer behind a feed; last is the last sequence of the stream.
+func consumerConfig(filters []string, from Start, last uint64) jetstream.OrderedConsumerConfig {
+	cfg := jetstream.OrderedConsumerConfig{FilterSubjects: filters, InactiveThreshold: time.Minute}
+	switch {
+	case !from.Time.IsZero():
+		cfg.DeliverPolicy, cfg.OptStartTime = jetstream.DeliverByStartTimePolicy, &from.Time
+	case from.Seq != 0:
+		cfg.DeliverPolicy, cfg.OptStartSeq = jetstream.DeliverByStartSequencePolicy, from.Seq
+	default:
+		// Not DeliverNewPolicy: when the consumer is created again, it would skip what was stored in the meantime.
+		cfg.DeliverPolicy, cfg.OptStartSeq = jetstream.DeliverByStartSequencePolicy, last+1
+	}
+	return cfg
+}
+
+// endWithConnection ends a feed when the connection is closed.
+func (c *Client) endWithConnection(f *Feed, end context.CancelCauseFunc) {
 	go func() {
 		select {
 		case <-c.closed:
@@ -86,22 +102,25 @@ func (c *Client) Follow(ctx context.Context, filters []string, from Start) (*Fee
 		case <-f.ended.Done():
 		}
 	}()
-	// A refused pull is told by nothing but an error of the connection.
-	watched, done := c.permitted(f.ended, c.apiPrefix+"CONSUMER.")
+}
+
+// endWithRefusal ends a feed when NATS refuses a publish under a subject. A pull that is not permitted gets no
+// response: the refusal arrives as an error of the connection.
+func (c *Client) endWithRefusal(f *Feed, end context.CancelCauseFunc, subject string) {
+	watched, done := c.watchRefusals(f.ended, subject)
 	go func() {
 		defer done()
 		<-watched.Done()
-		var refused *PermissionError
-		if errors.As(context.Cause(watched), &refused) {
-			end(refused)
+		if cause := context.Cause(watched); isPermission(cause) {
+			end(cause)
 		}
 	}()
-	return f, nil
 }
 
-// Hear reads events as they are published, in core NATS: for who may not read the stream. What is published while NATS is away is missed, and an
-// event that the stream refuses is heard all the same.
-func (c *Client) Hear(ctx context.Context, filters []string) (*Feed, error) {
+// FollowCore reads events on core NATS, as they are published, for a user who may not read the stream.
+//
+// It misses what is published while NATS is away, and delivers also events that the stream then does not store.
+func (c *Client) FollowCore(ctx context.Context, filters []string) (*Feed, error) {
 	f, end := newFeed(0)
 	var subs []*nats.Subscription
 	f.stop = func() {
@@ -110,8 +129,9 @@ func (c *Client) Hear(ctx context.Context, filters []string) (*Feed, error) {
 			_ = s.Unsubscribe() // it ends with the connection at the latest
 		}
 	}
+
 	for _, filter := range filters {
-		err := c.tried(ctx, filter, func() error {
+		err := c.attempt(ctx, filter, func() error {
 			sub, err := c.nc.Subscribe(filter, func(m *nats.Msg) { f.put(m.Subject, m.Header, m.Data, 0) })
 			subs = append(subs, sub)
 			return err
@@ -121,30 +141,27 @@ func (c *Client) Hear(ctx context.Context, filters []string) (*Feed, error) {
 			return nil, err
 		}
 	}
-	go func() {
-		select {
-		case <-c.closed:
-			end(ErrAway)
-		case <-f.ended.Done():
-		}
-	}()
+
+	c.endWithConnection(f, end)
 	return f, nil
 }
 
-// tried does what NATS does not answer, and returns its refusal where there is one.
-func (c *Client) tried(ctx context.Context, subject string, do func() error) error {
-	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+// attempt does something to which NATS sends no response, and returns the refusal if NATS refuses it.
+func (c *Client) attempt(ctx context.Context, subject string, do func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	watched, done := c.permitted(ctx, subject)
+	watched, done := c.watchRefusals(ctx, subject)
 	defer done()
+
 	if err := do(); err != nil {
 		return err
 	}
 	if err := c.nc.FlushWithContext(ctx); err != nil {
 		return fmt.Errorf("NATS does not answer: %w", err)
 	}
-	// A refusal comes before the answer to the flush. The error handler hears of it a moment later, and is waited for: else the next call would
-	// take it for its own.
+
+	// A refusal arrives before the answer to the flush, but the error handler runs a moment later. Wait for it:
+	// otherwise the next call would take the refusal for its own.
 	if refused := refusalOf(c.nc.LastError()); refused != nil && refused.Subject == subject {
 		<-watched.Done()
 		return refused
@@ -159,7 +176,7 @@ func newFeed(after uint64) (*Feed, context.CancelCauseFunc) {
 
 func (f *Feed) put(subject string, h nats.Header, data []byte, seq uint64) {
 	e, err := decode(subject, h, data)
-	if err != nil { // others may publish there too: readers ignore what they do not know
+	if err != nil { // somebody else's message: readers ignore what they do not know
 		return
 	}
 	e.Seq = seq
@@ -184,30 +201,31 @@ func (f *Feed) Next(ctx context.Context) (*Event, error) {
 // Stop ends the feed.
 func (f *Feed) Stop() { f.stop() }
 
-// Wait is a subscription to what becomes of one message.
+// Wait is a subscription to the events about one message.
 type Wait struct {
-	c     *Client
-	m     *Message
-	feed  *Feed
-	heard bool // by core NATS
-	other bool // the run in the journal was asked for with other data: the message will be rejected
-	known bool // the message may have been sent before
+	c           *Client
+	m           *Message
+	feed        *Feed
+	core        bool // feed is one of core NATS
+	mayBeRepeat bool // the message may have been sent before
+	conflict    bool // the run in the journal was requested with other data: our message will be rejected
 }
 
-// Await subscribes to what becomes of a message: before it is published. known: it may have been sent before, so the VM's history is read too. Who may
-// not read the stream hears core NATS, and confirms in the stream what ends a run.
-func (c *Client) Await(ctx context.Context, m *Message, known bool) (*Wait, error) {
-	w := &Wait{c: c, m: m, known: known}
+// Await subscribes to the events about a message, and must be called before the message is published.
+//
+// mayBeRepeat says that the message may have been sent before: then the VM's history is read too. A user who may not
+// read the stream listens on core NATS, and looks in the stream only whether the final event is stored there.
+func (c *Client) Await(ctx context.Context, m *Message, mayBeRepeat bool) (*Wait, error) {
+	w := &Wait{c: c, m: m, mayBeRepeat: mayBeRepeat}
 	from := Start{}
-	if known {
+	if mayBeRepeat {
 		from.Seq = 1
 	}
+
 	var err error
-	var refused *PermissionError
 	w.feed, err = c.Follow(ctx, Filters(m.VCenter, m.VM), from)
-	if errors.As(err, &refused) {
-		w.heard = true
-		w.feed, err = c.Hear(ctx, Filters(m.VCenter, m.VM))
+	if isPermission(err) {
+		err = w.fallBack(ctx)
 	}
 	if err != nil {
 		return nil, err
@@ -215,54 +233,49 @@ func (c *Client) Await(ctx context.Context, m *Message, known bool) (*Wait, erro
 	return w, nil
 }
 
+// fallBack listens on core NATS instead of reading the stream.
+func (w *Wait) fallBack(ctx context.Context) (err error) {
+	w.core = true
+	w.feed, err = w.c.FollowCore(ctx, Filters(w.m.VCenter, w.m.VM))
+	return err
+}
+
 // Stop ends the subscription.
 func (w *Wait) Stop() { w.feed.Stop() }
 
-// look is how often the VM's last event is read where events may be missed.
-const look = 10 * time.Second
+// rereadInterval is how often the VM's last event is read when listening on core NATS, where events can be missed.
+const rereadInterval = 10 * time.Second
 
-// Until waits for the message's end and returns that event: one that ends its run, or its rejection. seq is what the publish answered. show is called with
-// every event of the run (of a cancel, from now on), the last one included.
-func (w *Wait) Until(ctx context.Context, seq uint64, show func(*Event)) (*Event, error) {
-	rejected := "rejected." + strconv.FormatUint(seq, 10)
-	if w.heard && w.known {
-		if e := w.ended(ctx); e != nil {
+// UntilEnd waits for the message's final event and returns it: the event that ends its run, or its rejection.
+//
+// seq is the sequence that the publish returned. show is called with every event of the run, the final one included;
+// for a cancel, only with those that come from now on.
+func (w *Wait) UntilEnd(ctx context.Context, seq uint64, show func(*Event)) (*Event, error) {
+	if w.core && w.mayBeRepeat {
+		if e := w.finalEvent(ctx); e != nil {
 			show(e)
 			return e, nil
 		}
 	}
+
 	for {
 		e, err := w.next(ctx)
-		var refused *PermissionError
-		switch {
-		case errors.As(err, &refused) && !w.heard: // it may make a consumer, but not pull from it
-			w.feed.Stop()
-			w.heard = true
-			if w.feed, err = w.c.Hear(ctx, Filters(w.m.VCenter, w.m.VM)); err != nil {
-				return nil, err
-			}
-			if e = w.ended(ctx); e == nil {
-				continue
-			}
-		case err != nil:
+		if err != nil {
 			return nil, err
 		}
-		switch {
-		case e.Kind == events.KindRejected:
-			if e.ID() == rejected && (e.Seq == 0 || e.Seq > w.feed.After) {
+		if e.Kind == events.KindRejected {
+			if w.rejects(e, seq) {
 				show(e)
 				return e, nil
 			}
 			continue
-		case e.Run.ID != w.m.Run:
-			continue
-		case e.Kind == events.RunAccepted && !w.m.Cancel:
-			w.other = !sameJSON(events.WithoutNulls(e.Run.Requested), events.WithoutNulls(w.m.Asked))
 		}
-		if w.other || e.Last() && w.heard && !w.stored(ctx, e) {
+		if !w.isOurs(ctx, e) {
 			continue
 		}
-		if !w.m.Cancel || e.Last() || e.Seq == 0 || e.Seq > w.feed.After { // what the run did before is no news to who ends it
+
+		// The user who cancels a run does not want to read its past.
+		if !w.m.Cancel || e.Last() || w.isNew(e) {
 			show(e)
 		}
 		if e.Last() {
@@ -271,43 +284,78 @@ func (w *Wait) Until(ctx context.Context, seq uint64, show func(*Event)) (*Event
 	}
 }
 
-// next is the next event; where some may be missed, the VM's last event is read now and then.
-func (w *Wait) next(ctx context.Context) (*Event, error) {
-	if !w.heard {
-		return w.feed.Next(ctx)
+// rejects reports whether a rejection is that of our message, which is stored at seq.
+func (w *Wait) rejects(e *Event, seq uint64) bool {
+	return e.ID() == "rejected."+strconv.FormatUint(seq, 10) && w.isNew(e)
+}
+
+// isNew reports whether an event was published after the wait began.
+func (w *Wait) isNew(e *Event) bool { return e.Seq == 0 || e.Seq > w.feed.After }
+
+// isOurs reports whether an event belongs to the run that our message asked for.
+func (w *Wait) isOurs(ctx context.Context, e *Event) bool {
+	if e.Run.ID != w.m.Run {
+		return false
 	}
+	if e.Kind == events.RunAccepted && !w.m.Cancel {
+		w.conflict = !sameJSON(events.WithoutNulls(e.Run.Requested), events.WithoutNulls(w.m.Requested))
+	}
+	if w.conflict {
+		return false
+	}
+	return !e.Last() || !w.core || w.isStored(ctx, e)
+}
+
+// next is the next event of the VM.
+func (w *Wait) next(ctx context.Context) (*Event, error) {
+	if !w.core {
+		e, err := w.feed.Next(ctx)
+		if !isPermission(err) {
+			return e, err
+		}
+
+		// The user may create a consumer, but not pull from it.
+		w.feed.Stop()
+		if err := w.fallBack(ctx); err != nil {
+			return nil, err
+		}
+		if e := w.finalEvent(ctx); e != nil {
+			return e, nil
+		}
+	}
+
 	for {
-		timed, cancel := context.WithTimeout(ctx, look)
+		timed, cancel := context.WithTimeout(ctx, rereadInterval)
 		e, err := w.feed.Next(timed)
 		cancel()
 		if err == nil || ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) {
 			return e, err
 		}
-		if e := w.ended(ctx); e != nil {
+		if e := w.finalEvent(ctx); e != nil {
 			return e, nil
 		}
 	}
 }
 
-// ended is the VM's last event where that ends this run; else nil.
-func (w *Wait) ended(ctx context.Context) *Event {
-	e, err := w.c.Last(ctx, w.m.VCenter, w.m.VM)
+// finalEvent is the VM's last event if it ends our run; else nil.
+func (w *Wait) finalEvent(ctx context.Context) *Event {
+	e, err := w.c.LastEvent(ctx, w.m.VCenter, w.m.VM)
 	if err != nil || e == nil || e.Run.ID != w.m.Run || !e.Last() {
 		return nil
 	}
 	return e
 }
 
-// stored reports whether an event that was heard is in the stream: core NATS also hands out what the stream then refuses.
-func (w *Wait) stored(ctx context.Context, e *Event) bool {
+// isStored reports whether an event is in the stream: core NATS delivers also what the stream then does not store.
+func (w *Wait) isStored(ctx context.Context, e *Event) bool {
 	for range 20 {
-		s, err := w.c.lastOn(ctx, events.EventsStream, events.EventSubject(w.m.VCenter, w.m.VM, e.Kind))
-		var refused *PermissionError
-		if errors.As(err, &refused) {
-			return true // who may not ask has to believe
+		s, err := w.c.lastMessage(ctx, events.EventsStream, events.EventSubject(w.m.VCenter, w.m.VM, e.Kind))
+		if isPermission(err) {
+			return true // this user cannot find out
 		}
 		if err == nil && s != nil {
-			if have, err := decode(s.Subject, s.Header, s.Data); err == nil && have.ID() == e.ID() && bytes.Equal(have.Data(), e.Data()) {
+			have, err := decode(s.Subject, s.Header, s.Data)
+			if err == nil && have.ID() == e.ID() && bytes.Equal(have.Data(), e.Data()) {
 				return true
 			}
 		}
@@ -320,7 +368,7 @@ func (w *Wait) stored(ctx context.Context, e *Event) bool {
 	return false
 }
 
-// sameJSON compares two JSON values. Absent is like anything: it cannot be told.
+// sameJSON reports whether two JSON values are equal, or one of them is not known.
 func sameJSON(a, b json.RawMessage) bool {
 	var x, y any
 	if len(a) == 0 || len(b) == 0 || json.Unmarshal(a, &x) != nil || json.Unmarshal(b, &y) != nil {

@@ -27,29 +27,29 @@ const (
 
 // Message is a request or a cancel, checked with the service's own code, and where it is to be published.
 type Message struct {
-	VCenter string
-	VM      string
-	Subject string
-	Header  nats.Header
-	Data    []byte
-	Ref     events.RequestRef // its own source and id
-	Run     string            // the run that it asks for, or is to end
-	Asked   json.RawMessage   // of a request: its data as taken
-	Cancel  bool
-	// Warnings are what the service would warn of in its check, of what the request alone shows.
+	VCenter   string
+	VM        string
+	Subject   string
+	Header    nats.Header
+	Data      []byte
+	Ref       events.RequestRef // its own source and id
+	Run       string            // the run that it asks for, or is to end
+	Requested json.RawMessage   // of a request: its data as taken
+	Cancel    bool
+	// Warnings are those that the service would report in its check, as far as the request alone shows them.
 	Warnings []events.Remark
 }
 
-// Whole reports whether a document is a whole CloudEvent and not its data alone.
-func Whole(doc []byte) bool {
+// IsCloudEvent reports whether a document is a whole CloudEvent and not its data alone.
+func IsCloudEvent(doc []byte) bool {
 	var e struct {
 		SpecVersion *string `json:"specversion"`
 	}
 	return json.Unmarshal(custspec.WithoutBOM(doc), &e) == nil && e.SpecVersion != nil
 }
 
-// JSON is a document as it is read: UTF-8, without the byte order mark that programs on Windows begin it with. An error says what it is instead, and what
-// to do with it.
+// JSON returns a document as UTF-8, without the byte order mark that programs on Windows write. The error says what the
+// document is instead, and what to do with it.
 func JSON(doc []byte) ([]byte, error) {
 	doc = custspec.WithoutBOM(doc)
 	if other := custspec.UTF16(doc); other != "" {
@@ -69,8 +69,10 @@ func JSON(doc []byte) ([]byte, error) {
 	return nil, fmt.Errorf("it is not valid JSON: %w", jsonError(doc))
 }
 
-// New makes a message of a document: a whole CloudEvent, whose bytes stay as they are where ref is empty, or a request's data alone, which gets the
-// identity ref. What is set in ref replaces the document's own. An error is what the service would refuse it for, a *events.RejectError where it says
+// New makes a message from a document: a whole CloudEvent, or the data of a request alone.
+//
+// Source and id in ref replace those of the document; if ref is empty, the bytes of a whole CloudEvent stay as they
+// are. The error is the reason for which the service would refuse the message, an *events.RejectError if it is about
 // a field.
 func New(vcenter string, doc []byte, ref events.RequestRef) (*Message, error) {
 	doc, err := JSON(doc)
@@ -78,13 +80,13 @@ func New(vcenter string, doc []byte, ref events.RequestRef) (*Message, error) {
 		return nil, err
 	}
 	m := &Message{VCenter: vcenter, Header: nats.Header{"Content-Type": {structured}}, Data: doc}
-	if Whole(doc) {
-		if err := m.identify(ref); err != nil {
+	if IsCloudEvent(doc) {
+		if err := m.setIdentity(ref); err != nil {
 			return nil, err
 		}
 		return m, m.check()
 	}
-	if what := noRequest(doc); what != "" {
+	if what := specAlone(doc); what != "" {
 		return nil, &events.RejectError{Code: events.InvalidRequest, Message: what}
 	}
 	data, err := envelope(events.KindRequested, ref, vmOf(doc), doc)
@@ -101,8 +103,8 @@ func New(vcenter string, doc []byte, ref events.RequestRef) (*Message, error) {
 	return m, err
 }
 
-// noRequest says what a document is that is a specification alone; "" where it may be a request.
-func noRequest(doc []byte) string {
+// specAlone says what a document is, if it is a specification and not a request; else "".
+func specAlone(doc []byte) string {
 	var tree map[string]any
 	if json.Unmarshal(doc, &tree) != nil || tree["vm"] != nil || tree["customize"] != nil {
 		return ""
@@ -111,7 +113,8 @@ func noRequest(doc []byte) string {
 		return "it is no request, but " + strings.TrimPrefix(foreign, "is ")
 	}
 	if tree["identity"] != nil {
-		return "it is a CustomizationSpec, and no request: put it into one, as customize.spec, or send it by guestflow submit --vm VM --secret NAME --spec FILE"
+		return "it is a CustomizationSpec, and no request: put it into a request as customize.spec, " +
+			"or send it with guestflow submit --vm VM --secret NAME --spec FILE"
 	}
 	return ""
 }
@@ -135,16 +138,23 @@ func NewCancel(vcenter, vm string, request, ref events.RequestRef, reason string
 
 // envelope is a CloudEvent around data.
 func envelope(k events.Kind, ref events.RequestRef, vm string, data json.RawMessage) ([]byte, error) {
-	attrs := map[string]any{"specversion": "1.0", "type": events.Type(k), "source": ref.Source, "id": ref.ID, "time": time.Now().UTC().Format(time.RFC3339),
-		"datacontenttype": "application/json", "data": data}
+	attrs := map[string]any{
+		"specversion":     "1.0",
+		"type":            events.Type(k),
+		"source":          ref.Source,
+		"id":              ref.ID,
+		"time":            time.Now().UTC().Format(time.RFC3339),
+		"datacontenttype": "application/json",
+		"data":            data,
+	}
 	if vm != "" {
 		attrs["subject"] = vm
 	}
 	return marshal(attrs)
 }
 
-// identify gives a whole CloudEvent another source or id.
-func (m *Message) identify(ref events.RequestRef) error {
+// setIdentity replaces source and id of a whole CloudEvent.
+func (m *Message) setIdentity(ref events.RequestRef) error {
 	if ref == (events.RequestRef{}) {
 		return nil
 	}
@@ -167,7 +177,7 @@ func (m *Message) identify(ref events.RequestRef) error {
 	return err
 }
 
-// vmOf is the VM that a document names, a CloudEvent or its data; "" where it names none.
+// vmOf is the VM that a document names, which is a CloudEvent or its data; "" if it names none.
 func vmOf(doc []byte) string {
 	var d struct {
 		VM   string
@@ -182,16 +192,16 @@ func vmOf(doc []byte) string {
 	return d.Data.VM
 }
 
-// check holds the message against everything that can be known without the service.
+// check decodes the message as the service would, and fills in what it says.
 func (m *Message) check() error {
 	m.VM = vmOf(m.Data)
 	var e struct{ Type, Subject string }
-	_ = json.Unmarshal(m.Data, &e) // what cannot be read is told below, in the service's words
+	_ = json.Unmarshal(m.Data, &e) // the decoders below say what is wrong
 	if m.VM == "" {
 		m.VM = e.Subject
 	}
 	if !events.ValidVM(m.VM) {
-		m.VM = "_" // no VM is called so: what the document lacks is told, and its subject is not used
+		m.VM = "_" // no VM has this name: the decoders below refuse the message, and say why
 	}
 	if n := len(m.Data) + headerSize(m.Header); n > maxMessage {
 		return fmt.Errorf("it is too large: %d bytes, and a request may have %d", n, maxMessage)
@@ -200,22 +210,24 @@ func (m *Message) check() error {
 		m.Cancel, m.Subject = true, events.CancelSubject(m.VCenter, m.VM)
 		c, err := events.DecodeCancel(m.VCenter, m.Subject, m.Header, m.Data)
 		m.Ref, m.Run = c.Ref, c.RunID
-		return m.plain(err)
+		return m.inDocumentTerms(err)
 	}
 	m.Subject = events.RequestSubject(m.VCenter, m.VM)
 	r, err := events.DecodeRequest(m.VCenter, m.Subject, m.Header, m.Data)
-	m.Ref, m.Run, m.Asked, m.Warnings = r.Ref, r.RunID, r.Data, r.Warnings
+	m.Ref, m.Run, m.Requested, m.Warnings = r.Ref, r.RunID, r.Data, r.Warnings
 	if err == nil && !r.Expires.IsZero() && !r.Expires.After(time.Now()) {
-		return &events.RejectError{Code: events.Expired, Message: "its expirytime " + r.Expires.Format(time.RFC3339) + " has passed: send a new one"}
+		message := "its expirytime " + r.Expires.Format(time.RFC3339) + " has passed: send a new one"
+		return &events.RejectError{Code: events.Expired, Message: message}
 	}
-	return m.plain(err)
+	return m.inDocumentTerms(err)
 }
 
-// plain says in the document's words what the service says of a subject, which the document has not.
-func (m *Message) plain(err error) error {
+// inDocumentTerms replaces an error about the NATS subject, which a document does not have, by one about its VM.
+func (m *Message) inDocumentTerms(err error) error {
 	var reject *events.RejectError
 	if m.VM == "_" && errors.As(err, &reject) && reject.Field == "" {
-		return &events.RejectError{Code: reject.Code, Field: "vm", Message: events.CheckVM(dataOf(m.Data)), Withhold: reject.Withhold}
+		message := events.CheckVM(dataOf(m.Data))
+		return &events.RejectError{Code: reject.Code, Field: "vm", Message: message, Withhold: reject.Withhold}
 	}
 	if reject = nil; errors.As(err, &reject) { // it was not sent: nobody keeps anything
 		other := *reject
@@ -232,7 +244,7 @@ func dataOf(doc []byte) map[string]any {
 	return e.Data
 }
 
-// jsonError is why a document is no JSON, with the line.
+// jsonError is why a document is not JSON, with the line.
 func jsonError(doc []byte) error {
 	var v any
 	err := json.Unmarshal(doc, &v)
@@ -268,7 +280,7 @@ func marshal(v any) ([]byte, error) {
 // Sections are the steps that a request asks for beside the check, in the order in which they are done.
 func (m *Message) Sections() ([]string, error) {
 	var asked events.RequestSpec
-	if err := json.Unmarshal(m.Asked, &asked); err != nil {
+	if err := json.Unmarshal(m.Requested, &asked); err != nil {
 		return nil, err
 	}
 	var run events.Run
