@@ -48,7 +48,8 @@ func (c *client) StoredSpec(ctx context.Context, name string) (json.RawMessage, 
 	return nil, vcError("NotFound", 500, vcapi.Permanent)
 }
 
-// A stored spec that is changed after the check is not what the run was asked for: nothing is done with it, and the guest is not held against it.
+// A stored spec that is changed after the check is not what the run was asked for: nothing is done with it, and the
+// guest is not held against it.
 func TestStoredSpecIsPinned(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
@@ -244,8 +245,8 @@ func TestConnectNICs(t *testing.T) {
 	})
 }
 
-// The answer to the connection of the NICs is lost, and the run is canceled, or told to stop, while the call is still on its way: its last event waits
-// until it must have landed, and who goes on does not trust that nothing is under way.
+// The answer to the connection of the NICs is lost, and the run is canceled, or told to stop, while the call is still
+// on its way: its last event waits until it must have landed, and who goes on does not trust that nothing is under way.
 func TestConnectNICsUnanswered(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)

@@ -58,8 +58,8 @@ func (h *Handler) begin(ctx context.Context, req *events.Request, last *events.E
 	return r.walk(inRun)
 }
 
-// resume goes on with a run that an owner before this one left unfinished: it fences that owner, and lets its calls land
-// before the first call of its own.
+// resume goes on with a run that an owner before this one left unfinished: it fences that owner, and lets its calls
+// land before the first call of its own.
 func (h *Handler) resume(ctx context.Context, req *events.Request, last *events.Entry, point checkpoint) error {
 	r, inRun := h.newRun(h.inTrace(ctx, req), req.VM, req.Attrs)
 	defer r.done()
@@ -75,8 +75,8 @@ func (h *Handler) resume(ctx context.Context, req *events.Request, last *events.
 	return r.walk(inRun)
 }
 
-// closeOrphan ends a run that nobody will be handed again, so that the VM is free: as an owner who takes over, looks what
-// the run's last call did, and does nothing new.
+// closeOrphan ends a run that nobody will be handed again, so that the VM is free: as an owner who takes over, looks
+// what the run's last call did, and does nothing new.
 func (h *Handler) closeOrphan(ctx context.Context, last *events.Entry, point checkpoint) error {
 	ctx = tracing.From(ctx, last.Attrs.TraceParent, last.Attrs.TraceState)
 	ctx, span := h.Tracer.Start(ctx, "orphan", h.about(last.Run.ID, last.Run.VM))

@@ -9,12 +9,14 @@ import (
 	"github.com/guestflow/guestflow/internal/events"
 )
 
-// cameBack reports whether a request was taken before, by a run that the journal's last event no longer remembers: its acknowledgement was lost. Such a
-// request has a lower sequence than that of the VM's last run, and the journal shows its own run.
+// cameBack reports whether a request was taken before, by a run that the journal's last event no longer remembers: its
+// acknowledgement was lost. Such a request has a lower sequence than that of the VM's last run, and the journal shows
+// its own run.
 //
-// A lower sequence proves nothing by itself, and an earlier time neither. A stream that was made anew begins at 1, one that lost its end uses sequences
-// again, and the clock of the server may have been set back. A new request that is taken for an old one is lost. Where the journal does not reach back
-// to the request, the run begins as one that may have begun before: see mayHaveBegun.
+// A lower sequence proves nothing by itself, and an earlier time neither. A stream that was made anew begins at 1, one
+// that lost its end uses sequences again, and the clock of the server may have been set back. A new request that is
+// taken for an old one is lost. Where the journal does not reach back to the request, the run begins as one that may
+// have begun before: see mayHaveBegun.
 func (h *Handler) cameBack(ctx context.Context, req *events.Request, last *events.Entry, point checkpoint) (bool, error) {
 	if req.Seq >= point.Seq {
 		return false, nil

@@ -12,8 +12,9 @@ import (
 	"github.com/guestflow/guestflow/internal/events"
 )
 
-// HandleCancel holds a cancel until the run that it names has ended: the run's owner looks for it in the stream before the run is accepted and before each
-// intent, and hears of it at once. A cancel whose run is unknown or ended is refused. The answer tells what becomes of the message, as with Handle.
+// HandleCancel holds a cancel until the run that it names has ended: the run's owner looks for it in the stream before
+// the run is accepted and before each intent, and hears of it at once. A cancel whose run is unknown or ended is
+// refused. The answer tells what becomes of the message, as with Handle.
 func (h *Handler) HandleCancel(ctx context.Context, c *events.Cancel) error {
 	wake, stop := h.queue.Wake(c.VCenter, c.VM)
 	defer stop()
@@ -39,8 +40,8 @@ func (h *Handler) HandleCancel(ctx context.Context, c *events.Cancel) error {
 		} else if unseen.IsZero() {
 			unseen = time.Now()
 		}
-		// A run that was seen and is not any more is most likely in a journal that this answer is older than. Who is handed the cancel after a refusal
-		// that the journal does not take would not know that it was held.
+		// A run that was seen and is not any more is most likely in a journal that this answer is older than. Who is
+		// handed the cancel after a refusal that the journal does not take would not know that it was held.
 		if !held || where != unheardOf || time.Since(unseen) > unseenFor {
 			answered, err := h.answerCancel(ctx, c, queue, last, where, held && where == ended)
 			if answered || err != nil {
@@ -57,11 +58,12 @@ func (h *Handler) HandleCancel(ctx context.Context, c *events.Cancel) error {
 	}
 }
 
-// unseenFor is how long a run that was seen may be missing from the journal that is shown: longer than a leader that was deposed goes on answering.
+// unseenFor is how long a run that was seen may be missing from the journal that is shown: longer than a leader that
+// was deposed goes on answering.
 const unseenFor = 15 * time.Second
 
-// answerCancel reports whether a cancel is done with, and how; where it is not, its run goes on, or what was read is older than the truth. over: its run
-// has ended while it was held, and its own last event has told how.
+// answerCancel reports whether a cancel is done with, and how; where it is not, its run goes on, or what was read is
+// older than the truth. over: its run has ended while it was held, and its own last event has told how.
 func (h *Handler) answerCancel(ctx context.Context, c *events.Cancel, queue events.VMQueue, last *events.Entry, where standingAt, over bool) (bool, error) {
 	switch {
 	case where == byThis, over:
@@ -71,7 +73,8 @@ func (h *Handler) answerCancel(ctx context.Context, c *events.Cancel, queue even
 	case queue.MayHold(c.RunID):
 		return false, nil
 	case !queue.HasSeen(c.Place()):
-		// The answers have not come as far as this cancel: its request may be in the stream. Unless it is this cancel that is gone: somebody answered it.
+		// The answers have not come as far as this cancel: its request may be in the stream. Unless it is this cancel
+		// that is gone: somebody answered it.
 		gone, err := h.queue.Gone(ctx, c.VCenter, c.VM, c.Place())
 		if err == nil && gone {
 			err = fmt.Errorf("cancel %d for vm %s has left the stream: %w", c.Seq, c.VM, events.ErrFenced)
@@ -94,8 +97,9 @@ func (h *Handler) answerCancel(ctx context.Context, c *events.Cancel, queue even
 	return false, h.releaseIfStopping(ctx, err)
 }
 
-// nothingToCancel refuses a cancel whose run is not under way. Where that is what the journal does not show, as it stands at an event, the refusal leans on
-// it: if it has gone on since, the refusal is not stored, and the cancel is looked at again.
+// nothingToCancel refuses a cancel whose run is not under way. Where that is what the journal does not show, as it
+// stands at an event, the refusal leans on it: if it has gone on since, the refusal is not stored, and the cancel is
+// looked at again.
 func nothingToCancel(c *events.Cancel, standing *uint64) error {
 	return &events.RejectError{Code: events.NothingToCancel, IfLastSeq: standing, Message: fmt.Sprintf(
 		"no run of vm %s for source %q, id %q is queued or running: it has ended, or the request was never taken", c.VM, c.Request.Source, c.Request.ID)}
@@ -143,8 +147,9 @@ func standing(last *events.Entry, c *events.Cancel) (standingAt, error) {
 	return ended, nil
 }
 
-// Sweep closes the runs whose requests have left the stream before they ended: nobody will be handed them again. vms are those that may have one. Where it
-// cannot be told yet whether a request has left, it is looked at again, more and more rarely, until ctx ends.
+// Sweep closes the runs whose requests have left the stream before they ended: nobody will be handed them again. vms
+// are those that may have one. Where it cannot be told yet whether a request has left, it is looked at again, more and
+// more rarely, until ctx ends.
 func (h *Handler) Sweep(ctx context.Context, vms []string) error {
 	for pause := newBackoff(sweepPause); len(vms) > 0; {
 		open, err := h.sweepOnce(ctx, vms)
@@ -168,8 +173,8 @@ const (
 	sweepPause  = 100 * time.Millisecond
 )
 
-// sweepOnce looks at each VM once, and returns those of which nothing could be told. One that fails is no matter of the others: it is left to who needs
-// it, and to the next sweep.
+// sweepOnce looks at each VM once, and returns those of which nothing could be told. One that fails is no matter of the
+// others: it is left to who needs it, and to the next sweep.
 func (h *Handler) sweepOnce(ctx context.Context, vms []string) (open []string, err error) {
 	var group errgroup.Group
 	group.SetLimit(sweepAtOnce) // each waits until the calls of the run's last owner must show

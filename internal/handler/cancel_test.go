@@ -316,8 +316,8 @@ func (w *world) restore(m *stream.Stored) {
 	}
 }
 
-// A cancel is held from any point of its run on, by a process that may die: it is acknowledged after the run's last event, or refused where the
-// run had ended before.
+// A cancel is held from any point of its run on, by a process that may die: it is acknowledged after the run's last
+// event, or refused where the run had ended before.
 func TestHandleCancelAtEveryPoint(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)

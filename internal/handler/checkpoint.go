@@ -9,9 +9,10 @@ import (
 	"github.com/guestflow/guestflow/internal/events"
 )
 
-// checkpointVersion is the shape of checkpoint that this build writes; oldestCheckpoint is the oldest one that it reads. An owner that meets another
-// one hands the run back untouched. Version 2 only adds members: one of version 1 has no evidence from before its calls but the Tasks and the start
-// of the guest's own status, and what is absent proves nothing.
+// checkpointVersion is the shape of checkpoint that this build writes; oldestCheckpoint is the oldest one that it
+// reads. An owner that meets another one hands the run back untouched. Version 2 only adds members: one of version 1
+// has no evidence from before its calls but the Tasks and the start of the guest's own status, and what is absent
+// proves nothing.
 const (
 	checkpointVersion = 2
 	oldestCheckpoint  = 1
@@ -23,58 +24,70 @@ const remembered = 32
 // tasksRemembered bounds what it names of one run: one that is turned away for hours makes a Task with each attempt.
 const tasksRemembered = 64
 
-// olderTasks bounds what it names of the runs before the last one: all of them are in every event. The last Tasks count:
-// vCenter shows one late by the visibility lag, and from the sixth on they are 15 seconds apart at least.
+// olderTasks bounds what it names of the runs before the last one: all of them are in every event. The last Tasks
+// count: vCenter shows one late by the visibility lag, and from the sixth on they are 15 seconds apart at least.
 const olderTasks = 16
 
-// checkpoint is what a run must know after a takeover beyond what its subscribers read. It travels in every event, so the VM's last event
-// alone is enough to go on.
+// checkpoint is what a run must know after a takeover beyond what its subscribers read. It travels in every event, so
+// the VM's last event alone is enough to go on.
 type checkpoint struct {
 	Version int `json:"version"`
-	// Seq, Stream and At are the request's place in the requests stream: a sequence alone may be used again. Version 1 has no more than that.
+	// Seq, Stream and At are the request's place in the requests stream: a sequence alone may be used again. Version 1
+	// has no more than that.
 	Seq    uint64     `json:"seq"`
 	Stream *time.Time `json:"stream,omitempty"` // when that stream was made
 	At     *time.Time `json:"at,omitempty"`     // when it stored the request
 	Digest string     `json:"digest"`           // of the request's data
 	// Accepted is the sequence of the run's run.accepted in the events stream, in the events behind it.
 	Accepted uint64 `json:"accepted,omitempty"`
-	// Lost says that the run may have had events before its run.accepted, which are gone, until its first act knows better.
+	// Lost says that the run may have had events before its run.accepted, which are gone, until its first act knows
+	// better.
 	Lost *lost `json:"lost,omitempty"`
-	// Baseline are the Tasks on this VM that vCenter showed before the run made any: a Task among them is not this run's.
-	Baseline   []string   `json:"baseline,omitempty"`
-	BaselineAt *time.Time `json:"baselineAt,omitempty"` // vCenter's clock; absent: vCenter was silent, there is no baseline yet
-	// Recent says that the baseline is vCenter's recent Tasks alone: its history could not be read, and may show older ones later.
+	// Baseline are the Tasks on this VM that vCenter showed before the run made any: a Task among them is not this
+	// run's.
+	Baseline []string `json:"baseline,omitempty"`
+	// By vCenter's clock; absent: vCenter was silent, there is no baseline yet.
+	BaselineAt *time.Time `json:"baselineAt,omitempty"`
+	// Recent says that the baseline is vCenter's recent Tasks alone: its history could not be read, and may show older
+	// ones later.
 	Recent bool `json:"recent,omitempty"`
-	// BaselineNewest is when the newest of the baseline was queued; BaselineOurs is our clock's time at BaselineAt: it only reports whether vCenter's was set back since.
+	// BaselineNewest is when the newest of the baseline was queued; BaselineOurs is our clock's time at BaselineAt: it
+	// only reports whether vCenter's was set back since.
 	BaselineNewest *time.Time `json:"baselineNewest,omitempty"`
 	BaselineOurs   *time.Time `json:"baselineOurs,omitempty"`
-	// Instance is the instance UUID of the vCenter that Baseline and Tasks are of: another vCenter's Tasks have the same IDs.
+	// Instance is the instance UUID of the vCenter that Baseline and Tasks are of: another vCenter's Tasks have the
+	// same IDs.
 	Instance string `json:"vcenter,omitempty"`
-	// Tasks are the ones that this run made, see taskMark. Past holds those of earlier runs: vCenter may have shown them too late for the baseline.
+	// Tasks are the ones that this run made, see taskMark. Past holds those of earlier runs: vCenter may have shown
+	// them too late for the baseline.
 	Tasks  []string  `json:"tasks,omitempty"`
 	Past   []pastRun `json:"past,omitempty"` // oldest first
 	Intent *intent   `json:"intent,omitempty"`
 	before           // what there was of the guest before the last call
 	// Spec is the digest of the customization specification that is stored in vCenter, as the check read it.
 	Spec string `json:"spec,omitempty"`
-	// Failed is why the customization failed that was aborted, and is to be repeated: it is told where no repeat comes to its end.
+	// Failed is why the customization failed that was aborted, and is to be repeated: it is told where no repeat comes
+	// to its end.
 	Failed *events.Error `json:"failed,omitempty"`
 	// Step and StepSince are the step that the run is in and since when (our clock): its time goes on across takeovers.
 	Step      string     `json:"step,omitempty"`
 	StepSince *time.Time `json:"stepSince,omitempty"`
-	// Of the steps' clock, which stands still while vCenter is away: how long it had stood still when that step, or the wait for VMware Tools before
-	// it, began; how long up to this event; and since when it stands still now, if it does.
+	// Of the steps' clock, which stands still while vCenter is away: how long it had stood still when that step, or the
+	// wait for VMware Tools before it, began; how long up to this event; and since when it stands still now, if it
+	// does.
 	StepStood time.Duration `json:"stepStood,omitempty"`
 	Ready     *phase        `json:"ready,omitempty"`
 	Stood     time.Duration `json:"stood,omitempty"`
 	Still     *time.Time    `json:"still,omitempty"`
 	Released  *release      `json:"released,omitempty"`
-	Doubt     []string      `json:"doubt,omitempty"`    // in the last event: the acts that may or may not have taken effect
-	Aborted   bool          `json:"aborted,omitempty"`  // the customization was aborted and begun again once
-	Abort     bool          `json:"abort,omitempty"`    // the customization must be aborted before the next attempt
-	Repeat    string        `json:"repeat,omitempty"`   // the act that is made again although it may have taken effect, as the request asks (effect.key)
-	Unmarked  []string      `json:"unmarked,omitempty"` // the processes that were started without our marker, by name
-	Aborting  string        `json:"aborting,omitempty"` // the Task of an abort that is not known to have ended
+	// In the last event: the acts that may or may not have taken effect.
+	Doubt   []string `json:"doubt,omitempty"`
+	Aborted bool     `json:"aborted,omitempty"` // the customization was aborted and begun again once
+	Abort   bool     `json:"abort,omitempty"`   // the customization must be aborted before the next attempt
+	// The act that is made again although it may have taken effect, as the request asks (effect.key).
+	Repeat   string   `json:"repeat,omitempty"`
+	Unmarked []string `json:"unmarked,omitempty"` // the processes that were started without our marker, by name
+	Aborting string   `json:"aborting,omitempty"` // the Task of an abort that is not known to have ended
 }
 
 // pastRun is an ended run of the same VM.
@@ -83,24 +96,30 @@ type pastRun struct {
 	Digest   string   `json:"digest"`
 	Tasks    []string `json:"tasks,omitempty"`
 	Instance string   `json:"vcenter,omitempty"` // the instance UUID of the vCenter that they are of
-	// Asked names what it made the guest show, where it customized it, and Until is how long the guest may not show that yet.
+	// Asked names what it made the guest show, where it customized it, and Until is how long the guest may not show
+	// that yet.
 	Asked string     `json:"asked,omitempty"`
 	Until *time.Time `json:"until,omitempty"`
-	// Doubt names the acts of which this run ended without knowing whether they took effect: their Task may still appear, and is nobody's to adopt.
+	// Doubt names the acts of which this run ended without knowing whether they took effect: their Task may still
+	// appear, and is nobody's to adopt.
 	Doubt []string `json:"doubt,omitempty"`
 	// Canceled names the cancel that ended it: delivered again, that one has done what it asks for.
 	Canceled *events.RequestRef `json:"canceled,omitempty"`
 }
 
-// intent is the declaration that a call is about to be made. It is open until the fact, or the proof that nothing happened, is stored.
+// intent is the declaration that a call is about to be made. It is open until the fact, or the proof that nothing
+// happened, is stored.
 type intent struct {
 	Act     string    `json:"act"`               // customize, abort, network, process
 	Process string    `json:"process,omitempty"` // in a process act: which one
 	At      time.Time `json:"at"`                // vCenter's clock
 	Newest  string    `json:"newest,omitempty"`  // the newest Task on the VM that vCenter showed at that time
-	Session string    `json:"session,omitempty"` // key (public, not its secret ID) of a vCenter session that was alive then: while it lives, vCenter was not restarted
-	Guest   string    `json:"guest,omitempty"`   // in a process act: who vmtoolsd and pid 1 were
-	Alike   []string  `json:"alike,omitempty"`   // in a process act without a marker: the processes of the same program that were there, by pid and start time
+	// Key (public, not its secret ID) of a vCenter session that was alive then: while it lives, vCenter was not
+	// restarted.
+	Session string `json:"session,omitempty"`
+	Guest   string `json:"guest,omitempty"` // in a process act: who vmtoolsd and pid 1 were
+	// In a process act without a marker: the processes of the same program that were there, by pid and start time.
+	Alike []string `json:"alike,omitempty"`
 }
 
 // phase is the wait for VMware Tools before a step.
@@ -110,7 +129,8 @@ type phase struct {
 	Stood time.Duration `json:"stood,omitempty"`
 }
 
-// release marks the one delivery that may trust that no call is outstanding: number Delivered + 1 of the request at that place.
+// release marks the one delivery that may trust that no call is outstanding: number Delivered + 1 of the request at
+// that place.
 type release struct {
 	Seq       uint64     `json:"seq"`
 	At        *time.Time `json:"at,omitempty"`
@@ -135,7 +155,8 @@ func moment(t time.Time) *time.Time {
 	return &t
 }
 
-// place is where the request of the run stood whose event last is. A checkpoint of version 1 has its sequence only: it was stored before that event.
+// place is where the request of the run stood whose event last is. A checkpoint of version 1 has its sequence only: it
+// was stored before that event.
 func (c *checkpoint) place(last *events.Entry) events.Place {
 	p := events.Place{Seq: c.Seq, At: last.At}
 	if c.Stream != nil {
@@ -152,7 +173,8 @@ func (c *checkpoint) isOf(req *events.Request) bool {
 	return c.Seq == req.Seq && (c.At == nil || c.At.Equal(req.At))
 }
 
-// readCheckpoint decodes the checkpoint of a VM's last event. What it gives is of this build's version, for that is what it is written as.
+// readCheckpoint decodes the checkpoint of a VM's last event. What it gives is of this build's version, for that is
+// what it is written as.
 func readCheckpoint(e *events.Entry) (checkpoint, error) {
 	var c checkpoint
 	if err := json.Unmarshal(e.Run.Checkpoint, &c); err != nil {
@@ -200,7 +222,8 @@ func (c *checkpoint) ended(run *events.Run) []pastRun {
 	return past
 }
 
-// doubted reports whether the last run of the VM that came as far as an act ended without knowing whether this act took effect.
+// doubted reports whether the last run of the VM that came as far as an act ended without knowing whether this act took
+// effect.
 func (c *checkpoint) doubted(act string) bool {
 	for _, p := range slices.Backward(c.Past) {
 		if slices.Contains(p.Doubt, act) {

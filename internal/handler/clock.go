@@ -6,8 +6,9 @@ import (
 	"time"
 )
 
-// stepClock is the clock that a run's steps are timed by. It stands still while vCenter gives no answer of its own: what cannot be asked is not
-// late. A run's own time limit, and the waits for calls that may still land, go by the wall's.
+// stepClock is the clock that a run's steps are timed by. It stands still while vCenter gives no answer of its own:
+// what cannot be asked is not late. A run's own time limit, and the waits for calls that may still land, go by the
+// wall's.
 type stepClock struct {
 	mu     sync.Mutex
 	stood  time.Duration // how long it stood still, until it last went on
@@ -111,8 +112,9 @@ type bound struct {
 	timer *time.Timer
 }
 
-// Deadline is when the context will end if the clock goes on as it does. While it stands still that is told of what is around it alone: a context made of
-// this one, with a limit of its own, has no timer where this deadline is the earlier one, and would never end.
+// Deadline is when the context will end if the clock goes on as it does. While it stands still that is told of what is
+// around it alone: a context made of this one, with a limit of its own, has no timer where this deadline is the earlier
+// one, and would never end.
 func (b *bound) Deadline() (time.Time, bool) {
 	outer, ok := b.Context.Deadline()
 	b.clock.mu.Lock()
@@ -126,7 +128,8 @@ func (b *bound) Deadline() (time.Time, bool) {
 	return outer, true
 }
 
-// over reports whether its time has come, not merely its timer's: the clock may have been stopped meanwhile, and the wall's is set now and then.
+// over reports whether its time has come, not merely its timer's: the clock may have been stopped meanwhile, and the
+// wall's is set now and then.
 func (b *bound) over() bool {
 	b.clock.mu.Lock()
 	defer b.clock.mu.Unlock()

@@ -77,7 +77,8 @@ func (w *world) awayFor(how func(*fakeVC, bool), at events.Kind, d time.Duration
 	})
 }
 
-// A vCenter that is away fails no run, however it is away, in whichever step, and although each step's time is over long before it is back.
+// A vCenter that is away fails no run, however it is away, in whichever step, and although each step's time is over
+// long before it is back.
 func TestVCenterAwayFailsNoRun(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
@@ -130,7 +131,8 @@ func (w *world) waitsHaveReasons() {
 	}
 }
 
-// What a vCenter that was away costs is given back, and no more: a guest that never shows what was asked for fails its run once its time is over.
+// What a vCenter that was away costs is given back, and no more: a guest that never shows what was asked for fails its
+// run once its time is over.
 func TestTimeGoesOnAfterAnOutage(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
@@ -154,7 +156,8 @@ func TestTimeGoesOnAfterAnOutage(t *testing.T) {
 						w.t.Fatalf("error %+v", e)
 					}
 					took := run.Verify.FinishedAt.Sub(*run.Verify.StartedAt)
-					// A call that was in the air when vCenter came back has its limit of 30 s, and then there is a pause.
+					// A call that was in the air when vCenter came back has its limit of 30 s, and then there is a
+					// pause.
 					most := 11*time.Minute + 5*time.Second + 30*time.Second + longestPause
 					if took < 10*time.Minute+20*time.Second || took > most {
 						w.t.Errorf("verify took %s, of which vCenter was away for 10m", took)
@@ -165,7 +168,8 @@ func TestTimeGoesOnAfterAnOutage(t *testing.T) {
 	}
 }
 
-// A mismatch is told only from what was read after the time: here the connection went silent before the guest came to show it, and nobody noticed.
+// A mismatch is told only from what was read after the time: here the connection went silent before the guest came to
+// show it, and nobody noticed.
 func TestVerifyJudgesByAFreshRead(t *testing.T) {
 	t.Parallel()
 	inWorld(t, secretsDir(t), func(w *world) {
@@ -285,8 +289,8 @@ func TestHangingGuestIsNoOutage(t *testing.T) {
 	})
 }
 
-// An act that is answered without a proof of its refusal, again and again: the run says so once, in vCenter's words, tries ever more rarely, and its
-// end has them too.
+// An act that is answered without a proof of its refusal, again and again: the run says so once, in vCenter's words,
+// tries ever more rarely, and its end has them too.
 func TestUnprovenRefusalsAreTold(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
@@ -343,7 +347,8 @@ func TestUnreachableSaysWhy(t *testing.T) {
 	})
 }
 
-// A VM that is powered off in the middle of its Task, which vCenter does not end: told at once, and the run ends when tools would not be awaited longer.
+// A VM that is powered off in the middle of its Task, which vCenter does not end: told at once, and the run ends when
+// tools would not be awaited longer.
 func TestPoweredOffInTheMiddle(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
@@ -395,7 +400,8 @@ func TestCallsInFlightAreTold(t *testing.T) {
 	})
 }
 
-// A vCenter that is silent is told of within 15 seconds, and what it says when it is back but refuses our login is told as well.
+// A vCenter that is silent is told of within 15 seconds, and what it says when it is back but refuses our login is told
+// as well.
 func TestSilenceIsToldSoon(t *testing.T) {
 	t.Parallel()
 	inWorld(t, secretsDir(t), func(w *world) {
@@ -437,7 +443,8 @@ func TestGuestStatusNotRead(t *testing.T) {
 	})
 }
 
-// What the guest says is heard although vCenter goes away at the very moment in which it is asked, before the call or after the Task's end.
+// What the guest says is heard although vCenter goes away at the very moment in which it is asked, before the call or
+// after the Task's end.
 func TestGuestsWordSurvivesAnOutage(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
@@ -500,7 +507,8 @@ func TestPollIsNotUnderstood(t *testing.T) {
 	})
 }
 
-// An act whose answer is lost because vCenter goes away at that moment: while its call may still land the step's time runs out, and is given back.
+// An act whose answer is lost because vCenter goes away at that moment: while its call may still land the step's time
+// runs out, and is given back.
 func TestTimeIsGivenBackToAnAct(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)

@@ -14,8 +14,9 @@ import (
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
 
-// What each of vCenter's standard errors, and each fault of the pages of CustomizeGuest_Task and StartGuestNetwork_Task, means for a run: in the check, and
-// in a step of each kind. Classes are those that vcapi gives them (vcapi.TestRESTErrors, vcapi.TestVIMFaults).
+// What each of vCenter's standard errors, and each fault of the pages of CustomizeGuest_Task and
+// StartGuestNetwork_Task, means for a run: in the check, and in a step of each kind. Classes are those that vcapi gives
+// them (vcapi.TestRESTErrors, vcapi.TestVIMFaults).
 func TestOutcomeOfEachError(t *testing.T) {
 	t.Parallel()
 	const (
@@ -74,8 +75,8 @@ func TestOutcomeOfEachError(t *testing.T) {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
 			for i, name := range steps {
-				r, s := stepOf(t, name, events.Starting)
-				if got := r.outcome(s, vcError(row.name, 500, row.class)); got != row.want[i] {
+				_, s := stepOf(t, name, events.Starting)
+				if got := s.outcome(vcError(row.name, 500, row.class)); got != row.want[i] {
 					t.Errorf("in step %s: got %+v, want %+v", name, got, row.want[i])
 				}
 			}
@@ -83,14 +84,14 @@ func TestOutcomeOfEachError(t *testing.T) {
 	}
 	// What is answered to a question about a process that runs says nothing about its start.
 	for _, name := range []string{"ALREADY_EXISTS", "ALREADY_IN_DESIRED_STATE", "FEATURE_IN_USE", "UNABLE_TO_ALLOCATE_RESOURCE", "NEVER_HEARD_OF"} {
-		r, s := stepOf(t, "process", events.Running)
-		if got := r.outcome(s, vcError(name, 500, vcapi.Permanent)); got.code != events.Internal {
+		_, s := stepOf(t, "process", events.Running)
+		if got := s.outcome(vcError(name, 500, vcapi.Permanent)); got.code != events.Internal {
 			t.Errorf("%s of a running process: %+v", name, got)
 		}
 	}
 	// The 401 of a guest operation is the guest's, not that of the service's own login.
-	r, s := stepOf(t, "process", events.Starting)
-	if got := r.outcome(s, vcError("UNAUTHENTICATED", 401, vcapi.GuestCredentials)); got.code != events.GuestLoginRefused {
+	_, s := stepOf(t, "process", events.Starting)
+	if got := s.outcome(vcError("UNAUTHENTICATED", 401, vcapi.GuestCredentials)); got.code != events.GuestLoginRefused {
 		t.Errorf("a guest login refused: %+v", got)
 	}
 }

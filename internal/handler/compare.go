@@ -10,7 +10,8 @@ import (
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
 
-// comparison is what the guest shows, held against a spec. What is neither compared nor refused is told: silence is no consent.
+// comparison is what the guest shows, held against a spec. What is neither compared nor refused is told: silence is no
+// consent.
 type comparison struct {
 	e           expected
 	asked       events.VerifySpec
@@ -92,7 +93,8 @@ func (c *comparison) note(field string, h held) {
 	}
 }
 
-// nicOf is the NIC that an adapter's settings belong to: by its MAC address, else by its place in PCI slot order. nil: the VM has none.
+// nicOf is the NIC that an adapter's settings belong to: by its MAC address, else by its place in PCI slot order. nil:
+// the VM has none.
 func (c *comparison) nicOf(a *adapter) *shownNIC {
 	if a.mac == nil {
 		if a.place < len(c.nics) {
@@ -248,8 +250,8 @@ func (c *comparison) everyAddress() {
 	}
 }
 
-// states tells what the guest itself says against its addresses, wanted or not. A link-local address that is not settled is only wrong where the spec
-// asks for it: it stays so on a NIC that is off.
+// states tells what the guest itself says against its addresses, wanted or not. A link-local address that is not
+// settled is only wrong where the spec asks for it: it stays so on a NIC that is off.
 func (c *comparison) states() {
 	for i := range c.nics {
 		for _, s := range c.nics[i].addresses() {
@@ -272,8 +274,9 @@ func (c *comparison) fixes(ip netip.Addr) bool {
 	})
 }
 
-// gateways holds the guest's default routes against the adapters' gateways. An adapter's are in order of preference: one of them is enough. A guest with
-// fewer default routes than adapters ask for is none that failed: the primary NIC's gateway may be the only one (CustomizationIPSettings.primary).
+// gateways holds the guest's default routes against the adapters' gateways. An adapter's are in order of preference:
+// one of them is enough. A guest with fewer default routes than adapters ask for is none that failed: the primary NIC's
+// gateway may be the only one (CustomizationIPSettings.primary).
 func (c *comparison) gateways() {
 	if !on(c.asked.Gateway) {
 		return
@@ -325,7 +328,8 @@ func (c *comparison) hideAll(all []netip.Addr) string {
 	return strings.Join(c.e.hideAll(texts), ", ")
 }
 
-// dns holds the guest's DNS servers against the spec's. A resolver of the guest's own, on a loopback address, hides them.
+// dns holds the guest's DNS servers against the spec's. A resolver of the guest's own, on a loopback address, hides
+// them.
 func (c *comparison) dns() {
 	var shown []netip.Addr
 	stub := false
@@ -385,8 +389,8 @@ func (c *comparison) connected() {
 	}
 }
 
-// evidence is what of the spec's host name and fixed addresses can be seen in the guest: by field, whether it is shown. Of two such readings, one from
-// before a call and one from after it, only what became true speaks for the call.
+// evidence is what of the spec's host name and fixed addresses can be seen in the guest: by field, whether it is shown.
+// Of two such readings, one from before a call and one from after it, only what became true speaks for the call.
 func (e expected) evidence(vm vcapi.VM, vmName string) map[string]bool {
 	seen := map[string]bool{}
 	if h := e.host.compare(vm.HostName, vmName, e.hide); e.host.kind != noName && h.untold == "" {

@@ -368,7 +368,8 @@ func TestEvidence(t *testing.T) {
 	}
 }
 
-// FuzzExpect reads any spec, and compares it with any text that a guest shows, without an end of its own; nothing that a spec fixes passes in silence.
+// FuzzExpect reads any spec, and compares it with any text that a guest shows, without an end of its own; nothing that
+// a spec fixes passes in silence.
 func FuzzExpect(f *testing.F) {
 	f.Add([]byte(linux("", fixed("10.0.0.7"), dhcp)), "web01", "10.0.0.7/24", mac1)
 	f.Add([]byte(linux(vmNamed, onMAC("0050.5600.0001", v6(fixedIP, `"fe80::1%eth0"`, fixedIP6)))), "some.tld", "::ffff:10.0.0.7", "00-50-56-00-00-01")

@@ -22,7 +22,8 @@ func points(t *testing.T, secrets Secrets, data string, in func(*testing.T, Secr
 	return all
 }
 
-// weighty are the points at which something is stored or takes effect: to die at any other is to die at the next of these.
+// weighty are the points at which something is stored or takes effect: to die at any other is to die at the next of
+// these.
 func weighty(points []string) []string {
 	return slices.DeleteFunc(slices.Clone(points), func(p string) bool {
 		return !strings.HasPrefix(p, "publish ") && !strings.HasPrefix(p, "stored ") && !strings.Contains(p, " sent") && !strings.Contains(p, " landed")
@@ -204,8 +205,8 @@ func TestCrashWithoutBaseline(t *testing.T) {
 	}
 }
 
-// A call that does not end within the drain time is given up, not its outcome: the run is given back without the mark that would let the next owner trust
-// that nothing is under way.
+// A call that does not end within the drain time is given up, not its outcome: the run is given back without the mark
+// that would let the next owner trust that nothing is under way.
 func TestDrainTakesTooLong(t *testing.T) {
 	t.Parallel()
 	inWorld(t, secretsDir(t), func(w *world) {

@@ -70,7 +70,8 @@ func TestRotatedSecret(t *testing.T) {
 	}
 }
 
-// A secret that is no file with a secret in it ends the run before anything is done, with the reason and without the folder's path; nobody waits for it.
+// A secret that is no file with a secret in it ends the run before anything is done, with the reason and without the
+// folder's path; nobody waits for it.
 func TestSecretIsNoFile(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)

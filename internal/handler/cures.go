@@ -16,7 +16,8 @@ func cureOf(step string, code events.Code, v *vcapi.Error) string {
 	return cures[code]
 }
 
-// findVM is what helps where vCenter shows no VM: most who ask for one under a wrong ID have written its name, or a path.
+// findVM is what helps where vCenter shows no VM: most who ask for one under a wrong ID have written its name, or a
+// path.
 const findVM = "a VM is named by its managed object ID, such as vm-42, and not by its name: the vSphere Client shows it in the address of the VM's page, " +
 	"govc prints it by govc ls -i vm/NAME. A VM that the service's role does not let it see looks the same (docs/operate/vcenter-role.md)"
 

@@ -17,22 +17,22 @@ func TestEveryFailureSaysWhatToDo(t *testing.T) {
 	names := append(slices.Collect(maps.Keys(byName)), "ALREADY_EXISTS", "ERROR", "CustomizationFault", "NicSettingMismatch", "SystemError", "HostNotConnected", "NeverHeardOf", "")
 	for _, name := range names {
 		for _, where := range []string{"check", "customize", "network", "process"} {
-			r, s := stepOf(t, where, events.Starting)
+			_, s := stepOf(t, where, events.Starting)
 			v := vcError(name, 500, vcapi.Permanent)
-			f := r.failure(s, v)
+			f := s.failure(v)
 			if !strings.HasPrefix(f.message, v.Error()+": ") {
 				t.Errorf("%q in step %s (%s): %s", name, where, f.code, f.message)
 			}
 		}
 	}
 	// A password is nothing that helps where a certificate is not trusted.
-	r, s := stepOf(t, "process", events.Running)
-	if f := r.failure(s, vcError("UNVERIFIED_PEER", 500, vcapi.Permanent)); f.code != events.Unauthenticated ||
+	_, s := stepOf(t, "process", events.Running)
+	if f := s.failure(vcError("UNVERIFIED_PEER", 500, vcapi.Permanent)); f.code != events.Unauthenticated ||
 		!strings.Contains(f.message, "certificate") || strings.Contains(f.message, "password") {
 		t.Errorf("%+v", f)
 	}
-	r, s = stepOf(t, "customize", events.Running)
-	if f := r.failure(s, &vcapi.Error{Name: "NoPermission", Class: vcapi.Permanent,
+	_, s = stepOf(t, "customize", events.Running)
+	if f := s.failure(&vcapi.Error{Name: "NoPermission", Class: vcapi.Permanent,
 		Data: []byte(`{"privilegeId":"VirtualMachine.Provisioning.Customize"}`)}); !strings.Contains(f.message, "the privilege VirtualMachine.Provisioning.Customize") {
 		t.Errorf("%+v", f)
 	}

@@ -23,7 +23,8 @@ type attempts struct {
 
 // do is the only way to change a guest, and there is no shortcut through it: resolve what may be in flight, refuse,
 // record the intent, send behind the fence, interpret the answer; until one of these says that it is over.
-func (r *run) do(ctx context.Context, s *step) error {
+func (s *step) do(ctx context.Context) error {
+	r := s.run
 	a := &attempts{run: r, step: s, effect: s.effect, pause: newBackoff(askPause)}
 	a.decided = r.point.Repeat == s.effect.key(s) // perhaps by an owner before us
 	for {
@@ -56,9 +57,9 @@ func (a *attempts) resolveInFlight(ctx context.Context) (now intent, over bool, 
 	if err := a.waitInFlight(ctx, a.owner.retryAt); err != nil {
 		return now, false, err
 	}
-	seen, err := retryRead(ctx, a.run, a.step, a.effect.find)
+	seen, err := retryRead(ctx, a.step, a.effect.find)
 	if err == nil {
-		err = a.foundLost(ctx, a.step, &seen)
+		err = a.step.foundLost(ctx, &seen)
 	}
 	if err != nil {
 		return now, false, err
@@ -68,15 +69,15 @@ func (a *attempts) resolveInFlight(ctx context.Context) (now intent, over bool, 
 	case seen.adopt != nil:
 		seen.adopt()
 		a.Meter.Adopted(a.effect.name)
-		return now, true, a.recordResult(a.step)
+		return now, true, a.step.recordResult()
 	case !seen.sure && (a.owner.inFlight || !a.decided):
-		if err := a.uncertain(a.step); err != nil {
+		if err := a.step.uncertain(); err != nil {
 			return now, false, err
 		}
 		a.decided = true
-	case a.owner.inFlight && a.isFinal(a.step, a.owner.inFlightErr):
+	case a.owner.inFlight && a.step.isFinal(a.owner.inFlightErr):
 		a.owner.inFlight, a.point.Intent = false, nil
-		return now, false, a.failure(a.step, a.owner.inFlightErr)
+		return now, false, a.step.failure(a.owner.inFlightErr)
 	}
 	a.owner.answered()
 	return seen.now, false, nil
@@ -130,7 +131,7 @@ func (a *attempts) interpret(ctx context.Context, err error) (over bool, _ error
 	var v *vcapi.Error
 	switch {
 	case err == nil:
-		return true, a.recordResult(a.step)
+		return true, a.step.recordResult()
 	case errors.Is(err, events.ErrFenced):
 		return false, err
 	case errors.Is(err, errLate):
@@ -155,7 +156,7 @@ func (a *attempts) interpret(ctx context.Context, err error) (over bool, _ error
 			return false, err
 		}
 	}
-	return false, a.run.pause(ctx, a.step, err, a.pause)
+	return false, a.step.pause(ctx, err, a.pause)
 }
 
 // tooLate waits before the next attempt after one that was not sent, since its proof of ownership was too old.
@@ -174,8 +175,9 @@ func (a *attempts) tooLate(ctx context.Context) error {
 	return nil
 }
 
-// mayAct looks whether the run may still act: nobody has canceled it, it has time left, and the process goes on. It is the last look before an
-// intent: what takes time has been prepared before, so that it is not old when the act comes. That the run is still ours the intent's own append proves.
+// mayAct looks whether the run may still act: nobody has canceled it, it has time left, and the process goes on. It is
+// the last look before an intent: what takes time has been prepared before, so that it is not old when the act comes.
+// That the run is still ours the intent's own append proves.
 func (r *run) mayAct(ctx context.Context) error {
 	if !r.stopping {
 		by, err := r.canceledBy(ctx)
@@ -193,7 +195,8 @@ func (r *run) mayAct(ctx context.Context) error {
 }
 
 // recordResult stores that the step's call has taken effect.
-func (r *run) recordResult(s *step) error {
+func (s *step) recordResult() error {
+	r := s.run
 	r.owner.effected()
 	r.point.Intent, r.silentSince = nil, time.Time{}
 	if r.point.Repeat == s.effect.key(s) {
@@ -217,8 +220,8 @@ func (e *slowWayError) Error() string {
 		"see the way to vCenter and to NATS, or lengthen it", e.window)
 }
 
-// verifyOwner is the fence, the last check before a call is sent: the VM's last event is our intent and stands on the event that we know, and from, before the
-// intent was first sent, is no longer ago than the send window.
+// verifyOwner is the fence, the last check before a call is sent: the VM's last event is our intent and stands on the
+// event that we know, and from, before the intent was first sent, is no longer ago than the send window.
 func (r *run) verifyOwner(from time.Time) vcapi.Fence {
 	mine, before := r.owner.last, r.owner.previous
 	return func(ctx context.Context) error {
@@ -241,7 +244,8 @@ func (r *run) verifyOwner(from time.Time) vcapi.Fence {
 }
 
 // uncertain decides about a call of which nobody can tell any more whether it took effect.
-func (r *run) uncertain(s *step) error {
+func (s *step) uncertain() error {
+	r := s.run
 	r.Meter.Uncertain(s.effect.name)
 	if r.asked.OnUncertain != "repeat" {
 		message := "a crash or a lost answer hid whether the call was made, and vCenter can no longer tell: look at the guest, then send a new request"
@@ -258,3 +262,6 @@ func (r *run) uncertain(s *step) error {
 	}
 	return nil
 }
+
+// lostMost bounds the time between two attempts whose answers were lost.
+const lostMost = 5 * time.Minute

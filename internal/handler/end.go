@@ -28,7 +28,7 @@ func (r *run) end(why error) error {
 	case r.life.Err() != nil:
 		return events.ErrReleased
 	default:
-		failed = r.failure(r.stands(), why)
+		failed = r.stands().failure(why)
 	}
 
 	if why != nil { // a run that succeeded has recorded the result of every call
@@ -56,7 +56,7 @@ func (r *run) end(why error) error {
 // deadlineExceeded is the end of a run whose time is over.
 func (r *run) deadlineExceeded() *stepError {
 	timeout := r.state.Deadline.Sub(*r.state.AcceptedAt)
-	f := r.timeError(events.DeadlineExceeded, r.stands(), fmt.Sprintf("the run's time is over (timeout %s)", timeout))
+	f := r.stands().timeError(events.DeadlineExceeded, fmt.Sprintf("the run's time is over (timeout %s)", timeout))
 	if known := r.point.Failed; known != nil { // it was to be aborted and repeated
 		return &stepError{stored: changedError(known, "; "+f.message)}
 	}
@@ -112,8 +112,8 @@ func (r *run) silentIfStopping(err error) error {
 	return err
 }
 
-// release gives the run back in the middle. The mark lets the very next delivery act at once; it may only be set where no
-// call is outstanding.
+// release gives the run back in the middle. The mark lets the very next delivery act at once; it may only be set where
+// no call is outstanding.
 func (r *run) release() error {
 	if !r.owner.quiet() {
 		return events.ErrReleased
@@ -126,8 +126,8 @@ func (r *run) release() error {
 	return events.ErrReleased
 }
 
-// resolveBeforeEnd waits, before a last event, until no call can take effect unseen any more, and looks what it did: our
-// own that has no answer, or one of an owner before us, whose intent a journal that lost its tail need not show.
+// resolveBeforeEnd waits, before a last event, until no call can take effect unseen any more, and looks what it did:
+// our own that has no answer, or one of an owner before us, whose intent a journal that lost its tail need not show.
 func (r *run) resolveBeforeEnd() error {
 	if r.owner.quiet() {
 		return nil
@@ -152,21 +152,22 @@ func (r *run) resolveBeforeEnd() error {
 			r.doubts(s.effect.name)
 		}
 	default:
-		return r.lookBeforeEnd(ctx, s)
+		return s.lookBeforeEnd(ctx)
 	}
 	r.owner.inFlight = false
 	return nil
 }
 
 // lookBeforeEnd looks, until ctx ends, whether the last call of a step has taken effect.
-func (r *run) lookBeforeEnd(ctx context.Context, s *step) error {
+func (s *step) lookBeforeEnd(ctx context.Context) error {
+	r := s.run
 	for pause := newBackoff(askPause); ; {
 		seen, err := s.effect.find(ctx)
 		switch {
 		case err == nil && seen.adopt != nil:
 			seen.adopt()
 			r.Meter.Adopted(s.effect.name)
-			return r.silentIfStopping(r.recordResult(s))
+			return r.silentIfStopping(s.recordResult())
 		case err == nil:
 			if !seen.sure {
 				r.doubts(s.effect.name)

@@ -8,10 +8,12 @@ import (
 	"strings"
 )
 
-// engineCode finds the code with which the guest customization engine ended, in the words that vCenter or the guest pass on: ERR,<code>,<text>.
+// engineCode finds the code with which the guest customization engine ended, in the words that vCenter or the guest
+// pass on: ERR,<code>,<text>.
 var engineCode = regexp.MustCompile(`\bERR, ?(\d{1,3})\b`)
 
-// engineCodes are those codes in words. (Constants of the engine's own scripts, which VMware Tools' guest customization package installs.)
+// engineCodes are those codes in words. (Constants of the engine's own scripts, which VMware Tools' guest customization
+// package installs.)
 var engineCodes = map[int]struct {
 	words     string
 	retryable bool
@@ -33,11 +35,12 @@ var engineCodes = map[int]struct {
 	255: {"a general error: see its log in the guest, " + engineLog, false},
 }
 
-// engineLog is where the engine writes what it does, in the guest, whether it succeeds or not. (Recovering from Guest Network Customization Errors,
-// vSphere Web Services SDK Programming Guide.)
+// engineLog is where the engine writes what it does, in the guest, whether it succeeds or not. (Recovering from Guest
+// Network Customization Errors, vSphere Web Services SDK Programming Guide.)
 const engineLog = "/var/log/vmware-gosc/instant_clone_customization.log"
 
-// engineWords explains the engine's code in text; "" where there is none. retryable reports whether the same may succeed another time.
+// engineWords explains the engine's code in text; "" where there is none. retryable reports whether the same may
+// succeed another time.
 func engineWords(text string) (words string, retryable bool) {
 	found := engineCode.FindStringSubmatch(text)
 	if found == nil {
@@ -57,7 +60,8 @@ const (
 	logLines = 30
 )
 
-// readEngineLog gives the end of the engine's log in the guest, where the run made the engine work and the log can be read.
+// readEngineLog gives the end of the engine's log in the guest, where the run made the engine work and the log can be
+// read.
 func (r *run) readEngineLog() []string {
 	if r.asked == nil || len(r.point.Tasks) == 0 {
 		return nil

@@ -52,7 +52,8 @@ func TestEngineCodes(t *testing.T) {
 	}
 }
 
-// What the service's login may not do is told before anything is changed, all of it at once, each with the part of the request that needs it.
+// What the service's login may not do is told before anything is changed, all of it at once, each with the part of the
+// request that needs it.
 func TestPrivileges(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
@@ -113,7 +114,8 @@ func TestPrivileges(t *testing.T) {
 	})
 }
 
-// The last event of a run that did not succeed holds the end of the engine's log, where the engine worked and its log can be read.
+// The last event of a run that did not succeed holds the end of the engine's log, where the engine worked and its log
+// can be read.
 func TestEngineLog(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
@@ -160,7 +162,8 @@ func TestEngineLog(t *testing.T) {
 	}
 }
 
-// No secret that the request names is in the log that is published, also where another owner publishes it; where one cannot be read, no log is.
+// No secret that the request names is in the log that is published, also where another owner publishes it; where one
+// cannot be read, no log is.
 func TestEngineLogHoldsNoSecret(t *testing.T) {
 	t.Parallel()
 	request := `{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},"customize":{` +

@@ -23,7 +23,8 @@ func engineFaultOf(words string) *vcapi.Error {
 	return e
 }
 
-// What the guest showed before the call is no effect of it, whoever judges: it counts only where it was seen to be something else before.
+// What the guest showed before the call is no effect of it, whoever judges: it counts only where it was seen to be
+// something else before.
 func TestShownBefore(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
@@ -164,7 +165,8 @@ func TestStatusInOtherPrecisions(t *testing.T) {
 	}
 }
 
-// A guest whose status stays RUNNING after its Task's success is not waited for longer than verify.timeout: then the Task decides, and verify looks.
+// A guest whose status stays RUNNING after its Task's success is not waited for longer than verify.timeout: then the
+// Task decides, and verify looks.
 func TestGuestStaysRunning(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
@@ -191,7 +193,8 @@ func TestGuestStaysRunning(t *testing.T) {
 	}
 }
 
-// A failure that is known is told, whatever time is left to look at the guest, to abort and to repeat; where there is time, all of it is done.
+// A failure that is known is told, whatever time is left to look at the guest, to abort and to repeat; where there is
+// time, all of it is done.
 func TestKnownFailureIsTold(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
@@ -276,7 +279,8 @@ func TestGeneralFaultAsTheAnswer(t *testing.T) {
 	}
 }
 
-// A run has customized the guest a moment ago, and VMware Tools have not reported it yet: the next one, which asks for the same, has not done it.
+// A run has customized the guest a moment ago, and VMware Tools have not reported it yet: the next one, which asks for
+// the same, has not done it.
 func TestShownByTheRunBefore(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)

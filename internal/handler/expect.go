@@ -108,7 +108,8 @@ func (r *specReader) list(raw json.RawMessage, field string) []json.RawMessage {
 	return elements
 }
 
-// text reads a string, or one that a secret stands for; nil where there is none. A number is a string too: prefix lengths are.
+// text reads a string, or one that a secret stands for; nil where there is none. A number is a string too: prefix
+// lengths are.
 func (r *specReader) text(raw json.RawMessage, field string) *setting {
 	if absent(raw) {
 		return nil

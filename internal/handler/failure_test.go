@@ -205,7 +205,8 @@ func TestRetries(t *testing.T) {
 		{name: "busy with another task", waiting: []events.Waiting{events.WaitingResourceBusy}, world: func(w *world) {
 			w.vc.tasks = append(w.vc.tasks, &fakeTask{id: "task-7", name: "CreateSnapshot_Task", vm: vmID, queued: time.Now(), takes: time.Minute})
 		}},
-		{name: "busy, told by the Task", world: taskEnds("StartGuestNetwork", "TaskInProgress", vcapi.Transient, 2), // in between it is accepted
+		// In between it is accepted.
+		{name: "busy, told by the Task", world: taskEnds("StartGuestNetwork", "TaskInProgress", vcapi.Transient, 2),
 			waiting: []events.Waiting{events.WaitingResourceBusy, events.WaitingResourceBusy}},
 		{name: "503 on a check", waiting: []events.Waiting{events.WaitingVCenterUnavailable}, world: func(w *world) {
 			w.vc.on(rule{op: "CheckCustomization", times: 3, err: vcError("SERVICE_UNAVAILABLE", 503, vcapi.Transient)})

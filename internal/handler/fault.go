@@ -8,25 +8,28 @@ import (
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
 
-// faultKind is what a fault of the guest customization manager means. It means the same as the answer of the call and as the end of its Task; but an
-// answer proves that the call did nothing, while a Task may have come to any point.
+// faultKind is what a fault of the guest customization manager means. It means the same as the answer of the call and
+// as the end of its Task; but an answer proves that the call did nothing, while a Task may have come to any point.
 type faultKind int
 
 const (
-	final        faultKind = iota // it will not change, and the guest was not touched
-	passes                        // nothing was done, and it will pass: busy, say
-	toolsLost                     // VMware Tools cannot be reached: how far a Task came nobody knows
-	engineBroken                  // the fault that the engine gives for anything, such as a lock left by a crash: the vendor's abort and repeat is for it
-	engineFailed                  // the engine's own word of what it could not do
-	unknownEnd                    // whether the guest was changed cannot be told by it
+	final     faultKind = iota // it will not change, and the guest was not touched
+	passes                     // nothing was done, and it will pass: busy, say
+	toolsLost                  // VMware Tools cannot be reached: how far a Task came nobody knows
+	// The fault that the engine gives for anything, such as a lock left by a crash: the vendor's abort and repeat is
+	// for it.
+	engineBroken
+	engineFailed // the engine's own word of what it could not do
+	unknownEnd   // whether the guest was changed cannot be told by it
 )
 
-// mayHaveRun reports whether the guest may have been changed all the same, as is asked for: vCenter is known to give up on guests that go on and succeed.
+// mayHaveRun reports whether the guest may have been changed all the same, as is asked for: vCenter is known to give up
+// on guests that go on and succeed.
 func (k faultKind) mayHaveRun() bool { return k == toolsLost || k == engineBroken || k == unknownEnd }
 
 // kindOf is the one table of faults for both channels.
-func (r *run) kindOf(s *step, v *vcapi.Error) faultKind {
-	o := r.outcome(s, v)
+func (s *step) kindOf(v *vcapi.Error) faultKind {
+	o := s.outcome(v)
 	switch {
 	case strings.Contains(v.Message, noEngine):
 		return final
@@ -48,8 +51,8 @@ func (r *run) kindOf(s *step, v *vcapi.Error) faultKind {
 	return final
 }
 
-// engineSays reports whether a fault holds a code with which the engine says what it could not do: 248 and above. The lower ones say that it could not begin,
-// or not end, its work.
+// engineSays reports whether a fault holds a code with which the engine says what it could not do: 248 and above. The
+// lower ones say that it could not begin, or not end, its work.
 func engineSays(v *vcapi.Error) bool {
 	found := engineCode.FindStringSubmatch(wordsOf(v))
 	if found == nil {

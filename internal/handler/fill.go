@@ -10,8 +10,9 @@ import (
 	"github.com/guestflow/guestflow/internal/events"
 )
 
-// fill puts the values of secrets into a tree of JSON: each {"secretRef":…,"key":…} becomes the string that it names. All else stays word for
-// word: what guestflow does not know of a spec is vCenter's to read. secrets are the values, to be kept out of errors.
+// fill puts the values of secrets into a tree of JSON: each {"secretRef":…,"key":…} becomes the string that it names.
+// All else stays word for word: what guestflow does not know of a spec is vCenter's to read. secrets are the values, to
+// be kept out of errors.
 func (s Secrets) fill(ctx context.Context, tree json.RawMessage) (filled json.RawMessage, secrets []string, err error) {
 	refs, err := secretRefs(tree)
 	if err != nil {

@@ -10,21 +10,24 @@ import (
 )
 
 const (
-	// historyReach is how far behind the baseline Tasks are asked for: further than the ten minutes for which vCenter lists a Task as recent, so
-	// that whatever the list may show later is in the baseline too.
+	// historyReach is how far behind the baseline Tasks are asked for: further than the ten minutes for which vCenter
+	// lists a Task as recent, so that whatever the list may show later is in the baseline too.
 	historyReach = 15 * time.Minute
-	// clockJitter is what two readings of two clocks may differ by although neither was set: the calls between them take time.
+	// clockJitter is what two readings of two clocks may differ by although neither was set: the calls between them
+	// take time.
 	clockJitter = 30 * time.Second
 	// recentReach and recentMost are how long, and among how many, vCenter lists an ended Task as recent.
 	recentReach = 10 * time.Minute
 	recentMost  = 200
-	// processReach is how long a look for a process can be sure: tools keep an ended one for five minutes, less a margin.
+	// processReach is how long a look for a process can be sure: tools keep an ended one for five minutes, less a
+	// margin.
 	processReach = 4 * time.Minute
 	// baselineTime is how long the acceptance of a run waits for a silent vCenter.
 	baselineTime = 5 * time.Second
 )
 
-// baselineWithin notes the Tasks that are there before the run makes any, if vCenter answers in time; else the check does it.
+// baselineWithin notes the Tasks that are there before the run makes any, if vCenter answers in time; else the check
+// does it.
 func (r *run) baselineWithin(ctx context.Context, limit time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -67,8 +70,9 @@ func (r *run) clockOf(ctx context.Context) (now time.Time, about vcapi.About, er
 	return now, about, err
 }
 
-// since is the time, by vCenter's clock, from which on Tasks are asked for, so that none that this run made is left out: also where that clock was set back
-// after the baseline. Our own clock tells by how much: it only makes the answer longer.
+// since is the time, by vCenter's clock, from which on Tasks are asked for, so that none that this run made is left
+// out: also where that clock was set back after the baseline. Our own clock tells by how much: it only makes the answer
+// longer.
 func (r *run) since(now time.Time) time.Time {
 	p := r.point
 	if p.BaselineAt == nil {
@@ -89,8 +93,9 @@ func (r *run) since(now time.Time) time.Time {
 	return from.Add(-historyReach)
 }
 
-// findTask looks for the Task that a call of method may have made: one that is not known. Who asks for the first time, with no other
-// owner before and no call of its own that was not answered, has nothing to look for and only notes what a later look needs.
+// findTask looks for the Task that a call of method may have made: one that is not known. Who asks for the first time,
+// with no other owner before and no call of its own that was not answered, has nothing to look for and only notes what
+// a later look needs.
 func (r *run) findTask(ctx context.Context, act, method string, adopt func(vcapi.Task)) (found, error) {
 	now, about, err := r.clockOf(ctx)
 	if err != nil {
@@ -143,7 +148,8 @@ func (r *run) findTask(ctx context.Context, act, method string, adopt func(vcapi
 	return s, err
 }
 
-// sameVCenter fails where the vCenter of that name is another one than when the run was accepted: neither its Tasks nor its VMs are those that the run knows.
+// sameVCenter fails where the vCenter of that name is another one than when the run was accepted: neither its Tasks nor
+// its VMs are those that the run knows.
 func (r *run) sameVCenter(about vcapi.About) error {
 	was := r.point.Instance
 	if was == "" || about.InstanceUUID == "" || was == about.InstanceUUID {
@@ -186,11 +192,13 @@ func (r *run) reachesBack(ctx context.Context, open *intent, now time.Time, task
 	if !inMemory {
 		return false, nil
 	}
-	// The list of recent Tasks lives in vCenter's memory: it is whole if vCenter was not restarted, that is, if a session of that time lives.
+	// The list of recent Tasks lives in vCenter's memory: it is whole if vCenter was not restarted, that is, if a
+	// session of that time lives.
 	return proof(r.vc.SessionAlive(ctx, vcapi.Session{Key: open.Session, UserName: user}))
 }
 
-// proof takes a question that vCenter does not answer us, for want of a privilege or of the method, for one that proves nothing.
+// proof takes a question that vCenter does not answer us, for want of a privilege or of the method, for one that proves
+// nothing.
 func proof(yes bool, err error) (bool, error) {
 	if permanent(err) {
 		return false, nil

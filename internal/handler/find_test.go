@@ -9,7 +9,8 @@ import (
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
 
-// A Task is made by a method as its name says, else the key of its description; what tells neither way is not taken for somebody else's.
+// A Task is made by a method as its name says, else the key of its description; what tells neither way is not taken for
+// somebody else's.
 func TestMadeBy(t *testing.T) {
 	t.Parallel()
 	const manager = "vm.GuestCustomizationManager."
@@ -85,7 +86,8 @@ func TestTasksOfOtherNames(t *testing.T) {
 	}
 }
 
-// vCenter's clock is set back between the baseline and the call, and its Task has ended long ago when the next owner looks.
+// vCenter's clock is set back between the baseline and the call, and its Task has ended long ago when the next owner
+// looks.
 func TestClockSetBack(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
@@ -113,7 +115,8 @@ func TestClockSetBack(t *testing.T) {
 	}
 }
 
-// A vCenter that was restored from a backup gives the IDs of Tasks again: to the one that the run makes, of which no answer came.
+// A vCenter that was restored from a backup gives the IDs of Tasks again: to the one that the run makes, of which no
+// answer came.
 func TestTaskIDsGivenAgain(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
@@ -219,7 +222,8 @@ func TestAnotherVCenter(t *testing.T) {
 	})
 }
 
-// A Task is shown later than its call, by the long poll or everywhere: it is gone only once it must show. vCenter's history counts.
+// A Task is shown later than its call, by the long poll or everywhere: it is gone only once it must show. vCenter's
+// history counts.
 func TestTaskShownLate(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
@@ -260,7 +264,8 @@ func TestTaskShownLate(t *testing.T) {
 	})
 }
 
-// A lost answer, and a Task that is shown later than it may be: meanwhile vCenter is busy with that very Task. Each round looks again.
+// A lost answer, and a Task that is shown later than it may be: meanwhile vCenter is busy with that very Task. Each
+// round looks again.
 func TestBusyWithOurOwnTask(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
@@ -284,7 +289,8 @@ func TestBusyWithOurOwnTask(t *testing.T) {
 	}
 }
 
-// The same where the guest's status moves: what the first call, of which there is no answer, has done to it is not what was there before.
+// The same where the guest's status moves: what the first call, of which there is no answer, has done to it is not what
+// was there before.
 func TestBusyWithOurOwnTaskAndItsStatus(t *testing.T) {
 	t.Parallel()
 	inWorld(t, secretsDir(t), func(w *world) {

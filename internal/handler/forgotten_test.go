@@ -17,8 +17,8 @@ func (w *world) forget() {
 	w.store.Anew(1000)
 }
 
-// The new stream's sequences come to the one that an owner of old knows: what it stores next does not pass for the successor of an event that is
-// another owner's.
+// The new stream's sequences come to the one that an owner of old knows: what it stores next does not pass for the
+// successor of an event that is another owner's.
 func TestSequencesOfANewJournal(t *testing.T) {
 	t.Parallel()
 	inBriefWorld(t, secretsDir(t), func(w *world) {
@@ -44,8 +44,8 @@ func TestSequencesOfANewJournal(t *testing.T) {
 	})
 }
 
-// The events stream is removed and made again in the middle of a run, at whichever point: its owner goes on with run.resumed as the first event of the
-// new history, n goes on, and before its next act it waits as who takes over.
+// The events stream is removed and made again in the middle of a run, at whichever point: its owner goes on with
+// run.resumed as the first event of the new history, n goes on, and before its next act it waits as who takes over.
 func TestJournalAnew(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
@@ -83,8 +83,8 @@ func TestJournalAnew(t *testing.T) {
 	}
 }
 
-// Meanwhile the request is delivered to somebody else, who finds no event of it: one of the two goes on, the other one is fenced, and nothing is done
-// twice.
+// Meanwhile the request is delivered to somebody else, who finds no event of it: one of the two goes on, the other one
+// is fenced, and nothing is done twice.
 func TestJournalAnewAndDeliveredAgain(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
@@ -112,8 +112,8 @@ func TestJournalAnewAndDeliveredAgain(t *testing.T) {
 	}
 }
 
-// All replicas are away for longer than events are kept, with a run in any state; its request still waits. It is not done again: it is begun where vCenter
-// proves that nothing was done, else it is uncertain, and the request decides.
+// All replicas are away for longer than events are kept, with a run in any state; its request still waits. It is not
+// done again: it is begun where vCenter proves that nothing was done, else it is uncertain, and the request decides.
 func TestEventsAgedOut(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
@@ -195,8 +195,8 @@ func errorCode(r *events.Run) events.Code {
 	return r.Error.Code
 }
 
-// A request is delivered again without any event of it, for its owner died before the first: a Task that is newer than the request and that no run names
-// may be its own (the journal may have lost its end), any other is not.
+// A request is delivered again without any event of it, for its owner died before the first: a Task that is newer than
+// the request and that no run names may be its own (the journal may have lost its end), any other is not.
 func TestRedeliveredWithoutEvents(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)

@@ -22,15 +22,17 @@ const defaultVerify = 3 * time.Minute
 // errLooked ends a look at the guest that found nothing.
 var errLooked = errors.New("looked long enough")
 
-// lookUntil looks at the VM until see is satisfied, for verify.timeout at most: after a failed Task for half of what is left, too.
-func (r *run) lookUntil(ctx context.Context, s *step, failed bool, see func(vcapi.VM) bool) error {
+// lookUntil looks at the VM until see is satisfied, for verify.timeout at most: after a failed Task for half of what is
+// left, too.
+func (s *step) lookUntil(ctx context.Context, failed bool, see func(vcapi.VM) bool) error {
+	r := s.run
 	limit := r.verifyTimeout()
 	if due, ok := ctx.Deadline(); ok && failed {
 		limit = min(limit, time.Until(due)/2)
 	}
 	within, cancel := r.clock.within(ctx, limit, errLooked)
 	defer cancel()
-	_, err := r.shown(ctx, within, s, func(vm vcapi.VM) (bool, error) { return see(vm), nil })
+	_, err := s.shown(ctx, within, func(vm vcapi.VM) (bool, error) { return see(vm), nil })
 	return err
 }
 

@@ -1,5 +1,6 @@
-// Package handler decides what happens next: it takes a request to its end, one step after the other, so that whatever crashes, is paused or
-// lost on the way, nothing is done twice to the guest. docs/develop/ARCHITECTURE.md tells the life of a message, docs/operate/reliability.md the rules.
+// Package handler decides what happens next: it takes a request to its end, one step after the other, so that whatever
+// crashes, is paused or lost on the way, nothing is done twice to the guest. docs/develop/ARCHITECTURE.md tells the
+// life of a message, docs/operate/reliability.md the rules.
 package handler
 
 import (
@@ -24,26 +25,30 @@ type Journal interface {
 	Last(ctx context.Context, vcenter, vm string) (*events.Entry, error)
 	// Append stores run as the event that follows sequence after in the VM's history, or fails with events.ErrFenced.
 	Append(ctx context.Context, after uint64, msgID string, k events.Kind, attrs events.Attributes, run *events.Run) (uint64, error)
-	// ConfirmLast proves that the VM's last event is mine and stands on the event before (zero: on none), or fails with events.ErrFenced.
+	// ConfirmLast proves that the VM's last event is mine and stands on the event before (zero: on none), or fails with
+	// events.ErrFenced.
 	ConfirmLast(ctx context.Context, vcenter, vm string, mine, before events.Mark) error
 	// ConfirmNotReplaced fails with events.ErrFenced where the event at the sequence of mine is another one.
 	ConfirmNotReplaced(ctx context.Context, vcenter, vm string, mine events.Mark) error
-	// RequestData is the data of the run's request as run.accepted, the event accepted of the stream, holds it; nil where that event is gone.
+	// RequestData is the data of the run's request as run.accepted, the event accepted of the stream, holds it; nil
+	// where that event is gone.
 	RequestData(ctx context.Context, vcenter, vm, run string, accepted uint64) (json.RawMessage, error)
 	// CompleteSince is from when on the journal has everything that was stored.
 	CompleteSince(ctx context.Context) (time.Time, error)
-	// Runs calls fn with the VM's run.* events, oldest first, until fn returns false or the one that answers shows no more.
+	// Runs calls fn with the VM's run.* events, oldest first, until fn returns false or the one that answers shows no
+	// more.
 	Runs(ctx context.Context, vcenter, vm string, fn func(*events.Entry) (more bool)) error
 }
 
-// RequestQueue is what the requests stream holds for a VM; stream.RequestQueue is the real one. What it shows may be older than the truth: of what is not there, Gone
-// alone tells that it has left.
+// RequestQueue is what the requests stream holds for a VM; stream.RequestQueue is the real one. What it shows may be
+// older than the truth: of what is not there, Gone alone tells that it has left.
 type RequestQueue interface {
 	// Oldest is the oldest request for this VM, nil for none.
 	Oldest(ctx context.Context, vcenter, vm string) (*events.QueuedRequest, error)
 	// Unfinished is what the stream holds for this VM.
 	Unfinished(ctx context.Context, vcenter, vm string) (events.VMQueue, error)
-	// Gone reports whether one answer proves that what stood at a place has left the stream: it has seen it, and does not hold it.
+	// Gone reports whether one answer proves that what stood at a place has left the stream: it has seen it, and does
+	// not hold it.
 	Gone(ctx context.Context, vcenter, vm string, p events.Place) (bool, error)
 	// Cancels are the cancels that wait for this VM.
 	Cancels(ctx context.Context, vcenter, vm string) ([]events.Cancel, error)
@@ -88,10 +93,10 @@ func New(s Settings, vc VCenter, journal Journal, queue RequestQueue, secrets Se
 	return &Handler{Settings: s, vc: vc, journal: journal, queue: queue, secrets: secrets, log: log, kinds: stepKinds(), spared: map[string]spared{}}
 }
 
-// Handle works on a request until its run has ended, or this process must let go of it. ctx ends when the process is to stop: the run is then
-// given back. The answer tells what becomes of the message: nil: its run has ended, acknowledge it · events.ErrFenced: it is another owner's,
-// be silent · events.ErrReleased: give it back at once · *events.RetryError: later · *events.RejectError: refuse it · else: be silent, the
-// stream delivers it again.
+// Handle works on a request until its run has ended, or this process must let go of it. ctx ends when the process is to
+// stop: the run is then given back. The answer tells what becomes of the message: nil: its run has ended, acknowledge
+// it · events.ErrFenced: it is another owner's, be silent · events.ErrReleased: give it back at once ·
+// *events.RetryError: later · *events.RejectError: refuse it · else: be silent, the stream delivers it again.
 func (h *Handler) Handle(ctx context.Context, req *events.Request) error {
 	for pause := newBackoff(turnPause); ; {
 		if err := h.waitForTurn(ctx, req); err != nil {
@@ -140,8 +145,8 @@ func (h *Handler) Handle(ctx context.Context, req *events.Request) error {
 	}
 }
 
-// displace ends the run that stands where a request's own is to begin, if that run's request has left the stream: the journal lost its end, or somebody
-// purged it. As long as that is not proved, the run is its owner's.
+// displace ends the run that stands where a request's own is to begin, if that run's request has left the stream: the
+// journal lost its end, or somebody purged it. As long as that is not proved, the run is its owner's.
 func (h *Handler) displace(ctx context.Context, req *events.Request, last *events.Entry, point checkpoint, pause *backoff) error {
 	was := point.place(last)
 	gone, err := h.queue.Gone(ctx, h.VCenter, last.Run.VM, was)
@@ -162,9 +167,10 @@ func (h *Handler) displace(ctx context.Context, req *events.Request, last *event
 	}
 }
 
-// spare reports whether a run is left to its owner, once for each of its events, although its request was delivered again: heartbeats could not be sent while
-// NATS was away, or while a server that was killed had the stream. The request is dropped without a word. If its owner lives, its heartbeats keep it from
-// now on, and no takeover's wait is due; if it does not, the request comes again after the ack wait. A request comes again because its owner is dead no
+// spare reports whether a run is left to its owner, once for each of its events, although its request was delivered
+// again: heartbeats could not be sent while NATS was away, or while a server that was killed had the stream. The
+// request is dropped without a word. If its owner lives, its heartbeats keep it from now on, and no takeover's wait is
+// due; if it does not, the request comes again after the ack wait. A request comes again because its owner is dead no
 // sooner than two thirds of the ack wait after the owner's last event: it sends a heartbeat each third.
 func (h *Handler) spare(last *events.Entry) bool {
 	owner := last.Run.Owner
@@ -178,7 +184,8 @@ func (h *Handler) spare(last *events.Entry) bool {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	// One that is older is not asked for: its event is no longer young, and the outage before it is over for longer than an ack wait.
+	// One that is older is not asked for: its event is no longer young, and the outage before it is over for longer
+	// than an ack wait.
 	maps.DeleteFunc(h.spared, func(_ string, s spared) bool { return time.Since(s.at) > 2*h.AckWait })
 	if h.spared[last.Run.VM].seq == last.Seq {
 		return false
@@ -196,7 +203,8 @@ type spared struct {
 // unknownVersionDelay leaves a roll-out time to replace this build, or the other one time to end the run.
 const unknownVersionDelay = 30 * time.Second
 
-// repeated answers a request whose run has ended: the repeat of it changes nothing, other data under its name is refused.
+// repeated answers a request whose run has ended: the repeat of it changes nothing, other data under its name is
+// refused.
 func repeated(req *events.Request, digest string) error {
 	if digest == req.Digest {
 		return nil
@@ -213,8 +221,8 @@ func (h *Handler) releaseIfStopping(ctx context.Context, err error) error {
 	return err
 }
 
-// waitForTurn waits until no older request for the VM is in the stream: requests for one VM run one after another, in the order of the stream. A second
-// copy of a request is a later one.
+// waitForTurn waits until no older request for the VM is in the stream: requests for one VM run one after another, in
+// the order of the stream. A second copy of a request is a later one.
 func (h *Handler) waitForTurn(ctx context.Context, req *events.Request) error {
 	wake, stop := h.queue.Wake(req.VCenter, req.VM)
 	defer stop()
@@ -239,7 +247,8 @@ func (h *Handler) waitForTurn(ctx context.Context, req *events.Request) error {
 		if first {
 			here = h.Meter.Behind()
 		}
-		// The acknowledgement follows the last event that wakes us, some milliseconds later: hence the reads in quick succession, then rarely.
+		// The acknowledgement follows the last event that wakes us, some milliseconds later: hence the reads in quick
+		// succession, then rarely.
 		select {
 		case <-wake:
 			pause.reset()

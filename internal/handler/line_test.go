@@ -31,8 +31,8 @@ func (w *world) wantEffects(act string, want int) {
 	}
 }
 
-// runTurns delivers a request, the next one and a copy of the first, in another order than the stream's: the two run one after another in the stream's
-// order, and the copy does nothing.
+// runTurns delivers a request, the next one and a copy of the first, in another order than the stream's: the two run
+// one after another in the stream's order, and the copy does nothing.
 func (w *world) runTurns() {
 	w.t.Helper()
 	a, b := w.request("a", brief), w.request("b", only(networkOnly))
@@ -192,8 +192,8 @@ const (
 	unknown = `"checkpoint":{"version":99`
 )
 
-// Another version of guestflow wrote the journal, of the run itself or of the one before it: what this build does not know is handed back untouched,
-// what it knows goes on, and is written as its own version from then on.
+// Another version of guestflow wrote the journal, of the run itself or of the one before it: what this build does not
+// know is handed back untouched, what it knows goes on, and is written as its own version from then on.
 func TestCheckpointVersions(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
@@ -248,7 +248,8 @@ func TestCancelQueued(t *testing.T) {
 	})
 }
 
-// A cancel at any point: what is under way is stopped, nothing more is begun, and nothing takes effect after the last event.
+// A cancel at any point: what is under way is stopped, nothing more is begun, and nothing takes effect after the last
+// event.
 func TestCancel(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
@@ -266,8 +267,10 @@ func TestCancel(t *testing.T) {
 					w.drive(req, plan)
 					last := w.last()
 					tooLate := strings.Contains(point, "exited #2") || strings.Contains(point, "run.succeeded") ||
-						len(w.owners[0].met) == 0 || // how often a process is asked for varies: this run had no such point, and no cancel
-						last.FinishedAt.Sub(w.owners[0].met[0].at) < 5*latency // between the last look and the last event
+						// How often a process is asked for varies: this run had no such point, and no cancel.
+						len(w.owners[0].met) == 0 ||
+						// Between the last look and the last event.
+						last.FinishedAt.Sub(w.owners[0].met[0].at) < 5*latency
 					if last.Status != events.StatusCanceled && (!tooLate || last.Status != events.StatusSucceeded) {
 						w.t.Errorf("the run ended as %s", last.Status)
 					}
@@ -318,7 +321,8 @@ func TestCancelAborts(t *testing.T) {
 	})
 }
 
-// The answer to the call is lost and the run canceled: its last event waits until it is known whether there is something to stop.
+// The answer to the call is lost and the run canceled: its last event waits until it is known whether there is
+// something to stop.
 func TestCancelWithLostAnswer(t *testing.T) {
 	t.Parallel()
 	inWorld(t, secretsDir(t), func(w *world) {
@@ -338,7 +342,8 @@ func TestCancelWithLostAnswer(t *testing.T) {
 	})
 }
 
-// What stops a canceled run's Task or process has no answer and travels: it is told again, and the run does not end before the first has landed.
+// What stops a canceled run's Task or process has no answer and travels: it is told again, and the run does not end
+// before the first has landed.
 func TestStopUnanswered(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
@@ -488,7 +493,8 @@ func TestUncertain(t *testing.T) {
 	}
 }
 
-// A run ended without knowing whether its customization began. The next one, taken over, finds a Task that may be that one.
+// A run ended without knowing whether its customization began. The next one, taken over, finds a Task that may be that
+// one.
 func TestDoubtIsPassedOn(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)

@@ -11,25 +11,27 @@ import (
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
 
-// lost is what a run begins with that may have had events before: they have aged out, or the events stream was made anew, or lost its end.
+// lost is what a run begins with that may have had events before: they have aged out, or the events stream was made
+// anew, or lost its end.
 type lost struct {
 	At time.Time `json:"at"` // when the request was stored: nothing was done for it before
-	// All says that the journal does not reach back to there, so that whatever was done has no event. Else its request was delivered before, and its events
-	// are there, unless the journal lost them to a power failure.
+	// All says that the journal does not reach back to there, so that whatever was done has no event. Else its request
+	// was delivered before, and its events are there, unless the journal lost them to a power failure.
 	All bool `json:"all,omitempty"`
 }
 
 const (
-	// young is how old a request may be that comes for the first time without a look at how far the journal reaches back.
+	// young is how old a request may be that comes for the first time without a look at how far the journal reaches
+	// back.
 	young = time.Minute
-	// clocksDiffer is how far NATS' clock and ours may differ; clocksApart how far they and vCenter's may have run apart while a request waited for so long
-	// that its events are gone.
+	// clocksDiffer is how far NATS' clock and ours may differ; clocksApart how far they and vCenter's may have run
+	// apart while a request waited for so long that its events are gone.
 	clocksDiffer = time.Second
 	clocksApart  = 2 * time.Minute
 )
 
-// mayHaveBegun reports whether a request without any event may be one whose run began before; nil: surely not. It was delivered before, or the journal
-// does not reach back to when it was stored.
+// mayHaveBegun reports whether a request without any event may be one whose run began before; nil: surely not. It was
+// delivered before, or the journal does not reach back to when it was stored.
 func (h *Handler) mayHaveBegun(ctx context.Context, req *events.Request) (*lost, error) {
 	if req.Delivered <= 1 && time.Since(req.At) < young {
 		return nil, nil
@@ -48,13 +50,15 @@ func (h *Handler) mayHaveBegun(ctx context.Context, req *events.Request) (*lost,
 // errForgotten is why a run whose events may be gone is in doubt.
 var errForgotten = errors.New("the events of this run from before are gone, and vCenter does not prove that nothing was done")
 
-// foundLost decides, before the first act of a run whose earlier events may be gone, whether it was made before: then what is seen is not sure.
-func (r *run) foundLost(ctx context.Context, s *step, seen *found) error {
+// foundLost decides, before the first act of a run whose earlier events may be gone, whether it was made before: then
+// what is seen is not sure.
+func (s *step) foundLost(ctx context.Context, seen *found) error {
+	r := s.run
 	if r.point.Lost == nil || seen.adopt != nil {
 		r.point.Lost = nil // what was found shows how far the run came
 		return nil
 	}
-	nothing, err := retryRead(ctx, r, s, func(ctx context.Context) (bool, error) { return r.nothingDone(ctx, s) })
+	nothing, err := retryRead(ctx, s, func(ctx context.Context) (bool, error) { return s.nothingDone(ctx) })
 	if err != nil {
 		return err
 	}
@@ -65,10 +69,11 @@ func (r *run) foundLost(ctx context.Context, s *step, seen *found) error {
 	return nil
 }
 
-// nothingDone reports whether vCenter shows no Task of ours on the VM that is newer than the request and that no run names; where the whole journal of the
-// run may be gone, whether it proves that there was none: its history reaches back behind the request. Of guest processes nothing can be proved: tools
-// forget them.
-func (r *run) nothingDone(ctx context.Context, s *step) (bool, error) {
+// nothingDone reports whether vCenter shows no Task of ours on the VM that is newer than the request and that no run
+// names; where the whole journal of the run may be gone, whether it proves that there was none: its history reaches
+// back behind the request. Of guest processes nothing can be proved: tools forget them.
+func (s *step) nothingDone(ctx context.Context) (bool, error) {
+	r := s.run
 	now, err := r.vc.Now(ctx)
 	if err != nil {
 		return false, err
@@ -118,9 +123,9 @@ func (c *checkpoint) named(t vcapi.Task) bool {
 	return other.known(t, c.Instance)
 }
 
-// afresh begins the VM's journal again, which is gone, with this run as it stands: the events stream was made anew, or emptied. Whoever else goes on
-// there was before us, which fences us, or is refused. Who owned the run there nobody can tell any more: hence the whole wait of a takeover, before the
-// next act and before a last event.
+// afresh begins the VM's journal again, which is gone, with this run as it stands: the events stream was made anew, or
+// emptied. Whoever else goes on there was before us, which fences us, or is refused. Who owned the run there nobody can
+// tell any more: hence the whole wait of a takeover, before the next act and before a last event.
 func (r *run) afresh(ctx context.Context, k events.Kind) error {
 	r.logger().Warn().Str("event", string(k)).Msg("the VM's journal is gone: this run goes on in a new one")
 	r.owner.last, r.owner.previous = events.Mark{}, events.Mark{}

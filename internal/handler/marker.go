@@ -10,12 +10,13 @@ import (
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
 
-// marker makes a process findable again: a comment at the end of its command line, which tools keep verbatim. The guest's
-// shell ignores it.
+// marker makes a process findable again: a comment at the end of its command line, which tools keep verbatim. The
+// guest's shell ignores it.
 func marker(run, process string) string { return "# gf:" + run + "." + process }
 
-// marked is the argument string with the marker. On a line of its own where the arguments have several: it must not end up in a here-document. A
-// backslash at the end would take the blank, or the line end, away from it: the shell reads two as the one that was sent.
+// marked is the argument string with the marker. On a line of its own where the arguments have several: it must not end
+// up in a here-document. A backslash at the end would take the blank, or the line end, away from it: the shell reads
+// two as the one that was sent.
 func marked(arguments, mark string) string {
 	if trailing := len(arguments) - len(strings.TrimRight(arguments, `\`)); trailing%2 == 1 {
 		arguments += `\`
@@ -43,8 +44,8 @@ func commandLine(e *events.ExecSpec, mark string) string {
 	return strings.TrimRight(`"`+e.Path+`" `+argumentsOf(e, mark), " ")
 }
 
-// withMarker finds the process that was started with a marker. Where a shell runs it, the shell's own children may show the same command line for a
-// moment: it is the one that tools keep verbatim, else the first that was started.
+// withMarker finds the process that was started with a marker. Where a shell runs it, the shell's own children may show
+// the same command line for a moment: it is the one that tools keep verbatim, else the first that was started.
 func withMarker(list []vcapi.Process, mark, command string) (found *vcapi.Process) {
 	for i, shown := range list {
 		switch {
@@ -79,8 +80,8 @@ func identity(p vcapi.Process) string {
 	return fmt.Sprintf("%d %s", p.PID, p.Started.UTC().Format(time.RFC3339))
 }
 
-// guestIdentity names the vmtoolsd and the pid 1 of a process list: when they are others than before, tools or the guest were restarted, and
-// what had ended by then is forgotten. What a guest does not list, it lists neither time.
+// guestIdentity names the vmtoolsd and the pid 1 of a process list: when they are others than before, tools or the
+// guest were restarted, and what had ended by then is forgotten. What a guest does not list, it lists neither time.
 func guestIdentity(list []vcapi.Process) string {
 	var who []string
 	for _, p := range list {

@@ -10,7 +10,8 @@ import (
 	"github.com/guestflow/guestflow/internal/events"
 )
 
-// What VMware Tools make of a program's arguments on Linux: bash -c '"<path>" <arguments>'. (open-vm-tools, procMgrPosix.c.)
+// What VMware Tools make of a program's arguments on Linux: bash -c '"<path>" <arguments>'. (open-vm-tools,
+// procMgrPosix.c.)
 func inShell(t *testing.T, arguments string) string {
 	t.Helper()
 	out, err := exec.Command("bash", "-c", `"/usr/bin/printf" '[%s]' `+arguments).Output()
@@ -71,8 +72,9 @@ func TestWindowsHasNoMarker(t *testing.T) {
 	})
 }
 
-// After a crash or a lost answer nobody can tell a program without a marker from another one of its kind: what may have been started is not started again, and what
-// runs is not taken for the run's own. Where none of its kind has appeared, it is started.
+// After a crash or a lost answer nobody can tell a program without a marker from another one of its kind: what may have
+// been started is not started again, and what runs is not taken for the run's own. Where none of its kind has appeared,
+// it is started.
 func TestWindowsProcessInDoubt(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
@@ -136,7 +138,8 @@ func TestMarkerByPath(t *testing.T) {
 	}
 }
 
-// Our process ends while nobody watches, and its pid is used again: what has the pid then is neither waited for, nor believed, nor ended.
+// Our process ends while nobody watches, and its pid is used again: what has the pid then is neither waited for, nor
+// believed, nor ended.
 func TestPidReused(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)

@@ -41,8 +41,8 @@ type held struct {
 	untold   string
 }
 
-// compare holds the host name that the guest shows against the rule. Names are compared by their first label, without case: VMware Tools report the
-// domain too, and a domain given by DHCP need not be the spec's.
+// compare holds the host name that the guest shows against the rule. Names are compared by their first label, without
+// case: VMware Tools report the domain too, and a domain given by DHCP need not be the spec's.
 func (n nameRule) compare(shown, vm string, hide func(string) string) held {
 	label, longest := firstLabel(shown), longestLabel
 	if n.windows {
@@ -77,14 +77,15 @@ func (n nameRule) compare(shown, vm string, hide func(string) string) held {
 	return held{}
 }
 
-// made compares with a name that vCenter makes: base, and a number "if necessary, to make it unique" (CustomizationVirtualMachineName), or always
-// (CustomizationPrefixName):
+// made compares with a name that vCenter makes: base, and a number "if necessary, to make it unique"
+// (CustomizationVirtualMachineName), or always (CustomizationPrefixName):
 //
 //   - https://developer.broadcom.com/xapis/virtual-infrastructure-json-api/latest/data-structures/CustomizationVirtualMachineName
 //   - https://developer.broadcom.com/xapis/virtual-infrastructure-json-api/latest/data-structures/CustomizationPrefixName
 //
-// The pages do not say how the number is written, hence with or without a hyphen; nor what is cut where both together are too long, nor what becomes
-// of dots, underscores, blanks and escapes (%2f) in a VM's name. One report has its dots dropped (some.tld became sometld):
+// The pages do not say how the number is written, hence with or without a hyphen; nor what is cut where both together
+// are too long, nor what becomes of dots, underscores, blanks and escapes (%2f) in a VM's name. One report has its dots
+// dropped (some.tld became sometld):
 // https://github.com/nsidc/vagrant-vsphere/issues/215. No run fails for what is not known.
 func (n nameRule) made(label, base string, longest int, always bool, differs func() held) held {
 	if len(label) >= len(base) && strings.EqualFold(label[:len(base)], base) {

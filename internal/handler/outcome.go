@@ -31,9 +31,9 @@ func (b *backoff) reset() { b.cur = b.first }
 // atLeast makes the next pause no shorter.
 func (b *backoff) atLeast(d time.Duration) { b.cur = max(b.cur, d) }
 
-// paceOf is the pause of a run that has made so many Tasks, each of which was turned away: each event names them all, since
-// none of them may be taken for another call's. Beyond tasksRemembered they double with each half of that number, so
-// that a run of a month makes some four hundred, and waits a thirtieth of the time for which it has waited at most.
+// paceOf is the pause of a run that has made so many Tasks, each of which was turned away: each event names them all,
+// since none of them may be taken for another call's. Beyond tasksRemembered they double with each half of that number,
+// so that a run of a month makes some four hundred, and waits a thirtieth of the time for which it has waited at most.
 func paceOf(tasks int) time.Duration {
 	over := float64(tasks-tasksRemembered) / (tasksRemembered / 2)
 	if over <= 0 {
@@ -117,8 +117,8 @@ var byName = map[string]outcome{
 }
 
 // outcome is what an answer means in a step.
-func (r *run) outcome(s *step, v *vcapi.Error) outcome {
-	o := r.outcomeInAny(s, v)
+func (s *step) outcome(v *vcapi.Error) outcome {
+	o := s.outcomeInAny(v)
 	if s.answer != nil {
 		o = s.answer(v, o)
 	}
@@ -126,13 +126,13 @@ func (r *run) outcome(s *step, v *vcapi.Error) outcome {
 }
 
 // outcomeInAny is what an answer means in any step.
-func (r *run) outcomeInAny(s *step, v *vcapi.Error) outcome {
+func (s *step) outcomeInAny(v *vcapi.Error) outcome {
 	o, named := byName[v.Name]
 	switch {
 	case v.Class == vcapi.GuestCredentials:
 		if o.code != events.GuestPermissionDenied {
 			o = outcome{code: events.GuestLoginRefused}
-			if r.passwordMayChange(s) {
+			if s.passwordMayChange() {
 				o.waiting = events.WaitingGuestLogin
 			}
 		}
@@ -158,8 +158,10 @@ func loginRefused(err error) bool {
 	return errors.As(err, &v) && v.Name == "InvalidLogin"
 }
 
-// passwordMayChange reports whether the guest may be changing the very password that it refuses: right after a customization.
-func (r *run) passwordMayChange(s *step) bool {
+// passwordMayChange reports whether the guest may be changing the very password that it refuses: right after a
+// customization.
+func (s *step) passwordMayChange() bool {
+	r := s.run
 	c := r.state.Customize
 	return s.name != events.StepCustomize && c != nil && c.FinishedAt != nil && time.Since(*c.FinishedAt) < time.Minute
 }
@@ -170,14 +172,15 @@ func permanent(err error) bool {
 	return errors.As(err, &v) && v.Class != vcapi.Transient && v.Class != vcapi.SessionLost
 }
 
-// isFinal reports whether an answer ends the step: it will not change when the call is repeated, and means nothing that passes.
-func (r *run) isFinal(s *step, err error) bool {
+// isFinal reports whether an answer ends the step: it will not change when the call is repeated, and means nothing that
+// passes.
+func (s *step) isFinal(err error) bool {
 	var v *vcapi.Error
-	return permanent(err) && errors.As(err, &v) && r.outcome(s, v).waiting == ""
+	return permanent(err) && errors.As(err, &v) && s.outcome(v).waiting == ""
 }
 
 // failure is the end of a run that err makes in step s.
-func (r *run) failure(s *step, err error) *stepError {
+func (s *step) failure(err error) *stepError {
 	var known *stepError
 	if errors.As(err, &known) {
 		return known
@@ -185,7 +188,7 @@ func (r *run) failure(s *step, err error) *stepError {
 	f := &stepError{step: s.name, process: s.process, code: events.Internal, message: err.Error(), err: err}
 	var v *vcapi.Error
 	if errors.As(err, &v) {
-		o := r.outcome(s, v)
+		o := s.outcome(v)
 		f.code, f.retryable = o.code, o.waiting != "" || v.Class == vcapi.Transient
 		cure := cureOf(s.name, f.code, v)
 		if lacks := missingPrivilege(v); lacks != "" {
@@ -229,8 +232,10 @@ func missingPrivilege(v *vcapi.Error) string {
 // noEngine is how VMware Tools say that the guest customization engine is missing.
 const noEngine = "does not support Guest Customization"
 
-// timeError is the end of a run whose time, or whose step's time, is over. Where it was waiting for something that did not pass, that is the reason.
-func (r *run) timeError(code events.Code, s *step, message string) *stepError {
+// timeError is the end of a run whose time, or whose step's time, is over. Where it was waiting for something that did
+// not pass, that is the reason.
+func (s *step) timeError(code events.Code, message string) *stepError {
+	r := s.run
 	f := &stepError{step: s.name, process: s.process, code: code, message: message, retryable: true}
 	if r.state.Waiting == "" {
 		return f
@@ -239,7 +244,8 @@ func (r *run) timeError(code events.Code, s *step, message string) *stepError {
 	f.message += fmt.Sprintf(", waiting for %s", r.state.Waiting)
 	if v := new(vcapi.Error); code == events.StepTimeout && *s.state != events.Running && f.waiting != events.WaitingCallsInFlight &&
 		errors.As(r.blocked.by, &v) && v.Class != vcapi.SessionLost {
-		f.code = r.outcome(s, v).code // it was turned away all the time; a session that is lost is renewed, and tells nothing
+		// It was turned away all the time; a session that is lost is renewed, and tells nothing.
+		f.code = s.outcome(v).code
 	}
 	if loginRefused(r.blocked.by) {
 		f.code, f.retryable = events.Unauthenticated, false

@@ -10,8 +10,8 @@ import (
 	"github.com/guestflow/guestflow/internal/events"
 )
 
-// owner is what one process holds of a run: its position in the VM's journal, and the call that may take effect although
-// nobody has its answer.
+// owner is what one process holds of a run: its position in the VM's journal, and the call that may take effect
+// although nobody has its answer.
 type owner struct {
 	token    string      // no other owner writes message IDs with it
 	last     events.Mark // the event that the next one stands on
@@ -19,8 +19,10 @@ type owner struct {
 	stored   bool        // this owner has stored an event
 	storedAt time.Time   // when it stored last
 
-	tookOver  bool      // another owner may have called before us
-	notBefore time.Time // no effect and no conclusive look before: until then a call that is not ours, or has no answer, may still take effect
+	tookOver bool // another owner may have called before us
+	// No effect and no conclusive look before: until then a call that is not ours, or has no answer, may still take
+	// effect.
+	notBefore time.Time
 
 	inFlight      bool      // the checkpoint's intent is open: its call may have been made, and nobody knows
 	inFlightErr   error     // why that call has no answer
@@ -45,8 +47,8 @@ func (o *owner) wrote(seq uint64, msgID string) {
 	o.stored, o.storedAt = true, time.Now()
 }
 
-// mayBeReplaced reports whether the event that the next one stands on may have lost its place to another one of the same
-// sequence, in a stream that was made anew: it is ours, and old.
+// mayBeReplaced reports whether the event that the next one stands on may have lost its place to another one of the
+// same sequence, in a stream that was made anew: it is ours, and old.
 func (o *owner) mayBeReplaced() bool {
 	return o.stored && o.last != (events.Mark{}) && time.Since(o.storedAt) > freshEvent
 }
@@ -57,7 +59,8 @@ const freshEvent = 5 * time.Second
 // quiet reports whether no call can take effect any more of which nobody has the answer.
 func (o *owner) quiet() bool { return !o.inFlight && !time.Now().Before(o.notBefore) }
 
-// sentUnanswered notes a call without an answer: it may take effect until a moment, and is not made again before another.
+// sentUnanswered notes a call without an answer: it may take effect until a moment, and is not made again before
+// another.
 func (o *owner) sentUnanswered(err error, lands, most time.Duration) {
 	o.inFlightErr, o.lookAgain, o.notBefore = err, true, time.Now().Add(lands)
 	o.retryAt = time.Now().Add(max(lands, min(lands<<min(o.lostAnswers, 10), most)))

@@ -27,8 +27,8 @@ var preparations = map[string]struct {
 	}},
 }
 
-// The run is canceled, its time ends, or its process is told to stop while an act is prepared: nothing is done to the guest that was not begun, and what
-// was not read to its end is not taken for the guest's word.
+// The run is canceled, its time ends, or its process is told to stop while an act is prepared: nothing is done to the
+// guest that was not begun, and what was not read to its end is not taken for the guest's word.
 func TestInterruptedPreparation(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
@@ -85,7 +85,8 @@ func TestInterruptedPreparation(t *testing.T) {
 	}
 }
 
-// A run is canceled when its turn has come, and vCenter takes its time to show the Tasks that are there: it is not accepted any more.
+// A run is canceled when its turn has come, and vCenter takes its time to show the Tasks that are there: it is not
+// accepted any more.
 func TestCanceledBeforeItIsAccepted(t *testing.T) {
 	t.Parallel()
 	inWorld(t, secretsDir(t), func(w *world) {

@@ -13,8 +13,8 @@ import (
 
 var histories = flag.Uint64("histories", 200, "how many random histories TestRandomHistories plays")
 
-// Whatever comes together: up to three faults for each of up to four owners, lost answers, lost sessions, late and long-unseen calls. No call travels
-// longer than the travel time, in all.
+// Whatever comes together: up to three faults for each of up to four owners, lost answers, lost sessions, late and
+// long-unseen calls. No call travels longer than the travel time, in all.
 func TestRandomHistories(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)

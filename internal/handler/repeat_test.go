@@ -178,8 +178,9 @@ func TestAbortAndRepeatCanceled(t *testing.T) {
 	}
 }
 
-// The owner dies after its abort, which takes long, and the run's time is over when the next one takes over: the abort's Task, which no event names, has
-// come to its end before the last event, so that it does not reach into the VM's next run.
+// The owner dies after its abort, which takes long, and the run's time is over when the next one takes over: the
+// abort's Task, which no event names, has come to its end before the last event, so that it does not reach into the
+// VM's next run.
 func TestAbortOutlivesItsOwner(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
@@ -215,8 +216,8 @@ func TestAbortOutlivesItsOwner(t *testing.T) {
 	}
 }
 
-// "onUncertain": "repeat" is decided once for a call, whoever goes on: the owner after an abort does not abort again, although vCenter's answer
-// tells as little as before.
+// "onUncertain": "repeat" is decided once for a call, whoever goes on: the owner after an abort does not abort again,
+// although vCenter's answer tells as little as before.
 func TestRepeatIsDecidedOnce(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
@@ -235,8 +236,8 @@ func TestRepeatIsDecidedOnce(t *testing.T) {
 	}
 }
 
-// An abort of which nobody can tell whether it was made leaves no doubt about the customization that had failed before it, which the VM's next run
-// would inherit. It does where that one was to be repeated because nobody could tell.
+// An abort of which nobody can tell whether it was made leaves no doubt about the customization that had failed before
+// it, which the VM's next run would inherit. It does where that one was to be repeated because nobody could tell.
 func TestAbortInDoubtAtTheEnd(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)

@@ -10,8 +10,9 @@ import (
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
 
-// An owner stands still before its intent, the next one takes over, and the journal loses that takeover: both intents find the sequence that they
-// expect, one on top of the other. Only the read-back, by the IDs, tells the second owner that it does not stand on its own takeover.
+// An owner stands still before its intent, the next one takes over, and the journal loses that takeover: both intents
+// find the sequence that they expect, one on top of the other. Only the read-back, by the IDs, tells the second owner
+// that it does not stand on its own takeover.
 func TestSequenceUsedAgain(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
@@ -46,8 +47,8 @@ func TestSequenceUsedAgain(t *testing.T) {
 	}
 }
 
-// vCenter turns a call away because its session is gone, and before the answer comes another owner has taken over and called: whoever logs in anew
-// begins with a look and an intent of its own, and never sends the call again.
+// vCenter turns a call away because its session is gone, and before the answer comes another owner has taken over and
+// called: whoever logs in anew begins with a look and an intent of its own, and never sends the call again.
 func TestSessionLostAndOvertaken(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
@@ -68,7 +69,8 @@ func TestSessionLostAndOvertaken(t *testing.T) {
 	}
 }
 
-// A run without a check has as many events before its first act as any other: a journal that loses its last two still has the baseline.
+// A run without a check has as many events before its first act as any other: a journal that loses its last two still
+// has the baseline.
 func TestTailLossWithoutCheck(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
@@ -112,7 +114,8 @@ func TestFollowerIsWoken(t *testing.T) {
 	})
 }
 
-// Somebody else customized the VM, or an earlier run did, before this run was accepted: a takeover does not take that Task for its own.
+// Somebody else customized the VM, or an earlier run did, before this run was accepted: a takeover does not take that
+// Task for its own.
 func TestBaselineIsNotAdopted(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
@@ -134,8 +137,9 @@ func TestBaselineIsNotAdopted(t *testing.T) {
 	}
 }
 
-// An owner has its proof of ownership, and stands still before it sends the call. Within the send window the call goes out, travels, and shows as
-// late as it may: who took over meanwhile has waited for all three. Past the window it is not sent.
+// An owner has its proof of ownership, and stands still before it sends the call. Within the send window the call goes
+// out, travels, and shows as late as it may: who took over meanwhile has waited for all three. Past the window it is
+// not sent.
 func TestOldProof(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
@@ -166,7 +170,8 @@ func TestOldProof(t *testing.T) {
 	}
 }
 
-// A vCenter that is silent does not keep a run from being accepted: its time must run. The baseline is then the check's to read.
+// A vCenter that is silent does not keep a run from being accepted: its time must run. The baseline is then the check's
+// to read.
 func TestAcceptedWithoutBaseline(t *testing.T) {
 	t.Parallel()
 	inBriefWorld(t, secretsDir(t), func(w *world) {
@@ -188,8 +193,8 @@ func TestAcceptedWithoutBaseline(t *testing.T) {
 	})
 }
 
-// The second owner has looked, found nothing, and stands still; the third looks and calls. The second never calls under the first one's intent, and
-// cannot store its own any more.
+// The second owner has looked, found nothing, and stands still; the third looks and calls. The second never calls under
+// the first one's intent, and cannot store its own any more.
 func TestThreeOwners(t *testing.T) {
 	t.Parallel()
 	inBriefWorld(t, secretsDir(t), func(w *world) {
@@ -202,8 +207,9 @@ func TestThreeOwners(t *testing.T) {
 	})
 }
 
-// A takeover's append is long on its way. The owner before stores an intent meanwhile, proves it and calls, and the journal loses that intent: the wait
-// counts from the answer to the append, since until then the other one could prove its ownership.
+// A takeover's append is long on its way. The owner before stores an intent meanwhile, proves it and calls, and the
+// journal loses that intent: the wait counts from the answer to the append, since until then the other one could prove
+// its ownership.
 func TestSlowTakeover(t *testing.T) {
 	t.Parallel()
 	inBriefWorld(t, secretsDir(t), func(w *world) {
@@ -229,7 +235,8 @@ func TestSlowTakeover(t *testing.T) {
 	})
 }
 
-// A way to vCenter on which every proof of ownership grows too old: nothing is sent, and the run says what it waits for, once.
+// A way to vCenter on which every proof of ownership grows too old: nothing is sent, and the run says what it waits
+// for, once.
 func TestSlowWay(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
@@ -258,7 +265,8 @@ func TestSlowWay(t *testing.T) {
 	}
 }
 
-// An answer that does not prove a refusal, and names something that passes, is no end: the call is made again once it is sure that none took effect.
+// An answer that does not prove a refusal, and names something that passes, is no end: the call is made again once it
+// is sure that none took effect.
 func TestUnprovenAnswerThatPasses(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)

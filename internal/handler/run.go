@@ -23,7 +23,8 @@ type run struct {
 	req   *events.Request // nil where an orphan is closed
 	asked *events.RequestSpec
 
-	life      context.Context         // outlasts the run's own by the drain time: appends and calls, which may not be left half done, live in it
+	// Outlasts the run's own by the drain time: appends and calls, which may not be left half done, live in it.
+	life      context.Context
 	interrupt context.CancelCauseFunc // ends the run's own context, in which it reads
 	close     func()                  // lets go of what the run holds beside its state
 	wake      <-chan struct{}
@@ -172,7 +173,7 @@ func (r *run) walk(ctx context.Context) error {
 	}
 	go r.listen(ctx, r.state.ID)
 	for _, s := range r.steps {
-		if err := r.doStep(ctx, s); err != nil {
+		if err := s.toEnd(ctx); err != nil {
 			return r.end(err)
 		}
 	}

@@ -220,8 +220,8 @@ func TestTaskMarkInOtherPrecisions(t *testing.T) {
 	}
 }
 
-// A run that is turned away for hours names each Task that it made in each of its events: they stay few, and so do those
-// of the runs before it, so that its events can be stored.
+// A run that is turned away for hours names each Task that it made in each of its events: they stay few, and so do
+// those of the runs before it, so that its events can be stored.
 func TestTurnedAwayForHours(t *testing.T) {
 	t.Parallel()
 	inBriefWorld(t, secretsDir(t), func(w *world) {

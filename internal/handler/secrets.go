@@ -16,8 +16,9 @@ import (
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
 
-// Secrets are the guest credentials of one vCenter: <folder>/<name>/<key>, as Kubernetes mounts its Secrets. They are read at each use, so
-// that a rotated one works. A publisher for one vCenter cannot name another's: the folder is the vCenter's own.
+// Secrets are the guest credentials of one vCenter: <folder>/<name>/<key>, as Kubernetes mounts its Secrets. They are
+// read at each use, so that a rotated one works. A publisher for one vCenter cannot name another's: the folder is the
+// vCenter's own.
 type Secrets string
 
 // secretName is what names and keys may be: nothing that could lead out of the folder.
@@ -141,8 +142,8 @@ func (r *run) named(ctx context.Context) (all []string, err error) {
 // hears no cancel yet, nor the end of an orphan, which has no time of its own.
 const hideTime = 5 * time.Second
 
-// hide keeps what the request names out of all that vCenter and the guest say, whoever has sent it there: an owner before
-// this one, say. What cannot be read now, the step that needs it will say, and hide once it could be read.
+// hide keeps what the request names out of all that vCenter and the guest say, whoever has sent it there: an owner
+// before this one, say. What cannot be read now, the step that needs it will say, and hide once it could be read.
 func (r *run) hide(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, hideTime)
 	defer cancel()

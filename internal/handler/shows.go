@@ -49,8 +49,9 @@ func (a shownAddress) reachable() bool {
 	return !a.ip.IsLinkLocalUnicast() && !a.ip.IsLoopback() && !a.ip.IsUnspecified() && !a.ip.IsMulticast()
 }
 
-// nicsOfVM are the NICs of the VM in PCI slot order, each with what the guest shows of it; sure says that this order is known. What the guest shows
-// beside them, such as bridges and containers' ends, is left out: it has no device. Where the VM's hardware was not shown, the guest's order stands.
+// nicsOfVM are the NICs of the VM in PCI slot order, each with what the guest shows of it; sure says that this order is
+// known. What the guest shows beside them, such as bridges and containers' ends, is left out: it has no device. Where
+// the VM's hardware was not shown, the guest's order stands.
 func nicsOfVM(vm vcapi.VM) (nics []shownNIC, sure bool) {
 	of := func(card *vcapi.Card) (found []vcapi.NIC) {
 		for _, n := range vm.NICs {
@@ -98,7 +99,8 @@ func sameMAC(a, b string) bool {
 	return first == second
 }
 
-// macOf reads a MAC address in any usual notation: 00:50:56:aa:bb:01, 00-50-56-AA-BB-01, 0050.56aa.bb01, 005056aabb01, 0:50:56:aa:bb:1.
+// macOf reads a MAC address in any usual notation: 00:50:56:aa:bb:01, 00-50-56-AA-BB-01, 0050.56aa.bb01, 005056aabb01,
+// 0:50:56:aa:bb:1.
 func macOf(text string) (mac [6]byte, ok bool) {
 	text = strings.TrimSpace(text)
 	var groups []string

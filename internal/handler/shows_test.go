@@ -10,7 +10,8 @@ import (
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
 
-// A run that is taken over in verify knows the VM's NICs, and their order, as its first owner did: by a read of its own.
+// A run that is taken over in verify knows the VM's NICs, and their order, as its first owner did: by a read of its
+// own.
 func TestVerifyTakenOver(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
@@ -143,7 +144,8 @@ func TestWithoutNetwork(t *testing.T) {
 	}
 }
 
-// FuzzMAC reads any text as a MAC address: one that can be read is the same in each notation, and written otherwise it is none or another.
+// FuzzMAC reads any text as a MAC address: one that can be read is the same in each notation, and written otherwise it
+// is none or another.
 func FuzzMAC(f *testing.F) {
 	for _, s := range []string{mac1, "00-50-56-AA-BB-01", "0050.56aa.bb01", "005056aabb01", "0:50:56:a:b:1", "", "::", "0050.56aa.bb0", "00:50:56:aa:bb:0g", "é:é:é:é:é:é"} {
 		f.Add(s)

@@ -21,8 +21,9 @@ type backLine struct {
 
 func (l backLine) ReconnectedAt() time.Time { return l.back }
 
-// A run's request is delivered to another process while its owner lives: that one leaves the run to its owner, once, where the owner was alive just now
-// or where NATS was away; it takes over where it comes again, and at once where nothing speaks for the owner.
+// A run's request is delivered to another process while its owner lives: that one leaves the run to its owner, once,
+// where the owner was alive just now or where NATS was away; it takes over where it comes again, and at once where
+// nothing speaks for the owner.
 func TestSpare(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)

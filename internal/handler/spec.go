@@ -11,9 +11,11 @@ import (
 	"github.com/guestflow/guestflow/internal/events"
 )
 
-// readSpec reads the spec that the run customizes with: the request's own, or the one of that name in vCenter. That one is pinned by its digest: what was
-// changed after the check is not what the check saw, nor what the guest was customized with.
-func (r *run) readSpec(ctx context.Context, s *step) (json.RawMessage, error) {
+// readSpec reads the spec that the run customizes with: the request's own, or the one of that name in vCenter. That one
+// is pinned by its digest: what was changed after the check is not what the check saw, nor what the guest was
+// customized with.
+func (s *step) readSpec(ctx context.Context) (json.RawMessage, error) {
+	r := s.run
 	if r.spec.json != nil || r.asked.Customize == nil {
 		return r.spec.json, nil
 	}
@@ -22,7 +24,7 @@ func (r *run) readSpec(ctx context.Context, s *step) (json.RawMessage, error) {
 		r.spec.json = r.asked.Customize.Spec
 		return r.spec.json, nil
 	}
-	spec, err := retryRead(ctx, r, s, func(ctx context.Context) (json.RawMessage, error) { return r.vc.StoredSpec(ctx, name) })
+	spec, err := retryRead(ctx, s, func(ctx context.Context) (json.RawMessage, error) { return r.vc.StoredSpec(ctx, name) })
 	if err != nil {
 		return nil, err
 	}
@@ -35,9 +37,11 @@ func (r *run) readSpec(ctx context.Context, s *step) (json.RawMessage, error) {
 	return r.spec.json, nil
 }
 
-// readSpecSince is readSpec once the guest was customized: where the stored spec has changed since, or is gone, nothing is known of what the guest should show.
-func (r *run) readSpecSince(ctx context.Context, s *step) error {
-	_, err := r.readSpec(ctx, s)
+// readSpecSince is readSpec once the guest was customized: where the stored spec has changed since, or is gone, nothing
+// is known of what the guest should show.
+func (s *step) readSpecSince(ctx context.Context) error {
+	r := s.run
+	_, err := s.readSpec(ctx)
 	var f *stepError
 	if errors.As(err, &f) && r.asked.Customize.SpecName != "" {
 		r.spec.gone = f.message
@@ -46,7 +50,8 @@ func (r *run) readSpecSince(ctx context.Context, s *step) error {
 	return err
 }
 
-// digestOf names the content of a spec, but its passwords: vCenter keeps them under a key of its own, and may write them otherwise each time.
+// digestOf names the content of a spec, but its passwords: vCenter keeps them under a key of its own, and may write
+// them otherwise each time.
 func digestOf(spec json.RawMessage) string {
 	var tree any
 	if json.Unmarshal(spec, &tree) == nil {
@@ -76,7 +81,8 @@ func dropPasswords(tree any) {
 	}
 }
 
-// expected is what the run's spec says that the guest will show; nothing, where one that is stored in vCenter was not read.
+// expected is what the run's spec says that the guest will show; nothing, where one that is stored in vCenter was not
+// read.
 func (r *run) expected(ctx context.Context) expected {
 	spec := r.spec.json
 	if spec == nil && r.asked != nil && r.asked.Customize != nil {

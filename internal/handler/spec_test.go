@@ -9,8 +9,8 @@ import (
 	"github.com/guestflow/guestflow/internal/events"
 )
 
-// A stored specification is read before anything is done: what vCenter would refuse of it ends the run in the check, with all of it named; what it may
-// refuse is a warning. The guest is not touched.
+// A stored specification is read before anything is done: what vCenter would refuse of it ends the run in the check,
+// with all of it named; what it may refuse is a warning. The guest is not touched.
 func TestStoredSpecIsRead(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
@@ -66,7 +66,8 @@ func TestWarningsOfTheRequest(t *testing.T) {
 	})
 }
 
-// Which kind of login a secret holds, its files tell: an interactive session with a token is a blocker, wherever the request names it.
+// Which kind of login a secret holds, its files tell: an interactive session with a token is a blocker, wherever the
+// request names it.
 func TestInteractiveSessionWithTokenFile(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
@@ -105,7 +106,8 @@ func TestNoSuchVMHint(t *testing.T) {
 	}
 }
 
-// The spec's adapters are held against the VM's NICs before anything is done; where vCenter does not show those, vCenter decides.
+// The spec's adapters are held against the VM's NICs before anything is done; where vCenter does not show those,
+// vCenter decides.
 func TestAdaptersAgainstNICs(t *testing.T) {
 	t.Parallel()
 	const (

@@ -12,8 +12,8 @@ import (
 	"github.com/guestflow/guestflow/internal/events"
 )
 
-// stale makes reads come from replicas that have not caught up: of the requests stream by so much, of the events stream by so much. Each third read is
-// answered by the one that is current, as on a cluster of three of which two are behind.
+// stale makes reads come from replicas that have not caught up: of the requests stream by so much, of the events stream
+// by so much. Each third read is answered by the one that is current, as on a cluster of three of which two are behind.
 func (w *world) stale(requests, journal time.Duration) {
 	w.line.Lag(turns(requests))
 	w.store.Lag(turns(journal))
@@ -29,7 +29,8 @@ func turns(behind time.Duration) func(n int) time.Duration {
 	}
 }
 
-// behind answers every read from a view that is so old, until the moment comes at which that replica has caught up: it then misses nothing.
+// behind answers every read from a view that is so old, until the moment comes at which that replica has caught up: it
+// then misses nothing.
 func behind(since time.Time, until time.Duration) func(int) time.Duration {
 	return func(int) time.Duration {
 		if time.Since(since) < until {
@@ -39,8 +40,8 @@ func behind(since time.Time, until time.Duration) func(int) time.Duration {
 	}
 }
 
-// views are how far behind the replicas are on which the tables run again: a little, which is what a server has to catch up with, and for longer than
-// any run takes.
+// views are how far behind the replicas are on which the tables run again: a little, which is what a server has to
+// catch up with, and for longer than any run takes.
 var views = map[string]struct{ requests, journal time.Duration }{
 	"requests stream":         {requests: 2 * long},
 	"requests, a few seconds": {requests: 3 * time.Second},
@@ -62,7 +63,8 @@ func onViews(t *testing.T, secrets Secrets, fn func(w *world)) {
 	}
 }
 
-// The tables of crashes, alone and in pairs, on views that are older than the truth: every run ends as it does on current ones.
+// The tables of crashes, alone and in pairs, on views that are older than the truth: every run ends as it does on
+// current ones.
 func TestCrashOnStaleViews(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
@@ -104,8 +106,8 @@ func TestCrashPairsOnStaleViews(t *testing.T) {
 	}
 }
 
-// Somebody sweeps while a run is under way, and the replica that answers him has not seen its request: for a moment, or for longer than the run takes. The
-// owner keeps its run.
+// Somebody sweeps while a run is under way, and the replica that answers him has not seen its request: for a moment, or
+// for longer than the run takes. The owner keeps its run.
 func TestSweepOnStaleViews(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
@@ -158,13 +160,15 @@ func TestOrphanOnStaleViews(t *testing.T) {
 	})
 }
 
-// The next request for the VM meets a run whose request it cannot see: whoever is right, a live run is not closed, and an orphan is not waited for.
+// The next request for the VM meets a run whose request it cannot see: whoever is right, a live run is not closed, and
+// an orphan is not waited for.
 func TestTurnsOnStaleViews(t *testing.T) {
 	t.Parallel()
 	onViews(t, secretsDir(t), (*world).runTurns)
 }
 
-// A request whose run has ended comes back, its acknowledgement lost, while a later run of the VM is alive, or after it: it changes nothing.
+// A request whose run has ended comes back, its acknowledgement lost, while a later run of the VM is alive, or after
+// it: it changes nothing.
 func TestOlderRequestComesBack(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
@@ -212,7 +216,8 @@ func TestOlderRequestComesBack(t *testing.T) {
 	}
 }
 
-// The table of cancels on views of the requests stream that are older than the truth: nobody refuses a cancel whose request he cannot see yet.
+// The table of cancels on views of the requests stream that are older than the truth: nobody refuses a cancel whose
+// request he cannot see yet.
 func TestHandleCancelOnStaleViews(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
@@ -275,8 +280,8 @@ func TestHandleCancelOnStaleViews(t *testing.T) {
 	}
 }
 
-// The run has ended, canceled by this cancel, and the request has left: a replica of the events stream that does not show the end yet is no reason to
-// tell the publisher that there was nothing to cancel.
+// The run has ended, canceled by this cancel, and the request has left: a replica of the events stream that does not
+// show the end yet is no reason to tell the publisher that there was nothing to cancel.
 func TestCancelOnAnOldJournal(t *testing.T) {
 	t.Parallel()
 	inBriefWorld(t, secretsDir(t), func(w *world) {
@@ -302,8 +307,9 @@ func TestCancelOnAnOldJournal(t *testing.T) {
 	})
 }
 
-// A cancel was held while its run was under way, and the run ends otherwise. A replica of the events stream that does not show the run for a moment does not
-// make who holds it forget that: its publisher is not told that there was nothing to cancel.
+// A cancel was held while its run was under way, and the run ends otherwise. A replica of the events stream that does
+// not show the run for a moment does not make who holds it forget that: its publisher is not told that there was
+// nothing to cancel.
 func TestHeldCancelOnAnOldJournal(t *testing.T) {
 	t.Parallel()
 	inBriefWorld(t, secretsDir(t), func(w *world) {
@@ -327,7 +333,8 @@ func TestHeldCancelOnAnOldJournal(t *testing.T) {
 	})
 }
 
-// A request is delivered again after its expirytime, to somebody who is shown a journal without its run: it is not refused, for its run is under way.
+// A request is delivered again after its expirytime, to somebody who is shown a journal without its run: it is not
+// refused, for its run is under way.
 func TestExpiredOnAnOldJournal(t *testing.T) {
 	t.Parallel()
 	inBriefWorld(t, secretsDir(t), func(w *world) {
@@ -349,8 +356,8 @@ func TestExpiredOnAnOldJournal(t *testing.T) {
 	})
 }
 
-// The requests stream was made anew, and the request in hand went with it; another one has its sequence. It is not that one's turn, and the run of the
-// one that is gone is an orphan.
+// The requests stream was made anew, and the request in hand went with it; another one has its sequence. It is not that
+// one's turn, and the run of the one that is gone is an orphan.
 func TestRequestsStreamAnew(t *testing.T) {
 	t.Parallel()
 	inBriefWorld(t, secretsDir(t), func(w *world) {
@@ -381,8 +388,8 @@ func TestRequestsStreamAnew(t *testing.T) {
 	})
 }
 
-// The requests stream lost its end to a power failure, with the request of a run in it, and uses the sequences again: the VM is not stuck until they are
-// used up.
+// The requests stream lost its end to a power failure, with the request of a run in it, and uses the sequences again:
+// the VM is not stuck until they are used up.
 func TestRequestsStreamLostItsEnd(t *testing.T) {
 	t.Parallel()
 	inBriefWorld(t, secretsDir(t), func(w *world) {
@@ -403,8 +410,9 @@ func TestRequestsStreamLostItsEnd(t *testing.T) {
 	})
 }
 
-// The requests stream is made anew, or loses its end, on a server whose clock is behind: a request that is new there has a lower sequence and an earlier
-// time than that of the VM's last run. It is run all the same, whether that run has ended or is an orphan.
+// The requests stream is made anew, or loses its end, on a server whose clock is behind: a request that is new there
+// has a lower sequence and an earlier time than that of the VM's last run. It is run all the same, whether that run has
+// ended or is an orphan.
 func TestNewRequestLooksOlder(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
@@ -474,7 +482,8 @@ func TestReleaseNamesItsStream(t *testing.T) {
 	}
 }
 
-// Messages of the VM that this build cannot read may be anybody's: an unfinished run is no orphan while one of them is in the queue.
+// Messages of the VM that this build cannot read may be anybody's: an unfinished run is no orphan while one of them is
+// in the queue.
 func TestUnreadableMayBeAnybodys(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)

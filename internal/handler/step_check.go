@@ -54,12 +54,12 @@ func (c *checkStep) read(ctx context.Context, s *step) error {
 		if n := len(c.status.Blockers) - 1; n > 0 {
 			c.why.message += fmt.Sprintf(" (and %d more: see check.blockers)", n)
 		}
-		return c.complete(s, c.why)
+		return s.complete(c.why)
 	}
 	if c.status.State != events.Pending { // vCenter's own check was not made
 		return c.record(s.end)
 	}
-	return c.complete(s, nil)
+	return s.complete(nil)
 }
 
 // block notes what speaks against the run.
@@ -72,7 +72,7 @@ func (c *checkStep) block(f *stepError, field string) {
 
 // checkStoredSpec reads the spec that the request names, where it is stored in vCenter.
 func (c *checkStep) checkStoredSpec(ctx context.Context) error {
-	_, err := c.readSpec(ctx, c.step)
+	_, err := c.step.readSpec(ctx)
 	var f *stepError
 	if !errors.As(err, &f) || f.code != events.NotFound && f.code != events.Unauthorized {
 		return err
@@ -84,7 +84,7 @@ func (c *checkStep) checkStoredSpec(ctx context.Context) error {
 
 // checkVM looks at the VM, and at what may be done to it.
 func (c *checkStep) checkVM(ctx context.Context, warnings []events.Remark) error {
-	vm, err := retryRead(ctx, c.run, c.step, c.readVM)
+	vm, err := retryRead(ctx, c.step, c.readVM)
 	var f *stepError
 	switch {
 	case errors.As(err, &f) && (f.code == events.NotFound || f.code == events.Unauthorized):
@@ -94,7 +94,7 @@ func (c *checkStep) checkVM(ctx context.Context, warnings []events.Remark) error
 		return err
 	}
 	if c.point.BaselineAt == nil {
-		if _, err := retryRead(ctx, c.run, c.step, c.baseline); err != nil {
+		if _, err := retryRead(ctx, c.step, c.baseline); err != nil {
 			return err
 		}
 	}
@@ -183,7 +183,7 @@ func (c *checkStep) checkPrivileges(ctx context.Context) error {
 		return nil
 	}
 	wanted := slices.Sorted(maps.Keys(fields))
-	missing, err := retryRead(ctx, c.run, c.step, func(ctx context.Context) ([]string, error) {
+	missing, err := retryRead(ctx, c.step, func(ctx context.Context) ([]string, error) {
 		missing, err := c.vc.MissingPrivileges(ctx, c.vm, wanted)
 		if permanent(err) {
 			return nil, nil
@@ -198,7 +198,8 @@ func (c *checkStep) checkPrivileges(ctx context.Context) error {
 	return err
 }
 
-// What the service's role must hold on the VM, by the pages of the calls that need it; docs/operate/vcenter-role.md has all.
+// What the service's role must hold on the VM, by the pages of the calls that need it; docs/operate/vcenter-role.md has
+// all.
 const (
 	mayCustomize = "VirtualMachine.Provisioning.Customize"
 	mayConnect   = "VirtualMachine.Interact.DeviceConnection"
@@ -213,7 +214,7 @@ func (c *checkStep) customizable(ctx context.Context, vm vcapi.VM) error {
 		c.status.State = events.Skipped
 		return nil
 	}
-	about, err := retryRead(ctx, c.run, c.step, c.vc.About)
+	about, err := retryRead(ctx, c.step, c.vc.About)
 	if err != nil {
 		return err
 	}
@@ -247,11 +248,11 @@ func (c *checkStep) lacksCheck(about vcapi.About) {
 	}
 }
 
-// askVCenter asks for vCenter's own check. NOT_SUPPORTED without a reason: vCenter did not come far enough to tell. It is
-// asked a few times more.
+// askVCenter asks for vCenter's own check. NOT_SUPPORTED without a reason: vCenter did not come far enough to tell. It
+// is asked a few times more.
 func (c *checkStep) askVCenter(ctx context.Context) (vcapi.Check, error) {
 	for pause, tries := newBackoff(askPause), 1; ; tries++ {
-		answer, err := retryRead(ctx, c.run, c.step, func(ctx context.Context) (vcapi.Check, error) {
+		answer, err := retryRead(ctx, c.step, func(ctx context.Context) (vcapi.Check, error) {
 			return c.vc.CheckCustomization(ctx, c.vm)
 		})
 		reason := answer.SupportedGuestOS != nil || answer.SupportedPowerState != nil
@@ -298,8 +299,8 @@ func olderThan9(apiVersion string) bool {
 	return len(major) == 1 && major < "9"
 }
 
-// checkSpec holds the spec against VI JSON and vSphere's rules. What the request alone shows was refused before; a stored one is read here first, and
-// what vCenter would refuse of it is a blocker.
+// checkSpec holds the spec against VI JSON and vSphere's rules. What the request alone shows was refused before; a
+// stored one is read here first, and what vCenter would refuse of it is a blocker.
 func (c *checkStep) checkSpec() []events.Remark {
 	asked := c.asked.Customize
 	if asked == nil || asked.SpecName == "" || c.spec.json == nil {

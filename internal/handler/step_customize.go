@@ -50,7 +50,7 @@ func newCustomizeStep(r *run, s *step) {
 	s.timeout = r.asked.Customize.Timeout.Or(customizeTimeout)
 	s.effect, s.read, s.outOfTime = c.effect(), c.read, c.outOfTime
 	s.ended = func(ctx context.Context) (bool, error) { return r.taskOver(ctx, c.status.Task) }
-	s.stop = func(s *step) error { return r.stopTask(s, c.status.Task, &c.status.Reason, c.abort) }
+	s.stop = func(s *step) error { return s.stopTask(c.status.Task, &c.status.Reason, c.abort) }
 	s.end, s.fallback = events.CustomizeCompleted, events.CustomizationFailed
 	s.privileges = map[string]string{mayCustomize: "customize"}
 }
@@ -66,8 +66,8 @@ func (c *customizeStep) effect() *effect {
 	login := e.prepare
 	e.prepare = func(ctx context.Context) (func(), error) { return c.prepare(ctx, login) }
 	e.refused = func(v *vcapi.Error) error {
-		if c.kindOf(c.step, v) == engineBroken {
-			return c.repeatAborted(c.failure(c.step, v))
+		if c.step.kindOf(v) == engineBroken {
+			return c.repeatAborted(c.step.failure(v))
 		}
 		return nil
 	}
@@ -84,7 +84,7 @@ func (c *customizeStep) effect() *effect {
 
 // prepare fills the secrets into what is to be sent, and reads what there is of the guest before.
 func (c *customizeStep) prepare(ctx context.Context, login func(context.Context) (func(), error)) (func(), error) {
-	stored, err := c.readSpec(ctx, c.step)
+	stored, err := c.step.readSpec(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -120,7 +120,7 @@ func (c *customizeStep) prepare(ctx context.Context, login func(context.Context)
 // read waits for the end of the customization and decides how it ended: by the guest's own word where it speaks of this
 // run, else by the Task's; where that failed, by what the guest shows, if it has changed to what is asked for.
 func (c *customizeStep) read(ctx context.Context, s *step) error {
-	task, err := c.followTask(ctx, s, c.status.Task, c.tellProgress())
+	task, err := s.followTask(ctx, c.status.Task, c.tellProgress())
 	var failure *stepError
 	kind := unknownEnd
 	switch {
@@ -129,7 +129,7 @@ func (c *customizeStep) read(ctx context.Context, s *step) error {
 	case err != nil:
 		return err
 	default:
-		failure, kind = c.taskFailure(s, task)
+		failure, kind = s.taskFailure(task)
 	}
 	if kind == passes {
 		return &againError{err: failure.err}
@@ -152,7 +152,7 @@ func (c *customizeStep) read(ctx context.Context, s *step) error {
 
 // mayRepeat reports whether a Task that ended so is aborted and repeated: nothing is begun in overtime.
 func (c *customizeStep) mayRepeat(kind faultKind) bool {
-	return (kind == engineBroken || kind == toolsLost) && c.clock.now().Before(c.stepEnd(c.step))
+	return (kind == engineBroken || kind == toolsLost) && c.clock.now().Before(c.step.stepEnd())
 }
 
 // judge ends the customization by the most specific word there is about it.
@@ -180,7 +180,7 @@ func (c *customizeStep) decide(by string, failure *stepError) error {
 		done := 100
 		c.status.Progress = &done
 	}
-	return c.complete(c.step, failure)
+	return c.step.complete(failure)
 }
 
 // tellProgress tells a Task's progress at its pace, and the guest's status where it speaks of this run.
@@ -216,20 +216,20 @@ type guestSeen struct {
 // tells reports whether it decides about the customization.
 func (g guestSeen) tells() bool { return g.shows || guestEnded(g.status.Status) }
 
-// afterwards looks at the guest once the Task has ended. The guest's own status, where it speaks of this run and has not
-// ended, is waited for. Where look asks for it, so is what the guest shows: its NICs do not count, they come with the
-// network. Both have verify.timeout; after a failed Task at most half of what is left of the step, so that an abort and
-// a repeat fit into the rest.
+// afterwards looks at the guest once the Task has ended. The guest's own status, where it speaks of this run and has
+// not ended, is waited for. Where look asks for it, so is what the guest shows: its NICs do not count, they come with
+// the network. Both have verify.timeout; after a failed Task at most half of what is left of the step, so that an abort
+// and a repeat fit into the rest.
 func (c *customizeStep) afterwards(ctx context.Context, failed, look bool) (seen guestSeen, err error) {
 	// Nothing, where it cannot be read although vCenter is there.
-	seen.status, _ = readDecisive(ctx, c.run, c.step, c.guestStatus)
+	seen.status, _ = readDecisive(ctx, c.step, c.guestStatus)
 	if ctx.Err() != nil {
 		return seen, c.interrupted(ctx)
 	}
 	if !c.point.began(&seen.status) {
 		seen.status = vcapi.GuestCustomization{} // this channel is silent, the others tell
 	}
-	if err := c.readSpecSince(ctx, c.step); err != nil {
+	if err := c.step.readSpecSince(ctx); err != nil {
 		return seen, err
 	}
 	e := c.expected(ctx)
@@ -239,7 +239,7 @@ func (c *customizeStep) afterwards(ctx context.Context, failed, look bool) (seen
 	}
 
 	c.telemetry.endedAt = time.Time{} // the guest ends later than its Task, and its clock is another
-	err = c.lookUntil(ctx, c.step, failed, func(vm vcapi.VM) bool {
+	err = c.step.lookUntil(ctx, failed, func(vm vcapi.VM) bool {
 		if c.point.began(vm.Customization) {
 			seen.status = *vm.Customization
 		}
@@ -311,24 +311,25 @@ func orNone(s string) string {
 }
 
 // abort ends a customization whose state nobody knows, as the vendor's procedure has it before a second attempt:
-// AbortCustomization_Task kills the engine in the guest and frees its lock. (Recovering from Guest Network Customization
-// Errors, Web Services SDK Programming Guide.) Once more is harmless, so a crash in it is followed by another one, unless
-// its Task is found.
+// AbortCustomization_Task kills the engine in the guest and frees its lock. (Recovering from Guest Network
+// Customization Errors, Web Services SDK Programming Guide.) Once more is harmless, so a crash in it is followed by
+// another one, unless its Task is found.
 func (c *customizeStep) abort(ctx context.Context) error {
 	aborting := events.Starting
-	s := &step{name: c.step.name, state: &aborting, timeout: c.step.timeout, timeoutField: c.step.timeoutField,
+	s := &step{run: c.run, name: c.step.name, state: &aborting, timeout: c.step.timeout, timeoutField: c.step.timeoutField,
 		fallback: c.step.fallback}
 	s.effect = c.abortEffect(s)
-	if err := c.do(ctx, s); err != nil {
-		c.owner.abortInFlight = c.owner.abortInFlight || c.owner.inFlight // it may be at work: the run does not end before it has
+	if err := s.do(ctx); err != nil {
+		// It may be at work: the run does not end before it has.
+		c.owner.abortInFlight = c.owner.abortInFlight || c.owner.inFlight
 		return c.notAborted(err)
 	}
-	end, err := c.followTask(ctx, s, c.point.Aborting, func(vcapi.WatchState) error { return nil })
+	end, err := s.followTask(ctx, c.point.Aborting, func(vcapi.WatchState) error { return nil })
 	if err != nil {
 		return err
 	}
 	c.point.Aborting = ""
-	if err := c.harmless(s, end); err != nil {
+	if err := s.harmless(end); err != nil {
 		return c.notAborted(err)
 	}
 	c.point.Abort, c.owner.abortInFlight = false, false
@@ -363,8 +364,8 @@ func (c *customizeStep) abortEffect(s *step) *effect {
 			return err
 		},
 		refused: func(v *vcapi.Error) error {
-			if c.stopping && (c.kindOf(s, v) != passes || time.Since(since) > insistTime) {
-				return c.failure(s, v)
+			if c.stopping && (s.kindOf(v) != passes || time.Since(since) > insistTime) {
+				return s.failure(v)
 			}
 			return nil
 		},
@@ -380,7 +381,8 @@ func (c *customizeStep) notAborted(err error) error {
 	return err
 }
 
-// guestStatus reads the guest's own word: by the call that is made for it, or, where that fails, as the VM's properties show it.
+// guestStatus reads the guest's own word: by the call that is made for it, or, where that fails, as the VM's properties
+// show it.
 func (c *customizeStep) guestStatus(ctx context.Context) (vcapi.GuestCustomization, error) {
 	once, cancel := context.WithTimeout(ctx, baselineTime)
 	defer cancel()
@@ -406,11 +408,12 @@ func (c *customizeStep) notRead(ctx context.Context, err error) {
 	c.logger().Warn().Err(err).Msg("the guest's own status cannot be read: the Task and what the guest shows decide")
 }
 
-// lookBefore reads what there is of the guest before a call. other reports whether a VM shows something else than what the act is to bring about. Where
-// something cannot be read, it costs only this evidence: the Task still tells.
+// lookBefore reads what there is of the guest before a call. other reports whether a VM shows something else than what
+// the act is to bring about. Where something cannot be read, it costs only this evidence: the Task still tells.
 func (c *customizeStep) lookBefore(ctx context.Context, other func(vcapi.VM) bool) (before, error) {
-	vm, unseen := readDecisive(ctx, c.run, c.step, c.seenBefore) // a vCenter that is away is waited for, or its evidence would be missing later
-	status, unread := readDecisive(ctx, c.run, c.step, c.guestStatus)
+	// A vCenter that is away is waited for, or its evidence would be missing later.
+	vm, unseen := readDecisive(ctx, c.step, c.seenBefore)
+	status, unread := readDecisive(ctx, c.step, c.guestStatus)
 	if ctx.Err() != nil { // what was not read to its end is not what was there
 		return before{}, c.interrupted(ctx)
 	}

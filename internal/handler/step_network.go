@@ -27,7 +27,7 @@ func newNetworkStep(r *run, s *step) {
 	s.timeout = r.asked.Network.Timeout.Or(networkTimeout)
 	s.effect, s.read = n.effect(), n.read
 	s.ended = func(ctx context.Context) (bool, error) { return r.taskOver(ctx, n.status.Task) }
-	s.stop = func(s *step) error { return r.stopTask(s, n.status.Task, &n.status.Reason, nil) }
+	s.stop = func(s *step) error { return s.stopTask(n.status.Task, &n.status.Reason, nil) }
 	s.end, s.fallback = events.NetworkCompleted, events.NetworkFailed
 
 	s.privileges = map[string]string{mayCustomize: "network"}
@@ -54,7 +54,7 @@ func (n *networkStep) effect() *effect {
 		if err != nil {
 			return nil, err
 		}
-		vm, unseen := readDecisive(ctx, n.run, n.step, n.seenBefore)
+		vm, unseen := readDecisive(ctx, n.step, n.seenBefore)
 		if ctx.Err() != nil {
 			return nil, n.interrupted(ctx)
 		}
@@ -70,7 +70,7 @@ func (n *networkStep) effect() *effect {
 // intent of its own.
 func (n *networkStep) connectNICs(ctx context.Context) error {
 	for pause := newBackoff(askPause); ; {
-		nics, err := retryRead(ctx, n.run, n.step, func(ctx context.Context) (vcapi.NICs, error) {
+		nics, err := retryRead(ctx, n.step, func(ctx context.Context) (vcapi.NICs, error) {
 			return n.vc.DisconnectedNICs(ctx, n.vm)
 		})
 		if err != nil || len(nics.Devices) == 0 {
@@ -84,7 +84,7 @@ func (n *networkStep) connectNICs(ctx context.Context) error {
 		if over {
 			return err
 		}
-		if err := n.pause(ctx, n.step, err, pause); err != nil {
+		if err := n.step.pause(ctx, err, pause); err != nil {
 			return err
 		}
 	}
@@ -95,11 +95,11 @@ func (n *networkStep) connect(ctx context.Context, nics vcapi.NICs) (over bool, 
 	task, err := n.vc.ConnectNICs(n.life, n.stillOwner(), n.vm, nics)
 	if err == nil {
 		n.seen.newestTask = task
-		end, unknown := n.followTask(ctx, n.step, task, func(vcapi.WatchState) error { return nil })
+		end, unknown := n.step.followTask(ctx, task, func(vcapi.WatchState) error { return nil })
 		if unknown != nil {
 			return true, unknown
 		}
-		err = n.harmless(n.step, end)
+		err = n.step.harmless(end)
 	}
 	var failure *stepError
 	again := new(againError)
@@ -122,11 +122,11 @@ func (n *networkStep) connect(ctx context.Context, nics vcapi.NICs) (over bool, 
 // read waits for the end of the Task. One that was cut off, by VMware Tools that went away, say, may have run: it is
 // not simply done again.
 func (n *networkStep) read(ctx context.Context, s *step) error {
-	task, err := n.followTask(ctx, s, n.status.Task, func(vcapi.WatchState) error { return nil })
+	task, err := s.followTask(ctx, n.status.Task, func(vcapi.WatchState) error { return nil })
 	if err != nil {
 		return err
 	}
-	failure, kind := n.taskFailure(s, task)
+	failure, kind := s.taskFailure(task)
 	if kind == passes {
 		return &againError{err: failure.err}
 	}
@@ -144,7 +144,7 @@ func (n *networkStep) read(ctx context.Context, s *step) error {
 	}
 	now := stamp(time.Now())
 	n.status.FinishedAt = &now
-	return n.complete(s, failure)
+	return s.complete(failure)
 }
 
 // cameUp looks, after a Task whose error does not report whether it ran, whether the guest's network came up since the
@@ -153,7 +153,7 @@ func (n *networkStep) cameUp(ctx context.Context) (up bool, err error) {
 	if !n.point.Other || n.asked.Verify != nil && n.asked.Verify.Off {
 		return false, nil
 	}
-	err = n.lookUntil(ctx, n.step, true, func(vm vcapi.VM) bool {
+	err = n.step.lookUntil(ctx, true, func(vm vcapi.VM) bool {
 		up = networkUp(vm)
 		return up
 	})

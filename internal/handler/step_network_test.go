@@ -9,7 +9,8 @@ import (
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
 
-// A StartGuestNetwork_Task that was cut off may have run: it is not made again. What the guest shows decides, where it was otherwise before.
+// A StartGuestNetwork_Task that was cut off may have run: it is not made again. What the guest shows decides, where it
+// was otherwise before.
 func TestNetworkCutOff(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)

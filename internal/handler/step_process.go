@@ -20,7 +20,8 @@ const processTimeout = 10 * time.Minute
 // identityTime is what a process's start time may cost before its start is recorded.
 const identityTime = 2 * time.Second
 
-// lostMostProcess bounds the time between two attempts whose answers were lost: a look must be sure (processReach) after it.
+// lostMostProcess bounds the time between two attempts whose answers were lost: a look must be sure (processReach)
+// after it.
 const lostMostProcess = 150 * time.Second
 
 // Pace of the polling of a guest process: tools look once a second themselves, and keep an exit code for five minutes.
@@ -55,8 +56,9 @@ func newProcessStep(r *run, s *step) {
 	}
 }
 
-// mark is the marker that the program is started with; "" on Windows, where no shell would take it away from the program:
-// a process is known by its pid and start time alone there. Where the guest does not say what it is, the path does.
+// mark is the marker that the program is started with; "" on Windows, where no shell would take it away from the
+// program: a process is known by its pid and start time alone there. Where the guest does not say what it is, the path
+// does.
 func (p *processStep) mark() string {
 	windows := p.seen.guestFamily == "windowsGuest"
 	if p.seen.guestFamily == "" {
@@ -165,9 +167,9 @@ func (p *processStep) intend() {
 	p.status.Command = commandLine(p.program.Run, mark)
 }
 
-// is reports whether what the guest shows under the pid of the process is that process, and not another one that got its
-// pid later: by our marker, else by the start time that was read at its beginning. Where that could not be read, the
-// command line must be the one that was sent; of a process that was started elsewhere nothing else is known.
+// is reports whether what the guest shows under the pid of the process is that process, and not another one that got
+// its pid later: by our marker, else by the start time that was read at its beginning. Where that could not be read,
+// the command line must be the one that was sent; of a process that was started elsewhere nothing else is known.
 func (p *processStep) is(shown vcapi.Process) bool {
 	mark := p.sentMark()
 	switch {
@@ -214,7 +216,7 @@ func (p *processStep) shown(ctx context.Context, pid int64) (vcapi.Process, erro
 // watch begins to watch a process that was started elsewhere: it must be there, and be the one that the request names.
 func (p *processStep) watch(ctx context.Context, s *step) error {
 	watch := p.program.Watch
-	shown, err := retryRead(ctx, p.run, s, func(ctx context.Context) (vcapi.Process, error) { return p.shown(ctx, watch.PID) })
+	shown, err := retryRead(ctx, s, func(ctx context.Context) (vcapi.Process, error) { return p.shown(ctx, watch.PID) })
 	if err != nil {
 		return err
 	}
@@ -229,8 +231,8 @@ func (p *processStep) watch(ctx context.Context, s *step) error {
 	return p.record(events.ProcessStarted)
 }
 
-// find looks in the guest for the process of the run: by its marker. One that is started without a marker cannot be told
-// from another one of the same program, so it is never adopted: either none of that program has appeared since the
+// find looks in the guest for the process of the run: by its marker. One that is started without a marker cannot be
+// told from another one of the same program, so it is never adopted: either none of that program has appeared since the
 // intent, or it cannot be known.
 func (p *processStep) find(ctx context.Context) (found, error) {
 	auth, err := p.auth(ctx)
@@ -272,8 +274,8 @@ func (p *processStep) find(ctx context.Context) (found, error) {
 }
 
 // mayBeAmong reports whether a process without a marker may have been started already: one of its program has appeared
-// since the intent; or, where no intent is known and an owner before us may have had one, one runs with the very command
-// line and is none that this run knows of.
+// since the intent; or, where no intent is known and an owner before us may have had one, one runs with the very
+// command line and is none that this run knows of.
 func (p *processStep) mayBeAmong(now []string, list []vcapi.Process) bool {
 	if open := p.point.Intent; p.owner.inFlight && open != nil {
 		return slices.ContainsFunc(now, func(id string) bool { return !slices.Contains(open.Alike, id) })
@@ -336,19 +338,19 @@ func (p *processStep) showsUp(s *step, shown vcapi.Process) (over bool, err erro
 
 // notShown takes in why the guest does not show the process. It reports whether the step is over.
 func (p *processStep) notShown(ctx context.Context, s *step, v *vcapi.Error, err error, away *bool) (over bool, _ error) {
-	why := p.absence(ctx, s, v)
+	why := s.absence(ctx, v)
 	switch {
-	case p.outcome(s, v).code == events.NotFound:
-		if _, err := retryRead(ctx, p.run, s, p.readVM); err != nil { // the VM is gone, not the process
+	case s.outcome(v).code == events.NotFound:
+		if _, err := retryRead(ctx, s, p.readVM); err != nil { // the VM is gone, not the process
 			return true, err
 		}
 		if p.endIsEnough() {
-			return true, p.complete(s, nil)
+			return true, s.complete(nil)
 		}
 		return true, p.exitLost(s, "the guest no longer knows the process: VMware Tools keep an exit code for five minutes, "+
 			"and lose it when they are restarted", err)
 	case why == "":
-		return true, p.failure(s, err)
+		return true, s.failure(err)
 	case why != events.WaitingTools: // it is vCenter that does not tell
 		return false, p.wait(why, err)
 	case !*away:
@@ -370,7 +372,7 @@ func (p *processStep) exited(s *step, shown vcapi.Process) error {
 		p.telemetry.ranFor(shown.Finished.Sub(*p.status.StartedAt))
 	}
 	if p.endIsEnough() {
-		return p.complete(s, nil)
+		return s.complete(nil)
 	}
 	if shown.ExitCode == nil {
 		return p.exitLost(s, "the guest says that it ended, but not with which exit code", nil)
@@ -380,15 +382,15 @@ func (p *processStep) exited(s *step, shown vcapi.Process) error {
 		good = []int64{0}
 	}
 	if slices.ContainsFunc(good, func(code int64) bool { return sameExitCode(code, *shown.ExitCode) }) {
-		return p.complete(s, nil)
+		return s.complete(nil)
 	}
-	return p.complete(s, &stepError{step: s.name, process: s.process, code: events.ExitCode,
+	return s.complete(&stepError{step: s.name, process: s.process, code: events.ExitCode,
 		message: fmt.Sprintf("process %s (pid %d) ended with exit code %s: see its own output in the guest",
 			s.process, p.status.PID, exitCodeText(*shown.ExitCode))})
 }
 
 func (p *processStep) exitLost(s *step, why string, err error) error {
-	return p.complete(s, &stepError{step: s.name, process: s.process, code: events.ExitCodeUnknown, err: err,
+	return s.complete(&stepError{step: s.name, process: s.process, code: events.ExitCodeUnknown, err: err,
 		message: fmt.Sprintf("process %s (pid %d) has ended and its exit code is lost: %s; see in the guest what it did",
 			s.process, p.status.PID, why)})
 }
@@ -426,7 +428,7 @@ func (p *processStep) stop(s *step) error {
 		err = p.insist(ctx, func(fence vcapi.Fence) error { return p.vc.DeleteProcess(ctx, fence, p.vm, auth, p.status.PID) })
 	}
 	var v *vcapi.Error
-	if err != nil && (!errors.As(err, &v) || p.outcome(s, v).code != events.NotFound) { // not found: it has ended
+	if err != nil && (!errors.As(err, &v) || s.outcome(v).code != events.NotFound) { // not found: it has ended
 		p.status.Reason = fmt.Sprintf("it could not be stopped: %v", err)
 		return onlyFenced(err)
 	}

@@ -121,7 +121,8 @@ func TestNetworkTimeout(t *testing.T) {
 	})
 }
 
-// vCenter that is away while a process runs is told as what it is, once per absence; the process is not said to be unreachable.
+// vCenter that is away while a process runs is told as what it is, once per absence; the process is not said to be
+// unreachable.
 func TestVCenterAwayWhileAProcessRuns(t *testing.T) {
 	t.Parallel()
 	inWorld(t, secretsDir(t), func(w *world) {

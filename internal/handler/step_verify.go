@@ -23,9 +23,10 @@ func newVerifyStep(r *run, s *step) {
 	s.read, s.end = v.read, events.VerifyCompleted
 }
 
-// read waits until the guest shows what the spec says. Success that only a Task reports is what users of every peer complain of most.
+// read waits until the guest shows what the spec says. Success that only a Task reports is what users of every peer
+// complain of most.
 func (v *verifyStep) read(ctx context.Context, s *step) error {
-	if err := v.readSpecSince(ctx, s); err != nil {
+	if err := s.readSpecSince(ctx); err != nil {
 		return err
 	}
 	e := v.expected(ctx)
@@ -34,10 +35,10 @@ func (v *verifyStep) read(ctx context.Context, s *step) error {
 	}
 	within, cancel := v.time(ctx)
 	defer cancel()
-	good, err := v.shown(ctx, within, s, func(vm vcapi.VM) (bool, error) {
+	good, err := s.shown(ctx, within, func(vm vcapi.VM) (bool, error) {
 		if cardsAreOld(vm) {
 			var err error
-			if vm, err = retryRead(within, v.run, s, v.readVM); err != nil {
+			if vm, err = retryRead(within, s, v.readVM); err != nil {
 				return false, err
 			}
 		}
@@ -48,10 +49,9 @@ func (v *verifyStep) read(ctx context.Context, s *step) error {
 	v.status.FinishedAt = &now
 	switch {
 	case err == nil && good:
-		return v.complete(s, nil)
+		return s.complete(nil)
 	case errors.Is(err, errLooked), errors.Is(err, errStepTime): // not even then could it be read
-		return v.complete(s,
-			v.timeError(events.StepTimeout, s, fmt.Sprintf("what the guest shows could not be read when its time (verify.timeout %s) was over", v.verifyTimeout())))
+		return s.complete(s.timeError(events.StepTimeout, fmt.Sprintf("what the guest shows could not be read when its time (verify.timeout %s) was over", v.verifyTimeout())))
 	case err != nil:
 		v.status.FinishedAt = nil
 		return err
@@ -66,7 +66,7 @@ func (v *verifyStep) read(ctx context.Context, s *step) error {
 		failure.waiting = events.WaitingTools
 		failure.message += fmt.Sprintf(", waiting for %s: %v", failure.waiting, v.blocked.by)
 	}
-	return v.complete(s, failure)
+	return s.complete(failure)
 }
 
 // time bounds the step, across takeovers too.
@@ -90,16 +90,16 @@ func (v *verifyStep) compared(e expected, vm vcapi.VM) {
 	}
 }
 
-// cardsAreOld reports whether the VM's hardware has to be read: after a takeover, since an owner before us has read it; and where the guest shows a NIC
-// that was not there then.
+// cardsAreOld reports whether the VM's hardware has to be read: after a takeover, since an owner before us has read it;
+// and where the guest shows a NIC that was not there then.
 func cardsAreOld(vm vcapi.VM) bool {
 	return vm.Cards == nil || slices.ContainsFunc(vm.NICs, func(n vcapi.NIC) bool {
 		return n.Device > 0 && !slices.ContainsFunc(vm.Cards, func(c vcapi.Card) bool { return c.Key == n.Device })
 	})
 }
 
-// withoutNetwork says what a request that asks for no network step may lack: what a customization sets shows once the guest's network is started, and
-// NICs may be off until then.
+// withoutNetwork says what a request that asks for no network step may lack: what a customization sets shows once the
+// guest's network is started, and NICs may be off until then.
 func (v *verifyStep) withoutNetwork() string {
 	off := slices.ContainsFunc(v.status.NICs, func(n events.NIC) bool { return !n.Connected })
 	switch {

@@ -179,7 +179,8 @@ func TestVerifyWithoutCustomize(t *testing.T) {
 	}
 }
 
-// The Task has ended and the guest has not: the process is told to stop, or the run canceled, while it waits for the guest's end.
+// The Task has ended and the guest has not: the process is told to stop, or the run canceled, while it waits for the
+// guest's end.
 func TestInterruptedWaitForTheGuest(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)

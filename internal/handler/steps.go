@@ -41,6 +41,7 @@ func Effects() (names []string) {
 // step is one of a run's steps, with all that is about it. It changes the guest by its effect, where it has one, then
 // reads until its end is known; what the journal has recorded already is passed over.
 type step struct {
+	run      *run
 	name     string
 	process  string // in a process step: its name
 	state    *events.State
@@ -54,12 +55,13 @@ type step struct {
 	ended        func(ctx context.Context) (bool, error)  // one read: whether what the step waits for has ended
 	stop         func(s *step) error                      // what a cancel does to what the step has under way
 
-	end        events.Kind                         // the event of its end
-	fallback   events.Code                         // of an answer of vCenter whose name tells nothing
-	answer     func(*vcapi.Error, outcome) outcome // what an answer means in this step alone; nil: what it means in all
-	outOfTime  func(err error) error               // what its end for want of time is; nil: that error
-	warnings   func() []events.Remark              // that the check tells
-	privileges map[string]string                   // what the service's role must hold: the part of the request that needs it
+	end       events.Kind                         // the event of its end
+	fallback  events.Code                         // of an answer of vCenter whose name tells nothing
+	answer    func(*vcapi.Error, outcome) outcome // what an answer means in this step alone; nil: what it means in all
+	outOfTime func(err error) error               // what its end for want of time is; nil: that error
+	warnings  func() []events.Remark              // that the check tells
+	// What the service's role must hold: the part of the request that needs it.
+	privileges map[string]string
 }
 
 // effect is a call that changes the guest.
@@ -97,8 +99,8 @@ type found struct {
 	now   intent // what an intent stored now must hold, so that a later look can be sure
 }
 
-// plan makes the run's steps of what its state lists. An orphan whose request nobody knows any more has none: nothing of
-// it can be done.
+// plan makes the run's steps of what its state lists. An orphan whose request nobody knows any more has none: nothing
+// of it can be done.
 func (r *run) plan() {
 	r.steps = nil
 	if r.asked == nil {
@@ -106,7 +108,7 @@ func (r *run) plan() {
 	}
 	for _, of := range r.state.Steps() {
 		i := slices.IndexFunc(r.kinds, func(k stepKind) bool { return k.name == of.Name })
-		s := &step{name: of.Name, process: of.Process, state: of.State, finished: of.FinishedAt, timeoutField: of.Name + ".timeout"}
+		s := &step{run: r, name: of.Name, process: of.Process, state: of.State, finished: of.FinishedAt, timeoutField: of.Name + ".timeout"}
 		r.kinds[i].equip(r, s)
 		r.steps = append(r.steps, s)
 	}
@@ -120,7 +122,7 @@ func (r *run) stands() *step {
 			return s
 		}
 	}
-	return &step{name: "run"}
+	return &step{run: r, name: "run"}
 }
 
 // accept fills in the run's first state: what was asked for is pending.
@@ -160,12 +162,13 @@ func endsNow(state events.State, finished **time.Time) {
 	}
 }
 
-// doStep takes one step to its end.
-func (r *run) doStep(ctx context.Context, s *step) (err error) {
+// toEnd takes one step to its end.
+func (s *step) toEnd(ctx context.Context) (err error) {
+	r := s.run
 	if s.state.Ended() && *s.state != events.Failed {
 		return nil
 	}
-	ctx, leave := r.telemetry.enter(ctx, r.state.ID, s, r.stepSince(s))
+	ctx, leave := r.telemetry.enter(ctx, r.state.ID, s, s.stepSince())
 	defer func() { leave(err) }()
 	if *s.state == events.Failed {
 		return &stepError{stored: r.state.Error}
@@ -175,11 +178,11 @@ func (r *run) doStep(ctx context.Context, s *step) (err error) {
 		return s.read(ctx, s)
 	}
 	if *s.state != events.Running {
-		if err := r.ready(ctx, s); err != nil {
+		if err := s.ready(ctx); err != nil {
 			return err
 		}
 	}
-	return r.inTime(ctx, s)
+	return s.inTime(ctx)
 }
 
 // againError says that an accepted call ended in an error that will pass, before it changed anything, or that is to be
@@ -194,13 +197,14 @@ func (e *againError) Error() string { return e.err.Error() }
 func (e *againError) Unwrap() error { return e.err }
 
 // doAndRead makes the step's effect, unless the journal says that it was made, and waits for the end.
-func (r *run) doAndRead(ctx context.Context, s *step) error {
+func (s *step) doAndRead(ctx context.Context) error {
+	r := s.run
 	for pause := newBackoff(askPause); ; {
 		var err error
 		switch {
 		case *s.state == events.Running:
 		case s.effect != nil:
-			err = r.do(ctx, s)
+			err = s.do(ctx)
 		default:
 			err = s.begin(ctx, s)
 		}
@@ -217,14 +221,15 @@ func (r *run) doAndRead(ctx context.Context, s *step) error {
 			continue
 		}
 		pause.atLeast(paceOf(len(r.point.Tasks)))
-		if err := r.pause(ctx, s, again.err, pause); err != nil {
+		if err := s.pause(ctx, again.err, pause); err != nil {
 			return err
 		}
 	}
 }
 
 // complete records the end of a step, and how it ended.
-func (r *run) complete(s *step, failure *stepError) error {
+func (s *step) complete(failure *stepError) error {
+	r := s.run
 	if failure == nil {
 		*s.state = events.Succeeded
 		return r.record(s.end)

@@ -13,11 +13,13 @@ import (
 const (
 	// stopTime is how long a canceled run waits for an answer to what stops it, and then for what it stopped to stop.
 	stopTime = 30 * time.Second
-	// insistTime is after how long an answer that may change is no longer asked for: with the pause before it that makes three seconds at most.
+	// insistTime is after how long an answer that may change is no longer asked for: with the pause before it that
+	// makes three seconds at most.
 	insistTime = time.Second
 )
 
-// stop stops, in vCenter, what a canceled run has under way. What cannot be stopped keeps its state and says why, in vCenter's words.
+// stop stops, in vCenter, what a canceled run has under way. What cannot be stopped keeps its state and says why, in
+// vCenter's words.
 func (r *run) stop() error {
 	s := r.stands()
 	if s.state == nil || *s.state != events.Running {
@@ -30,7 +32,8 @@ func (r *run) stop() error {
 	return s.stop(s)
 }
 
-// toStop is the time of one call that stops something: each has its own, so that what the first one used up is not missing for the next.
+// toStop is the time of one call that stops something: each has its own, so that what the first one used up is not
+// missing for the next.
 func (r *run) toStop() (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(r.life, stopTime+r.TravelTime+r.VisibilityLag, errStopTime)
 }
@@ -47,8 +50,8 @@ func (r *run) why(err error) string {
 	return err.Error()
 }
 
-// insist repeats a call that does no harm where it comes late or twice, since it names the very Task or process that it ends, until its answer is
-// one that will not change: InvalidState does not, what has ended does not run again.
+// insist repeats a call that does no harm where it comes late or twice, since it names the very Task or process that it
+// ends, until its answer is one that will not change: InvalidState does not, what has ended does not run again.
 func (r *run) insist(ctx context.Context, call func(vcapi.Fence) error) error {
 	for pause := newBackoff(askPause); ; {
 		err := call(r.stillOwner())
@@ -57,7 +60,8 @@ func (r *run) insist(ctx context.Context, call func(vcapi.Fence) error) error {
 			return err
 		}
 		if lands := time.Now().Add(r.TravelTime); v.Sent == vcapi.Unknown && lands.After(r.owner.notBefore) {
-			r.owner.notBefore = lands // it may still be on its way, also after one that was answered: the run does not end before
+			// It may still be on its way, also after one that was answered: the run does not end before.
+			r.owner.notBefore = lands
 		}
 		select {
 		case <-pause.next():
@@ -67,8 +71,8 @@ func (r *run) insist(ctx context.Context, call func(vcapi.Fence) error) error {
 	}
 }
 
-// stillOwner is the fence of such a call: it only asks whether the run is still ours. A journal that no longer has our last event never tells; the run's next
-// event finds that out.
+// stillOwner is the fence of such a call: it only asks whether the run is still ours. A journal that no longer has our
+// last event never tells; the run's next event finds that out.
 func (r *run) stillOwner() vcapi.Fence {
 	mine, before := r.owner.last, r.owner.previous
 	return func(ctx context.Context) error {
@@ -87,7 +91,7 @@ func (r *run) awaitAbort() error {
 	defer cancel()
 	s := r.stands()
 	if r.point.Aborting == "" { // of an owner before us
-		seen, err := retryRead(ctx, r, s, func(ctx context.Context) (found, error) {
+		seen, err := retryRead(ctx, s, func(ctx context.Context) (found, error) {
 			return r.findTask(ctx, "abort", abortMethod, func(t vcapi.Task) { r.point.Aborting = t.ID })
 		})
 		if err != nil || seen.adopt == nil {
@@ -95,7 +99,7 @@ func (r *run) awaitAbort() error {
 		}
 		seen.adopt()
 	}
-	_, err := r.followTask(ctx, s, r.point.Aborting, func(vcapi.WatchState) error { return nil })
+	_, err := s.followTask(ctx, r.point.Aborting, func(vcapi.WatchState) error { return nil })
 	return onlyFenced(err)
 }
 

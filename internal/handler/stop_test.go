@@ -19,7 +19,8 @@ func (w *world) stored(kind events.Kind) (n int) {
 	return n
 }
 
-// The Task has ended and the guest goes on: there is no Task to cancel, and the guest is aborted at once, however the Task ended and whoever hears the cancel.
+// The Task has ended and the guest goes on: there is no Task to cancel, and the guest is aborted at once, however the
+// Task ended and whoever hears the cancel.
 func TestCancelAfterTheTask(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)

@@ -175,7 +175,8 @@ func TestSweepLeavesAlone(t *testing.T) {
 	})
 }
 
-// The owner ends its run while somebody sweeps, or hears a cancel for it, at whichever point: its end stands, and nothing more is said of it.
+// The owner ends its run while somebody sweeps, or hears a cancel for it, at whichever point: its end stands, and
+// nothing more is said of it.
 func TestSweepAsTheRunEnds(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
@@ -199,7 +200,8 @@ func TestSweepAsTheRunEnds(t *testing.T) {
 	}
 }
 
-// The stream loses the request before the run has ended, while its owner lives: either the owner ends the run, or who closes it fences the owner.
+// The stream loses the request before the run has ended, while its owner lives: either the owner ends the run, or who
+// closes it fences the owner.
 func TestSweepOfALivingOwner(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
@@ -236,8 +238,8 @@ func (forgetful) RequestData(context.Context, string, string, string, uint64) (j
 	return nil, nil
 }
 
-// What an orphan asked for is read from its run.accepted; where that is gone nobody can look what its last call did, and its end says so: the next
-// run does not take a Task that appears for its own.
+// What an orphan asked for is read from its run.accepted; where that is gone nobody can look what its last call did,
+// and its end says so: the next run does not take a Task that appears for its own.
 func TestOrphanWithoutItsRequest(t *testing.T) {
 	t.Parallel()
 	inBriefWorld(t, secretsDir(t), func(w *world) {

@@ -44,17 +44,19 @@ func (r *run) taskEffect(name, method string, task *string, startedAt **time.Tim
 	}
 }
 
-// followTask waits for the end of a Task, or until each fails. That vCenter does not show the Task counts only once it must: V after its fact, and after
-// the history was asked, which remembers it for longer than the ten minutes for which it is shown.
-func (r *run) followTask(ctx context.Context, s *step, id string, each func(vcapi.WatchState) error) (vcapi.Task, error) {
+// followTask waits for the end of a Task, or until each fails. That vCenter does not show the Task counts only once it
+// must: V after its fact, and after the history was asked, which remembers it for longer than the ten minutes for which
+// it is shown.
+func (s *step) followTask(ctx context.Context, id string, each func(vcapi.WatchState) error) (vcapi.Task, error) {
+	r := s.run
 	from := time.Now() // the fact is no newer than this
 	for pause := newBackoff(askPause); ; {
-		end, gone, err := r.watchTask(ctx, s, id, each)
+		end, gone, err := s.watchTask(ctx, id, each)
 		if err != nil || !gone {
 			return end, err
 		}
 		late := time.Since(from) >= r.VisibilityLag
-		tasks, err := retryRead(ctx, r, s, func(ctx context.Context) ([]vcapi.Task, error) {
+		tasks, err := retryRead(ctx, s, func(ctx context.Context) ([]vcapi.Task, error) {
 			now, err := r.vc.Now(ctx)
 			if err != nil {
 				return nil, err
@@ -82,9 +84,11 @@ func (r *run) followTask(ctx context.Context, s *step, id string, each func(vcap
 	}
 }
 
-// watchTask follows a Task on the long poll until it has ended, or is not shown. One of another VM, or of another time, is not it: its ID was given again.
-func (r *run) watchTask(ctx context.Context, s *step, id string, each func(vcapi.WatchState) error) (end vcapi.Task, gone bool, err error) {
-	err = r.watch(ctx, s, id, func(w vcapi.WatchState) (bool, error) {
+// watchTask follows a Task on the long poll until it has ended, or is not shown. One of another VM, or of another time,
+// is not it: its ID was given again.
+func (s *step) watchTask(ctx context.Context, id string, each func(vcapi.WatchState) error) (end vcapi.Task, gone bool, err error) {
+	r := s.run
+	err = s.watch(ctx, id, func(w vcapi.WatchState) (bool, error) {
 		if w.TaskGone || w.Task != nil && (w.Task.Entity != "" && w.Task.Entity != r.vm || !r.point.sameTask(*w.Task)) {
 			gone = true
 			return true, nil
@@ -114,19 +118,19 @@ func (r *run) taskOver(ctx context.Context, id string) (bool, error) {
 }
 
 // taskFailure is why a Task that has ended did not succeed, nil where it did, and what that means.
-func (r *run) taskFailure(s *step, t vcapi.Task) (*stepError, faultKind) {
+func (s *step) taskFailure(t vcapi.Task) (*stepError, faultKind) {
 	if t.State == "success" {
 		return nil, final
 	}
 	if t.Err == nil {
 		return &stepError{step: s.name, code: s.fallback, message: fmt.Sprintf("%s %s ended in state %s without a fault: see it in vCenter's recent tasks", t.Name, t.ID, t.State)}, unknownEnd
 	}
-	return r.failure(s, fmt.Errorf("%s: %w", t.ID, t.Err)), r.kindOf(s, t.Err) // which names its method
+	return s.failure(fmt.Errorf("%s: %w", t.ID, t.Err)), s.kindOf(t.Err) // which names its method
 }
 
 // harmless is the error of a Task that may be made again at any time: an againError where its fault will pass.
-func (r *run) harmless(s *step, t vcapi.Task) error {
-	switch f, kind := r.taskFailure(s, t); {
+func (s *step) harmless(t vcapi.Task) error {
+	switch f, kind := s.taskFailure(t); {
 	case f == nil:
 		return nil
 	case kind == passes, kind == toolsLost:
@@ -136,13 +140,16 @@ func (r *run) harmless(s *step, t vcapi.Task) error {
 	}
 }
 
-// stopTask cancels a Task, or where vCenter does not let it be canceled uses the other way; then it waits for the Task's end.
-func (r *run) stopTask(s *step, id string, reason *string, other func(context.Context) error) error {
+// stopTask cancels a Task, or where vCenter does not let it be canceled uses the other way; then it waits for the
+// Task's end.
+func (s *step) stopTask(id string, reason *string, other func(context.Context) error) error {
+	r := s.run
 	ctx, cancel := r.toStop()
 	defer cancel()
 	err := r.insist(ctx, func(gate vcapi.Fence) error { return r.vc.CancelTask(ctx, gate, id) })
 	if err != nil && !errors.Is(err, events.ErrFenced) {
-		// It may have ended already: by a CancelTask without an answer, or by itself, which of a customization says nothing about the guest.
+		// It may have ended already: by a CancelTask without an answer, or by itself, which of a customization says
+		// nothing about the guest.
 		t, unread := r.vc.Task(ctx, id)
 		if unread == nil && taskEnded(t) && (other == nil || t.Err != nil && t.Err.Name == "RequestCanceled") {
 			err = nil
@@ -160,7 +167,7 @@ func (r *run) stopTask(s *step, id string, reason *string, other func(context.Co
 	}
 	stopped, done := context.WithTimeoutCause(r.life, stopTime, errStopTime)
 	defer done()
-	end, err := r.followTask(stopped, s, id, func(vcapi.WatchState) error { return nil })
+	end, err := s.followTask(stopped, id, func(vcapi.WatchState) error { return nil })
 	switch {
 	case err != nil:
 		*reason = fmt.Sprintf("it was told to stop and has not ended within %s", stopTime)

@@ -12,19 +12,27 @@ import (
 	"github.com/guestflow/guestflow/internal/tracing"
 )
 
-// Meter is told what a handler does; metrics are made of it. Its methods are called from many goroutines and return at once. ctx is part of the run's
-// trace, where there is one. Behind, At and Waits count until the function that they return is called.
+// Meter is told what a handler does; metrics are made of it. Its methods are called from many goroutines and return at
+// once. ctx is part of the run's trace, where there is one. Behind, At and Waits count until the function that they
+// return is called.
 type Meter interface {
-	Behind() (done func())                                                              // a request waits for its VM's earlier one
-	At(step string) (done func())                                                       // a run stands in this step
-	Waits(why events.Waiting) (done func())                                             // a run cannot move
-	Began(ctx context.Context, queued time.Duration)                                    // a run was begun, so long after the stream stored its request
-	Stored(ctx context.Context, k events.Kind, run *events.Run, took time.Duration)     // an event was stored; the append took so long
-	Fenced()                                                                            // an append was refused: another owner goes on
+	// A request waits for its VM's earlier one.
+	Behind() (done func())
+	At(step string) (done func())           // a run stands in this step
+	Waits(why events.Waiting) (done func()) // a run cannot move
+	// A run was begun, so long after the stream stored its request.
+	Began(ctx context.Context, queued time.Duration)
+	// An event was stored; the append took so long.
+	Stored(ctx context.Context, k events.Kind, run *events.Run, took time.Duration)
+	// An append was refused: another owner goes on.
+	Fenced()
 	Stepped(ctx context.Context, step string, outcome events.State, took time.Duration) // a step ended
-	EndStored(ctx context.Context, step string, late time.Duration)                     // the event of an end was stored so long after the end
-	Adopted(act string)                                                                 // the effect of a call of which nobody had an answer was found
-	Uncertain(act string)                                                               // nobody can tell whether a call took effect
+	// The event of an end was stored so long after the end.
+	EndStored(ctx context.Context, step string, late time.Duration)
+	// The effect of a call of which nobody had an answer was found.
+	Adopted(act string)
+	// Nobody can tell whether a call took effect.
+	Uncertain(act string)
 }
 
 // unmetered is the Meter of a handler that has none.

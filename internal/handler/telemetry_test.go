@@ -72,7 +72,8 @@ func (m *tally) Stepped(ctx context.Context, step string, outcome events.State, 
 	}
 }
 
-// Whatever happens to its owners, a run and each of its steps are counted once, are one span each, which the run's last owner reports, and no gauge remembers them.
+// Whatever happens to its owners, a run and each of its steps are counted once, are one span each, which the run's last
+// owner reports, and no gauge remembers them.
 func TestMeasuredOnce(t *testing.T) {
 	t.Parallel()
 	networkAlone := only(`"network":{}`)

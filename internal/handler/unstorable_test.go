@@ -9,7 +9,8 @@ import (
 	"github.com/guestflow/guestflow/internal/events/stream/memstore"
 )
 
-// An event that the server refuses for good ends its run, whichever it is: the request does not come round for ever, and the VM is free.
+// An event that the server refuses for good ends its run, whichever it is: the request does not come round for ever,
+// and the VM is free.
 func TestEventThatCannotBeStoredEndsTheRun(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)

@@ -8,8 +8,8 @@ import (
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
 
-// VCenter is what a run needs of its vCenter; vcapi.Client is the real one. Asks may be repeated. Acts, at the end, change the guest: each
-// calls its gate between dialling and sending, and sends nothing where the gate refuses.
+// VCenter is what a run needs of its vCenter; vcapi.Client is the real one. Asks may be repeated. Acts, at the end,
+// change the guest: each calls its gate between dialling and sending, and sends nothing where the gate refuses.
 type VCenter interface {
 	Hide(secrets ...string) (forget func())
 	About(ctx context.Context) (vcapi.About, error)

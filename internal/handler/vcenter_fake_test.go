@@ -17,8 +17,9 @@ import (
 // latency is what every call of vCenter and of the journal takes, so that each has a time of its own.
 const latency = time.Millisecond
 
-// fakeVC is a vCenter in memory. It behaves as the real one does where the handler could notice: Tasks with durations, shown late and forgotten
-// after ten minutes, guest processes with exit codes that are kept for five, sessions, a clock of its own.
+// fakeVC is a vCenter in memory. It behaves as the real one does where the handler could notice: Tasks with durations,
+// shown late and forgotten after ten minutes, guest processes with exit codes that are kept for five, sessions, a clock
+// of its own.
 type fakeVC struct {
 	apiVersion  string
 	offset      time.Duration // of its clock against ours
@@ -76,7 +77,8 @@ type rule struct {
 	fn    func()        // runs when the call lands
 }
 
-// changes reports whether the Task does something to the guest, however it ends: only one that was turned away by another Task surely does not.
+// changes reports whether the Task does something to the guest, however it ends: only one that was turned away by
+// another Task surely does not.
 func (r rule) changes() bool { return !r.idle && (r.task == nil || r.task.Name != "TaskInProgress") }
 
 type fakeVM struct {
@@ -265,7 +267,8 @@ func noAnswer(op string) *vcapi.Error {
 	return &vcapi.Error{Op: cmp.Or(opNames[op], op), Guest: inProcess(op), Host: "vc", Message: errNoAnswer.Error(), Class: vcapi.Transient, Sent: vcapi.Unknown, Err: errNoAnswer}
 }
 
-// silence is a call that is taken and not answered. An act's own connection is not even made, so that nothing of it is under way.
+// silence is a call that is taken and not answered. An act's own connection is not even made, so that nothing of it is
+// under way.
 func silence(ctx context.Context, op string) *vcapi.Error {
 	ctx, cancel := context.WithTimeoutCause(ctx, 30*time.Second, errors.New("no answer within 30s")) // as vcapi has it
 	defer cancel()
@@ -688,7 +691,8 @@ func (c *client) Watch(ctx context.Context, vm, task string, fn func(vcapi.Watch
 	}
 }
 
-// call is the way of every call that changes the guest: dial, gate, travel, land, answer. Each is a point at which the owner may die.
+// call is the way of every call that changes the guest: dial, gate, travel, land, answer. Each is a point at which the
+// owner may die.
 func call[T any](ctx context.Context, c *client, gate vcapi.Fence, op string, land func(r rule) (T, error)) (T, error) {
 	var none T
 	if err := c.dial(ctx, op); err != nil {
@@ -797,8 +801,8 @@ func (c *client) guestTask(vm string, auth vcapi.GuestAuth) (*fakeVM, error) {
 	return m, nil
 }
 
-// show makes a guest show what a spec fixes, its NICs not yet connected. It reads the spec on its own: a fake that used the handler's reading would
-// share its mistakes.
+// show makes a guest show what a spec fixes, its NICs not yet connected. It reads the spec on its own: a fake that used
+// the handler's reading would share its mistakes.
 func (m *fakeVM) show(spec json.RawMessage) {
 	var s struct {
 		Identity struct {
@@ -954,7 +958,8 @@ func (c *client) DeleteProcess(ctx context.Context, gate vcapi.Fence, vm string,
 			if p.pid == pid {
 				c.effect(vm, "delete process")
 				p.killed = true
-				p.program.takes = min(p.program.takes, time.Since(p.started)) // the guest tells its end, as of every process
+				// The guest tells its end, as of every process.
+				p.program.takes = min(p.program.takes, time.Since(p.started))
 			}
 		}
 		return struct{}{}, nil

@@ -68,14 +68,17 @@ type world struct {
 	over     chan struct{} // closed at the end of the test: what is dead may return
 	owners   []*replica
 	rejected []*events.RejectError
-	tail     int                                          // how many of the newest events each crash drops
-	atOnce   bool                                         // what a dead owner held is delivered again at once, not after the ack wait
-	deaf     bool                                         // no signal of the line is heard
-	far      time.Duration                                // what a look for cancels takes
-	anew     bool                                         // the journal was made anew: its first event is not the first of its run
-	several  bool                                         // an act may take effect again, as the request asks
-	slow     func(n int, m stream.Message) memstore.Fault // what befalls the appends, where they are not at a fate's point
-	strict   bool                                         // every event is checked against its schema
+	tail     int // how many of the newest events each crash drops
+	// What a dead owner held is delivered again at once, not after the ack wait.
+	atOnce bool
+	deaf   bool          // no signal of the line is heard
+	far    time.Duration // what a look for cancels takes
+	// The journal was made anew: its first event is not the first of its run.
+	anew    bool
+	several bool // an act may take effect again, as the request asks
+	// What befalls the appends, where they are not at a fate's point.
+	slow   func(n int, m stream.Message) memstore.Fault
+	strict bool // every event is checked against its schema
 }
 
 // secretsDir makes the folder of secrets; it is made outside of the bubbles, once for all runs of a test.
@@ -93,7 +96,8 @@ func secretsDir(t *testing.T) Secrets {
 	return Secrets(dir)
 }
 
-// inWorld runs fn in a bubble with a world of its own and checks, at the end, what must hold for every history, and every event against its schema.
+// inWorld runs fn in a bubble with a world of its own and checks, at the end, what must hold for every history, and
+// every event against its schema.
 func inWorld(t *testing.T, secrets Secrets, fn func(w *world)) {
 	t.Helper()
 	inBubble(t, secrets, func(w *world) {
@@ -102,7 +106,8 @@ func inWorld(t *testing.T, secrets Secrets, fn func(w *world)) {
 	})
 }
 
-// inBriefWorld is inWorld for histories of which there are many: with a guest that tells no progress, and without the schema.
+// inBriefWorld is inWorld for histories of which there are many: with a guest that tells no progress, and without the
+// schema.
 func inBriefWorld(t *testing.T, secrets Secrets, fn func(w *world)) {
 	t.Helper()
 	inBubble(t, secrets, func(w *world) {
@@ -461,8 +466,8 @@ func (w *world) problems() []string {
 	return all
 }
 
-// wrongEnds are the steps whose finishedAt does not go with their state. A process's is the guest's clock, which may not
-// tell; a check that is skipped looks at the request alone, and has its times.
+// wrongEnds are the steps whose finishedAt does not go with their state. A process's is the guest's clock, which may
+// not tell; a check that is skipped looks at the request alone, and has its times.
 func wrongEnds(run *events.Run) []string {
 	var wrong []string
 	for _, s := range run.Steps() {
@@ -549,8 +554,8 @@ type fate struct {
 
 func crash(point string) []fate { return []fate{{point: point, do: "crash"}} }
 
-// replica is one delivery of a request in the hands of one handler. All its operations pass through it, so that it can be dead: then none returns
-// before the test ends, and none has an effect.
+// replica is one delivery of a request in the hands of one handler. All its operations pass through it, so that it can
+// be dead: then none returns before the test ends, and none has an effect.
 type replica struct {
 	w        *world
 	req      *events.Request
@@ -589,7 +594,8 @@ func (o *replica) alive() bool {
 
 var errDead = errors.New("this owner is dead")
 
-// reached notes that the owner has come to a point, and gives what is to happen there. The second time at a point is named "<point> #2".
+// reached notes that the owner has come to a point, and gives what is to happen there. The second time at a point is
+// named "<point> #2".
 func (o *replica) reached(point string) fate {
 	o.mu.Lock()
 	defer o.mu.Unlock()
