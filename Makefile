@@ -10,8 +10,10 @@ BIN := bin
 .DEFAULT_GOAL := build
 
 .PHONY: help
-help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-14s %s\n", $$1, $$2}'
+help: ## list the targets; minutes are those of two cores
+	@awk -F ':.*## ' '/^##@ /{printf "\n%s\n", substr($$0, 5)} /^[a-z0-9 -]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+##@ Build and try
 
 .PHONY: build
 build: consumer guestflow ## the service and the command, each one static binary: bin/consumer, bin/guestflow
@@ -26,53 +28,129 @@ demo: build ## the main job, shown on an embedded NATS and a simulated vCenter; 
 	@CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -o bin/demo ./cmd/demo
 	@bin/demo
 
+##@ Tests: what every change needs
+
 .PHONY: test
 # By default the compiler, the linter and the tests collect garbage for a tenth of their time.
 test: export GOGC ?= 300
-test: fmt vet ## everything that CI runs: gofmt, vet, lint, tests with the race detector, alerts and dashboards
-	@$(MAKE) --no-print-directory -j2 --output-sync=target service lint packages rules chart
+test: fmt ## format, lint (with vet), all Go tests, those of the whole system in their short form (8 min on a fresh machine, then 4)
+	@$(MAKE) --no-print-directory -j2 --output-sync=target e2e lint unit
 
 .PHONY: fmt
-fmt: ## gofmt, go.mod and go.sum as they should be
-	@out=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')); if [ -n "$$out" ]; then echo "not gofmt-ed:"; echo "$$out"; exit 1; fi
+fmt: ## gofmt, go.mod and go.sum as they should be (seconds)
+	@out=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')); \
+		if [ -n "$$out" ]; then echo "not gofmt-ed:"; echo "$$out"; exit 1; fi
 	$(GO) mod tidy -diff
 
-.PHONY: vet
-vet: ## go vet
-	$(GO) vet ./...
-
 .PHONY: lint
-lint: $(LINT) ## golangci-lint
+lint: $(LINT) ## golangci-lint, vet among its linters (2 min the first time, for the linter is built; then 20 s)
 	$(LINT) run ./...
 
 # Built from its module, in a module of its own: its dependencies are not ours.
 $(LINT): tools/lint/go.mod tools/lint/go.sum
 	$(GO) build -C tools/lint -o $(CURDIR)/bin/ tool
 
+# Those that take longest first. RACE=-race is the lane "race". The linter vets.
+RACE ?=
 .PHONY: unit
-unit: service packages ## the tests alone
+unit: ## the tests of every package, but for the whole system (2 min)
+	$(GO) test $(RACE) -vet=off -shuffle=on -timeout 12m ./internal/handler ./docs $$($(GO) list ./... | grep -v /test/e2e$$)
 
-# These wait more than they compute: five of them at once, and `make test` lints, builds and tests the rest beside them. The service that they start has the race
-# detector in it; NATS and the simulated vCenter in the tests' own process have not, which halves their cost and uses what vet compiled.
-.PHONY: service
-service:
-	$(GO) test -vet=off -shuffle=on -parallel 5 -timeout 12m ./test/e2e
+# These wait more than they compute: five of them at once, and `make test` lints and tests the rest beside them. The
+# service that they start has the race detector in it; NATS and the simulated vCenter in the tests' own process have
+# not, which halves their cost. Those that need a program of others, which is built first, are the lane "e2e-tools".
+E2E := $(GO) test -vet=off -shuffle=on -parallel 5 -timeout 12m ./test/e2e
+E2E_TOOLS := TestNATSCommand|TestTraceAcrossATakeover|TestUnsampled|TestCollectorAway
+.PHONY: e2e
+e2e: ## the tests of the whole system in their short form; test/e2e/README.md (2 min)
+	$(E2E) -skip '$(E2E_TOOLS)'
 
-# Those that take longest first.
-.PHONY: packages
-packages:
-	$(GO) test -race -vet=off -shuffle=on -timeout 12m ./internal/handler ./docs $$($(GO) list ./... | grep -v /test/e2e$$)
+##@ Tests: what CI runs besides, and who touches it
+
+.PHONY: race
+race: ## unit, with the race detector (5 min)
+	@$(MAKE) --no-print-directory unit RACE=-race
+
+.PHONY: chart
+chart: ## the Helm chart by Helm's own code: lint, many values, unit tests, every object against Kubernetes' schemas (1 min)
+	$(GO) test -C deploy/helm/tests -count=1 .
+
+.PHONY: rules
+rules: ## alerts fire when they should and not else, dashboards ask for what there is; by Prometheus's own engine (1 min)
+	$(GO) test -C deploy/helm/tests/monitoring -count=1 .
+
+.PHONY: e2e-tools
+e2e-tools: ## the service with the nats command and the OpenTelemetry Collector, which are built first (2 min)
+	$(E2E) -run '$(E2E_TOOLS)'
+
+# Each number always draws the same: give the one that was printed, and it all happens again.
+RUNS ?= 300
+FIRST_RUN ?= $(shell expr $$(date +%s) / 60 % 10000000)
+.PHONY: truth
+truth: ## RUNS=300 runs against guests that misbehave, other ones at each call; FIRST_RUN=n for the same again (1 min)
+	@echo "truth campaign: RUNS=$(RUNS) FIRST_RUN=$(FIRST_RUN)"
+	$(GO) test -vet=off -count=1 -timeout 4h -run 'TestTruth$$' ./test/e2e -runs $(RUNS) -first-run $(FIRST_RUN)
+
+FUZZTIME ?= 30s
+.PHONY: fuzz
+fuzz: ## each fuzz target for FUZZTIME=30s (8 min)
+	@grep -roE --include='*_test.go' '^func Fuzz\w+' internal | sed 's/:func / /' | while read -r file name; do \
+		echo "$$(dirname $$file) $$name"; \
+		$(GO) test -vet=off -run XXX -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) ./$$(dirname $$file) || exit 1; \
+	done
+
+##@ Tests: long ones, by hand
+
+.PHONY: campaign
+campaign: ## every crash point, every pair of crashes, 1,000 requests, 12 servers killed, 2,000 runs of truth (40 min)
+	$(GO) test -vet=off -count=1 -v -timeout 2h ./internal/handler -all-schedules
+	$(E2E) -count=1 -timeout 3h -every-point -requests 1000 -kills 12 -runs 2000 -first-run $(FIRST_RUN)
 
 .PHONY: docs
-docs: ## every snippet of the pages, those too that need nats (built here), Python, Node.js, Terraform or Ansible: 3 minutes; not part of test
+docs: ## every snippet of the pages, those too that need nats (built here), Python, Node.js, Terraform or Ansible (3 min)
 	$(GO) test -vet=off -count=1 -v -run 'TestSnippets|TestEveryBlock|TestCommandsInSentences' ./docs -all
 
+.PHONY: cluster-test
+cluster-test: build ## the chart in a real API server, which is built here, and what it says to run as a process (12 min)
+	$(GO) build -C tools/cluster -o $(CURDIR)/bin/etcd go.etcd.io/etcd/server/v3
+	$(GO) build -C tools/cluster -o $(CURDIR)/bin/ \
+		-ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$$($(GO) list -C tools/cluster -m -f '{{.Version}}' k8s.io/kubernetes)" \
+		k8s.io/kubernetes/cmd/kube-apiserver
+	$(GO) build -C deploy/helm/tests -ldflags '-s -w' -o $(CURDIR)/bin/ tool
+	$(GO) test -C deploy/helm/tests -tags cluster -count=1 -v -timeout 20m -run TestCluster . -args -bin $(CURDIR)/bin
+
+.PHONY: image-test
+image-test: ## builds the image on a stand-in for its base and starts it, read-only; needs root and buildah (10 min)
+	$(GO) test -count=1 -v -tags image -timeout 90m ./deploy/image
+
+# Prometheus without its UI and its service discoveries.
+bin/prometheus bin/promtool: deploy/helm/tests/monitoring/go.mod deploy/helm/tests/monitoring/go.sum
+	$(GO) build -C deploy/helm/tests/monitoring -tags remove_all_sd -o $(CURDIR)/$@ github.com/prometheus/prometheus/cmd/$(@F)
+
+.PHONY: dashboard-look
+dashboard-look: build bin/prometheus bin/promtool ## the dashboards with data, as pages and, by a browser (chromium), as pictures: bin/dashboards (10 min)
+	bin/promtool check rules deploy/helm/files/alerts.yaml
+	bin/promtool test rules deploy/helm/tests/monitoring/alerts_test.yaml
+	$(GO) run -C deploy/helm/tests/monitoring ./look $(LOOK_ARGS)
+
+.PHONY: bench
+bench: ## the benchmarks (1 min)
+	$(GO) test -vet=off -run XXX -bench . -benchmem ./internal/...
+
+##@ See
+
+.PHONY: slow
+slow: ## which tests take longest: seconds of each package, and of the forty slowest tests (5 min)
+	@$(GO) test -vet=off -count=1 -v ./... 2>&1 | awk -f tools/slow.awk
+
 .PHONY: cover
-cover: ## the tests with their coverage: bin/cover.html
+cover: ## the tests with their coverage: bin/cover.html (5 min)
 	@mkdir -p bin
 	$(GO) test -coverpkg=./internal/...,./schemas/... -coverprofile=bin/cover.out ./...
 	$(GO) tool cover -html=bin/cover.out -o bin/cover.html
 	$(GO) tool cover -func=bin/cover.out | tail -1
+
+##@ Make what is released
 
 .PHONY: sbom
 sbom: consumer ## bill of materials of the service, CycloneDX, held against schema and binary: bin/consumer.cdx.json
@@ -104,41 +182,9 @@ image image-cli:
 			--output type=oci,dest=bin/$@.tar,rewrite-timestamp=true $(IMAGE_ARGS) .; \
 	fi
 
-.PHONY: image-test
-image-test: ## builds the image on a stand-in for its base and starts it, read-only; needs root, buildah and this machine's own Go
-	$(GO) test -count=1 -v -tags image -timeout 90m ./deploy/image
-
-.PHONY: rules
-rules: ## alerts fire when they should and not else, dashboards ask for what there is; by Prometheus's own engine, in a module of its own
-	$(GO) test -C deploy/helm/tests/monitoring -vet=off -count=1 .
-
-# Prometheus without its UI and its service discoveries.
-bin/prometheus bin/promtool: deploy/helm/tests/monitoring/go.mod deploy/helm/tests/monitoring/go.sum
-	$(GO) build -C deploy/helm/tests/monitoring -tags remove_all_sd -o $(CURDIR)/$@ github.com/prometheus/prometheus/cmd/$(@F)
-
-.PHONY: dashboard-look
-dashboard-look: build bin/prometheus bin/promtool ## promtool on the alerts; then the dashboards with data, as pages and, by chromium, pictures: bin/dashboards
-	bin/promtool check rules deploy/helm/files/alerts.yaml
-	bin/promtool test rules deploy/helm/tests/monitoring/alerts_test.yaml
-	$(GO) run -C deploy/helm/tests/monitoring ./look $(LOOK_ARGS)
-
-# Helm's own code as a library, in a module of its own.
-.PHONY: chart
-chart: ## the Helm chart: lint, rendering with many values, unit tests, every object against Kubernetes' schemas
-	$(GO) test -C deploy/helm/tests -vet=off -count=1 .
-
 .PHONY: chart-generate
 chart-generate: ## values.yaml and the table of the chart's README, from values.schema.json
 	$(GO) test -C deploy/helm/tests -count=1 -run TestValuesAndTable . -args -update
-
-.PHONY: cluster-test
-cluster-test: build ## the chart in a real API server, built here (10 minutes), and what it says to run as a process; not part of test
-	$(GO) build -C tools/cluster -o $(CURDIR)/bin/etcd go.etcd.io/etcd/server/v3
-	$(GO) build -C tools/cluster -o $(CURDIR)/bin/ \
-		-ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$$($(GO) list -C tools/cluster -m -f '{{.Version}}' k8s.io/kubernetes)" \
-		k8s.io/kubernetes/cmd/kube-apiserver
-	$(GO) build -C deploy/helm/tests -ldflags '-s -w' -o $(CURDIR)/bin/ tool
-	$(GO) test -C deploy/helm/tests -tags cluster -count=1 -v -timeout 20m -run TestCluster . -args -bin $(CURDIR)/bin
 
 .PHONY: clean
 clean: ## remove what was built
