@@ -258,10 +258,7 @@ func TestParts(t *testing.T) {
 		t.Errorf("%s: %v", s.CAFile(), err)
 	}
 
-	if env := strings.Join(
-		s.Env(),
-		"\n",
-	); !strings.Contains(env, "VCENTER_LAB_URL="+s.VCenterURL()) ||
+	if env := strings.Join(s.Env(), "\n"); !strings.Contains(env, "VCENTER_LAB_URL="+s.VCenterURL()) ||
 		!strings.Contains(env, "NATS_URL="+s.NATSURL()) {
 		t.Errorf("settings %s", env)
 	}

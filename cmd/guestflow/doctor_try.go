@@ -262,7 +262,7 @@ func (t *trial) ended(ctx context.Context, id string) (vcapi.Task, error) {
 
 func expiredSession(ctx context.Context, t *trial) found {
 	const want = "com.vmware.vapi.endpoint.method.authentication.required"
-	e, err := t.vc.StrangeSession(ctx)
+	e, err := t.vc.ProbeUnknownSession(ctx)
 	if err != nil {
 		return sawNothing("%v", err)
 	}
@@ -278,7 +278,7 @@ func expiredSession(ctx context.Context, t *trial) found {
 }
 
 func idlePoll(ctx context.Context, t *trial) found {
-	status, body, err := t.vc.IdleWait(ctx, t.tryOptions.vm)
+	status, body, err := t.vc.ProbeIdlePoll(ctx, t.tryOptions.vm)
 	if err != nil {
 		return sawNothing("%v", err)
 	}

@@ -80,8 +80,7 @@ type reader struct {
 func (r *reader) report(at string) Report {
 	if r.more > 0 {
 		r.Warnings = append(
-			r.Warnings,
-			Finding{DoubtfulValue, at, fmt.Sprintf("has %d more warnings, which are not told", r.more)},
+			r.Warnings, Finding{DoubtfulValue, at, fmt.Sprintf("has %d more warnings, which are not told", r.more)},
 		)
 	}
 	return r.Report
@@ -339,8 +338,7 @@ func (r *reader) typeOf(m map[string]any, at, of string) (name string, walk bool
 func oneOf(names []string) string {
 	// Refused all the same.
 	names = slices.DeleteFunc(
-		slices.Clone(names),
-		func(name string) bool { return strings.HasPrefix(name, "CustomizationUnknown") },
+		slices.Clone(names), func(name string) bool { return strings.HasPrefix(name, "CustomizationUnknown") },
 	)
 	if len(names) == 1 {
 		return names[0]

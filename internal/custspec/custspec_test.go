@@ -95,10 +95,7 @@ func (r row) check(t *testing.T) {
 	t.Helper()
 	got := Check(changed(t, r.path, r.to), "spec")
 	all, others := got.Refused, []Finding(nil)
-	if code, _, _ := strings.Cut(
-		r.says,
-		" ",
-	); slices.Contains(
+	if code, _, _ := strings.Cut(r.says, " "); slices.Contains(
 		[]string{UnknownType, UnknownMember, MissingMember, DoubtfulValue, UnsupportedIdentity, IgnoredByGuest},
 		code,
 	) {
@@ -255,11 +252,7 @@ func TestValues(t *testing.T) {
 			!strings.Contains(says(got.Warnings), r.warned) ||
 			!strings.Contains(says(got.Warnings), "UnsupportedIdentity spec.identity: ") {
 			t.Errorf(
-				"refused %s, warned %s, want %q and %q",
-				says(got.Refused),
-				says(got.Warnings),
-				r.refused,
-				r.warned,
+				"refused %s, warned %s, want %q and %q", says(got.Refused), says(got.Warnings), r.refused, r.warned,
 			)
 		}
 	}
@@ -287,25 +280,19 @@ func TestWarnings(t *testing.T) {
 		"identity.password",
 		password,
 		"IgnoredByGuest spec.identity.password: the engine that customizes running guests is known to drop it",
-	}.check(
-		t,
-	)
+	}.check(t)
 
 	row{
 		"identity.scriptText",
 		"#!/bin/sh\n" + strings.Repeat("#", 1500),
 		"DoubtfulValue spec.identity.scriptText: has 1510 bytes",
-	}.check(
-		t,
-	)
+	}.check(t)
 
 	row{
 		"identity",
 		map[string]any{"_typeName": "CustomizationCloudinitPrep", "metadata": "instance-id: i"},
 		"UnsupportedIdentity spec.identity: CustomizationCloudinitPrep",
-	}.check(
-		t,
-	)
+	}.check(t)
 
 	many := map[string]any{"_typeName": "CustomizationGlobalIPSettings"}
 	for i := range 1000 {
@@ -350,11 +337,7 @@ func TestAdapters(t *testing.T) {
 		got := Check(r.spec, "spec")
 		if says(got.Refused) != r.refused || says(got.Warnings) != r.warned {
 			t.Errorf(
-				"refused %s, warned %s, want %q and %q",
-				says(got.Refused),
-				says(got.Warnings),
-				r.refused,
-				r.warned,
+				"refused %s, warned %s, want %q and %q", says(got.Refused), says(got.Warnings), r.refused, r.warned,
 			)
 		}
 	}

@@ -164,9 +164,7 @@ func cutName(name string) string {
 // InUserData says which secret cloud-init's user-data or metadata hold: YAML, JSON or a script, as it is or in base64;
 // "" for none.
 func InUserData(s string) string {
-	if b, err := base64.StdEncoding.DecodeString(
-		strings.Join(strings.Fields(s), ""),
-	); err == nil && len(b) > 0 &&
+	if b, err := base64.StdEncoding.DecodeString(strings.Join(strings.Fields(s), "")); err == nil && len(b) > 0 &&
 		utf8.Valid(b) {
 		if found := inUserData(string(b)); found != "" {
 			return found

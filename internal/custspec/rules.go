@@ -257,6 +257,7 @@ func MAC(s string) string {
 	if err != nil || len(mac) != 6 {
 		return ""
 	}
+
 	return mac.String()
 }
 
@@ -276,11 +277,7 @@ func CheckAdapters(spec json.RawMessage, macs []string, at string) []Finding {
 				Field: at,
 				Message: fmt.Sprintf(
 					"has %s, and the VM has %s (%s): vCenter wants one for each (NicSettingMismatch)",
-					counted(
-						len(list),
-						"entry",
-						"entries",
-					),
+					counted(len(list), "entry", "entries"),
 					counted(len(macs), "NIC", "NICs"),
 					strings.Join(macs, ", "),
 				),

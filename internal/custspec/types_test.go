@@ -117,8 +117,7 @@ func members(t reflect.Type) []reflect.StructField {
 	}
 
 	slices.SortFunc(
-		all,
-		func(a, b reflect.StructField) int { return cmp.Compare(a.Tag.Get("json"), b.Tag.Get("json")) },
+		all, func(a, b reflect.StructField) int { return cmp.Compare(a.Tag.Get("json"), b.Tag.Get("json")) },
 	)
 	return all
 }
@@ -147,8 +146,7 @@ func (g *generator) source(t *testing.T) []byte {
 
 				fmt.Fprintf(&b, "kind: %s, ", kindOf(t, kind))
 				if of := strings.TrimPrefix(
-					strings.TrimPrefix(kind.String(), "*"),
-					"types.",
+					strings.TrimPrefix(kind.String(), "*"), "types.",
 				); of != kind.String() && of != "AnyType" &&
 					of != "ByteSlice" {
 					if kind.Kind() == reflect.Interface {

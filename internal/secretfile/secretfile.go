@@ -66,8 +66,7 @@ func read(path string) (string, error) {
 
 	if !info.Mode().IsRegular() {
 		return "", fmt.Errorf(
-			"it is no regular file but %s: a secret is a file with the secret in it",
-			kind(info.Mode()),
+			"it is no regular file but %s: a secret is a file with the secret in it", kind(info.Mode()),
 		)
 	}
 

@@ -79,10 +79,7 @@ func Check(env Lookuper) []error {
 		"parentbased_always_on",
 		"parentbased_always_off",
 		"parentbased_traceidratio",
-	}; !slices.Contains(
-		known,
-		sampler,
-	) {
+	}; !slices.Contains(known, sampler) {
 		bad("OTEL_TRACES_SAMPLER", "%q is none of %s", sampler, strings.Join(known[1:], ", "))
 	}
 
@@ -154,9 +151,7 @@ var token = regexp.MustCompile("^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")
 func pairs(list string) bool {
 	for pair := range strings.SplitSeq(list, ",") {
 		name, value, ok := strings.Cut(pair, "=")
-		if _, err := url.PathUnescape(
-			value,
-		); list != "" &&
+		if _, err := url.PathUnescape(value); list != "" &&
 			(!ok || err != nil || !token.MatchString(cmp.Or(strings.TrimSpace(name), " "))) {
 			return false
 		}

@@ -48,9 +48,7 @@ func New(ctx context.Context, version, instance string, log zerolog.Logger) (Tra
 	about, err := resource.New(
 		ctx,
 		resource.WithAttributes(
-			semconv.ServiceName("guestflow"),
-			semconv.ServiceVersion(version),
-			semconv.ServiceInstanceID(instance),
+			semconv.ServiceName("guestflow"), semconv.ServiceVersion(version), semconv.ServiceInstanceID(instance),
 		),
 		resource.WithTelemetrySDK(),
 		resource.WithFromEnv(),
@@ -65,9 +63,7 @@ func New(ctx context.Context, version, instance string, log zerolog.Logger) (Tra
 // To is a Tracer whose spans go to a processor, with what is said about the process.
 func To(processor sdk.SpanProcessor, about *resource.Resource) Tracer {
 	provider := sdk.NewTracerProvider(
-		sdk.WithResource(about),
-		sdk.WithIDGenerator(ids{}),
-		sdk.WithSpanProcessor(processor),
+		sdk.WithResource(about), sdk.WithIDGenerator(ids{}), sdk.WithSpanProcessor(processor),
 	)
 	return Tracer{tracer: provider.Tracer("github.com/guestflow/guestflow"), provider: provider}
 }
@@ -92,10 +88,7 @@ func (t Tracer) Tracer() trace.Tracer {
 // the same only for the same. What ctx is part of, or of no trace, is its parent. The span is reported when End is
 // called on it, by whoever sees its end.
 func (t Tracer) Named(
-	ctx context.Context,
-	name, title string,
-	at time.Time,
-	opts ...trace.SpanStartOption,
+	ctx context.Context, name, title string, at time.Time, opts ...trace.SpanStartOption,
 ) (context.Context, trace.Span) {
 	_, span := t.Tracer().
 		Start(context.WithValue(ctx, wantedID{}, name), title, append(opts, trace.WithTimestamp(at))...)
@@ -118,8 +111,7 @@ func Failed(span trace.Span, code string) {
 // Source: W3C Trace Context; CloudEvents, Distributed Tracing extension.
 func From(ctx context.Context, traceparent, tracestate string) context.Context {
 	return propagation.TraceContext{}.Extract(
-		ctx,
-		propagation.MapCarrier{"traceparent": traceparent, "tracestate": tracestate},
+		ctx, propagation.MapCarrier{"traceparent": traceparent, "tracestate": tracestate},
 	)
 }
 

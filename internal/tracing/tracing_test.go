@@ -114,12 +114,8 @@ func TestOffUnlessAskedFor(t *testing.T) {
 func TestNamedSpansAreTheSameEverywhere(t *testing.T) {
 	t.Parallel()
 	memory := tracetest.NewInMemoryExporter()
-	first, second := To(
-		sdk.NewSimpleSpanProcessor(memory),
-		resource.Empty(),
-	), To(
-		sdk.NewSimpleSpanProcessor(memory),
-		resource.Empty(),
+	first, second := To(sdk.NewSimpleSpanProcessor(memory), resource.Empty()), To(
+		sdk.NewSimpleSpanProcessor(memory), resource.Empty(),
 	)
 
 	parent := From(context.Background(), "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "vendor=x")
@@ -189,10 +185,7 @@ func TestLogTellsOnceThatTracesAreLost(t *testing.T) {
 		_ = export.ExportSpans(t.Context(), nil)
 	}
 
-	if lines := strings.Split(
-		strings.TrimSpace(said.String()),
-		"\n",
-	); len(lines) != 2 ||
+	if lines := strings.Split(strings.TrimSpace(said.String()), "\n"); len(lines) != 2 ||
 		!strings.Contains(lines[0], "connection refused") ||
 		!strings.Contains(lines[1], "sent again") {
 		t.Errorf("the log says:\n%s", said.String())

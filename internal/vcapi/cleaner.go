@@ -175,11 +175,7 @@ func (k *cleaner) sendCreate(
 	}
 
 	m.removeCall, err = k.c.newVIMCall(
-		s.service,
-		objectRef(removal.kind, m.ref.Value),
-		removal.kind,
-		removal.method,
-		noParams,
+		s.service, objectRef(removal.kind, m.ref.Value), removal.kind, removal.method, noParams,
 	)
 	if err != nil {
 		return nil, err

@@ -221,11 +221,7 @@ func TestOwnedSession(t *testing.T) {
 		f.handle("DestroyView", func(w http.ResponseWriter, _ *http.Request) { cut(w) })
 		for i := range maxPending {
 			down, err := c.newVIMCall(
-				s.service,
-				objectRef("ListView", fmt.Sprint(i)),
-				"ListView",
-				"DestroyView",
-				noParams,
+				s.service, objectRef("ListView", fmt.Sprint(i)), "ListView", "DestroyView", noParams,
 			)
 			if err != nil {
 				t.Fatal(err)

@@ -111,8 +111,7 @@ func checkConfig(cfg Config) (*url.URL, error) {
 		return nil, fmt.Errorf("vcenter url %q: want https://host[:port]", u.Redacted())
 	case (u.Path != "" && u.Path != "/") || u.RawQuery != "" || u.Fragment != "" || u.User != nil:
 		return nil, fmt.Errorf(
-			"vcenter url %q: want https://host[:port] and nothing after or before the host",
-			u.Redacted(),
+			"vcenter url %q: want https://host[:port] and nothing after or before the host", u.Redacted(),
 		)
 	case cfg.Username == "":
 		return nil, errors.New("vcenter username: is empty")

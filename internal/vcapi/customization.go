@@ -10,10 +10,11 @@ import (
 
 const guestCustomizationManager = "VirtualMachineGuestCustomizationManager"
 
-// StoredSpec is the CustomizationSpec that is stored in vCenter under a name, as vCenter wrote it.
+// StoredSpec is the CustomizationSpec that is stored in vCenter under a name, as vCenter wrote it. It may be repeated.
 //
-// Faults: NotFound where there is none of that name, NoPermission, CustomizationFault. Source: VI JSON,
-// CustomizationSpecManager.GetCustomizationSpec. Privilege: VirtualMachine.Provisioning.ReadCustSpecs.
+// Faults: NotFound where there is none of that name, NoPermission, CustomizationFault.
+//
+// Source: VI JSON, CustomizationSpecManager.GetCustomizationSpec. Privilege: VirtualMachine.Provisioning.ReadCustSpecs.
 func (c *Client) StoredSpec(ctx context.Context, name string) (json.RawMessage, error) {
 	var item struct {
 		Spec json.RawMessage `json:"spec"`
@@ -25,11 +26,13 @@ func (c *Client) StoredSpec(ctx context.Context, name string) (json.RawMessage, 
 	return item.Spec, err
 }
 
-// CheckCustomization asks whether a VM can be customized. It has no side effect. vm is a managed object ID.
+// CheckCustomization asks vCenter whether a VM can be customized. It changes nothing and may be repeated. vm is a
+// managed object ID.
 //
 // New in vSphere API 9.0.0.0: an older vCenter answers NOT_FOUND or OPERATION_NOT_FOUND. Errors: UNAUTHENTICATED,
-// UNAUTHORIZED (System.View on the VM is missing), NOT_FOUND, SERVICE_UNAVAILABLE. Source: Vcenter Vm Guest
-// Customization check.
+// UNAUTHORIZED (System.View on the VM is missing), NOT_FOUND, SERVICE_UNAVAILABLE.
+//
+// Source: Vcenter Vm Guest Customization check.
 func (c *Client) CheckCustomization(ctx context.Context, vm string) (Check, error) {
 	var wire struct {
 		Status              string `json:"check_status"`
@@ -43,10 +46,11 @@ func (c *Client) CheckCustomization(ctx context.Context, vm string) (Check, erro
 	return Check(wire), err
 }
 
-// CustomizationStatus is the guest's own word on its customization, see GuestCustomization.
+// CustomizationStatus is what the guest reports about its customization, see GuestCustomization. It may be repeated.
 //
-// Errors: UNAUTHENTICATED, UNAUTHORIZED (System.View on the VM is missing), NOT_FOUND, SERVICE_UNAVAILABLE. Source:
-// Vcenter Vm Guest Customization Get (Info since 7.0.0, IDLE since 7.0.3).
+// Errors: UNAUTHENTICATED, UNAUTHORIZED (System.View on the VM is missing), NOT_FOUND, SERVICE_UNAVAILABLE.
+//
+// Source: Vcenter Vm Guest Customization Get (Info since 7.0.0, IDLE since 7.0.3).
 func (c *Client) CustomizationStatus(ctx context.Context, vm string) (GuestCustomization, error) {
 	var wire struct {
 		Status    string   `json:"status"`
@@ -66,22 +70,18 @@ func (c *Client) CustomizationStatus(ctx context.Context, vm string) (GuestCusto
 	}, err
 }
 
-// CustomizeGuest starts CustomizeGuest_Task on a running VM and returns the task; it does not wait for it. An act: see
-// Client.
+// CustomizeGuest starts CustomizeGuest_Task on a running VM and returns the Task; it does not wait for it. An effect,
+// see the package comment.
 //
-// Not idempotent: two calls renew the guest's identity and network twice. vm is a managed object ID; spec
-// (CustomizationSpec) and configParams (array of OptionValue, or nil) are VI JSON and go out byte for byte. Faults:
+// Not to be repeated: two calls renew the guest's identity and network twice. vm is a managed object ID; spec
+// (CustomizationSpec) and configParams (array of OptionValue, or nil) are VI JSON and are sent byte for byte. Faults:
 // TaskInProgress, InvalidPowerState, InvalidState (VMware Tools not running), InvalidGuestLogin, GuestPermissionDenied,
-// CustomizationFault and its kinds; NotSupported, unsent, where the vCenter has no such manager.
+// CustomizationFault and its subtypes; NotSupported, not sent, where this vCenter has no such manager.
 //
 // Source: VI JSON 9.0.0.0, VirtualMachineGuestCustomizationManager.CustomizeGuest_Task. Privilege:
 // VirtualMachine.Provisioning.Customize.
 func (c *Client) CustomizeGuest(
-	ctx context.Context,
-	fence Fence,
-	vm string,
-	auth GuestAuth,
-	spec, configParams json.RawMessage,
+	ctx context.Context, fence Fence, vm string, auth GuestAuth, spec, configParams json.RawMessage,
 ) (task string, err error) {
 	return c.startTask(ctx, fence, func(s *session) (*call, error) {
 		more := []member{{"spec", spec}}
@@ -96,25 +96,20 @@ func (c *Client) CustomizeGuest(
 	})
 }
 
-// AbortCustomization starts AbortCustomization_Task and returns the task: it ends the engine in the guest and frees its
-// lock, and may be repeated. The guest may be left undefined, which the next customization repairs. An act: see Client.
-// Faults as CustomizeGuest's.
+// AbortCustomization starts AbortCustomization_Task and returns the Task: it ends the engine in the guest and removes
+// its lock. The guest may be left half customized, which the next customization repairs. An effect, see the package
+// comment; it may be repeated. Faults as for CustomizeGuest.
 //
 // Source: VI JSON, VirtualMachineGuestCustomizationManager.AbortCustomization_Task.
 func (c *Client) AbortCustomization(
-	ctx context.Context,
-	fence Fence,
-	vm string,
-	auth GuestAuth,
+	ctx context.Context, fence Fence, vm string, auth GuestAuth,
 ) (task string, err error) {
 	return c.startTask(
-		ctx,
-		fence,
-		func(s *session) (*call, error) { return c.guestCall(s, "AbortCustomization_Task", vm, auth) },
+		ctx, fence, func(s *session) (*call, error) { return c.guestCall(s, "AbortCustomization_Task", vm, auth) },
 	)
 }
 
-// member is one member of a JSON object, its value as the caller gave it.
+// member is one member of a JSON object, with its value as the caller gave it.
 type member struct {
 	name  string
 	value json.RawMessage
@@ -185,7 +180,7 @@ func (a GuestAuth) vim() any {
 
 func (a GuestAuth) secrets() secrets { return append(secrets{a.Password, a.SAMLToken}, a.Redact...) }
 
-// passwordsIn finds the values of all CustomizationPassword objects of a spec.
+// passwordsIn finds the values of all CustomizationPassword objects in a spec.
 func passwordsIn(spec json.RawMessage) (found secrets) {
 	var doc any
 	if json.Unmarshal(spec, &doc) != nil {

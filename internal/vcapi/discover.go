@@ -11,20 +11,20 @@ import (
 	"sync/atomic"
 )
 
-// releases are those of the public VI JSON specification (9.1.1.0) that have VI JSON at all, which ships since 8.0
-// Update 1; the newest first.
+// releases are the known releases of the VI JSON specification (9.1.1.0), the newest first. VI JSON ships since 8.0
+// Update 1.
 var releases = []string{"9.1.1.0", "9.1.0.0", "9.0.0.0", "8.0.3.1", "8.0.3.0", "8.0.2.0", "8.0.1.0"}
 
 const oldestRelease = "8.0.1.0"
 
-// service is what a vCenter says of itself before any login: how to speak to it, and where its managers are.
+// service is what a vCenter says of itself before any login: which release it speaks, and where its managers are.
 type service struct {
 	release    string // of the schema, in the path
 	content    serviceContent
-	processAPI atomic.Int32 // the form of guest processes that it offers, 0 while that is not known
+	processAPI atomic.Int32 // the form in which it offers guest processes, 0 while that is not known
 }
 
-// serviceContent is what is needed of vim.ServiceInstanceContent.
+// serviceContent has the members of vim.ServiceInstanceContent that are used.
 type serviceContent struct {
 	About struct {
 		Name         string `json:"name"`
@@ -44,8 +44,10 @@ type serviceContent struct {
 
 // discover finds out which release to speak, and where the managers are. It needs no login.
 //
-// hello (8.0.2 and newer) chooses the release; else the content is read as 8.0.1.0, the oldest VI JSON, and
-// about.apiVersion tells. Source: Vcenter System hello; VI JSON, ServiceInstance.
+// hello (8.0.2 and newer) chooses the release. Without it, the content is read as 8.0.1.0, the oldest VI JSON, and
+// about.apiVersion tells the release.
+//
+// Source: Vcenter System hello; VI JSON, ServiceInstance.
 func (c *Client) discover(ctx context.Context) (*service, error) {
 	var chosen struct {
 		Release string `json:"api_release"`
@@ -59,9 +61,9 @@ func (c *Client) discover(ctx context.Context) (*service, error) {
 	resp, err := c.roundTrip(ctx, c.reads, cl)
 	switch e := (*Error)(nil); {
 	case err == nil:
-		_ = json.Unmarshal(unwrap(resp.body), &chosen) // not understood is as good as not known
+		_ = json.Unmarshal(unwrap(resp.body), &chosen) // a response that is not understood chooses nothing
 	case errors.As(err, &e) && e.Status == 0:
-		return nil, err // nobody answers: no use in asking the next thing
+		return nil, err // vCenter does not answer: the next call would only wait, too
 	}
 
 	if slices.Contains(releases, chosen.Release) {
@@ -79,7 +81,7 @@ func (c *Client) discover(ctx context.Context) (*service, error) {
 	return &service{release: releaseFor(content.About.APIVersion), content: *content}, nil
 }
 
-// releaseFor is the newest release known here that is not newer than apiVersion.
+// releaseFor is the newest known release that is not newer than apiVersion.
 func releaseFor(apiVersion string) string {
 	for _, release := range releases {
 		if atLeast(apiVersion, release) {
@@ -89,7 +91,8 @@ func releaseFor(apiVersion string) string {
 	return oldestRelease
 }
 
-// serviceContent reads ServiceInstance.content; where the property cannot be read, by the method that does the same.
+// serviceContent reads the property ServiceInstance.content or, where that cannot be read, calls the method that
+// returns the same.
 func (c *Client) serviceContent(ctx context.Context, release string) (*serviceContent, error) {
 	v := &service{release: release}
 	var content serviceContent
@@ -98,6 +101,7 @@ func (c *Client) serviceContent(ctx context.Context, release string) (*serviceCo
 		if err != nil {
 			return err
 		}
+
 		resp, err := c.roundTrip(ctx, c.reads, cl)
 		if err != nil {
 			return err
@@ -138,7 +142,8 @@ func atLeast(version, want string) bool {
 	return true
 }
 
-// About tells what vCenter is, as it said when the present session began: an update of vCenter ends its sessions.
+// About is what vCenter said of itself when the current session began; an update of vCenter ends its sessions. It may
+// be repeated.
 //
 // Source: VI JSON, ServiceInstance.content.
 func (c *Client) About(ctx context.Context) (About, error) {

@@ -25,10 +25,7 @@ func TestFence(t *testing.T) {
 	fenced := errors.New("fenced")
 	_, err := c.StartGuestNetwork(context.Background(), func(context.Context) error { return fenced }, "vm-1", testAuth)
 
-	if e := asError(
-		t,
-		err,
-	); e.Sent != NotSent || !errors.Is(err, fenced) ||
+	if e := asError(t, err); e.Sent != NotSent || !errors.Is(err, fenced) ||
 		!strings.Contains(err.Error(), "not sent: fenced") {
 		t.Errorf("got %s: %v", e.Sent, err)
 	}

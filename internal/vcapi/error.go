@@ -7,11 +7,10 @@ import (
 	"strings"
 )
 
-// Class says what an error of vCenter means for what the caller wanted. What the caller does about it is the caller's
-// decision.
+// Class is what an error of vCenter means for the call. The caller decides what to do about it.
 type Class int
 
-// The classes.
+// The classes of errors.
 const (
 	Permanent        Class = iota // the same call will fail again
 	Transient                     // busy, or away: the same call may succeed later
@@ -19,7 +18,7 @@ const (
 	GuestCredentials              // the guest refused the login, or the user may not do this there
 )
 
-// String is the class as design and metrics call it.
+// String is the class as the metrics call it.
 func (c Class) String() string {
 	switch c {
 	case Permanent:
@@ -34,14 +33,14 @@ func (c Class) String() string {
 	return fmt.Sprintf("class %d", int(c))
 }
 
-// Sent says what is known about an act that failed. It has a meaning for acts, and for Task.Err; an ask may be repeated
-// whatever it says.
+// Sent is what is known about an effect that failed, and about a Task in Task.Err. For a read it means nothing: a read
+// may be repeated in any case.
 type Sent int
 
-// The zero value is the careful one.
+// The values of Sent. The zero value is the careful one.
 const (
-	Unknown  Sent = iota // sent, and whether it took effect cannot be told
-	NotSent              // surely never reached vCenter
+	Unknown  Sent = iota // sent, and it is not known whether it took effect
+	NotSent              // never reached vCenter
 	Refused              // vCenter answered with an error that proves that nothing happened
 	Answered             // it took effect, and this error is how it ended (Task.Err)
 )
@@ -61,8 +60,8 @@ func (s Sent) String() string {
 	return fmt.Sprintf("sent %d", int(s))
 }
 
-// Error is everything that vCenter, or the way to it, said about a call that failed. No secret that the client knows of
-// is in it, not even where the server echoed one.
+// Error is what vCenter or the network said about a call that failed. It holds no secret that the client knows, not
+// even where the server echoed one.
 type Error struct {
 	Op       string // CustomizeGuest_Task, guest/processes create
 	Endpoint string // POST /sdk/vim25/…
@@ -79,16 +78,17 @@ type Error struct {
 	Challenge        string            // REST challenge
 	Cause            *Error            // faultCause: what vCenter names as the reason of the fault
 
-	// Guest: the call went through vCenter to a guest (processes, files). That it was not answered says nothing about
-	// vCenter.
+	// Guest reports whether the call went through vCenter to a guest (processes, files). Where it was not answered,
+	// that says nothing about vCenter.
 	Guest bool
 
-	// The answer is none of vCenter's own, as far as can be told: a page of a proxy, a redirection, half an answer.
+	// Foreign reports whether the response is not vCenter's own, as far as can be seen: a proxy's page, a redirect,
+	// half a response.
 	Foreign bool
 
 	Class Class
 	Sent  Sent
-	Err   error // beneath: the transport's error, or the fence's
+	Err   error // the wrapped error of the network or of the fence
 }
 
 // Error reads "CustomizeGuest_Task: vcenter vc1: TaskInProgress (HTTP 500): words".
@@ -97,7 +97,7 @@ func (e *Error) Error() string {
 	if e.Op != "" {
 		b.WriteString(e.Op + ": ")
 	}
-	if e.Host != "" { // the error of a Task has none
+	if e.Host != "" { // empty in the error of a Task
 		b.WriteString("vcenter " + e.Host + ": ")
 	}
 
@@ -121,11 +121,11 @@ func (e *Error) Error() string {
 	return b.String()
 }
 
-// Unwrap gives the transport's or the fence's error.
+// Unwrap returns the error of the network or of the fence.
 func (e *Error) Unwrap() error { return e.Err }
 
-// InvalidState reports whether the fault is of the InvalidState family: the call does not fit what the VM, or its host,
-// is doing now.
+// InvalidState reports whether the fault is of the InvalidState family: the call does not fit the present state of the
+// VM or its host.
 func (e *Error) InvalidState() bool { return families[e.Name] == invalidState }
 
 // FrontEnd reports whether the status is one with which a proxy, or vCenter's own front end, answers for a service that

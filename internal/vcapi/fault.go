@@ -15,7 +15,7 @@ import (
 // errorKind is what an error_type of vAPI means (com.vmware.vapi.std.errors).
 type errorKind struct {
 	class             Class
-	provesNothingDone bool // as the answer to an act it proves that nothing happened
+	provesNothingDone bool // as the response to an effect, it proves that nothing happened
 }
 
 // restErrorKinds are the 25 standard errors (Vcenter Vm Guest Customization Get, error_type). Those that may be said of
@@ -48,9 +48,9 @@ var restErrorKinds = map[string]errorKind{
 	"UNVERIFIED_PEER":               {Permanent, true},
 }
 
-// faultKinds are the faults that are treated one by one; families come after them (vimKind).
+// faultKinds are the faults that are classified by name. The others are classified by family, see kindOfFault.
 var faultKinds = map[string]errorKind{
-	"NotAuthenticated":       {SessionLost, true}, // extends NoPermission: it must be looked at first
+	"NotAuthenticated":       {SessionLost, true}, // extends NoPermission: it must be checked first
 	"AuthenticationRequired": {SessionLost, true},
 	"InvalidLogin":           {SessionLost, true}, // of vCenter's own login; the guest's is InvalidGuestLogin
 	"NoPermission":           {Permanent, true},
@@ -88,8 +88,8 @@ var faultKinds = map[string]errorKind{
 	"RequestCanceled":         {Permanent, false},
 }
 
-// kindOfFault classifies a fault by its name or, where that is not listed, by its family. ok is false for a fault that
-// neither tells.
+// kindOfFault classifies a fault by its name or, where that is not listed, by its family. ok is false where neither is
+// known.
 func kindOfFault(name string) (kind errorKind, ok bool) {
 	if kind, ok = faultKinds[name]; ok {
 		return kind, true
@@ -104,8 +104,8 @@ func kindOfFault(name string) (kind errorKind, ok bool) {
 	return errorKind{Permanent, false}, false
 }
 
-// byStatus classifies an answer whose body names no error: a proxy's page, nothing at all, or an error_type that is
-// missing (the schema allows it).
+// byStatus classifies a response whose body names no error: a proxy's page, an empty body, or a missing error_type (the
+// schema allows that).
 func byStatus(status int) Class {
 	switch {
 	case status == http.StatusUnauthorized:
@@ -118,8 +118,8 @@ func byStatus(status int) Class {
 	return Permanent
 }
 
-// restNames is what a status says where the body is a REST error without an error_type. 400 and 500 stand for several:
-// no name then.
+// restNames are the names of REST errors without an error_type, by status. 400 and 500 stand for several, and give no
+// name.
 var restNames = map[int]string{
 	http.StatusUnauthorized:       "UNAUTHENTICATED",
 	http.StatusForbidden:          "UNAUTHORIZED",
@@ -127,8 +127,8 @@ var restNames = map[int]string{
 	http.StatusServiceUnavailable: "SERVICE_UNAVAILABLE",
 }
 
-// faultMembers are all the members that errors of vCenter have: of a VIM fault (bare, or wrapped as TaskInfo.error is),
-// of /api, and of /rest.
+// faultMembers are all the members of vCenter's errors: of a VIM fault (bare, or wrapped as TaskInfo.error is), of
+// /api, and of /rest.
 type faultMembers struct {
 	TypeName         string          `json:"_typeName"`
 	Fault            json.RawMessage `json:"fault"`
@@ -146,8 +146,8 @@ type faultMembers struct {
 	Value json.RawMessage `json:"value"`
 }
 
-// decodeError turns the body of an answer that is no success into an Error: every form that vCenter, or a proxy before
-// it, is known to send, and whatever else comes. It never fails: what cannot be understood is an Error without a name.
+// decodeError decodes the body of an unsuccessful response, in every form that vCenter or a proxy before it is known to
+// send. It never fails: an unknown body is an Error without a name.
 func decodeError(status int, body []byte, s redactor) *Error {
 	e := &Error{Status: status, Class: byStatus(status)}
 	body = s.json(bytes.TrimSpace(body))
@@ -173,8 +173,8 @@ func decodeError(status int, body []byte, s redactor) *Error {
 	return e
 }
 
-// membersOf reads a JSON object. Members of an unexpected type are left out, not refused: a name with an odd message is
-// worth more than neither.
+// membersOf reads a JSON object. It leaves out members of an unexpected type instead of failing: a name with an odd
+// message is better than neither.
 func membersOf(body []byte) (m faultMembers, ok bool) {
 	var raw map[string]json.RawMessage
 	if json.Unmarshal(body, &raw) != nil || raw == nil {
@@ -218,8 +218,7 @@ func (e *Error) decodeREST(m faultMembers) {
 
 		if json.Unmarshal(raw, &message) == nil {
 			texts = append(
-				texts,
-				cmp.Or(message.Localized, message.DefaultMessage, withArguments(message.ID, message.Args)),
+				texts, cmp.Or(message.Localized, message.DefaultMessage, withArguments(message.ID, message.Args)),
 			)
 		}
 	}
@@ -235,7 +234,7 @@ func (e *Error) decodeREST(m faultMembers) {
 			e.Sent = Refused
 		}
 	case e.Name == "" && e.Status >= 400 && e.Status < 500 && e.Status != http.StatusRequestTimeout:
-		e.Sent = Refused // a REST error of vCenter's own about the request: it was not begun
+		e.Sent = Refused // a REST error of vCenter's own about the request: the operation did not begin
 	}
 
 	if e.Status == http.StatusTooManyRequests {
@@ -246,8 +245,8 @@ func (e *Error) decodeREST(m faultMembers) {
 // maxCauses bounds the chain of causes that is followed.
 const maxCauses = 5
 
-// decodeCause reads a faultCause, in the form of a LocalizedMethodFault or as the bare fault: VI JSON's page has the
-// one, govmomi's types have the other.
+// decodeCause reads a faultCause, as a LocalizedMethodFault (VI JSON's page) or as the bare fault (govmomi's types).
+// causes bounds the depth.
 func decodeCause(raw json.RawMessage, causes int) *Error {
 	m, ok := membersOf(raw)
 	if !ok || causes == 0 || m.TypeName == "" && len(m.Fault) == 0 {
@@ -258,12 +257,12 @@ func decodeCause(raw json.RawMessage, causes int) *Error {
 	return e
 }
 
-// serviceUnavailable proves nothing by its name: the operation's own says that VMware Tools could not be reached, that
-// of the vAPI endpoint before it (or of a proxy before that) only that what stands behind did not answer, and the call
-// may have gone there.
+// serviceUnavailable proves nothing by its name. From the operation itself it says that VMware Tools could not be
+// reached. From the vAPI endpoint before it, or a proxy, it says only that the service behind did not answer: the call
+// may have reached it.
 //
-// Source: people's reports of 503 with com.vmware.vapi.endpoint.cis.ServiceUnavailable, and what had been asked for
-// done all the same.
+// Source: people's reports of 503 with com.vmware.vapi.endpoint.cis.ServiceUnavailable for calls that took effect all
+// the same.
 const serviceUnavailable = "SERVICE_UNAVAILABLE"
 
 // isFromOperation reports whether the messages are the operation's own, and not of the infrastructure that carries the
@@ -316,7 +315,7 @@ func (e *Error) decodeVIM(body []byte, m faultMembers, causes int) {
 
 	e.Data = specificMembers(body)
 	e.Message = joinUnique(texts)
-	if faultKinds[e.Name].class != SessionLost { // whose privilegeId is not what is missing
+	if faultKinds[e.Name].class != SessionLost { // its privilegeId is not what is missing
 		e.Message = faultMessage(e.Message, e.Data)
 	}
 
@@ -335,7 +334,7 @@ func (e *Error) decodeVIM(body []byte, m faultMembers, causes int) {
 	}
 }
 
-// specificMembers is a fault's body without what all faults have.
+// specificMembers is a fault's body without the members that all faults have.
 func specificMembers(body []byte) json.RawMessage {
 	var members map[string]json.RawMessage
 	if json.Unmarshal(body, &members) != nil {
@@ -349,6 +348,7 @@ func specificMembers(body []byte) json.RawMessage {
 	if len(members) == 0 {
 		return nil
 	}
+
 	data, err := json.Marshal(members)
 	if err != nil {
 		return nil
@@ -357,7 +357,7 @@ func specificMembers(body []byte) json.RawMessage {
 	return data
 }
 
-// oneLine makes a line for people of a body that is no JSON error: the title of a page, or the beginning of a text.
+// oneLine makes a line of text from a body that is no JSON error: the title of a page, or the beginning of a text.
 func oneLine(body []byte) string {
 	text := string(body)
 	if title := pageTitle.FindStringSubmatch(text); title != nil {
@@ -366,8 +366,7 @@ func oneLine(body []byte) string {
 
 	text = strings.ToValidUTF8(
 		strings.Join(
-			strings.FieldsFunc(text, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }),
-			" ",
+			strings.FieldsFunc(text, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }), " ",
 		),
 		"",
 	)
@@ -382,8 +381,8 @@ func oneLine(body []byte) string {
 
 var pageTitle = regexp.MustCompile(`(?is)<title[^>]*>(.*?)</title>`)
 
-// upperSnake writes NotFound, not_found and NOT_FOUND as NOT_FOUND: the three ways in which vCenter's generations spell
-// a standard error.
+// upperSnake writes NotFound, not_found and NOT_FOUND as NOT_FOUND: vCenter's generations spell a standard error in
+// these three ways.
 func upperSnake(s string) string {
 	var b strings.Builder
 	lower := false
@@ -397,7 +396,7 @@ func upperSnake(s string) string {
 	return b.String()
 }
 
-// joinUnique joins what is not empty and not a repeat.
+// joinUnique joins texts, without empty and repeated ones.
 func joinUnique(texts []string) string {
 	var b strings.Builder
 	seen := map[string]bool{"": true}
@@ -415,22 +414,20 @@ func joinUnique(texts []string) string {
 	return b.String()
 }
 
-// withCall completes what only the caller of the decoder knows.
+// withCall sets which call the error is of.
 func (e *Error) withCall(op, endpoint, host string) *Error {
 	e.Op, e.Endpoint, e.Host = op, endpoint, host
 	return e
 }
 
-// objectNotFound is the fault that vCenter would raise for an object that an empty answer left out.
+// objectNotFound is the fault for an object that a response left out, as vCenter would raise it.
 func objectNotFound(kind, id string) *Error {
 	return &Error{
 		Name:  "ManagedObjectNotFound",
 		Class: Permanent,
 		Sent:  Refused,
 		Message: fmt.Sprintf(
-			"vCenter shows no %s %s: check the managed object ID and the account's System.View on it",
-			kind,
-			id,
+			"vCenter shows no %s %s: check the managed object ID and the account's System.View on it", kind, id,
 		),
 	}
 }

@@ -564,32 +564,20 @@ func TestSecretsStayInside(t *testing.T) {
 			writeJSON(
 				w,
 				500,
-				`{"_typeName":"InvalidArgument","invalidProperty":`+quote(
-					all,
-				)+`,"faultstring":`+quote(
+				`{"_typeName":"InvalidArgument","invalidProperty":`+quote(all)+`,"faultstring":`+quote(
 					all,
 				)+`,"faultMessage":[{"key":"k",`+
-					`"message":`+quote(
-					all,
-				)+`}],`+quote(
-					all,
-				)+`:1}`,
+					`"message":`+quote(all)+`}],`+quote(all)+`:1}`,
 			)
 		},
 		"rest": func(w http.ResponseWriter, all string) {
 			writeJSON(
 				w,
 				400,
-				`{"error_type":"INVALID_ARGUMENT","messages":[{"default_message":`+quote(
-					all,
-				)+`,"args":[`+quote(
+				`{"error_type":"INVALID_ARGUMENT","messages":[{"default_message":`+quote(all)+`,"args":[`+quote(
 					all,
 				)+`]}],`+
-					`"data":{"x":[`+quote(
-					all,
-				)+`]},"challenge":`+quote(
-					all,
-				)+`}`,
+					`"data":{"x":[`+quote(all)+`]},"challenge":`+quote(all)+`}`,
 			)
 		},
 		"text": func(w http.ResponseWriter, all string) { http.Error(w, all, http.StatusInternalServerError) },
@@ -621,9 +609,7 @@ func TestSecretsStayInside(t *testing.T) {
 					`{"key":"task-1","state":"error","error":{"fault":{"_typeName":"CustomizationFault","x":`+quote(
 						windows+auth.Password,
 					)+`},`+
-						`"localizedMessage":`+quote(
-						strings.Join(secret, " "),
-					)+`}}`,
+						`"localizedMessage":`+quote(strings.Join(secret, " "))+`}}`,
 				)
 
 				if _, err := c.CustomizeGuest(context.Background(), nil, "vm-1", auth, spec, nil); err != nil {
@@ -644,10 +630,7 @@ func TestSecretsStayInside(t *testing.T) {
 				_, err := c.CustomizeGuest(context.Background(), nil, "vm-1", auth, spec, nil)
 				errs = append(errs, err)
 				_, err = c.StartGuestNetwork(
-					context.Background(),
-					nil,
-					"vm-1",
-					GuestAuth{Username: "root", SAMLToken: "saml-token-42"},
+					context.Background(), nil, "vm-1", GuestAuth{Username: "root", SAMLToken: "saml-token-42"},
 				)
 
 				errs = append(errs, err)
@@ -669,14 +652,7 @@ func TestSecretsStayInside(t *testing.T) {
 			for _, err := range errs {
 				e := asError(t, err)
 				said := fmt.Sprintf(
-					"%v %+v %s %s %s %s %s",
-					e,
-					*e,
-					e.Message,
-					e.Messages,
-					e.Data,
-					e.Challenge,
-					e.LocalizedMessage,
+					"%v %+v %s %s %s %s %s", e, *e, e.Message, e.Messages, e.Data, e.Challenge, e.LocalizedMessage,
 				)
 
 				for under := errors.Unwrap(err); under != nil; under = errors.Unwrap(under) {
@@ -734,16 +710,7 @@ func TestCredentialsHide(t *testing.T) {
 		}
 
 		said := fmt.Sprintf(
-			"%v %+v %#v %s %v %+v %#v %v %s",
-			auth,
-			auth,
-			auth,
-			auth,
-			p,
-			p,
-			p,
-			[]any{auth, &auth, p},
-			marshaled,
+			"%v %+v %#v %s %v %+v %#v %v %s", auth, auth, auth, auth, p, p, p, []any{auth, &auth, p}, marshaled,
 		)
 
 		if strings.Contains(said, "s3cret") || !strings.Contains(said, "root") ||
@@ -852,9 +819,7 @@ func TestFaultsWithoutText(t *testing.T) {
 			"NoPermission",
 			500,
 			`{"_typeName":"NoPermission","object":` + fmt.Sprintf(
-				ref,
-				"VirtualMachine",
-				"vm-42",
+				ref, "VirtualMachine", "vm-42",
 			) + `,"privilegeId":"VirtualMachine.Provisioning.Customize"}`,
 			"object vm-42, privilegeId VirtualMachine.Provisioning.Customize",
 		},
@@ -922,11 +887,7 @@ func TestFaultsWithoutText(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			if e := decodeError(
-				tt.status,
-				[]byte(tt.body),
-				redactor{},
-			); e.Message != tt.want ||
+			if e := decodeError(tt.status, []byte(tt.body), redactor{}); e.Message != tt.want ||
 				!strings.Contains(e.Error(), tt.want) {
 				t.Errorf("%v\nmessage %q, want %q", e, e.Message, tt.want)
 			}

@@ -9,18 +9,18 @@ import (
 )
 
 const (
-	maxMembers     = 8   // members of a fault that are told in words
+	maxMembers     = 8   // members of a fault that become text
 	maxMemberBytes = 200 // of each
 )
 
-// hiddenMembers are members that mean nothing to people, or are not theirs to read.
+// hiddenMembers are members that mean nothing to people, or that they should not see.
 var hiddenMembers = []string{"_typeName", "dynamicType", "dynamicProperty", "sessionID"}
 
-// alwaysShown are members without which a text leaves open what it is about.
+// alwaysShown are members without which a text does not say what it is about.
 var alwaysShown = []string{"invalidProperty", "task"}
 
-// faultMessage is a fault's text with what its own members say where the text does not: many faults come without one,
-// and in TaskInProgress the task, in InvalidArgument the property, in InvalidPowerState the states are all that helps.
+// faultMessage is a fault's text, with its members where the text does not name them. Many faults have no text, and
+// then all that helps is the task in TaskInProgress, the property in InvalidArgument, the states in InvalidPowerState.
 func faultMessage(text string, data json.RawMessage) string {
 	if text == "" {
 		return describeMembers(data)
@@ -39,7 +39,7 @@ func faultMessage(text string, data json.RawMessage) string {
 	return text
 }
 
-// describeMembers are the members of data, in words: "invalidProperty spec.identity.hostName".
+// describeMembers are the members of data as text: "invalidProperty spec.identity.hostName".
 func describeMembers(data json.RawMessage) string {
 	var members map[string]any
 	if json.Unmarshal(data, &members) != nil {
@@ -53,9 +53,7 @@ func describeMembers(data json.RawMessage) string {
 
 	var said []string
 	for _, name := range slices.Sorted(maps.Keys(members)) {
-		if v := describeValue(
-			members[name],
-		); v != "" && !slices.Contains(hiddenMembers, name) &&
+		if v := describeValue(members[name]); v != "" && !slices.Contains(hiddenMembers, name) &&
 			len(said) < maxMembers {
 			said = append(said, name+" "+v)
 		}
@@ -64,7 +62,7 @@ func describeMembers(data json.RawMessage) string {
 	return strings.Join(said, ", ")
 }
 
-// describeValue is a text, a number, a reference to an object or a list of these; "" for what has no short words.
+// describeValue is a text, a number, a reference to an object, or a list of these, as text; "" for anything else.
 func describeValue(v any) string {
 	words := ""
 	switch v := v.(type) {
@@ -99,7 +97,7 @@ func describeValue(v any) string {
 	return words
 }
 
-// withArguments is a message of which vCenter sent the key alone, and what it is about.
+// withArguments is the text of a message of which vCenter sent only the key and the arguments.
 func withArguments(key string, args []any) string {
 	if key == "" || len(args) == 0 {
 		return key

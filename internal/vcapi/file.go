@@ -11,21 +11,22 @@ import (
 	"strings"
 )
 
-// maxGuestFile bounds in bytes what is read of a file in a guest: its host sends it whole, and its end comes last.
+// maxGuestFile is the largest file in a guest that is read, in bytes: the host sends a file whole, and its end comes
+// last.
 const maxGuestFile = 8 << 20
 
-// GuestFile reads a file in a guest and gives its last bytes, at most most of them. path is absolute, and neither a
-// directory nor a symbolic link. An ask: nothing is changed. A file of more than 8 MiB is an error, not read: only its
+// GuestFile reads the last bytes of a file in a guest, at most most of them. path is absolute, and neither a directory
+// nor a symbolic link. It changes nothing and may be repeated. A file of more than 8 MiB is an error: only its
 // beginning could be had.
 //
-// The content comes by HTTPS from the vCenter, or from the ESXi host of the VM, whose certificate is verified as
-// vCenter's is: by the same roots, or, where a thumbprint is set, by that, which no host has. Errors from there are
-// Transient, or Permanent for a URL or a redirect that is not followed. Faults: FileNotFound, FileFault,
-// InvalidGuestLogin, GuestPermissionDenied, GuestOperationsUnavailable (VMware Tools not running), InvalidPowerState,
-// InvalidState, TaskInProgress, InvalidArgument (path), ManagedObjectNotFound, NoPermission; NotSupported, where the
-// vCenter has no such manager.
+// The content comes over HTTPS from vCenter or from the ESXi host of the VM, whose certificate is verified as vCenter's
+// is: by the same roots or, where a thumbprint is set, by that, which no host has. Errors from there are Transient, or
+// Permanent for a URL or a redirect that is not followed. Faults: FileNotFound, FileFault, InvalidGuestLogin,
+// GuestPermissionDenied, GuestOperationsUnavailable (VMware Tools not running), InvalidPowerState, InvalidState,
+// TaskInProgress, InvalidArgument (path), ManagedObjectNotFound, NoPermission; NotSupported, where this vCenter has no
+// such manager.
 //
-// Source: VI JSON, GuestFileManager.InitiateFileTransferFromGuest, FileTransferInformation. Privilege:
+// Source: VI JSON, GuestFileManager.InitiateFileTransferFromGuest, FileTransferInformation. Privileges:
 // VirtualMachine.GuestOperations.Query on the VM; System.View for GuestOperationsManager.fileManager.
 func (c *Client) GuestFile(ctx context.Context, vm string, auth GuestAuth, path string, most int) ([]byte, error) {
 	var manager moRef
@@ -69,7 +70,7 @@ func (c *Client) GuestFile(ctx context.Context, vm string, auth GuestAuth, path 
 			&response{status: http.StatusOK},
 			errors.New("the URL that it names for the file is not https://host/…"),
 		)
-		e.Class = Permanent // vCenter's own word
+		e.Class = Permanent // vCenter itself named it
 		return nil, e
 	}
 
@@ -106,9 +107,7 @@ func (c *Client) download(ctx context.Context, vm string, u *url.URL, size int64
 	}
 
 	ctx, cancel := context.WithTimeoutCause(
-		ctx,
-		c.cfg.CallTimeout,
-		fmt.Errorf("no answer within %s: %w", c.cfg.CallTimeout, context.DeadlineExceeded),
+		ctx, c.cfg.CallTimeout, fmt.Errorf("no answer within %s: %w", c.cfg.CallTimeout, context.DeadlineExceeded),
 	)
 
 	defer cancel()
@@ -126,15 +125,15 @@ func (c *Client) download(ctx context.Context, vm string, u *url.URL, size int64
 	}
 	defer func() { _ = resp.Body.Close() }()
 	switch {
-	case resp.StatusCode >= 300 && resp.StatusCode < 400: // where to is not quoted: it may hold a token, too
+	case resp.StatusCode >= 300 && resp.StatusCode < 400: // the location is not quoted: it may hold a token, too
 		return nil, failed(resp.StatusCode, Permanent, "redirected, which is not followed", nil)
 	case resp.StatusCode != http.StatusOK:
 		const enough = 64 << 10
-		body, _ := io.ReadAll(io.LimitReader(resp.Body, enough)) // half of it is worth more than nothing
+		body, _ := io.ReadAll(io.LimitReader(resp.Body, enough)) // half a body is better than none
 		e := c.completeError(cl, decodeError(resp.StatusCode, body, c.redactorFor(cl)))
 		if resp.StatusCode < 500 {
-			// The URL has expired, or was used: the next one is another. It is neither the session's nor the guest's
-			// login.
+			// The URL has expired or was used; the next one will be new. It is about neither the session nor the
+			// guest's login.
 			e.Class = Transient
 		}
 		return nil, e

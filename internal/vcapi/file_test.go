@@ -185,12 +185,7 @@ func TestGuestFileAnswers(t *testing.T) {
 		return func(w http.ResponseWriter, r *http.Request) {
 			w.WriteHeader(status)
 			_, _ = fmt.Fprintf(
-				w,
-				"<title>%s %s %s %s</title>",
-				r.URL,
-				r.URL.RawQuery,
-				r.URL.Query().Get("token"),
-				r.Host,
+				w, "<title>%s %s %s %s</title>", r.URL, r.URL.RawQuery, r.URL.Query().Get("token"), r.Host,
 			)
 		}
 	}
@@ -391,11 +386,7 @@ func TestSimulatedGuestFile(t *testing.T) {
 	_, err = c.GuestFile(ctx, vms[0], simAuth, "app.log", 20)
 	outcome{"InvalidArgument", Permanent, Refused}.check(t, asError(t, err))
 	_, err = c.GuestFile(
-		ctx,
-		vms[0],
-		GuestAuth{Username: "root", Password: "wrong-guest-password"},
-		"/var/log/app.log",
-		20,
+		ctx, vms[0], GuestAuth{Username: "root", Password: "wrong-guest-password"}, "/var/log/app.log", 20,
 	)
 
 	outcome{"InvalidGuestLogin", GuestCredentials, Refused}.check(t, asError(t, err))

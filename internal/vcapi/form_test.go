@@ -121,13 +121,7 @@ func TestRestFormFound(t *testing.T) {
 				t.Errorf("got %+v, %v", list, err)
 			}
 
-			if pid, err := c.StartProcess(
-				ctx,
-				nil,
-				"vm-1",
-				testAuth,
-				ProcessSpec{Path: "/bin/sh"},
-			); err != nil ||
+			if pid, err := c.StartProcess(ctx, nil, "vm-1", testAuth, ProcessSpec{Path: "/bin/sh"}); err != nil ||
 				pid != 7 {
 				t.Errorf("got %d, %v", pid, err)
 			}
@@ -280,8 +274,7 @@ func TestRestFormNotTried(t *testing.T) {
 			}
 
 			f.wantCounts(
-				t,
-				map[string]int{restGet: 0, restList: 0, apiList + "?create": sent, apiList + "?list": 1 - sent},
+				t, map[string]int{restGet: 0, restList: 0, apiList + "?create": sent, apiList + "?list": 1 - sent},
 			)
 		})
 	}
@@ -318,10 +311,7 @@ func TestRestFormErrors(t *testing.T) {
 
 			for _, err := range []error{got, listed, started, deleted} {
 				tt.want.check(t, asError(t, err))
-				if e := asError(
-					t,
-					err,
-				); e.Message != "In words." ||
+				if e := asError(t, err); e.Message != "In words." ||
 					!strings.HasPrefix(e.Endpoint, "POST /rest/vcenter/vm/vm-1/guest/processes") {
 					t.Errorf("%s: %s", e.Endpoint, e.Message)
 				}
@@ -391,11 +381,7 @@ func TestFormShared(t *testing.T) {
 			}
 
 			if _, err := c.StartProcess(
-				context.Background(),
-				nil,
-				"vm-1",
-				testAuth,
-				ProcessSpec{Path: "/bin/sh"},
+				context.Background(), nil, "vm-1", testAuth, ProcessSpec{Path: "/bin/sh"},
 			); err != nil {
 				t.Error(err)
 			}

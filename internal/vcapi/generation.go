@@ -242,9 +242,7 @@ func (g *generation) poll(ctx context.Context) (answered bool, err error) {
 // waitForUpdates is one call of the long poll: it waits until something changes after version, at most PollWait. null,
 // 204 and an empty body are an empty set: nothing changed.
 func (g *generation) waitForUpdates(
-	ctx context.Context,
-	version string,
-	pageSize, maxBytes int,
+	ctx context.Context, version string, pageSize, maxBytes int,
 ) (set updateSet, err error) {
 	c := g.p.c
 	params := map[string]any{"options": map[string]any{

@@ -130,10 +130,7 @@ func (i *inventory) read(w http.ResponseWriter, r *http.Request) {
 		objects = append(
 			objects,
 			fmt.Sprintf(
-				`{"obj":{"type":%q,"value":%q},"propSet":[%s]}`,
-				o.Obj.Type,
-				o.Obj.Value,
-				strings.Join(props, ","),
+				`{"obj":{"type":%q,"value":%q},"propSet":[%s]}`, o.Obj.Type, o.Obj.Value, strings.Join(props, ","),
 			),
 		)
 	}
@@ -193,8 +190,7 @@ func TestLargePageUnasked(t *testing.T) {
 	p := newPollServer(t)
 	objects := []string{
 		`{"kind":"enter","obj":{"type":"VirtualMachine","value":"vm-42"},"changeSet":[` + change(
-			"name",
-			`"forty-two"`,
+			"name", `"forty-two"`,
 		) + `]}`,
 	}
 
@@ -319,8 +315,7 @@ func TestOddObject(t *testing.T) {
 		`{"version":"1","filterSet":[{"objectSet":[{"kind":7,"obj":{"type":"VirtualMachine","value":"vm-1"},"changeSet":[]},
 		{"kind":"enter","obj":{"type":"VirtualMachine","value":"vm-2"},"changeSet":{"name":"x"}},
 		{"kind":"enter","obj":{"type":"VirtualMachine","value":"vm-42"},"changeSet":[`+change(
-			"name",
-			`"forty-two"`,
+			"name", `"forty-two"`,
 		)+`]}]}]}`,
 	)
 

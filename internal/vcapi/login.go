@@ -42,9 +42,7 @@ func (c *Client) loginVIM(ctx context.Context, password string) (s *session, err
 	token := resp.header.Get(sessionHeader)
 	if token == "" {
 		return nil, c.notUnderstood(
-			cl,
-			resp,
-			errors.New("the login was taken, but came without the header "+sessionHeader),
+			cl, resp, errors.New("the login was taken, but came without the header "+sessionHeader),
 		)
 	}
 

@@ -6,36 +6,34 @@ import (
 	"errors"
 )
 
-// StartGuestNetwork starts StartGuestNetwork_Task on a running VM and returns the task; it does not wait for it. An
-// act: see Client.
+// StartGuestNetwork starts StartGuestNetwork_Task on a running VM and returns the Task; it does not wait for it. An
+// effect, see the package comment.
 //
-// Not idempotent: two calls make two tasks, and the guest's network restarts twice. vm is a managed object ID. Faults:
-// TaskInProgress, InvalidPowerState, InvalidState (VMware Tools not running), InvalidGuestLogin, GuestPermissionDenied,
-// CustomizationFault and its kinds.
+// Not to be repeated: two calls make two Tasks, and the guest's network restarts twice. vm is a managed object ID.
+// Faults: TaskInProgress, InvalidPowerState, InvalidState (VMware Tools not running), InvalidGuestLogin,
+// GuestPermissionDenied, CustomizationFault and its subtypes.
 //
 // Source: VI JSON 8.0.2.0, VirtualMachineGuestCustomizationManager.StartGuestNetwork_Task. Privilege:
 // VirtualMachine.Provisioning.Customize.
 func (c *Client) StartGuestNetwork(
-	ctx context.Context,
-	fence Fence,
-	vm string,
-	auth GuestAuth,
+	ctx context.Context, fence Fence, vm string, auth GuestAuth,
 ) (task string, err error) {
 	return c.startTask(
-		ctx,
-		fence,
-		func(s *session) (*call, error) { return c.guestCall(s, "StartGuestNetwork_Task", vm, auth) },
+		ctx, fence, func(s *session) (*call, error) { return c.guestCall(s, "StartGuestNetwork_Task", vm, auth) },
 	)
 }
 
-// NICs are virtual network adapters of a VM, as vCenter wrote them (config.hardware.device), and the version of the
-// configuration that they are of.
+// NICs are virtual network adapters of a VM, as vCenter wrote them (config.hardware.device), with the version of the
+// configuration that they were read from.
 type NICs struct {
 	ChangeVersion string
 	Devices       []json.RawMessage
 }
 
-// DisconnectedNICs are the virtual network adapters of a VM that are not connected: what ConnectNICs is given.
+// DisconnectedNICs are the virtual network adapters of a VM that are not connected, as ConnectNICs takes them. It may
+// be repeated.
+//
+// Source: VI JSON, VirtualMachine.config, VirtualDeviceConnectInfo.connected.
 func (c *Client) DisconnectedNICs(ctx context.Context, vm string) (off NICs, err error) {
 	all, err := c.retrieve(ctx, virtualMachine, []string{"config.changeVersion", "config.hardware.device"}, vm)
 	if err != nil {
@@ -60,11 +58,12 @@ func (c *Client) DisconnectedNICs(ctx context.Context, vm string) (off NICs, err
 	return off, nil
 }
 
-// ConnectNICs starts ReconfigVM_Task, which connects the given NICs now and at each power-on, and returns the task. It
-// may be repeated: a NIC that is connected stays so. An act: see Client. Faults: TaskInProgress, InvalidPowerState,
-// InvalidState, NoPermission, ManagedObjectNotFound; ConcurrentAccess where the configuration is another than the one
-// that the NICs were read of: a device goes out whole, so an administrator's change of it would be undone. They are to
-// be read again then.
+// ConnectNICs starts ReconfigVM_Task, which connects the given NICs now and at each power-on, and returns the Task. An
+// effect, see the package comment; it may be repeated: a NIC that is connected stays so.
+//
+// Faults: TaskInProgress, InvalidPowerState, InvalidState, NoPermission, ManagedObjectNotFound; ConcurrentAccess where
+// the configuration changed since the NICs were read. A device is sent whole, so the call would undo that change: read
+// the NICs again.
 //
 // Source: VI JSON, VirtualMachine.ReconfigVM_Task, VirtualMachineConfigSpec.changeVersion ("the changes will only be
 // applied if the current changeVersion matches"). Privileges: VirtualMachine.Interact.DeviceConnection and
@@ -107,7 +106,7 @@ func (c *Client) ConnectNICs(ctx context.Context, fence Fence, vm string, nics N
 	return task, err
 }
 
-// connected is a device with its connection on, all else as vCenter wrote it.
+// connected is a device with its connection switched on, and all else as vCenter wrote it.
 func connected(device json.RawMessage) (json.RawMessage, error) {
 	var members, connectable map[string]json.RawMessage
 	if err := json.Unmarshal(device, &members); err != nil {

@@ -121,7 +121,7 @@ func decodeDNS(raw json.RawMessage) (servers []string) {
 func decodeCards(devices json.RawMessage) []Card {
 	var all []json.RawMessage
 	if json.Unmarshal(anyValue(devices), &all) != nil || all == nil {
-		return nil // which is no VM without NICs
+		return nil // not known, which differs from no NICs
 	}
 
 	cards := []Card{}

@@ -34,10 +34,7 @@ func TestMessagesStayWhole(t *testing.T) {
 			json.RawMessage(first),
 			json.RawMessage(second),
 			json.RawMessage(third),
-		}; !reflect.DeepEqual(
-			e.Messages,
-			want,
-		) {
+		}; !reflect.DeepEqual(e.Messages, want) {
 			t.Errorf("%s: messages %s", name, e.Messages)
 		}
 
@@ -152,10 +149,7 @@ func TestProcessForms(t *testing.T) {
 	} {
 		for _, form := range []string{body, `{"value":` + body + `}`} {
 			var wire wireProcess
-			if err := json.Unmarshal(
-				unwrap([]byte(form)),
-				&wire,
-			); err != nil ||
+			if err := json.Unmarshal(unwrap([]byte(form)), &wire); err != nil ||
 				!reflect.DeepEqual(wire.process(), want) {
 				t.Errorf("%s: %+v, %v", form, wire.process(), err)
 			}

@@ -2,11 +2,12 @@ package vcapi
 
 import "context"
 
-// MissingPrivileges tells which of the wanted privileges (IDs such as VirtualMachine.Provisioning.Customize) this
-// client's own login does not have on a VM. A privilege that vCenter does not know of counts as missing.
+// MissingPrivileges are those of the wanted privileges (IDs such as VirtualMachine.Provisioning.Customize) that this
+// client's login does not have on a VM. A privilege that vCenter does not know counts as missing. It may be repeated.
 //
-// Faults: ManagedObjectNotFound, NoPermission (System.Read on the VM is missing). Source: VI JSON,
-// AuthorizationManager.HasPrivilegeOnEntities (vSphere API 5.5), with UserSession.key as sessionId.
+// Faults: ManagedObjectNotFound, NoPermission (System.Read on the VM is missing).
+//
+// Source: VI JSON, AuthorizationManager.HasPrivilegeOnEntities (vSphere API 5.5), with UserSession.key as sessionId.
 func (c *Client) MissingPrivileges(ctx context.Context, vm string, wanted []string) ([]string, error) {
 	type question struct {
 		Entities  []moRef  `json:"entity"`

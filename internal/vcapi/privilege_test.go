@@ -54,10 +54,7 @@ func TestVMThatMayNotBeRead(t *testing.T) {
 	v.Deny(vm, "System.Read", "System.View")
 	_, err := c.VM(context.Background(), vm)
 
-	if e := asError(
-		t,
-		err,
-	); e.Name != "NoPermission" || e.Class != Permanent ||
+	if e := asError(t, err); e.Name != "NoPermission" || e.Class != Permanent ||
 		!strings.Contains(string(e.Data), "System.") {
 		t.Errorf("got %v with %s", err, e.Data)
 	}

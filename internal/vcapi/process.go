@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// guestProcessesOp begins the op of the calls that log in to the guest: their 401 may be the guest's.
+// guestProcessesOp begins the op of the calls that log in to the guest: a 401 of theirs may be the guest's.
 const guestProcessesOp = "guest/processes "
 
 // credentials is the guest login in REST (Vcenter Vm Guest Credentials).
@@ -44,19 +44,19 @@ func (a GuestAuth) rest() credentials {
 	}
 }
 
-// processAPI is how a vCenter offers guest processes.
+// processAPI is the form in which a vCenter offers guest processes.
 type processAPI int32
 
 const (
 	processesUnderAPI processAPI = iota + 1 // under /api, since 7.0.2.0
-	// Under /rest, on older ones: answers in {"value":…}, maps as lists of pairs.
+	// processesUnderREST is under /rest, on older ones: responses in {"value":…}, maps as lists of pairs.
 	processesUnderREST
 )
 
-// other is the form to try where f is not there.
+// other is the form to try where f is not offered.
 func (f processAPI) other() processAPI { return processesUnderAPI + processesUnderREST - f }
 
-// environment is the environment of a program as the form writes maps, nil for none.
+// environment is a program's environment as the form writes maps, nil for none.
 func (f processAPI) environment(variables map[string]string) any {
 	switch {
 	case len(variables) == 0:
@@ -78,7 +78,7 @@ func (f processAPI) environment(variables map[string]string) any {
 	return pairs
 }
 
-// newProcessCall builds one of the four calls, all of them POST with the guest's login in the body.
+// newProcessCall builds one of the four calls, each a POST with the guest's login in the body.
 func newProcessCall(f processAPI, vm string, auth GuestAuth, pid int64, action string, spec any) (*call, error) {
 	path := "/guest/processes"
 	if pid != 0 {
@@ -100,30 +100,25 @@ func newProcessCall(f processAPI, vm string, auth GuestAuth, pid int64, action s
 	return cl, nil
 }
 
-// readProcesses asks in the form that this vCenter is known to offer, at first /api; where the answer says that there
-// is no such operation, in the other. It gives the form whose operation it was that answered, 0 where what came does
-// not prove that there is one. That is remembered until the next login, so a vCenter that was updated is asked anew.
+// readProcesses makes a read in the form that this vCenter is known to offer, at first under /api. Where the error says
+// that there is no such operation, it tries the other form. It returns the form that exists, 0 where the response does
+// not prove one. That is remembered until the next login, so that an updated vCenter is tried anew.
 func (c *Client) readProcesses(
-	ctx context.Context,
-	vm string,
-	auth GuestAuth,
-	pid int64,
-	action string,
-	out any,
+	ctx context.Context, vm string, auth GuestAuth, pid int64, action string, out any,
 ) (processAPI, error) {
 	var v *service
-	var asked processAPI
-	ask := func(f processAPI) error {
+	var tried processAPI
+	try := func(f processAPI) error {
 		return c.callREST(ctx, out, func(s *session) (*call, error) {
 			v = s.service
-			asked = cmp.Or(f, processAPI(v.processAPI.Load()), processesUnderAPI)
-			return newProcessCall(asked, vm, auth, pid, action, nil)
+			tried = cmp.Or(f, processAPI(v.processAPI.Load()), processesUnderAPI)
+			return newProcessCall(tried, vm, auth, pid, action, nil)
 		})
 	}
 
-	err := ask(0)
+	err := try(0)
 	if first := err; isProcessCallError(err) && operationMissing(err) {
-		if err = ask(asked.other()); operationMissing(err) {
+		if err = try(tried.other()); operationMissing(err) {
 			v.processAPI.Store(0)
 			return 0, first
 		}
@@ -133,18 +128,18 @@ func (c *Client) readProcesses(
 		return 0, err
 	}
 
-	v.processAPI.Store(int32(asked))
-	return asked, err
+	v.processAPI.Store(int32(tried))
+	return tried, err
 }
 
-// isProcessCallError reports whether an error came of the call itself, not of the login before it.
+// isProcessCallError reports whether an error is of the call itself, not of the login before it.
 func isProcessCallError(err error) bool {
 	var e *Error
 	return errors.As(err, &e) && strings.HasPrefix(e.Op, guestProcessesOp)
 }
 
-// operationExists reports whether an answer proves that the operation is there: a success, or an error that only the
-// operation gives. What passes by itself may be a proxy's, or of services that are still starting, and proves nothing.
+// operationExists reports whether a response proves that the operation exists: a success, or an error that only the
+// operation gives. A transient error may be a proxy's, or of services that are still starting, and proves nothing.
 func operationExists(err error) bool {
 	if err == nil {
 		return true
@@ -158,8 +153,8 @@ func operationExists(err error) bool {
 	return known && (e.Class == Permanent || e.Class == GuestCredentials)
 }
 
-// changeProcesses acts in the form that this vCenter offers. Where that is not known, an ask on the same path finds it
-// out first, whatever else it says: an act is not sent to see whether there is one.
+// changeProcesses makes an effect in the form that this vCenter offers. Where that is not known, a read on the same
+// path finds it out first: an effect is never sent just to see whether it exists.
 func (c *Client) changeProcesses(
 	ctx context.Context,
 	fence Fence,
@@ -225,12 +220,13 @@ func (w wireProcess) process() Process {
 	return p
 }
 
-// Processes lists the programs in the guest, those that ended within five minutes included, but without exit codes: get
-// tells those.
+// Processes lists the programs in the guest, with those that ended within five minutes, but without exit codes, for
+// which see Process. It may be repeated.
 //
 // Errors: NOT_ALLOWED_IN_CURRENT_STATE (VM not running), UNSUPPORTED, UNAUTHENTICATED of class GuestCredentials or
-// SessionLost, NOT_FOUND (VM), RESOURCE_BUSY, SERVICE_UNAVAILABLE (VMware Tools not running). Source: Vcenter Vm Guest
-// Processes list (7.0.2.0), and the older form of it under /rest. Privilege, of get too:
+// SessionLost, NOT_FOUND (VM), RESOURCE_BUSY, SERVICE_UNAVAILABLE (VMware Tools not running).
+//
+// Source: Vcenter Vm Guest Processes list (7.0.2.0), and the older form of it under /rest. Privilege:
 // VirtualMachine.GuestOperations.Query.
 func (c *Client) Processes(ctx context.Context, vm string, auth GuestAuth) ([]Process, error) {
 	var list []wireProcess
@@ -246,11 +242,11 @@ func (c *Client) Processes(ctx context.Context, vm string, auth GuestAuth) ([]Pr
 	return processes, nil
 }
 
-// Process reads one program in the guest. NOT_FOUND means the VM, or that the guest knows no such pid: its record ended
-// with the five minutes after its exit, or with a restart of VMware Tools, and the exit code is lost then. Other errors
-// as of Processes.
+// Process reads one program in the guest. It may be repeated. NOT_FOUND means that the VM does not exist or that the
+// guest does not know the pid: its record ends five minutes after its exit, or with a restart of VMware Tools, and the
+// exit code is lost then. Other errors as for Processes.
 //
-// Source: Vcenter Vm Guest Processes get.
+// Source: Vcenter Vm Guest Processes get. Privilege: VirtualMachine.GuestOperations.Query.
 func (c *Client) Process(ctx context.Context, vm string, auth GuestAuth, pid int64) (Process, error) {
 	var wire wireProcess
 	if _, err := c.readProcesses(ctx, vm, auth, pid, "get", &wire); err != nil {
@@ -260,21 +256,17 @@ func (c *Client) Process(ctx context.Context, vm string, auth GuestAuth, pid int
 	return wire.process(), nil
 }
 
-// StartProcess starts a program in the guest and returns its pid; it does not wait for its end. An act: see Client.
-// Where it is not known whether this vCenter offers it under /api or under /rest, a list finds that out before fence is
-// asked.
+// StartProcess starts a program in the guest and returns its pid; it does not wait for its end. An effect, see the
+// package comment. Where it is not known whether this vCenter offers it under /api or under /rest, a list finds that
+// out before the fence is tried.
 //
-// Not idempotent: two calls start it twice. Errors as of Processes; INVALID_ARGUMENT (path or directory), NOT_FOUND
-// (VM, or the program's file: data.reason), UNAUTHORIZED (guest user or privilege
+// Not to be repeated: two calls start it twice. Errors as for Processes; INVALID_ARGUMENT (path or directory),
+// NOT_FOUND (VM, or the program's file: data.reason), UNAUTHORIZED (guest user, or privilege
 // VirtualMachine.GuestOperations.Execute), UNABLE_TO_ALLOCATE_RESOURCE (it did not start).
 //
 // Source: Vcenter Vm Guest Processes create (7.0.2.0).
 func (c *Client) StartProcess(
-	ctx context.Context,
-	fence Fence,
-	vm string,
-	auth GuestAuth,
-	p ProcessSpec,
+	ctx context.Context, fence Fence, vm string, auth GuestAuth, p ProcessSpec,
 ) (pid int64, err error) {
 	resp, cl, err := c.changeProcesses(ctx, fence, vm, auth, 0, "create", func(f processAPI) any {
 		return struct {
@@ -299,8 +291,8 @@ func (c *Client) StartProcess(
 	return pid, nil
 }
 
-// DeleteProcess ends a program in the guest (SIGTERM, then SIGKILL). An act: see Client, and StartProcess. NOT_FOUND
-// where it has ended long ago; else as Processes.
+// DeleteProcess ends a program in the guest (SIGTERM, then SIGKILL). An effect, see the package comment and
+// StartProcess; it may be repeated. NOT_FOUND where it ended long ago; other errors as for Processes.
 //
 // Source: Vcenter Vm Guest Processes delete.
 func (c *Client) DeleteProcess(ctx context.Context, fence Fence, vm string, auth GuestAuth, pid int64) error {

@@ -11,7 +11,7 @@ import (
 	"slices"
 )
 
-// properties are an object's, by path, as they came.
+// properties are those of one object, by path, as they came.
 type properties map[string]json.RawMessage
 
 type propertySpec struct {
@@ -43,14 +43,11 @@ func propertiesOf(kind string, paths []string) propertySpec {
 	return propertySpec{TypeName: "PropertySpec", Type: kind, PathSet: paths}
 }
 
-// retrieve reads properties of objects of one kind. Properties that this vCenter does not have are left out; so are
-// objects that are not shown, of several. Where the answer is too large, fewer objects are asked for at a time, and of
-// one that is too large by itself its properties one by one.
+// retrieve reads properties of objects of one kind. Properties that this vCenter does not have are left out; of several
+// objects, those that it does not show. Where a response is too large, it reads fewer objects at a time, and of one
+// that is too large by itself each property alone.
 func (c *Client) retrieve(
-	ctx context.Context,
-	kind string,
-	paths []string,
-	ids ...string,
+	ctx context.Context, kind string, paths []string, ids ...string,
 ) (map[string]properties, error) {
 	all, err := c.retrieveOnce(ctx, kind, paths, ids)
 	switch {
@@ -79,7 +76,7 @@ func (c *Client) retrieve(
 // unreadKey is, among the properties of an object, the list of those that were too large to be read.
 const unreadKey = "…unread"
 
-// taskParts are what a Task's info is read by where it is too large as a whole.
+// taskParts are the members of a Task's info, read one by one where it is too large as a whole.
 var taskParts = []string{
 	"info.key",
 	"info.task",
@@ -96,8 +93,7 @@ var taskParts = []string{
 	"info.error",
 }
 
-// retrieveParts reads the properties of one object that is too large, each by itself. nil: not one of them could be
-// read.
+// retrieveParts reads each property of one object alone. nil means that not one of them could be read.
 func (c *Client) retrieveParts(ctx context.Context, kind string, paths []string, id string) (properties, error) {
 	if kind == "Task" {
 		paths = taskParts
@@ -113,7 +109,7 @@ func (c *Client) retrieveParts(ctx context.Context, kind string, paths []string,
 			continue
 		case err != nil:
 			if e := (*Error)(nil); errors.As(err, &e) && e.Name == "InvalidProperty" {
-				continue // vCenter does not have it
+				continue // this vCenter does not have it
 			}
 			return nil, err
 		}
@@ -136,7 +132,7 @@ func (c *Client) retrieveParts(ctx context.Context, kind string, paths []string,
 	return props, nil
 }
 
-// objectContent is what a RetrievePropertiesEx tells of one object.
+// objectContent is one object in the result of RetrievePropertiesEx.
 type objectContent struct {
 	Obj     moRef `json:"obj"`
 	PropSet []struct {
@@ -144,10 +140,10 @@ type objectContent struct {
 		Val  json.RawMessage `json:"val"`
 	} `json:"propSet"`
 	missingSet
-	decodeErr error // why it is not understood
+	decodeErr error // why only Obj could be decoded
 }
 
-// UnmarshalJSON takes what is odd in one object for that object's own, so that it does not make the others unreadable.
+// UnmarshalJSON keeps what is malformed in one object from making the others unreadable.
 func (o *objectContent) UnmarshalJSON(raw []byte) error {
 	type plain objectContent
 	if err := json.Unmarshal(raw, (*plain)(o)); err != nil {
@@ -156,7 +152,7 @@ func (o *objectContent) UnmarshalJSON(raw []byte) error {
 	return nil
 }
 
-// objectOf finds what an element that is not understood as a whole is about.
+// objectOf finds the object of an element that cannot be decoded as a whole.
 func objectOf(raw []byte) moRef {
 	var element struct {
 		Obj json.RawMessage `json:"obj"`
@@ -167,6 +163,7 @@ func objectOf(raw []byte) moRef {
 	return ref
 }
 
+// retrieveOnce is one RetrievePropertiesEx, without regard to the size of its response.
 func (c *Client) retrieveOnce(ctx context.Context, kind string, paths, ids []string) (map[string]properties, error) {
 	spec := filterSpec{TypeName: "PropertyFilterSpec"}
 	for _, id := range ids {
@@ -194,9 +191,7 @@ func (c *Client) retrieveOnce(ctx context.Context, kind string, paths, ids []str
 		if object.decodeErr != nil {
 			if len(ids) == 1 {
 				return nil, c.notUnderstood(
-					&call{op: "RetrievePropertiesEx"},
-					&response{status: http.StatusOK},
-					object.decodeErr,
+					&call{op: "RetrievePropertiesEx"}, &response{status: http.StatusOK}, object.decodeErr,
 				)
 			}
 			continue
@@ -213,14 +208,14 @@ func (c *Client) retrieveOnce(ctx context.Context, kind string, paths, ids []str
 	return all, nil
 }
 
-// missingSet is what a property collector could not read of an object, and why.
+// missingSet is which properties a property collector could not read of an object, and why.
 type missingSet struct {
 	MissingSet []struct {
 		Fault json.RawMessage `json:"fault"`
 	} `json:"missingSet"`
 }
 
-// denied is the want of a privilege for which properties could not be read; nil where that was not the reason.
+// denied is the missing privilege for which properties could not be read; nil where that was not the reason.
 func (m missingSet) denied(s redactor) *Error {
 	for _, property := range m.MissingSet {
 		if e := decodeError(0, property.Fault, s); e.Name == "NoPermission" {
@@ -231,8 +226,8 @@ func (m missingSet) denied(s redactor) *Error {
 	return nil
 }
 
-// sessionLostIn finds NotAuthenticated among the reasons for missing properties: that is how a property collector may
-// tell that the session is gone, with a success of its own.
+// sessionLostIn finds NotAuthenticated among the reasons for missing properties: a property collector may say so that
+// the session is gone, in a successful response.
 func sessionLostIn(body []byte, s redactor) *Error {
 	const lost = "NotAuthenticated"
 	if !bytes.Contains(body, []byte(lost)) {
@@ -246,7 +241,7 @@ func sessionLostIn(body []byte, s redactor) *Error {
 		} `json:"filterSet"` // UpdateSet
 	}
 
-	_ = json.Unmarshal(body, &result) // what cannot be read is found out by who reads it
+	_ = json.Unmarshal(body, &result) // the caller finds out what cannot be decoded
 	objects := result.Objects
 	for _, filter := range result.FilterSet {
 		objects = append(objects, filter.ObjectSet...)
@@ -263,8 +258,8 @@ func sessionLostIn(body []byte, s redactor) *Error {
 	return nil
 }
 
-// withSupportedProps calls fn with the paths that this vCenter has. The fault InvalidProperty names one that it has
-// not: remembered, left out, tried again.
+// withSupportedProps calls fn with the paths that this vCenter has. When the fault InvalidProperty names one that it
+// does not have, that one is remembered and left out, and fn is called again.
 func (c *Client) withSupportedProps(paths []string, fn func(paths []string) error) error {
 	for {
 		have := c.unsupportedProps.without(paths)

@@ -12,7 +12,7 @@ import (
 	"sync"
 )
 
-// secrets are texts that may not leave the client in an error: passwords, tokens, session ids. A server, or a proxy
+// secrets are texts that must not leave the client in an error: passwords, tokens, session IDs. A server, or a proxy
 // before it, may echo a request.
 type secrets []string
 
@@ -25,14 +25,13 @@ func (s secrets) redactor() redactor {
 	return redactor{extra: more}
 }
 
-// redactor hides secrets in texts: those that are remembered, and those that only one call has. The zero veil hides
-// nothing.
+// redactor hides secrets in texts: those in a store, and extra ones of one call. The zero redactor hides nothing.
 type redactor struct {
 	store *secretStore
 	extra *textMatcher
 }
 
-// encodings are a secret as it is and as JSON, HTML and URLs write it.
+// encodings are a secret as it is, and as JSON, HTML and URLs write it.
 func encodings(secret string) []string {
 	all := []string{
 		secret,
@@ -47,7 +46,7 @@ func encodings(secret string) []string {
 	return slices.Compact(all)
 }
 
-// jsonQuoted is the inside of s as a JSON string.
+// jsonQuoted is s as inside a JSON string.
 func jsonQuoted(s string, escapeHTML bool) string {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
@@ -58,10 +57,10 @@ func jsonQuoted(s string, escapeHTML bool) string {
 	return strings.Trim(strings.TrimSpace(b.String()), `"`)
 }
 
-// textMatcher finds texts in another text, all of them in one pass, by how they begin. Nothing is built anew where one
-// is added or removed: with thousands of VMs' passwords that costs more than all else of a call.
+// textMatcher finds any of its texts in another text in one pass, by their prefixes. Adding or removing a text rebuilds
+// nothing: with the passwords of thousands of VMs, that would cost more than the rest of a call.
 type textMatcher struct {
-	byPrefix [prefixLen + 1]map[string][]string // by length, up to lead: the texts that begin so, the longest first
+	byPrefix [prefixLen + 1]map[string][]string // by prefix length: the texts with a prefix, longest first
 	count    map[string]int                     // how often each was added
 }
 
@@ -85,9 +84,7 @@ func (f *textMatcher) add(secret string) {
 
 		list := f.byPrefix[n][text[:n]]
 		at, _ := slices.BinarySearchFunc(
-			list,
-			len(text),
-			func(have string, length int) int { return length - len(have) },
+			list, len(text), func(have string, length int) int { return length - len(have) },
 		)
 
 		f.byPrefix[n][text[:n]] = slices.Insert(list, at, text)
@@ -113,7 +110,7 @@ func (f *textMatcher) remove(secret string) {
 	}
 }
 
-// longestAt gives the longest of the texts that t begins with, "" for none.
+// longestAt is the longest of the texts that t begins with, "" for none.
 func (f *textMatcher) longestAt(t string) string {
 	for n := min(prefixLen, len(t)); n > 0; n-- {
 		if len(f.byPrefix[n]) == 0 {
@@ -128,7 +125,7 @@ func (f *textMatcher) longestAt(t string) string {
 	return ""
 }
 
-// text hides the secrets in t.
+// text is t with the secrets hidden.
 func (v redactor) text(t string) string {
 	if v.store != nil {
 		v.store.mu.RLock()
@@ -166,30 +163,29 @@ func (v redactor) text(t string) string {
 	return out.String() + t[kept:]
 }
 
-// secretStore keeps the secrets that are in use.
+// secretStore holds the secrets that are in use.
 type secretStore struct {
 	mu sync.RWMutex
 	*textMatcher
-	heldByRuns    map[string]int // by runs
+	heldByRuns    map[string]int // how many runs hold each
 	permanent     map[string]bool
 	recentEffects recentSecrets
 	recentTokens  recentSecrets
 }
 
-// recentSecrets are the last of many.
+// recentSecrets are the newest of many.
 type recentSecrets struct {
 	order   []string
 	members map[string]bool
 }
 
-// How many are remembered for a while: of acts, since a Task's own error, much later, may still tell them, and of
-// sessions.
+// How many secrets of effects are kept (a Task's own error may quote them much later), and how many tokens of sessions.
 const (
 	maxRecentEffects = 4096
 	maxRecentTokens  = 1024
 )
 
-// add notes a secret; the caller holds mu.
+// add adds a secret; the caller holds mu.
 func (m *secretStore) add(secret string) {
 	if m.textMatcher == nil {
 		m.textMatcher, m.heldByRuns, m.permanent = newTextMatcher(), make(map[string]int), make(map[string]bool)
@@ -197,7 +193,7 @@ func (m *secretStore) add(secret string) {
 	m.textMatcher.add(secret)
 }
 
-// addPermanent remembers for good what is the service's own.
+// addPermanent adds secrets of the service's own, for good.
 func (m *secretStore) addPermanent(values ...string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -209,7 +205,7 @@ func (m *secretStore) addPermanent(values ...string) {
 	}
 }
 
-// hold remembers what a run uses until the function that it returns is called; several may hold the same.
+// hold adds secrets of a run until the function that it returns is called; several runs may hold the same.
 func (m *secretStore) hold(values ...string) (forget func()) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -231,10 +227,12 @@ func (m *secretStore) hold(values ...string) (forget func()) {
 	})
 }
 
-// addRecent remembers what acts have sent, and token what a session travels with, until many others came after it.
+// addRecent adds secrets that an effect has sent, until many others came after them.
 func (m *secretStore) addRecent(values ...string) {
 	m.pushRecent(&m.recentEffects, maxRecentEffects, values)
 }
+
+// addToken adds the token of a session, until many others came after it.
 func (m *secretStore) addToken(value string) {
 	m.pushRecent(&m.recentTokens, maxRecentTokens, []string{value})
 }
@@ -262,7 +260,7 @@ func (m *secretStore) pushRecent(r *recentSecrets, most int, values []string) {
 	}
 }
 
-// redactor hides what is remembered, and s.
+// redactor hides all that is stored, and s.
 func (m *secretStore) redactor(s ...string) redactor {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
@@ -283,7 +281,7 @@ func (m *secretStore) redactor(s ...string) redactor {
 }
 
 // json hides the secrets in the strings of a JSON document. Names of types and codes stay: a password that happens to
-// be called "status" must not turn an error into an unreadable one. What is no JSON is treated as text.
+// be "status" must not make an error unreadable. A body that is not JSON is treated as text.
 func (v redactor) json(body []byte) []byte {
 	if v == (redactor{}) || len(body) == 0 {
 		return body
@@ -314,6 +312,7 @@ func (v redactor) json(body []byte) []byte {
 	return bytes.TrimSpace(b.Bytes())
 }
 
+// redactValue applies hide to the strings in a JSON value, and reports whether any changed.
 func redactValue(v any, hide func(string) string) (any, bool) {
 	changed := false
 	switch v := v.(type) {
@@ -335,7 +334,7 @@ func redactValue(v any, hide func(string) string) (any, bool) {
 			}
 
 			clean, c := redactValue(v[key], hide)
-			if name := hide(key); name != key { // a secret as a key: hidden with its value's place kept
+			if name := hide(key); name != key { // a secret as a key: the value stays under the hidden name
 				delete(v, key)
 				v[name], changed = clean, true
 				continue
@@ -352,16 +351,16 @@ func redactValue(v any, hide func(string) string) (any, bool) {
 	return v, false
 }
 
-// Hide keeps secrets out of everything that vCenter or a guest says, whoever has sent them (the owner of a run before
-// this one, say), until forget is called. Several may hide the same.
+// Hide keeps secrets out of all that vCenter or a guest says, whoever sent them there (an earlier owner of the run, for
+// example), until forget is called. Several callers may hide the same text.
 func (c *Client) Hide(values ...string) (forget func()) { return c.secrets.hold(values...) }
 
 func (c *Client) redactorFor(cl *call) redactor { return c.secrets.redactor(cl.secrets...) }
 
 func (c *Client) redact(cl *call, text string) string { return c.redactorFor(cl).text(text) }
 
-// redactError gives err as it is, or, where a secret is in its text (net/http quotes what it cannot read), only its
-// text without that.
+// redactError is err itself or, where its text holds a secret (net/http quotes what it cannot read), an error with the
+// redacted text alone.
 func (c *Client) redactError(cl *call, err error) error {
 	if text := c.redact(cl, err.Error()); text != err.Error() {
 		return errors.New(text)

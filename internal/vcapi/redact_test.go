@@ -19,15 +19,8 @@ func TestHide(t *testing.T) {
 	}
 
 	m.addPermanent("own password", "shared by all")
-	first, second := m.hold(
-		"of both",
-		"of the first",
-		"shared by all",
-		"",
-	), m.hold(
-		"of both",
-		"of both",
-		"of the second",
+	first, second := m.hold("of both", "of the first", "shared by all", ""), m.hold(
+		"of both", "of both", "of the second",
 	)
 
 	hides("of both", true)

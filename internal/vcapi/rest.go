@@ -20,7 +20,7 @@ func newRESTCall(op, method, vm, rest string, in any) (*call, error) {
 	return cl, err
 }
 
-// callREST asks REST. The answer may come bare, as /api sends it, or as {"value":…}, as /rest did.
+// callREST makes a read over REST. The response may be bare, as under /api, or {"value":…}, as under /rest.
 func (c *Client) callREST(ctx context.Context, out any, build func(*session) (*call, error)) error {
 	var raw json.RawMessage
 	var last *call
@@ -35,7 +35,7 @@ func (c *Client) callREST(ctx context.Context, out any, build func(*session) (*c
 	return c.decode(last, &response{status: http.StatusOK, body: unwrap(raw)}, out)
 }
 
-// unwrap takes the value out of {"value":…}, and leaves what has other members as it is.
+// unwrap returns the value in {"value":…}. It returns an object with other members unchanged.
 func unwrap(raw []byte) []byte {
 	var members map[string]json.RawMessage
 	if !bytes.HasPrefix(bytes.TrimSpace(raw), []byte("{")) || json.Unmarshal(raw, &members) != nil ||
@@ -46,9 +46,9 @@ func unwrap(raw []byte) []byte {
 	return members["value"]
 }
 
-// operationMissing reports whether an answer says that the operation itself is not there, and not what it works on:
-// OPERATION_NOT_FOUND, a page or nothing with 404, or a NOT_FOUND that names nothing, or the URL. A NOT_FOUND of a VM
-// or of a pid names that.
+// operationMissing reports whether an error says that vCenter does not offer the operation, rather than that its object
+// does not exist: OPERATION_NOT_FOUND, a 404 with a page or an empty body, or a NOT_FOUND that names nothing, or only
+// the URL. A NOT_FOUND of a VM or a pid names that.
 //
 // Source: bodies of vCenter 6.5 to 9.1 as people report them: com.vmware.vapi.rest.httpNotFound under /api,
 // operationsForUrlNotFound under /rest.
@@ -77,13 +77,13 @@ func operationMissing(err error) bool {
 	return len(e.Data) == 0
 }
 
-// oldSession is the path of sessions where there is no /api/session.
+// oldSession is the path of sessions on a vCenter without /api/session.
 const oldSession = "/rest/com/vmware/cis/session"
 
-// restAlive reports whether a token is a live REST session.
+// restAlive reports whether a token is a live REST session. Any response but 401 counts as alive: a server that has
+// neither form does not refuse the token either.
 //
-// Source: Cis Session get, of /api and of /rest. Any answer but 401 counts as alive: a server that has neither does not
-// refuse the token either.
+// Source: Cis Session get, of /api and of /rest.
 func (c *Client) restAlive(ctx context.Context, token string) (bool, error) {
 	cl := &call{op: "GET session", method: http.MethodGet, path: "/api/session", token: token}
 	_, err := c.roundTrip(ctx, c.reads, cl)

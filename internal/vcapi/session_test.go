@@ -51,10 +51,7 @@ func TestConfig(t *testing.T) {
 
 			if err == nil {
 				req, err := c.request(context.Background(), &call{method: http.MethodGet, path: "/x"})
-				if host := strings.TrimSuffix(
-					strings.TrimPrefix(cfg.URL, "https://"),
-					"/",
-				); err != nil ||
+				if host := strings.TrimSuffix(strings.TrimPrefix(cfg.URL, "https://"), "/"); err != nil ||
 					req.Host != host {
 					t.Errorf("Host %q, want %q; %v", req.Host, host, err)
 				}

@@ -137,11 +137,7 @@ func TestSimulatedRun(t *testing.T) {
 			}
 
 			if s := until(
-				t,
-				c,
-				vm,
-				task,
-				ended,
+				t, c, vm, task, ended,
 			); s.Task.State != "success" || s.Task.ID != task || s.Task.Name != "CustomizeGuest_Task" ||
 				s.Task.Entity != vm {
 				t.Errorf("task %+v", s.Task)
@@ -199,8 +195,7 @@ func TestSimulatedRun(t *testing.T) {
 			list, err := c.Processes(ctx, vm, simAuth)
 			if err != nil ||
 				!slices.ContainsFunc(
-					list,
-					func(p Process) bool { return p.PID == pid && strings.HasSuffix(p.Command, "# gf:1") },
+					list, func(p Process) bool { return p.PID == pid && strings.HasSuffix(p.Command, "# gf:1") },
 				) {
 				t.Errorf("list %+v, %v", list, err)
 			}
@@ -231,10 +226,7 @@ func TestSimulatedRun(t *testing.T) {
 				t.Errorf("alive %t, %v", alive, err)
 			}
 
-			if alive, err := c.SessionAlive(
-				ctx,
-				Session{Key: "nobody", UserName: session.UserName},
-			); err != nil ||
+			if alive, err := c.SessionAlive(ctx, Session{Key: "nobody", UserName: session.UserName}); err != nil ||
 				alive {
 				t.Errorf("a session that never was: %t, %v", alive, err)
 			}
@@ -334,10 +326,7 @@ func TestSimulatedLosses(t *testing.T) {
 			t.Errorf("got %s, %s: %v", e.Sent, e.Class, err)
 		}
 
-		if n, done := v.Count(
-			"StartGuestNetwork_Task",
-			vms[i],
-		), v.VM(vms[i]).
+		if n, done := v.Count("StartGuestNetwork_Task", vms[i]), v.VM(vms[i]).
 			Effects().
 			NetworkStarts; n != 1 ||
 			done != effects {

@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// Task reads one task. Error: ManagedObjectNotFound, where vCenter forgot it (some ten minutes after its end, or after
-// a restart); it may still be in the task history then, see Tasks.
+// Task reads one Task. It may be repeated. Fault: ManagedObjectNotFound, where vCenter forgot the Task (some ten
+// minutes after its end, or after a restart); the history may still have it then, see Tasks.
 //
 // Source: VI JSON, Task.info.
 func (c *Client) Task(ctx context.Context, id string) (Task, error) {
@@ -30,10 +30,10 @@ func (c *Client) Task(ctx context.Context, id string) (Task, error) {
 	return task, nil
 }
 
-// Tasks are the tasks of a VM that vCenter shows: VM.recentTask, whatever its age, and the task history from since on
-// (by queueTime, vCenter's clock; the zero time: all of it), the oldest first. history is false where vCenter refused
-// or lacks the history, and recentTask alone is told. recentTask holds what runs and what ended within ten minutes and
-// the last 200; it is empty after a restart of vCenter.
+// Tasks are the Tasks of a VM that vCenter shows, the oldest first: those in VM.recentTask, whatever their age, and
+// those in the task history since a time (by queueTime, in vCenter's clock; the zero time means all). history is false
+// where vCenter refuses or does not have the history: then only recentTask counts. recentTask holds what runs, what
+// ended within ten minutes, and the last 200; it is empty after a restart of vCenter. It may be repeated.
 //
 // Source: VI JSON, TaskManager.recentTask, TaskManager.CreateCollectorForTasks, TaskHistoryCollector.ReadNextTasks.
 func (c *Client) Tasks(ctx context.Context, vm string, since time.Time) (tasks []Task, history bool, err error) {
@@ -83,8 +83,10 @@ func (c *Client) Tasks(ctx context.Context, vm string, since time.Time) (tasks [
 	return tasks, history, nil
 }
 
-// AnyTaskBefore reports whether the task history holds a task, of whatever object, that was queued before t (vCenter's
-// clock): then vCenter's memory reaches back behind t. A history that cannot be read is an error here.
+// AnyTaskBefore reports whether the task history holds a Task, of any object, that was queued before t (vCenter's
+// clock). Then the history reaches back behind t. A history that cannot be read is an error here. It may be repeated.
+//
+// Source: as for Tasks.
 func (c *Client) AnyTaskBefore(ctx context.Context, t time.Time) (bool, error) {
 	tasks, history, err := c.taskHistory(ctx, map[string]any{
 		"_typeName": "TaskFilterSpec",
@@ -114,7 +116,7 @@ func (c *Client) AnyTaskBefore(ctx context.Context, t time.Time) (bool, error) {
 
 func formatTime(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
 
-// recentTasks reads the infos behind VM.recentTask. One that vanishes between the two reads is left out.
+// recentTasks reads the infos of VM.recentTask. A Task that vanishes between the two reads is left out.
 func (c *Client) recentTasks(ctx context.Context, vm string) ([]Task, error) {
 	all, err := c.retrieve(ctx, virtualMachine, []string{"recentTask"}, vm)
 	if err != nil {
@@ -163,8 +165,8 @@ func isGone(err error) bool {
 	return errors.As(err, &e) && e.Name == "ManagedObjectNotFound"
 }
 
-// taskHistory reads the history that filter selects, from its oldest task on, at most the given number (0: all).
-// readable is false where vCenter gives none; an error is only that it could not be asked.
+// taskHistory reads the Tasks of the history that filter selects, from the oldest on, at most limit (0: all). readable
+// is false where vCenter does not give the history; err is only that it did not answer.
 func (c *Client) taskHistory(ctx context.Context, filter any, most int) (tasks []Task, readable bool, err error) {
 	// A collector lives in its session: all in one, and once more with the next session where this one was lost.
 	for renewed := false; ; renewed = true {
@@ -203,7 +205,7 @@ func (c *Client) taskHistory(ctx context.Context, filter any, most int) (tasks [
 // [TaskManager.maxCollector], and refuses more with InvalidState.
 const maxHistoryReads = 16
 
-// readHistory makes a collector, reads its pages and destroys it: vCenter allows a client few of them.
+// readHistory creates a collector, reads its pages and destroys it.
 func (c *Client) readHistory(ctx context.Context, s *session, filter any, most int) ([]Task, error) {
 	select {
 	case c.historySlots <- struct{}{}:
@@ -236,13 +238,7 @@ func (c *Client) readHistory(ctx context.Context, s *session, filter any, most i
 	for {
 		var raw json.RawMessage
 		if err := c.callVIMIn(
-			ctx,
-			s,
-			here,
-			"TaskHistoryCollector",
-			"ReadNextTasks",
-			map[string]int{"maxCount": page},
-			&raw,
+			ctx, s, here, "TaskHistoryCollector", "ReadNextTasks", map[string]int{"maxCount": page}, &raw,
 		); err != nil {
 			return nil, err
 		}
@@ -262,8 +258,8 @@ func (c *Client) readHistory(ctx context.Context, s *session, filter any, most i
 	}
 }
 
-// decodeTask reads a TaskInfo: the property info, over which the parts of it that a server may push alone (info.state)
-// are laid.
+// decodeTask reads a TaskInfo: the property info, with the single members that a server may push alone (info.state) in
+// place of its own.
 func decodeTask(p properties, s redactor) (Task, bool) {
 	var info map[string]json.RawMessage
 	if json.Unmarshal(anyValue(p["info"]), &info) != nil || info == nil {
@@ -315,10 +311,12 @@ func decodeTask(p properties, s redactor) (Task, bool) {
 	return task, task.State != ""
 }
 
-// CancelTask asks vCenter to cancel a task; it does not wait for its end. An act: see Client.
+// CancelTask asks vCenter to cancel a Task; it does not wait for its end. An effect, see the package comment; it may be
+// repeated.
 //
-// Faults: InvalidState (it has ended), NotSupported (it cannot be canceled), ManagedObjectNotFound. Source: VI JSON,
-// Task.CancelTask.
+// Faults: InvalidState (it has ended), NotSupported (it cannot be canceled), ManagedObjectNotFound.
+//
+// Source: VI JSON, Task.CancelTask.
 func (c *Client) CancelTask(ctx context.Context, fence Fence, task string) error {
 	_, _, err := c.effect(ctx, fence, c.vimLogin, func(s *session) (*call, error) {
 		return c.newVIMCall(s.service, objectRef("Task", task), "", "CancelTask", noParams)
@@ -326,7 +324,7 @@ func (c *Client) CancelTask(ctx context.Context, fence Fence, task string) error
 	return err
 }
 
-// startTask is an act whose answer is a Task.
+// startTask is an effect whose response names a Task.
 func (c *Client) startTask(ctx context.Context, fence Fence, build func(*session) (*call, error)) (string, error) {
 	resp, cl, err := c.effect(ctx, fence, c.vimLogin, build)
 	if err != nil {

@@ -20,38 +20,39 @@ type Config struct {
 	Password func() (string, error) // read at each login, so that a rotated secret works
 
 	RootCAs *x509.CertPool // nil: the system's
-	// SHA-256 of the server's certificate, hex with or without colons; where set it decides instead of the roots.
+	// Thumbprint is the SHA-256 of the server's certificate, in hex with or without colons. Where set, it is checked in
+	// place of the roots.
 	Thumbprint string
 
-	// TravelTime is how long bytes of an act may stay unacknowledged before the kernel gives the connection up
-	// (TCP_USER_TIMEOUT; Linux only). The D of the design. Default 10 s.
+	// TravelTime is how long bytes of an effect may stay unacknowledged before the kernel gives the connection up
+	// (TCP_USER_TIMEOUT; Linux only). Default 10 s.
 	TravelTime time.Duration
-	// CallTimeout bounds one read, from dialling to the last byte of the answer. Default 30 s.
+	// CallTimeout bounds one read, from dialling to the last byte of the response. Default 30 s.
 	CallTimeout time.Duration
 	// PollWait is the maxWaitSeconds of the long poll, whole seconds. Default 30 s.
 	PollWait time.Duration
-	// PollGrace is how long after PollWait an unanswered long poll is taken for dead and its connection closed. Default
-	// 15 s.
+	// PollGrace is how long after PollWait an unanswered long poll is considered dead and its connection is closed.
+	// Default 15 s.
 	PollGrace time.Duration
 
-	// OnCall, where set, is told of every call. endpoint is a bounded label such as "CustomizeGuest_Task" or "GET
+	// OnCall, where set, is called after every call. endpoint is a bounded label such as "CustomizeGuest_Task" or "GET
 	// guest/customization".
 	OnCall func(ctx context.Context, endpoint string, took time.Duration, err error)
-	// Tracer, where set, makes a span of every call that is part of a trace already. The words of vCenter and of the
-	// guest are not in it.
+	// Tracer, where set, makes a span of every call that is part of a trace. Texts of vCenter and of guests are not in
+	// it.
 	Tracer trace.Tracer
-	// OnAnswer, where set, is told when vCenter no longer answers a call or the long poll, and why, when that changes,
-	// and with nil when it answers again, or for the first time. It may not call the Client.
+	// OnAnswer, where set, is called with the reason when vCenter no longer answers calls or the long poll, when that
+	// reason changes, and with nil when vCenter answers again, or for the first time. It must not call the Client.
 	OnAnswer func(why error)
-	// OnLogin, where set, is told of every login, with nil when it succeeded.
+	// OnLogin, where set, is called after every login, with nil when it succeeded.
 	OnLogin func(err error)
 }
 
-// Fence is the last check of the caller before an act is sent: that it still owns the run. It is called with the
-// connection already up, and an error from it means that nothing was sent. A nil Fence lets the act through.
+// Fence is the caller's last check before an effect is sent: that it still owns the run. It is called when the
+// connection is open. Its error means that nothing was sent. A nil Fence lets the effect through.
 type Fence func(ctx context.Context) error
 
-// About tells which vCenter answers (ServiceContent.about).
+// About is which vCenter answers (ServiceContent.about).
 type About struct {
 	Name         string // "VMware vCenter Server"
 	APIVersion   string // "9.0.0.0"
@@ -65,10 +66,10 @@ type Session struct {
 	UserName string
 }
 
-// hidden stands where a secret was.
+// hidden stands in place of a secret.
 const hidden = "***"
 
-// GuestAuth is who a guest operation acts as. Its text and JSON forms hide the secrets.
+// GuestAuth is the login for a guest operation. Its text and JSON forms hide the secrets.
 type GuestAuth struct {
 	Username    string
 	Password    string
@@ -80,7 +81,7 @@ type GuestAuth struct {
 	Redact []string
 }
 
-// String tells the user and the kind of login.
+// String is the user and the kind of login.
 func (a GuestAuth) String() string {
 	if a.SAMLToken != "" {
 		return fmt.Sprintf("guest user %q by SAML token %s", a.Username, hidden)
@@ -91,7 +92,7 @@ func (a GuestAuth) String() string {
 // GoString is String, for %#v.
 func (a GuestAuth) GoString() string { return a.String() }
 
-// MarshalJSON writes the user only.
+// MarshalJSON writes only the user and whether the login is interactive.
 func (a GuestAuth) MarshalJSON() ([]byte, error) {
 	return json.Marshal(struct {
 		Username    string `json:"username"`
@@ -109,7 +110,7 @@ type ProcessSpec struct {
 	Environment      map[string]string
 }
 
-// String tells the command line and the names of the environment's variables.
+// String is the command line and the names of the environment's variables.
 func (p ProcessSpec) String() string {
 	names := make([]string, 0, len(p.Environment))
 	for name := range p.Environment {
@@ -142,7 +143,7 @@ type VM struct {
 	PendingCustomization string              // config.tools.pendingCustomization
 	CloudInit            bool                // config.extraConfig has guestinfo.userdata or guestinfo.metadata
 	RecentTasks          []string            // VM.recentTask: managed object IDs
-	// Properties that are too large to be read (guest.net): what they hold is not known.
+	// Unread are properties that are too large to be read (guest.net): their values are not known.
 	Unread []string
 }
 
@@ -160,7 +161,8 @@ type NIC struct {
 type Address struct {
 	IP     string
 	Prefix int // its length; 0: the guest does not tell
-	// Preferred, deprecated, invalid, inaccessible, unknown, tentative, duplicate; "": the guest does not tell.
+	// State is preferred, deprecated, invalid, inaccessible, unknown, tentative or duplicate; "": the guest does not
+	// say.
 	State  string
 	Origin string // manual, dhcp, linklayer, random, other
 }
@@ -173,9 +175,10 @@ type Card struct {
 	Connected bool
 }
 
-// GuestCustomization is the guest's own word on its customization: REST GET guest/customization (Vcenter Vm Guest
-// Customization Info) and guest.customizationInfo. It is the boot-time mechanism's status, and an earlier run's stays
-// there: only a StartTime newer than one read before the call speaks of this run. Times are the guest's clock.
+// GuestCustomization is what the guest reports about its customization: REST GET guest/customization (Vcenter Vm Guest
+// Customization Info) and guest.customizationInfo. It is the status of the mechanism that runs at boot, and that of an
+// earlier run stays there: only a StartTime newer than one that was read before the call is of this run. Times are in
+// the guest's clock.
 type GuestCustomization struct {
 	Status    string // IDLE, PENDING, RUNNING, SUCCEEDED, FAILED
 	Error     string
@@ -183,15 +186,15 @@ type GuestCustomization struct {
 	EndTime   *time.Time
 }
 
-// Check is vCenter's word on whether a VM can be customized (Vcenter Vm Guest Customization CheckInfo, vSphere API
-// 9.0.0.0). A nil means that the check did not reach that step.
+// Check is whether vCenter can customize a VM (Vcenter Vm Guest Customization CheckInfo, vSphere API 9.0.0.0). nil
+// means that the check did not get that far.
 type Check struct {
 	Status              string // SUPPORTED, NOT_SUPPORTED
 	SupportedGuestOS    *bool
 	SupportedPowerState *bool
 }
 
-// Task is a vCenter Task (vim.TaskInfo). Times are vCenter's clock.
+// Task is a vCenter Task (vim.TaskInfo). Times are in vCenter's clock.
 type Task struct {
 	ID            string // managed object ID
 	Name          string // the method's name: CustomizeGuest_Task
@@ -207,8 +210,8 @@ type Task struct {
 	Err           *Error // where State is error; its Status is 0 and its Sent is Answered
 }
 
-// Process is a program in the guest (Vcenter Vm Guest Processes Info and Summary). Times are the guest's clock.
-// Finished and ExitCode are there for at most five minutes after the end, and never in a list.
+// Process is a program in the guest (Vcenter Vm Guest Processes Info and Summary). Times are in the guest's clock.
+// Finished and ExitCode are known for at most five minutes after the end, and never in a list.
 type Process struct {
 	PID      int64
 	Name     string
@@ -225,8 +228,9 @@ type WatchState struct {
 	Task     *Task // nil where none is watched or none was shown yet
 	VMGone   bool  // vCenter says that there is no such VM (any more); VM is the last known
 	TaskGone bool  // vCenter forgot the task; Task is the last known
-	// The long poll is unanswered or not understood, or this VM or Task cannot be read; VM and Task are the last known.
+	// Down reports whether the long poll is unanswered or not understood, or this VM or Task cannot be read. VM and
+	// Task are the last known then.
 	Down bool
-	// Where Down: why, an *Error with vCenter's words, the transport's, or what of an answer was not understood.
+	// Err is why Down is set: an *Error with the text of vCenter or of the network, or what was not understood.
 	Err error
 }

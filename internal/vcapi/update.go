@@ -113,6 +113,7 @@ func (u *objectUpdate) props(before properties) properties {
 		}
 		props.set(change.Name, change.Val)
 	}
+
 	return props
 }
 

@@ -21,7 +21,7 @@ func refTo(kind, id string) moRef {
 	return moRef{TypeName: "ManagedObjectReference", Type: kind, Value: id}
 }
 
-// objectFunc finds the managed object to call, by what the vCenter said of itself.
+// objectFunc finds the managed object to call in what the vCenter said of itself; nil where it has none.
 type objectFunc func(*service) *moRef
 
 func objectRef(kind, id string) objectFunc {
@@ -43,8 +43,8 @@ var (
 
 var noParams = struct{}{} // the parameters of a method that has none
 
-// vimPath is POST /sdk/vim25/{release}/{MoType}/{moId}/{Method}, or GET …/{property}. Brackets, which moIds such as
-// session[…] have, go unescaped.
+// vimPath is POST /sdk/vim25/{release}/{MoType}/{moId}/{Method}, or GET …/{property}. Brackets, which some moIds have
+// (session[…]), are not escaped.
 func vimPath(release string, ref moRef, member string) string {
 	return "/sdk/vim25/" + release + "/" + pathEscape(ref.Type) + "/" + pathEscape(ref.Value) + "/" + member
 }
@@ -53,8 +53,8 @@ func pathEscape(segment string) string {
 	return strings.NewReplacer("%5B", "[", "%5D", "]").Replace(url.PathEscape(segment))
 }
 
-// newVIMCall builds a call on obj: a method where in is not nil, else the read of a property. kind, where not "", is
-// the type in the path.
+// newVIMCall builds a call on obj: of a method where in is not nil, else the read of a property. kind is the type in
+// the path; where it is "", the type of obj is used.
 func (c *Client) newVIMCall(v *service, obj objectFunc, kind, member string, in any) (*call, error) {
 	ref := obj(v)
 	if ref == nil || ref.Value == "" {
@@ -88,7 +88,8 @@ func (c *Client) newVIMCall(v *service, obj objectFunc, kind, member string, in 
 	return cl, err
 }
 
-// callVIM asks in VI JSON: the method member of obj with the parameters in, or, where in is nil, the property member.
+// callVIM makes a read in VI JSON: the method member of obj with the parameters in, or, where in is nil, the property
+// member.
 func (c *Client) callVIM(ctx context.Context, obj objectFunc, kind, member string, in, out any) error {
 	return c.read(
 		ctx,
@@ -98,7 +99,7 @@ func (c *Client) callVIM(ctx context.Context, obj objectFunc, kind, member strin
 	)
 }
 
-// callVIMIn is vim within one session, which it does not renew: for what lives and dies with its session.
+// callVIMIn is callVIM within one session, which it does not renew: for objects that exist only in their session.
 func (c *Client) callVIMIn(ctx context.Context, s *session, obj objectFunc, kind, member string, in, out any) error {
 	cl, err := c.newVIMCall(s.service, obj, kind, member, in)
 	if err != nil {
@@ -113,8 +114,8 @@ func (c *Client) callVIMIn(ctx context.Context, s *session, obj objectFunc, kind
 	return c.decode(cl, resp, out)
 }
 
-// encode writes JSON as it is, without escapes for HTML. A json.RawMessage in v is compacted: what must go word for
-// word is put in by hand.
+// encode writes JSON without escapes for HTML. A json.RawMessage inside v is compacted; as v itself it is returned
+// unchanged.
 func encode(v any) ([]byte, error) {
 	if raw, ok := v.(json.RawMessage); ok {
 		return raw, nil
@@ -129,7 +130,7 @@ func encode(v any) ([]byte, error) {
 	return bytes.TrimSpace(b.Bytes()), nil
 }
 
-// Now is vCenter's clock.
+// Now is the time by vCenter's clock. It may be repeated.
 //
 // Source: VI JSON, ServiceInstance.CurrentTime.
 func (c *Client) Now(ctx context.Context) (time.Time, error) {

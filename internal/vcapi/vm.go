@@ -11,6 +11,7 @@ const virtualMachine = "VirtualMachine"
 
 // watchedVM are the properties that change while a run waits; vmProperties are all that a VM is read with.
 var (
+	// watchedVM are the properties that change while a run waits; vmProperties are all that are read of a VM.
 	watchedVM = []string{
 		"name",
 		"runtime.powerState",
@@ -36,8 +37,8 @@ var (
 		watchedVM...)
 )
 
-// VM reads a virtual machine. vm is a managed object ID ("vm-42"). Error: ManagedObjectNotFound, where there is no such
-// VM, or the account does not see it.
+// VM reads a virtual machine. vm is a managed object ID ("vm-42"). It may be repeated. Fault: ManagedObjectNotFound,
+// where there is no such VM, or the account does not see it.
 //
 // Source: VI JSON, PropertyCollector.RetrievePropertiesEx; VirtualMachine, GuestInfo.
 func (c *Client) VM(ctx context.Context, vm string) (VM, error) {
@@ -52,8 +53,8 @@ func (c *Client) VM(ctx context.Context, vm string) (VM, error) {
 	return decodeVM(props, c.secrets.redactor()), nil
 }
 
-// decodeVM makes a VM of what is known of it, without the secrets that its guest may repeat. What is missing, or odd,
-// stays empty.
+// decodeVM makes a VM of its properties, and redacts what its guest may repeat. What is missing or malformed stays
+// empty.
 func decodeVM(p properties, s redactor) VM {
 	vm := VM{
 		Name:                 anyString(p["name"]),
@@ -112,10 +113,7 @@ func decodeCustomizationInfo(raw json.RawMessage) *GuestCustomization {
 	}
 
 	return &GuestCustomization{
-		Status: strings.TrimPrefix(
-			wire.Status,
-			"TOOLSDEPLOYPKG_",
-		),
+		Status:    strings.TrimPrefix(wire.Status, "TOOLSDEPLOYPKG_"),
 		Error:     wire.ErrorMsg,
 		StartTime: wire.StartTime.at,
 		EndTime:   wire.EndTime.at,

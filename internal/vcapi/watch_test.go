@@ -91,11 +91,7 @@ func TestPollNothing(t *testing.T) {
 	p.push(
 		200,
 		updateOf(
-			"8",
-			"modify",
-			"VirtualMachine",
-			"vm-42",
-			change("name", `{"_typeName":"string","_value":"forty-two"}`),
+			"8", "modify", "VirtualMachine", "vm-42", change("name", `{"_typeName":"string","_value":"forty-two"}`),
 		),
 	)
 
@@ -111,10 +107,12 @@ func TestPollNothing(t *testing.T) {
 		if err := json.Unmarshal([]byte(r.body), &params); err != nil || params.Options.MaxWaitSeconds != 30 {
 			t.Errorf("%s: %v", r.body, err)
 		}
+
 		version := "none"
 		if params.Version != nil {
 			version = *params.Version
 		}
+
 		versions = append(versions, version)
 		if !strings.Contains(r.key, "/PropertyCollector/session[52ab]52cd/") {
 			t.Errorf("polled at %s", r.key)
@@ -224,8 +222,7 @@ func TestPollTruncated(t *testing.T) {
 	p.push(
 		200,
 		strings.TrimSuffix(
-			updateOf("1", "enter", "VirtualMachine", "vm-41", change("name", `"other"`)),
-			"}",
+			updateOf("1", "enter", "VirtualMachine", "vm-41", change("name", `"other"`)), "}",
 		)+`,"truncated":true}`,
 	)
 
@@ -285,9 +282,7 @@ func TestPollBlind(t *testing.T) {
 	p := newPollServer(t)
 	waiting := make(chan struct{}, 1)
 	p.handle("WaitForUpdatesEx", func(w http.ResponseWriter, r *http.Request) {
-		if all := p.of(
-			"WaitForUpdatesEx",
-		); strings.Contains(all[len(all)-1].body, `"version"`) ||
+		if all := p.of("WaitForUpdatesEx"); strings.Contains(all[len(all)-1].body, `"version"`) ||
 			len(p.of("ModifyListView")) == 0 {
 			wake(waiting)
 			<-r.Context().Done()
@@ -668,8 +663,7 @@ func TestPollNotUnderstood(t *testing.T) {
 			s := until(t, c, "vm-42", "", func(s WatchState) bool { return s.Down })
 
 			if e := asError(
-				t,
-				s.Err,
+				t, s.Err,
 			); !errors.Is(s.Err, ErrNotUnderstood) || !strings.Contains(e.Message, tt.want) ||
 				e.Op != "WaitForUpdatesEx" {
 				t.Errorf("told %v, want %q in it", s.Err, tt.want)
@@ -692,9 +686,7 @@ func TestPollNotUnderstood(t *testing.T) {
 					<-r.Context().Done()
 				} else if strings.Contains(body, `"version":"1"`) {
 					writeJSON(
-						w,
-						200,
-						updateOf("2", "modify", "VirtualMachine", "vm-42", change("guest.hostName", `"h"`)),
+						w, 200, updateOf("2", "modify", "VirtualMachine", "vm-42", change("guest.hostName", `"h"`)),
 					)
 				} else {
 					writeJSON(w, 200, good)
@@ -768,8 +760,7 @@ func TestTaskHistory(t *testing.T) {
 					w,
 					200,
 					`{"objects":[{"obj":{"type":"Task","value":"task-3"},"propSet":[{"name":"info","val":`+info(
-						3,
-						"running",
+						3, "running",
 					)+`}]}]}`,
 				)
 			}

@@ -6,8 +6,8 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
-// changeLog remembers when each managed object changed last, in generations that only grow, and wakes those that wait for
-// a change.
+// changeLog remembers when each managed object changed last, in generations that only grow, and wakes those that wait
+// for a change.
 type changeLog struct {
 	mu      sync.Mutex
 	gen     uint64

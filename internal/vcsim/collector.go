@@ -84,8 +84,7 @@ func (pc *propertyCollector) lock() func() {
 
 // CreatePropertyCollector makes a collector of its own for a session.
 func (pc *propertyCollector) CreatePropertyCollector(
-	ctx *simulator.Context,
-	_ *types.CreatePropertyCollector,
+	ctx *simulator.Context, _ *types.CreatePropertyCollector,
 ) soap.HasFault {
 	made := new(propertyCollector)
 	made.Self.Type = "PropertyCollector"
@@ -96,8 +95,7 @@ func (pc *propertyCollector) CreatePropertyCollector(
 
 // DestroyPropertyCollector ends a collector, its filters and its waits.
 func (pc *propertyCollector) DestroyPropertyCollector(
-	ctx *simulator.Context,
-	req *types.DestroyPropertyCollector,
+	ctx *simulator.Context, req *types.DestroyPropertyCollector,
 ) soap.HasFault {
 	pc.cancel()
 	unlock := pc.lock()
@@ -143,13 +141,11 @@ func (pc *propertyCollector) CreateFilter(ctx *simulator.Context, req *types.Cre
 func (f *propertyFilter) DestroyPropertyFilter(ctx *simulator.Context, req *types.DestroyPropertyFilter) soap.HasFault {
 	unlock := f.pc.lock()
 	f.pc.state.filters = slices.DeleteFunc(
-		slices.Clone(f.pc.state.filters),
-		func(x *propertyFilter) bool { return x == f },
+		slices.Clone(f.pc.state.filters), func(x *propertyFilter) bool { return x == f },
 	)
 
 	f.pc.Filter = slices.DeleteFunc(
-		slices.Clone(f.pc.Filter),
-		func(x types.ManagedObjectReference) bool { return x == f.Self },
+		slices.Clone(f.pc.Filter), func(x types.ManagedObjectReference) bool { return x == f.Self },
 	)
 
 	unlock()
@@ -195,9 +191,7 @@ func (pc *propertyCollector) WaitForUpdatesEx(ctx *simulator.Context, req *types
 }
 
 func (pc *propertyCollector) wait(
-	ctx *simulator.Context,
-	version string,
-	opts *types.WaitOptions,
+	ctx *simulator.Context, version string, opts *types.WaitOptions,
 ) (*types.UpdateSet, *soap.Fault) {
 	v := pc.owner(ctx)
 	unlock := pc.lock()
@@ -259,8 +253,7 @@ func (pc *propertyCollector) wait(
 func (pc *propertyCollector) sessionFault(ctx *simulator.Context) *soap.Fault {
 	m := ctx.Map.SessionManager()
 	res := m.SessionIsActive(
-		ctx,
-		&types.SessionIsActive{This: m.Self, SessionID: ctx.Session.Key, UserName: ctx.Session.UserName},
+		ctx, &types.SessionIsActive{This: m.Self, SessionID: ctx.Session.Key, UserName: ctx.Session.UserName},
 	)
 
 	if body, ok := res.(*methods.SessionIsActiveBody); ok && body.Res != nil && !body.Res.Returnval {
@@ -357,8 +350,7 @@ func objectUpdate(ref types.ManagedObjectReference, was, is *objectState) (types
 		delete(old, p.Name)
 		if !shown || !reflect.DeepEqual(val, p.Val) {
 			u.ChangeSet = append(
-				u.ChangeSet,
-				types.PropertyChange{Name: p.Name, Op: types.PropertyChangeOpAssign, Val: p.Val},
+				u.ChangeSet, types.PropertyChange{Name: p.Name, Op: types.PropertyChangeOpAssign, Val: p.Val},
 			)
 		}
 	}
@@ -408,8 +400,7 @@ func (f *propertyFilter) read(ctx *simulator.Context, pc *propertyCollector, gen
 
 	f.gen, f.current = gen, next
 	order := slices.DeleteFunc(
-		slices.Clone(f.refs),
-		func(ref types.ManagedObjectReference) bool { return next[ref] == nil },
+		slices.Clone(f.refs), func(ref types.ManagedObjectReference) bool { return next[ref] == nil },
 	)
 
 	return next, order
@@ -447,10 +438,7 @@ func (f *propertyFilter) resolve(ctx *simulator.Context, pc *propertyCollector) 
 
 // retrieve reads properties as RetrievePropertiesEx does; objects that are gone are left out.
 func retrieve(
-	ctx *simulator.Context,
-	pc *propertyCollector,
-	props []types.PropertySpec,
-	objects []types.ObjectSpec,
+	ctx *simulator.Context, pc *propertyCollector, props []types.PropertySpec, objects []types.ObjectSpec,
 ) []types.ObjectContent {
 	res := pc.RetrievePropertiesEx(ctx, &types.RetrievePropertiesEx{SpecSet: []types.PropertyFilterSpec{{
 		PropSet: props, ObjectSet: objects, ReportMissingObjectsInResults: types.NewBool(true),

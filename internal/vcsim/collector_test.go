@@ -96,11 +96,7 @@ func TestViewChangesDuringWait(t *testing.T) {
 	want(changes(p.read(<-wait)), "leave "+vms[0])
 
 	v.VM(vms[0]).SetHostName("nobody sees it")
-	if res := c.do(
-		"POST",
-		p.path+"WaitForUpdatesEx",
-		p.body("0"),
-	); res.status != http.StatusNoContent ||
+	if res := c.do("POST", p.path+"WaitForUpdatesEx", p.body("0")); res.status != http.StatusNoContent ||
 		res.body != "" {
 		t.Errorf("no change: %d %s", res.status, res.body)
 	}
@@ -158,13 +154,8 @@ func TestVersionAskedAgain(t *testing.T) {
 		t.Fatalf("after the cut: %q", got)
 	}
 
-	if res := c.do(
-		"POST",
-		p.path+"WaitForUpdatesEx",
-		`{"version":"99"}`,
-	); !strings.Contains(
-		res.body,
-		"InvalidCollectorVersion",
+	if res := c.do("POST", p.path+"WaitForUpdatesEx", `{"version":"99"}`); !strings.Contains(
+		res.body, "InvalidCollectorVersion",
 	) {
 		t.Errorf("unknown version: %d %s", res.status, res.body)
 	}

@@ -40,8 +40,7 @@ func (v *VCenter) installGuestCustomizationManager() {
 // InvalidState (tools not running), InvalidGuestLogin, GuestPermissionDenied, InvalidArgument, UncustomizableGuest,
 // NicSettingMismatch.
 func (m *guestCustomizationManager) CustomizeGuestTask(
-	ctx *simulator.Context,
-	req *types.CustomizeGuest_Task,
+	ctx *simulator.Context, req *types.CustomizeGuest_Task,
 ) soap.HasFault {
 	body := new(methods.CustomizeGuest_TaskBody)
 	ref, fault := m.start(ctx, req.Vm, req.Auth, customizeGuest, &req.Spec)
@@ -55,8 +54,7 @@ func (m *guestCustomizationManager) CustomizeGuestTask(
 
 // StartGuestNetworkTask starts the network in the guest, which shows what the last customization set.
 func (m *guestCustomizationManager) StartGuestNetworkTask(
-	ctx *simulator.Context,
-	req *types.StartGuestNetwork_Task,
+	ctx *simulator.Context, req *types.StartGuestNetwork_Task,
 ) soap.HasFault {
 	body := new(methods.StartGuestNetwork_TaskBody)
 	ref, fault := m.start(ctx, req.Vm, req.Auth, startGuestNetwork, nil)
@@ -70,8 +68,7 @@ func (m *guestCustomizationManager) StartGuestNetworkTask(
 
 // AbortCustomizationTask ends a customization that runs, and frees the guest's lock.
 func (m *guestCustomizationManager) AbortCustomizationTask(
-	ctx *simulator.Context,
-	req *types.AbortCustomization_Task,
+	ctx *simulator.Context, req *types.AbortCustomization_Task,
 ) soap.HasFault {
 	body := new(methods.AbortCustomization_TaskBody)
 	ref, fault := m.start(ctx, req.Vm, req.Auth, abortCustomization, nil)
@@ -159,9 +156,7 @@ func descriptionID(name string) string {
 
 // refuse is the fault with which vCenter refuses a method at once, nil where it begins a Task. vm.mu is held.
 func (vm *VM) refuse(
-	auth types.BaseGuestAuthentication,
-	name string,
-	spec *types.CustomizationSpec,
+	auth types.BaseGuestAuthentication, name string, spec *types.CustomizationSpec,
 ) types.BaseMethodFault {
 	if state := vm.power(); state != types.VirtualMachinePowerStatePoweredOn {
 		return &types.InvalidPowerState{RequestedState: types.VirtualMachinePowerStatePoweredOn, ExistingState: state}
@@ -287,6 +282,7 @@ func (vm *VM) runTask(r *work, p plan) {
 	if vm.current == r {
 		vm.current = nil
 	}
+
 	vm.allWork = slices.DeleteFunc(vm.allWork, func(x *work) bool { return x == r })
 	vm.finishWork(r.name, p, fault, killed)
 	vm.mu.Unlock()
@@ -295,11 +291,12 @@ func (vm *VM) runTask(r *work, p plan) {
 	if killed {
 		message = ""
 	}
+
 	tasks.update(r.task, taskEnd(vm.v.Now(), fault, message)...)
 }
 
-// progress lets the time of the plan pass and updates the Task. fault is how the work ends, nil for success; killed, that it
-// was ended early; closed, that the vCenter was.
+// progress lets the time of the plan pass and updates the Task. fault is how the work ends, nil for success; killed,
+// that it was ended early; closed, that the vCenter was.
 func (vm *VM) progress(r *work, p plan) (fault types.BaseMethodFault, killed, closed bool) {
 	const steps = 5
 	for i := range steps {
@@ -319,6 +316,7 @@ func (vm *VM) progress(r *work, p plan) (fault types.BaseMethodFault, killed, cl
 			return nil, false, true
 		}
 	}
+
 	return p.fault, false, false
 }
 
@@ -330,6 +328,7 @@ func taskEnd(now time.Time, fault types.BaseMethodFault, message string) []types
 			types.PropertyChange{Name: "info.progress", Val: int32(100)},
 			types.PropertyChange{Name: "info.state", Val: types.TaskInfoStateSuccess})
 	}
+
 	_, canceled := fault.(*types.RequestCanceled)
 	localized := types.LocalizedMethodFault{Fault: fault, LocalizedMessage: faultText(fault, message)}
 	return append(changes,

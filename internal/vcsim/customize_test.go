@@ -339,9 +339,7 @@ func TestInterrupted(t *testing.T) {
 			}
 
 			if res := c.do(
-				"POST",
-				"/sdk/vim25/8.0.1.0/Task/"+task+"/CancelTask",
-				"",
+				"POST", "/sdk/vim25/8.0.1.0/Task/"+task+"/CancelTask", "",
 			); res.status != http.StatusInternalServerError {
 				t.Errorf("cancel of what has ended: %d %s", res.status, res.body)
 			}
@@ -386,8 +384,7 @@ func TestNICsByBusOrder(t *testing.T) {
 		return `{"adapter":{"ip":{"_typeName":"CustomizationFixedIp","ipAddress":"` + ip + `"}}}`
 	}
 	body := nicSettings.ReplaceAllLiteralString(
-		customizeBody(vm, "web01", "10.0.0.7"),
-		`"nicSettingMap":[`+nic("10.1.0.1")+`,`+nic("10.2.0.1")+`]}`,
+		customizeBody(vm, "web01", "10.0.0.7"), `"nicSettingMap":[`+nic("10.1.0.1")+`,`+nic("10.2.0.1")+`]}`,
 	)
 
 	c.end(c.act("CustomizeGuest_Task", body))
@@ -423,13 +420,8 @@ func TestMoreLies(t *testing.T) {
 		t.Errorf("task: %+v", info)
 	}
 
-	if recent := c.do(
-		"GET",
-		"/sdk/vim25/8.0.1.0/VirtualMachine/"+vm.ID()+"/recentTask",
-		"",
-	).body; strings.Contains(
-		recent,
-		task,
+	if recent := c.do("GET", "/sdk/vim25/8.0.1.0/VirtualMachine/"+vm.ID()+"/recentTask", "").body; strings.Contains(
+		recent, task,
 	) {
 		t.Errorf("a Task that is shown in an hour: %s", recent)
 	}

@@ -47,8 +47,7 @@ func vCenterText(fault types.BaseMethodFault) string {
 	switch f := fault.(type) {
 	case *types.InvalidPowerState:
 		return fmt.Sprintf(
-			"The attempted operation cannot be performed in the current state (%s).",
-			powerWords[f.ExistingState],
+			"The attempted operation cannot be performed in the current state (%s).", powerWords[f.ExistingState],
 		)
 	case *types.TaskInProgress:
 		return "Another task is already in progress."
@@ -160,6 +159,7 @@ func jsonSOAPFault(f *soap.Fault) response {
 			said = "" // the members tell
 		}
 	}
+
 	return jsonFaultWithText(fault, said)
 }
 

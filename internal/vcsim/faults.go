@@ -207,8 +207,8 @@ func (vm *VM) Reset() {
 	vm.boot(0)
 }
 
-// SpawnProcess lets the guest run a process that nobody asked for through vCenter, until it is deleted; it shows command as
-// its command line.
+// SpawnProcess lets the guest run a process that nobody asked for through vCenter, until it is deleted; it shows
+// command as its command line.
 func (vm *VM) SpawnProcess(command string) (pid int64) {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()

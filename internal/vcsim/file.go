@@ -50,8 +50,7 @@ func (v *VCenter) installGuestFileManager() {
 // ManagedObjectNotFound, InvalidPowerState, GuestOperationsUnavailable (tools not running), InvalidGuestLogin,
 // InvalidArgument (path), FileNotFound.
 func (m *guestFileManager) InitiateFileTransferFromGuest(
-	_ *simulator.Context,
-	req *types.InitiateFileTransferFromGuest,
+	_ *simulator.Context, req *types.InitiateFileTransferFromGuest,
 ) soap.HasFault {
 	body := new(methods.InitiateFileTransferFromGuestBody)
 	info, fault := m.begin(req)

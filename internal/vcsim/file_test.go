@@ -28,8 +28,7 @@ func (c *rest) transfer(vm *vcsim.VM, path string, size int64) string {
 	}
 
 	if err := json.Unmarshal(
-		[]byte(res.body),
-		&info,
+		[]byte(res.body), &info,
 	); err != nil || res.status != http.StatusOK || info.TypeName != "FileTransferInformation" ||
 		info.Size != size {
 		c.t.Fatalf("transfer: %d %s (%v)", res.status, res.body, err)
@@ -51,13 +50,8 @@ func TestGuestFiles(t *testing.T) {
 	vm.Configure(func(g *vcsim.Guest) { g.Files["/var/log/app.log"] = "one\ntwo\n" })
 	initiate := fileManagerPath + "InitiateFileTransferFromGuest"
 
-	if res := c.do(
-		"POST",
-		initiate,
-		fileBody(vm, auth(vm), "/var/log/app.log"),
-	); !strings.Contains(
-		res.body,
-		"NotAuthenticated",
+	if res := c.do("POST", initiate, fileBody(vm, auth(vm), "/var/log/app.log")); !strings.Contains(
+		res.body, "NotAuthenticated",
 	) {
 		t.Errorf("without a session: %d %s", res.status, res.body)
 	}
@@ -189,9 +183,7 @@ func TestOnlyRest(t *testing.T) {
 				)
 			}
 
-			if res := create(
-				`{"A":"b"}`,
-			); res.status != http.StatusBadRequest ||
+			if res := create(`{"A":"b"}`); res.status != http.StatusBadRequest ||
 				!strings.Contains(res.body, "com.vmware.vapi.std.errors.invalid_argument") {
 				t.Errorf("a map: %d %s", res.status, res.body)
 			}

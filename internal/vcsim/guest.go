@@ -31,8 +31,8 @@ type Guest struct {
 	// said.
 	Customizable bool
 
-	// CustomizeTime, NetworkTime and AbortTime are how long the three Tasks run; BootTime is how long a guest takes from
-	// power-on to running VMware Tools.
+	// CustomizeTime, NetworkTime and AbortTime are how long the three Tasks run; BootTime is how long a guest takes
+	// from power-on to running VMware Tools.
 	CustomizeTime, NetworkTime, AbortTime, BootTime time.Duration
 	// ReportDelay is how long VMware Tools take to report a new host name and new addresses (a real guest: up to 30 s).
 	ReportDelay time.Duration

@@ -134,6 +134,7 @@ func canonical(t *testing.T, s string) string {
 	if err := dec.Decode(&val); err != nil {
 		t.Fatalf("not JSON: %q: %v", s, err)
 	}
+
 	out, err := json.Marshal(val)
 	if err != nil {
 		t.Fatal(err)
@@ -200,9 +201,7 @@ func customizeBody(vm *vcsim.VM, host, address string) string {
 	}
 
 	return `{"_typeName":"CustomizeGuest_Task","vm":{"_typeName":"ManagedObjectReference","type":"VirtualMachine","value":"` + vm.ID() + `"},
-	 "auth":` + auth(
-		vm,
-	) + `,
+	 "auth":` + auth(vm) + `,
 	 "spec":{"_typeName":"CustomizationSpec",
 	  "identity":{"_typeName":"CustomizationLinuxPrep","hostName":{"_typeName":"CustomizationFixedName","name":"` + host + `"},
 	    "domain":"example.test","timeZone":"Europe/Berlin","hwClockUTC":true},

@@ -37,43 +37,40 @@ func onVM(privileges ...string) need { return need{vm: privileges} }
 // required are the calls that may be made with restricted privileges, by Call.Op, with what each needs.
 // docs/operate/vcenter-role.md has the sources.
 var required = map[string]need{
-	"system hello":                        onRoot("System.Anonymous"),
-	"GET ServiceInstance/content":         onRoot("System.Anonymous"),
-	"RetrieveServiceContent":              onRoot("System.Anonymous"),
-	"Login":                               onRoot("System.Anonymous"),
-	"POST /api/session":                   onRoot("System.Anonymous"),
-	"POST /rest/com/vmware/cis/session":   onRoot("System.Anonymous"),
-	"GET /rest/com/vmware/cis/session":    {},
-	"DELETE /rest/com/vmware/cis/session": {},
-	"GET /api/session":                    {},
-	"DELETE /api/session":                 {},
-	"Logout":                              onRoot("System.View"),
-	"CurrentTime":                         onRoot("System.View"),
-	"SessionIsActive":                     onRoot("Sessions.ValidateSession"),
-	"HasPrivilegeOnEntities":              {root: []string{"System.View"}, vm: []string{"System.Read"}},
-	"GetCustomizationSpec":                onRoot("VirtualMachine.Provisioning.ReadCustSpecs"),
-	"RetrievePropertiesEx":                onVM("System.Read"),
-	"CreatePropertyCollector":             onRoot("System.View"),
-	"CreateFilter":                        onRoot("System.View"),
-	"WaitForUpdatesEx":                    onRoot("System.View"),
-	"DestroyPropertyFilter":               {},
-	"DestroyPropertyCollector":            onRoot("System.View"),
-	"CreateListView":                      onRoot("System.View"),
-	"ModifyListView":                      onRoot("System.View"),
-	"DestroyView":                         onRoot("System.View"),
-	"CreateCollectorForTasks":             onRoot("System.View"),
-	"ReadNextTasks":                       {},
-	"DestroyCollector":                    {},
-	"GET Task/info":                       onVM("System.View"),
-	"guest/customization check":           onVM("System.View"),
-	"GET guest/customization":             onVM("System.View"),
-	customizeGuest:                        onVM("VirtualMachine.Provisioning.Customize"),
-	startGuestNetwork:                     onVM("VirtualMachine.Provisioning.Customize"),
-	abortCustomization:                    onVM("VirtualMachine.Provisioning.Customize"),
-	"ReconfigVM_Task": onVM(
-		"VirtualMachine.Interact.DeviceConnection",
-		"VirtualMachine.Config.EditDevice",
-	),
+	"system hello":                           onRoot("System.Anonymous"),
+	"GET ServiceInstance/content":            onRoot("System.Anonymous"),
+	"RetrieveServiceContent":                 onRoot("System.Anonymous"),
+	"Login":                                  onRoot("System.Anonymous"),
+	"POST /api/session":                      onRoot("System.Anonymous"),
+	"POST /rest/com/vmware/cis/session":      onRoot("System.Anonymous"),
+	"GET /rest/com/vmware/cis/session":       {},
+	"DELETE /rest/com/vmware/cis/session":    {},
+	"GET /api/session":                       {},
+	"DELETE /api/session":                    {},
+	"Logout":                                 onRoot("System.View"),
+	"CurrentTime":                            onRoot("System.View"),
+	"SessionIsActive":                        onRoot("Sessions.ValidateSession"),
+	"HasPrivilegeOnEntities":                 {root: []string{"System.View"}, vm: []string{"System.Read"}},
+	"GetCustomizationSpec":                   onRoot("VirtualMachine.Provisioning.ReadCustSpecs"),
+	"RetrievePropertiesEx":                   onVM("System.Read"),
+	"CreatePropertyCollector":                onRoot("System.View"),
+	"CreateFilter":                           onRoot("System.View"),
+	"WaitForUpdatesEx":                       onRoot("System.View"),
+	"DestroyPropertyFilter":                  {},
+	"DestroyPropertyCollector":               onRoot("System.View"),
+	"CreateListView":                         onRoot("System.View"),
+	"ModifyListView":                         onRoot("System.View"),
+	"DestroyView":                            onRoot("System.View"),
+	"CreateCollectorForTasks":                onRoot("System.View"),
+	"ReadNextTasks":                          {},
+	"DestroyCollector":                       {},
+	"GET Task/info":                          onVM("System.View"),
+	"guest/customization check":              onVM("System.View"),
+	"GET guest/customization":                onVM("System.View"),
+	customizeGuest:                           onVM("VirtualMachine.Provisioning.Customize"),
+	startGuestNetwork:                        onVM("VirtualMachine.Provisioning.Customize"),
+	abortCustomization:                       onVM("VirtualMachine.Provisioning.Customize"),
+	"ReconfigVM_Task":                        onVM("VirtualMachine.Interact.DeviceConnection", "VirtualMachine.Config.EditDevice"),
 	"CancelTask":                             onVM("Global.CancelTask"),
 	"guest/processes create":                 onVM("VirtualMachine.GuestOperations.Execute"),
 	"guest/processes delete":                 onVM("VirtualMachine.GuestOperations.Execute"),
@@ -131,8 +128,8 @@ func (r *permissions) restricted() bool {
 	return r.held != nil
 }
 
-// checkPrivileges lets the login's privileges be looked at before a call takes effect. One without a living session is left to
-// find that out by itself.
+// checkPrivileges lets the login's privileges be looked at before a call takes effect. One without a living session is
+// left to find that out by itself.
 func (v *VCenter) checkPrivileges(x parsedCall, r *http.Request, body []byte) parsedCall {
 	serve := x.serve
 	x.serve = func() response {
@@ -167,8 +164,7 @@ func (v *VCenter) missingPrivilege(c Call) *types.NoPermission {
 		}
 
 		fault.MissingPrivileges = append(
-			fault.MissingPrivileges,
-			types.NoPermissionEntityPrivileges{Entity: entity, PrivilegeIds: missing},
+			fault.MissingPrivileges, types.NoPermissionEntityPrivileges{Entity: entity, PrivilegeIds: missing},
 		)
 
 		if fault.Object == nil {
@@ -201,8 +197,8 @@ func (v *VCenter) loggedIn(r *http.Request) bool {
 
 const permissionDenied = "Permission to perform this operation was denied."
 
-// refuseCall writes a NoPermission as each protocol does. RetrievePropertiesEx succeeds, and says of every property why it
-// is missing.
+// refuseCall writes a NoPermission as each protocol does. RetrievePropertiesEx succeeds, and says of every property why
+// it is missing.
 func (v *VCenter) refuseCall(x parsedCall, r *http.Request, body []byte, fault *types.NoPermission) response {
 	switch {
 	case strings.HasPrefix(r.URL.Path, vijsonPrefix):
@@ -284,8 +280,7 @@ func (m *authorizationManager) HasPrivilegeOnEntities(req *types.HasPrivilegeOnE
 		entity := types.EntityPrivilege{Entity: e}
 		for _, id := range req.PrivId {
 			entity.PrivAvailability = append(
-				entity.PrivAvailability,
-				types.PrivilegeAvailability{PrivId: id, IsGranted: m.rights.has(id, vm)},
+				entity.PrivAvailability, types.PrivilegeAvailability{PrivId: id, IsGranted: m.rights.has(id, vm)},
 			)
 		}
 

@@ -32,13 +32,8 @@ func TestPrivileges(t *testing.T) {
 	on := "/api/vcenter/vm/" + vm.ID()
 	body := `{"credentials":` + credentials(vm) + `}`
 
-	if res := c.do(
-		"POST",
-		gcmPath+"StartGuestNetwork_Task",
-		onVM(vm),
-	); !strings.Contains(
-		res.body,
-		"NotAuthenticated",
+	if res := c.do("POST", gcmPath+"StartGuestNetwork_Task", onVM(vm)); !strings.Contains(
+		res.body, "NotAuthenticated",
 	) {
 		t.Errorf("VI JSON without a session: %d %s", res.status, res.body)
 	}
@@ -84,13 +79,8 @@ func TestPrivileges(t *testing.T) {
 		t.Errorf("the older form: %d %s", old.status, old.body)
 	}
 
-	if res := c.do(
-		"POST",
-		manager+"DoesCustomizationSpecExist",
-		`{"name":"vcsim-linux"}`,
-	); !strings.Contains(
-		res.body,
-		"DoesCustomizationSpecExist",
+	if res := c.do("POST", manager+"DoesCustomizationSpecExist", `{"name":"vcsim-linux"}`); !strings.Contains(
+		res.body, "DoesCustomizationSpecExist",
 	) ||
 		!strings.Contains(res.body, "NoPermission") {
 		t.Errorf("a call that the table does not have: %d %s", res.status, res.body)
@@ -118,9 +108,7 @@ func TestPrivileges(t *testing.T) {
 
 	v.SetPrivileges(nil)
 	if res := c.do(
-		"POST",
-		manager+"DoesCustomizationSpecExist",
-		`{"name":"vcsim-linux"}`,
+		"POST", manager+"DoesCustomizationSpecExist", `{"name":"vcsim-linux"}`,
 	); res.status != http.StatusOK {
 		t.Errorf("with all privileges: %d %s", res.status, res.body)
 	}
@@ -151,18 +139,14 @@ func TestDeniedOnOneVM(t *testing.T) {
 	}
 
 	denied, other := v.VMs()[0], v.VMs()[1]
-	if body := read(
-		denied,
-	); !strings.Contains(body, `"missingSet"`) || !strings.Contains(body, `"path":"name"`) ||
+	if body := read(denied); !strings.Contains(body, `"missingSet"`) || !strings.Contains(body, `"path":"name"`) ||
 		!strings.Contains(body, `"NoPermission"`) ||
 		strings.Contains(body, `"propSet"`) {
 		t.Errorf("properties of the VM: %s", body)
 	}
 
 	if res := c.do(
-		"POST",
-		"/api/vcenter/vm/"+denied+"/guest/customization?action=check",
-		"",
+		"POST", "/api/vcenter/vm/"+denied+"/guest/customization?action=check", "",
 	); res.status != http.StatusForbidden {
 		t.Errorf("check: %d %s", res.status, res.body)
 	}
@@ -219,9 +203,7 @@ func TestRolesCanBeMade(t *testing.T) {
 
 	v.SetPrivileges(new(vcsim.Privileges)) // over SOAP too
 	_, err = methods.SessionIsActive(
-		ctx,
-		c,
-		&types.SessionIsActive{This: *c.ServiceContent.SessionManager, SessionID: "any", UserName: "any"},
+		ctx, c, &types.SessionIsActive{This: *c.ServiceContent.SessionManager, SessionID: "any", UserName: "any"},
 	)
 	if !fault.Is(err, &types.NoPermission{}) {
 		t.Errorf("SOAP without the privilege: %v", err)

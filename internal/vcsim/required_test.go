@@ -77,8 +77,7 @@ func TestRequiredPrivilegesAreDocumented(t *testing.T) {
 func inRole(privileges []string) []string {
 	slices.Sort(privileges)
 	return slices.DeleteFunc(
-		slices.Compact(privileges),
-		func(p string) bool { return slices.Contains(systemPrivileges, p) },
+		slices.Compact(privileges), func(p string) bool { return slices.Contains(systemPrivileges, p) },
 	)
 }
 

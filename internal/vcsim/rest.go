@@ -364,8 +364,7 @@ func (vm *VM) serveOperations(restCall) response {
 		return toolsNotRunning()
 	}
 	return jsonResponse(
-		http.StatusOK,
-		map[string]bool{"guest_operations_ready": true, "interactive_guest_operations_ready": false},
+		http.StatusOK, map[string]bool{"guest_operations_ready": true, "interactive_guest_operations_ready": false},
 	)
 }
 
@@ -387,8 +386,8 @@ func toolsNotRunning() response {
 	)
 }
 
-// loginToGuest reads the body of a call on processes and checks whether the guest can be asked and knows the caller; ok is
-// false where a is the refusal.
+// loginToGuest reads the body of a call on processes and checks whether the guest can be asked and knows the caller; ok
+// is false where a is the refusal.
 func (vm *VM) loginToGuest(c restCall, in any) (a response, ok bool) {
 	if state := vm.power(); state != types.VirtualMachinePowerStatePoweredOn {
 		return restError(

@@ -95,8 +95,7 @@ func TestSessions(t *testing.T) {
 			var user struct{ Key, UserName string }
 
 			if err := json.Unmarshal(
-				[]byte(res.body),
-				&user,
+				[]byte(res.body), &user,
 			); err != nil || user.UserName != v.Username() || user.Key == vim.token ||
 				len(vim.token) != 40 {
 				t.Errorf("login: %s (token %s), %v", res.body, vim.token, err)
@@ -121,8 +120,7 @@ func TestSessions(t *testing.T) {
 			}
 
 			hello := newREST(
-				t,
-				v,
+				t, v,
 			).do("POST", "/api/vcenter/system?action=hello", `{"api_releases":["9.9.9.9","9.0.0.0","8.0.3.0","8.0.2.0"]}`)
 
 			want := `{"api_release":"` + version + `"}`
@@ -321,8 +319,7 @@ func TestProcesses(t *testing.T) {
 
 	res := c.do("POST", path+"?action=list", creds)
 	if err := json.Unmarshal(
-		[]byte(res.body),
-		&list,
+		[]byte(res.body), &list,
 	); err != nil || len(list) != 11 || list[0].PID != 1 || list[1].Name != "vmtoolsd" ||
 		list[2].ExitCode != nil {
 		t.Fatalf("list: %s, %v", res.body, err)
@@ -365,11 +362,7 @@ func TestProcesses(t *testing.T) {
 	}
 
 	vm.PowerOff()
-	if res := c.do(
-		"POST",
-		path+"?action=list",
-		creds,
-	); res.status != http.StatusBadRequest ||
+	if res := c.do("POST", path+"?action=list", creds); res.status != http.StatusBadRequest ||
 		!strings.Contains(res.body, "NOT_ALLOWED_IN_CURRENT_STATE") {
 		t.Errorf("powered off: %d %s", res.status, res.body)
 	}
@@ -414,11 +407,7 @@ func TestProcessesRefused(t *testing.T) {
 	)
 
 	for _, spec := range []string{`{"path":""}`, `{"path":"/bin/true","working_directory":"here"}`, `{"path":"/bin/true","start_minimized":true}`, `7`} {
-		if res := c.do(
-			"POST",
-			path+"?action=create",
-			body(spec),
-		); res.status != http.StatusBadRequest ||
+		if res := c.do("POST", path+"?action=create", body(spec)); res.status != http.StatusBadRequest ||
 			!strings.Contains(res.body, "INVALID_ARGUMENT") {
 			t.Errorf("%s: %d %s", spec, res.status, res.body)
 		}
@@ -426,9 +415,7 @@ func TestProcessesRefused(t *testing.T) {
 
 	vm.Configure(func(g *vcsim.Guest) { g.SAMLToken = "assertion" })
 	if res := c.do(
-		"POST",
-		path+"?action=list",
-		`{"credentials":{"type":"SAML_BEARER_TOKEN","saml_token":"assertion"}}`,
+		"POST", path+"?action=list", `{"credentials":{"type":"SAML_BEARER_TOKEN","saml_token":"assertion"}}`,
 	); res.status != http.StatusOK {
 		t.Errorf("token: %d %s", res.status, res.body)
 	}

@@ -39,7 +39,8 @@ type parsedCall struct {
 // maxBody is the largest request body that is read.
 const maxBody = 16 << 20
 
-// serveHTTP handles every request: it records it, asks the hooks and the rules, carries it out, and sends the response or not.
+// serveHTTP handles every request: it records it, asks the hooks and the rules, carries it out, and sends the response
+// or not.
 func (v *VCenter) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	if !v.startWork() {
 		cutConnection(r)
@@ -51,6 +52,7 @@ func (v *VCenter) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		cutConnection(r) // it did not arrive whole
 	}
+
 	x := v.checkPrivileges(v.parse(r, body), r, body)
 	x.call.Time, x.call.Method = arrived, r.Method
 	x.call.Path, x.call.Body = redactPath(r.URL.RequestURI()), redact(body)
@@ -59,6 +61,7 @@ func (v *VCenter) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	if v.rec.callHooks(x.call, Before) == Drop {
 		cutConnection(r)
 	}
+
 	out := outcomeOf(rules, x)
 	for _, rule := range rules {
 		if rule.LoseCall || !v.pause(rule.Delay) {
@@ -71,6 +74,7 @@ func (v *VCenter) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	if v.rec.callHooks(done, After) == Drop || out.lose || !v.pause(out.delay) || v.closing() {
 		cutConnection(r)
 	}
+
 	resp.send(w)
 }
 
@@ -101,9 +105,11 @@ func outcomeOf(rules []Rule, x parsedCall) outcome {
 				return restError(rule.RESTError, "com.vmware.api.scripted", "The operation failed as scripted.", nil)
 			}
 		}
+
 		s.delay += rule.DelayResponse
 		s.lose = s.lose || rule.LoseResponse
 	}
+
 	return s
 }
 
@@ -112,12 +118,14 @@ func (resp response) send(w http.ResponseWriter) {
 	for name, values := range resp.header {
 		h[name] = values
 	}
+
 	if resp.contentType != "" {
 		h.Set("Content-Type", resp.contentType)
 	}
 	if resp.status != http.StatusNoContent {
 		h.Set("Content-Length", strconv.Itoa(len(resp.body)))
 	}
+
 	w.WriteHeader(resp.status)
 	_, _ = w.Write(resp.body)
 }

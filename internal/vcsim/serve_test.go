@@ -45,11 +45,7 @@ func TestScript(t *testing.T) {
 		},
 	)
 
-	if res := c.do(
-		"POST",
-		path(two),
-		"",
-	); res.status != 503 || res.body != "<html>upstream</html>" ||
+	if res := c.do("POST", path(two), ""); res.status != 503 || res.body != "<html>upstream</html>" ||
 		res.header.Get("Content-Type") != "text/html" {
 		t.Errorf("page: %+v", res)
 	}

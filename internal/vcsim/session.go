@@ -85,6 +85,7 @@ func (v *VCenter) session(token string) *session {
 		v.sessions.drop(token)
 		return nil
 	}
+
 	return s
 }
 

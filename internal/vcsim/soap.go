@@ -184,6 +184,7 @@ func (v *VCenter) parseSOAP(r *http.Request, body []byte) parsedCall {
 		if found := soapFaultName.FindSubmatch(out); status == http.StatusInternalServerError && found != nil {
 			a.fault = string(found[1])
 		}
+
 		return a
 	}
 

@@ -11,8 +11,8 @@ import (
 // linkLocal is the address that a NIC gives itself where nobody gives it one.
 const linkLocal = "169.254.7.7"
 
-// identityOf is what a spec asks of this VM's guest. Faults: InvalidArgument, NicSettingMismatch, IpHostnameGeneratorError.
-// vm.mu is held.
+// identityOf is what a spec asks of this VM's guest. Faults: InvalidArgument, NicSettingMismatch,
+// IpHostnameGeneratorError. vm.mu is held.
 func (vm *VM) identityOf(spec types.CustomizationSpec) (identity, types.BaseMethodFault) {
 	id := identity{addresses: make(map[string][]string), dns: slices.Clone(spec.GlobalIPSettings.DnsServerList)}
 	prep := spec.Identity.(*types.CustomizationLinuxPrep)
@@ -36,17 +36,19 @@ func (vm *VM) identityOf(spec types.CustomizationSpec) (identity, types.BaseMeth
 	if fault != nil {
 		return id, fault
 	}
+
 	for i, s := range spec.NicSettingMap {
 		if fault := adapterFault(i, s.Adapter); fault != nil {
 			return id, fault
 		}
 		vm.addAdapter(&id, macs[i], s.Adapter)
 	}
+
 	return id, nil
 }
 
-// adapterMACs are the MAC addresses of the NICs that the adapter settings are for: all settings name their NIC, or none does
-// and they are in bus order. vm.mu is held.
+// adapterMACs are the MAC addresses of the NICs that the adapter settings are for: all settings name their NIC, or none
+// does and they are in bus order. vm.mu is held.
 func (vm *VM) adapterMACs(settings []types.CustomizationAdapterMapping) ([]string, types.BaseMethodFault) {
 	macs := vm.macs()
 	named := 0
@@ -55,6 +57,7 @@ func (vm *VM) adapterMACs(settings []types.CustomizationAdapterMapping) ([]strin
 			named++
 		}
 	}
+
 	if named > 0 && named < len(settings) {
 		return nil, &types.InvalidArgument{InvalidProperty: "spec.nicSettingMap.macAddress"}
 	}
@@ -63,6 +66,7 @@ func (vm *VM) adapterMACs(settings []types.CustomizationAdapterMapping) ([]strin
 		NumberOfNicsInSpec: int32(len(settings)),
 		NumberOfNicsInVM:   int32(len(macs)),
 	}
+
 	if len(settings) != len(macs) {
 		return nil, mismatch
 	}
@@ -78,6 +82,7 @@ func (vm *VM) adapterMACs(settings []types.CustomizationAdapterMapping) ([]strin
 		}
 		inOrder = append(inOrder, mac)
 	}
+
 	return inOrder, nil
 }
 
@@ -88,6 +93,7 @@ func (vm *VM) addAdapter(id *identity, mac string, adapter types.CustomizationIP
 			id.gateways = append(id.gateways, gateways[0])
 		}
 	}
+
 	addAddress := func(address string) { id.addresses[mac] = append(id.addresses[mac], address) }
 
 	switch ip := adapter.Ip.(type) {

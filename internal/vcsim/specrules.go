@@ -105,6 +105,7 @@ func parseIPv4(s string) (n uint32, ok bool) {
 		}
 		n = n<<8 | uint32(b)
 	}
+
 	return n, true
 }
 

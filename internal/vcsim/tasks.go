@@ -75,11 +75,7 @@ func (t *guestTask) CancelTask(*simulator.Context, *types.CancelTask) soap.HasFa
 
 // newGuestTask makes a queued Task on a VM. The caller holds the VM's lock in ctx, and vm.mu.
 func (m *taskManager) newGuestTask(
-	ctx *simulator.Context,
-	vm *VM,
-	name, descriptionID, user string,
-	cancelable bool,
-	cancel func() bool,
+	ctx *simulator.Context, vm *VM, name, descriptionID, user string, cancelable bool, cancel func() bool,
 ) *guestTask {
 	t := &guestTask{cancel: cancel, lag: vm.guest.Faults.TaskLag}
 	t.Self.Type = "Task"
@@ -269,8 +265,7 @@ func (m *taskManager) forgetHistory() {
 
 // CreateCollectorForTasks makes a history collector. Faults: InvalidState where the client has too many.
 func (m *taskManager) CreateCollectorForTasks(
-	ctx *simulator.Context,
-	req *types.CreateCollectorForTasks,
+	ctx *simulator.Context, req *types.CreateCollectorForTasks,
 ) soap.HasFault {
 	body := new(methods.CreateCollectorForTasksBody)
 	m.mu.Lock()
@@ -311,8 +306,7 @@ func (c *taskCollector) ReadNextTasks(_ *simulator.Context, req *types.ReadNextT
 	body := new(methods.ReadNextTasksBody)
 	if req.MaxCount <= 0 {
 		body.Fault_ = simulator.Fault(
-			"A specified parameter was not correct: maxCount",
-			&types.InvalidArgument{InvalidProperty: "maxCount"},
+			"A specified parameter was not correct: maxCount", &types.InvalidArgument{InvalidProperty: "maxCount"},
 		)
 		return body
 	}
@@ -399,5 +393,6 @@ func inTime(spec types.TaskFilterSpecByTime, info types.TaskInfo) bool {
 	if at == nil {
 		return false
 	}
+
 	return (spec.BeginTime == nil || !at.Before(*spec.BeginTime)) && (spec.EndTime == nil || !at.After(*spec.EndTime))
 }

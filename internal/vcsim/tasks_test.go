@@ -19,6 +19,7 @@ func (c *rest) recent(vm *vcsim.VM) []string {
 	if res.status == http.StatusNoContent {
 		return nil
 	}
+
 	var refs []struct{ Value string }
 	if err := json.Unmarshal([]byte(res.body), &refs); err != nil || res.status != http.StatusOK {
 		c.t.Fatalf("recentTask: %d %s", res.status, res.body)
@@ -140,13 +141,8 @@ func TestHistory(t *testing.T) {
 		t.Errorf("recentTask after a restart: %q", got)
 	}
 
-	if res := c.do(
-		"GET",
-		"/sdk/vim25/8.0.1.0/Task/"+d+"/info",
-		"",
-	); !strings.Contains(
-		res.body,
-		"ManagedObjectNotFound",
+	if res := c.do("GET", "/sdk/vim25/8.0.1.0/Task/"+d+"/info", ""); !strings.Contains(
+		res.body, "ManagedObjectNotFound",
 	) {
 		t.Errorf("task after a restart: %d %s", res.status, res.body)
 	}

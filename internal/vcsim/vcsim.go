@@ -120,10 +120,10 @@ func Start(opts Options) (*VCenter, error) {
 	if err != nil {
 		return nil, err
 	}
+
 	if api.before("8.0.1.0") {
 		return nil, fmt.Errorf(
-			"vcsim: API version %s: VI JSON exists from 8.0.1.0 on; choose that or a newer one",
-			opts.APIVersion,
+			"vcsim: API version %s: VI JSON exists from 8.0.1.0 on; choose that or a newer one", opts.APIVersion,
 		)
 	}
 
