@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/guestflow/guestflow/internal/app"
+	"github.com/guestflow/guestflow/internal/backoff"
 	"github.com/guestflow/guestflow/internal/secretfile"
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
@@ -252,10 +253,8 @@ func (t *trial) ended(ctx context.Context, id string) (vcapi.Task, error) {
 		if err != nil || task.State == "success" || task.State == "error" {
 			return task, err
 		}
-		select {
-		case <-time.After(tryPause):
-		case <-ctx.Done():
-			return task, context.Cause(ctx)
+		if err := backoff.Sleep(ctx, tryPause); err != nil {
+			return task, err
 		}
 	}
 }

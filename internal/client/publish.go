@@ -10,6 +10,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/guestflow/guestflow/internal/backoff"
 	"github.com/guestflow/guestflow/internal/events"
 	"github.com/guestflow/guestflow/internal/events/stream"
 )
@@ -69,10 +70,8 @@ func (c *Client) publish(ctx context.Context, subject string, h nats.Header, dat
 		if apiCode(err) != stream.CodeSubjectFull || time.Since(began) > fullRetryTime {
 			return ack, err
 		}
-		select {
-		case <-time.After(fullRetryPause):
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
+		if err := backoff.Sleep(ctx, fullRetryPause); err != nil {
+			return nil, err
 		}
 	}
 }

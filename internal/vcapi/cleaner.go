@@ -4,10 +4,11 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/guestflow/guestflow/internal/backoff"
 )
 
 // cleaner removes what the client created on vCenter: collectors, views, filters and sessions. Such an object outlives
@@ -297,9 +298,9 @@ func (k *cleaner) markDone(m *serverObject) {
 // retryLoop tries to remove what is pending until nothing is.
 func (k *cleaner) retryLoop() {
 	defer k.running.Done()
-	for pause := backoffFirst; ; pause = min(2*pause, removeBackoffMax) {
+	for pause := backoff.New(backoffFirst, removeBackoffMax); ; {
 		if k.retryOnce() {
-			pause = backoffFirst
+			pause.Reset()
 		}
 
 		k.mu.Lock()
@@ -311,10 +312,7 @@ func (k *cleaner) retryLoop() {
 
 		k.mu.Unlock()
 
-		select {
-		case <-k.acceptCtx.Done():
-		case <-time.After(pause/2 + rand.N(pause/2)):
-		}
+		_ = pause.Wait(k.acceptCtx) // a cleaner that closes tries what is left once more
 	}
 }
 

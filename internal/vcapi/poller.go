@@ -3,9 +3,10 @@ package vcapi
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
 	"sync"
 	"time"
+
+	"github.com/guestflow/guestflow/internal/backoff"
 )
 
 // poller is the one long poll of a vCenter (PropertyCollector.WaitForUpdatesEx). It shows the changes of every VM and
@@ -91,6 +92,7 @@ func newPoller(c *Client) *poller {
 // Run keeps the long poll of this vCenter going until ctx ends, over lost connections, expired sessions and restarts of
 // vCenter. It returns the cause of ctx's end.
 func (c *Client) Run(ctx context.Context) error {
+	pause := backoff.New(backoffFirst, backoffMax)
 	failures, cautious := 0, false
 	for ctx.Err() == nil {
 		began := time.Now()
@@ -106,6 +108,7 @@ func (c *Client) Run(ctx context.Context) error {
 		notUnderstood := errors.Is(err, ErrNotUnderstood)
 		if answered && (!notUnderstood || time.Since(began) > backoffMax) {
 			failures = 0
+			pause.Reset()
 		}
 
 		failures++
@@ -117,11 +120,8 @@ func (c *Client) Run(ctx context.Context) error {
 
 		cautious = notUnderstood && failures > 1
 
-		pause := min(backoffFirst<<min(failures-1, 10), backoffMax)
-		pause = pause/2 + rand.N(pause/2)
-		select {
-		case <-ctx.Done():
-		case <-time.After(pause):
+		if err := pause.Wait(ctx); err != nil {
+			return err
 		}
 	}
 

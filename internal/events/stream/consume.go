@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
+	"github.com/guestflow/guestflow/internal/backoff"
 	"github.com/guestflow/guestflow/internal/events"
 )
 
@@ -467,7 +468,7 @@ func (c *consumer) acknowledge(h *inFlight, log zerolog.Logger) {
 	var err error
 	for attempt := range ackAttempts {
 		if attempt > 0 {
-			_ = sleep(ctx, jitter(lastRetry)) // its ctx never ends
+			_ = backoff.Sleep(ctx, backoff.Jitter(lastRetry)) // its ctx never ends
 		}
 		if err = c.acknowledgeOnce(ctx, h); err == nil {
 			return

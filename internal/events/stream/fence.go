@@ -8,6 +8,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/guestflow/guestflow/internal/backoff"
 	"github.com/guestflow/guestflow/internal/events"
 )
 
@@ -41,7 +42,7 @@ func (j *Journal) ConfirmLast(ctx context.Context, vcenter, vm string, mine, bef
 		default:
 			return nil
 		}
-		if err := sleep(ctx, jitter(firstRetry)); err != nil {
+		if err := backoff.Sleep(ctx, backoff.Jitter(firstRetry)); err != nil {
 			return fail(err)
 		}
 	}
@@ -87,7 +88,7 @@ func (j *Journal) RequestData(ctx context.Context, vcenter, vm, run string, acce
 		case stored != nil, accepted == 0: // it shows what followed: the event itself is gone
 			return nil, nil
 		}
-		if sleep(patience, jitter(firstRetry)) != nil { // the stream has lost even what followed
+		if backoff.Sleep(patience, backoff.Jitter(firstRetry)) != nil { // the stream has lost even what followed
 			return nil, ctx.Err()
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/rs/zerolog"
 
+	"github.com/guestflow/guestflow/internal/backoff"
 	"github.com/guestflow/guestflow/internal/events"
 )
 
@@ -134,7 +135,7 @@ func (j *Journal) Append(ctx context.Context, after uint64, msgID string, k even
 				return fail(fmt.Errorf("%w: the stream no longer has event %d: %w", events.ErrForgotten, after, err))
 			}
 		}
-		if err := sleep(ctx, jitter(firstRetry)); err != nil { // not known yet, but soon
+		if err := backoff.Sleep(ctx, backoff.Jitter(firstRetry)); err != nil { // not known yet, but soon
 			return fail(err)
 		}
 	}

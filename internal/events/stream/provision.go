@@ -11,6 +11,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/guestflow/guestflow/internal/backoff"
 	"github.com/guestflow/guestflow/internal/events"
 )
 
@@ -412,7 +413,7 @@ func (c *Conn) ensureConsumer(ctx context.Context, stream string, need jetstream
 				return nil, err
 			}
 			if step != need.AckWait {
-				if err := sleep(ctx, have.AckWait/3+noticeTime); err != nil {
+				if err := backoff.Sleep(ctx, have.AckWait/3+noticeTime); err != nil {
 					return nil, err
 				}
 				continue

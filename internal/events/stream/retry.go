@@ -4,11 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/rs/zerolog"
+
+	"github.com/guestflow/guestflow/internal/backoff"
 )
 
 const (
@@ -44,12 +45,12 @@ type waiter struct {
 	waits *waitRegister
 	about openWait
 	what  string
-	delay time.Duration
+	pause *backoff.Backoff
 	since time.Time
 }
 
 func newWaiter(log waitLog, vcenter, vm, what string) *waiter {
-	return &waiter{log: log.With().Str("vcenter", vcenter).Str("vm", vm).Logger(), waits: log.waits, about: openWait{vcenter: vcenter, vm: vm, what: what}, what: what, delay: firstRetry}
+	return &waiter{log: log.With().Str("vcenter", vcenter).Str("vm", vm).Logger(), waits: log.waits, about: openWait{vcenter: vcenter, vm: vm, what: what}, what: what, pause: backoff.New(firstRetry, lastRetry)}
 }
 
 // wait returns nil when it is time for the next attempt, or why there will be none: ctx ended, or the connection is closed for good.
@@ -69,11 +70,10 @@ func (w *waiter) wait(ctx context.Context, err error) error {
 	}
 	w.about.since, w.about.err = w.since, err
 	w.waits.register(w, w.about)
-	if ended := sleep(ctx, jitter(w.delay)); ended != nil {
+	if ended := w.pause.Wait(ctx); ended != nil {
 		w.waits.unregister(w)
 		return fmt.Errorf("%w; last attempt: %w", ended, err)
 	}
-	w.delay = min(2*w.delay, lastRetry)
 	return nil
 }
 
@@ -81,20 +81,6 @@ func (w *waiter) done() {
 	w.waits.unregister(w)
 	if !w.since.IsZero() {
 		w.log.Info().Dur("waited", time.Since(w.since)).Msgf("no longer waiting to %s", w.what)
-	}
-}
-
-func jitter(d time.Duration) time.Duration { return d/2 + rand.N(d) }
-
-// sleep returns nil after d, or why ctx ended before.
-func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-t.C:
-		return nil
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/guestflow/guestflow/internal/backoff"
 	"github.com/guestflow/guestflow/internal/events"
 )
 
@@ -171,7 +172,7 @@ const watchPeriod = 3 * time.Second
 func (c *Conn) Watch(ctx context.Context) {
 	told := map[string]Trouble{}
 	var silent time.Time // since when NATS, which is connected, has not answered
-	for sleep(ctx, jitter(watchPeriod)) == nil {
+	for backoff.Sleep(ctx, backoff.Jitter(watchPeriod)) == nil {
 		all, err := c.Troubles(ctx)
 		switch {
 		case err == nil:

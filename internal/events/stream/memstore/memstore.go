@@ -17,6 +17,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
+	"github.com/guestflow/guestflow/internal/backoff"
 	"github.com/guestflow/guestflow/internal/events"
 	"github.com/guestflow/guestflow/internal/events/stream"
 )
@@ -254,7 +255,7 @@ func (c *Client) Publish(ctx context.Context, m stream.Message) (stream.Ack, err
 		}()
 		f.LoseCall = true
 	case f.Delay > 0:
-		if err := sleep(ctx, f.Delay); err != nil {
+		if err := backoff.Sleep(ctx, f.Delay); err != nil {
 			return stream.Ack{}, err
 		}
 	}
@@ -365,17 +366,6 @@ func matches(filter, subject string) bool {
 		}
 	}
 	return len(f) == len(s)
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-t.C:
-		return nil
-	}
 }
 
 // CloudEvent is a message in the structured form, as a publisher sends it; data is encoded as JSON unless it is a json.RawMessage already.
