@@ -30,7 +30,7 @@ func Run(ctx context.Context, cfg Config, log zerolog.Logger) error {
 		return err
 	}
 	defer func() {
-		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), tracesTime)
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), traceFlushTimeout)
 		defer cancel()
 		if err := tracer.Close(closing); err != nil {
 			log.Warn().Err(err).Msg("the last traces were not sent")
@@ -40,13 +40,13 @@ func Run(ctx context.Context, cfg Config, log zerolog.Logger) error {
 	conn, err := stream.Connect(ctx, stream.Config{URL: cfg.NATS.URL, CredsFile: cfg.NATS.CredsFile, NKeyFile: cfg.NATS.NKeyFile, User: cfg.NATS.User,
 		PasswordFile: cfg.NATS.PasswordFile, CAFile: cfg.NATS.CAFile, CertFile: cfg.NATS.CertFile, KeyFile: cfg.NATS.KeyFile, JSDomain: cfg.NATS.JSDomain,
 		JSAPIPrefix: cfg.NATS.JSAPIPrefix, InboxPrefix: cfg.NATS.InboxPrefix, EventMode: cfg.Service.EventMode,
-		Hooks: m.told(), Name: "guestflow " + cfg.Service.Instance}, log)
+		Hooks: m.streamHooks(), Name: "guestflow " + cfg.Service.Instance}, log)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
 
-	m.nats(conn)
+	m.registerNATS(conn)
 	h := &health{conn: conn}
 	web, err := serve(ctx, cfg, h, m, log, stop)
 	if err != nil {
@@ -62,25 +62,25 @@ func Run(ctx context.Context, cfg Config, log zerolog.Logger) error {
 	}
 	if err := conn.Provision(ctx, streams); err != nil {
 		if ctx.Err() != nil {
-			return ended(ctx)
+			return stopCause(ctx)
 		}
 		return err
 	}
 
-	m.registry.MustRegister(&depth{conn: conn, vcenters: cfg.names(), log: log})
+	m.registry.MustRegister(&streamCollector{conn: conn, vcenters: cfg.names(), log: log})
 	journal := stream.NewJournal(conn, cfg.Service.EventMode)
 	var loops sync.WaitGroup
 	loops.Go(func() { conn.Watch(ctx) })
 	for _, v := range cfg.VCenters {
 		speak := v.Client()
 		speak.TravelTime, speak.Tracer = v.TravelTime, tracer.Tracer()
-		speak.OnCall, speak.OnLogin, speak.OnAnswer = m.call(v.Name), m.login(v.Name, log), answers(v.Name, log)
+		speak.OnCall, speak.OnLogin, speak.OnAnswer = m.onCall(v.Name), m.onLogin(v.Name, log), onReachable(v.Name, log)
 		client, err := vcapi.New(speak)
 		if err != nil {
 			return fmt.Errorf("vCenter %s: %w", v.Name, err)
 		}
-		m.watch(v.Name, client)
-		meter := m.of(v.Name)
+		m.registerVCenter(v.Name, client)
+		meter := m.forVCenter(v.Name)
 		settings := handler.Settings{VCenter: v.Name, Instance: cfg.Service.Instance, SendWindow: v.SendWindow, TravelTime: v.TravelTime,
 			VisibilityLag: v.VisibilityLag, AckWait: cfg.Service.AckWait, Drain: cfg.Service.DrainTimeout, Meter: meter, Tracer: tracer}
 		run := handler.New(settings, client, journal, conn.RequestQueue(), handler.Secrets(filepath.Join(cfg.Service.SecretsDir, v.Name)),
@@ -95,15 +95,15 @@ func Run(ctx context.Context, cfg Config, log zerolog.Logger) error {
 		}()
 		var takers sync.WaitGroup
 		takers.Go(func() {
-			failed(ctx, stop, conn.Consume(ctx, v.Name, func(_ context.Context, r *events.Request) error {
-				defer meter.InHand()()
+			stopOnError(ctx, stop, conn.Consume(ctx, v.Name, func(_ context.Context, r *events.Request) error {
+				defer meter.InFlight()()
 				return run.Handle(ctx, r)
 			}))
 		})
 		takers.Go(func() {
-			failed(ctx, stop, conn.ConsumeCancels(ctx, v.Name, func(_ context.Context, c *events.Cancel) error { return run.HandleCancel(ctx, c) }))
+			stopOnError(ctx, stop, conn.ConsumeCancels(ctx, v.Name, func(_ context.Context, c *events.Cancel) error { return run.HandleCancel(ctx, c) }))
 		})
-		takers.Go(func() { sweep(ctx, conn.RequestQueue(), run, v.Name, log) })
+		takers.Go(func() { closeOrphans(ctx, conn.RequestQueue(), run, v.Name, log) })
 		loops.Go(func() {
 			takers.Wait()
 			endPoll()
@@ -117,7 +117,7 @@ func Run(ctx context.Context, cfg Config, log zerolog.Logger) error {
 	log.Info().Msg("guestflow stops: nothing new is taken, what is in hand is given back")
 	h.started.Store(false)
 	loops.Wait()
-	return ended(ctx)
+	return stopCause(ctx)
 }
 
 // traces makes the spans that the settings ask for, or none.
@@ -128,23 +128,23 @@ func traces(ctx context.Context, cfg Config, log zerolog.Logger) (tracing.Tracer
 	return tracing.New(ctx, cfg.Version, cfg.Service.Instance, log)
 }
 
-// tracesTime bounds the sending of the last traces.
-const tracesTime = 3 * time.Second
+// traceFlushTimeout bounds the sending of the last traces.
+const traceFlushTimeout = 3 * time.Second
 
-// failed ends the service where one of its loops cannot go on.
-func failed(ctx context.Context, stop context.CancelCauseFunc, err error) {
+// stopOnError ends the service where one of its loops cannot go on.
+func stopOnError(ctx context.Context, stop context.CancelCauseFunc, err error) {
 	if err != nil && ctx.Err() == nil {
 		stop(err)
 	}
 }
 
-// sweepEvery is how often orphans are looked for after the start: what one read of the journal does not show another one does.
-const sweepEvery = time.Hour
+// sweepInterval is how often orphans are looked for after the start: what one read of the journal does not show another one does.
+const sweepInterval = time.Hour
 
-// sweep closes, at the start and now and then, the runs that nobody will be handed again.
-func sweep(ctx context.Context, queue *stream.RequestQueue, run *handler.Handler, vcenter string, log zerolog.Logger) {
+// closeOrphans closes, at the start and now and then, the runs that nobody will be handed again.
+func closeOrphans(ctx context.Context, queue *stream.RequestQueue, run *handler.Handler, vcenter string, log zerolog.Logger) {
 	for ctx.Err() == nil {
-		round, cancel := context.WithTimeout(ctx, sweepEvery)
+		round, cancel := context.WithTimeout(ctx, sweepInterval)
 		vms, err := queue.RunningVMs(round, vcenter)
 		if err == nil {
 			err = run.Sweep(round, vms)
@@ -157,8 +157,8 @@ func sweep(ctx context.Context, queue *stream.RequestQueue, run *handler.Handler
 	}
 }
 
-// ended is why the service stopped: nil where it was told to.
-func ended(ctx context.Context) error {
+// stopCause is why the service stopped: nil where it was told to.
+func stopCause(ctx context.Context) error {
 	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
 		return err
 	}

@@ -142,7 +142,7 @@ func LoadConfig(env envconfig.Lookuper) (Config, error) {
 			wrong = append(wrong, fmt.Errorf("GUESTFLOW_SECRETS_DIR: %w", err))
 		}
 	}
-	wrong = unsaid(wrong, append(c.NATS.check(), c.Service.check()...))
+	wrong = withoutRepeats(wrong, append(c.NATS.check(), c.Service.check()...))
 	wrong = append(wrong, tracing.Check(env)...)
 	c.traces, c.logLevel = tracing.Wanted(env), newLogLevel(c.Service.LogLevel)
 	list, _ := env.Lookup("GUESTFLOW_VCENTERS")
@@ -165,8 +165,8 @@ func (n nonEmpty) Lookup(key string) (string, bool) {
 	return v, ok && v != ""
 }
 
-// unsaid adds those complaints whose setting nobody has complained of yet: what cannot be read need not be checked.
-func unsaid(said, more []error) []error {
+// withoutRepeats adds those complaints whose setting nobody has complained of yet: what cannot be read need not be checked.
+func withoutRepeats(said, more []error) []error {
 	key := func(err error) string {
 		k, _, _ := strings.Cut(err.Error(), ":")
 		return k
@@ -223,9 +223,9 @@ func (n NATS) check() []error {
 	}
 	for _, f := range [][2]string{{"NATS_CREDS_FILE", n.CredsFile}, {"NATS_NKEY_FILE", n.NKeyFile}, {"NATS_PASSWORD_FILE", n.PasswordFile},
 		{"NATS_KEY_FILE", n.KeyFile}} {
-		wrong = append(wrong, secretReadable(f[0], f[1])...)
+		wrong = append(wrong, secretFileReadable(f[0], f[1])...)
 	}
-	wrong = append(wrong, readable("NATS_CERT_FILE", n.CertFile)...)
+	wrong = append(wrong, fileReadable("NATS_CERT_FILE", n.CertFile)...)
 	wrong = append(wrong, userKey("NATS_CREDS_FILE", n.CredsFile, true)...)
 	wrong = append(wrong, userKey("NATS_NKEY_FILE", n.NKeyFile, false)...)
 	if _, err := caPool("NATS_CA_FILE", n.CAFile); err != nil {
@@ -234,7 +234,7 @@ func (n NATS) check() []error {
 	switch {
 	case (n.CertFile == "") != (n.KeyFile == ""):
 		wrong = append(wrong, errors.New("NATS_CERT_FILE and NATS_KEY_FILE: set both or none"))
-	case n.CertFile != "" && len(readable("", n.CertFile)) == 0 && len(secretReadable("", n.KeyFile)) == 0:
+	case n.CertFile != "" && len(fileReadable("", n.CertFile)) == 0 && len(secretFileReadable("", n.KeyFile)) == 0:
 		if _, err := tls.LoadX509KeyPair(n.CertFile, n.KeyFile); err != nil {
 			wrong = append(wrong, fmt.Errorf("NATS_CERT_FILE: %s and %s are no certificate with its key in PEM: %w", n.CertFile, n.KeyFile, err))
 		}
@@ -274,8 +274,8 @@ func redact(u string) string {
 	return u
 }
 
-// leastDeadletters is the smallest GUESTFLOW_DEADLETTERS_MAX_BYTES.
-const leastDeadletters = 1 << 20
+// minDeadletters is the smallest GUESTFLOW_DEADLETTERS_MAX_BYTES.
+const minDeadletters = 1 << 20
 
 func (s Service) check() []error {
 	var wrong []error
@@ -289,8 +289,8 @@ func (s Service) check() []error {
 	if s.EventsMaxBytes < 0 {
 		bad("GUESTFLOW_EVENTS_MAX_BYTES", "%d is negative", s.EventsMaxBytes)
 	}
-	if s.DeadlettersMaxBytes < leastDeadletters {
-		bad("GUESTFLOW_DEADLETTERS_MAX_BYTES", "%d is less than %d, which a few of the largest messages need", s.DeadlettersMaxBytes, leastDeadletters)
+	if s.DeadlettersMaxBytes < minDeadletters {
+		bad("GUESTFLOW_DEADLETTERS_MAX_BYTES", "%d is less than %d, which a few of the largest messages need", s.DeadlettersMaxBytes, minDeadletters)
 	}
 	for _, d := range []struct {
 		key     string
@@ -344,7 +344,7 @@ func loadVCenters(list string, env envconfig.Lookuper) ([]VCenter, []error) {
 		seen[name] = true
 		v := VCenter{Name: name}
 		prefix := "VCENTER_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_")) + "_"
-		wrong = append(wrong, unsaid(load(&v, prefix, env), v.check(prefix))...)
+		wrong = append(wrong, withoutRepeats(load(&v, prefix, env), v.check(prefix))...)
 		all = append(all, v)
 	}
 	return all, wrong
@@ -368,7 +368,7 @@ func (v *VCenter) check(prefix string) []error {
 	case v.Password == "" && v.PasswordFile == "":
 		bad("PASSWORD_FILE", "required, and not set (or %sPASSWORD)", prefix)
 	}
-	wrong = append(wrong, secretReadable(prefix+"PASSWORD_FILE", v.PasswordFile)...)
+	wrong = append(wrong, secretFileReadable(prefix+"PASSWORD_FILE", v.PasswordFile)...)
 	if password, err := v.password(); err == nil && password == "" && v.PasswordFile != "" {
 		bad("PASSWORD_FILE", "%s is empty", v.PasswordFile)
 	}
@@ -395,8 +395,8 @@ func (v *VCenter) check(prefix string) []error {
 	return wrong
 }
 
-// readable checks that a file named by a setting can be read.
-func readable(key, file string) []error {
+// fileReadable checks that a file named by a setting can be read.
+func fileReadable(key, file string) []error {
 	if file == "" {
 		return nil
 	}
@@ -406,8 +406,8 @@ func readable(key, file string) []error {
 	return nil
 }
 
-// secretReadable checks that a file with a secret, named by a setting, can be read.
-func secretReadable(key, file string) []error {
+// secretFileReadable checks that a file with a secret, named by a setting, can be read.
+func secretFileReadable(key, file string) []error {
 	if file == "" {
 		return nil
 	}

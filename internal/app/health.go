@@ -19,14 +19,14 @@ type health struct {
 // live says that the process answers; what it waits for from outside is not its own health.
 func (h *health) live(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprintln(w, "ok") }
 
-// readyTime bounds the round trip to JetStream: below the probe's usual time-out.
-const readyTime = 2 * time.Second
+// readyTimeout bounds the round trip to JetStream: below the probe's usual time-out.
+const readyTimeout = 2 * time.Second
 
 func (h *health) ready(w http.ResponseWriter, req *http.Request) {
-	ctx, cancel := context.WithTimeout(req.Context(), readyTime)
+	ctx, cancel := context.WithTimeout(req.Context(), readyTimeout)
 	defer cancel()
 	if !h.started.Load() {
-		http.Error(w, "not ready: the streams and consumers are not there yet, or the service stops"+h.why(), http.StatusServiceUnavailable)
+		http.Error(w, "not ready: the streams and consumers are not there yet, or the service stops"+h.longWaits(), http.StatusServiceUnavailable)
 		return
 	}
 	if err := h.conn.Ready(ctx); err != nil {
@@ -39,8 +39,8 @@ func (h *health) ready(w http.ResponseWriter, req *http.Request) {
 	}
 }
 
-// why says what the service waits for at its start, where that takes longer than it should.
-func (h *health) why() string {
+// longWaits says what the service waits for at its start, where that takes longer than it should.
+func (h *health) longWaits() string {
 	text := ""
 	for _, t := range h.conn.LongWaits() {
 		text += "\n" + t.String()

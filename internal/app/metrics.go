@@ -21,11 +21,11 @@ import (
 type metrics struct {
 	registry *prometheus.Registry
 
-	inHand, behind, inFlight, waiting                       *prometheus.GaugeVec
-	started, finished, refused, stored, fenced              *prometheus.CounterVec
-	unkept, failed                                          *prometheus.CounterVec
-	takeovers, adopted, uncertain, calls, logins            *prometheus.CounterVec
-	queueTime, runTime, stepTime, late, storeTime, callTime *prometheus.HistogramVec
+	requestsInFlight, requestsQueued, runsInStep, runsBlocked               *prometheus.GaugeVec
+	runsStarted, runsFinished, messagesRefused, eventsStored, appendsFenced *prometheus.CounterVec
+	deadLettersLost, deliveriesFailed                                       *prometheus.CounterVec
+	takeovers, effectsFound, effectsUncertain, calls, logins                *prometheus.CounterVec
+	queueTime, runTime, stepTime, finalEventLag, storeTime, callTime        *prometheus.HistogramVec
 }
 
 func newMetrics(version, commit string) *metrics {
@@ -51,26 +51,26 @@ func newMetrics(version, commit string) *metrics {
 	short := prometheus.DefBuckets                                                     // 5 ms to 10 s
 	long := []float64{.1, .5, 1, 5, 10, 30, 60, 120, 300, 600, 1200, 2400, 3600, 7200} // seconds
 
-	m.inHand = gauge("guestflow_requests_in_hand", "Requests that this process holds: at work, or waiting for their VM's earlier one.", "vcenter")
-	m.behind = gauge("guestflow_requests_behind", "Requests that this process holds and that wait for their VM's earlier one.", "vcenter")
-	m.inFlight = gauge("guestflow_runs_in_flight", "Runs at work in this process, by the step that they stand in.", "vcenter", "step")
-	m.waiting = gauge("guestflow_runs_waiting", "Runs of this process that go on but cannot move, by reason.", "vcenter", "reason")
-	m.started = counter("guestflow_runs_started_total", "Runs that began.", "vcenter")
-	m.finished = counter("guestflow_runs_finished_total", "Runs that ended, by outcome and error code.", "vcenter", "outcome", "code")
-	m.refused = counter("guestflow_requests_refused_total", "Messages that were refused, by error code: requests and cancels.", "vcenter", "code")
-	m.unkept = counter("guestflow_deadletters_lost_total", "Messages that were refused and could not be kept as dead letters.", "vcenter")
-	m.failed = counter("guestflow_deliveries_failed_total", "Messages that were left alone or given back for a while: they are delivered again.", "vcenter")
-	m.stored = counter("guestflow_events_stored_total", "Events that this process stored, by kind.", "vcenter", "kind")
-	m.fenced = counter("guestflow_events_refused_total", "Appends that were refused because another owner goes on with the run.", "vcenter")
+	m.requestsInFlight = gauge("guestflow_requests_in_hand", "Requests that this process holds: at work, or waiting for their VM's earlier one.", "vcenter")
+	m.requestsQueued = gauge("guestflow_requests_behind", "Requests that this process holds and that wait for their VM's earlier one.", "vcenter")
+	m.runsInStep = gauge("guestflow_runs_in_flight", "Runs at work in this process, by the step that they stand in.", "vcenter", "step")
+	m.runsBlocked = gauge("guestflow_runs_waiting", "Runs of this process that go on but cannot move, by reason.", "vcenter", "reason")
+	m.runsStarted = counter("guestflow_runs_started_total", "Runs that began.", "vcenter")
+	m.runsFinished = counter("guestflow_runs_finished_total", "Runs that ended, by outcome and error code.", "vcenter", "outcome", "code")
+	m.messagesRefused = counter("guestflow_requests_refused_total", "Messages that were refused, by error code: requests and cancels.", "vcenter", "code")
+	m.deadLettersLost = counter("guestflow_deadletters_lost_total", "Messages that were refused and could not be kept as dead letters.", "vcenter")
+	m.deliveriesFailed = counter("guestflow_deliveries_failed_total", "Messages that were left alone or given back for a while: they are delivered again.", "vcenter")
+	m.eventsStored = counter("guestflow_events_stored_total", "Events that this process stored, by kind.", "vcenter", "kind")
+	m.appendsFenced = counter("guestflow_events_refused_total", "Appends that were refused because another owner goes on with the run.", "vcenter")
 	m.takeovers = counter("guestflow_takeovers_total", "Runs taken over from another owner.", "vcenter")
-	m.adopted = counter("guestflow_calls_adopted_total", "Effects that were found of calls without an answer, and taken for the run's own.", "vcenter", "act")
-	m.uncertain = counter("guestflow_calls_uncertain_total", "Calls of which nobody can tell whether they took effect.", "vcenter", "act")
+	m.effectsFound = counter("guestflow_calls_adopted_total", "Effects that were found of calls without an answer, and taken for the run's own.", "vcenter", "act")
+	m.effectsUncertain = counter("guestflow_calls_uncertain_total", "Calls of which nobody can tell whether they took effect.", "vcenter", "act")
 	m.calls = counter("guestflow_vcenter_calls_total", "Calls to vCenter, by endpoint and result.", "vcenter", "endpoint", "result")
 	m.logins = counter("guestflow_vcenter_logins_total", "Logins at vCenter, by result.", "vcenter", "result")
 	m.queueTime = times("guestflow_queue_seconds", "From a request's place in the stream to the begin of its run.", long, "vcenter")
 	m.runTime = times("guestflow_run_seconds", "From run.accepted to the run's last event.", long, "vcenter", "outcome")
 	m.stepTime = times("guestflow_step_seconds", "Duration of the steps, by outcome.", long, "vcenter", "step", "outcome")
-	m.late = times("guestflow_end_to_event_seconds", "From the end of a Task or of a guest process to its stored event.", short, "vcenter", "step")
+	m.finalEventLag = times("guestflow_end_to_event_seconds", "From the end of a Task or of a guest process to its stored event.", short, "vcenter", "step")
 	m.storeTime = times("guestflow_event_store_seconds", "From the first try to store an event until it was stored.", short, "vcenter")
 	m.callTime = times("guestflow_vcenter_call_seconds", "Duration of the calls to vCenter.", short, "vcenter", "endpoint")
 	gauge("guestflow_build_info", "1; which guestflow this is.", "version", "commit").WithLabelValues(version, commit).Set(1)
@@ -85,8 +85,8 @@ func (m *metrics) handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{EnableOpenMetrics: true, MaxRequestsInFlight: scrapesAtOnce})
 }
 
-// watch shows whether a vCenter answers, and how old its long poll's last answer is.
-func (m *metrics) watch(vcenter string, client *vcapi.Client) {
+// registerVCenter shows whether a vCenter answers, and how old its long poll's last answer is.
+func (m *metrics) registerVCenter(vcenter string, client *vcapi.Client) {
 	labels := prometheus.Labels{"vcenter": vcenter}
 	m.registry.MustRegister(
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "guestflow_vcenter_up", ConstLabels: labels,
@@ -95,9 +95,9 @@ func (m *metrics) watch(vcenter string, client *vcapi.Client) {
 			Help: "Since the long poll of this vCenter was last answered."}, func() float64 { return client.PollAge().Seconds() }))
 }
 
-// nats shows whether the connection to NATS is up, and what is wrong there.
-func (m *metrics) nats(conn *stream.Conn) {
-	m.registry.MustRegister(troubles{conn}, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "guestflow_nats_connected", Help: "1 while NATS is connected, else 0."},
+// registerNATS shows whether the connection to NATS is up, and what is wrong there.
+func (m *metrics) registerNATS(conn *stream.Conn) {
+	m.registry.MustRegister(troubleCollector{conn}, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "guestflow_nats_connected", Help: "1 while NATS is connected, else 0."},
 		func() float64 { return number(conn.Connected()) }))
 }
 
@@ -108,23 +108,23 @@ func number(yes bool) float64 {
 	return 0
 }
 
-// told counts what happens to messages.
-func (m *metrics) told() stream.Hooks {
+// streamHooks counts what happens to messages.
+func (m *metrics) streamHooks() stream.Hooks {
 	return stream.Hooks{
-		Refused: func(vcenter string, code events.Code) { m.refused.WithLabelValues(vcenter, string(code)).Inc() },
-		NotKept: func(vcenter string) { m.unkept.WithLabelValues(vcenter).Inc() },
-		Failed:  func(vcenter string) { m.failed.WithLabelValues(vcenter).Inc() },
+		Refused: func(vcenter string, code events.Code) { m.messagesRefused.WithLabelValues(vcenter, string(code)).Inc() },
+		NotKept: func(vcenter string) { m.deadLettersLost.WithLabelValues(vcenter).Inc() },
+		Failed:  func(vcenter string) { m.deliveriesFailed.WithLabelValues(vcenter).Inc() },
 	}
 }
 
-func (m *metrics) call(vcenter string) func(ctx context.Context, endpoint string, took time.Duration, err error) {
+func (m *metrics) onCall(vcenter string) func(ctx context.Context, endpoint string, took time.Duration, err error) {
 	return func(ctx context.Context, endpoint string, took time.Duration, err error) {
 		count(ctx, m.calls.WithLabelValues(vcenter, endpoint, result(err)))
 		observe(ctx, m.callTime.WithLabelValues(vcenter, endpoint), took)
 	}
 }
 
-func (m *metrics) login(vcenter string, log zerolog.Logger) func(error) {
+func (m *metrics) onLogin(vcenter string, log zerolog.Logger) func(error) {
 	return func(err error) {
 		m.logins.WithLabelValues(vcenter, result(err)).Inc()
 		if err != nil { // a refused login is not tried again before a minute is over
@@ -133,8 +133,8 @@ func (m *metrics) login(vcenter string, log zerolog.Logger) func(error) {
 	}
 }
 
-// answers puts a line into the log when a vCenter goes away, and one when it is back.
-func answers(vcenter string, log zerolog.Logger) func(error) {
+// onReachable puts a line into the log when a vCenter goes away, and one when it is back.
+func onReachable(vcenter string, log zerolog.Logger) func(error) {
 	return func(why error) {
 		if why != nil {
 			log.Warn().Err(why).Str("vcenter", vcenter).Msg("vCenter does not answer: its runs wait")
@@ -157,47 +157,49 @@ type meter struct {
 	vcenter string
 }
 
-// of makes the meter of a vCenter. Counters that stand at zero are shown: an increase from nothing is none to Prometheus.
-func (m *metrics) of(vcenter string) meter {
-	m.inHand.WithLabelValues(vcenter)
-	m.behind.WithLabelValues(vcenter)
-	for _, c := range []*prometheus.CounterVec{m.started, m.fenced, m.takeovers, m.unkept, m.failed} {
+// forVCenter makes the meter of a vCenter. Counters that stand at zero are shown: an increase from nothing is none to Prometheus.
+func (m *metrics) forVCenter(vcenter string) meter {
+	m.requestsInFlight.WithLabelValues(vcenter)
+	m.requestsQueued.WithLabelValues(vcenter)
+	for _, c := range []*prometheus.CounterVec{m.runsStarted, m.appendsFenced, m.takeovers, m.deadLettersLost, m.deliveriesFailed} {
 		c.WithLabelValues(vcenter)
 	}
 	for _, act := range handler.Effects() {
-		m.adopted.WithLabelValues(vcenter, act)
-		m.uncertain.WithLabelValues(vcenter, act)
+		m.effectsFound.WithLabelValues(vcenter, act)
+		m.effectsUncertain.WithLabelValues(vcenter, act)
 	}
 	for _, outcome := range []events.Status{events.StatusSucceeded, events.StatusFailed, events.StatusCanceled} {
 		m.runTime.WithLabelValues(vcenter, string(outcome))
 	}
-	m.finished.WithLabelValues(vcenter, string(events.StatusSucceeded), "")
+	m.runsFinished.WithLabelValues(vcenter, string(events.StatusSucceeded), "")
 	for _, code := range []events.Code{events.Internal, events.Orphaned} {
-		m.finished.WithLabelValues(vcenter, string(events.StatusFailed), string(code))
+		m.runsFinished.WithLabelValues(vcenter, string(events.StatusFailed), string(code))
 	}
-	m.refused.WithLabelValues(vcenter, string(events.InvalidRequest))
+	m.messagesRefused.WithLabelValues(vcenter, string(events.InvalidRequest))
 	for _, result := range []string{"ok", "error"} {
 		m.logins.WithLabelValues(vcenter, result)
 	}
 	for _, why := range []events.Waiting{events.WaitingResourceBusy, events.WaitingTools, events.WaitingGuestLogin, events.WaitingVCenterUnavailable,
 		events.WaitingCallsInFlight} {
-		m.waiting.WithLabelValues(vcenter, string(why))
+		m.runsBlocked.WithLabelValues(vcenter, string(why))
 	}
 	return meter{metrics: m, vcenter: vcenter}
 }
 
-// InHand counts a request until the returned function is called.
-func (m meter) InHand() func() { return during(m.inHand.WithLabelValues(m.vcenter)) }
+// InFlight counts a request until the returned function is called.
+func (m meter) InFlight() func() { return during(m.requestsInFlight.WithLabelValues(m.vcenter)) }
 
-// Behind implements handler.Meter, as all that follow.
-func (m meter) Behind() func() { return during(m.behind.WithLabelValues(m.vcenter)) }
+// Queued implements handler.Meter, as all that follow.
+func (m meter) Queued() func() { return during(m.requestsQueued.WithLabelValues(m.vcenter)) }
 
-// At counts a run in a step.
-func (m meter) At(step string) func() { return during(m.inFlight.WithLabelValues(m.vcenter, step)) }
+// InStep counts a run in a step.
+func (m meter) InStep(step string) func() {
+	return during(m.runsInStep.WithLabelValues(m.vcenter, step))
+}
 
-// Waits counts a run that cannot move.
-func (m meter) Waits(why events.Waiting) func() {
-	return during(m.waiting.WithLabelValues(m.vcenter, string(why)))
+// Blocked counts a run that cannot move.
+func (m meter) Blocked(why events.Waiting) func() {
+	return during(m.runsBlocked.WithLabelValues(m.vcenter, string(why)))
 }
 
 func during(g prometheus.Gauge) func() {
@@ -205,15 +207,15 @@ func during(g prometheus.Gauge) func() {
 	return g.Dec
 }
 
-// Began counts a run.
-func (m meter) Began(ctx context.Context, queued time.Duration) {
-	count(ctx, m.started.WithLabelValues(m.vcenter))
+// RunStarted counts a run.
+func (m meter) RunStarted(ctx context.Context, queued time.Duration) {
+	count(ctx, m.runsStarted.WithLabelValues(m.vcenter))
 	observe(ctx, m.queueTime.WithLabelValues(m.vcenter), queued)
 }
 
-// Stored counts an event, and what it tells.
-func (m meter) Stored(ctx context.Context, k events.Kind, run *events.Run, took time.Duration) {
-	m.stored.WithLabelValues(m.vcenter, string(k)).Inc()
+// EventStored counts an event, and what it tells.
+func (m meter) EventStored(ctx context.Context, k events.Kind, run *events.Run, took time.Duration) {
+	m.eventsStored.WithLabelValues(m.vcenter, string(k)).Inc()
 	observe(ctx, m.storeTime.WithLabelValues(m.vcenter), took)
 	switch {
 	case k == events.RunResumed:
@@ -223,7 +225,7 @@ func (m meter) Stored(ctx context.Context, k events.Kind, run *events.Run, took 
 		if run.Error != nil {
 			code = string(run.Error.Code)
 		}
-		count(ctx, m.finished.WithLabelValues(m.vcenter, string(run.Status), code))
+		count(ctx, m.runsFinished.WithLabelValues(m.vcenter, string(run.Status), code))
 		if run.AcceptedAt != nil {
 			observe(ctx, m.runTime.WithLabelValues(m.vcenter, string(run.Status)), time.Since(*run.AcceptedAt))
 		}
@@ -231,23 +233,23 @@ func (m meter) Stored(ctx context.Context, k events.Kind, run *events.Run, took 
 }
 
 // Fenced counts an append that was refused.
-func (m meter) Fenced() { m.fenced.WithLabelValues(m.vcenter).Inc() }
+func (m meter) Fenced() { m.appendsFenced.WithLabelValues(m.vcenter).Inc() }
 
-// Stepped measures a step.
-func (m meter) Stepped(ctx context.Context, step string, outcome events.State, took time.Duration) {
+// StepEnded measures a step.
+func (m meter) StepEnded(ctx context.Context, step string, outcome events.State, took time.Duration) {
 	observe(ctx, m.stepTime.WithLabelValues(m.vcenter, step, string(outcome)), took)
 }
 
-// EndStored measures how late an end was told.
-func (m meter) EndStored(ctx context.Context, step string, late time.Duration) {
-	observe(ctx, m.late.WithLabelValues(m.vcenter, step), late)
+// FinalEventLag measures how late an end was told.
+func (m meter) FinalEventLag(ctx context.Context, step string, late time.Duration) {
+	observe(ctx, m.finalEventLag.WithLabelValues(m.vcenter, step), late)
 }
 
-// Adopted counts an effect that was found.
-func (m meter) Adopted(act string) { m.adopted.WithLabelValues(m.vcenter, act).Inc() }
+// EffectFound counts an effect that was found.
+func (m meter) EffectFound(act string) { m.effectsFound.WithLabelValues(m.vcenter, act).Inc() }
 
-// Uncertain counts a call that a person must look after.
-func (m meter) Uncertain(act string) { m.uncertain.WithLabelValues(m.vcenter, act).Inc() }
+// EffectUncertain counts a call that a person must look after.
+func (m meter) EffectUncertain(act string) { m.effectsUncertain.WithLabelValues(m.vcenter, act).Inc() }
 
 // observe adds a duration, with the trace that it is of as its exemplar.
 func observe(ctx context.Context, h prometheus.Observer, took time.Duration) {

@@ -68,7 +68,7 @@ func (a *attempts) resolveInFlight(ctx context.Context) (now intent, over bool, 
 	switch {
 	case seen.adopt != nil:
 		seen.adopt()
-		a.Meter.Adopted(a.effect.name)
+		a.Meter.EffectFound(a.effect.name)
 		return now, true, a.step.recordResult()
 	case !seen.sure && (a.owner.inFlight || !a.decided):
 		if err := a.step.uncertain(); err != nil {
@@ -246,7 +246,7 @@ func (r *run) verifyOwner(from time.Time) vcapi.Fence {
 // uncertain decides about a call of which nobody can tell any more whether it took effect.
 func (s *step) uncertain() error {
 	r := s.run
-	r.Meter.Uncertain(s.effect.name)
+	r.Meter.EffectUncertain(s.effect.name)
 	if r.asked.OnUncertain != "repeat" {
 		message := "a crash or a lost answer hid whether the call was made, and vCenter can no longer tell: look at the guest, then send a new request"
 		if r.owner.inFlightErr != nil {

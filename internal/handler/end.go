@@ -14,7 +14,7 @@ import (
 
 // end writes the run's last event, or gives the run back. No last event is written while a call may be outstanding.
 func (r *run) end(why error) error {
-	defer r.Meter.At("run")()
+	defer r.Meter.InStep("run")()
 	var canceled *canceledError
 	var failed *stepError
 	switch {
@@ -166,7 +166,7 @@ func (s *step) lookBeforeEnd(ctx context.Context) error {
 		switch {
 		case err == nil && seen.adopt != nil:
 			seen.adopt()
-			r.Meter.Adopted(s.effect.name)
+			r.Meter.EffectFound(s.effect.name)
 			return r.silentIfStopping(s.recordResult())
 		case err == nil:
 			if !seen.sure {
@@ -195,7 +195,7 @@ func (s *step) lookBeforeEnd(ctx context.Context) error {
 
 // doubts notes that nobody can report whether a call took effect.
 func (r *run) doubts(effect string) {
-	r.Meter.Uncertain(effect)
+	r.Meter.EffectUncertain(effect)
 	r.point.Doubt = append(r.point.Doubt, effect)
 }
 

@@ -245,7 +245,7 @@ func (h *Handler) waitForTurn(ctx context.Context, req *events.Request) error {
 			}
 		}
 		if first {
-			here = h.Meter.Behind()
+			here = h.Meter.Queued()
 		}
 		// The acknowledgement follows the last event that wakes us, some milliseconds later: hence the reads in quick
 		// succession, then rarely.

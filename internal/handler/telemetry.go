@@ -12,27 +12,31 @@ import (
 	"github.com/guestflow/guestflow/internal/tracing"
 )
 
-// Meter is told what a handler does; metrics are made of it. Its methods are called from many goroutines and return at
-// once. ctx is part of the run's trace, where there is one. Behind, At and Waits count until the function that they
-// return is called.
+// Meter receives what a handler does, for the metrics. Its methods are called from many goroutines and return at once.
+// ctx is part of the run's trace, if there is one.
 type Meter interface {
-	// A request waits for its VM's earlier one.
-	Behind() (done func())
-	At(step string) (done func())           // a run stands in this step
-	Waits(why events.Waiting) (done func()) // a run cannot move
-	// A run was begun, so long after the stream stored its request.
-	Began(ctx context.Context, queued time.Duration)
-	// An event was stored; the append took so long.
-	Stored(ctx context.Context, k events.Kind, run *events.Run, took time.Duration)
-	// An append was refused: another owner goes on.
+	// Queued counts a request that waits for an earlier request for its VM, until done is called.
+	Queued() (done func())
+	// InStep counts a run in a step, until done is called.
+	InStep(step string) (done func())
+	// Blocked counts a run that has to wait, until done is called.
+	Blocked(why events.Waiting) (done func())
+
+	// RunStarted counts a run. queued is how long its request was in the stream.
+	RunStarted(ctx context.Context, queued time.Duration)
+	// EventStored counts an event. took is the duration of the append.
+	EventStored(ctx context.Context, k events.Kind, run *events.Run, took time.Duration)
+	// Fenced counts an append that was refused because another owner goes on with the run.
 	Fenced()
-	Stepped(ctx context.Context, step string, outcome events.State, took time.Duration) // a step ended
-	// The event of an end was stored so long after the end.
-	EndStored(ctx context.Context, step string, late time.Duration)
-	// The effect of a call of which nobody had an answer was found.
-	Adopted(act string)
-	// Nobody can tell whether a call took effect.
-	Uncertain(act string)
+	// StepEnded measures a step.
+	StepEnded(ctx context.Context, step string, outcome events.State, took time.Duration)
+	// FinalEventLag measures the time from the end of what a step waited for to the event that says so.
+	FinalEventLag(ctx context.Context, step string, lag time.Duration)
+
+	// EffectFound counts a call whose response was lost and whose effect was found.
+	EffectFound(effect string)
+	// EffectUncertain counts a call of which it cannot be found out whether it took effect.
+	EffectUncertain(effect string)
 }
 
 // unmetered is the Meter of a handler that has none.
@@ -40,16 +44,16 @@ type unmetered struct{}
 
 func nothing() {}
 
-func (unmetered) Behind() func()                                                  { return nothing }
-func (unmetered) At(string) func()                                                { return nothing }
-func (unmetered) Waits(events.Waiting) func()                                     { return nothing }
-func (unmetered) Began(context.Context, time.Duration)                            {}
-func (unmetered) Stored(context.Context, events.Kind, *events.Run, time.Duration) {}
-func (unmetered) Fenced()                                                         {}
-func (unmetered) Stepped(context.Context, string, events.State, time.Duration)    {}
-func (unmetered) EndStored(context.Context, string, time.Duration)                {}
-func (unmetered) Adopted(string)                                                  {}
-func (unmetered) Uncertain(string)                                                {}
+func (unmetered) Queued() func()                                                       { return nothing }
+func (unmetered) InStep(string) func()                                                 { return nothing }
+func (unmetered) Blocked(events.Waiting) func()                                        { return nothing }
+func (unmetered) RunStarted(context.Context, time.Duration)                            {}
+func (unmetered) EventStored(context.Context, events.Kind, *events.Run, time.Duration) {}
+func (unmetered) Fenced()                                                              {}
+func (unmetered) StepEnded(context.Context, string, events.State, time.Duration)       {}
+func (unmetered) FinalEventLag(context.Context, string, time.Duration)                 {}
+func (unmetered) EffectFound(string)                                                   {}
+func (unmetered) EffectUncertain(string)                                               {}
 
 // telemetry is what metrics and traces show of a run.
 type telemetry struct {
@@ -94,7 +98,7 @@ func (t *telemetry) began(ctx context.Context, req *events.Request, turn time.Ti
 	}
 	_, span := t.tracer.Start(ctx, "queue", trace.WithTimestamp(req.At))
 	span.End(trace.WithTimestamp(turn))
-	t.meter.Began(ctx, turn.Sub(req.At))
+	t.meter.RunStarted(ctx, turn.Sub(req.At))
 }
 
 // enter makes s the step that the run stands in, since a time; the step lives in the context that it returns. leave is
@@ -106,7 +110,7 @@ func (t *telemetry) enter(ctx context.Context, run string, s *step, since time.T
 	}
 	t.step = &stepSpan{name: s.name, end: s.end, ctx: ctx, span: span, since: since}
 	t.span, t.calledAt, t.endedAt = span, time.Time{}, time.Time{}
-	left := t.meter.At(s.name)
+	left := t.meter.InStep(s.name)
 	return ctx, func(err error) {
 		left()
 		if err == nil {
@@ -125,7 +129,7 @@ func (t *telemetry) leave(outcome events.State, code events.Code) {
 		tracing.Failed(t.step.span, string(code))
 	}
 	if outcome != events.Skipped {
-		t.meter.Stepped(t.step.ctx, t.step.name, outcome, time.Since(t.step.since))
+		t.meter.StepEnded(t.step.ctx, t.step.name, outcome, time.Since(t.step.since))
 	}
 	t.step.span.End()
 	t.step = nil
@@ -156,9 +160,9 @@ func (t *telemetry) within(ctx context.Context) context.Context {
 
 // appended tells that an event was stored, and how long after its end that of a step was.
 func (t *telemetry) appended(ctx context.Context, k events.Kind, state *events.Run, took time.Duration) {
-	t.meter.Stored(ctx, k, state, took)
+	t.meter.EventStored(ctx, k, state, took)
 	if t.step != nil && t.step.end == k && !t.endedAt.IsZero() {
-		t.meter.EndStored(ctx, t.step.name, max(0, time.Since(t.endedAt)))
+		t.meter.FinalEventLag(ctx, t.step.name, max(0, time.Since(t.endedAt)))
 		t.endedAt = time.Time{}
 	}
 }
@@ -179,7 +183,7 @@ func (t *telemetry) blockedBy(why events.Waiting) {
 		return
 	}
 	t.unblocked()
-	t.blocked, t.unblock = why, t.meter.Waits(why)
+	t.blocked, t.unblock = why, t.meter.Blocked(why)
 }
 
 // unblockedBy counts the run no longer as one that waits for that reason.

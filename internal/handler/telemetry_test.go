@@ -50,22 +50,22 @@ func (m *tally) during(name string) func() {
 	}
 }
 
-func (m *tally) Behind() func()                       { return m.during("behind") }
-func (m *tally) At(step string) func()                { return m.during("at " + step) }
-func (m *tally) Waits(why events.Waiting) func()      { return m.during("waits " + string(why)) }
-func (m *tally) Began(context.Context, time.Duration) { m.count("began") }
-func (m *tally) Fenced()                              { m.count("fenced") }
-func (m *tally) Adopted(act string)                   { m.count("adopted %s", act) }
-func (m *tally) Uncertain(act string)                 { m.count("uncertain %s", act) }
+func (m *tally) Queued() func()                            { return m.during("behind") }
+func (m *tally) InStep(step string) func()                 { return m.during("at " + step) }
+func (m *tally) Blocked(why events.Waiting) func()         { return m.during("waits " + string(why)) }
+func (m *tally) RunStarted(context.Context, time.Duration) { m.count("began") }
+func (m *tally) Fenced()                                   { m.count("fenced") }
+func (m *tally) EffectFound(act string)                    { m.count("adopted %s", act) }
+func (m *tally) EffectUncertain(act string)                { m.count("uncertain %s", act) }
 
-func (m *tally) EndStored(_ context.Context, step string, late time.Duration) {
+func (m *tally) FinalEventLag(_ context.Context, step string, late time.Duration) {
 	m.count("end of %s stored", step)
 	if late < 0 {
 		m.wrong = append(m.wrong, "an end was stored before it came")
 	}
 }
 
-func (m *tally) Stepped(ctx context.Context, step string, outcome events.State, _ time.Duration) {
+func (m *tally) StepEnded(ctx context.Context, step string, outcome events.State, _ time.Duration) {
 	m.count("%s %s", step, outcome)
 	if !trace.SpanFromContext(ctx).IsRecording() {
 		m.wrong = append(m.wrong, "step "+step+" is told after its span: it has no exemplar")
