@@ -11,8 +11,11 @@ import (
 	"github.com/guestflow/guestflow/internal/events"
 )
 
+// inHarness runs fn in a world of its own.
+type inHarness func(t *testing.T, secrets Secrets, fn func(*world))
+
 // points are the points that an owner comes to in a run in which nothing happens to it.
-func points(t *testing.T, secrets Secrets, data string, in func(*testing.T, Secrets, func(*world))) []string {
+func points(t *testing.T, secrets Secrets, data string, in inHarness) []string {
 	t.Helper()
 	var all []string
 	in(t, secrets, func(w *world) {
@@ -40,15 +43,20 @@ func mustSucceed(w *world) {
 
 func TestCrash(t *testing.T) {
 	t.Parallel()
-	secrets := secretsDir(t)
-	for _, point := range points(t, secrets, whole, inWorld) {
+	crashEverywhere(t, secretsDir(t), inWorld, whole)
+}
+
+// crashEverywhere lets an owner die at each point of a run, on a journal of one replica and of three.
+func crashEverywhere(t *testing.T, secrets Secrets, in inHarness, request string) {
+	t.Helper()
+	for _, point := range points(t, secrets, request, in) {
 		for _, replicas := range []int{1, 3} {
 			t.Run(fmt.Sprintf("%s/replicas=%d", point, replicas), func(t *testing.T) {
 				t.Parallel()
-				inWorld(t, secrets, func(w *world) {
+				in(t, secrets, func(w *world) {
 					w.replicate(replicas)
 					w.atOnce = replicas > 1
-					w.run(whole, crash(point))
+					w.run(request, crash(point))
 					mustSucceed(w)
 				})
 			})
@@ -59,17 +67,22 @@ func TestCrash(t *testing.T) {
 // A call that is on its way when its owner dies lands later, and shows later still.
 func TestCrashLateCall(t *testing.T) {
 	t.Parallel()
-	secrets := secretsDir(t)
-	for _, point := range points(t, secrets, whole, inWorld) {
+	crashWithCallsInFlight(t, secretsDir(t), inWorld, whole)
+}
+
+// crashWithCallsInFlight lets an owner die with each of its calls on its way.
+func crashWithCallsInFlight(t *testing.T, secrets Secrets, in inHarness, request string) {
+	t.Helper()
+	for _, point := range points(t, secrets, request, in) {
 		if !strings.Contains(point, " sent") {
 			continue
 		}
 		for _, travel := range []time.Duration{0, time.Second, 9 * time.Second, 10 * time.Second} {
 			for _, lag := range []time.Duration{0, 10 * time.Second, 29 * time.Second} {
 				t.Run(fmt.Sprintf("%s/%s/%s", point, travel, lag), func(t *testing.T) {
-					inWorld(t, secrets, func(w *world) {
+					in(t, secrets, func(w *world) {
 						w.atOnce, w.vc.lag = true, lag
-						w.run(whole, []fate{{point: point, do: "late", after: travel}})
+						w.run(request, []fate{{point: point, do: "late", after: travel}})
 						mustSucceed(w)
 					})
 				})
@@ -80,13 +93,18 @@ func TestCrashLateCall(t *testing.T) {
 
 func TestCrashPairs(t *testing.T) {
 	t.Parallel()
-	secrets := secretsDir(t)
-	for n, first := range weighty(points(t, secrets, brief, inBriefWorld)) {
+	crashTwice(t, secretsDir(t), inBriefWorld, brief)
+}
+
+// crashTwice lets an owner, and then the next one, die at each point where something is stored or takes effect.
+func crashTwice(t *testing.T, secrets Secrets, in inHarness, request string) {
+	t.Helper()
+	for n, first := range weighty(points(t, secrets, request, in)) {
 		t.Run(first, func(t *testing.T) {
 			t.Parallel()
 			var second []string
-			inBriefWorld(t, secrets, func(w *world) {
-				w.run(brief, crash(first))
+			in(t, secrets, func(w *world) {
+				w.run(request, crash(first))
 				if len(w.owners) > 1 {
 					second = weighty(w.owners[1].trace)
 				}
@@ -95,9 +113,9 @@ func TestCrashPairs(t *testing.T) {
 				if !sampled(n, m) {
 					continue
 				}
-				inBriefWorld(t, secrets, func(w *world) {
+				in(t, secrets, func(w *world) {
 					w.atOnce = true
-					w.run(brief, crash(first), crash(second))
+					w.run(request, crash(first), crash(second))
 					mustSucceed(w)
 					if w.t.Failed() {
 						w.t.Logf("crashes at %s and %s", first, second)
@@ -111,8 +129,13 @@ func TestCrashPairs(t *testing.T) {
 // An owner stands still while the request is delivered to the next one, then goes on.
 func TestPause(t *testing.T) {
 	t.Parallel()
-	secrets := secretsDir(t)
-	for n, point := range points(t, secrets, brief, inBriefWorld) {
+	pauseEverywhere(t, secretsDir(t), inBriefWorld, brief)
+}
+
+// pauseEverywhere lets an owner stand still at each point, for as long as each rule allows, and longer.
+func pauseEverywhere(t *testing.T, secrets Secrets, in inHarness, request string) {
+	t.Helper()
+	for n, point := range points(t, secrets, request, in) {
 		t.Run(point, func(t *testing.T) {
 			t.Parallel()
 			for m, pause := range []time.Duration{2 * time.Second, 7 * time.Second, 31 * time.Second, 46 * time.Second, 100 * time.Second, 2 * time.Hour} {
@@ -123,9 +146,9 @@ func TestPause(t *testing.T) {
 					if !sampled(n, m+i) {
 						continue
 					}
-					inBriefWorld(t, secrets, func(w *world) {
+					in(t, secrets, func(w *world) {
 						w.atOnce = atOnce
-						w.run(brief, []fate{{point: point, do: "pause", after: pause}})
+						w.run(request, []fate{{point: point, do: "pause", after: pause}})
 						mustSucceed(w)
 						if w.t.Failed() {
 							w.t.Logf("paused at %s for %s, at once: %v", point, pause, atOnce)
@@ -140,11 +163,16 @@ func TestPause(t *testing.T) {
 // The process is told to stop at any point: the run is given back in time and goes on elsewhere.
 func TestRelease(t *testing.T) {
 	t.Parallel()
-	secrets := secretsDir(t)
-	for _, point := range points(t, secrets, brief, inBriefWorld) {
+	releaseEverywhere(t, secretsDir(t), inBriefWorld, brief)
+}
+
+// releaseEverywhere tells the process to stop at each point.
+func releaseEverywhere(t *testing.T, secrets Secrets, in inHarness, request string) {
+	t.Helper()
+	for _, point := range points(t, secrets, request, in) {
 		t.Run(point, func(t *testing.T) {
-			inBriefWorld(t, secrets, func(w *world) {
-				w.run(brief, []fate{{point: point, do: "term"}})
+			in(t, secrets, func(w *world) {
+				w.run(request, []fate{{point: point, do: "term"}})
 				mustSucceed(w)
 				all := w.events()
 				if took := all[len(all)-1].at.Sub(all[0].at); w.newest("run.released") != nil && took > 90*time.Second {

@@ -78,7 +78,8 @@ type world struct {
 	several bool // an act may take effect again, as the request asks
 	// What befalls the appends, where they are not at a fate's point.
 	slow   func(n int, m stream.Message) memstore.Fault
-	strict bool // every event is checked against its schema
+	known  func([]stepKind) []stepKind // the steps that the handlers know, where they are others
+	strict bool                        // every event is checked against its schema
 }
 
 // secretsDir makes the folder of secrets; it is made outside of the bubbles, once for all runs of a test.
@@ -216,6 +217,9 @@ func (w *world) deliver(req *events.Request, plan ...fate) *replica {
 		store.OnPublish(w.slow)
 	}
 	h := New(s, &client{fakeVC: w.vc, o: o}, stream.NewStoreJournal(&replicaStore{store, o}, events.Structured, log), &replicaQueue{w.line, o}, w.secrets, log)
+	if w.known != nil {
+		h.kinds = w.known(h.kinds)
+	}
 	go func() {
 		defer close(o.finished)
 		err := h.Handle(ctx, delivery)
