@@ -95,13 +95,13 @@ func Run(ctx context.Context, cfg Config, log zerolog.Logger) error {
 		}()
 		var takers sync.WaitGroup
 		takers.Go(func() {
-			stopOnError(ctx, stop, conn.Consume(ctx, v.Name, func(_ context.Context, r *events.Request) error {
+			stopOnError(ctx, stop, conn.Consume(ctx, v.Name, func(ctx context.Context, r *events.Request) error {
 				defer meter.InFlight()()
 				return run.Handle(ctx, r)
 			}))
 		})
 		takers.Go(func() {
-			stopOnError(ctx, stop, conn.ConsumeCancels(ctx, v.Name, func(_ context.Context, c *events.Cancel) error { return run.HandleCancel(ctx, c) }))
+			stopOnError(ctx, stop, conn.ConsumeCancels(ctx, v.Name, run.HandleCancel))
 		})
 		takers.Go(func() { closeOrphans(ctx, conn.RequestQueue(), run, v.Name, log) })
 		loops.Go(func() {

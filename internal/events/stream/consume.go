@@ -36,8 +36,8 @@ const (
 //
 // A message that is no valid request is refused without handle.
 //
-// When ctx ends nothing more is taken, and Consume returns when every handle has. Their ctx does not end with it: handle closes over the one
-// that tells it to stop. While NATS is away Consume waits for it; it returns an error only where the connection is closed for good.
+// handle gets the ctx of Consume. When it ends nothing more is taken: each handle brings what it has begun to a safe place, and returns; then Consume
+// does. While NATS is away Consume waits for it; it returns an error only where the connection is closed for good.
 func (c *Conn) Consume(ctx context.Context, vcenter string, handle func(ctx context.Context, r *events.Request) error) error {
 	return c.consume(ctx, vcenter, events.RequestsConsumer(vcenter), func(d delivery) (decoded, error) {
 		r, err := events.DecodeRequest(vcenter, d.Subject, d.Header, d.Data)
@@ -425,7 +425,7 @@ func (c *consumer) handleSafely(w decoded) (err error) {
 			err = &panicError{p, debug.Stack()}
 		}
 	}()
-	return w.handle(context.WithoutCancel(c.stopping))
+	return w.handle(c.stopping)
 }
 
 // decodeSafely is read, whose panic is as handle's.

@@ -359,7 +359,7 @@ func TestRejectTwice(t *testing.T) {
 	}
 }
 
-// At the end of its context Consume takes nothing more, waits for what is in hand without ending its context, and gives the rest to the next one.
+// At the end of its context Consume takes nothing more, tells its handlers to stop, waits for them, and gives what they give back to the next one.
 func TestConsumeDrains(t *testing.T) {
 	t.Parallel()
 	s := newStation(t, nil)
@@ -381,8 +381,8 @@ func TestConsumeDrains(t *testing.T) {
 		t.Fatalf("consume ended (%v) before its handler", err)
 	default:
 	}
-	if handling.Err() != nil {
-		t.Error("the handler's context ended")
+	if handling.Err() == nil {
+		t.Error("the handler is not told to stop")
 	}
 	close(release)
 	if err := receive(t, done); err != nil {

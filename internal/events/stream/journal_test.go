@@ -7,9 +7,11 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/rs/zerolog"
 
+	"github.com/guestflow/guestflow/internal/backoff"
 	"github.com/guestflow/guestflow/internal/events"
 	"github.com/guestflow/guestflow/internal/events/stream"
 	"github.com/guestflow/guestflow/internal/events/stream/memstore"
@@ -276,8 +278,11 @@ func chain(t *testing.T, s stream.Store, vm string) int {
 	ctx := testContext(t)
 	for n, from := 0, uint64(1); ; n++ {
 		m, err := s.NextBySubject(ctx, events.History("lab", vm), from)
-		if err != nil {
-			t.Fatal(err)
+		for err != nil { // a server that has just been started again may not answer yet
+			if backoff.Sleep(ctx, 10*time.Millisecond) != nil {
+				t.Fatal(err)
+			}
+			m, err = s.NextBySubject(ctx, events.History("lab", vm), from)
 		}
 		if m == nil {
 			return n
