@@ -248,7 +248,8 @@ func (s *Sandbox) writeFiles() error {
 	}
 
 	for name, content := range map[string]string{
-		filepath.Join(guest, "username"): vcsim.DefaultGuestUsername, filepath.Join(guest, "password"): vcsim.DefaultGuestPassword,
+		filepath.Join(guest, "username"):         vcsim.DefaultGuestUsername,
+		filepath.Join(guest, "password"):         vcsim.DefaultGuestPassword,
 		filepath.Join(s.dir, "vcenter-password"): s.vc.Password(), s.CAFile(): string(s.vc.CAPEM()),
 	} {
 		if err := os.WriteFile(name, []byte(content), 0o600); err != nil {

@@ -269,7 +269,8 @@ func TestAddressTaken(t *testing.T) {
 	t.Parallel()
 	s := start(t, sandbox.Options{})
 	for _, o := range []sandbox.Options{
-		{NATSListen: strings.TrimPrefix(s.NATSURL(), "nats://")}, {VCenterListen: strings.TrimPrefix(s.VCenterURL(), "https://")},
+		{NATSListen: strings.TrimPrefix(s.NATSURL(), "nats://")},
+		{VCenterListen: strings.TrimPrefix(s.VCenterURL(), "https://")},
 		{HTTPListen: strings.TrimPrefix(s.URL(), "http://")}, {NATSListen: "nowhere"},
 	} {
 		other, err := sandbox.Start(patience(t), o)

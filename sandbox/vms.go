@@ -102,7 +102,7 @@ var behaviours = []behaviour{
 			r["timeout"] = "2h"
 		}},
 	{
-		shows:   "VMware Tools go away while the process runs: process.unreachable, and on when they are back after 5 s",
+		shows:   "VMware Tools go away in mid-process: process.unreachable, and on when they are back after 5 s",
 		ends:    "run.succeeded",
 		guest:   func(g *vcsim.Guest) { g.Programs[program] = vcsim.Program{Duration: 8 * time.Second} },
 		started: func(m *vcsim.VM) { awayFor(5*time.Second, m) },

@@ -1,4 +1,5 @@
-// Package schemas holds the JSON Schemas (2020-12) of the data of guestflow's CloudEvents, for the service and for everybody else.
+// Package schemas holds the JSON Schemas (2020-12) of the data of guestflow's CloudEvents, for the service and for
+// everybody else.
 package schemas
 
 import (
@@ -55,12 +56,12 @@ type Problem struct {
 // String is the field and what is wrong with it.
 func (p Problem) String() string { return strings.TrimPrefix(p.Field+": "+p.Message, ": ") }
 
-// Check holds a document against a schema and returns everything that is wrong with it, in the order of the fields. The document is made of
-// map[string]any, []any, string, bool, nil and json.Number. No value of the document is quoted.
+// Check holds a document against a schema and returns everything that is wrong with it, in the order of the fields. The
+// document is made of map[string]any, []any, string, bool, nil and json.Number. No value of the document is quoted.
 func Check(name string, doc any) []Problem { return check(compiled()[name], name, doc) }
 
-// CheckStrict is Check, but refuses every field that the schema does not name, also where readers are to ignore it. It is for tests of what
-// guestflow itself writes.
+// CheckStrict is Check, but refuses every field that the schema does not name, also where readers are to ignore it. It
+// is for tests of what guestflow itself writes.
 func CheckStrict(name string, doc any) []Problem { return check(compiledStrict()[name], name, doc) }
 
 func check(s *jsonschema.Schema, name string, doc any) []Problem {
@@ -143,62 +144,77 @@ func collect(e *jsonschema.ValidationError, doc any, found map[Problem]bool) {
 			collect(cause, doc, found)
 		}
 	}
-	for _, cause := range e.Causes { // what is wrong is told of the form that was meant; where none is seen, both are named
+	// what is wrong is told of the form that was meant; where none is seen, both are named
+	for _, cause := range e.Causes {
 		if only, is := constOf(cause); oneOf && is {
 			alsoAllowed(at, only, found)
 		}
 	}
-	add := func(field, format string, args ...any) { found[Problem{field, fmt.Sprintf(format, args...)}] = true }
+
 	switch k := e.ErrorKind.(type) {
 	case *kind.Required:
 		for _, missing := range k.Missing {
-			add(join(at, missing), "is required")
+			found[Problem{join(at, missing), "is required"}] = true
 		}
 	case *kind.AdditionalProperties:
 		for _, unknown := range k.Properties {
-			if strings.HasSuffix(e.SchemaURL, "/environment") {
-				add(at, "%q is not a name that a variable can have: it may not be empty, nor have a '='", unknown)
-				continue
-			}
-			add(join(at, unknown), "is not a known field%s", otherName(unknown, knownBy(e.SchemaURL)))
+			found[unknownField(at, unknown, e.SchemaURL)] = true
 		}
-	case *kind.FalseSchema:
-		add(at, "must not be there")
-	case *kind.Type:
-		add(at, "must be %s, not %s%s", article(strings.Join(k.Want, " or ")), article(k.Got), retyped(k.Want, k.Got))
-	case *kind.Enum:
-		add(at, "must be one of %s", words(k.Want))
-	case *kind.Const:
-		if text, is := k.Want.(string); is {
-			add(at, "must be %q", text)
-		} else {
-			add(at, "must be %v", k.Want)
-		}
-	case *kind.Pattern:
-		if durations.MatchString(k.Want) {
-			add(at, "must be a duration such as 90s, 20m or 1h30m")
-		} else {
-			add(at, "must %s", inWords(k.Want))
-		}
-	case *kind.MinLength:
-		add(at, "must have at least %d characters", k.Want)
-	case *kind.MaxLength:
-		add(at, "must have at most %d characters, not %d", k.Want, k.Got)
-	case *kind.MinItems:
-		add(at, "must have at least %d items", k.Want)
-	case *kind.MaxItems:
-		add(at, "must have at most %d items, not %d", k.Want, k.Got)
-	case *kind.Minimum:
-		add(at, "must be at least %s", k.Want.RatString())
-	case *kind.Maximum:
-		add(at, "must be at most %s", k.Want.RatString())
-	case *kind.Format:
-		add(at, "must be %s", cmp.Or(formats[k.Want], article(k.Want)))
 	default:
-		if len(e.Causes) == 0 {
-			add(at, "%s", e.ErrorKind.LocalizedString(message.NewPrinter(language.English)))
+		if text := inPlainWords(e); text != "" {
+			found[Problem{at, text}] = true
 		}
 	}
+}
+
+// unknownField is what is wrong with a field that the schema does not have.
+func unknownField(at, name, schemaURL string) Problem {
+	if strings.HasSuffix(schemaURL, "/environment") {
+		text := "%q is not a name that a variable can have: it may not be empty, nor have a '='"
+		return Problem{at, fmt.Sprintf(text, name)}
+	}
+	return Problem{join(at, name), "is not a known field" + otherName(name, knownBy(schemaURL))}
+}
+
+// inPlainWords says what is wrong with a value; nothing where its parts say it.
+func inPlainWords(e *jsonschema.ValidationError) string {
+	switch k := e.ErrorKind.(type) {
+	case *kind.FalseSchema:
+		return "must not be there"
+	case *kind.Type:
+		want, got := article(strings.Join(k.Want, " or ")), article(k.Got)
+		return fmt.Sprintf("must be %s, not %s%s", want, got, retyped(k.Want, k.Got))
+	case *kind.Enum:
+		return "must be one of " + words(k.Want)
+	case *kind.Const:
+		if text, is := k.Want.(string); is {
+			return fmt.Sprintf("must be %q", text)
+		}
+		return fmt.Sprintf("must be %v", k.Want)
+	case *kind.Pattern:
+		if durations.MatchString(k.Want) {
+			return "must be a duration such as 90s, 20m or 1h30m"
+		}
+		return "must " + inWords(k.Want)
+	case *kind.MinLength:
+		return fmt.Sprintf("must have at least %d characters", k.Want)
+	case *kind.MaxLength:
+		return fmt.Sprintf("must have at most %d characters, not %d", k.Want, k.Got)
+	case *kind.MinItems:
+		return fmt.Sprintf("must have at least %d items", k.Want)
+	case *kind.MaxItems:
+		return fmt.Sprintf("must have at most %d items, not %d", k.Want, k.Got)
+	case *kind.Minimum:
+		return "must be at least " + k.Want.RatString()
+	case *kind.Maximum:
+		return "must be at most " + k.Want.RatString()
+	case *kind.Format:
+		return "must be " + cmp.Or(formats[k.Want], article(k.Want))
+	}
+	if len(e.Causes) > 0 {
+		return ""
+	}
+	return e.ErrorKind.LocalizedString(message.NewPrinter(language.English))
 }
 
 // constOf is the only value that was allowed, where an error is about that.
@@ -216,7 +232,8 @@ func alsoAllowed(at string, value any, found map[Problem]bool) {
 		before, got, is := strings.Cut(p.Message, ", not ")
 		if p.Field == at && is && strings.HasPrefix(p.Message, "must be a") {
 			delete(found, p)
-			found[Problem{at, fmt.Sprintf("%s or %v, not %s", before, value, strings.Replace(got, "a boolean", "true", 1))}] = true
+			got = strings.Replace(got, "a boolean", "true", 1)
+			found[Problem{at, fmt.Sprintf("%s or %v, not %s", before, value, got)}] = true
 		}
 	}
 }
@@ -293,7 +310,8 @@ var (
 	plainName = regexp.MustCompile(`^[\w-]+$`) // a field that needs no quotes in a path
 )
 
-// path writes a location as people do: processes[1].name. The document tells an array's index from a field that is named by a number.
+// path writes a location as people do: processes[1].name. The document tells an array's index from a field that is
+// named by a number.
 func path(location []string, doc any) string {
 	at := ""
 	for _, token := range location {

@@ -74,28 +74,49 @@ func TestCheckNamesTheField(t *testing.T) {
 		{"not an object", schemas.Requested, `[]`, []string{"must be an object, not an array"}},
 		{"unknown fields, all of them", schemas.Requested, `{"vm":"vm-1","verfy":{},"check":{"mod":"skip"}}`,
 			[]string{"check.mod: is not a known field: is it mode?", "verfy: is not a known field: is it verify?"}},
-		{"unknown field in an array", schemas.Requested, `{"vm":"vm-1",` + creds + `,"processes":[{"name":"a","run":{"path":"/a"}},{"nam":"b","run":{"path":"/b"}}]}`,
+		{"unknown field in an array", schemas.Requested,
+			`{"vm":"vm-1",` + creds +
+				`,"processes":[{"name":"a","run":{"path":"/a"}},{"nam":"b","run":{"path":"/b"}}]}`,
 			[]string{"processes[1].nam: is not a known field: is it name?", "processes[1].name: is required"}},
-		{"spec is open", schemas.Requested, `{"vm":"vm-1",` + creds + `,"customize":{"spec":{"identity":{"x":null},"more":[1]}}}`, nil},
-		{"spec is no object", schemas.Requested, `{"vm":"vm-1",` + creds + `,"customize":{"spec":"s"}}`, []string{"customize.spec: must be an object, not a string"}},
-		{"spec without identity", schemas.Requested, `{"vm":"vm-1",` + creds + `,"customize":{"spec":{}}}`, []string{"customize.spec.identity: is required"}},
-		{"spec whose type is no text", schemas.Requested, `{"vm":"vm-1",` + creds + `,"customize":{"spec":{"_typeName":1,"identity":{}}}}`,
+		{"spec is open", schemas.Requested,
+			`{"vm":"vm-1",` + creds + `,"customize":{"spec":{"identity":{"x":null},"more":[1]}}}`, nil},
+		{"spec is no object", schemas.Requested, `{"vm":"vm-1",` + creds + `,"customize":{"spec":"s"}}`,
+			[]string{"customize.spec: must be an object, not a string"}},
+		{"spec without identity", schemas.Requested, `{"vm":"vm-1",` + creds + `,"customize":{"spec":{}}}`,
+			[]string{"customize.spec.identity: is required"}},
+		{"spec whose type is no text", schemas.Requested,
+			`{"vm":"vm-1",` + creds + `,"customize":{"spec":{"_typeName":1,"identity":{}}}}`,
 			[]string{`customize.spec._typeName: must be a string, not a number`}},
-		{"duration", schemas.Requested, `{"vm":"vm-1","timeout":"1 hour"}`, []string{"timeout: must be a duration such as 90s, 20m or 1h30m"}},
-		{"duration as a number", schemas.Requested, `{"vm":"vm-1","timeout":90}`, []string{"timeout: must be a string, not a number"}},
-		{"enum", schemas.Requested, `{"vm":"vm-1","check":{"mode":"no"}}`, []string{"check.mode: must be one of auto, required, skip"}},
-		{"wild card for a VM", schemas.Requested, `{"vm":"*"}`, []string{"vm: must be a managed object ID, such as vm-42"}},
+		{"duration", schemas.Requested, `{"vm":"vm-1","timeout":"1 hour"}`,
+			[]string{"timeout: must be a duration such as 90s, 20m or 1h30m"}},
+		{"duration as a number", schemas.Requested, `{"vm":"vm-1","timeout":90}`,
+			[]string{"timeout: must be a string, not a number"}},
+		{"enum", schemas.Requested, `{"vm":"vm-1","check":{"mode":"no"}}`,
+			[]string{"check.mode: must be one of auto, required, skip"}},
+		{"wild card for a VM", schemas.Requested, `{"vm":"*"}`,
+			[]string{"vm: must be a managed object ID, such as vm-42"}},
 		{"no credentials", schemas.Requested, `{"vm":"vm-1","network":{}}`, []string{"guest: is required"}},
-		{"guest without credentials", schemas.Requested, `{"vm":"vm-1","guest":{},"processes":[{"name":"a","run":{"path":"/a"}}]}`, []string{"guest.credentials: is required"}},
+		{"guest without credentials", schemas.Requested,
+			`{"vm":"vm-1","guest":{},"processes":[{"name":"a","run":{"path":"/a"}}]}`, []string{
+				"guest.credentials: is required"}},
 		{"no process needs no credentials", schemas.Requested, `{"vm":"vm-1","processes":[]}`, nil},
-		{"33 processes", schemas.Requested, `{"vm":"vm-1",` + creds + `,"processes":[` + strings.Repeat(`{"name":"a","run":{"path":"/a"}},`, 32) + `{"name":"a","run":{"path":"/a"}}]}`,
+		{"33 processes", schemas.Requested, `{"vm":"vm-1",` + creds + `,"processes":[` + strings.Repeat(
+			`{"name":"a","run":{"path":"/a"}},`, 32) + `{"name":"a","run":{"path":"/a"}}]}`,
 			[]string{"processes: must have at most 32 items, not 33"}},
-		{"an environment's value is a string", schemas.Requested, `{"vm":"vm-1",` + creds + `,"processes":[{"name":"a","run":{"path":"/a","environment":{"A B":1}}}]}`,
+		{"an environment's value is a string", schemas.Requested,
+			`{"vm":"vm-1",` + creds + `,"processes":[{"name":"a","run":{"path":"/a","environment":{"A B":1}}}]}`,
 			[]string{`processes[0].run.environment."A B": must be a string or object, not a number`}},
-		{"cancel", schemas.CancelRequested, `{"vm":"vm-1","request":{"source":"/a"}}`, []string{"request.id: is required"}},
-		{"run is open to what it does not know", schemas.Run, `{"vcenter":"lab","status":"rejected","error":{"code":"Expired","message":"m","retryable":false,"new":1},"new":1}`, nil},
-		{"a rejection is no run", schemas.Run, `{"n":1,"vcenter":"lab","status":"rejected","error":{"code":"Expired","message":"m","retryable":false}}`, []string{"n: must not be there"}},
-		{"time", schemas.Run, `{"vcenter":"lab","status":"rejected","deadline":"soon","error":{"code":"Expired","message":"m","retryable":false}}`, []string{"deadline: must be an RFC 3339 time, such as 2026-01-02T15:04:05Z"}},
+		{"cancel", schemas.CancelRequested, `{"vm":"vm-1","request":{"source":"/a"}}`,
+			[]string{"request.id: is required"}},
+		{"run is open to what it does not know", schemas.Run,
+			`{"vcenter":"lab","status":"rejected","error":{"code":"Expired","message":"m","retryable":false,"new":1},` +
+				`"new":1}`, nil},
+		{"a rejection is no run", schemas.Run,
+			`{"n":1,"vcenter":"lab","status":"rejected","error":{"code":"Expired","message":"m","retryable":false}}`,
+			[]string{"n: must not be there"}},
+		{"time", schemas.Run, `{"vcenter":"lab","status":"rejected","deadline":"soon","error":{"code":"Expired",` +
+			`"message":"m","retryable":false}}`, []string{
+			"deadline: must be an RFC 3339 time, such as 2026-01-02T15:04:05Z"}},
 		{"no such schema", "nothing", `{}`, []string{`there is no schema "nothing"`}},
 	}
 	for _, tt := range tests {
@@ -114,7 +135,8 @@ func TestCheckNamesTheField(t *testing.T) {
 
 func TestStrictRefusesUnknownFields(t *testing.T) {
 	t.Parallel()
-	doc := decode(t, `{"vcenter":"lab","status":"rejected","error":{"code":"Expired","message":"m","retryable":false,"new":1},"requested":{"any":1},"new":1}`)
+	doc := decode(t, `{"vcenter":"lab","status":"rejected","error":{"code":"Expired","message":"m","retryable":false,`+
+		`"new":1},"requested":{"any":1},"new":1}`)
 	var got []string
 	for _, p := range schemas.CheckStrict(schemas.Run, doc) {
 		text, known, _ := strings.Cut(p.String(), ": known here are ")

@@ -26,7 +26,8 @@ func main() {
 	show := flag.Bool("version", false, "say which version this is, and end")
 	flag.Parse()
 	if *show {
-		fmt.Printf("guestflow %s (commit %s, %s, %s/%s)\n", version, commit, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+		fmt.Printf("guestflow %s (commit %s, %s, %s/%s)\n", version, commit, runtime.Version(), runtime.GOOS,
+			runtime.GOARCH)
 		return
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

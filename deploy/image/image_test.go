@@ -1,4 +1,5 @@
-// Package image holds the image to its promises: what needs no builder in every test run, the rest by `make image-test`.
+// Package image holds the image to its promises: what needs no builder in every test run, the rest by `make
+// image-test`.
 package image
 
 import (
@@ -84,7 +85,8 @@ func find(t *testing.T, name string) stage {
 func TestBaseIsPinned(t *testing.T) {
 	t.Parallel()
 	base, ok := strings.CutPrefix(find(t, "").has("ARG")[0], "GO_IMAGE=")
-	pinned := regexp.MustCompile(`^docker\.io/library/golang:(\d+\.\d+\.\d+)@sha256:[0-9a-f]{64}$`).FindStringSubmatch(base)
+	pinned := regexp.MustCompile(`^docker\.io/library/golang:(\d+\.\d+\.\d+)@sha256:[0-9a-f]{64}$`).FindStringSubmatch(
+		base)
 	if !ok || pinned == nil {
 		t.Fatalf("GO_IMAGE is %q, not golang with its whole version and its digest", base)
 	}
@@ -106,7 +108,8 @@ func TestBaseIsPinned(t *testing.T) {
 	}
 }
 
-// TestArgs: an ARG that a stage uses and does not name is empty there, and an image without a version, or for the wrong machine, is built all the same.
+// TestArgs: an ARG that a stage uses and does not name is empty there, and an image without a version, or for the wrong
+// machine, is built all the same.
 func TestArgs(t *testing.T) {
 	t.Parallel()
 	uses := regexp.MustCompile(`\$\{?([A-Z]+)`)
@@ -159,7 +162,8 @@ func TestFinalStages(t *testing.T) {
 		want := []string{"COPY --from=source /image/ /", "USER " + user,
 			"COPY --from=" + name + "-build /src/bin/" + binary + " /" + binary, `ENTRYPOINT ["/` + binary + `"]`}
 		if !slices.Equal(got, want) {
-			t.Errorf("stage %s does more or less than\n%s\nnamely\n%s", name, strings.Join(want, "\n"), strings.Join(got, "\n"))
+			t.Errorf("stage %s does more or less than\n%s\nnamely\n%s", name, strings.Join(want, "\n"),
+				strings.Join(got, "\n"))
 		}
 	}
 	if !slices.Contains(find(t, "service").lines, "EXPOSE 8080") {
@@ -193,11 +197,13 @@ func TestReproducible(t *testing.T) {
 		t.Fatal(err)
 	}
 	if info.Size() >= mostBytes {
-		t.Errorf("the service has %d bytes, %d too many: see what it links with go list -deps ./cmd/consumer", info.Size(), info.Size()-mostBytes+1)
+		t.Errorf("the service has %d bytes, %d too many: see what it links with go list -deps ./cmd/consumer",
+			info.Size(), info.Size()-mostBytes+1)
 	}
 }
 
-// copyContext copies what .dockerignore leaves of the repository: the rules apply in their order, the last that fits decides.
+// copyContext copies what .dockerignore leaves of the repository: the rules apply in their order, the last that fits
+// decides.
 func copyContext(t *testing.T, to string) {
 	t.Helper()
 	ignore, err := os.ReadFile(root + "/.dockerignore")
@@ -263,7 +269,8 @@ func fits(pattern, name string) bool {
 // repository makes the folder a git repository with a commit.
 func repository(t *testing.T, dir string) {
 	t.Helper()
-	commit := []string{"-c", "user.name=test", "-c", "user.email=test@example.test", "-c", "commit.gpgsign=false", "commit", "-q", "-m", "all"}
+	commit := []string{"-c", "user.name=test", "-c", "user.email=test@example.test", "-c", "commit.gpgsign=false",
+		"commit", "-q", "-m", "all"}
 	for _, args := range [][]string{{"init", "-q"}, {"add", "."}, commit} {
 		git := exec.Command("git", args...)
 		git.Dir = dir

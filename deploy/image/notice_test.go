@@ -100,9 +100,10 @@ func licences(t *testing.T, dir string) (texts []string) {
 	}
 	for _, f := range files {
 		name := strings.ToUpper(f.Name())
-		if f.IsDir() || !slices.ContainsFunc([]string{"LICENSE", "LICENCE", "COPYING", "NOTICE"}, func(start string) bool {
-			return strings.HasPrefix(name, start)
-		}) {
+		if f.IsDir() || !slices.ContainsFunc([]string{"LICENSE", "LICENCE", "COPYING", "NOTICE"},
+			func(start string) bool {
+				return strings.HasPrefix(name, start)
+			}) {
 			continue
 		}
 		b, err := os.ReadFile(filepath.Join(dir, f.Name()))

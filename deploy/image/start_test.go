@@ -42,9 +42,9 @@ const (
 	number  = 65532
 )
 
-// TestImage builds the service's image for both architectures as `make image` does, but for the base, which is this machine's own Go and CA
-// certificates; again from another folder; the binaries without any image; and starts the service from its image. That of the command is made the
-// same way: once, for this machine.
+// TestImage builds the service's image for both architectures as `make image` does, but for the base, which is this
+// machine's own Go and CA certificates; again from another folder; the binaries without any image; and starts the
+// service from its image. That of the command is made the same way: once, for this machine.
 func TestImage(t *testing.T) {
 	storage(t)
 	makeStandIn(t)
@@ -75,10 +75,14 @@ func (l layout) check(t *testing.T, source, arch, binary string, ports map[strin
 	t.Helper()
 	img := l.image(t, arch)
 	const label, created = "org.opencontainers.image.", "2023-11-14T22:13:20Z"
-	path := []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"} // buildah's own, in every image
-	want := imageConfig{User: user, Env: path, Entrypoint: []string{"/" + binary}, ExposedPorts: ports, Labels: map[string]string{
-		label + "source": "https://github.com/guestflow/guestflow", label + "licenses": "Apache-2.0", label + "version": release, label + "revision": commit, label + "created": created,
-		label + "title": img.Config.Labels[label+"title"], label + "description": img.Config.Labels[label+"description"]}}
+	// buildah's own, in every image
+	path := []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+	want := imageConfig{User: user, Env: path, Entrypoint: []string{"/" + binary}, ExposedPorts: ports,
+		Labels: map[string]string{
+			label + "source": "https://github.com/guestflow/guestflow", label + "licenses": "Apache-2.0", label +
+				"version": release, label + "revision": commit, label + "created": created,
+			label + "title": img.Config.Labels[label+"title"], label + "description": img.Config.Labels[label+
+				"description"]}}
 	if diff := cmp.Diff(want, img.Config); diff != "" {
 		t.Errorf("%s for %s (-want +got):\n%s", binary, arch, diff)
 	}
@@ -89,7 +93,8 @@ func (l layout) check(t *testing.T, source, arch, binary string, ports map[strin
 	img.unpack(t, dir)
 	checkFiles(t, dir, binary)
 	checkBinary(t, source, dir, binary, arch)
-	t.Logf("%s for %s: %d bytes to pull; the binary has %d", binary, arch, img.size, fileSize(t, filepath.Join(dir, binary)))
+	t.Logf("%s for %s: %d bytes to pull; the binary has %d", binary, arch, img.size,
+		fileSize(t, filepath.Join(dir, binary)))
 	return dir
 }
 
@@ -111,7 +116,8 @@ func storage(t *testing.T) {
 	t.Setenv("TMPDIR", dir+"/tmp")
 }
 
-// makeStandIn makes the image that stands in for golang: this machine's Go, its CA certificates, and the few programs that the build runs.
+// makeStandIn makes the image that stands in for golang: this machine's Go, its CA certificates, and the few programs
+// that the build runs.
 func makeStandIn(t *testing.T) {
 	t.Helper()
 	dir := t.TempDir()
@@ -308,7 +314,8 @@ func extract(t *testing.T, name string, header *tar.Header, content io.Reader) {
 	default:
 		t.Fatalf("%s is neither a file nor a folder: type %q", header.Name, header.Typeflag)
 	}
-	if err := errors.Join(err, os.Chown(name, header.Uid, header.Gid), os.Chmod(name, header.FileInfo().Mode())); err != nil {
+	if err := errors.Join(err, os.Chown(name, header.Uid, header.Gid),
+		os.Chmod(name, header.FileInfo().Mode())); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -333,7 +340,8 @@ func checkFiles(t *testing.T, dir, binary string) {
 		t.Fatal(err)
 	}
 	const folder, file, program = "drwxr-xr-x 0:0", "-rw-r--r-- 0:0", "-rwxr-xr-x 0:0"
-	want := map[string]string{"": folder, "/" + binary: program, "/LICENSE": file, "/NOTICE": file, "/etc": folder, "/etc/passwd": file, "/etc/group": file,
+	want := map[string]string{"": folder, "/" + binary: program, "/LICENSE": file, "/NOTICE": file, "/etc": folder,
+		"/etc/passwd": file, "/etc/group": file,
 		"/etc/ssl": folder, "/etc/ssl/certs": folder, "/etc/ssl/certs/ca-certificates.crt": file}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("files (-want +got):\n%s", diff)
@@ -345,14 +353,16 @@ func checkFiles(t *testing.T, dir, binary string) {
 	if !x509.NewCertPool().AppendCertsFromPEM(roots) {
 		t.Error("no certificate in ca-certificates.crt")
 	}
-	for name, want := range map[string]string{"passwd": "guestflow:x:65532:65532:guestflow:/:/sbin/nologin\n", "group": "guestflow:x:65532:\n"} {
+	for name, want := range map[string]string{"passwd": "guestflow:x:65532:65532:guestflow:/:/sbin/nologin\n",
+		"group": "guestflow:x:65532:\n"} {
 		if got, err := os.ReadFile(dir + "/etc/" + name); err != nil || string(got) != want {
 			t.Errorf("/etc/%s: %q, %v", name, got, err)
 		}
 	}
 }
 
-// checkBinary: it is for the machine that the image is for, has the stamps, and is what the same commit makes without an image, with other caches.
+// checkBinary: it is for the machine that the image is for, has the stamps, and is what the same commit makes without
+// an image, with other caches.
 func checkBinary(t *testing.T, source, dir, binary, arch string) {
 	t.Helper()
 	info, err := buildinfo.ReadFile(filepath.Join(dir, binary))
@@ -364,7 +374,8 @@ func checkBinary(t *testing.T, source, dir, binary, arch string) {
 		got[s.Key] = s.Value
 	}
 	level := map[string]string{"amd64": "GOAMD64", "arm64": "GOARM64"}[arch]
-	want := map[string]string{"-buildmode": "exe", "-compiler": "gc", "-trimpath": "true", "CGO_ENABLED": "0", "GOOS": "linux", "GOARCH": arch, level: got[level]}
+	want := map[string]string{"-buildmode": "exe", "-compiler": "gc", "-trimpath": "true", "CGO_ENABLED": "0",
+		"GOOS": "linux", "GOARCH": arch, level: got[level]}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("%s for %s: build settings (-want +got):\n%s", binary, arch, diff)
 	}
@@ -388,8 +399,9 @@ func fileSize(t *testing.T, file string) int64 {
 	return info.Size()
 }
 
-// start runs the service in its root file system, which nobody can write to, as the image's user, on the sandbox's NATS and vCenter. It has no /proc,
-// /dev or /tmp, and beside the image only the folder with secrets, mounted read-only: less than a container runtime gives it.
+// start runs the service in its root file system, which nobody can write to, as the image's user, on the sandbox's NATS
+// and vCenter. It has no /proc, /dev or /tmp, and beside the image only the folder with secrets, mounted read-only:
+// less than a container runtime gives it.
 func start(t *testing.T, dir string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
@@ -414,7 +426,8 @@ func start(t *testing.T, dir string) {
 		t.Fatalf("the root file system can be written to: %v", err)
 	}
 	out, err := inImage(ctx, dir, "-version").Output()
-	if want := fmt.Sprintf("guestflow %s (commit %s, %s, linux/%s)\n", release, commit, runtime.Version(), runtime.GOARCH); err != nil || string(out) != want {
+	if want := fmt.Sprintf("guestflow %s (commit %s, %s, linux/%s)\n", release, commit, runtime.Version(),
+		runtime.GOARCH); err != nil || string(out) != want {
 		t.Errorf("-version says %q, not %q: %v", out, want, err)
 	}
 	const starts = 10
@@ -423,7 +436,8 @@ func start(t *testing.T, dir string) {
 		ready, kept := serve(t, ctx, dir, s)
 		took, rss = append(took, ready.Milliseconds()), append(rss, kept)
 	}
-	t.Logf("from the start of the process to a ready service, in ms: %d the first time, which makes the streams; later %v",
+	t.Logf("from the start of the process to a ready service, in ms: %d the first time, which makes the streams; "+
+		"later %v",
 		took[0], slices.Sorted(slices.Values(took[1:])))
 	t.Logf("resident memory ten seconds after: %v kB", slices.Sorted(slices.Values(rss)))
 }
@@ -438,7 +452,8 @@ func mountReadOnly(t *testing.T, from, to string) {
 			t.Error(err)
 		}
 	})
-	if err := unix.Mount("", to, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV, ""); err != nil {
+	if err := unix.Mount("", to, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV,
+		""); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -473,7 +488,8 @@ func serve(t *testing.T, ctx context.Context, dir string, s *sandbox.Sandbox) (t
 	}
 	ready := time.Since(began)
 	status := procStatus(t, cmd.Process.Pid)
-	for key, want := range map[string]string{"Uid": "65532 65532 65532 65532", "Gid": "65532 65532 65532 65532", "CapEff": "0000000000000000"} {
+	for key, want := range map[string]string{"Uid": "65532 65532 65532 65532", "Gid": "65532 65532 65532 65532",
+		"CapEff": "0000000000000000"} {
 		if status[key] != want {
 			t.Errorf("%s of the process: %s, not %s", key, status[key], want)
 		}

@@ -4,8 +4,9 @@
 //	go run ./examples/go ask lab vm-42
 //	go run ./examples/go cancel lab vm-42 id
 //
-// request.json is the data of the request without "vm"; see schemas/requested.v1.json. NATS is at NATS_URL. Exit code 0: succeeded, 1: failed,
-// 2: rejected, 3: canceled, 4: not known; of a cancel 0: canceled, 1: it ended otherwise, 2: rejected.
+// request.json is the data of the request without "vm"; see schemas/requested.v1.json. NATS is at NATS_URL. Exit code
+// 0: succeeded, 1: failed, 2: rejected, 3: canceled, 4: not known; of a cancel 0: canceled, 1: it ended otherwise, 2:
+// rejected.
 package main
 
 import (
@@ -52,9 +53,12 @@ func read(h nats.Header, data []byte) (e event, err error) {
 	return e, json.Unmarshal(data, &e.Data)
 }
 
-// publish returns once the stream has stored the event. A VM's queue may be full for some milliseconds right after a run has ended.
-func publish(ctx context.Context, js jetstream.JetStream, subject, kind, id, vm string, data map[string]any) (*jetstream.PubAck, error) {
-	body, err := json.Marshal(map[string]any{"specversion": "1.0", "type": prefix + kind + ".v1", "source": source, "id": id, "subject": vm,
+// publish returns once the stream has stored the event. A VM's queue may be full for some milliseconds right after a
+// run has ended.
+func publish(ctx context.Context, js jetstream.JetStream, subject, kind, id, vm string,
+	data map[string]any) (*jetstream.PubAck, error) {
+	body, err := json.Marshal(map[string]any{"specversion": "1.0", "type": prefix + kind + ".v1", "source": source,
+		"id": id, "subject": vm,
 		"datacontenttype": "application/json", "data": data})
 	if err != nil {
 		return nil, err
@@ -69,10 +73,12 @@ func publish(ctx context.Context, js jetstream.JetStream, subject, kind, id, vm 
 	}
 }
 
-// wait reads the VM's journal from its beginning, so it does not matter what happened before. seq is what the publish answered.
+// wait reads the VM's journal from its beginning, so it does not matter what happened before. seq is what the publish
+// answered.
 func wait(ctx context.Context, js jetstream.JetStream, vcenter, vm, id string, seq uint64) (event, error) {
-	journal, err := js.OrderedConsumer(ctx, "GUESTFLOW_EVENTS", jetstream.OrderedConsumerConfig{FilterSubjects: []string{
-		"guestflow.events." + vcenter + "." + vm + ".>", "guestflow.rejections." + vcenter + "." + vm}})
+	journal, err := js.OrderedConsumer(ctx, "GUESTFLOW_EVENTS", jetstream.OrderedConsumerConfig{
+		FilterSubjects: []string{
+			"guestflow.events." + vcenter + "." + vm + ".>", "guestflow.rejections." + vcenter + "." + vm}})
 	if err != nil {
 		return event{}, err
 	}
@@ -107,7 +113,8 @@ func wait(ctx context.Context, js jetstream.JetStream, vcenter, vm, id string, s
 
 // ask reads the VM's last event: its data is the whole run.
 func ask(ctx context.Context, nc *nats.Conn, vcenter, vm string) (event, error) {
-	m, err := nc.RequestWithContext(ctx, "$JS.API.DIRECT.GET.GUESTFLOW_EVENTS.guestflow.events."+vcenter+"."+vm+".>", nil)
+	m, err := nc.RequestWithContext(ctx, "$JS.API.DIRECT.GET.GUESTFLOW_EVENTS.guestflow.events."+vcenter+"."+vm+".>",
+		nil)
 	if err != nil {
 		return event{}, err
 	}

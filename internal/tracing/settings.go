@@ -89,7 +89,8 @@ func Check(env Lookuper) []error {
 		}
 	}
 
-	for _, key := range append(both("TIMEOUT"), "OTEL_BSP_SCHEDULE_DELAY", "OTEL_BSP_EXPORT_TIMEOUT", "OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE") {
+	for _, key := range append(both("TIMEOUT"), "OTEL_BSP_SCHEDULE_DELAY", "OTEL_BSP_EXPORT_TIMEOUT",
+		"OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE") {
 		if v := get(env, key); v != "" {
 			if n, err := strconv.Atoi(v); err != nil || n <= 0 {
 				bad(key, "%q is no whole number above 0 (times are in milliseconds)", v)

@@ -55,11 +55,13 @@ func TestCheck(t *testing.T) {
 		{key: "OTEL_EXPORTER_OTLP_CERTIFICATE", value: "/nowhere/ca.pem", says: "no such file"},
 		{key: "OTEL_EXPORTER_OTLP_CERTIFICATE", value: notPEM, says: "no PEM certificate"},
 		{key: "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", value: notPEM, says: "both or none"},
-		{key: "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", value: notPEM, says: "no certificate with its key", more: env{"OTEL_EXPORTER_OTLP_CLIENT_KEY": notPEM}},
+		{key: "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", value: notPEM, says: "no certificate with its key",
+			more: env{"OTEL_EXPORTER_OTLP_CLIENT_KEY": notPEM}},
 
 		{key: "OTEL_EXPORTER_OTLP_ENDPOINT", value: "https://collector:4318"},
 		{key: "OTEL_EXPORTER_OTLP_PROTOCOL", value: "http/protobuf"},
-		{key: "OTEL_EXPORTER_OTLP_PROTOCOL", value: "grpc", more: env{"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf"}},
+		{key: "OTEL_EXPORTER_OTLP_PROTOCOL", value: "grpc",
+			more: env{"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf"}},
 		{key: "OTEL_EXPORTER_OTLP_PROTOCOL", value: "grpc", more: env{"OTEL_SDK_DISABLED": "true"}},
 		{key: "OTEL_EXPORTER_OTLP_HEADERS", value: "authorization=Bearer%20s3cr3t, x-scope=a"},
 		{key: "OTEL_TRACES_SAMPLER_ARG", value: "0.1", more: env{"OTEL_TRACES_SAMPLER": "parentbased_traceidratio"}},
@@ -72,7 +74,8 @@ func TestCheck(t *testing.T) {
 		switch {
 		case test.says == "" && len(wrong) > 0:
 			t.Errorf("%s=%s is refused: %v", test.key, test.value, wrong)
-		case test.says != "" && (len(wrong) != 1 || !strings.HasPrefix(wrong[0].Error(), test.key) || !strings.Contains(wrong[0].Error(), test.says)):
+		case test.says != "" && (len(wrong) != 1 || !strings.HasPrefix(wrong[0].Error(), test.key) ||
+			!strings.Contains(wrong[0].Error(), test.says)):
 			t.Errorf("%s=%s: %v, want %q", test.key, test.value, wrong, test.says)
 		}
 
