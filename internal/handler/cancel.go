@@ -20,7 +20,7 @@ func (h *Handler) HandleCancel(ctx context.Context, c *events.Cancel) error {
 	defer stop()
 	held := false
 	var unseen time.Time // since when its run is not seen any more
-	for pause := newBackoff(turnPause); ; {
+	for pause := newPause(turnPause); ; {
 		// The queue first: a run that ends between the two reads is then in the journal.
 		queue, err := h.queue.Unfinished(ctx, c.VCenter, c.VM)
 		if err != nil {
@@ -48,11 +48,7 @@ func (h *Handler) HandleCancel(ctx context.Context, c *events.Cancel) error {
 				return err
 			}
 		}
-		select {
-		case <-wake:
-			pause.reset()
-		case <-pause.next():
-		case <-ctx.Done():
+		if pause.WaitOrWake(ctx, wake) != nil {
 			return events.ErrReleased
 		}
 	}
@@ -151,7 +147,7 @@ func standing(last *events.Entry, c *events.Cancel) (standingAt, error) {
 // are those that may have one. Where it cannot be told yet whether a request has left, it is looked at again, more and
 // more rarely, until ctx ends.
 func (h *Handler) Sweep(ctx context.Context, vms []string) error {
-	for pause := newBackoff(sweepPause); len(vms) > 0; {
+	for pause := newPause(sweepPause); len(vms) > 0; {
 		open, err := h.sweepOnce(ctx, vms)
 		if err != nil {
 			return err
@@ -159,9 +155,7 @@ func (h *Handler) Sweep(ctx context.Context, vms []string) error {
 		if vms = open; len(vms) == 0 {
 			return nil
 		}
-		select {
-		case <-pause.next():
-		case <-ctx.Done():
+		if pause.Wait(ctx) != nil {
 			return context.Cause(ctx)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/guestflow/guestflow/internal/backoff"
 	"github.com/guestflow/guestflow/internal/events"
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
@@ -15,7 +16,7 @@ type attempts struct {
 	*run
 	step    *step
 	effect  *effect
-	pause   *backoff
+	pause   *backoff.Backoff
 	decided bool // the call is repeated, although one before it may have taken effect
 	logins  int  // that were made because vCenter had turned a call away
 	late    int  // calls that were not sent, since their proof of ownership was too old
@@ -25,7 +26,7 @@ type attempts struct {
 // record the intent, send behind the fence, interpret the answer; until one of these says that it is over.
 func (s *step) do(ctx context.Context) error {
 	r := s.run
-	a := &attempts{run: r, step: s, effect: s.effect, pause: newBackoff(askPause)}
+	a := &attempts{run: r, step: s, effect: s.effect, pause: newPause(askPause)}
 	a.decided = r.point.Repeat == s.effect.key(s) // perhaps by an owner before us
 	for {
 		now, over, err := a.resolveInFlight(ctx)
@@ -168,10 +169,8 @@ func (a *attempts) tooLate(ctx context.Context) error {
 			return err
 		}
 	}
-	select {
-	case <-a.pause.next(): // a journal that is slow now is not helped by more appends
-	case <-ctx.Done(): // the next attempt says why
-	}
+	// A journal that is slow now is not helped by more appends. Where ctx ends, the next attempt says why.
+	_ = a.pause.Wait(ctx)
 	return nil
 }
 

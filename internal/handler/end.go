@@ -161,7 +161,7 @@ func (r *run) resolveBeforeEnd() error {
 // lookBeforeEnd looks, until ctx ends, whether the last call of a step has taken effect.
 func (s *step) lookBeforeEnd(ctx context.Context) error {
 	r := s.run
-	for pause := newBackoff(askPause); ; {
+	for pause := newPause(askPause); ; {
 		seen, err := s.effect.find(ctx)
 		switch {
 		case err == nil && seen.adopt != nil:
@@ -180,9 +180,7 @@ func (s *step) lookBeforeEnd(ctx context.Context) error {
 		if err := r.wait(events.WaitingVCenterUnavailable, err); err != nil {
 			return r.silentIfStopping(err)
 		}
-		select {
-		case <-pause.next():
-		case <-ctx.Done():
+		if pause.Wait(ctx) != nil {
 			if r.life.Err() != nil {
 				return events.ErrReleased
 			}

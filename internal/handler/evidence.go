@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/guestflow/guestflow/internal/backoff"
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
 
@@ -147,7 +148,7 @@ func (r *run) seenBefore(ctx context.Context) (vm vcapi.VM, err error) {
 		if vm, err = r.readVM(within); err != nil || vm.HostName != "" || within.Err() != nil {
 			return vm, err
 		}
-		if sleepFor(within, time.Second) != nil {
+		if backoff.Sleep(within, time.Second) != nil {
 			return vm, nil
 		}
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"github.com/guestflow/guestflow/internal/backoff"
 	"github.com/guestflow/guestflow/internal/events"
 	"github.com/guestflow/guestflow/internal/tracing"
 	"github.com/guestflow/guestflow/internal/vcapi"
@@ -98,7 +99,7 @@ func New(s Settings, vc VCenter, journal Journal, queue RequestQueue, secrets Se
 // it · events.ErrFenced: it is another owner's, be silent · events.ErrReleased: give it back at once ·
 // *events.RetryError: later · *events.RejectError: refuse it · else: be silent, the stream delivers it again.
 func (h *Handler) Handle(ctx context.Context, req *events.Request) error {
-	for pause := newBackoff(turnPause); ; {
+	for pause := newPause(turnPause); ; {
 		if err := h.waitForTurn(ctx, req); err != nil {
 			return err
 		}
@@ -147,7 +148,7 @@ func (h *Handler) Handle(ctx context.Context, req *events.Request) error {
 
 // displace ends the run that stands where a request's own is to begin, if that run's request has left the stream: the
 // journal lost its end, or somebody purged it. As long as that is not proved, the run is its owner's.
-func (h *Handler) displace(ctx context.Context, req *events.Request, last *events.Entry, point checkpoint, pause *backoff) error {
+func (h *Handler) displace(ctx context.Context, req *events.Request, last *events.Entry, point checkpoint, pause *backoff.Backoff) error {
 	was := point.place(last)
 	gone, err := h.queue.Gone(ctx, h.VCenter, last.Run.VM, was)
 	if err != nil {
@@ -159,12 +160,10 @@ func (h *Handler) displace(ctx context.Context, req *events.Request, last *event
 			return err
 		}
 	}
-	select {
-	case <-pause.next():
-		return nil
-	case <-ctx.Done():
+	if pause.Wait(ctx) != nil {
 		return events.ErrReleased
 	}
+	return nil
 }
 
 // spare reports whether a run is left to its owner, once for each of its events, although its request was delivered
@@ -226,7 +225,7 @@ func (h *Handler) releaseIfStopping(ctx context.Context, err error) error {
 func (h *Handler) waitForTurn(ctx context.Context, req *events.Request) error {
 	wake, stop := h.queue.Wake(req.VCenter, req.VM)
 	defer stop()
-	pause, here := newBackoff(turnPause), func() {}
+	pause, here := newPause(turnPause), func() {}
 	defer func() { here() }()
 	for first := true; ; first = false {
 		head, err := h.queue.Oldest(ctx, req.VCenter, req.VM)
@@ -249,11 +248,7 @@ func (h *Handler) waitForTurn(ctx context.Context, req *events.Request) error {
 		}
 		// The acknowledgement follows the last event that wakes us, some milliseconds later: hence the reads in quick
 		// succession, then rarely.
-		select {
-		case <-wake:
-			pause.reset()
-		case <-pause.next():
-		case <-ctx.Done():
+		if pause.WaitOrWake(ctx, wake) != nil {
 			return events.ErrReleased
 		}
 	}

@@ -7,10 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"math/rand/v2"
 	"strings"
 	"time"
 
+	"github.com/guestflow/guestflow/internal/backoff"
 	"github.com/guestflow/guestflow/internal/events"
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
@@ -21,15 +21,8 @@ const (
 	longestPause = 30 * time.Second
 )
 
-// backoff makes the pauses between repeats.
-type backoff struct{ first, cur time.Duration }
-
-func newBackoff(first time.Duration) *backoff { return &backoff{first: first, cur: first} }
-
-func (b *backoff) reset() { b.cur = b.first }
-
-// atLeast makes the next pause no shorter.
-func (b *backoff) atLeast(d time.Duration) { b.cur = max(b.cur, d) }
+// newPause makes the pauses between repeats.
+func newPause(first time.Duration) *backoff.Backoff { return backoff.New(first, longestPause) }
 
 // paceOf is the pause of a run that has made so many Tasks, each of which was turned away: each event names them all,
 // since none of them may be taken for another call's. Beyond tasksRemembered they double with each half of that number,
@@ -42,25 +35,13 @@ func paceOf(tasks int) time.Duration {
 	return time.Duration(float64(longestPause) * math.Exp2(min(over, 16)))
 }
 
-// next is signalled when the pause is over.
-func (b *backoff) next() <-chan time.Time {
-	d := b.cur/2 + rand.N(b.cur/2+1)
-	b.cur = min(2*b.cur, longestPause)
-	return time.After(d)
-}
-
 // sleepUntil waits until t, or fails when ctx ends before.
 func sleepUntil(ctx context.Context, t time.Time) error {
 	left := time.Until(t)
 	if t.IsZero() || left <= 0 {
 		return ctx.Err()
 	}
-	select {
-	case <-time.After(left):
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return backoff.Sleep(ctx, left)
 }
 
 // outcome is what an answer of vCenter means for the run.
@@ -286,8 +267,6 @@ func vsphereOf(v *vcapi.Error) *events.VSphere {
 	}
 	return o
 }
-
-func sleepFor(ctx context.Context, d time.Duration) error { return sleepUntil(ctx, time.Now().Add(d)) }
 
 // isTimeOver reports whether an error only says that a time has ended: a failure that is known is not dropped for that.
 func isTimeOver(err error) bool {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/guestflow/guestflow/internal/backoff"
 	"github.com/guestflow/guestflow/internal/events"
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
@@ -16,7 +17,7 @@ const patience = 12 * time.Second
 
 // retryRead repeats a read of vCenter until it is answered, the answer is one that will not pass, or ctx ends.
 func retryRead[T any](ctx context.Context, s *step, read func(context.Context) (T, error)) (T, error) {
-	for pause, tries := newBackoff(askPause), 1; ; tries++ {
+	for pause, tries := newPause(askPause), 1; ; tries++ {
 		v, err := readOnce(ctx, s.run, tries == 1, read)
 		if err == nil {
 			s.run.heard()
@@ -42,7 +43,7 @@ func readOnce[T any](ctx context.Context, r *run, first bool, read func(context.
 // readDecisive makes the one read that decides, such as about a time that is over. Only a vCenter that is away is
 // waited for; any other error is its word.
 func readDecisive[T any](ctx context.Context, s *step, read func(context.Context) (T, error)) (T, error) {
-	for pause, tries := newBackoff(askPause), 1; ; tries++ {
+	for pause, tries := newPause(askPause), 1; ; tries++ {
 		v, err := readOnce(ctx, s.run, tries == 1, read)
 		var said *vcapi.Error
 		if err == nil || ctx.Err() == nil && (!errors.As(err, &said) || !s.run.away(ctx, said)) {
@@ -60,7 +61,7 @@ func readDecisive[T any](ctx context.Context, s *step, read func(context.Context
 
 // pause waits after an error that will pass, telling why; it fails with what an error that will not pass means, and
 // when ctx ends.
-func (s *step) pause(ctx context.Context, err error, b *backoff) error {
+func (s *step) pause(ctx context.Context, err error, b *backoff.Backoff) error {
 	r := s.run
 	if ctx.Err() != nil {
 		return r.interrupted(ctx)
@@ -76,12 +77,10 @@ func (s *step) pause(ctx context.Context, err error, b *backoff) error {
 	if err := r.wait(why, err); err != nil {
 		return err
 	}
-	select {
-	case <-b.next():
-		return nil
-	case <-ctx.Done():
+	if b.Wait(ctx) != nil {
 		return r.interrupted(ctx)
 	}
+	return nil
 }
 
 // absence is what an error makes the run wait for; nothing, where it will not pass.

@@ -185,16 +185,12 @@ func (r *run) walk(ctx context.Context) error {
 //
 // It runs beside the run: it reads nothing of it that changes.
 func (r *run) listen(ctx context.Context, id string) {
-	for pause := newBackoff(turnPause); ; {
+	for pause := newPause(turnPause); ; {
 		if by, err := r.cancelOf(ctx, id); err == nil && by != nil {
 			r.interrupt(&canceledError{by: *by})
 			return
 		}
-		select {
-		case <-r.wake:
-			pause.reset()
-		case <-pause.next():
-		case <-ctx.Done():
+		if pause.WaitOrWake(ctx, r.wake) != nil {
 			return
 		}
 	}

@@ -251,7 +251,7 @@ func (c *checkStep) lacksCheck(about vcapi.About) {
 // askVCenter asks for vCenter's own check. NOT_SUPPORTED without a reason: vCenter did not come far enough to tell. It
 // is asked a few times more.
 func (c *checkStep) askVCenter(ctx context.Context) (vcapi.Check, error) {
-	for pause, tries := newBackoff(askPause), 1; ; tries++ {
+	for pause, tries := newPause(askPause), 1; ; tries++ {
 		answer, err := retryRead(ctx, c.step, func(ctx context.Context) (vcapi.Check, error) {
 			return c.vc.CheckCustomization(ctx, c.vm)
 		})
@@ -259,9 +259,7 @@ func (c *checkStep) askVCenter(ctx context.Context) (vcapi.Check, error) {
 		if err != nil || answer.Status == "SUPPORTED" || reason || tries == checkTries {
 			return answer, err
 		}
-		select {
-		case <-pause.next():
-		case <-ctx.Done():
+		if pause.Wait(ctx) != nil {
 			return answer, c.interrupted(ctx)
 		}
 	}

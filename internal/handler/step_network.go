@@ -69,7 +69,7 @@ func (n *networkStep) effect() *effect {
 // connectNICs connects the virtual NICs that are not. That may be done again at any time without harm, so it has no
 // intent of its own.
 func (n *networkStep) connectNICs(ctx context.Context) error {
-	for pause := newBackoff(askPause); ; {
+	for pause := newPause(askPause); ; {
 		nics, err := retryRead(ctx, n.step, func(ctx context.Context) (vcapi.NICs, error) {
 			return n.vc.DisconnectedNICs(ctx, n.vm)
 		})

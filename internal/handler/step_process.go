@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/guestflow/guestflow/internal/backoff"
 	"github.com/guestflow/guestflow/internal/events"
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
@@ -292,14 +293,11 @@ func (p *processStep) mayBeAmong(now []string, list []vcapi.Process) bool {
 
 // read waits for the end of a process. vSphere does not push it, so it is asked for, ever more rarely.
 func (p *processStep) read(ctx context.Context, s *step) error {
-	poll, away := &backoff{first: firstPoll, cur: firstPoll}, false
+	pause, away := backoff.New(firstPoll, longestPoll), false
 	for {
-		select {
-		case <-poll.next():
-		case <-ctx.Done():
+		if pause.Wait(ctx) != nil {
 			return p.interrupted(ctx)
 		}
-		poll.cur = min(poll.cur, longestPoll)
 
 		shown, err := p.shown(ctx, p.status.PID)
 		var v *vcapi.Error

@@ -199,7 +199,7 @@ func (e *againError) Unwrap() error { return e.err }
 // doAndRead makes the step's effect, unless the journal says that it was made, and waits for the end.
 func (s *step) doAndRead(ctx context.Context) error {
 	r := s.run
-	for pause := newBackoff(askPause); ; {
+	for pause := newPause(askPause); ; {
 		var err error
 		switch {
 		case *s.state == events.Running:
@@ -220,7 +220,7 @@ func (s *step) doAndRead(ctx context.Context) error {
 		if again.atOnce {
 			continue
 		}
-		pause.atLeast(paceOf(len(r.point.Tasks)))
+		pause.AtLeast(paceOf(len(r.point.Tasks)))
 		if err := s.pause(ctx, again.err, pause); err != nil {
 			return err
 		}

@@ -53,7 +53,7 @@ func (r *run) why(err error) string {
 // insist repeats a call that does no harm where it comes late or twice, since it names the very Task or process that it
 // ends, until its answer is one that will not change: InvalidState does not, what has ended does not run again.
 func (r *run) insist(ctx context.Context, call func(vcapi.Fence) error) error {
-	for pause := newBackoff(askPause); ; {
+	for pause := newPause(askPause); ; {
 		err := call(r.stillOwner())
 		var v *vcapi.Error
 		if !errors.As(err, &v) || permanent(err) || v.Sent == vcapi.Refused && v.InvalidState() || errors.Is(err, events.ErrFenced) {
@@ -63,9 +63,7 @@ func (r *run) insist(ctx context.Context, call func(vcapi.Fence) error) error {
 			// It may still be on its way, also after one that was answered: the run does not end before.
 			r.owner.notBefore = lands
 		}
-		select {
-		case <-pause.next():
-		case <-ctx.Done():
+		if pause.Wait(ctx) != nil {
 			return err
 		}
 	}

@@ -50,7 +50,7 @@ func (r *run) taskEffect(name, method string, task *string, startedAt **time.Tim
 func (s *step) followTask(ctx context.Context, id string, each func(vcapi.WatchState) error) (vcapi.Task, error) {
 	r := s.run
 	from := time.Now() // the fact is no newer than this
-	for pause := newBackoff(askPause); ; {
+	for pause := newPause(askPause); ; {
 		end, gone, err := s.watchTask(ctx, id, each)
 		if err != nil || !gone {
 			return end, err
@@ -76,9 +76,7 @@ func (s *step) followTask(ctx context.Context, id string, each func(vcapi.WatchS
 			return end, &stepError{step: s.name, code: events.Uncertain,
 				message: "vCenter no longer knows " + id + ": how it ended can not be told; look at the guest, then send a new request"}
 		}
-		select {
-		case <-pause.next():
-		case <-ctx.Done():
+		if pause.Wait(ctx) != nil {
 			return end, r.interrupted(ctx)
 		}
 	}

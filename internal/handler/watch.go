@@ -66,7 +66,7 @@ func (s *step) watch(ctx context.Context, task string, fn func(vcapi.WatchState)
 		return false, power.see(ctx, w.VM)
 	}
 	again := false
-	for pause := newBackoff(askPause); ; {
+	for pause := newPause(askPause); ; {
 		down, err := r.poll(within, task, see)
 		switch {
 		case errors.Is(err, errPowerOff):
@@ -89,10 +89,7 @@ func (s *step) watch(ctx context.Context, task string, fn func(vcapi.WatchState)
 		if done, err := s.pollByHand(ctx, task, see); done || err != nil {
 			return err
 		}
-		select {
-		case <-pause.next():
-		case <-within.Done(): // the next poll tells what has ended
-		}
+		_ = pause.Wait(within) // the next poll tells what has ended
 		if ctx.Err() != nil {
 			return r.interrupted(ctx)
 		}
