@@ -26,7 +26,7 @@ func TestTakenTooLate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	i := &consumer{conn: &Conn{nc: nc}, inFlight: map[uint64]*inFlight{}, over: true, log: zerolog.Nop()}
+	i := &consumer{conn: &Conn{nc: nc}, inFlight: map[uint64]*inFlight{}, drained: true, log: zerolog.Nop()}
 	i.handlers.Wait()
 	i.receive(&nats.Msg{Subject: "guestflow.requests.lab.vm-1", Reply: reply, Sub: answers})
 	if len(i.inFlight) != 0 {

@@ -98,7 +98,7 @@ func (j *Journal) Append(ctx context.Context, after uint64, msgID string, k even
 		return 0, fmt.Errorf("vm %s: append %s after event %d: %w", run.VM, k, after, err)
 	}
 	for empty := 0; ; {
-		ack, err := try(ctx, func(ctx context.Context) (Ack, error) { return j.store.Publish(ctx, m) })
+		ack, err := once(ctx, func(ctx context.Context) (Ack, error) { return j.store.Publish(ctx, m) })
 		if err == nil && ack.Sequence > after {
 			return ack.Sequence, nil // also for a duplicate: stored at that place, whatever followed it
 		}

@@ -19,6 +19,13 @@ const (
 	pullExpires   = 30 * time.Second
 	pullHeartbeat = 5 * time.Second // how often an idle server says that it still has our pull request
 
+	// pullBatch is how many messages one pull request asks for. The server hands out no more than MaxAckPending allows
+	// to all replicas together, and each message that comes is started at once.
+	pullBatch = 256
+
+	// drainWait is how long what was on its way when pulling stopped is waited for.
+	drainWait = 2 * time.Second
+
 	// ackReply begins the reply subject of every message that a stream delivers, and of nothing else.
 	ackReply = "$JS.ACK."
 )
@@ -26,9 +33,9 @@ const (
 // delivery is one delivery of a message by the stream. Its answers go to the reply subject that this delivery came with.
 type delivery struct {
 	*nats.Msg
-	nc     *nats.Conn
-	meta   *nats.MsgMetadata
-	stream time.Time // when the stream was made; zero where that is not known
+	nc            *nats.Conn
+	meta          *nats.MsgMetadata
+	streamCreated time.Time // when the stream was made; zero where that is not known
 }
 
 func (d delivery) ack(ctx context.Context) error {

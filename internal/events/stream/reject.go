@@ -122,7 +122,7 @@ func (c *Conn) keepDeadLetter(ctx context.Context, m RefusedMessage, why *events
 }
 
 func (c *Conn) publishOnce(ctx context.Context, msg *nats.Msg) error {
-	_, err := try(ctx, func(ctx context.Context) (struct{}, error) { return struct{}{}, c.publish(ctx, msg) })
+	_, err := once(ctx, func(ctx context.Context) (struct{}, error) { return struct{}{}, c.publish(ctx, msg) })
 	return err
 }
 

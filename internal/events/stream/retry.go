@@ -22,7 +22,7 @@ func ask[T any](ctx context.Context, log waitLog, vcenter, vm, what string, ques
 	w := newWaiter(log, vcenter, vm, what)
 	defer w.done()
 	for {
-		answer, err := try(ctx, question)
+		answer, err := once(ctx, question)
 		if err == nil {
 			return answer, nil
 		}
@@ -32,8 +32,8 @@ func ask[T any](ctx context.Context, log waitLog, vcenter, vm, what string, ques
 	}
 }
 
-// try makes one attempt, within the time of one round trip.
-func try[T any](ctx context.Context, attempt func(context.Context) (T, error)) (T, error) {
+// once makes one attempt, within the time of one round trip.
+func once[T any](ctx context.Context, attempt func(context.Context) (T, error)) (T, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	return attempt(ctx)

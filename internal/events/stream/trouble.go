@@ -107,7 +107,7 @@ func (c *Conn) streamTroubles(ctx context.Context, need streamNeed, s *Settings)
 		vcenter = ""
 	}
 	// A request that is on its way when the connection breaks is never answered: each has a time of its own.
-	st, err := try(ctx, func(ctx context.Context) (jetstream.Stream, error) { return c.js.Stream(ctx, need.Name) })
+	st, err := once(ctx, func(ctx context.Context) (jetstream.Stream, error) { return c.js.Stream(ctx, need.Name) })
 	switch {
 	case errors.Is(err, jetstream.ErrStreamNotFound):
 		return []Trouble{{VCenter: vcenter, Reason: StreamMissing, What: fmt.Sprintf("stream %s is missing", need.Name), Cure: cures[StreamMissing], Blocks: true}}, nil
@@ -132,7 +132,7 @@ func (c *Conn) streamTroubles(ctx context.Context, need streamNeed, s *Settings)
 
 func (c *Conn) consumerTroubles(ctx context.Context, vcenter string, need jetstream.ConsumerConfig) ([]Trouble, error) {
 	stream := events.RequestsStream(vcenter)
-	cons, err := try(ctx, func(ctx context.Context) (jetstream.Consumer, error) { return c.js.Consumer(ctx, stream, need.Durable) })
+	cons, err := once(ctx, func(ctx context.Context) (jetstream.Consumer, error) { return c.js.Consumer(ctx, stream, need.Durable) })
 	switch {
 	case errors.Is(err, jetstream.ErrStreamNotFound):
 		return nil, nil // said already

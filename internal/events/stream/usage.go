@@ -20,7 +20,7 @@ type Usage struct {
 
 // Usage asks for one stream's.
 func (c *Conn) Usage(ctx context.Context, stream string) (Usage, error) {
-	s, err := try(ctx, func(ctx context.Context) (jetstream.Stream, error) { return c.js.Stream(ctx, stream) })
+	s, err := once(ctx, func(ctx context.Context) (jetstream.Stream, error) { return c.js.Stream(ctx, stream) })
 	if err != nil {
 		return Usage{}, fmt.Errorf("state of stream %s: %w", stream, err)
 	}
@@ -40,7 +40,7 @@ type Backlog struct {
 
 // Backlog asks for that of one of a vCenter's durables.
 func (c *Conn) Backlog(ctx context.Context, vcenter, durable string) (Backlog, error) {
-	cons, err := try(ctx, func(ctx context.Context) (jetstream.Consumer, error) {
+	cons, err := once(ctx, func(ctx context.Context) (jetstream.Consumer, error) {
 		return c.js.Consumer(ctx, events.RequestsStream(vcenter), durable)
 	})
 	if err != nil {
