@@ -261,7 +261,8 @@ func (r *reader) object(v any, at, of string) {
 	if !is {
 		cut := ""
 		if _, is := v.(string); is {
-			cut = " (PowerShell's ConvertTo-Json makes strings of what is nested deeper than its -Depth, 2 where it is not said: give -Depth 10)"
+			cut = " (PowerShell's ConvertTo-Json makes strings of what is nested deeper than its -Depth, " +
+				"2 where it is not said: give -Depth 10)"
 		}
 		r.refuse(at, "must be an object, not %s%s", jsonKind(v), cut)
 		return

@@ -32,10 +32,12 @@ func Foreign(v any) string {
 	case m["identity"] != nil:
 		return ""
 	case has("configuration_spec"), inner["configuration_spec"] != nil:
-		return "is the specification of the REST API (configuration_spec), and a VI JSON CustomizationSpec is wanted (identity, globalIPSettings, nicSettingMap): " +
+		return "is the specification of the REST API (configuration_spec), " +
+			"and a VI JSON CustomizationSpec is wanted (identity, globalIPSettings, nicSettingMap): " +
 			"store it in vCenter and give its name as specName, or write it anew"
 	case m["linux_config"] != nil, m["windows_config"] != nil, m["cloud_config"] != nil:
-		return "is a part of the specification of the REST API (configuration_spec), and a VI JSON CustomizationSpec is wanted (identity, globalIPSettings, nicSettingMap)"
+		return "is a part of the specification of the REST API (configuration_spec), " +
+			"and a VI JSON CustomizationSpec is wanted (identity, globalIPSettings, nicSettingMap)"
 	case m[typeName] == "CustomizationSpecItem", has("info", "spec"):
 		return "is a CustomizationSpecItem: give its member spec"
 	case has("auth", "spec"), m[typeName] == "CustomizeGuestRequestType", m[typeName] == "CustomizeGuest_Task":
@@ -59,7 +61,8 @@ func ForeignText(b []byte) string {
 	case len(b) == 0:
 		return ""
 	case b[0] == '<' && (bytes.Contains(b, []byte("ConfigRoot")) || bytes.Contains(b, []byte("ustomizationSpec"))):
-		return "it is XML, a specification exported from vCenter: import it into vCenter and give its name, as customize.specName or --spec-name"
+		return "it is XML, a specification exported from vCenter: " +
+			"import it into vCenter and give its name, as customize.specName or --spec-name"
 	case b[0] == '<':
 		return "it is XML, and JSON is wanted"
 	}
@@ -91,7 +94,8 @@ func UTF16(b []byte) string {
 		return "UTF-32"
 	case len(b) >= 2 && (b[0] == 0xff && b[1] == 0xfe || b[0] == 0xfe && b[1] == 0xff):
 		return "UTF-16"
-	case len(b) >= 4 && (b[0] == 0 && b[2] == 0 && b[1] != 0 && b[3] != 0 || b[1] == 0 && b[3] == 0 && b[0] != 0 && b[2] != 0):
+	case len(b) >= 4 && (b[0] == 0 && b[2] == 0 && b[1] != 0 && b[3] != 0 ||
+		b[1] == 0 && b[3] == 0 && b[0] != 0 && b[2] != 0):
 		return "UTF-16"
 	}
 	return ""

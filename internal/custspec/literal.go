@@ -20,7 +20,10 @@ func NamesSecret(name string) bool {
 	}
 
 	last, before := words[len(words)-1], words[:len(words)-1]
-	for _, ending := range []string{"password", "passwd", "passphrase", "passcode", "token", "secret", "apikey", "credentials", "secrets", "passwords", "tokens"} {
+	for _, ending := range []string{
+		"password", "passwords", "passwd", "passphrase", "passcode",
+		"token", "tokens", "secret", "secrets", "apikey", "credentials",
+	} {
 		if strings.HasSuffix(last, ending) {
 			return true
 		}
@@ -104,7 +107,8 @@ var (
 	iniValue = regexp.MustCompile(`(?m)^\s*([A-Za-z_][\w.-]*)\s*=[ \t]*("[^"\n]*"|[^\s;#][^\n;#]*)`)
 	// chpasswd and passwd --stdin read passwords, chpasswd pairs of user:password.
 	chpasswdRun = regexp.MustCompile(
-		`(?m)(\|\s*(?:sudo\s+)?|^\s*(?:sudo\s+)?|[;&]\s*)(?:/usr/s?bin/|/s?bin/)?chpasswd\b[^:\n]*(?:<<|$)|passwd\s+--stdin`,
+		`(?m)(\|\s*(?:sudo\s+)?|^\s*(?:sudo\s+)?|[;&]\s*)(?:/usr/s?bin/|/s?bin/)?` +
+			`chpasswd\b[^:\n]*(?:<<|$)|passwd\s+--stdin`,
 	)
 	chpasswdPair = regexp.MustCompile(`^[\s\-\["']*([a-z_][\w.-]*):([^\s"',\]]+)`)
 	xmlPassword  = regexp.MustCompile(`(?i)<(?:\w+:)?\w*passwor[dt][^<>/]*>\s*(?:<(?:\w+:)?value>)?\s*([^<\s][^<]*)<`)
@@ -211,6 +215,8 @@ func (r *userData) line(code string) string {
 
 	name, value, member := strings.Cut(strings.TrimLeft(code, " -"), ":")
 	name, value = strings.Trim(name, `"' `), strings.TrimSpace(value)
+	opensBlock := member && r.block == "" &&
+		(name == "chpasswd" || NamesSecret(name) && (value == "" || strings.ContainsAny(value[:1], "|>")))
 	switch {
 	case r.block == "chpasswd":
 		if _, list, found := strings.Cut(code, "list:"); found {
@@ -221,21 +227,32 @@ func (r *userData) line(code string) string {
 		}
 	case r.block != "" && !inner.MatchString(code): // a value on lines of its own
 		return "the value of " + cutName(r.block)
-	case member && r.block == "" && (name == "chpasswd" || NamesSecret(name) && (value == "" || strings.ContainsAny(value[:1], "|>"))):
+	case opensBlock:
 		r.block, r.indent = name, depth
 		if _, list, found := strings.Cut(value, "list:"); found {
 			return r.line(strings.Repeat(" ", depth+1) + "list:" + list)
 		}
 	}
 
-	for _, m := range append(yamlValue.FindAllStringSubmatch(code, -1), jsonValue.FindAllStringSubmatch(code, -1)...) {
-		if v := m[2]; NamesSecret(m[1]) && !strings.ContainsAny(v[:1], "|>{[") && SecretValue(v) && !random(v) &&
-			!(r.script && variable(v)) {
-			return "the value of " + cutName(m[1])
-		}
+	if name := r.secretMember(code); name != "" {
+		return "the value of " + cutName(name)
 	}
-
 	return InCommand(code)
+}
+
+// secretMember finds a member on the line, of YAML or JSON, whose value is a secret; "" for none.
+func (r *userData) secretMember(code string) (name string) {
+	for _, m := range append(yamlValue.FindAllStringSubmatch(code, -1), jsonValue.FindAllStringSubmatch(code, -1)...) {
+		v := m[2]
+		if !NamesSecret(m[1]) || strings.ContainsAny(v[:1], "|>{[") || !SecretValue(v) || random(v) {
+			continue
+		}
+		if r.script && variable(v) {
+			continue
+		}
+		return m[1]
+	}
+	return ""
 }
 
 // random is what chpasswd makes a password of itself.

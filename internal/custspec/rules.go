@@ -46,23 +46,27 @@ func (r *reader) rules(name string, m map[string]any, at string) {
 	case "CustomizationUnknownName":
 		r.refuse(
 			at,
-			"leaves the host name to be asked for, and nobody is asked here: give a CustomizationFixedName, or CustomizationVirtualMachineName",
+			"leaves the host name to be asked for, and nobody is asked here: "+
+				"give a CustomizationFixedName, or CustomizationVirtualMachineName",
 		)
 	case "CustomizationUnknownIpGenerator":
 		r.refuse(
 			at,
-			"leaves the address to be asked for, and nobody is asked here: give a CustomizationFixedIp, or CustomizationDhcpIpGenerator",
+			"leaves the address to be asked for, and nobody is asked here: "+
+				"give a CustomizationFixedIp, or CustomizationDhcpIpGenerator",
 		)
 	case "CustomizationUnknownIpV6Generator":
 		r.refuse(
 			at,
-			"leaves the address to be asked for, and nobody is asked here: give a CustomizationFixedIpV6, or CustomizationDhcpIpV6Generator",
+			"leaves the address to be asked for, and nobody is asked here: "+
+				"give a CustomizationFixedIpV6, or CustomizationDhcpIpV6Generator",
 		)
 	case "CustomizationCustomName", "CustomizationCustomIpGenerator", "CustomizationCustomIpV6Generator":
 		r.warn(
 			DoubtfulValue,
 			at,
-			"needs a program that vCenter's own configuration (vpxd.cfg, name-ip-generator) names, else it fails with IpHostnameGeneratorError",
+			"needs a program that vCenter's own configuration (vpxd.cfg, name-ip-generator) names, "+
+				"else it fails with IpHostnameGeneratorError",
 		)
 	}
 }
@@ -77,12 +81,16 @@ func (r *reader) identity(m map[string]any, at string) {
 		r.warn(
 			UnsupportedIdentity,
 			at,
-			"%.80s: the customization of a running guest supports Linux guests with CustomizationLinuxPrep; vCenter may refuse this one",
+			"%.80s: the customization of a running guest supports Linux guests with CustomizationLinuxPrep; "+
+				"vCenter may refuse this one",
 			kind,
 		)
 	}
 
-	for _, dropped := range [][2]string{{"password", "the guest's password stays as it is"}, {"scriptText", "the script is not run"}} {
+	for _, dropped := range [][2]string{
+		{"password", "the guest's password stays as it is"},
+		{"scriptText", "the script is not run"},
+	} {
 		if identity[dropped[0]] != nil {
 			r.warn(
 				IgnoredByGuest,

@@ -31,8 +31,8 @@ func Wanted(env Lookuper) bool {
 		(get(env, "OTEL_EXPORTER_OTLP_ENDPOINT") != "" || get(env, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") != "")
 }
 
-// Check tells what is wrong with the OTEL_… settings, where they ask for traces at all. OpenTelemetry itself reads
-// them, but passes over what it does not understand, and prints it: a header with its token, say.
+// Check finds out what is wrong with the OTEL_… settings, where they ask for traces at all. OpenTelemetry reads them
+// itself, but ignores what it does not understand, and prints it: a header with its token, for example.
 //
 // Source: OpenTelemetry, Environment Variable Specification; OTLP Exporter Configuration.
 func Check(env Lookuper) []error {
@@ -40,65 +40,86 @@ func Check(env Lookuper) []error {
 		return nil
 	}
 
-	var wrong []error
-	bad := func(key, format string, args ...any) { wrong = append(wrong, fmt.Errorf(key+": "+format, args...)) }
+	c := checker{env: env}
+	c.exporter()
+	c.sampler()
+	c.numbers()
+	return append(c.wrong, files(env)...)
+}
+
+// checker collects what is wrong with settings.
+type checker struct {
+	env   Lookuper
+	wrong []error
+}
+
+func (c *checker) bad(key, format string, args ...any) {
+	c.wrong = append(c.wrong, fmt.Errorf(key+": "+format, args...))
+}
+
+// exporter checks where and how traces are sent.
+func (c *checker) exporter() {
 	for _, key := range both("ENDPOINT") {
-		if v := get(env, key); v != "" {
+		if v := get(c.env, key); v != "" {
 			switch u, err := url.Parse(v); {
 			case err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https":
-				bad(key, "not http://host:port or https://host:port")
+				c.bad(key, "not http://host:port or https://host:port")
 			case u.User != nil:
-				bad(key, "holds a user: a login goes into OTEL_EXPORTER_OTLP_HEADERS")
+				c.bad(key, "holds a user: a login goes into OTEL_EXPORTER_OTLP_HEADERS")
 			}
 		}
 	}
 
-	if key, v := effective(env, "PROTOCOL"); v != "" && v != "http/protobuf" {
-		bad(key, "%q is not http/protobuf, the only one that guestflow speaks (port 4318 of a collector)", v)
+	if key, v := effective(c.env, "PROTOCOL"); v != "" && v != "http/protobuf" {
+		c.bad(key, "%q is not http/protobuf, the only one that guestflow speaks (port 4318 of a collector)", v)
 	}
-	if v := get(env, "OTEL_TRACES_EXPORTER"); v != "" && v != "otlp" {
-		bad("OTEL_TRACES_EXPORTER", "%q is neither otlp nor none", v)
+	if v := get(c.env, "OTEL_TRACES_EXPORTER"); v != "" && v != "otlp" {
+		c.bad("OTEL_TRACES_EXPORTER", "%q is neither otlp nor none", v)
 	}
 
 	for _, key := range both("HEADERS") {
-		if !pairs(get(env, key)) { // without its value: it may hold a token
-			bad(key, "not name=value[,name=value …] with the values percent-encoded")
+		if !pairs(get(c.env, key)) { // the value is not quoted: it may hold a token
+			c.bad(key, "not name=value[,name=value …] with the values percent-encoded")
 		}
 	}
 
-	if v := get(env, "OTEL_RESOURCE_ATTRIBUTES"); !pairs(v) {
-		bad("OTEL_RESOURCE_ATTRIBUTES", "%q is not name=value[,name=value …]", v)
+	if v := get(c.env, "OTEL_RESOURCE_ATTRIBUTES"); !pairs(v) {
+		c.bad("OTEL_RESOURCE_ATTRIBUTES", "%q is not name=value[,name=value …]", v)
+	}
+}
+
+// samplers are the values of OTEL_TRACES_SAMPLER.
+var samplers = []string{
+	"always_on", "always_off", "traceidratio",
+	"parentbased_always_on", "parentbased_always_off", "parentbased_traceidratio",
+}
+
+// sampler checks which traces are kept.
+func (c *checker) sampler() {
+	sampler := get(c.env, "OTEL_TRACES_SAMPLER")
+	if sampler != "" && !slices.Contains(samplers, sampler) {
+		c.bad("OTEL_TRACES_SAMPLER", "%q is none of %s", sampler, strings.Join(samplers, ", "))
 	}
 
-	sampler := get(env, "OTEL_TRACES_SAMPLER")
-	if known := []string{
-		"",
-		"always_on",
-		"always_off",
-		"traceidratio",
-		"parentbased_always_on",
-		"parentbased_always_off",
-		"parentbased_traceidratio",
-	}; !slices.Contains(known, sampler) {
-		bad("OTEL_TRACES_SAMPLER", "%q is none of %s", sampler, strings.Join(known[1:], ", "))
-	}
-
-	if v := get(env, "OTEL_TRACES_SAMPLER_ARG"); v != "" && strings.HasSuffix(sampler, "traceidratio") {
+	if v := get(c.env, "OTEL_TRACES_SAMPLER_ARG"); v != "" && strings.HasSuffix(sampler, "traceidratio") {
 		if ratio, err := strconv.ParseFloat(v, 64); err != nil || ratio < 0 || ratio > 1 {
-			bad("OTEL_TRACES_SAMPLER_ARG", "%q is no ratio from 0 to 1", v)
+			c.bad("OTEL_TRACES_SAMPLER_ARG", "%q is no ratio from 0 to 1", v)
 		}
 	}
+}
 
-	for _, key := range append(both("TIMEOUT"), "OTEL_BSP_SCHEDULE_DELAY", "OTEL_BSP_EXPORT_TIMEOUT",
-		"OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE") {
-		if v := get(env, key); v != "" {
+// numbers checks times and sizes.
+func (c *checker) numbers() {
+	keys := append(both("TIMEOUT"),
+		"OTEL_BSP_SCHEDULE_DELAY", "OTEL_BSP_EXPORT_TIMEOUT",
+		"OTEL_BSP_MAX_QUEUE_SIZE", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE")
+	for _, key := range keys {
+		if v := get(c.env, key); v != "" {
 			if n, err := strconv.Atoi(v); err != nil || n <= 0 {
-				bad(key, "%q is no whole number above 0 (times are in milliseconds)", v)
+				c.bad(key, "%q is no whole number above 0 (times are in milliseconds)", v)
 			}
 		}
 	}
-
-	return append(wrong, files(env)...)
 }
 
 // files checks what the exporter's TLS is made of.

@@ -153,7 +153,8 @@ func decodeError(status int, body []byte, s redactor) *Error {
 	body = s.json(bytes.TrimSpace(body))
 	members, ok := membersOf(body)
 	switch {
-	case ok && (members.TypeName != "" || len(members.Fault) > 0 || members.FaultString != "" || len(members.FaultMessage) > 0):
+	case ok && (members.TypeName != "" || len(members.Fault) > 0 ||
+		members.FaultString != "" || len(members.FaultMessage) > 0):
 		e.decodeVIM(body, members, maxCauses)
 	case ok && strings.HasPrefix(members.Type, "com.vmware.vapi.std.errors."):
 		// The envelope of /rest: {"type":"com.vmware.vapi.std.errors.not_found","value":{"messages":[…]}}
@@ -182,7 +183,11 @@ func membersOf(body []byte) (m faultMembers, ok bool) {
 	}
 
 	for key, into := range map[string]*string{
-		"_typeName": &m.TypeName, "faultstring": &m.FaultString, "localizedMessage": &m.LocalizedMessage, "error_type": &m.ErrorType, "type": &m.Type,
+		"_typeName":        &m.TypeName,
+		"faultstring":      &m.FaultString,
+		"localizedMessage": &m.LocalizedMessage,
+		"error_type":       &m.ErrorType,
+		"type":             &m.Type,
 	} {
 		*into = textOf(raw[key])
 	}

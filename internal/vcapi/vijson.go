@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/url"
 	"strings"
@@ -59,10 +60,11 @@ func (c *Client) newVIMCall(v *service, obj objectFunc, kind, member string, in 
 	ref := obj(v)
 	if ref == nil || ref.Value == "" {
 		e := &Error{
-			Name:    "NotSupported",
-			Class:   Permanent,
-			Sent:    NotSent,
-			Message: "this vCenter (API " + v.content.About.APIVersion + ") has no " + kind + ": its ServiceContent names none",
+			Name:  "NotSupported",
+			Class: Permanent,
+			Sent:  NotSent,
+			Message: fmt.Sprintf("this vCenter (API %s) has no %s: its ServiceContent names none",
+				v.content.About.APIVersion, kind),
 		}
 		return nil, e.withCall(member, "", c.host)
 	}

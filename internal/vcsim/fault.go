@@ -128,8 +128,10 @@ func soapFault(fault types.BaseMethodFault) response {
 		panic(err) // a buffer takes everything
 	}
 
-	body := xml.Header + `<soapenv:Envelope xmlns:soapenv="http://schemas.xmlsoap.org/soap/envelope/" xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance">` +
-		`<soapenv:Body><soapenv:Fault><faultcode>ServerFaultCode</faultcode><faultstring>` + said.String() + `</faultstring><detail>` + detail.String() +
+	body := xml.Header + `<soapenv:Envelope xmlns:soapenv="http://schemas.xmlsoap.org/soap/envelope/"` +
+		` xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance">` +
+		`<soapenv:Body><soapenv:Fault><faultcode>ServerFaultCode</faultcode>` +
+		`<faultstring>` + said.String() + `</faultstring><detail>` + detail.String() +
 		`</detail></soapenv:Fault></soapenv:Body></soapenv:Envelope>`
 	return response{
 		status:      http.StatusInternalServerError,

@@ -40,7 +40,8 @@ func (v *VCenter) makeVMs() error {
 
 		ctx := v.newContext()
 		ctx.Session = v.svc.Context.Session // vcsim's events name a user
-		res, ok := folder.CreateVMTask(ctx, &types.CreateVM_Task{This: folder.Self, Config: config, Pool: *cluster.ResourcePool}).(*methods.CreateVM_TaskBody)
+		req := &types.CreateVM_Task{This: folder.Self, Config: config, Pool: *cluster.ResourcePool}
+		res, ok := folder.CreateVMTask(ctx, req).(*methods.CreateVM_TaskBody)
 		if !ok || res.Res == nil {
 			return fmt.Errorf("vcsim: make VM %s: refused", config.Name)
 		}

@@ -356,7 +356,10 @@ func (vm *VM) serveStatus(restCall) response {
 		Error  string `json:"error,omitempty"`
 		Start  string `json:"start_time,omitempty"`
 		End    string `json:"end_time,omitempty"`
-	}{strings.TrimPrefix(vm.info.CustomizationStatus, statusPrefix), vm.info.ErrorMsg, moment(vm.info.StartTime), moment(vm.info.EndTime)})
+	}{
+		strings.TrimPrefix(vm.info.CustomizationStatus, statusPrefix), vm.info.ErrorMsg,
+		moment(vm.info.StartTime), moment(vm.info.EndTime),
+	})
 }
 
 func (vm *VM) serveOperations(restCall) response {
