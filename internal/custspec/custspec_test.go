@@ -16,12 +16,17 @@ import (
 )
 
 // whole is a spec with nothing to say of it.
-const whole = `{"_typeName":"CustomizationSpec","identity":{"_typeName":"CustomizationLinuxPrep","domain":"example.test","hwClockUTC":true,"timeZone":"Europe/Berlin",
+const whole = `{"_typeName":"CustomizationSpec","identity":{"_typeName":"CustomizationLinuxPrep",
+	"domain":"example.test","hwClockUTC":true,"timeZone":"Europe/Berlin",
 "hostName":{"_typeName":"CustomizationFixedName","name":"web-1"}},"options":{"_typeName":"CustomizationLinuxOptions"},
-"globalIPSettings":{"_typeName":"CustomizationGlobalIPSettings","dnsServerList":["10.0.0.2","2001:db8::2"],"dnsSuffixList":["example.test"]},
-"nicSettingMap":[{"_typeName":"CustomizationAdapterMapping","macAddress":"00:50:56:00:00:01","adapter":{"_typeName":"CustomizationIPSettings",
-"ip":{"_typeName":"CustomizationFixedIp","ipAddress":"10.0.0.11"},"subnetMask":"255.255.255.0","gateway":["10.0.0.1"],"dnsDomain":"example.test",
-"ipV6Spec":{"_typeName":"CustomizationIPSettingsIpV6AddressSpec","ip":[{"_typeName":"CustomizationFixedIpV6","ipAddress":"2001:db8::11","subnetMask":64},
+"globalIPSettings":{"_typeName":"CustomizationGlobalIPSettings","dnsServerList":["10.0.0.2","2001:db8::2"],
+"dnsSuffixList":["example.test"]},
+"nicSettingMap":[{"_typeName":"CustomizationAdapterMapping","macAddress":"00:50:56:00:00:01",
+"adapter":{"_typeName":"CustomizationIPSettings",
+"ip":{"_typeName":"CustomizationFixedIp","ipAddress":"10.0.0.11"},"subnetMask":"255.255.255.0",
+"gateway":["10.0.0.1"],"dnsDomain":"example.test",
+"ipV6Spec":{"_typeName":"CustomizationIPSettingsIpV6AddressSpec","ip":[{"_typeName":"CustomizationFixedIpV6",
+"ipAddress":"2001:db8::11","subnetMask":64},
 {"_typeName":"CustomizationAutoIpV6Generator"}],"gateway":["fe80::1"]}}}]}`
 
 const (
@@ -76,7 +81,8 @@ func TestNothingToSay(t *testing.T) {
 	}
 
 	secret := map[string]any{"secretRef": "a", "key": "b"} // stands for any string
-	for _, path := range []string{prep + ".domain", prep + ".timeZone", prep + ".hostName.name", nic + ".ip.ipAddress", nic + ".subnetMask", nic + ".gateway.0",
+	for _, path := range []string{prep + ".domain", prep + ".timeZone", prep + ".hostName.name",
+		nic + ".ip.ipAddress", nic + ".subnetMask", nic + ".gateway.0",
 		"nicSettingMap.0.macAddress", "globalIPSettings.dnsServerList.0", nic + ".ipV6Spec.ip.0.ipAddress"} {
 		if r := Check(changed(t, path, secret), ""); len(r.Refused)+len(r.Warnings) > 0 {
 			t.Errorf("%s: %+v", path, r)
@@ -112,43 +118,109 @@ func TestShape(t *testing.T) {
 	type object = map[string]any
 	number := func(s string) json.Number { return json.Number(s) }
 	for _, r := range []row{
-		{"identity", "@{…}", "spec.identity: must be an object, not a string (PowerShell's ConvertTo-Json makes strings of what is nested deeper than its -Depth"},
+		{
+			"identity", "@{…}",
+			"spec.identity: must be an object, " +
+				"not a string (PowerShell's ConvertTo-Json makes strings of what is nested deeper than its -Depth",
+		},
 		{"identity", []any{}, "spec.identity: must be an object, not an array"},
 		{"identity", object{"_typeName": 1}, "spec.identity._typeName: must be a string, not"},
-		{"identity._typeName", "CustomizationFixedName", "spec.identity._typeName: is CustomizationFixedName, which does not belong here: give one of CustomizationCloudinitPrep"},
-		{"identity._typeName", nil, "spec.identity: has no _typeName, which says what it is: one of CustomizationCloudinitPrep, CustomizationLinuxFlexPrep, CustomizationLinuxPrep, CustomizationSysprep, CustomizationSysprepText, " +
+		{
+			"identity._typeName", "CustomizationFixedName",
+			"spec.identity._typeName: is CustomizationFixedName, " +
+				"which does not belong here: give one of CustomizationCloudinitPrep",
+		},
+		{"identity._typeName", nil, "spec.identity: has no _typeName, " +
+			"which says what it is: one of CustomizationCloudinitPrep, CustomizationLinuxFlexPrep, " +
+			"CustomizationLinuxPrep, CustomizationSysprep, CustomizationSysprepText, " +
 			"CustomizationWindowsFlexPrep; it looks like \"_typeName\": \"CustomizationLinuxPrep\""},
-		{"identity._typeName", "CustomizationLinuxprep", "UnknownType spec.identity._typeName: \"CustomizationLinuxprep\" is no type that this guestflow knows here (did you mean CustomizationLinuxPrep?)"},
+		{
+			"identity._typeName", "CustomizationLinuxprep",
+			"UnknownType spec.identity._typeName: \"CustomizationLinuxprep\" is no type that this guestflow " +
+				"knows here (did you mean CustomizationLinuxPrep?)",
+		},
 		{"identity._typeName", "CustomizationFuture", "UnknownType spec.identity._typeName"},
-		{"identity._typeName", "CustomizationIdentitySettings", "UnknownType spec.identity._typeName: CustomizationIdentitySettings stands for its kinds"},
-		{"_typeName", "CustomizationFixedIp", "spec._typeName: is CustomizationFixedIp, which does not belong here: give CustomizationSpec"},
+		{
+			"identity._typeName", "CustomizationIdentitySettings",
+			"UnknownType spec.identity._typeName: CustomizationIdentitySettings stands for its kinds",
+		},
+		{
+			"_typeName", "CustomizationFixedIp",
+			"spec._typeName: is CustomizationFixedIp, which does not belong here: give CustomizationSpec",
+		},
 		{"_typeName", "CustomizationSpecc", "UnknownType spec._typeName"},
-		{"identity.hostName", object{"name": "web-1"}, "spec.identity.hostName: has no _typeName, which says what it is: one of CustomizationCustomName, CustomizationFixedName, CustomizationPrefixName, CustomizationVirtualMachineName; " +
+		{"identity.hostName", object{"name": "web-1"}, "spec.identity.hostName: has no _typeName, " +
+			"which says what it is: one of CustomizationCustomName, CustomizationFixedName, " +
+			"CustomizationPrefixName, CustomizationVirtualMachineName; " +
 			"it looks like \"_typeName\": \"CustomizationFixedName\""},
 		{"identity.hostName", nil, "spec.identity.hostName: is required"},
 		{"identity.hostName", "web-1", "spec.identity.hostName: must be an object, not a string"},
-		{"identity.hostName", object{"_typeName": "CustomizationFixedName", "Name": "web-1"}, "spec.identity.hostName.name: is required: Name is there, but VI JSON calls it name"},
+		{
+			"identity.hostName", object{"_typeName": "CustomizationFixedName", "Name": "web-1"},
+			"spec.identity.hostName.name: is required: Name is there, but VI JSON calls it name",
+		},
 		{"identity.domain", number("7"), "spec.identity.domain: must be a string, not a number: put it into quotes"},
 		{"identity.domain", object{"_typeName": "string"}, "spec.identity.domain: must be a string, not an object"},
 		{"identity.domain", nil, "MissingMember spec.identity.domain"},
-		{"identity.timezone", "UTC", "UnknownMember spec.identity.timezone: is no member of CustomizationLinuxPrep that this guestflow knows (did you mean timeZone?)"},
-		{"identity.nothingLikeIt", "UTC", "UnknownMember spec.identity.nothingLikeIt: is no member of CustomizationLinuxPrep that this guestflow knows; it is passed on"},
-		{"identity.hwClockUTC", "true", "spec.identity.hwClockUTC: must be true or false, not a string: leave out the quotes"},
-		{"identity.hwClockUTC", object{"secretRef": "a", "key": "b"}, "spec.identity.hwClockUTC: must be true or false, not a secret"},
-		{"nicSettingMap", object{"adapter": object{}}, "spec.nicSettingMap: must be an array, not an object: put [ ] around it (in PowerShell @( )"},
+		{
+			"identity.timezone", "UTC",
+			"UnknownMember spec.identity.timezone: is no member of CustomizationLinuxPrep that this guestflow " +
+				"knows (did you mean timeZone?)",
+		},
+		{
+			"identity.nothingLikeIt", "UTC",
+			"UnknownMember spec.identity.nothingLikeIt: is no member of CustomizationLinuxPrep that this " +
+				"guestflow knows; it is passed on",
+		},
+		{
+			"identity.hwClockUTC", "true",
+			"spec.identity.hwClockUTC: must be true or false, not a string: leave out the quotes",
+		},
+		{
+			"identity.hwClockUTC", object{"secretRef": "a", "key": "b"},
+			"spec.identity.hwClockUTC: must be true or false, not a secret",
+		},
+		{
+			"nicSettingMap", object{"adapter": object{}},
+			"spec.nicSettingMap: must be an array, not an object: put [ ] around it (in PowerShell @( )",
+		},
 		{"nicSettingMap.0", nil, "spec.nicSettingMap[0]: must be an object, not null"},
 		{"nicSettingMap.0", "@{…}", "spec.nicSettingMap[0]: must be an object, not a string (PowerShell"},
 		{"globalIPSettings", nil, "MissingMember spec.globalIPSettings"},
-		{"globalIPSettings.dnsServerList", "10.0.0.2", "spec.globalIPSettings.dnsServerList: must be an array, not a string: put [ ] around it"},
-		{"globalIPSettings.dnsServerList.0", number("10"), "spec.globalIPSettings.dnsServerList[0]: must be a string, not a number"},
+		{
+			"globalIPSettings.dnsServerList", "10.0.0.2",
+			"spec.globalIPSettings.dnsServerList: must be an array, not a string: put [ ] around it",
+		},
+		{
+			"globalIPSettings.dnsServerList.0", number("10"),
+			"spec.globalIPSettings.dnsServerList[0]: must be a string, not a number",
+		},
 		{nic, nil, "spec.nicSettingMap[0].adapter: is required"},
 		{nic + ".ip", nil, "spec.nicSettingMap[0].adapter.ip: is required"},
 		{nic + ".ip", "10.0.0.11", "spec.nicSettingMap[0].adapter.ip: must be an object, not a string"},
-		{nic + ".ip", object{"_typeName": "CustomizationFixedIpV6"}, "spec.nicSettingMap[0].adapter.ip._typeName: is CustomizationFixedIpV6, which does not belong here"},
-		{nic + ".netBIOS", "on", "DoubtfulValue spec.nicSettingMap[0].adapter.netBIOS: \"on\" is none of the values that are known: enableNetBIOSViaDhcp"},
-		{nic + ".ipV6Spec.ip.0.subnetMask", "64", "spec.nicSettingMap[0].adapter.ipV6Spec.ip[0].subnetMask: must be an integer, not a string: leave out the quotes"},
-		{nic + ".ipV6Spec.ip.0.subnetMask", number("64.0"), "spec.nicSettingMap[0].adapter.ipV6Spec.ip[0].subnetMask: must be an integer, not a number"},
-		{nic + ".ipV6Spec.ip.0.subnetMask", number("3000000000"), "spec.nicSettingMap[0].adapter.ipV6Spec.ip[0].subnetMask: must be an integer, not a number out of its range"},
+		{
+			nic + ".ip", object{"_typeName": "CustomizationFixedIpV6"},
+			"spec.nicSettingMap[0].adapter.ip._typeName: is CustomizationFixedIpV6, which does not belong here",
+		},
+		{
+			nic + ".netBIOS", "on",
+			"DoubtfulValue spec.nicSettingMap[0].adapter.netBIOS: \"on\" is none of the values that are known: " +
+				"enableNetBIOSViaDhcp",
+		},
+		{
+			nic + ".ipV6Spec.ip.0.subnetMask", "64",
+			"spec.nicSettingMap[0].adapter.ipV6Spec.ip[0].subnetMask: must be an integer, " +
+				"not a string: leave out the quotes",
+		},
+		{
+			nic + ".ipV6Spec.ip.0.subnetMask", number("64.0"),
+			"spec.nicSettingMap[0].adapter.ipV6Spec.ip[0].subnetMask: must be an integer, not a number",
+		},
+		{
+			nic + ".ipV6Spec.ip.0.subnetMask", number("3000000000"),
+			"spec.nicSettingMap[0].adapter.ipV6Spec.ip[0].subnetMask: must be an integer, " +
+				"not a number out of its range",
+		},
 		{"encryptionKey", number("1"), "spec.encryptionKey: must be an array of bytes, not a number"},
 	} {
 		r.check(t)
@@ -165,8 +237,11 @@ func TestValues(t *testing.T) {
 	name := func(s string) object { return object{"_typeName": "CustomizationFixedName", "name": s} }
 	const host, ip = "spec.identity.hostName.name: ", "spec.nicSettingMap[0].adapter.ip.ipAddress: "
 	windows := func(change func(identity object)) object {
-		identity, _ := decode(json.RawMessage(`{"_typeName":"CustomizationSysprep","guiUnattended":{"timeZone":110,"autoLogon":false,"autoLogonCount":0},
-			"userData":{"fullName":"f","orgName":"o","productId":"","computerName":{"_typeName":"CustomizationFixedName","name":"WEB-1"}},"identification":{"joinWorkgroup":"w"}}`)).(object)
+		identity, _ := decode(json.RawMessage(`{"_typeName":"CustomizationSysprep",
+			"guiUnattended":{"timeZone":110,"autoLogon":false,"autoLogonCount":0},
+			"userData":{"fullName":"f","orgName":"o","productId":"",
+			"computerName":{"_typeName":"CustomizationFixedName","name":"WEB-1"}},
+			"identification":{"joinWorkgroup":"w"}}`)).(object)
 		change(identity)
 		return identity
 	}
@@ -176,8 +251,16 @@ func TestValues(t *testing.T) {
 	}
 	for _, r := range []row{
 		{"identity.hostName", name("web_1"), host + `"web_1" has '_' in it`},
-		{"identity.hostName", name("web-1.example.test"), host + `"web-1.example.test" has '.' in it, and a host name is letters, digits and hyphens, not digits alone, at most 63: give "web-1", and "example.test" as domain`},
-		{"identity.hostName", name("10.0.0.1"), host + `"10.0.0.1" has '.' in it, and a host name is letters, digits and hyphens, not digits alone, at most 63`},
+		{
+			"identity.hostName", name("web-1.example.test"),
+			host + `"web-1.example.test" has '.' in it, and a host name is letters, digits and hyphens, ` +
+				`not digits alone, at most 63: give "web-1", and "example.test" as domain`,
+		},
+		{
+			"identity.hostName", name("10.0.0.1"),
+			host + `"10.0.0.1" has '.' in it, and a host name is letters, digits and hyphens, not digits alone, ` +
+				`at most 63`,
+		},
 		{"identity.hostName", name("müller"), host + `"müller" has 'ü' in it`},
 		{"identity.hostName", name("web 1"), host + `"web 1" has ' ' in it`},
 		{"identity.hostName", name("12345"), host + `"12345" is digits alone`},
@@ -185,50 +268,151 @@ func TestValues(t *testing.T) {
 		{"identity.hostName", name("  "), host + "is empty"},
 		{"identity.hostName", name(strings.Repeat("w", 64)), host + "has 64 characters"},
 		{"identity.hostName", name("-web"), "DoubtfulValue " + host + `"-web" begins or ends with a hyphen`},
-		{"identity.hostName", object{"_typeName": "CustomizationPrefixName", "base": "web_"}, "DoubtfulValue spec.identity.hostName.base"},
-		{"identity.hostName", object{"_typeName": "CustomizationUnknownName"}, "spec.identity.hostName: leaves the host name to be asked for"},
-		{"identity.hostName", object{"_typeName": "CustomizationCustomName"}, "DoubtfulValue spec.identity.hostName: needs a program"},
-		{"identity.timeZone", "Europe/Berln", `spec.identity.timeZone: "Europe/Berln" is no name of the tz database, such as Europe/Berlin (did you mean Europe/Berlin?)`},
-		{"identity.timeZone", "europe/berlin", `spec.identity.timeZone: "europe/berlin" is no name of the tz database, such as Europe/Berlin (did you mean Europe/Berlin?)`},
+		{
+			"identity.hostName", object{"_typeName": "CustomizationPrefixName", "base": "web_"},
+			"DoubtfulValue spec.identity.hostName.base",
+		},
+		{
+			"identity.hostName", object{"_typeName": "CustomizationUnknownName"},
+			"spec.identity.hostName: leaves the host name to be asked for",
+		},
+		{
+			"identity.hostName", object{"_typeName": "CustomizationCustomName"},
+			"DoubtfulValue spec.identity.hostName: needs a program",
+		},
+		{
+			"identity.timeZone", "Europe/Berln",
+			`spec.identity.timeZone: "Europe/Berln" is no name of the tz database, ` +
+				`such as Europe/Berlin (did you mean Europe/Berlin?)`,
+		},
+		{
+			"identity.timeZone", "europe/berlin",
+			`spec.identity.timeZone: "europe/berlin" is no name of the tz database, ` +
+				`such as Europe/Berlin (did you mean Europe/Berlin?)`,
+		},
 		{"identity.timeZone", "110", `spec.identity.timeZone: "110" is an index of Windows`},
 		{"identity.timeZone", "W. Europe Standard Time", "spec.identity.timeZone: "},
 		{"identity.scriptText", "echo", "DoubtfulValue spec.identity.scriptText: does not begin with #!"},
 
 		{nic + ".ip.ipAddress", "10.0.0.300", ip + `"10.0.0.300" is not an IP address`},
-		{nic + ".ip.ipAddress", "10.0.0.11/24", ip + `"10.0.0.11/24" is an address with its prefix: give "10.0.0.11" here, and the prefix as subnetMask, "255.255.255.0"`},
-		{nic + ".ip.ipAddress", "10.0.0.11/240", ip + `"10.0.0.11/240" is not an address, and a prefix belongs into subnetMask`},
-		{nic + ".ip.ipAddress", "010.000.000.011", ip + `"010.000.000.011" has leading zeros, which some read as octal: give "10.0.0.11"`},
+		{
+			nic + ".ip.ipAddress", "10.0.0.11/24",
+			ip + `"10.0.0.11/24" is an address with its prefix: give "10.0.0.11" here, ` +
+				`and the prefix as subnetMask, "255.255.255.0"`,
+		},
+		{
+			nic + ".ip.ipAddress", "10.0.0.11/240",
+			ip + `"10.0.0.11/240" is not an address, and a prefix belongs into subnetMask`,
+		},
+		{
+			nic + ".ip.ipAddress", "010.000.000.011",
+			ip + `"010.000.000.011" has leading zeros, which some read as octal: give "10.0.0.11"`,
+		},
 		{nic + ".ip.ipAddress", "10.0.0.11 ", ip + `"10.0.0.11 " has blanks around it: give "10.0.0.11"`},
 		{nic + ".ip.ipAddress", "", ip + "is empty"},
 		{nic + ".ip.ipAddress", "\t", ip + "is empty"},
 		{nic + ".ip.ipAddress", "web-1", ip + `"web-1" is not an IP address`},
 		{nic + ".ip.ipAddress", "2001:db8::1", "DoubtfulValue " + ip + "2001:db8::1 is no IPv4 address"},
-		{nic + ".ip.ipAddress", "224.0.0.1", "DoubtfulValue " + ip + "224.0.0.1 is no address that an adapter can have"},
-		{nic + ".ip", object{"_typeName": "CustomizationUnknownIpGenerator"}, "spec.nicSettingMap[0].adapter.ip: leaves the address to be asked for"},
-		{nic + ".subnetMask", "24", `spec.nicSettingMap[0].adapter.subnetMask: "24" is not a subnet mask, such as 255.255.255.0: give "255.255.255.0"`},
-		{nic + ".subnetMask", "/22", `spec.nicSettingMap[0].adapter.subnetMask: "/22" is not a subnet mask, such as 255.255.255.0: give "255.255.252.0"`},
-		{nic + ".subnetMask", "255.0.255.0", `spec.nicSettingMap[0].adapter.subnetMask: "255.0.255.0" is not a subnet mask`},
-		{nic + ".subnetMask", "0.0.0.255", `spec.nicSettingMap[0].adapter.subnetMask: "0.0.0.255" is not a subnet mask`},
-		{nic + ".subnetMask", nil, "DoubtfulValue spec.nicSettingMap[0].adapter.subnetMask: is missing beside a fixed address"},
-		{nic + ".subnetMask", "", "DoubtfulValue spec.nicSettingMap[0].adapter.subnetMask: is missing beside a fixed address"},
-		{nic + ".gateway", []any{"10.0.1.1"}, "DoubtfulValue spec.nicSettingMap[0].adapter.gateway[0]: 10.0.1.1 is not in the subnet of the address, 10.0.0.0/24"},
-		{nic + ".gateway", []any{"10.0.0.11"}, "DoubtfulValue spec.nicSettingMap[0].adapter.gateway[0]: 10.0.0.11 is the adapter's own address"},
+		{
+			nic + ".ip.ipAddress", "224.0.0.1",
+			"DoubtfulValue " + ip + "224.0.0.1 is no address that an adapter can have",
+		},
+		{
+			nic + ".ip", object{"_typeName": "CustomizationUnknownIpGenerator"},
+			"spec.nicSettingMap[0].adapter.ip: leaves the address to be asked for",
+		},
+		{
+			nic + ".subnetMask", "24",
+			`spec.nicSettingMap[0].adapter.subnetMask: "24" is not a subnet mask, ` +
+				`such as 255.255.255.0: give "255.255.255.0"`,
+		},
+		{
+			nic + ".subnetMask", "/22",
+			`spec.nicSettingMap[0].adapter.subnetMask: "/22" is not a subnet mask, ` +
+				`such as 255.255.255.0: give "255.255.252.0"`,
+		},
+		{
+			nic + ".subnetMask", "255.0.255.0",
+			`spec.nicSettingMap[0].adapter.subnetMask: "255.0.255.0" is not a subnet mask`,
+		},
+		{
+			nic + ".subnetMask", "0.0.0.255",
+			`spec.nicSettingMap[0].adapter.subnetMask: "0.0.0.255" is not a subnet mask`,
+		},
+		{
+			nic + ".subnetMask", nil,
+			"DoubtfulValue spec.nicSettingMap[0].adapter.subnetMask: is missing beside a fixed address",
+		},
+		{
+			nic + ".subnetMask", "",
+			"DoubtfulValue spec.nicSettingMap[0].adapter.subnetMask: is missing beside a fixed address",
+		},
+		{
+			nic + ".gateway", []any{"10.0.1.1"},
+			"DoubtfulValue spec.nicSettingMap[0].adapter.gateway[0]: 10.0.1.1 is not in the subnet of the " +
+				"address, 10.0.0.0/24",
+		},
+		{
+			nic + ".gateway", []any{"10.0.0.11"},
+			"DoubtfulValue spec.nicSettingMap[0].adapter.gateway[0]: 10.0.0.11 is the adapter's own address",
+		},
 		{nic + ".gateway", []any{"gw"}, "spec.nicSettingMap[0].adapter.gateway[0]: \"gw\" is not an IP address"},
-		{nic + ".gateway", []any{"10.0.0.1/24"}, "spec.nicSettingMap[0].adapter.gateway[0]: \"10.0.0.1/24\" is an address with its prefix: give \"10.0.0.1\" here"},
-		{nic + ".gateway", []any{""}, "spec.nicSettingMap[0].adapter.gateway[0]: is empty: give the address, or leave it out"},
-		{nic + ".gateway", []any{"fe80::1"}, "DoubtfulValue spec.nicSettingMap[0].adapter.gateway[0]: fe80::1 is no IPv4 address"},
-		{nic + ".dnsServerList", []any{"dns"}, "spec.nicSettingMap[0].adapter.dnsServerList[0]: \"dns\" is not an IP address"},
-		{"globalIPSettings.dnsServerList", []any{"dns.example.test"}, "spec.globalIPSettings.dnsServerList[0]: \"dns.example.test\" is not an IP address"},
-		{nic + ".ipV6Spec.ip.0.ipAddress", "2001:db8::1/64", `spec.nicSettingMap[0].adapter.ipV6Spec.ip[0].ipAddress: "2001:db8::1/64" is an address with its prefix: give "2001:db8::1" here, and the prefix as subnetMask, 64`},
-		{nic + ".ipV6Spec.ip.0.ipAddress", "2001:db8:::1", `spec.nicSettingMap[0].adapter.ipV6Spec.ip[0].ipAddress: "2001:db8:::1" is not an IP address`},
-		{nic + ".ipV6Spec.ip.0.ipAddress", "10.0.0.1", "DoubtfulValue spec.nicSettingMap[0].adapter.ipV6Spec.ip[0].ipAddress"},
-		{nic + ".ipV6Spec.ip.0.subnetMask", json.Number("129"), "spec.nicSettingMap[0].adapter.ipV6Spec.ip[0].subnetMask: is 129"},
-		{nic + ".ipV6Spec.ip.1._typeName", "CustomizationUnknownIpV6Generator", "spec.nicSettingMap[0].adapter.ipV6Spec.ip[1]: leaves the address to be asked for"},
-		{nic + ".ipV6Spec.gateway", []any{"10.0.0.1"}, "DoubtfulValue spec.nicSettingMap[0].adapter.ipV6Spec.gateway[0]"},
-		{"nicSettingMap.0.macAddress", "00:50:56:00:01", `spec.nicSettingMap[0].macAddress: "00:50:56:00:01" is no MAC address`},
+		{
+			nic + ".gateway", []any{"10.0.0.1/24"},
+			"spec.nicSettingMap[0].adapter.gateway[0]: \"10.0.0.1/24\" is an address with its prefix: give " +
+				"\"10.0.0.1\" here",
+		},
+		{
+			nic + ".gateway", []any{""},
+			"spec.nicSettingMap[0].adapter.gateway[0]: is empty: give the address, or leave it out",
+		},
+		{
+			nic + ".gateway", []any{"fe80::1"},
+			"DoubtfulValue spec.nicSettingMap[0].adapter.gateway[0]: fe80::1 is no IPv4 address",
+		},
+		{
+			nic + ".dnsServerList", []any{"dns"},
+			"spec.nicSettingMap[0].adapter.dnsServerList[0]: \"dns\" is not an IP address",
+		},
+		{
+			"globalIPSettings.dnsServerList", []any{"dns.example.test"},
+			"spec.globalIPSettings.dnsServerList[0]: \"dns.example.test\" is not an IP address",
+		},
+		{
+			nic + ".ipV6Spec.ip.0.ipAddress", "2001:db8::1/64",
+			`spec.nicSettingMap[0].adapter.ipV6Spec.ip[0].ipAddress: "2001:db8::1/64" is an address with its ` +
+				`prefix: give "2001:db8::1" here, and the prefix as subnetMask, 64`,
+		},
+		{
+			nic + ".ipV6Spec.ip.0.ipAddress", "2001:db8:::1",
+			`spec.nicSettingMap[0].adapter.ipV6Spec.ip[0].ipAddress: "2001:db8:::1" is not an IP address`,
+		},
+		{
+			nic + ".ipV6Spec.ip.0.ipAddress", "10.0.0.1",
+			"DoubtfulValue spec.nicSettingMap[0].adapter.ipV6Spec.ip[0].ipAddress",
+		},
+		{
+			nic + ".ipV6Spec.ip.0.subnetMask", json.Number("129"),
+			"spec.nicSettingMap[0].adapter.ipV6Spec.ip[0].subnetMask: is 129",
+		},
+		{
+			nic + ".ipV6Spec.ip.1._typeName", "CustomizationUnknownIpV6Generator",
+			"spec.nicSettingMap[0].adapter.ipV6Spec.ip[1]: leaves the address to be asked for",
+		},
+		{
+			nic + ".ipV6Spec.gateway", []any{"10.0.0.1"},
+			"DoubtfulValue spec.nicSettingMap[0].adapter.ipV6Spec.gateway[0]",
+		},
+		{
+			"nicSettingMap.0.macAddress", "00:50:56:00:01",
+			`spec.nicSettingMap[0].macAddress: "00:50:56:00:01" is no MAC address`,
+		},
 		{"options._typeName", "CustomizationWinOptions", "MissingMember spec.options.changeSID"},
 
-		{"identity", windows(in("guiUnattended", "timeZone", "Europe/Berlin")), "spec.identity.guiUnattended.timeZone: must be an integer, not a string"},
+		{
+			"identity", windows(in("guiUnattended", "timeZone", "Europe/Berlin")),
+			"spec.identity.guiUnattended.timeZone: must be an integer, not a string",
+		},
 	} {
 		r.check(t)
 	}
@@ -238,14 +422,29 @@ func TestValues(t *testing.T) {
 		refused  string
 		warned   string
 	}{
-		{windows(in("guiUnattended", "timeZone", json.Number("21"))), "spec.identity.guiUnattended.timeZone: 21 is none of Microsoft's time zone index values", ""},
-		{windows(in("guiUnattended", "timeZone", json.Number("-2147483584"))), "", "spec.identity.guiUnattended.timeZone: -2147483584 is none"},
-		{windows(in("guiUnattended", "autoLogon", true)), "", "spec.identity.guiUnattended.autoLogon: needs a password"},
+		{
+			windows(in("guiUnattended", "timeZone", json.Number("21"))),
+			"spec.identity.guiUnattended.timeZone: 21 is none of Microsoft's time zone index values", "",
+		},
+		{
+			windows(in("guiUnattended", "timeZone", json.Number("-2147483584"))), "",
+			"spec.identity.guiUnattended.timeZone: -2147483584 is none",
+		},
+		{
+			windows(in("guiUnattended", "autoLogon", true)), "",
+			"spec.identity.guiUnattended.autoLogon: needs a password",
+		},
 		{windows(in("userData", "fullName", " ")), "spec.identity.userData.fullName: is empty", ""},
-		{windows(in("userData", "computerName", name("WEB_1"))), "spec.identity.userData.computerName.name: \"WEB_1\" has '_' in it", ""},
+		{
+			windows(in("userData", "computerName", name("WEB_1"))),
+			"spec.identity.userData.computerName.name: \"WEB_1\" has '_' in it", "",
+		},
 		{windows(in("userData", "computerName", name("A234567890123456"))), "", "keeps the first 15"},
 		{windows(in("identification", "joinDomain", "example.test")), "", "has joinDomain and joinWorkgroup"},
-		{windows(func(m object) { m["identification"] = object{"joinDomain": "example.test"} }), "", "needs domainAdmin and domainAdminPassword"},
+		{
+			windows(func(m object) { m["identification"] = object{"joinDomain": "example.test"} }), "",
+			"needs domainAdmin and domainAdminPassword",
+		},
 	} {
 		got := Check(changed(t, "identity", r.identity), "spec")
 		if !strings.HasPrefix(says(got.Refused), r.refused) || r.refused == "" && len(got.Refused) > 0 ||
@@ -330,9 +529,18 @@ func TestAdapters(t *testing.T) {
 		{mapping(a, b), "", ""},
 		{mapping("00-50-56-00-00-0A", "0050.5600.000b"), "", ""},
 		{mapping("00505600000a", b), "", ""},
-		{mapping(a, ""), "spec.nicSettingMap: either every entry has a macAddress or none: [0] has one, [1] has none", ""},
-		{mapping("", a), "spec.nicSettingMap: either every entry has a macAddress or none: [1] has one, [0] has none", ""},
-		{mapping(a, "00-50-56-00-00-0A"), "", "DoubtfulValue spec.nicSettingMap[1].macAddress: is that of nicSettingMap[0] too"},
+		{
+			mapping(a, ""),
+			"spec.nicSettingMap: either every entry has a macAddress or none: [0] has one, [1] has none", "",
+		},
+		{
+			mapping("", a),
+			"spec.nicSettingMap: either every entry has a macAddress or none: [1] has one, [0] has none", "",
+		},
+		{
+			mapping(a, "00-50-56-00-00-0A"), "",
+			"DoubtfulValue spec.nicSettingMap[1].macAddress: is that of nicSettingMap[0] too",
+		},
 	} {
 		got := Check(r.spec, "spec")
 		if says(got.Refused) != r.refused || says(got.Warnings) != r.warned {
@@ -349,10 +557,17 @@ func TestAdapters(t *testing.T) {
 	}{
 		{mapping("", ""), []string{a, b}, ""},
 		{mapping(b, "00-50-56-00-00-0A"), []string{a, b}, ""},
-		{mapping(), []string{a}, "spec.nicSettingMap: has 0 entries, and the VM has 1 NIC (" + a + "): vCenter wants one for each (NicSettingMismatch)"},
+		{
+			mapping(), []string{a},
+			"spec.nicSettingMap: has 0 entries, " +
+				"and the VM has 1 NIC (" + a + "): vCenter wants one for each (NicSettingMismatch)",
+		},
 		{mapping("", ""), []string{a}, "spec.nicSettingMap: has 2 entries, and the VM has 1 NIC"},
 		{mapping(""), nil, "spec.nicSettingMap: has 1 entry, and the VM has 0 NICs"},
-		{mapping("00:50:56:00:00:0c"), []string{a}, "spec.nicSettingMap[0].macAddress: 00:50:56:00:00:0c is none of the VM's NICs: " + a},
+		{
+			mapping("00:50:56:00:00:0c"), []string{a},
+			"spec.nicSettingMap[0].macAddress: 00:50:56:00:00:0c is none of the VM's NICs: " + a,
+		},
 		{changed(t, "nicSettingMap", nil), nil, ""},
 		{changed(t, "nicSettingMap", "x"), []string{a}, ""}, // told already
 	} {
@@ -369,16 +584,24 @@ func TestAdapters(t *testing.T) {
 func TestParams(t *testing.T) {
 	t.Parallel()
 	for params, want := range map[string]string{
-		`[{"_typeName":"OptionValue","key":"k","value":{"_typeName":"string","_value":"v"}},{"key":"k","value":{"_typeName":"int","_value":5}}]`: "",
-		`[{"key":"k","value":{"_typeName":"string","_value":{"secretRef":"a","key":"b"}}}]`:                                                      "",
-		`[{"key":"k","value":"v"}]`:                                 `DoubtfulValue p[0].value: is a string without its type`,
-		`[{"key":"k","value":{"_value":"v"}}]`:                      `p[0].value: has no _typeName, which says what it is`,
-		`[{"key":"k","value":{"_typeName":"String","_value":"v"}}]`: `UnknownType p[0].value._typeName: "String" is no type that this guestflow knows here (did you mean string?)`,
-		`[{"key":"k","value":{"_typeName":"int","_value":"5"}}]`:    `p[0].value._value: must be what _typeName says, int, not a string`,
-		`[{"key":"k","value":{"_typeName":"string","_value":5}}]`:   `p[0].value._value: must be what _typeName says, string, not a number`,
-		`[{"key":"k","value":{"_typeName":"string"}}]`:              `MissingMember p[0].value._value`,
-		`[{"_typeName":"CustomizationFixedName","key":"k"}]`:        `p[0]._typeName: is CustomizationFixedName, which does not belong here`,
-		`{"key":"k","value":{"_typeName":"string","_value":"v"}}`:   `p: must be an array, not an object`,
+		`[{"_typeName":"OptionValue","key":"k","value":{"_typeName":"string","_value":"v"}},{"key":"k",` +
+			`"value":{"_typeName":"int","_value":5}}]`: "",
+		`[{"key":"k","value":{"_typeName":"string","_value":{"secretRef":"a","key":"b"}}}]`: "",
+		`[{"key":"k","value":"v"}]`: `DoubtfulValue p[0].value: is a string ` +
+			`without its type`,
+		`[{"key":"k","value":{"_value":"v"}}]`: `p[0].value: has no _typeName, ` +
+			`which says what it is`,
+		`[{"key":"k","value":{"_typeName":"String",` +
+			`"_value":"v"}}]`: `UnknownType p[0].value._typeName: "String" is no type that this guestflow knows ` +
+			`here (did you mean string?)`,
+		`[{"key":"k","value":{"_typeName":"int",` +
+			`"_value":"5"}}]`: `p[0].value._value: must be what _typeName says, int, not a string`,
+		`[{"key":"k","value":{"_typeName":"string",` +
+			`"_value":5}}]`: `p[0].value._value: must be what _typeName says, string, not a number`,
+		`[{"key":"k","value":{"_typeName":"string"}}]`: `MissingMember p[0].value._value`,
+		`[{"_typeName":"CustomizationFixedName",` +
+			`"key":"k"}]`: `p[0]._typeName: is CustomizationFixedName, which does not belong here`,
+		`{"key":"k","value":{"_typeName":"string","_value":"v"}}`: `p: must be an array, not an object`,
 	} {
 		got := CheckParams(decode(json.RawMessage(params)), "p")
 		if s := says(append(got.Refused, got.Warnings...)); !strings.HasPrefix(s, want) || want == "" && s != "" {
@@ -409,7 +632,10 @@ func TestForeign(t *testing.T) {
 		}
 	}
 
-	for text, want := range map[string]string{"<a/>": "it is XML, and JSON is wanted", "---\na: 1": "YAML", "# c\nvm: vm-1": "YAML", "- a": "YAML", "hello": "", "{": "", "": "", " \n": "", "hello: world": "YAML"} {
+	for text, want := range map[string]string{
+		"<a/>": "it is XML, and JSON is wanted", "---\na: 1": "YAML", "# c\nvm: vm-1": "YAML", "- a": "YAML",
+		"hello": "", "{": "", "": "", " \n": "", "hello: world": "YAML",
+	} {
 		if got := ForeignText([]byte(text)); !strings.Contains(got, want) || want == "" && got != "" {
 			t.Errorf("%q: %q, want %q", text, got, want)
 		}
@@ -561,7 +787,8 @@ func FuzzCheck(f *testing.F) {
 	f.Add([]byte(whole))
 	f.Add(
 		[]byte(
-			`{"identity":{"_typeName":"CustomizationSysprep"},"nicSettingMap":[{"adapter":{"ip":{"_typeName":"CustomizationFixedIp","ipAddress":"1.2.3.4/33"}}}]}`,
+			`{"identity":{"_typeName":"CustomizationSysprep"},` +
+				`"nicSettingMap":[{"adapter":{"ip":{"_typeName":"CustomizationFixedIp","ipAddress":"1.2.3.4/33"}}}]}`,
 		),
 	)
 

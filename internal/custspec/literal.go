@@ -237,6 +237,7 @@ func (r *userData) line(code string) string {
 	if name := r.secretMember(code); name != "" {
 		return "the value of " + cutName(name)
 	}
+
 	return InCommand(code)
 }
 

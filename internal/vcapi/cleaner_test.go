@@ -95,9 +95,11 @@ func TestOwnedLate(t *testing.T) {
 func TestOwnedOwed(t *testing.T) {
 	t.Parallel()
 	for name, fail := range map[string]http.HandlerFunc{
-		"cut":   func(w http.ResponseWriter, _ *http.Request) { cut(w) },
-		"proxy": func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "<html>", http.StatusServiceUnavailable) },
-		"busy":  func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, 500, `{"_typeName":"SystemError"}`) },
+		"cut": func(w http.ResponseWriter, _ *http.Request) { cut(w) },
+		"proxy": func(w http.ResponseWriter, _ *http.Request) {
+			http.Error(w, "<html>", http.StatusServiceUnavailable)
+		},
+		"busy": func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, 500, `{"_typeName":"SystemError"}`) },
 		"unknown": func(w http.ResponseWriter, _ *http.Request) {
 			writeJSON(w, 500, `{"_typeName":"ManagedObjectNotFound"}`)
 		},

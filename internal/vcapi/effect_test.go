@@ -144,10 +144,13 @@ func TestEndlessHead(t *testing.T) {
 	t.Parallel()
 	const enough = 64 << 20 // far more than all buffers on the way hold
 	for name, tt := range map[string]struct{ first, again string }{
-		"header lines":   {"HTTP/1.1 200 OK\r\n", "X-More: " + strings.Repeat("x", 1000) + "\r\n"},
-		"one line":       {"HTTP/1.1 200 OK\r\nX-More: ", strings.Repeat("x", 1000)},
-		"interim":        {"", "HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"},
-		"interim, large": {"", "HTTP/1.1 103 Early Hints\r\n" + strings.Repeat("X-More: "+strings.Repeat("x", 1000)+"\r\n", 100) + "\r\n"},
+		"header lines": {"HTTP/1.1 200 OK\r\n", "X-More: " + strings.Repeat("x", 1000) + "\r\n"},
+		"one line":     {"HTTP/1.1 200 OK\r\nX-More: ", strings.Repeat("x", 1000)},
+		"interim":      {"", "HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"},
+		"interim, large": {
+			"",
+			"HTTP/1.1 103 Early Hints\r\n" + strings.Repeat("X-More: "+strings.Repeat("x", 1000)+"\r\n", 100) + "\r\n",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -196,7 +199,8 @@ func TestActSessionLost(t *testing.T) {
 			writeJSON(
 				w,
 				500,
-				`{"_typeName":"NotAuthenticated","object":{"type":"VirtualMachine","value":"vm-1"},"privilegeId":"System.View","faultMessage":[]}`,
+				`{"_typeName":"NotAuthenticated","object":{"type":"VirtualMachine","value":"vm-1"},`+
+					`"privilegeId":"System.View","faultMessage":[]}`,
 			)
 			return
 		}

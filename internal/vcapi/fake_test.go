@@ -60,13 +60,19 @@ func newFake(t *testing.T, apiVersion string) *fake {
 	f.srv.StartTLS()
 	t.Cleanup(f.srv.Close)
 	f.reply(helloPath, 404, ``)
-	content := `{"_typeName":"ServiceContent","rootFolder":{"type":"Folder","value":"group-d1"},"unknownMember":{"_typeName":"NeverHeardOf"},
-		"propertyCollector":{"_typeName":"ManagedObjectReference","type":"PropertyCollector","value":"propertyCollector"},
-		"viewManager":{"type":"ViewManager","value":"ViewManager"},"taskManager":{"type":"TaskManager","value":"TaskManager"},
-		"about":{"_typeName":"AboutInfo","name":"VMware vCenter Server","apiVersion":"` + apiVersion + `","instanceUuid":"11111111-2222-3333-4444-555555555555"},
+	content := `{"_typeName":"ServiceContent","rootFolder":{"type":"Folder","value":"group-d1"},
+		"unknownMember":{"_typeName":"NeverHeardOf"},
+		"propertyCollector":{"_typeName":"ManagedObjectReference","type":"PropertyCollector",
+		"value":"propertyCollector"},
+		"viewManager":{"type":"ViewManager","value":"ViewManager"},"taskManager":{"type":"TaskManager",
+		"value":"TaskManager"},
+		"about":{"_typeName":"AboutInfo","name":"VMware vCenter Server",
+		"apiVersion":"` + apiVersion + `","instanceUuid":"11111111-2222-3333-4444-555555555555"},
 		"sessionManager":{"type":"SessionManager","value":"SessionManager"},
-		"authorizationManager":{"type":"AuthorizationManager","value":"AuthorizationManager"},"guestOperationsManager":{"type":"GuestOperationsManager","value":"guestOperationsManager"},
-		"guestCustomizationManager":{"type":"VirtualMachineGuestCustomizationManager","value":"GuestCustomizationManager"}}`
+		"authorizationManager":{"type":"AuthorizationManager","value":"AuthorizationManager"},
+		"guestOperationsManager":{"type":"GuestOperationsManager","value":"guestOperationsManager"},
+		"guestCustomizationManager":{"type":"VirtualMachineGuestCustomizationManager",
+		"value":"GuestCustomizationManager"}}`
 
 	f.reply(contentPath, 200, content)
 	logins := 0
@@ -79,7 +85,8 @@ func newFake(t *testing.T, apiVersion string) *fake {
 		writeJSON(
 			w,
 			200,
-			`{"_typeName":"UserSession","key":"key-of-`+token+`","userName":"VSPHERE.LOCAL\\svc-guestflow","fullName":"x"}`,
+			`{"_typeName":"UserSession",`+
+				`"key":"key-of-`+token+`","userName":"VSPHERE.LOCAL\\svc-guestflow","fullName":"x"}`,
 		)
 	})
 

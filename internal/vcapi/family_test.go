@@ -45,7 +45,8 @@ func TestFaultFamilies(t *testing.T) {
 
 // govmomiTypes are the names of all of govmomi's types, but those that only wrap a fault for SOAP.
 func govmomiTypes(t *testing.T) []string {
-	dir, err := exec.CommandContext(t.Context(), "go", "list", "-f", "{{.Dir}}", "github.com/vmware/govmomi/vim25/types").
+	dir, err := exec.CommandContext(t.Context(), "go", "list", "-f", "{{.Dir}}", "github.com/vmware/govmomi/"+
+		"vim25/types").
 		Output()
 	if err != nil {
 		t.Fatal(err)

@@ -60,8 +60,10 @@ var restErrors = []struct {
 }
 
 func restBody(kind string) string {
-	return `{"messages":[{"id":"com.vmware.x","default_message":"it failed","args":["a"],"params":{"p":{"i":1}},"localized":"es schlug fehl"},
-		{"id":"cause","default_message":"because","args":[]}],"data":{"reason":"FILE_NOT_FOUND"},"error_type":"` + kind + `","challenge":"Basic realm=\"vCenter\""}`
+	return `{"messages":[{"id":"com.vmware.x","default_message":"it failed","args":["a"],
+		"params":{"p":{"i":1}},"localized":"es schlug fehl"},
+		{"id":"cause","default_message":"because","args":[]}],"data":{"reason":"FILE_NOT_FOUND"},
+		"error_type":"` + kind + `","challenge":"Basic realm=\"vCenter\""}`
 }
 
 func TestRESTErrors(t *testing.T) {
@@ -193,7 +195,8 @@ func TestVIMFaults(t *testing.T) {
 			bare := decodeError(
 				500,
 				[]byte(
-					`{"_typeName":"`+tt.name+`","faultMessage":[{"_typeName":"LocalizableMessage","key":"k","message":"more"}],`+
+					`{"_typeName":"`+tt.name+`","faultMessage":[{"_typeName":"LocalizableMessage","key":"k",`+
+						`"message":"more"}],`+
 						`"faultstring":"It failed."}`,
 				),
 				redactor{},
@@ -216,7 +219,8 @@ func TestVIMFaults(t *testing.T) {
 			wrapped := decodeError(
 				0,
 				[]byte(
-					`{"_typeName":"LocalizedMethodFault","fault":{"_typeName":"`+tt.name+`","x":1},"localizedMessage":"In words."}`,
+					`{"_typeName":"LocalizedMethodFault",`+
+						`"fault":{"_typeName":"`+tt.name+`","x":1},"localizedMessage":"In words."}`,
 				),
 				redactor{},
 			)
@@ -309,14 +313,16 @@ func TestOtherErrors(t *testing.T) {
 		{
 			"503 of the operation",
 			503,
-			`{"error_type":"SERVICE_UNAVAILABLE","messages":[{"id":"com.vmware.api.vcenter.vm.guest.tools_not_running","default_message":"no"}]}`,
+			`{"error_type":"SERVICE_UNAVAILABLE",` +
+				`"messages":[{"id":"com.vmware.api.vcenter.vm.guest.tools_not_running","default_message":"no"}]}`,
 			outcome{"SERVICE_UNAVAILABLE", Transient, Refused},
 			"no",
 		},
 		{
 			"503 of the endpoint",
 			503,
-			`{"error_type":"SERVICE_UNAVAILABLE","messages":[{"id":"com.vmware.vapi.endpoint.cis.ServiceUnavailable","default_message":"no"}]}`,
+			`{"error_type":"SERVICE_UNAVAILABLE",` +
+				`"messages":[{"id":"com.vmware.vapi.endpoint.cis.ServiceUnavailable","default_message":"no"}]}`,
 			outcome{"SERVICE_UNAVAILABLE", Transient, Unknown},
 			"no",
 		},
@@ -404,14 +410,17 @@ func TestOtherErrors(t *testing.T) {
 // TestFaultMembers: a fault's own members are kept, and it is reachable at any depth of wrapping.
 func TestFaultMembers(t *testing.T) {
 	t.Parallel()
-	var err error = decodeError(500, []byte(`{"_typeName":"TaskInProgress","task":{"_typeName":"ManagedObjectReference","type":"Task","value":"task-7"}}`), redactor{})
+	var err error = decodeError(500, []byte(`{"_typeName":"TaskInProgress",`+
+		`"task":{"_typeName":"ManagedObjectReference","type":"Task","value":"task-7"}}`), redactor{})
 	e := asError(t, fmt.Errorf("step customize: %w", err))
 	if e.Name != "TaskInProgress" ||
 		string(e.Data) != `{"task":{"_typeName":"ManagedObjectReference","type":"Task","value":"task-7"}}` {
 		t.Errorf("%s, data %s", e.Name, e.Data)
 	}
 
-	for name, want := range map[string]bool{"InvalidPowerState": true, "InvalidState": true, "NoPermission": false, "NeverHeardOf": false} {
+	for name, want := range map[string]bool{
+		"InvalidPowerState": true, "InvalidState": true, "NoPermission": false, "NeverHeardOf": false,
+	} {
 		if got := decodeError(500, []byte(`{"_typeName":"`+name+`"}`), redactor{}).InvalidState(); got != want {
 			t.Errorf("%s of the InvalidState family: %t", name, got)
 		}
@@ -443,7 +452,8 @@ func TestErrorText(t *testing.T) {
 		}
 	}
 
-	for _, text := range []string{Permanent.String(), Transient.String(), SessionLost.String(), GuestCredentials.String(), Class(9).String(),
+	for _, text := range []string{Permanent.String(), Transient.String(), SessionLost.String(),
+		GuestCredentials.String(), Class(9).String(),
 		Unknown.String(), NotSent.String(), Refused.String(), Answered.String(), Sent(9).String()} {
 		if text == "" {
 			t.Error("a value without a name")
@@ -697,7 +707,10 @@ func TestSecretsDoNotBreakErrors(t *testing.T) {
 // TestCredentialsHide: no way of printing shows a secret.
 func TestCredentialsHide(t *testing.T) {
 	t.Parallel()
-	for _, auth := range []GuestAuth{{Username: "root", Password: "s3cret", Redact: []string{"s3cret"}}, {Username: "root", SAMLToken: "s3cret"}} {
+	for _, auth := range []GuestAuth{
+		{Username: "root", Password: "s3cret", Redact: []string{"s3cret"}},
+		{Username: "root", SAMLToken: "s3cret"},
+	} {
 		p := ProcessSpec{
 			Path:        "/bin/sh",
 			Arguments:   "-c x",
@@ -724,7 +737,8 @@ func FuzzDecodeError(f *testing.F) {
 	f.Add(
 		500,
 		[]byte(
-			`{"_typeName":"LocalizedMethodFault","fault":{"_typeName":"TaskInProgress","task":{"type":"Task","value":"task-1"},`+
+			`{"_typeName":"LocalizedMethodFault","fault":{"_typeName":"TaskInProgress","task":{"type":"Task",`+
+				`"value":"task-1"},`+
 				`"faultMessage":[{"key":"k"}]},"localizedMessage":"m"}`,
 		),
 	)
@@ -782,13 +796,16 @@ func TestFaultsWithoutText(t *testing.T) {
 		{
 			"InvalidArgument with half a text",
 			500,
-			`{"_typeName":"InvalidArgument","faultstring":"A specified parameter was not correct.","invalidProperty":"spec.identity"}`,
+			`{"_typeName":"InvalidArgument","faultstring":"A specified parameter was not correct.",` +
+				`"invalidProperty":"spec.identity"}`,
 			"A specified parameter was not correct (invalidProperty spec.identity)",
 		},
 		{
 			"InvalidArgument with its text",
 			500,
-			`{"_typeName":"InvalidArgument","faultstring":"A specified parameter was not correct: spec.identity","invalidProperty":"spec.identity"}`,
+			`{"_typeName":"InvalidArgument",` +
+				`"faultstring":"A specified parameter was not correct: spec.identity",` +
+				`"invalidProperty":"spec.identity"}`,
 			"A specified parameter was not correct: spec.identity",
 		},
 		{
@@ -812,7 +829,8 @@ func TestFaultsWithoutText(t *testing.T) {
 		{
 			"InvalidPowerState with types",
 			500,
-			`{"_typeName":"InvalidPowerState","existingState":{"_typeName":"VirtualMachinePowerState","_value":"suspended"}}`,
+			`{"_typeName":"InvalidPowerState","existingState":{"_typeName":"VirtualMachinePowerState",` +
+				`"_value":"suspended"}}`,
 			"existingState suspended",
 		},
 		{
@@ -846,19 +864,22 @@ func TestFaultsWithoutText(t *testing.T) {
 		{
 			"as a Task's error",
 			0,
-			`{"_typeName":"LocalizedMethodFault","fault":{"_typeName":"NicSettingMismatch","numberOfNicsInSpec":2,"numberOfNicsInVM":1},"localizedMessage":""}`,
+			`{"_typeName":"LocalizedMethodFault","fault":{"_typeName":"NicSettingMismatch",` +
+				`"numberOfNicsInSpec":2,"numberOfNicsInVM":1},"localizedMessage":""}`,
 			"adapters: 2 in the spec, 1 on the VM",
 		},
 		{
 			"a key alone",
 			500,
-			`{"_typeName":"X","faultMessage":[{"key":"com.vmware.x","arg":[{"key":"1","value":{"_typeName":"string","_value":"disk-1"}},{"key":"2","value":7}]}]}`,
+			`{"_typeName":"X","faultMessage":[{"key":"com.vmware.x","arg":[{"key":"1",` +
+				`"value":{"_typeName":"string","_value":"disk-1"}},{"key":"2","value":7}]}]}`,
 			"com.vmware.x: disk-1 7",
 		},
 		{
 			"no session ID",
 			500,
-			`{"_typeName":"GuestAuthenticationChallenge","serverChallenge":{"_typeName":"SSPIAuthentication","sspiToken":"x"},"sessionID":77}`,
+			`{"_typeName":"GuestAuthenticationChallenge","serverChallenge":{"_typeName":"SSPIAuthentication",` +
+				`"sspiToken":"x"},"sessionID":77}`,
 			"",
 		},
 		{"no session", 500, `{"_typeName":"NotAuthenticated","privilegeId":"System.View"}`, ""},
@@ -899,16 +920,19 @@ func TestFaultsWithoutText(t *testing.T) {
 // either.
 func TestCauses(t *testing.T) {
 	t.Parallel()
-	const tools = `{"_typeName":"GuestComponentsOutOfDate","faultstring":"Tools are too old for hunter2.","x":1,"faultCause":{"_typeName":"HostCommunication"}}`
+	const tools = `{"_typeName":"GuestComponentsOutOfDate","faultstring":"Tools are too old for hunter2.",` +
+		`"x":1,"faultCause":{"_typeName":"HostCommunication"}}`
 	for name, cause := range map[string]string{
-		"bare":                tools,
-		"localized":           `{"_typeName":"LocalizedMethodFault","fault":` + tools + `,"localizedMessage":"Tools are too old for hunter2."}`,
+		"bare": tools,
+		"localized": `{"_typeName":"LocalizedMethodFault",` +
+			`"fault":` + tools + `,"localizedMessage":"Tools are too old for hunter2."}`,
 		"localized, untyped":  `{"fault":` + tools + `,"localizedMessage":"Tools are too old for hunter2."}`,
 		"localized, all text": `{"fault":` + tools + `}`,
 	} {
 		for form, body := range map[string]string{
 			"answer": `{"_typeName":"CustomizationFault","faultMessage":[],"faultCause":` + cause + `}`,
-			"task":   `{"_typeName":"LocalizedMethodFault","fault":{"_typeName":"CustomizationFault","faultCause":` + cause + `}}`,
+			"task": `{"_typeName":"LocalizedMethodFault","fault":{"_typeName":"CustomizationFault",` +
+				`"faultCause":` + cause + `}}`,
 		} {
 			e := decodeError(500, []byte(body), secrets{"hunter2"}.redactor())
 			c := e.Cause
@@ -921,7 +945,8 @@ func TestCauses(t *testing.T) {
 				t.Errorf("%s as %s: %+v", name, form, c)
 			}
 
-			if want := "caused by GuestComponentsOutOfDate: Tools are too old for ***.; caused by HostCommunication"; e.Message != want {
+			if want := "caused by GuestComponentsOutOfDate: Tools are too old for ***.; caused by " +
+				"HostCommunication"; e.Message != want {
 				t.Errorf("%s as %s: message %q, want %q", name, form, e.Message, want)
 			}
 		}

@@ -41,17 +41,12 @@ func (c *Client) GuestFile(ctx context.Context, vm string, auth GuestAuth, path 
 
 	var last *call
 	err := c.read(ctx, c.vimLogin, func(s *session) (cl *call, err error) {
-		cl, err = c.newVIMCall(
-			s.service,
-			objectRef(manager.Type, manager.Value),
-			"GuestFileManager",
-			"InitiateFileTransferFromGuest",
-			struct {
-				VM   moRef  `json:"vm"`
-				Auth any    `json:"auth"`
-				Path string `json:"guestFilePath"`
-			}{refTo(virtualMachine, vm), auth.vim(), path},
-		)
+		of := objectRef(manager.Type, manager.Value)
+		cl, err = c.newVIMCall(s.service, of, "GuestFileManager", "InitiateFileTransferFromGuest", struct {
+			VM   moRef  `json:"vm"`
+			Auth any    `json:"auth"`
+			Path string `json:"guestFilePath"`
+		}{refTo(virtualMachine, vm), auth.vim(), path})
 		if err == nil {
 			cl.guest, cl.secrets = vm, auth.secrets()
 		}
@@ -63,28 +58,34 @@ func (c *Client) GuestFile(ctx context.Context, vm string, auth GuestAuth, path 
 		return nil, err
 	}
 
-	u, err := url.Parse(transfer.URL)
-	if err != nil || u.Scheme != "https" || u.Hostname() == "" { // the URL is a secret: it is not quoted
-		e := c.notUnderstood(
-			last,
-			&response{status: http.StatusOK},
-			errors.New("the URL that it names for the file is not https://host/…"),
-		)
+	u, err := c.transferURL(transfer.URL)
+	if err != nil {
+		e := c.notUnderstood(last, &response{status: http.StatusOK}, err)
 		e.Class = Permanent // vCenter itself named it
 		return nil, e
 	}
 
+	return c.download(ctx, vm, u, transfer.Size, most)
+}
+
+// transferURL parses the URL of a transfer. The URL is a secret: the error does not quote it.
+func (c *Client) transferURL(text string) (*url.URL, error) {
+	u, err := url.Parse(text)
+	if err != nil || u.Scheme != "https" || u.Hostname() == "" {
+		return nil, errors.New("the URL that it names for the file is not https://host/…")
+	}
+
 	if u.Hostname() == "*" {
-		// "replaces the asterisk with the server name on which it invoked the call"; with its port, which may be
+		// A client "replaces the asterisk with the server name on which it invoked the call". Its port may be
 		// forwarded.
 		u.Host = strings.TrimPrefix(c.base, "https://")
 	}
 
 	u.User = nil
-	return c.download(ctx, vm, u, transfer.Size, most)
+	return u, nil
 }
 
-// download reads a guest's file from the URL that vCenter made for it, which carries a token of its own: no session
+// download reads a guest's file from the URL that vCenter made for it. The URL carries a token of its own: no session
 // goes there.
 func (c *Client) download(ctx context.Context, vm string, u *url.URL, size int64, most int) (end []byte, err error) {
 	cl := &call{
@@ -98,25 +99,21 @@ func (c *Client) download(ctx context.Context, vm string, u *url.URL, size int64
 	if cl.path != c.base {
 		cl.certHint = "the file comes from host " + u.Host + ": let the CA file hold the CA of the ESXi hosts"
 	}
-
-	failed := func(status int, class Class, message string, cause error) *Error {
-		return c.completeError(cl, &Error{Status: status, Class: class, Message: c.redact(cl, message), Err: cause})
-	}
 	if size > maxGuestFile {
-		return nil, failed(http.StatusOK, Permanent, tooLarge(size), nil)
+		return nil, c.fileError(cl, http.StatusOK, Permanent, tooLarge(size), nil)
 	}
 
-	ctx, cancel := context.WithTimeoutCause(
-		ctx, c.cfg.CallTimeout, fmt.Errorf("no answer within %s: %w", c.cfg.CallTimeout, context.DeadlineExceeded),
-	)
-
+	timeout := c.cfg.CallTimeout
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout,
+		fmt.Errorf("no answer within %s: %w", timeout, context.DeadlineExceeded))
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, cl.method, u.String(), nil)
 	if err != nil {
-		return nil, failed(0, Permanent, "the URL that vCenter names for the file cannot be requested", nil)
+		return nil, c.fileError(cl, 0, Permanent, "the URL that vCenter names for the file cannot be requested", nil)
 	}
 
 	req.Header.Set("User-Agent", userAgent)
+
 	done := c.observe(ctx, cl)
 	defer func() { done(err) }()
 	resp, err := c.files.Do(req)
@@ -124,37 +121,49 @@ func (c *Client) download(ctx context.Context, vm string, u *url.URL, size int64
 		return nil, c.transportError(cl, err)
 	}
 	defer func() { _ = resp.Body.Close() }()
-	switch {
-	case resp.StatusCode >= 300 && resp.StatusCode < 400: // the location is not quoted: it may hold a token, too
-		return nil, failed(resp.StatusCode, Permanent, "redirected, which is not followed", nil)
-	case resp.StatusCode != http.StatusOK:
+	return c.readFile(cl, resp, most)
+}
+
+// readFile reads the response to the download of a file.
+func (c *Client) readFile(cl *call, resp *http.Response, most int) ([]byte, error) {
+	switch status := resp.StatusCode; {
+	case status >= 300 && status < 400: // the location is not quoted: it may hold a token, too
+		return nil, c.fileError(cl, status, Permanent, "redirected, which is not followed", nil)
+	case status != http.StatusOK:
 		const enough = 64 << 10
 		body, _ := io.ReadAll(io.LimitReader(resp.Body, enough)) // half a body is better than none
-		e := c.completeError(cl, decodeError(resp.StatusCode, body, c.redactorFor(cl)))
-		if resp.StatusCode < 500 {
-			// The URL has expired or was used; the next one will be new. It is about neither the session nor the
-			// guest's login.
+		e := c.completeError(cl, decodeError(status, body, c.redactorFor(cl)))
+		if status < 500 {
+			// The URL has expired or was used; the next one will be new. This says nothing about the session, nor about
+			// the guest's login.
 			e.Class = Transient
 		}
 		return nil, e
 	}
 
 	file := tail{limit: max(most, 0)}
-	switch n, err := io.Copy(&file, io.LimitReader(resp.Body, maxGuestFile+1)); {
+	n, err := io.Copy(&file, io.LimitReader(resp.Body, maxGuestFile+1))
+	switch {
 	case err != nil:
-		return nil, failed(resp.StatusCode, Transient, "the file broke off: "+err.Error(), c.redactError(cl, err))
+		message := "the file broke off: " + err.Error()
+		return nil, c.fileError(cl, resp.StatusCode, Transient, message, c.redactError(cl, err))
 	case n > maxGuestFile:
-		return nil, failed(resp.StatusCode, Permanent, tooLarge(max(n, resp.ContentLength)), nil)
+		return nil, c.fileError(cl, resp.StatusCode, Permanent, tooLarge(max(n, resp.ContentLength)), nil)
 	}
 
 	return file.kept, nil
+}
+
+// fileError is the error of a download.
+func (c *Client) fileError(cl *call, status int, class Class, message string, cause error) *Error {
+	return c.completeError(cl, &Error{Status: status, Class: class, Message: c.redact(cl, message), Err: cause})
 }
 
 func tooLarge(size int64) string {
 	return fmt.Sprintf("the file has %d bytes at least, and is not read beyond %d MiB", size, maxGuestFile>>20)
 }
 
-// secretsOfURL is what of a transfer's URL may not be told: its token, whatever that is called.
+// secretsOfURL are the parts of a transfer's URL that must stay secret: its token, whatever that is called.
 func secretsOfURL(u *url.URL) secrets {
 	const short = 8 // a number that counts transfers is no secret, and stands in many texts
 	s := secrets{u.String(), u.RequestURI(), u.RawQuery}

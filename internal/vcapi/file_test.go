@@ -87,7 +87,9 @@ func wantNoToken(t *testing.T, err error) {
 		said += fmt.Sprintf("%v %+v", under, under)
 	}
 
-	for _, form := range []string{fileToken, url.QueryEscape(fileToken), url.PathEscape(fileToken), "52d1c5b0", quote(fileToken)} {
+	for _, form := range []string{
+		fileToken, url.QueryEscape(fileToken), url.PathEscape(fileToken), "52d1c5b0", quote(fileToken),
+	} {
 		if strings.Contains(said, form) {
 			t.Errorf("the token is in the error: %s", said)
 		}
@@ -274,7 +276,8 @@ func TestGuestFileAnswers(t *testing.T) {
 // TestGuestFileURL: a URL that is not for HTTPS, or is none, is not followed, and not told.
 func TestGuestFileURL(t *testing.T) {
 	t.Parallel()
-	for _, u := range []string{"", "http://*/guestFile?" + fileQuery, "https:///guestFile?" + fileQuery, "guestFile?" + fileQuery, "https://*/%zz?" + fileQuery,
+	for _, u := range []string{"", "http://*/guestFile?" + fileQuery, "https:///guestFile?" + fileQuery,
+		"guestFile?" + fileQuery, "https://*/%zz?" + fileQuery,
 		"https://a b/?" + fileQuery, "file:///etc/passwd?" + fileQuery, "https://*\x00/?" + fileQuery} {
 		f := newFake(t, "9.0.0.0")
 		f.transferTo(u, 10)
@@ -364,8 +367,12 @@ func TestSimulatedGuestFile(t *testing.T) {
 		most int
 		want string
 	}{
-		{"/var/log/app.log", 6, "third\n"}, {"/var/log/app.log", 100, "first\nsecond\nthird\n"}, {"/var/log/app.log", 19, "first\nsecond\nthird\n"},
-		{"/var/log/app.log", 0, ""}, {"/var/log/app.log", -1, ""}, {"/var/log/empty.log", 10, ""}, {"/var/log/huge.log", 20, "a log\nline of a log\n"},
+		{"/var/log/app.log", 6, "third\n"}, {
+			"/var/log/app.log", 100, "first\nsecond\nthird\n",
+		}, {"/var/log/app.log", 19, "first\nsecond\nthird\n"},
+		{"/var/log/app.log", 0, ""}, {"/var/log/app.log", -1, ""}, {"/var/log/empty.log", 10, ""}, {
+			"/var/log/huge.log", 20, "a log\nline of a log\n",
+		},
 	} {
 		if got, err := c.GuestFile(ctx, vms[0], simAuth, tt.path, tt.most); err != nil || string(got) != tt.want {
 			t.Errorf("%s, %d: got %q, %v", tt.path, tt.most, got, err)

@@ -70,7 +70,8 @@ var notThere = map[string]http.HandlerFunc{
 		404,
 		"application/json",
 		`{"type":"com.vmware.vapi.std.errors.not_found","value":{"error_type":"NOT_FOUND","messages":[`+
-			`{"args":["/x"],"default_message":"Unable to find operations for URL: /x.","id":"com.vmware.vapi.rest.operationsForUrlNotFound"}]}}`,
+			`{"args":["/x"],"default_message":"Unable to find operations for URL: /x.",`+
+			`"id":"com.vmware.vapi.rest.operationsForUrlNotFound"}]}}`,
 	),
 	"NOT_FOUND of nothing":       answers(404, "application/json", `{"error_type":"NOT_FOUND","messages":[]}`),
 	"a REST error without words": answers(404, "application/json", `{"messages":[]}`),
@@ -228,14 +229,16 @@ func TestRestFormNotTried(t *testing.T) {
 		{
 			"VM",
 			404,
-			`{"error_type":"NOT_FOUND","messages":[{"id":"com.vmware.api.vcenter.vm.not_found","default_message":"Virtual machine with identifier ` +
+			`{"error_type":"NOT_FOUND","messages":[{"id":"com.vmware.api.vcenter.vm.not_found",` +
+				`"default_message":"Virtual machine with identifier ` +
 				`'vm-1' does not exist.","args":["vm-1"]}]}`,
 			true,
 		},
 		{
 			"pid",
 			404,
-			`{"error_type":"NOT_FOUND","messages":[{"id":"x","default_message":"Process 7 was not found.","args":["7"]}],"data":{"pid":7}}`,
+			`{"error_type":"NOT_FOUND","messages":[{"id":"x","default_message":"Process 7 was not found.",` +
+				`"args":["7"]}],"data":{"pid":7}}`,
 			true,
 		},
 		{"pid without words", 404, `{"error_type":"NOT_FOUND","messages":[],"data":{"pid":7}}`, true},
@@ -301,7 +304,8 @@ func TestRestFormErrors(t *testing.T) {
 			f := newFake(t, "9.0.0.0")
 			c := f.client(t)
 			f.learnt(t, c, "/rest")
-			body := `{"type":"com.vmware.vapi.std.errors.` + tt.kind + `","value":{"messages":[{"args":[],"default_message":"In words.","id":"x"}]}}`
+			body := `{"type":"com.vmware.vapi.std.errors.` + tt.kind + `","value":{"messages":[{"args":[],` +
+				`"default_message":"In words.","id":"x"}]}}`
 			f.reply(restGet, tt.status, body)
 			f.reply(restList, tt.status, body)
 			_, got := c.Process(ctx, "vm-1", testAuth, 7)
@@ -409,7 +413,8 @@ func noSessions(f *fake, alive *atomic.Bool) {
 			writeJSON(
 				w,
 				401,
-				`{"type":"com.vmware.vapi.std.errors.unauthenticated","value":{"messages":[{"id":"x","default_message":"no","args":[]}]}}`,
+				`{"type":"com.vmware.vapi.std.errors.unauthenticated","value":{"messages":[{"id":"x",`+
+					`"default_message":"no","args":[]}]}}`,
 			)
 		}
 	})

@@ -325,8 +325,10 @@ func TestSpecWordForWord(t *testing.T) {
 	f := newFake(t, "9.0.0.0")
 	f.reply("CustomizeGuest_Task", 200, `{"type":"Task","value":"task-1"}`)
 	spec := json.RawMessage(
-		"{ \"_typeName\" : \"CustomizationSpec\",\n\t\"big\": 12345678901234567890.10, \"text\": \"<&>\\u003c\u2028ä\", \"text\": 1 }",
+		"{ \"_typeName\" : \"CustomizationSpec\",\n\t\"big\": 12345678901234567890.10, " +
+			"\"text\": \"<&>\\u003c\u2028ä\", \"text\": 1 }",
 	)
+
 	params := json.RawMessage("[\n]")
 	if _, err := f.client(t).CustomizeGuest(context.Background(), nil, "vm-1", testAuth, spec, params); err != nil {
 		t.Fatal(err)
@@ -372,7 +374,8 @@ func TestLenientAnswers(t *testing.T) {
 			"get in an envelope, running",
 			"7",
 			200,
-			`{"value":{"name":"sh","owner":"root","command":"sh","started":"2026-11-20T10:00:00.000Z","exit_code":null}}`,
+			`{"value":{"name":"sh","owner":"root","command":"sh","started":"2026-11-20T10:00:00.000Z",` +
+				`"exit_code":null}}`,
 			func(c *Client) (any, error) { return c.Process(ctx, "vm-1", testAuth, 7) },
 			Process{PID: 7, Name: "sh", Owner: "root", Command: "sh",
 				Started: at2026(10, 0, 0)},
@@ -425,9 +428,11 @@ func TestLenientAnswers(t *testing.T) {
 			"vm without arrays, types unknown",
 			"RetrievePropertiesEx",
 			200,
-			`{"objects":[{"obj":{"type":"VirtualMachine","value":"vm-1"},"propSet":[{"name":"name","val":"a"},{"name":"runtime.powerState",` +
+			`{"objects":[{"obj":{"type":"VirtualMachine","value":"vm-1"},"propSet":[{"name":"name",` +
+				`"val":"a"},{"name":"runtime.powerState",` +
 				`"val":{"_typeName":"NewState","_value":"poweredOff"}},
-			{"name":"guest.net","val":[{"_typeName":"GuestNicInfoExt","macAddress":"m","connected":true,"ipAddress":["1.2.3.4"]}]},
+			{"name":"guest.net","val":[{"_typeName":"GuestNicInfoExt","macAddress":"m","connected":true,
+			"ipAddress":["1.2.3.4"]}]},
 			{"name":"config.extraConfig","val":{"_typeName":"Odd"}},{"name":"x","val":{"_typeName":"Nope"}}],
 			"missingSet":[{"path":"guest.customizationInfo","fault":{"fault":{"_typeName":"NoPermission"}}}]}]}`,
 			func(c *Client) (any, error) { return c.VM(ctx, "vm-1") },

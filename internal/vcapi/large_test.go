@@ -140,7 +140,8 @@ func (i *inventory) read(w http.ResponseWriter, r *http.Request) {
 
 // nets is a guest.net of about the given size.
 func nets(size int) string {
-	const address = `{"_typeName":"NetIpConfigInfoIpAddress","ipAddress":"fd00:1234:5678:9abc:def0:1234:5678:9abc","prefixLength":64,"state":"preferred"},`
+	const address = `{"_typeName":"NetIpConfigInfoIpAddress",` +
+		`"ipAddress":"fd00:1234:5678:9abc:def0:1234:5678:9abc","prefixLength":64,"state":"preferred"},`
 	return `[{"_typeName":"GuestNicInfo","macAddress":"00:50:56:00:00:01","connected":true,"ipConfig":{"ipAddress":[` +
 		strings.TrimSuffix(strings.Repeat(address, size/len(address)+1), ",") + `]}}]`
 }
@@ -228,7 +229,9 @@ func TestLargeObject(t *testing.T) {
 		"one property": {map[string]string{"name": `"big"`, "guest.net": nets(maxBody + 1)}, func(s WatchState) bool {
 			return !s.Down && s.VM.Name == "big" && slices.Equal(s.VM.Unread, []string{"guest.net"})
 		}},
-		"together only": {map[string]string{"name": `"big"`, "guest.net": nets(maxBody / 2), "guest.hostName": long(maxBody / 2)},
+		"together only": {map[string]string{
+			"name": `"big"`, "guest.net": nets(maxBody / 2), "guest.hostName": long(maxBody / 2),
+		},
 			func(s WatchState) bool {
 				return !s.Down && s.VM.Name == "big" && len(s.VM.NICs) == 1 && s.VM.Unread == nil
 			}},
@@ -282,8 +285,9 @@ func TestLargeTask(t *testing.T) {
 	t.Parallel()
 	i := newInventory(t)
 	i.objects["vm-42"] = map[string]string{
-		"name":       `"forty-two"`,
-		"recentTask": `{"_typeName":"ArrayOfManagedObjectReference","_value":[{"type":"Task","value":"task-1"},{"type":"Task","value":"task-2"}]}`,
+		"name": `"forty-two"`,
+		"recentTask": `{"_typeName":"ArrayOfManagedObjectReference","_value":[{"type":"Task",` +
+			`"value":"task-1"},{"type":"Task","value":"task-2"}]}`,
 	}
 
 	i.objects["task-1"] = map[string]string{"info": `{"key":"task-1","state":"success","name":"A"}`}
@@ -312,7 +316,8 @@ func TestOddObject(t *testing.T) {
 	p := newPollServer(t)
 	p.push(
 		200,
-		`{"version":"1","filterSet":[{"objectSet":[{"kind":7,"obj":{"type":"VirtualMachine","value":"vm-1"},"changeSet":[]},
+		`{"version":"1","filterSet":[{"objectSet":[{"kind":7,"obj":{"type":"VirtualMachine","value":"vm-1"},
+			"changeSet":[]},
 		{"kind":"enter","obj":{"type":"VirtualMachine","value":"vm-2"},"changeSet":{"name":"x"}},
 		{"kind":"enter","obj":{"type":"VirtualMachine","value":"vm-42"},"changeSet":[`+change(
 			"name", `"forty-two"`,
@@ -325,7 +330,8 @@ func TestOddObject(t *testing.T) {
 			writeJSON(
 				w,
 				200,
-				`{"objects":[{"obj":{"type":"VirtualMachine","value":"vm-1"},"propSet":[{"name":"name","val":"one"}]}]}`,
+				`{"objects":[{"obj":{"type":"VirtualMachine","value":"vm-1"},"propSet":[{"name":"name",`+
+					`"val":"one"}]}]}`,
 			)
 			return
 		}
@@ -441,8 +447,10 @@ func TestForgottenWithTheServer(t *testing.T) {
 	i.reply(
 		contentPath,
 		200,
-		`{"propertyCollector":{"type":"PropertyCollector","value":"propertyCollector"},"viewManager":{"type":"ViewManager","value":"ViewManager"},
-		"about":{"name":"VMware vCenter Server","apiVersion":"9.0.0.0","build":"2","instanceUuid":"11111111-2222-3333-4444-555555555555"},
+		`{"propertyCollector":{"type":"PropertyCollector","value":"propertyCollector"},
+			"viewManager":{"type":"ViewManager","value":"ViewManager"},
+		"about":{"name":"VMware vCenter Server","apiVersion":"9.0.0.0","build":"2",
+		"instanceUuid":"11111111-2222-3333-4444-555555555555"},
 		"sessionManager":{"type":"SessionManager","value":"SessionManager"}}`,
 	)
 

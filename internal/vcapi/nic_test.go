@@ -10,7 +10,8 @@ import (
 // lost alone.
 func TestNetworkForms(t *testing.T) {
 	t.Parallel()
-	const card = `{"_typeName":"VirtualE1000","key":4000,"macAddress":"00:50:56:00:00:01","connectable":{"connected":true},"slotInfo":{"pciSlotNumber":33}}`
+	const card = `{"_typeName":"VirtualE1000","key":4000,"macAddress":"00:50:56:00:00:01",` +
+		`"connectable":{"connected":true},"slotInfo":{"pciSlotNumber":33}}`
 	rows := map[string]struct {
 		net, stack, devices string
 		want                VM
@@ -38,7 +39,8 @@ func TestNetworkForms(t *testing.T) {
 			VM{NICs: []NIC{{Addresses: []string{"10.0.0.7"}}}},
 		},
 		"odd addresses": {
-			`[{"ipConfig":{"ipAddress":[null,7,{"ipAddress":"10.0.0.7","prefixLength":"24","state":5,"origin":"dhcp"},{"ipAddress":"10.0.0.8","prefixLength":-1},{"prefixLength":8}]}}]`,
+			`[{"ipConfig":{"ipAddress":[null,7,{"ipAddress":"10.0.0.7","prefixLength":"24","state":5,` +
+				`"origin":"dhcp"},{"ipAddress":"10.0.0.8","prefixLength":-1},{"prefixLength":8}]}}]`,
 			``,
 			``,
 			VM{
@@ -58,15 +60,19 @@ func TestNetworkForms(t *testing.T) {
 		},
 		"routes": {
 			``,
-			`[{"ipRouteConfig":{"ipRoute":[{"network":"0.0.0.0","prefixLength":0,"gateway":{"ipAddress":"10.0.0.1"}},{"network":"0.0.0.0","prefixLength":0,"gateway":{"ipAddress":"10.0.0.1"}},
-			{"network":"0.0.0.0","prefixLength":1,"gateway":{"ipAddress":"10.9.9.9"}},{"network":"0.0.0.0","prefixLength":0,"gateway":{}},{"network":"x","gateway":{"ipAddress":"10.9.9.8"}},{"gateway":null},7,
+			`[{"ipRouteConfig":{"ipRoute":[{"network":"0.0.0.0","prefixLength":0,
+				"gateway":{"ipAddress":"10.0.0.1"}},{"network":"0.0.0.0","prefixLength":0,
+				"gateway":{"ipAddress":"10.0.0.1"}},
+			{"network":"0.0.0.0","prefixLength":1,"gateway":{"ipAddress":"10.9.9.9"}},{"network":"0.0.0.0",
+			"prefixLength":0,"gateway":{}},{"network":"x","gateway":{"ipAddress":"10.9.9.8"}},{"gateway":null},7,
 			{"network":"::","prefixLength":0,"gateway":{"ipAddress":"fe80::1%2"}}]}}]`,
 			``,
 			VM{Routes: 8, Gateways: []string{"10.0.0.1", "fe80::1%2"}},
 		},
 		"two stacks": {
 			``,
-			`[{"dnsConfig":{"ipAddress":["10.0.0.2"]}},{"dnsConfig":{"ipAddress":["10.0.0.2","10.0.0.3"]},"ipRouteConfig":null}]`,
+			`[{"dnsConfig":{"ipAddress":["10.0.0.2"]}},{"dnsConfig":{"ipAddress":["10.0.0.2","10.0.0.3"]},` +
+				`"ipRouteConfig":null}]`,
 			``,
 			VM{DNS: []string{"10.0.0.2", "10.0.0.3"}},
 		},
@@ -92,7 +98,8 @@ func TestNetworkForms(t *testing.T) {
 		"cards, odd": {
 			``,
 			``,
-			`[{"key":"x","macAddress":"b","connectable":7,"slotInfo":[]},{"macAddress":null},null,{"macAddress":"","connectable":{"connected":1}}]`,
+			`[{"key":"x","macAddress":"b","connectable":7,` +
+				`"slotInfo":[]},{"macAddress":null},null,{"macAddress":"","connectable":{"connected":1}}]`,
 			VM{Cards: []Card{{MAC: "b"}, {}}},
 		},
 	}
@@ -101,7 +108,9 @@ func TestNetworkForms(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			p := properties{}
-			for key, value := range map[string]string{"guest.net": row.net, "guest.ipStack": row.stack, "config.hardware.device": row.devices} {
+			for key, value := range map[string]string{
+				"guest.net": row.net, "guest.ipStack": row.stack, "config.hardware.device": row.devices,
+			} {
 				if value != "" {
 					p[key] = json.RawMessage(value)
 				}

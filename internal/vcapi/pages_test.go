@@ -14,16 +14,19 @@ import (
 func TestMessagesStayWhole(t *testing.T) {
 	t.Parallel()
 	const (
-		params = `{"a":{"s":"text"},"b":{"dt":"2026-11-20T10:00:00.000Z","format":"SHORT_DATETIME"},"c":{"i":-3},"d":{"d":1.25,"precision":2},` +
+		params = `{"a":{"s":"text"},"b":{"dt":"2026-11-20T10:00:00.000Z","format":"SHORT_DATETIME"},` +
+			`"c":{"i":-3},"d":{"d":1.25,"precision":2},` +
 			`"e":{"l":{"id":"inner","params":{"x":{"l":{"id":"innermost","params":{}}}}}}}`
-		first  = `{"id":"com.vmware.first","default_message":"default","args":["vm-42", "2"],"params":` + params + `,"localized":"lokalisiert"}`
+		first = `{"id":"com.vmware.first","default_message":"default","args":["vm-42", "2"],` +
+			`"params":` + params + `,"localized":"lokalisiert"}`
 		second = `{"id":"com.vmware.second","default_message":"the cause","args":[]}`
 		third  = `{"id":"com.vmware.third","default_message":"","args":[],"params":null,"localized":null}`
 	)
 
 	for name, body := range map[string]string{
-		"/api":  `{"error_type":"NOT_FOUND","messages":[` + first + `,` + second + `,` + third + `]}`,
-		"/rest": `{"type":"com.vmware.vapi.std.errors.not_found","value":{"error_type":"NOT_FOUND","messages":[` + first + `,` + second + `,` + third + `]}}`,
+		"/api": `{"error_type":"NOT_FOUND","messages":[` + first + `,` + second + `,` + third + `]}`,
+		"/rest": `{"type":"com.vmware.vapi.std.errors.not_found","value":{"error_type":"NOT_FOUND",` +
+			`"messages":[` + first + `,` + second + `,` + third + `]}}`,
 	} {
 		e := decodeError(404, []byte(body), redactor{})
 		if e.Message != "lokalisiert; the cause; com.vmware.third" {
@@ -51,12 +54,18 @@ func TestCustomizationStatuses(t *testing.T) {
 	began, ended := at2026(10, 0, 0), at2026(10, 2, 0)
 	const start, end = `"start_time":"2026-11-20T10:00:00.000Z"`, `"end_time":"2026-11-20T10:02:00.000Z"`
 	for body, want := range map[string]GuestCustomization{
-		`{"status":"IDLE"}`:                                                {Status: "IDLE"},
-		`{"status":"PENDING"}`:                                             {Status: "PENDING"},
-		`{"status":"RUNNING",` + start + `}`:                               {Status: "RUNNING", StartTime: &began},
-		`{"status":"SUCCEEDED",` + start + `,` + end + `}`:                 {Status: "SUCCEEDED", StartTime: &began, EndTime: &ended},
-		`{"status":"FAILED",` + start + `,` + end + `}`:                    {Status: "FAILED", StartTime: &began, EndTime: &ended},
-		`{"status":"FAILED","error":"no perl",` + start + `,` + end + `}`:  {Status: "FAILED", Error: "no perl", StartTime: &began, EndTime: &ended},
+		`{"status":"IDLE"}`:                  {Status: "IDLE"},
+		`{"status":"PENDING"}`:               {Status: "PENDING"},
+		`{"status":"RUNNING",` + start + `}`: {Status: "RUNNING", StartTime: &began},
+		`{"status":"SUCCEEDED",` + start + `,` + end + `}`: {
+			Status: "SUCCEEDED", StartTime: &began, EndTime: &ended,
+		},
+		`{"status":"FAILED",` + start + `,` + end + `}`: {
+			Status: "FAILED", StartTime: &began, EndTime: &ended,
+		},
+		`{"status":"FAILED","error":"no perl",` + start + `,` + end + `}`: {
+			Status: "FAILED", Error: "no perl", StartTime: &began, EndTime: &ended,
+		},
 		`{"status":"FAILED","error":null,"start_time":null,"end_time":""}`: {Status: "FAILED"},
 		`{"status":"OF_THE_FUTURE","more":1}`:                              {Status: "OF_THE_FUTURE"},
 		`null`:                                                             {},
@@ -74,11 +83,15 @@ func TestCustomizationStatuses(t *testing.T) {
 func TestCheckForms(t *testing.T) {
 	t.Parallel()
 	for body, want := range map[string]Check{
-		`{"check_status":"SUPPORTED","supported_guest_os":true,"supported_power_state":true}`:     {"SUPPORTED", ptr(true), ptr(true)},
-		`{"check_status":"NOT_SUPPORTED","supported_guest_os":false}`:                             {"NOT_SUPPORTED", ptr(false), nil},
-		`{"check_status":"NOT_SUPPORTED","supported_power_state":false}`:                          {"NOT_SUPPORTED", nil, ptr(false)},
-		`{"check_status":"NOT_SUPPORTED","supported_guest_os":null,"supported_power_state":null}`: {"NOT_SUPPORTED", nil, nil},
-		`{"check_status":"NOT_SUPPORTED"}`:                                                        {"NOT_SUPPORTED", nil, nil},
+		`{"check_status":"SUPPORTED","supported_guest_os":true,` +
+			`"supported_power_state":true}`: {"SUPPORTED", ptr(true), ptr(true)},
+		`{"check_status":"NOT_SUPPORTED",` +
+			`"supported_guest_os":false}`: {"NOT_SUPPORTED", ptr(false), nil},
+		`{"check_status":"NOT_SUPPORTED",` +
+			`"supported_power_state":false}`: {"NOT_SUPPORTED", nil, ptr(false)},
+		`{"check_status":"NOT_SUPPORTED","supported_guest_os":null,` +
+			`"supported_power_state":null}`: {"NOT_SUPPORTED", nil, nil},
+		`{"check_status":"NOT_SUPPORTED"}`: {"NOT_SUPPORTED", nil, nil},
 	} {
 		f := newFake(t, "9.0.0.0")
 		f.reply("POST /api/vcenter/vm/vm-1/guest/customization", 200, body)
@@ -104,7 +117,8 @@ func TestCredentialForms(t *testing.T) {
 		auth      GuestAuth
 		vim, rest string
 	}{
-		{GuestAuth{Username: "root", Password: "p"}, `{"_typeName":"NamePasswordAuthentication","interactiveSession":false,"username":"root","password":"p"}`,
+		{GuestAuth{Username: "root", Password: "p"}, `{"_typeName":"NamePasswordAuthentication",` +
+			`"interactiveSession":false,"username":"root","password":"p"}`,
 			`{"type":"USERNAME_PASSWORD","interactive_session":false,"user_name":"root","password":"p"}`},
 		{GuestAuth{Username: "root", Password: "p", Interactive: true},
 			`{"_typeName":"NamePasswordAuthentication","interactiveSession":true,"username":"root","password":"p"}`,
@@ -140,12 +154,14 @@ func TestProcessForms(t *testing.T) {
 
 	for body, want := range map[string]Process{
 		`{` + always + `}`: base,
-		`{` + always + `,"finished":null,"exit_code":null}`:                         base,
-		`{` + always + `,"finished":"2015-01-01T22:13:05.651Z","exit_code":1}`:      with(&at2015, ptr(int64(1))),
-		`{` + always + `,"finished":"2015-01-01T22:13:05.651Z","exit_code":0}`:      with(&at2015, ptr(int64(0))),
-		`{` + always + `,"finished":"2015-01-01T22:13:05.651Z"}`:                    with(&at2015, nil),
-		`{` + always + `,"exit_code":-1073741510}`:                                  with(nil, ptr(int64(-1073741510))),
-		`{` + strings.Replace(always, `"started"`, `"started_else"`, 1) + `,"x":1}`: {Name: "sh", Owner: "root", Command: "sh -c x"},
+		`{` + always + `,"finished":null,"exit_code":null}`:                    base,
+		`{` + always + `,"finished":"2015-01-01T22:13:05.651Z","exit_code":1}`: with(&at2015, ptr(int64(1))),
+		`{` + always + `,"finished":"2015-01-01T22:13:05.651Z","exit_code":0}`: with(&at2015, ptr(int64(0))),
+		`{` + always + `,"finished":"2015-01-01T22:13:05.651Z"}`:               with(&at2015, nil),
+		`{` + always + `,"exit_code":-1073741510}`:                             with(nil, ptr(int64(-1073741510))),
+		`{` + strings.Replace(always, `"started"`, `"started_else"`, 1) + `,"x":1}`: {
+			Name: "sh", Owner: "root", Command: "sh -c x",
+		},
 	} {
 		for _, form := range []string{body, `{"value":` + body + `}`} {
 			var wire wireProcess

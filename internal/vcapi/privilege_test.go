@@ -18,7 +18,8 @@ func TestMissingPrivileges(t *testing.T) {
 		"HasPrivilegeOnEntities",
 		200,
 		`[{"_typeName":"EntityPrivilege","entity":{"type":"VirtualMachine","value":"vm-1"},"privAvailability":[`+
-			`{"_typeName":"PrivilegeAvailability","privId":"A.One","isGranted":true},{"_typeName":"PrivilegeAvailability","privId":"A.Two","isGranted":false}]}]`,
+			`{"_typeName":"PrivilegeAvailability","privId":"A.One",`+
+			`"isGranted":true},{"_typeName":"PrivilegeAvailability","privId":"A.Two","isGranted":false}]}]`,
 	)
 
 	c := newClient(t, f.config())

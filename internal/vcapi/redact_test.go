@@ -65,7 +65,10 @@ func TestVeil(t *testing.T) {
 		{secrets{"a"}, "banana", "b***n***n***"},
 		{secrets{"ab", "abc", "abcdefghij"}, "abcdefghij abcdefghi abx", "*** ***defghi ***x"},
 		{secrets{"password", "password1"}, "password1password", "******"},
-		{secrets{`p"<&>ä`}, `p\"<&>ä p\"\u003c\u0026\u003eä p&#34;&lt;&amp;&gt;ä p%22%3C%26%3E%C3%A4`, "*** *** *** ***"},
+		{
+			secrets{`p"<&>ä`}, `p\"<&>ä p\"\u003c\u0026\u003eä p&#34;&lt;&amp;&gt;ä p%22%3C%26%3E%C3%A4`,
+			"*** *** *** ***",
+		},
 		{secrets{""}, "x", "x"},
 		{secrets{"aa"}, "aaa", "***a"},
 	} {

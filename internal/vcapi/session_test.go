@@ -60,7 +60,8 @@ func TestConfig(t *testing.T) {
 			switch {
 			case tt.want == "" && err != nil:
 				t.Error(err)
-			case tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want) || strings.Contains(err.Error(), "secret")):
+			case tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want) ||
+				strings.Contains(err.Error(), "secret")):
 				t.Errorf("got %v, want %q in it", err, tt.want)
 			}
 		})
@@ -125,7 +126,8 @@ func TestTrust(t *testing.T) {
 func TestReleases(t *testing.T) {
 	t.Parallel()
 	for apiVersion, want := range map[string]string{
-		"9.2.0.0": "9.1.1.0", "9.1.1.0": "9.1.1.0", "9.0.0.0": "9.0.0.0", "8.0.3.5": "8.0.3.1", "8.0.3.0": "8.0.3.0", "8.0.3": "8.0.3.0",
+		"9.2.0.0": "9.1.1.0", "9.1.1.0": "9.1.1.0", "9.0.0.0": "9.0.0.0", "8.0.3.5": "8.0.3.1",
+		"8.0.3.0": "8.0.3.0", "8.0.3": "8.0.3.0",
 		"8.0.2.0": "8.0.2.0", "8.0.1.0": "8.0.1.0",
 		"10.0": "9.1.1.0", "7.0.3.0": "8.0.1.0", "": "8.0.1.0", "x": "8.0.1.0",
 	} {
@@ -138,7 +140,8 @@ func TestReleases(t *testing.T) {
 // TestLearn: by hello where there is one, by the property where it can be read, else by the method.
 func TestLearn(t *testing.T) {
 	t.Parallel()
-	const content = `{"about":{"name":"VC","apiVersion":"8.0.3.0","instanceUuid":"u"},"sessionManager":{"type":"SessionManager","value":"SM"}}`
+	const content = `{"about":{"name":"VC","apiVersion":"8.0.3.0","instanceUuid":"u"},` +
+		`"sessionManager":{"type":"SessionManager","value":"SM"}}`
 	tests := []struct {
 		name    string
 		prepare func(f *fake)
@@ -394,7 +397,8 @@ func TestWrongPassword(t *testing.T) {
 			writeJSON(
 				w,
 				500,
-				`{"_typeName":"InvalidLogin","faultstring":"Cannot complete login due to an incorrect user name or password."}`,
+				`{"_typeName":"InvalidLogin",`+
+					`"faultstring":"Cannot complete login due to an incorrect user name or password."}`,
 			)
 			return
 		}
@@ -455,7 +459,9 @@ func TestRefusedPause(t *testing.T) {
 			return &session{token: "t"}, nil
 		})
 
-		for _, wait := range []time.Duration{0, time.Minute, 2 * time.Minute, 4 * time.Minute, 5 * time.Minute, 5 * time.Minute} {
+		for _, wait := range []time.Duration{
+			0, time.Minute, 2 * time.Minute, 4 * time.Minute, 5 * time.Minute, 5 * time.Minute,
+		} {
 			before := tries
 			if wait > 0 {
 				<-time.After(wait - time.Second)

@@ -87,7 +87,8 @@ func ended(s WatchState) bool {
 
 var simAuth = GuestAuth{Username: vcsim.DefaultGuestUsername, Password: vcsim.DefaultGuestPassword}
 
-const simSpec = `{"_typeName":"CustomizationSpec","identity":{"_typeName":"CustomizationLinuxPrep","hostName":{"_typeName":"CustomizationFixedName",` +
+const simSpec = `{"_typeName":"CustomizationSpec","identity":{"_typeName":"CustomizationLinuxPrep",` +
+	`"hostName":{"_typeName":"CustomizationFixedName",` +
 	`"name":"web01"},"domain":"example.test"},
 	"globalIPSettings":{"_typeName":"CustomizationGlobalIPSettings"},
 	"nicSettingMap":[{"_typeName":"CustomizationAdapterMapping","adapter":{"_typeName":"CustomizationIPSettings",

@@ -27,7 +27,9 @@ func newPollServer(t *testing.T) *pollServer {
 	p.reply("CreateListView", 200, `{"type":"ListView","value":"session[52ab]view"}`)
 	p.reply("CreateFilter", 200, `{"type":"PropertyFilter","value":"session[52ab]filter"}`)
 
-	for _, void := range []string{"ModifyListView", "DestroyView", "DestroyPropertyCollector", "DestroyPropertyFilter"} {
+	for _, void := range []string{
+		"ModifyListView", "DestroyView", "DestroyPropertyCollector", "DestroyPropertyFilter",
+	} {
 		p.reply(void, 204, "")
 	}
 
@@ -50,8 +52,10 @@ func (p *pollServer) push(status int, body string) {
 // updateOf is an UpdateSet with one change of one object.
 func updateOf(version, kind, object, id, changes string) string {
 	return fmt.Sprintf(
-		`{"_typeName":"UpdateSet","version":%q,"filterSet":[{"_typeName":"PropertyFilterUpdate","filter":{"type":"PropertyFilter","value":"f"},
-		"objectSet":[{"_typeName":"ObjectUpdate","kind":%q,"obj":{"_typeName":"ManagedObjectReference","type":%q,"value":%q},"changeSet":[%s]}]}]}`,
+		`{"_typeName":"UpdateSet","version":%q,"filterSet":[{"_typeName":"PropertyFilterUpdate",
+			"filter":{"type":"PropertyFilter","value":"f"},
+		"objectSet":[{"_typeName":"ObjectUpdate","kind":%q,"obj":{"_typeName":"ManagedObjectReference",
+		"type":%q,"value":%q},"changeSet":[%s]}]}]}`,
 		version,
 		kind,
 		object,
@@ -269,7 +273,8 @@ func TestWatchersShare(t *testing.T) {
 		bodies = append(bodies, r.body)
 	}
 
-	want := `{"add":[{"_typeName":"ManagedObjectReference","type":"VirtualMachine","value":"vm-42"}]} {"remove":[{"_typeName":"ManagedObjectReference",` +
+	want := `{"add":[{"_typeName":"ManagedObjectReference","type":"VirtualMachine",` +
+		`"value":"vm-42"}]} {"remove":[{"_typeName":"ManagedObjectReference",` +
 		`"type":"VirtualMachine","value":"vm-42"}]}`
 	if got := strings.Join(bodies, " "); got != want {
 		t.Errorf("view changes\n%s\nwant\n%s", got, want)
@@ -472,7 +477,8 @@ func TestPollUnresolved(t *testing.T) {
 			_ = json.NewDecoder(r.Body).Decode(&params)
 			for _, ref := range params.Add {
 				if ref.Value == "task-1" {
-					writeJSON(w, 500, `{"_typeName":"ManagedObjectNotFound","obj":{"_typeName":"ManagedObjectReference","type":"Task","value":"task-1"}}`)
+					writeJSON(w, 500, `{"_typeName":"ManagedObjectNotFound",`+
+						`"obj":{"_typeName":"ManagedObjectReference","type":"Task","value":"task-1"}}`)
 					return
 				}
 			}
@@ -553,8 +559,10 @@ func TestPollBegunAnew(t *testing.T) {
 			writeJSON(
 				w,
 				200,
-				`{"version":"2","filterSet":[{"objectSet":[{"kind":"modify","obj":{"type":"VirtualMachine","value":"vm-42"},"changeSet":[],
-				"missingSet":[{"path":"name","fault":{"_typeName":"LocalizedMethodFault","fault":{"_typeName":"NotAuthenticated"}}}]}]}]}`,
+				`{"version":"2","filterSet":[{"objectSet":[{"kind":"modify","obj":{"type":"VirtualMachine",
+					"value":"vm-42"},"changeSet":[],
+				"missingSet":[{"path":"name","fault":{"_typeName":"LocalizedMethodFault",
+				"fault":{"_typeName":"NotAuthenticated"}}}]}]}]}`,
 			)
 		}, false},
 		{"cut", func(w http.ResponseWriter, _ *http.Request) { cut(w) }, false},
@@ -735,7 +743,8 @@ func TestWatchEnds(t *testing.T) {
 func TestTaskHistory(t *testing.T) {
 	t.Parallel()
 	const recent = `{"objects":[{"obj":{"type":"VirtualMachine","value":"vm-1"},"propSet":[{"name":"recentTask",` +
-		`"val":{"_typeName":"ArrayOfManagedObjectReference","_value":[{"type":"Task","value":"task-3"},{"type":"Task","value":"task-4"}]}}]}]}`
+		`"val":{"_typeName":"ArrayOfManagedObjectReference","_value":[{"type":"Task",` +
+		`"value":"task-3"},{"type":"Task","value":"task-4"}]}}]}]}`
 	info := func(n int, state string) string {
 		return fmt.Sprintf(
 			`{"_typeName":"TaskInfo","key":"task-%d","task":{"type":"Task","value":"task-%d"},"state":%q,`+
@@ -853,9 +862,11 @@ func TestTaskHistory(t *testing.T) {
 			}
 
 			if tt.name == "both" {
-				want := `{"filter":{"_typeName":"TaskFilterSpec","entity":{"_typeName":"TaskFilterSpecByEntity","entity":{"_typeName":"ManagedObjectReference",` +
+				want := `{"filter":{"_typeName":"TaskFilterSpec",` +
+					`"entity":{"_typeName":"TaskFilterSpecByEntity","entity":{"_typeName":"ManagedObjectReference",` +
 					`"type":"VirtualMachine","value":"vm-1"},"recursion":"self"},` +
-					`"time":{"_typeName":"TaskFilterSpecByTime","beginTime":"2026-11-20T10:00:00Z","timeType":"queuedTime"}}}`
+					`"time":{"_typeName":"TaskFilterSpecByTime","beginTime":"2026-11-20T10:00:00Z",` +
+					`"timeType":"queuedTime"}}}`
 				if got := f.of("CreateCollectorForTasks")[0].body; got != want {
 					t.Errorf("filter\n%s\nwant\n%s", got, want)
 				}
@@ -899,7 +910,8 @@ func FuzzUpdateSet(f *testing.F) {
 				"VirtualMachine",
 				"vm-1",
 				change("config.extraConfig", `[{"key":"guestinfo.userdata","value":"x"}]`)+`,`+
-					``+change("guest.customizationInfo", `{"customizationStatus":"TOOLSDEPLOYPKG_RUNNING","startTime":"x"}`),
+					``+change("guest.customizationInfo", `{"customizationStatus":"TOOLSDEPLOYPKG_RUNNING",`+
+					`"startTime":"x"}`),
 			),
 		),
 	)
@@ -934,28 +946,37 @@ func FuzzUpdateSet(f *testing.F) {
 func FuzzProperties(f *testing.F) {
 	f.Add(
 		[]byte(
-			`{"info":{"_typeName":"TaskInfo","key":"task-1","name":"CustomizeGuest_Task","state":"error","progress":5,"queueTime":"2026-01-02T03:04:05Z",` +
-				`"error":{"_typeName":"LocalizedMethodFault","fault":{"_typeName":"InvalidGuestLogin"},"localizedMessage":"no"}}}`,
+			`{"info":{"_typeName":"TaskInfo","key":"task-1","name":"CustomizeGuest_Task","state":"error",` +
+				`"progress":5,"queueTime":"2026-01-02T03:04:05Z",` +
+				`"error":{"_typeName":"LocalizedMethodFault","fault":{"_typeName":"InvalidGuestLogin"},` +
+				`"localizedMessage":"no"}}}`,
 		),
 	)
 
 	f.Add(
 		[]byte(
-			`{"name":"web-1","runtime.powerState":"poweredOn","guest.net":{"_typeName":"ArrayOfGuestNicInfo","_value":[{"macAddress":"m","connected":true}]},` +
-				`"guest.customizationInfo":{"customizationStatus":"TOOLSDEPLOYPKG_FAILED","errorMsg":"x","startTime":"2026-01-02T03:04:05Z"},"recentTask":[{"value":"task-1"}]}`,
+			`{"name":"web-1","runtime.powerState":"poweredOn","guest.net":{"_typeName":"ArrayOfGuestNicInfo",` +
+				`"_value":[{"macAddress":"m","connected":true}]},` +
+				`"guest.customizationInfo":{"customizationStatus":"TOOLSDEPLOYPKG_FAILED","errorMsg":"x",` +
+				`"startTime":"2026-01-02T03:04:05Z"},"recentTask":[{"value":"task-1"}]}`,
 		),
 	)
 
 	f.Add(
 		[]byte(
-			`{"config.extraConfig":[{"key":"guestinfo.userdata"}],"info.state":{"_typeName":"TaskInfoState","_value":"success"}}`,
+			`{"config.extraConfig":[{"key":"guestinfo.userdata"}],"info.state":{"_typeName":"TaskInfoState",` +
+				`"_value":"success"}}`,
 		),
 	)
 
 	f.Add(
 		[]byte(
-			`{"guest.ipStack":[{"dnsConfig":{"ipAddress":["10.0.0.2"]},"ipRouteConfig":{"ipRoute":[{"network":"0.0.0.0","prefixLength":0,"gateway":{"ipAddress":"10.0.0.1"}}]}}],` +
-				`"config.hardware.device":[{"key":4000,"macAddress":"m","connectable":{"connected":true},"slotInfo":{"pciSlotNumber":160}}],"guest.net":[{"deviceConfigId":-1,"ipConfig":{"ipAddress":[{"ipAddress":"10.0.0.7","prefixLength":24,"state":"duplicate"}]}}]}`,
+			`{"guest.ipStack":[{"dnsConfig":{"ipAddress":["10.0.0.2"]},` +
+				`"ipRouteConfig":{"ipRoute":[{"network":"0.0.0.0","prefixLength":0,` +
+				`"gateway":{"ipAddress":"10.0.0.1"}}]}}],` +
+				`"config.hardware.device":[{"key":4000,"macAddress":"m","connectable":{"connected":true},` +
+				`"slotInfo":{"pciSlotNumber":160}}],"guest.net":[{"deviceConfigId":-1,` +
+				`"ipConfig":{"ipAddress":[{"ipAddress":"10.0.0.7","prefixLength":24,"state":"duplicate"}]}}]}`,
 		),
 	)
 

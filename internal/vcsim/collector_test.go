@@ -37,7 +37,8 @@ func refs(ids ...string) string {
 func viewFilter(view string) string {
 	return `{"spec":{"propSet":[{"_typeName":"PropertySpec","type":"VirtualMachine","pathSet":["guest.hostName"]},
 	 {"_typeName":"PropertySpec","type":"Task","pathSet":["info"]}],
-	 "objectSet":[{"_typeName":"ObjectSpec","obj":{"_typeName":"ManagedObjectReference","type":"ListView","value":"` + view + `"},
+	 "objectSet":[{"_typeName":"ObjectSpec","obj":{"_typeName":"ManagedObjectReference","type":"ListView",
+	"value":"` + view + `"},
 	 "selectSet":[{"_typeName":"TraversalSpec","type":"ListView","path":"view"}]}]},"partialUpdates":false}`
 }
 

@@ -57,17 +57,40 @@ func TestRefused(t *testing.T) {
 		says   string
 	}{
 		{name: "powered off", before: (*vcsim.VM).PowerOff, fault: "InvalidPowerState", says: "(Powered off)"},
-		{name: "tools down", before: (*vcsim.VM).ToolsDown, fault: "InvalidState", says: "not allowed in the current state"},
+		{
+			name: "tools down", before: (*vcsim.VM).ToolsDown, fault: "InvalidState",
+			says: "not allowed in the current state",
+		},
 		{name: "wrong password", edit: replace(vcsim.DefaultGuestPassword, "wrong"), fault: "InvalidGuestLogin"},
 		{name: "not root", before: configure(func(g *vcsim.Guest) { g.Root = false }), fault: "GuestPermissionDenied"},
-		{name: "windows", before: configure(func(g *vcsim.Guest) { g.Family = "windowsGuest" }), fault: "UncustomizableGuest"},
-		{name: "not customizable", before: configure(func(g *vcsim.Guest) { g.Customizable = false }), fault: "UncustomizableGuest"},
-		{name: "unknown VM", edit: func(b string) string { return vmValue.ReplaceAllString(b, `"value":"vm-0"`) }, fault: "ManagedObjectNotFound"},
-		{name: "unknown type", edit: replace("CustomizationFixedIp", "CustomizationFixedIpp"), fault: "InvalidArgument", says: "spec"},
+		{
+			name: "windows", before: configure(func(g *vcsim.Guest) { g.Family = "windowsGuest" }),
+			fault: "UncustomizableGuest",
+		},
+		{
+			name: "not customizable", before: configure(func(g *vcsim.Guest) { g.Customizable = false }),
+			fault: "UncustomizableGuest",
+		},
+		{
+			name:  "unknown VM",
+			edit:  func(b string) string { return vmValue.ReplaceAllString(b, `"value":"vm-0"`) },
+			fault: "ManagedObjectNotFound",
+		},
+		{
+			name: "unknown type", edit: replace("CustomizationFixedIp", "CustomizationFixedIpp"),
+			fault: "InvalidArgument", says: "spec",
+		},
 		{name: "no type", edit: replace(`"_typeName":"CustomizationFixedIp",`, ""), fault: "InvalidArgument"},
 		{name: "not JSON", edit: func(b string) string { return b[1:] }, fault: "InvalidArgument"},
-		{name: "cloud-init", edit: identity(`{"_typeName":"CustomizationCloudinitPrep","metadata":"instance-id: a"}`), fault: "UncustomizableGuest"},
-		{name: "sysprep", edit: identity(`{"_typeName":"CustomizationSysprepText","value":"<unattend/>"}`), fault: "UncustomizableGuest"},
+		{
+			name:  "cloud-init",
+			edit:  identity(`{"_typeName":"CustomizationCloudinitPrep","metadata":"instance-id: a"}`),
+			fault: "UncustomizableGuest",
+		},
+		{
+			name: "sysprep", edit: identity(`{"_typeName":"CustomizationSysprepText","value":"<unattend/>"}`),
+			fault: "UncustomizableGuest",
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -140,10 +163,16 @@ func TestValuesRefused(t *testing.T) {
 		{"64 characters", replace("web01", strings.Repeat("w", 64)), argument(hostName)},
 		{"63 characters", replace("web01", strings.Repeat("w", 63)), ""},
 		{"a name to be asked for", name(`{"_typeName":"CustomizationUnknownName"}`), argument(hostName)},
-		{"a name by a program", name(`{"_typeName":"CustomizationCustomName"}`), `{"_typeName":"IpHostnameGeneratorError"`},
+		{
+			"a name by a program", name(`{"_typeName":"CustomizationCustomName"}`),
+			`{"_typeName":"IpHostnameGeneratorError"`,
+		},
 		{"the VM's name", name(`{"_typeName":"CustomizationVirtualMachineName"}`), ""},
 		{"an address to be asked for", ip(`{"_typeName":"CustomizationUnknownIpGenerator"}`), argument(address)},
-		{"an address by a program", ip(`{"_typeName":"CustomizationCustomIpGenerator"}`), `{"_typeName":"IpHostnameGeneratorError"`},
+		{
+			"an address by a program", ip(`{"_typeName":"CustomizationCustomIpGenerator"}`),
+			`{"_typeName":"IpHostnameGeneratorError"`,
+		},
 		{"a prefix", replace("10.0.0.7", "10.0.0.7/24"), argument(address)},
 		{"300", replace("10.0.0.7", "10.0.0.300"), argument(address)},
 		{"leading zeros", replace("10.0.0.7", "010.000.000.007"), argument(address)},
@@ -156,12 +185,35 @@ func TestValuesRefused(t *testing.T) {
 		{"time zone, letter case", replace("Europe/Berlin", "europe/berlin"), argument("spec.identity.timeZone")},
 		{"time zone of Windows", replace("Europe/Berlin", "110"), argument("spec.identity.timeZone")},
 		{"another time zone", replace("Europe/Berlin", "US/Eastern"), ""},
-		{"IPv6, to be asked for", replace(`"subnetMask"`, `"ipV6Spec":{"ip":[{"_typeName":"CustomizationUnknownIpV6Generator"}]},"subnetMask"`), argument("spec.nicSettingMap[0].adapter.ipV6Spec.ip")},
-		{"IPv6, a prefix", replace(`"subnetMask"`, `"ipV6Spec":{"ip":[{"_typeName":"CustomizationFixedIpV6","ipAddress":"2001:db8::1/64","subnetMask":64}]},"subnetMask"`), argument("spec.nicSettingMap[0].adapter.ipV6Spec.ip")},
-		{"IPv6", replace(`"subnetMask"`, `"ipV6Spec":{"ip":[{"_typeName":"CustomizationFixedIpV6","ipAddress":"2001:db8::1","subnetMask":64}]},"subnetMask"`), ""},
-		{"unknown NIC", replace("00:50:56:", "00:50:57:"), `{"_typeName":"NicSettingMismatch","numberOfNicsInSpec":1,"numberOfNicsInVM":1` + noText},
-		{"no NIC", func(b string) string { return nicSettings.ReplaceAllLiteralString(b, `"nicSettingMap":[]}`) }, `{"_typeName":"NicSettingMismatch","numberOfNicsInSpec":0,"numberOfNicsInVM":1` + noText},
-		{"two NICs", replace(`"nicSettingMap":[`, `"nicSettingMap":[{"macAddress":"00:50:56:00:00:99","adapter":{"ip":{"_typeName":"CustomizationDhcpIpGenerator"}}},`),
+		{
+			"IPv6, to be asked for",
+			replace(`"subnetMask"`, `"ipV6Spec":{"ip":[{"_typeName":"CustomizationUnknownIpV6Generator"}]},`+
+				`"subnetMask"`),
+			argument("spec.nicSettingMap[0].adapter.ipV6Spec.ip"),
+		},
+		{
+			"IPv6, a prefix",
+			replace(`"subnetMask"`, `"ipV6Spec":{"ip":[{"_typeName":"CustomizationFixedIpV6",`+
+				`"ipAddress":"2001:db8::1/64","subnetMask":64}]},"subnetMask"`),
+			argument("spec.nicSettingMap[0].adapter.ipV6Spec.ip"),
+		},
+		{
+			"IPv6",
+			replace(`"subnetMask"`, `"ipV6Spec":{"ip":[{"_typeName":"CustomizationFixedIpV6",`+
+				`"ipAddress":"2001:db8::1","subnetMask":64}]},"subnetMask"`),
+			"",
+		},
+		{
+			"unknown NIC", replace("00:50:56:", "00:50:57:"),
+			`{"_typeName":"NicSettingMismatch","numberOfNicsInSpec":1,"numberOfNicsInVM":1` + noText,
+		},
+		{
+			"no NIC",
+			func(b string) string { return nicSettings.ReplaceAllLiteralString(b, `"nicSettingMap":[]}`) },
+			`{"_typeName":"NicSettingMismatch","numberOfNicsInSpec":0,"numberOfNicsInVM":1` + noText,
+		},
+		{"two NICs", replace(`"nicSettingMap":[`, `"nicSettingMap":[{"macAddress":"00:50:56:00:00:99",`+
+			`"adapter":{"ip":{"_typeName":"CustomizationDhcpIpGenerator"}}},`),
 			`{"_typeName":"NicSettingMismatch","numberOfNicsInSpec":2,"numberOfNicsInVM":1` + noText},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -175,7 +227,8 @@ func TestValuesRefused(t *testing.T) {
 			switch {
 			case tc.want == "" && res.status != http.StatusOK:
 				t.Errorf("status %d: %s", res.status, res.body)
-			case tc.want != "" && (res.status != http.StatusInternalServerError || !strings.HasPrefix(res.body, tc.want)):
+			case tc.want != "" && (res.status != http.StatusInternalServerError ||
+				!strings.HasPrefix(res.body, tc.want)):
 				t.Errorf("status %d: %s, want %s", res.status, res.body, tc.want)
 			}
 
@@ -215,14 +268,23 @@ func TestTaskEnds(t *testing.T) {
 		status string
 	}{
 		{name: "well", guest: func(*vcsim.Guest) {}, state: "success", host: "web01", status: "IDLE"},
-		{name: "well, told", guest: func(g *vcsim.Guest) { g.UpdatesStatus = true }, state: "success", host: "web01", status: "SUCCEEDED"},
-		{name: "a lie", guest: func(g *vcsim.Guest) { g.IgnoreSpec = true }, state: "success", host: "template", status: "IDLE"},
+		{
+			name: "well, told", guest: func(g *vcsim.Guest) { g.UpdatesStatus = true }, state: "success",
+			host: "web01", status: "SUCCEEDED",
+		},
+		{
+			name: "a lie", guest: func(g *vcsim.Guest) { g.IgnoreSpec = true }, state: "success",
+			host: "template", status: "IDLE",
+		},
 		{
 			name: "no engine", guest: func(g *vcsim.Guest) { g.Engine = false },
 			state: "error", fault: "Guest Tools does not support Guest Customization", host: "template", status: "IDLE",
 		},
 		{
-			name: "an error, told", guest: func(g *vcsim.Guest) { g.TaskError, g.UpdatesStatus = new(types.CustomizationFault), true },
+			name: "an error, told", guest: func(g *vcsim.Guest) {
+				g.TaskError,
+					g.UpdatesStatus = new(types.CustomizationFault), true
+			},
 			state: "error", fault: "CustomizationFault", host: "template", status: "FAILED",
 		},
 		{
@@ -231,7 +293,10 @@ func TestTaskEnds(t *testing.T) {
 			},
 			state: "error", fault: "SystemError", host: "web01", status: "SUCCEEDED",
 		},
-		{name: "lock held", guest: func(g *vcsim.Guest) { g.Locked = true }, state: "error", fault: "ERR,243", host: "template", status: "IDLE"},
+		{
+			name: "lock held", guest: func(g *vcsim.Guest) { g.Locked = true }, state: "error",
+			fault: "ERR,243", host: "template", status: "IDLE",
+		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -281,7 +346,8 @@ func TestBusyAbortAndCrash(t *testing.T) {
 			gcmPath+method,
 			body,
 			http.StatusInternalServerError,
-			`{"_typeName":"TaskInProgress","task":{"_typeName":"ManagedObjectReference","type":"Task","value":"`+busy+`"},
+			`{"_typeName":"TaskInProgress","task":{"_typeName":"ManagedObjectReference","type":"Task",`+
+				`"value":"`+busy+`"},
 			  "faultstring":"Another task is already in progress.","faultMessage":[]}`,
 		)
 	}
@@ -316,8 +382,14 @@ func TestInterrupted(t *testing.T) {
 		by    func(c *rest, vm *vcsim.VM, task string)
 		fault any
 	}{
-		"power off": {by: func(_ *rest, vm *vcsim.VM, _ string) { vm.PowerOff() }, fault: new(types.GuestOperationsUnavailable)},
-		"reboot":    {by: func(_ *rest, vm *vcsim.VM, _ string) { vm.RebootGuest() }, fault: new(types.GuestOperationsUnavailable)},
+		"power off": {
+			by:    func(_ *rest, vm *vcsim.VM, _ string) { vm.PowerOff() },
+			fault: new(types.GuestOperationsUnavailable),
+		},
+		"reboot": {
+			by:    func(_ *rest, vm *vcsim.VM, _ string) { vm.RebootGuest() },
+			fault: new(types.GuestOperationsUnavailable),
+		},
 		"cancel": {by: func(c *rest, _ *vcsim.VM, task string) {
 			c.want("POST", "/sdk/vim25/8.0.1.0/Task/"+task+"/CancelTask", "", http.StatusNoContent, "")
 		}, fault: new(types.RequestCanceled)},

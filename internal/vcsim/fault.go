@@ -133,6 +133,7 @@ func soapFault(fault types.BaseMethodFault) response {
 		`<soapenv:Body><soapenv:Fault><faultcode>ServerFaultCode</faultcode>` +
 		`<faultstring>` + said.String() + `</faultstring><detail>` + detail.String() +
 		`</detail></soapenv:Fault></soapenv:Body></soapenv:Envelope>`
+
 	return response{
 		status:      http.StatusInternalServerError,
 		contentType: "text/xml; charset=utf-8",

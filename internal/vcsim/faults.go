@@ -43,10 +43,12 @@ func (vm *VM) intercept(name string, p *plan) {
 	if p.faults.KeepsAddresses {
 		p.target.addresses = nil
 	}
+
 	if macs := vm.macs(); name == customizeGuest && p.faults.SwapsAddresses && len(macs) > 1 {
 		a := p.target.addresses
 		a[macs[0]], a[macs[1]] = a[macs[1]], a[macs[0]]
 	}
+
 	if p.fault != nil && p.message == "" {
 		p.message = p.faults.Message
 	}

@@ -14,7 +14,8 @@ const fileManagerPath = "/sdk/vim25/8.0.1.0/GuestFileManager/guestOperationsFile
 
 // fileBody is an InitiateFileTransferFromGuest.
 func fileBody(vm *vcsim.VM, auth, path string) string {
-	return `{"vm":{"type":"VirtualMachine","value":"` + vm.ID() + `"},"auth":` + auth + `,"guestFilePath":"` + path + `"}`
+	return `{"vm":{"type":"VirtualMachine",` +
+		`"value":"` + vm.ID() + `"},"auth":` + auth + `,"guestFilePath":"` + path + `"}`
 }
 
 // transfer begins one and gives the path of its URL.
@@ -68,7 +69,9 @@ func TestGuestFiles(t *testing.T) {
 		t.Errorf("GET: %d %s", res.status, res.body)
 	}
 
-	for what, uri := range map[string]string{"again": uri, "another token": "/guestFile?id=1&token=x", "no token": "/guestFile"} {
+	for what, uri := range map[string]string{
+		"again": uri, "another token": "/guestFile?id=1&token=x", "no token": "/guestFile",
+	} {
 		if res := anybody.do("GET", uri, ""); res.status != http.StatusNotFound {
 			t.Errorf("%s: %d %s", what, res.status, res.body)
 		}
@@ -128,7 +131,8 @@ func TestOnlyRest(t *testing.T) {
 			v := start(t, vcsim.Options{APIVersion: version, OnlyRest: true})
 			c := newREST(t, v)
 			vm := first(v)
-			const notFound = `{"error_type":"NOT_FOUND","messages":[{"id":"com.vmware.vapi.rest.httpNotFound","default_message":"Not found.","args":[]}]}`
+			const notFound = `{"error_type":"NOT_FOUND","messages":[{"id":"com.vmware.vapi.rest.httpNotFound",` +
+				`"default_message":"Not found.","args":[]}]}`
 			api, old := "/api/vcenter/vm/"+vm.ID()+"/guest/processes", "/rest/vcenter/vm/"+vm.ID()+"/guest/processes"
 			creds := `{"credentials":` + credentials(vm) + `}`
 			absent := func() {
@@ -228,7 +232,10 @@ func TestEnvironmentForms(t *testing.T) {
 	c.loginREST()
 	vm := first(v)
 
-	for environment, status := range map[string]int{`{"A":"b"}`: http.StatusCreated, `null`: http.StatusCreated, `[{"key":"A","value":"b"}]`: http.StatusBadRequest} {
+	for environment, status := range map[string]int{
+		`{"A":"b"}`: http.StatusCreated, `null`: http.StatusCreated,
+		`[{"key":"A","value":"b"}]`: http.StatusBadRequest,
+	} {
 		res := c.do("POST", "/api/vcenter/vm/"+vm.ID()+"/guest/processes?action=create",
 			`{"credentials":`+credentials(vm)+`,"spec":{"path":"/bin/true","environment_variables":`+environment+`}}`)
 		if res.status != status {

@@ -146,7 +146,9 @@ func TestGovmomi(t *testing.T) {
 
 			var got mo.VirtualMachine
 			if err := property.DefaultCollector(c).
-				RetrieveOne(ctx, *info.Entity, []string{"recentTask", "guest", "config.instanceUuid"}, &got); err != nil {
+				RetrieveOne(ctx, *info.Entity, []string{
+					"recentTask", "guest", "config.instanceUuid",
+				}, &got); err != nil {
 				t.Fatal(err)
 			}
 
@@ -381,7 +383,9 @@ func TestWhatElseClientsRead(t *testing.T) {
 	ref := types.ManagedObjectReference{Type: "VirtualMachine", Value: vm.ID()}
 
 	if err := property.DefaultCollector(c).
-		RetrieveOne(ctx, ref, []string{"name", "config.extraConfig", "config.tools.pendingCustomization"}, &o); err != nil {
+		RetrieveOne(ctx, ref, []string{
+			"name", "config.extraConfig", "config.tools.pendingCustomization",
+		}, &o); err != nil {
 		t.Fatal(err)
 	}
 

@@ -182,32 +182,36 @@ const gcmPath = "/sdk/vim25/8.0.1.0/VirtualMachineGuestCustomizationManager/Gues
 // auth is the guest's account as VI JSON takes it.
 func auth(vm *vcsim.VM) string {
 	user, password := vm.Credentials()
-	return `{"_typeName":"NamePasswordAuthentication","interactiveSession":false,"username":"` + user + `","password":"` + password + `"}`
+	return `{"_typeName":"NamePasswordAuthentication","interactiveSession":false,` +
+		`"username":"` + user + `","password":"` + password + `"}`
 }
 
 // credentials is the guest's account as REST takes it.
 func credentials(vm *vcsim.VM) string {
 	user, password := vm.Credentials()
-	return `{"type":"USERNAME_PASSWORD","interactive_session":false,"user_name":"` + user + `","password":"` + password + `"}`
+	return `{"type":"USERNAME_PASSWORD","interactive_session":false,` +
+		`"user_name":"` + user + `","password":"` + password + `"}`
 }
 
 // customizeBody is a CustomizeGuest_Task for a Linux guest with one NIC.
 func customizeBody(vm *vcsim.VM, host, address string) string {
 	others := ""
 	for i, mac := range vm.MACs()[1:] {
-		others += `,{"macAddress":"` + mac + `","adapter":{"ip":{"_typeName":"CustomizationFixedIp","ipAddress":"10.0.` + strconv.Itoa(
-			i+1,
-		) + `.9"},"subnetMask":"255.255.255.0"}}`
+		others += `,{"macAddress":"` + mac + `","adapter":{"ip":{"_typeName":"CustomizationFixedIp",` +
+			`"ipAddress":"10.0.` + strconv.Itoa(i+1) + `.9"},"subnetMask":"255.255.255.0"}}`
 	}
 
-	return `{"_typeName":"CustomizeGuest_Task","vm":{"_typeName":"ManagedObjectReference","type":"VirtualMachine","value":"` + vm.ID() + `"},
+	return `{"_typeName":"CustomizeGuest_Task","vm":{"_typeName":"ManagedObjectReference",` +
+		`"type":"VirtualMachine","value":"` + vm.ID() + `"},
 	 "auth":` + auth(vm) + `,
 	 "spec":{"_typeName":"CustomizationSpec",
-	  "identity":{"_typeName":"CustomizationLinuxPrep","hostName":{"_typeName":"CustomizationFixedName","name":"` + host + `"},
+	  "identity":{"_typeName":"CustomizationLinuxPrep","hostName":{"_typeName":"CustomizationFixedName",` +
+		`"name":"` + host + `"},
 	    "domain":"example.test","timeZone":"Europe/Berlin","hwClockUTC":true},
 	  "globalIPSettings":{"_typeName":"CustomizationGlobalIPSettings","dnsServerList":["10.0.0.2"]},
 	  "nicSettingMap":[{"_typeName":"CustomizationAdapterMapping","macAddress":"` + vm.MACs()[0] + `",
-	    "adapter":{"_typeName":"CustomizationIPSettings","ip":{"_typeName":"CustomizationFixedIp","ipAddress":"` + address + `"},"subnetMask":"255.255.255.0"}}` + others + `]},
+	    "adapter":{"_typeName":"CustomizationIPSettings","ip":{"_typeName":"CustomizationFixedIp",` +
+		`"ipAddress":"` + address + `"},"subnetMask":"255.255.255.0"}}` + others + `]},
 	 "configParams":[{"_typeName":"OptionValue","key":"k1","value":{"_typeName":"string","_value":"v1"}},
 	                 {"_typeName":"OptionValue","key":"k2","value":{"_typeName":"int","_value":5}}]}`
 }
@@ -257,7 +261,8 @@ func (c *rest) end(task string) types.TaskInfo {
 
 func filterOf(kind, id, property string) string {
 	return `{"spec":{"propSet":[{"_typeName":"PropertySpec","type":"` + kind + `","pathSet":["` + property + `"]}],
-	 "objectSet":[{"_typeName":"ObjectSpec","obj":{"_typeName":"ManagedObjectReference","type":"` + kind + `","value":"` + id + `"}}]},"partialUpdates":false}`
+	 "objectSet":[{"_typeName":"ObjectSpec","obj":{"_typeName":"ManagedObjectReference",
+	"type":"` + kind + `","value":"` + id + `"}}]},"partialUpdates":false}`
 }
 
 // poll is a property collector of its own with one filter.

@@ -17,8 +17,10 @@ import (
 	"github.com/guestflow/guestflow/internal/vcsim"
 )
 
-const noPermission = `{"_typeName":"NoPermission","object":{"_typeName":"ManagedObjectReference","type":"TYPE","value":"ID"},"privilegeId":"PRIVILEGE",
- "missingPrivileges":[{"_typeName":"NoPermissionEntityPrivileges","entity":{"_typeName":"ManagedObjectReference","type":"TYPE","value":"ID"},
+const noPermission = `{"_typeName":"NoPermission","object":{"_typeName":"ManagedObjectReference","type":"TYPE",
+	"value":"ID"},"privilegeId":"PRIVILEGE",
+ "missingPrivileges":[{"_typeName":"NoPermissionEntityPrivileges",
+"entity":{"_typeName":"ManagedObjectReference","type":"TYPE","value":"ID"},
   "privilegeIds":["PRIVILEGE"]}],"faultMessage":[],"faultstring":"Permission to perform this operation was denied."}`
 
 // A call without its privilege is refused in the form of its protocol, and changes nothing; a call without a session
@@ -69,7 +71,8 @@ func TestPrivileges(t *testing.T) {
 		body,
 		403,
 		`{"error_type":"UNAUTHORIZED","messages":[{"id":"vapi.security.authorization.permission.denied",
-	 "default_message":"Permission to perform this operation was denied. Required privilege: VirtualMachine.GuestOperations.Query",
+	 "default_message":"Permission to perform this operation was denied. `+
+			`Required privilege: VirtualMachine.GuestOperations.Query",
 	 "args":["VirtualMachine.GuestOperations.Query"]}]}`,
 	)
 
@@ -125,7 +128,8 @@ func TestDeniedOnOneVM(t *testing.T) {
 		return c.do(
 			"POST",
 			"/sdk/vim25/8.0.1.0/AuthorizationManager/AuthorizationManager/HasPrivilegeOnEntities",
-			`{"entity":[{"type":"VirtualMachine","value":"`+id+`"}],"sessionId":"any","privId":["VirtualMachine.Provisioning.Customize"]}`,
+			`{"entity":[{"type":"VirtualMachine",`+
+				`"value":"`+id+`"}],"sessionId":"any","privId":["VirtualMachine.Provisioning.Customize"]}`,
 		).body
 	}
 
@@ -133,8 +137,10 @@ func TestDeniedOnOneVM(t *testing.T) {
 		return c.do(
 			"POST",
 			"/sdk/vim25/8.0.1.0/PropertyCollector/propertyCollector/RetrievePropertiesEx",
-			`{"specSet":[{"_typeName":"PropertyFilterSpec","propSet":[{"_typeName":"PropertySpec","type":"VirtualMachine","pathSet":["name"]}],
-			 "objectSet":[{"_typeName":"ObjectSpec","obj":{"type":"VirtualMachine","value":"`+id+`"}}]}],"options":{"_typeName":"RetrieveOptions"}}`,
+			`{"specSet":[{"_typeName":"PropertyFilterSpec","propSet":[{"_typeName":"PropertySpec",
+				"type":"VirtualMachine","pathSet":["name"]}],
+			 "objectSet":[{"_typeName":"ObjectSpec","obj":{"type":"VirtualMachine",
+			"value":"`+id+`"}}]}],"options":{"_typeName":"RetrieveOptions"}}`,
 		).body
 	}
 

@@ -13,11 +13,15 @@ import (
 )
 
 const (
-	unauthenticated = `{"error_type":"UNAUTHENTICATED","messages":[{"id":"com.vmware.vapi.endpoint.method.authentication.required",
+	unauthenticated = `{"error_type":"UNAUTHENTICATED",
+		"messages":[{"id":"com.vmware.vapi.endpoint.method.authentication.required",
 		"default_message":"Authentication required.","args":[]}],"challenge":"Basic realm=\"vCenter\""}`
-	badGuestLogin = `{"error_type":"UNAUTHENTICATED","messages":[{"id":"com.vmware.api.vcenter.vm.guest.invalid_guest_login",
-		"default_message":"Failed to authenticate with the guest operating system using the supplied credentials.","args":[]}],"challenge":"Basic realm=\"vCenter\""}`
-	noTools = `{"error_type":"SERVICE_UNAVAILABLE","messages":[{"id":"com.vmware.api.vcenter.vm.guest.tools_not_running",
+	badGuestLogin = `{"error_type":"UNAUTHENTICATED",
+		"messages":[{"id":"com.vmware.api.vcenter.vm.guest.invalid_guest_login",
+		"default_message":"Failed to authenticate with the guest operating system using the supplied credentials.",
+		"args":[]}],"challenge":"Basic realm=\"vCenter\""}`
+	noTools = `{"error_type":"SERVICE_UNAVAILABLE",
+		"messages":[{"id":"com.vmware.api.vcenter.vm.guest.tools_not_running",
 		"default_message":"VMware Tools is not running in the virtual machine.","args":[]}]}`
 	noVM = `{"error_type":"NOT_FOUND","messages":[{"id":"com.vmware.api.vcenter.vm.not_found",
 		"default_message":"Virtual machine with identifier 'vm-0' does not exist.","args":["vm-0"]}]}`
@@ -71,7 +75,8 @@ func TestCheckAndStatus(t *testing.T) {
 		path,
 		"",
 		http.StatusOK,
-		`{"status":"FAILED","error":"no perl","start_time":"2026-11-20T10:00:00.000Z","end_time":"2026-11-20T10:01:00.000Z"}`,
+		`{"status":"FAILED","error":"no perl","start_time":"2026-11-20T10:00:00.000Z",`+
+			`"end_time":"2026-11-20T10:01:00.000Z"}`,
 	)
 
 	if n := v.Count("guest/customization check", vm.ID()); n != 4 {
@@ -121,7 +126,8 @@ func TestSessions(t *testing.T) {
 
 			hello := newREST(
 				t, v,
-			).do("POST", "/api/vcenter/system?action=hello", `{"api_releases":["9.9.9.9","9.0.0.0","8.0.3.0","8.0.2.0"]}`)
+			).do("POST", "/api/vcenter/system?action=hello", `{"api_releases":["9.9.9.9","9.0.0.0","8.0.3.0",`+
+				`"8.0.2.0"]}`)
 
 			want := `{"api_release":"` + version + `"}`
 			if version >= "8.0.2.0" && hello.body != want ||
@@ -182,8 +188,10 @@ func TestTerminatedSession(t *testing.T) {
 		gcmPath+"CustomizeGuest_Task",
 		customizeBody(vm, "web01", "10.0.0.7"),
 		http.StatusInternalServerError,
-		`{"_typeName":"NotAuthenticated","object":{"_typeName":"ManagedObjectReference","type":"VirtualMachineGuestCustomizationManager",
-		  "value":"GuestCustomizationManager"},"privilegeId":"System.View","faultMessage":[],"faultstring":"The session is not authenticated."}`,
+		`{"_typeName":"NotAuthenticated","object":{"_typeName":"ManagedObjectReference",
+			"type":"VirtualMachineGuestCustomizationManager",
+		  "value":"GuestCustomizationManager"},"privilegeId":"System.View","faultMessage":[],
+		"faultstring":"The session is not authenticated."}`,
 	)
 
 	old.want("GET", "/api/session", "", http.StatusUnauthorized, unauthenticated)
@@ -201,7 +209,8 @@ func TestWrongLogin(t *testing.T) {
 		"/sdk/vim25/8.0.3.0/SessionManager/SessionManager/Login",
 		`{"userName":"`+v.Username()+`","password":"wrong"}`,
 		http.StatusInternalServerError,
-		`{"_typeName":"InvalidLogin","faultMessage":[],"faultstring":"Cannot complete login due to an incorrect user name or password."}`,
+		`{"_typeName":"InvalidLogin","faultMessage":[],`+
+			`"faultstring":"Cannot complete login due to an incorrect user name or password."}`,
 	)
 
 	if res := c.do("POST", "/api/session", ""); res.status != http.StatusUnauthorized {
@@ -294,7 +303,9 @@ func TestProcesses(t *testing.T) {
 		program, arguments string
 		code               float64
 	}{
-		{"/bin/true", "", 0}, {"/usr/bin/false", "", 1}, {"/bin/bash", `-c "echo hi && false"`, 1}, {"/bin/sh", "-c 'deploy now' # gf:02", 42},
+		{"/bin/true", "", 0}, {"/usr/bin/false", "", 1}, {
+			"/bin/bash", `-c "echo hi && false"`, 1,
+		}, {"/bin/sh", "-c 'deploy now' # gf:02", 42},
 		{"/bin/sh", "-c 'no-such-command; exit 7'", 7}, {"/bin/sh", "-c no-such-command", 127},
 	} {
 		if res := create(tc.program, tc.arguments); res.status != http.StatusCreated {
@@ -402,11 +413,15 @@ func TestProcessesRefused(t *testing.T) {
 		path+"?action=create",
 		body(`{"path":"/opt/none"}`),
 		http.StatusNotFound,
-		`{"error_type":"NOT_FOUND","messages":[{"id":"com.vmware.api.vcenter.vm.guest.file_not_found","default_message":"File /opt/none was not found.","args":[]}],
+		`{"error_type":"NOT_FOUND","messages":[{"id":"com.vmware.api.vcenter.vm.guest.file_not_found",
+			"default_message":"File /opt/none was not found.","args":[]}],
 		  "data":{"reason":"FILE_NOT_FOUND","file_path":"/opt/none"}}`,
 	)
 
-	for _, spec := range []string{`{"path":""}`, `{"path":"/bin/true","working_directory":"here"}`, `{"path":"/bin/true","start_minimized":true}`, `7`} {
+	for _, spec := range []string{
+		`{"path":""}`, `{"path":"/bin/true","working_directory":"here"}`,
+		`{"path":"/bin/true","start_minimized":true}`, `7`,
+	} {
 		if res := c.do("POST", path+"?action=create", body(spec)); res.status != http.StatusBadRequest ||
 			!strings.Contains(res.body, "INVALID_ARGUMENT") {
 			t.Errorf("%s: %d %s", spec, res.status, res.body)
@@ -439,7 +454,8 @@ func TestOldForm(t *testing.T) {
 		creds,
 		http.StatusUnauthorized,
 		`{"type":"com.vmware.vapi.std.errors.unauthenticated","value":{"messages":[
-		{"id":"com.vmware.vapi.endpoint.method.authentication.required","default_message":"Authentication required.","args":[]}]}}`,
+		{"id":"com.vmware.vapi.endpoint.method.authentication.required",
+		"default_message":"Authentication required.","args":[]}]}}`,
 	)
 
 	c.loginREST()
@@ -451,6 +467,7 @@ func TestOldForm(t *testing.T) {
 		creds,
 		http.StatusNotFound,
 		`{"type":"com.vmware.vapi.std.errors.not_found","value":{"messages":[
-		{"id":"com.vmware.api.vcenter.vm.guest.processes.not_found","default_message":"Process 99 was not found.","args":["99"]}],"data":{"pid":99}}}`,
+		{"id":"com.vmware.api.vcenter.vm.guest.processes.not_found",
+		"default_message":"Process 99 was not found.","args":["99"]}],"data":{"pid":99}}}`,
 	)
 }

@@ -238,7 +238,8 @@ func TestSecretsAreBlanked(t *testing.T) {
 	c := newREST(t, v)
 	for _, body := range []string{
 		`{"credentials":{"password":"hush","saml_token":"hush","user_name":"root"},"n":12345678901234567890}`,
-		`{"spec":{"identity":{"guiUnattended":{"password":{"_typeName":"CustomizationPassword","value":"hush","plainText":true}}}}}`,
+		`{"spec":{"identity":{"guiUnattended":{"password":{"_typeName":"CustomizationPassword","value":"hush",` +
+			`"plainText":true}}}}}`,
 		`[{"auth":{"token":"hush"}}]`,
 		`{"password":"hush"`,
 		`<Login><userName>me</userName><password>hush</password></Login>`,

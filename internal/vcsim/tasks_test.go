@@ -238,7 +238,8 @@ func TestTwoSideBySide(t *testing.T) {
 					host := "web0" + string(rune('1'+i))
 					task := c.act("CustomizeGuest_Task", customizeBody(vm, host, "10.0.0.7"))
 
-					for !strings.Contains(c.do("GET", "/sdk/vim25/8.0.1.0/Task/"+task+"/info", "").body, `"state":"success"`) {
+					for !strings.Contains(c.do("GET",
+						"/sdk/vim25/8.0.1.0/Task/"+task+"/info", "").body, `"state":"success"`) {
 						c.recent(vm)
 						c.history(entity(vm))
 					}
