@@ -9,9 +9,10 @@ import (
 	"unicode/utf8"
 )
 
-// Clean makes other people's words fit to be shown: what a vCenter, a guest or a publisher wrote is read by terminals, chat messages and pages that
-// take control characters for commands. Controls (C0, C1) and line ends become blanks, what changes the direction of writing goes, and bytes that are
-// no UTF-8 become U+FFFD. Every text of an event that is not guestflow's own passes here, and so does what the command writes for people.
+// Clean makes other people's words fit to be shown: what a vCenter, a guest or a publisher wrote is read by terminals,
+// chat messages and pages that take control characters for commands. Controls (C0, C1) and line ends become blanks,
+// what changes the direction of writing goes, and bytes that are no UTF-8 become U+FFFD. Every text of an event that is
+// not guestflow's own passes here, and so does what the command writes for people.
 func Clean(s string) string { return cleaned(s, false) }
 
 // CleanLines is Clean for a text of several lines.
@@ -34,14 +35,15 @@ func cleaned(s string, lines bool) string {
 	}, strings.ToValidUTF8(s, string(utf8.RuneError)))
 }
 
-// unfit reports whether r is more than a character that is read: line and paragraph separators are controls by another name.
+// unfit reports whether r is more than a character that is read: line and paragraph separators are controls by another
+// name.
 func unfit(r rune) bool { return unicode.IsControl(r) || directs(r) || r == '\u2028' || r == '\u2029' }
 
 // directs reports whether r changes the direction of writing (Unicode: Bidi_Control).
 func directs(r rune) bool { return unicode.Is(unicode.Bidi_Control, r) }
 
-// Other people's JSON keeps its shape when it is cleaned and cut: a value is nil, bool, json.Number, string, []any or an object, whose members stay in
-// their order.
+// Other people's JSON keeps its shape when it is cleaned and cut: a value is nil, bool, json.Number, string, []any or
+// an object, whose members stay in their order.
 type (
 	object []member
 	member struct {
@@ -124,8 +126,9 @@ func (o object) MarshalJSON() ([]byte, error) {
 	return append(b, '}'), nil
 }
 
-// mapped is v with its texts, names of members among them, changed by text, and without its nulls: null is read as absent, and never sent. Of members
-// that have one name then, the first stays: an event that names one twice could not be read.
+// mapped is v with its texts, names of members among them, changed by text, and without its nulls: null is read as
+// absent, and never sent. Of members that have one name then, the first stays: an event that names one twice could not
+// be read.
 func mapped(v any, text func(string) string) any {
 	switch v := v.(type) {
 	case string:
@@ -169,8 +172,9 @@ func WithoutNulls(raw json.RawMessage) json.RawMessage {
 	return b
 }
 
-// shortJSON is other people's JSON cleaned and cut to most bytes: long texts, lists and objects lose their ends, then more of them, and what is still too
-// long is told as the beginning of its text. wasCut reports whether it lost anything. It is nil where there is nothing to tell.
+// shortJSON is other people's JSON cleaned and cut to most bytes: long texts, lists and objects lose their ends, then
+// more of them, and what is still too long is told as the beginning of its text. wasCut reports whether it lost
+// anything. It is nil where there is nothing to tell.
 func shortJSON(raw json.RawMessage, most int) (short json.RawMessage, wasCut bool) {
 	v := mapped(readJSON(raw), Clean)
 	if v == nil {
@@ -218,7 +222,8 @@ func depth(v any) int {
 	return 0
 }
 
-// trimmed is v with no text longer than text bytes, and no list or object of more than so many items or deeper than so many levels.
+// trimmed is v with no text longer than text bytes, and no list or object of more than so many items or deeper than so
+// many levels.
 func trimmed(v any, text, items, levels int) any {
 	switch v := v.(type) {
 	case string:

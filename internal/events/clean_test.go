@@ -66,13 +66,15 @@ func fill(v reflect.Value, s string, but func(path string) bool, path string) {
 	}
 }
 
-// Whatever others write into a text of an event, its readers see no control characters, no change of direction, no broken UTF-8 and no null, and guestflow
-// can read its own event again. The texts are found by reflection: a new one that is not cleaned fails here.
+// Whatever others write into a text of an event, its readers see no control characters, no change of direction, no
+// broken UTF-8 and no null, and guestflow can read its own event again. The texts are found by reflection: a new one
+// that is not cleaned fails here.
 func TestWhatOthersWroteIsClean(t *testing.T) {
 	t.Parallel()
 	ours := map[string]bool{"Run.ID": true, "Run.VCenter": true, "Run.VM": true, "Run.Requested": true, "Run.Checkpoint": true, "Run.Owner.Instance": true, "Run.Waiting": true, "Run.Error.Waiting": true,
 		"Run.Error.Code": true, "Run.Error.Step": true, "Run.Error.Process": true, "Run.Customize.DecidedBy": true,
-		// Identities: cleaned, they would be others. CloudEvents allows no control characters in them, and the request's schema none in the names of processes.
+		// Identities: cleaned, they would be others. CloudEvents allows no control characters in them, and the
+		// request's schema none in the names of processes.
 		"Run.Request.Source": true, "Run.Request.ID": true, "Run.CanceledBy.Source": true, "Run.CanceledBy.ID": true, "Run.Processes.Name": true, "Run.Process": true}
 	r := &Run{}
 	fill(reflect.ValueOf(r).Elem(), hostile, func(path string) bool {

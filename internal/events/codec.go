@@ -34,8 +34,9 @@ const (
 	Binary     = "binary"
 )
 
-// envelope is a CloudEvent as it was read, from whichever form: attributes by lower-case name, values as text and exactly as written (the
-// SDK's source is a parsed URL and comes out normalized, which would change the name of a run), and the data as JSON.
+// envelope is a CloudEvent as it was read, from whichever form: attributes by lower-case name, values as text and
+// exactly as written (the SDK's source is a parsed URL and comes out normalized, which would change the name of a run),
+// and the data as JSON.
 type envelope struct {
 	attrs map[string]string
 	data  json.RawMessage
@@ -43,8 +44,9 @@ type envelope struct {
 
 func (e *envelope) ref() RequestRef { return RequestRef{Source: e.attrs["source"], ID: e.attrs["id"]} }
 
-// decodeEnvelope reads a CloudEvent 1.0 as the CloudEvents NATS protocol binding has it: structured where the content type says so; else
-// binary, where a ce-specversion header is there; else structured. The envelope is never nil: on an error it holds what could be read.
+// decodeEnvelope reads a CloudEvent 1.0 as the CloudEvents NATS protocol binding has it: structured where the content
+// type says so; else binary, where a ce-specversion header is there; else structured. The envelope is never nil: on an
+// error it holds what could be read.
 func decodeEnvelope(h map[string][]string, data []byte) (*envelope, error) {
 	e := &envelope{attrs: map[string]string{}}
 	headers, err := lowerHeaders(h)
@@ -71,7 +73,8 @@ func decodeEnvelope(h map[string][]string, data []byte) (*envelope, error) {
 	return e, e.validate()
 }
 
-// lowerHeaders are the headers with their names in lower case: NATS tells letter case apart, CloudEvents and HTTP do not.
+// lowerHeaders are the headers with their names in lower case: NATS tells letter case apart, CloudEvents and HTTP do
+// not.
 func lowerHeaders(h map[string][]string) (map[string]string, error) {
 	lower := make(map[string]string, len(h))
 	for name, values := range h {
@@ -121,8 +124,8 @@ func (e *envelope) readStructured(data []byte) error {
 	return nil
 }
 
-// readMember reads one member of a structured CloudEvent; null is read as absent. Extensions may be what CloudEvents' JSON format gives integers and
-// booleans as; the core attributes are all strings there.
+// readMember reads one member of a structured CloudEvent; null is read as absent. Extensions may be what CloudEvents'
+// JSON format gives integers and booleans as; the core attributes are all strings there.
 func (e *envelope) readMember(name string, v any, raw json.RawMessage) error {
 	switch {
 	case v == nil:
@@ -166,7 +169,8 @@ var coreAttributes = []string{"specversion", "id", "source", "type", "subject", 
 // attributePattern is what names of attributes consist of (CloudEvents 1.0, 3.1).
 var attributePattern = regexp.MustCompile(`^[a-z0-9]+$`)
 
-// attributeName is how CloudEvents writes an attribute's name that somebody wrote in another way: expiryTime, expiry-time, data-base64.
+// attributeName is how CloudEvents writes an attribute's name that somebody wrote in another way: expiryTime,
+// expiry-time, data-base64.
 func attributeName(name string) string {
 	name = strings.Map(func(r rune) rune {
 		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {
@@ -188,9 +192,10 @@ func misnamed(what, name string) error {
 	return fmt.Errorf("%s %.40q is not allowed: %s", what, name, rule)
 }
 
-// readBinary reads the ce- headers. The specification has their values percent-encoded (NATS protocol binding, 3.1.3.2); the Go SDK's bindings write
-// them as they are. A value that no encoder of the specification writes shows which kind of publisher this is, and all values of that message are
-// then read as they were sent: with a broken escape, or with a source that decoded is no URI reference. Where nothing shows it, the specification holds.
+// readBinary reads the ce- headers. The specification has their values percent-encoded (NATS protocol binding,
+// 3.1.3.2); the Go SDK's bindings write them as they are. A value that no encoder of the specification writes shows
+// which kind of publisher this is, and all values of that message are then read as they were sent: with a broken
+// escape, or with a source that decoded is no URI reference. Where nothing shows it, the specification holds.
 func (e *envelope) readBinary(headers map[string]string, data []byte) error {
 	sent, decoded := map[string]string{}, map[string]string{}
 	asSent := false
@@ -376,8 +381,8 @@ func binaryHeader(e *event.Event) map[string][]string {
 	return h
 }
 
-// percentEncode encodes a header's value as the CloudEvents HTTP binding, section 3.1.3.2, says: everything but printable ASCII, and the
-// space, the double quote and the per cent sign.
+// percentEncode encodes a header's value as the CloudEvents HTTP binding, section 3.1.3.2, says: everything but
+// printable ASCII, and the space, the double quote and the per cent sign.
 func percentEncode(s string) string {
 	var b strings.Builder
 	for _, c := range []byte(s) {

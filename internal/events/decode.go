@@ -23,9 +23,9 @@ const (
 	maxPath   = 512     // bytes of the path within it
 )
 
-// DecodeRequest reads a message from guestflow.requests.<vcenter>.<vm> and checks it against schemas/requested.v1.json and everything else
-// that the message alone can tell. Seq and Delivered are the caller's to set. An error is a *RejectError; the request then holds what could be
-// read, so that its publisher can be told.
+// DecodeRequest reads a message from guestflow.requests.<vcenter>.<vm> and checks it against schemas/requested.v1.json
+// and everything else that the message alone can tell. Seq and Delivered are the caller's to set. An error is a
+// *RejectError; the request then holds what could be read, so that its publisher can be told.
 func DecodeRequest(vcenter, subject string, h map[string][]string, data []byte) (*Request, error) {
 	r := &Request{VCenter: vcenter}
 	env, err := decodeText(h, data)
@@ -44,7 +44,8 @@ func DecodeRequest(vcenter, subject string, h map[string][]string, data []byte) 
 	return r, reject
 }
 
-// decodeText is decodeEnvelope for a message as programs write it: the byte order mark that many on Windows begin a text with is passed over.
+// decodeText is decodeEnvelope for a message as programs write it: the byte order mark that many on Windows begin a
+// text with is passed over.
 func decodeText(h map[string][]string, data []byte) (*envelope, error) {
 	env, err := decodeEnvelope(h, custspec.WithoutBOM(data))
 	env.data = custspec.WithoutBOM(env.data)
@@ -88,7 +89,8 @@ func asReject(err error) *RejectError {
 	return reject.Short()
 }
 
-// requestAttributes are those that a request hands on to its events: where it has no correlationid, its id takes that place.
+// requestAttributes are those that a request hands on to its events: where it has no correlationid, its id takes that
+// place.
 func requestAttributes(env *envelope) Attributes {
 	a := env.attributes()
 	a.CausationID = env.attrs["id"]
@@ -249,7 +251,8 @@ func checkRequest(tree map[string]any) (warnings []Remark, err error) {
 	return warnings, rejectProblems(problems)
 }
 
-// exactlyOne says in one problem what the schema says in two, or in its own words, of two members of which at has to have one.
+// exactlyOne says in one problem what the schema says in two, or in its own words, of two members of which at has to
+// have one.
 func exactlyOne(problems []schemas.Problem, at, one, other string) []schemas.Problem {
 	about := func(p schemas.Problem) bool {
 		return p.Field == at && strings.HasPrefix(p.Message, "'oneOf' failed") ||
@@ -277,7 +280,8 @@ func needsCredentials(tree map[string]any) string {
 	return ""
 }
 
-// checkDuration finds what the schema's pattern lets pass: a duration that overflows, and one that leaves no time at all.
+// checkDuration finds what the schema's pattern lets pass: a duration that overflows, and one that leaves no time at
+// all.
 func checkDuration(v any, zeroAllowed bool) string {
 	s, ok := v.(string)
 	if !ok {
@@ -305,7 +309,8 @@ func rejectProblems(problems []schemas.Problem) error {
 	return &RejectError{Code: InvalidRequest, Field: problems[0].Field, Message: text}
 }
 
-// dropNulls takes out every member that is null, outside the paths opaque: null is read as absent. Items of arrays stay.
+// dropNulls takes out every member that is null, outside the paths opaque: null is read as absent. Items of arrays
+// stay.
 func dropNulls(tree map[string]any, opaque ...string) {
 	var walk func(v any, at string)
 	walk = func(v any, at string) {
@@ -373,8 +378,9 @@ func Cut(s string, n int) string {
 	return strings.ToValidUTF8(s[:n-len("…")], "") + "…"
 }
 
-// DecodeCancel reads a message from guestflow.cancels.<vcenter>.<vm> and checks it against schemas/cancel.requested.v1.json. Seq and Delivered
-// are the caller's to set. An error is a *RejectError; what could be read comes with it.
+// DecodeCancel reads a message from guestflow.cancels.<vcenter>.<vm> and checks it against
+// schemas/cancel.requested.v1.json. Seq and Delivered are the caller's to set. An error is a *RejectError; what could
+// be read comes with it.
 func DecodeCancel(vcenter, subject string, h map[string][]string, data []byte) (*Cancel, error) {
 	c := &Cancel{VCenter: vcenter}
 	env, err := decodeText(h, data)

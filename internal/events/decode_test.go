@@ -134,7 +134,9 @@ func TestDigest(t *testing.T) {
 		return r.Digest
 	}
 	first := digest(`{"vm":"vm-42",` + creds + `,"network":{"timeout":"5m"},"customize":{"spec":{"identity":{"_typeName":"New","n":1.0}}}}`)
-	// printf '%s' '{"customize":{"spec":{"identity":{"_typeName":"New","n":1.0}}},"guest":{"credentials":{"secretRef":"root"}},"network":{"timeout":"5m"},"vm":"vm-42"}' | sha256sum
+	// printf '%s'
+	// '{"customize":{"spec":{"identity":{"_typeName":"New","n":1.0}}},"guest":{"credentials":{"secretRef":"root"}},"network":{"timeout":"5m"},"vm":"vm-42"}'
+	// | sha256sum
 	if want := "a60fc70d2bd9f4577db6d2d083f7f54786be2af23a29b4bdfbe18d4f877b18b3"; first != want {
 		t.Errorf("digest %s, want %s", first, want)
 	}
@@ -384,7 +386,8 @@ func FuzzDuration(f *testing.F) {
 	})
 }
 
-// Whatever comes in: no panic, an error is a refusal, and what is taken is whole and says the same when it is read again from its own data.
+// Whatever comes in: no panic, an error is a refusal, and what is taken is whole and says the same when it is read
+// again from its own data.
 func FuzzDecodeRequest(f *testing.F) {
 	f.Add("Content-Type", "application/cloudevents+json", "", structured(`{"vm":"vm-42"}`, ""))
 	f.Add("ce-specversion", "1.0", requestedType, []byte(`{"vm":"vm-42","timeout":null}`))

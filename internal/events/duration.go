@@ -7,8 +7,9 @@ import (
 	"time"
 )
 
-// Duration is a duration in a request: a Go duration string such as "90s" or "20m". The zero value is one that was not given; a "0s" that was
-// written is kept apart from it (as a negative value), because for guest.readyTimeout it means "not at all". Read it with Or.
+// Duration is a duration in a request: a Go duration string such as "90s" or "20m". The zero value is one that was not
+// given; a "0s" that was written is kept apart from it (as a negative value), because for guest.readyTimeout it means
+// "not at all". Read it with Or.
 type Duration time.Duration
 
 // explicitZero is a "0s" that somebody wrote.
@@ -31,7 +32,8 @@ func (d Duration) String() string { return d.Or(0).String() }
 // MarshalJSON writes the duration as a Go duration string.
 func (d Duration) MarshalJSON() ([]byte, error) { return json.Marshal(d.String()) }
 
-// UnmarshalJSON reads a Go duration string. Null is read as absent; a negative duration and one without a unit (but "0") are errors.
+// UnmarshalJSON reads a Go duration string. Null is read as absent; a negative duration and one without a unit (but
+// "0") are errors.
 func (d *Duration) UnmarshalJSON(b []byte) error {
 	if string(b) == "null" {
 		return nil

@@ -12,7 +12,8 @@ type Entry struct {
 	Run   Run
 }
 
-// Mark names one stored event: its stream sequence, which a journal that lost its tail may use again, and its message ID, which is never used again.
+// Mark names one stored event: its stream sequence, which a journal that lost its tail may use again, and its message
+// ID, which is never used again.
 type Mark struct {
 	Seq   uint64
 	MsgID string

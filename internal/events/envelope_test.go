@@ -41,7 +41,8 @@ func readCase(t *testing.T, name string) []byte {
 	return bytes.ReplaceAll(b, []byte("vm-29"), []byte("vm-42"))
 }
 
-// Attributes that are not written as CloudEvents has them are refused, every one of them in one message, with how each is written.
+// Attributes that are not written as CloudEvents has them are refused, every one of them in one message, with how each
+// is written.
 func TestAttributesAreWrittenAsCloudEventsHasThem(t *testing.T) {
 	t.Parallel()
 	with := func(members string) []byte {
@@ -141,8 +142,8 @@ func TestTimestamps(t *testing.T) {
 	}
 }
 
-// One event is one run, whichever of the Go SDK's modes its publisher has: the structured one, the binary one as its NATS binding writes it (values as
-// they are), and the binary one of the specification (percent-encoded).
+// One event is one run, whichever of the Go SDK's modes its publisher has: the structured one, the binary one as its
+// NATS binding writes it (values as they are), and the binary one of the specification (percent-encoded).
 func TestOneIdentityInEveryForm(t *testing.T) {
 	t.Parallel()
 	for _, ref := range []events.RequestRef{
@@ -192,7 +193,8 @@ func wants(t *testing.T, form string, ref events.RequestRef, h map[string][]stri
 	}
 }
 
-// Where nothing in a message shows that it is not encoded, it is: the specification's reading holds. What shows it counts for the whole message.
+// Where nothing in a message shows that it is not encoded, it is: the specification's reading holds. What shows it
+// counts for the whole message.
 func TestBinaryValuesAreReadAsOneEncoderWroteThem(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct{ source, id, wantSource, wantID string }{

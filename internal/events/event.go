@@ -15,8 +15,8 @@ type Event struct {
 	Run   Run // the event's data
 }
 
-// EncodeEvent writes an event of kind k: the run as it stands after it. What others wrote into the run is cleaned, and cut where it is too long; the
-// caller's run stays as it is. mode is Structured or Binary.
+// EncodeEvent writes an event of kind k: the run as it stands after it. What others wrote into the run is cleaned, and
+// cut where it is too long; the caller's run stays as it is. mode is Structured or Binary.
 func EncodeEvent(at time.Time, k Kind, attrs Attributes, run *Run, mode string) (header map[string][]string, data []byte, err error) {
 	data, err = fitted(k, run)
 	if err != nil {
@@ -50,7 +50,8 @@ type Rejection struct {
 	Attrs   Attributes
 }
 
-// EncodeRejection writes the event that tells a publisher that its message was refused. It has the shape of a run's event, and belongs to no run.
+// EncodeRejection writes the event that tells a publisher that its message was refused. It has the shape of a run's
+// event, and belongs to no run.
 func EncodeRejection(r Rejection, why *RejectError, at time.Time, mode string) (header map[string][]string, data []byte, err error) {
 	run := Run{VCenter: r.VCenter, VM: r.VM, Status: StatusRejected, Error: &Error{
 		Code: why.Code, Message: why.Reason(), Field: why.Field, Retryable: why.Code == Expired,

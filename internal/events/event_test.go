@@ -59,7 +59,8 @@ func dataOf(t *testing.T, h map[string][]string, data []byte) any {
 	return doc
 }
 
-// Only an event that is too large is cut, the caller's run stays whole, and run.accepted is as large as its request makes it.
+// Only an event that is too large is cut, the caller's run stays whole, and run.accepted is as large as its request
+// makes it.
 func TestLargeEventsAreCut(t *testing.T) {
 	t.Parallel()
 	long := strings.Repeat("ü", 4<<10) // 8 KiB

@@ -6,7 +6,8 @@ import (
 )
 
 const (
-	// MaxEvent is how many bytes an event has at most; run.accepted, which holds its request's data, may have MaxRequest more.
+	// MaxEvent is how many bytes an event has at most; run.accepted, which holds its request's data, may have
+	// MaxRequest more.
 	MaxEvent = 64 << 10
 	// MaxRequest is how many bytes a request has at most, its headers included.
 	MaxRequest = 256 << 10
@@ -20,10 +21,12 @@ const (
 // limits are how much of other people's words an event holds.
 type limits struct{ command, message, list int }
 
-// limitsOf are the contract's first; then tighter ones, for an event that is still too large: many processes, many messages, many NICs.
+// limitsOf are the contract's first; then tighter ones, for an event that is still too large: many processes, many
+// messages, many NICs.
 var limitsOf = []limits{{maxCommand, maxMessage, 64}, {256, 256, 16}, {64, 64, 8}}
 
-// fitted encodes run so that its event keeps to the contract's sizes. What the request holds, in run.accepted, is kept whole.
+// fitted encodes run so that its event keeps to the contract's sizes. What the request holds, in run.accepted, is kept
+// whole.
 func fitted(k Kind, run *Run) (data []byte, err error) {
 	for _, l := range limitsOf {
 		c := &cutter{limits: l}
@@ -41,7 +44,8 @@ type cutter struct {
 	cut bool
 }
 
-// run is a copy of r with everything in it that others wrote cleaned, and cut short. What names a request stays as it is: it is an identity.
+// run is a copy of r with everything in it that others wrote cleaned, and cut short. What names a request stays as it
+// is: it is an identity.
 func (c *cutter) run(from *Run) *Run {
 	r := *from
 	r.VMName, r.InstanceUUID = c.name(r.VMName), c.name(r.InstanceUUID)
@@ -166,7 +170,8 @@ func (c *cutter) guest(g *Guest) *Guest {
 	})
 }
 
-// writable is a guest's time where JSON can have it: RFC 3339 ends with the year 9999, which another zone's clock may have left.
+// writable is a guest's time where JSON can have it: RFC 3339 ends with the year 9999, which another zone's clock may
+// have left.
 func writable(t *time.Time) *time.Time {
 	if t == nil || t.Year() < 0 || t.Year() > 9999 {
 		return nil

@@ -32,7 +32,8 @@ func (l *literals) add(at, what string) {
 	l.found = append(l.found, literal{at, what})
 }
 
-// literalSecrets finds what is a literal secret in a request: passwords wherever they stand, and what usually is one, where that is usual.
+// literalSecrets finds what is a literal secret in a request: passwords wherever they stand, and what usually is one,
+// where that is usual.
 func literalSecrets(tree map[string]any) []literal {
 	l := literals{allowed: allowedLiterals(tree)}
 	l.passwords(tree, "", false)
@@ -100,8 +101,9 @@ const NotKept = ". The data of this message is not kept"
 
 const aPassword = "a password"
 
-// passwords finds literal passwords in v. In a CustomizationPassword (VI JSON: value is the password, plainText how it is written; one without its
-// _typeName is one all the same), and where named is set in whatever is called a password, only the name of a secret may stand.
+// passwords finds literal passwords in v. In a CustomizationPassword (VI JSON: value is the password, plainText how it
+// is written; one without its _typeName is one all the same), and where named is set in whatever is called a password,
+// only the name of a secret may stand.
 func (l *literals) passwords(v any, at string, named bool) {
 	switch v := v.(type) {
 	case map[string]any:
@@ -124,7 +126,8 @@ func (l *literals) passwords(v any, at string, named bool) {
 	}
 }
 
-// below is a path one step further down; one that nobody can read any more stays as it is, for JSON may be nested ten thousand levels deep.
+// below is a path one step further down; one that nobody can read any more stays as it is, for JSON may be nested ten
+// thousand levels deep.
 func below(at, step string) string {
 	if len(at) > 8*maxPath {
 		return at
@@ -231,8 +234,8 @@ func isLiteral(v any) bool {
 	return true
 }
 
-// mayHoldSecret reports whether a message that is refused, whatever for, is to be kept without its data. Where the data cannot be read, the words alone
-// decide.
+// mayHoldSecret reports whether a message that is refused, whatever for, is to be kept without its data. Where the data
+// cannot be read, the words alone decide.
 func mayHoldSecret(data []byte) bool {
 	data = custspec.WithoutBOM(data)
 	if other := custspec.FromUTF16(data); other != nil {
@@ -261,8 +264,8 @@ func mayHoldSecret(data []byte) bool {
 	return false
 }
 
-// holdsSecret reports whether v has a literal where a secret belongs under another name than a password's: what somebody wrote who did not know that
-// secrets are named.
+// holdsSecret reports whether v has a literal where a secret belongs under another name than a password's: what
+// somebody wrote who did not know that secrets are named.
 func holdsSecret(v any) bool {
 	switch v := v.(type) {
 	case map[string]any:

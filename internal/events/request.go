@@ -46,7 +46,8 @@ type RequestSpec struct {
 	Network   *NetworkSpec   `json:"network"`
 	Verify    *VerifySpec    `json:"verify"`
 	Processes []ProcessSpec  `json:"processes"`
-	// OnUncertain is "fail" or "repeat": what to do when a crash or a lost answer hid whether a call was made, and vCenter cannot tell.
+	// OnUncertain is "fail" or "repeat": what to do when a crash or a lost answer hid whether a call was made, and
+	// vCenter cannot tell.
 	OnUncertain string `json:"onUncertain"`
 }
 

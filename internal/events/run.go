@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// Kind is the part of a CloudEvent's type that tells what happened: "run.accepted", "customize.started". Two tokens, <step>.<verb>, in this
-// order also the end of the event's subject.
+// Kind is the part of a CloudEvent's type that tells what happened: "run.accepted", "customize.started". Two tokens,
+// <step>.<verb>, in this order also the end of the event's subject.
 type Kind string
 
 // The kinds of the contract.
@@ -133,7 +133,8 @@ type RequestRef struct {
 	ID     string `json:"id"`
 }
 
-// Run is the data of every event out: the run as it stands after the event. A rejection has the same shape, without Run and N.
+// Run is the data of every event out: the run as it stands after the event. A rejection has the same shape, without Run
+// and N.
 type Run struct {
 	ID           string          `json:"run,omitempty"`
 	N            int             `json:"n,omitempty"`

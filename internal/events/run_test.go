@@ -7,7 +7,8 @@ import (
 	"testing"
 )
 
-// What a later event stands on does not hold what belongs to one event alone. Each member is of one kind or the other: a new one has to be told here.
+// What a later event stands on does not hold what belongs to one event alone. Each member is of one kind or the other:
+// a new one has to be told here.
 func TestCarried(t *testing.T) {
 	t.Parallel()
 	alone := strings.Fields("process waiting waitingFor observed requested checkpoint")

@@ -9,7 +9,8 @@ import (
 	"github.com/guestflow/guestflow/schemas"
 )
 
-// checkSpec reads what a request gives to vCenter word for word. What it finds wrong takes the place of what the schema found there, in fewer words.
+// checkSpec reads what a request gives to vCenter word for word. What it finds wrong takes the place of what the schema
+// found there, in fewer words.
 func checkSpec(customize map[string]any, problems []schemas.Problem) ([]schemas.Problem, []Remark) {
 	var report custspec.Report
 	if spec, there := customize["spec"]; there {
@@ -61,8 +62,9 @@ func HintVM(vm string) string {
 	return fmt.Sprintf("the managed object ID seems to be %s, without its type before it", id)
 }
 
-// objectID is the ID alone in how other programs write a reference: VirtualMachine:vm-42 (govc), VirtualMachine-vm-42 (PowerCLI), and with the vCenter's
-// UUID behind it (urn:vmomi:VirtualMachine:vm-42:UUID, as the vSphere Client's addresses have it).
+// objectID is the ID alone in how other programs write a reference: VirtualMachine:vm-42 (govc), VirtualMachine-vm-42
+// (PowerCLI), and with the vCenter's UUID behind it (urn:vmomi:VirtualMachine:vm-42:UUID, as the vSphere Client's
+// addresses have it).
 func objectID(vm string) string {
 	_, rest, found := strings.Cut(vm, "VirtualMachine")
 	if !found || rest == "" || !strings.ContainsAny(rest[:1], ":-") {

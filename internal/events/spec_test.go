@@ -16,7 +16,8 @@ import (
 	"github.com/guestflow/guestflow/internal/events"
 )
 
-// Inputs out of public reports, and others of their kind: what the request alone shows is refused, with its field and the rule.
+// Inputs out of public reports, and others of their kind: what the request alone shows is refused, with its field and
+// the rule.
 func TestCasesAreRefused(t *testing.T) {
 	t.Parallel()
 	const (
@@ -195,7 +196,8 @@ func TestAllowLiteral(t *testing.T) {
 	}
 }
 
-// All literals are named at once, and a message that holds one is kept without its data whatever it is refused for, and in whatever encoding.
+// All literals are named at once, and a message that holds one is kept without its data whatever it is refused for, and
+// in whatever encoding.
 func TestLiteralSecretsAreWithheld(t *testing.T) {
 	t.Parallel()
 	const data = `{"vm":"vm-42",` + creds + `,"processes":[{"name":"a","run":{"path":"/a","environment":{"API_TOKEN":"hunter2","MYSQL_PWD":"hunter2"}}}]}`

@@ -19,10 +19,12 @@ var (
 	vmName      = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,79}$`)
 )
 
-// ValidVCenter reports whether name may be a vCenter's name: it becomes a token of subjects and part of the names of streams and consumers.
+// ValidVCenter reports whether name may be a vCenter's name: it becomes a token of subjects and part of the names of
+// streams and consumers.
 func ValidVCenter(name string) bool { return vcenterName.MatchString(name) }
 
-// ValidVM reports whether vm has the form of a managed object ID. It becomes a token of subjects: a literal "*" or ">" there would be stored.
+// ValidVM reports whether vm has the form of a managed object ID. It becomes a token of subjects: a literal "*" or ">"
+// there would be stored.
 func ValidVM(vm string) bool { return vmName.MatchString(vm) }
 
 // RequestsStream is the name of the stream of requests and cancels of one vCenter: "GUESTFLOW_REQUESTS_lab".
@@ -34,13 +36,15 @@ func RequestsConsumer(vcenter string) string { return "guestflow-requests-" + vc
 // CancelsConsumer is the name of the durable for cancels: "guestflow-cancels-lab".
 func CancelsConsumer(vcenter string) string { return "guestflow-cancels-" + vcenter }
 
-// RequestSubject is where requests for vm are published: "guestflow.requests.lab.vm-42". With "*" for vm it is the filter over all of them.
+// RequestSubject is where requests for vm are published: "guestflow.requests.lab.vm-42". With "*" for vm it is the
+// filter over all of them.
 func RequestSubject(vcenter, vm string) string { return "guestflow.requests." + vcenter + "." + vm }
 
 // CancelSubject is where cancels for vm are published: "guestflow.cancels.lab.vm-42".
 func CancelSubject(vcenter, vm string) string { return "guestflow.cancels." + vcenter + "." + vm }
 
-// QueueSubject is the filter over the requests and the cancels for vm, in its vCenter's requests stream: "guestflow.*.lab.vm-42".
+// QueueSubject is the filter over the requests and the cancels for vm, in its vCenter's requests stream:
+// "guestflow.*.lab.vm-42".
 func QueueSubject(vcenter, vm string) string { return "guestflow.*." + vcenter + "." + vm }
 
 // EventSubject is where an event of kind k is published: "guestflow.events.lab.vm-42.run.accepted".
@@ -50,12 +54,12 @@ func EventSubject(vcenter, vm string, k Kind) string {
 
 // History is the filter over everything in a VM's journal: "guestflow.events.lab.vm-42.>".
 //
-// It is the only builder of that filter. On a replicated stream the leader's guard against two appends at once is keyed by the literal text
-// of the filter: two writers that say the same with other words are both told "stored".
+// It is the only builder of that filter. On a replicated stream the leader's guard against two appends at once is keyed
+// by the literal text of the filter: two writers that say the same with other words are both told "stored".
 func History(vcenter, vm string) string { return "guestflow.events." + vcenter + "." + vm + ".>" }
 
-// RejectionSubject is where the refusal of a message is told: "guestflow.rejections.lab.vm-42", or "guestflow.rejections.lab._" where the message's
-// subject names no VM and vm is empty.
+// RejectionSubject is where the refusal of a message is told: "guestflow.rejections.lab.vm-42", or
+// "guestflow.rejections.lab._" where the message's subject names no VM and vm is empty.
 func RejectionSubject(vcenter, vm string) string {
 	return "guestflow.rejections." + vcenter + "." + cmp.Or(vm, "_")
 }
@@ -89,7 +93,8 @@ func KindOf(typ string) Kind {
 func Source(vcenter string) string { return "/guestflow/" + vcenter }
 
 // RunID names the run of a request: the first 26 characters of lower-case base32 (RFC 4648) of SHA-256 over
-// "<vcenter>\n<vm>\n<source>\n<id>". A request that is delivered or published twice is one run, and a client can compute its name.
+// "<vcenter>\n<vm>\n<source>\n<id>". A request that is delivered or published twice is one run, and a client can
+// compute its name.
 func RunID(vcenter, vm string, ref RequestRef) string {
 	sum := sha256.Sum256([]byte(vcenter + "\n" + vm + "\n" + ref.Source + "\n" + ref.ID))
 	return strings.ToLower(base32.StdEncoding.EncodeToString(sum[:]))[:26]

@@ -7,10 +7,12 @@ import (
 	"time"
 )
 
-// timestampPattern is the date-time of RFC 3339, 5.6: T and Z in either case. time.Parse takes other things as well, and refuses these.
+// timestampPattern is the date-time of RFC 3339, 5.6: T and Z in either case. time.Parse takes other things as well,
+// and refuses these.
 var timestampPattern = regexp.MustCompile(`^\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:(\d\d)(\.\d+)?([Zz]|[+-]\d\d:\d\d)$`)
 
-// parseTimestamp reads an RFC 3339 time. A leap second is the moment at which the next second begins, for Go's clock has none.
+// parseTimestamp reads an RFC 3339 time. A leap second is the moment at which the next second begins, for Go's clock
+// has none.
 func parseTimestamp(s string) (time.Time, error) {
 	wrong := fmt.Errorf("is %.40q, which is no RFC 3339 time: write it as 2026-01-02T15:04:05Z", s)
 	m := timestampPattern.FindStringSubmatchIndex(s)

@@ -13,7 +13,8 @@ import (
 	"github.com/guestflow/guestflow/internal/events/stream"
 )
 
-// What a publisher is told at once: that nobody serves the vCenter, that the VM's queue is full, that the message is too large, data and headers together.
+// What a publisher is told at once: that nobody serves the vCenter, that the VM's queue is full, that the message is
+// too large, data and headers together.
 func TestPublishAnswers(t *testing.T) {
 	t.Parallel()
 	s := newStation(t, nil)
@@ -77,7 +78,8 @@ func TestNothingToCancelIsNoDeadLetter(t *testing.T) {
 	}
 }
 
-// Whatever a refused message has too much of, it is told, kept as far as the server takes it, and not handed out for ever.
+// Whatever a refused message has too much of, it is told, kept as far as the server takes it, and not handed out for
+// ever.
 func TestRefusedMessagesThatAreLarge(t *testing.T) {
 	t.Parallel()
 	s := newStation(t, nil)

@@ -19,7 +19,8 @@ import (
 	"github.com/guestflow/guestflow/internal/secretfile"
 )
 
-// Config says how to reach NATS. Files that hold secrets are read again at each connection, so that a rotated one works.
+// Config says how to reach NATS. Files that hold secrets are read again at each connection, so that a rotated one
+// works.
 type Config struct {
 	URL          string // nats://host:4222; several, comma separated, for a cluster
 	CredsFile    string
@@ -46,12 +47,14 @@ type Hooks struct {
 }
 
 const (
-	// requestTimeout bounds one round trip to JetStream. A stream whose leader was killed is back after 6 to 8 s; who waits for it asks again.
+	// requestTimeout bounds one round trip to JetStream. A stream whose leader was killed is back after 6 to 8 s; who
+	// waits for it asks again.
 	requestTimeout = 5 * time.Second
 	reconnectWait  = 250 * time.Millisecond
 )
 
-// Conn is the connection to NATS, and all that is spoken on it. It lives until Close, however often NATS goes away in between.
+// Conn is the connection to NATS, and all that is spoken on it. It lives until Close, however often NATS goes away in
+// between.
 type Conn struct {
 	nc        *nats.Conn
 	js        jetstream.JetStream
@@ -72,8 +75,8 @@ type Conn struct {
 	eventsMaxAge       time.Duration        // how long events are kept, 0 as long as not known: a run's timeout is shorter
 }
 
-// Connect makes the connection. Where NATS cannot be reached it is tried again for ever: the error is about the configuration alone (a file
-// that cannot be read, a bad URL). Every change of state is one line in the log.
+// Connect makes the connection. Where NATS cannot be reached it is tried again for ever: the error is about the
+// configuration alone (a file that cannot be read, a bad URL). Every change of state is one line in the log.
 func Connect(_ context.Context, cfg Config, log zerolog.Logger) (*Conn, error) {
 	opts, err := cfg.options(log)
 	if err != nil {
@@ -124,14 +127,16 @@ func (cfg Config) options(log zerolog.Logger) ([]nats.Option, error) {
 	return append(login,
 		nats.Name(cfg.Name), nats.MaxReconnects(-1), nats.RetryOnFailedConnect(true), nats.ReconnectWait(reconnectWait),
 		nats.ReconnectJitter(reconnectWait, time.Second), nats.Timeout(requestTimeout), nats.PingInterval(10*time.Second), nats.MaxPingsOutstanding(2),
-		// What is published while NATS is away fails at once and is sent again by whoever waits for its answer: nothing is sent late from a buffer.
+		// What is published while NATS is away fails at once and is sent again by whoever waits for its answer: nothing
+		// is sent late from a buffer.
 		nats.ReconnectBufSize(-1),
 		// A secret that changed on the server first is refused until its file follows: twice is no reason to give up.
 		nats.IgnoreAuthErrorAbort()), nil
 }
 
-// Login are the options that say who connects, and whom it trusts; every client of this repository takes them. The error names a file that cannot be
-// used, or settings that do not go together. unreadable is told of a password file that cannot be read later, at one of the connections.
+// Login are the options that say who connects, and whom it trusts; every client of this repository takes them. The
+// error names a file that cannot be used, or settings that do not go together. unreadable is told of a password file
+// that cannot be read later, at one of the connections.
 func (cfg Config) Login(unreadable func(error)) ([]nats.Option, error) {
 	var opts []nats.Option
 	if cfg.InboxPrefix != "" {
@@ -209,8 +214,8 @@ func userInfo(user, passwordFile string, unreadable func(error)) (nats.Option, e
 	}), nil
 }
 
-// stateLog writes one line per change of the connection's state, and one per new asynchronous error: a missing permission shows nowhere else.
-// back is called whenever NATS is there again.
+// stateLog writes one line per change of the connection's state, and one per new asynchronous error: a missing
+// permission shows nowhere else. back is called whenever NATS is there again.
 func stateLog(log zerolog.Logger, back func()) []nats.Option {
 	var mu sync.Mutex
 	last := ""

@@ -162,7 +162,8 @@ func (c *consumer) run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		err := c.bind(ctx, connected)
 		if err == nil {
-			// The wait is over with the first answer, not before: a pull request that is not permitted is never answered.
+			// The wait is over with the first answer, not before: a pull request that is not permitted is never
+			// answered.
 			err = c.pull(ctx, connected, func() {
 				w.done()
 				w = newWaiter(c.conn.log, c.vcenter, "", what)
@@ -216,7 +217,8 @@ func (c *consumer) bind(ctx context.Context, connected <-chan nats.Status) error
 // errReconnected ends a wait for an answer that was asked for on a connection that is gone.
 var errReconnected = errors.New("connected to NATS again")
 
-// readAckWait reads how soon the stream must hear that the messages in flight are alive. It may change while we consume.
+// readAckWait reads how soon the stream must hear that the messages in flight are alive. It may change while we
+// consume.
 func (c *consumer) readAckWait(ctx context.Context) error {
 	cons, err := once(ctx, func(ctx context.Context) (jetstream.Consumer, error) {
 		return c.conn.js.Consumer(ctx, events.RequestsStream(c.vcenter), c.durable)

@@ -73,7 +73,8 @@ func (s *station) left(t *testing.T) uint64 {
 	return st.CachedInfo().State.Msgs
 }
 
-// gone waits until the stream holds n messages: right after a confirmed acknowledgement it may still show one that is gone.
+// gone waits until the stream holds n messages: right after a confirmed acknowledgement it may still show one that is
+// gone.
 func (s *station) gone(t *testing.T, n uint64) {
 	t.Helper()
 	until(t, fmt.Sprintf("%d messages are left in the stream", n), func() bool { return s.left(t) == n })
@@ -104,7 +105,8 @@ func TestConsumeHandsOverAndAcknowledges(t *testing.T) {
 	}
 }
 
-// A deep backlog, slow handlers and a short ack wait: heartbeats keep every request in hand, none is handed over before there is a place for it.
+// A deep backlog, slow handlers and a short ack wait: heartbeats keep every request in hand, none is handed over before
+// there is a place for it.
 func TestConsumeSlowHandlers(t *testing.T) {
 	t.Parallel()
 	const places, requests = 4, 12
@@ -197,7 +199,8 @@ func TestConsumeSurvivesPanic(t *testing.T) {
 	s.gone(t, 0)
 }
 
-// The request in hand is delivered again (here: by a stray nak): nothing is started twice, and its end acknowledges the latest delivery.
+// The request in hand is delivered again (here: by a stray nak): nothing is started twice, and its end acknowledges the
+// latest delivery.
 func TestConsumeRedeliveryOfWhatIsInHand(t *testing.T) {
 	t.Parallel()
 	s := newStation(t, func(st *stream.Settings) { st.AckWait = 600 * time.Millisecond })
@@ -359,7 +362,8 @@ func TestRejectTwice(t *testing.T) {
 	}
 }
 
-// At the end of its context Consume takes nothing more, tells its handlers to stop, waits for them, and gives what they give back to the next one.
+// At the end of its context Consume takes nothing more, tells its handlers to stop, waits for them, and gives what they
+// give back to the next one.
 func TestConsumeDrains(t *testing.T) {
 	t.Parallel()
 	s := newStation(t, nil)
@@ -396,7 +400,8 @@ func TestConsumeDrains(t *testing.T) {
 	s.gone(t, 0)
 }
 
-// The server goes away while requests are in hand and comes back: the handlers finish, nothing is lost, and what comes later is taken.
+// The server goes away while requests are in hand and comes back: the handlers finish, nothing is lost, and what comes
+// later is taken.
 func TestConsumeThroughRestart(t *testing.T) {
 	t.Parallel()
 	s := newStation(t, nil)

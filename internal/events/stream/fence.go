@@ -12,9 +12,10 @@ import (
 	"github.com/guestflow/guestflow/internal/events"
 )
 
-// ConfirmLast proves, as far as a read can, that the VM's last event is mine and stands on the event before (the zero Mark: on none): the read-back right
-// before an act. The message IDs are compared too, since a journal that lost its tail uses sequences again. ErrFenced: something else stands
-// there. A read that is older than mine is made again, until ctx ends.
+// ConfirmLast proves, as far as a read can, that the VM's last event is mine and stands on the event before (the zero
+// Mark: on none): the read-back right before an act. The message IDs are compared too, since a journal that lost its
+// tail uses sequences again. ErrFenced: something else stands there. A read that is older than mine is made again,
+// until ctx ends.
 func (j *Journal) ConfirmLast(ctx context.Context, vcenter, vm string, mine, before events.Mark) error {
 	fail := func(err error) error { return fmt.Errorf("vm %s: read back event %d: %w", vm, mine.Seq, err) }
 	for {
@@ -48,8 +49,9 @@ func (j *Journal) ConfirmLast(ctx context.Context, vcenter, vm string, mine, bef
 	}
 }
 
-// ConfirmNotReplaced fails with ErrFenced where a read shows another event at the sequence of mine: the stream was made anew, or lost its end, and uses its sequences
-// again, so an append that is compared by its sequence alone would pass. Any other answer is left to the append.
+// ConfirmNotReplaced fails with ErrFenced where a read shows another event at the sequence of mine: the stream was made
+// anew, or lost its end, and uses its sequences again, so an append that is compared by its sequence alone would pass.
+// Any other answer is left to the append.
 func (j *Journal) ConfirmNotReplaced(ctx context.Context, vcenter, vm string, mine events.Mark) error {
 	at, err := ask(ctx, j.log, vcenter, vm, "read the VM's journal", func(ctx context.Context) (*Stored, error) {
 		return j.store.NextBySubject(ctx, events.History(vcenter, vm), mine.Seq)
@@ -64,8 +66,9 @@ func markOf(s *Stored) events.Mark {
 	return events.Mark{Seq: s.Seq, MsgID: s.Header.Get(jetstream.MsgIDHeader)}
 }
 
-// RequestData is the data of the request of a run, as its run.accepted holds it, the event accepted of the stream (0: not known, the VM's last one); nil
-// where that event is gone. A read that has not come as far as that event is made again.
+// RequestData is the data of the request of a run, as its run.accepted holds it, the event accepted of the stream (0:
+// not known, the VM's last one); nil where that event is gone. A read that has not come as far as that event is made
+// again.
 func (j *Journal) RequestData(ctx context.Context, vcenter, vm, run string, accepted uint64) (json.RawMessage, error) {
 	patience, cancel := context.WithTimeout(ctx, requestedTime)
 	defer cancel()

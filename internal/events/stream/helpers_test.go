@@ -77,7 +77,8 @@ func connect(t *testing.T, url string) *stream.Conn {
 	return c
 }
 
-// testLog writes into the test's log for as long as the test runs; the connection's own goroutines may outlive it by a moment.
+// testLog writes into the test's log for as long as the test runs; the connection's own goroutines may outlive it by a
+// moment.
 func testLog(t *testing.T) zerolog.Logger {
 	var mu sync.Mutex
 	over := false

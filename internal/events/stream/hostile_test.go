@@ -23,7 +23,8 @@ import (
 	"github.com/guestflow/guestflow/internal/events/stream/natstest"
 )
 
-// Messages that look like the server's own words to a client (no body, a header Status) are refused as any other, requests and cancels, and hold no place.
+// Messages that look like the server's own words to a client (no body, a header Status) are refused as any other,
+// requests and cancels, and hold no place.
 func TestConsumeMessagesThatLookLikeTheServers(t *testing.T) {
 	t.Parallel()
 	const places = 2
@@ -86,8 +87,8 @@ func TestConsumeMessagesThatLookLikeTheServers(t *testing.T) {
 	}
 }
 
-// The stream is removed while requests are in hand and made anew: its sequences begin again. What was in hand is let go, silently; what comes under a
-// sequence that was in hand is started, and no answer for the old one takes it away.
+// The stream is removed while requests are in hand and made anew: its sequences begin again. What was in hand is let
+// go, silently; what comes under a sequence that was in hand is started, and no answer for the old one takes it away.
 func TestConsumeStreamMadeAnew(t *testing.T) {
 	t.Parallel()
 	const requests = 3
@@ -143,7 +144,8 @@ func TestConsumeStreamMadeAnew(t *testing.T) {
 	}
 }
 
-// A request of the new stream lies under a sequence whose old message is still in hand and is answered afterwards: the answer does not reach it.
+// A request of the new stream lies under a sequence whose old message is still in hand and is answered afterwards: the
+// answer does not reach it.
 func TestConsumeAnswersNoStranger(t *testing.T) {
 	t.Parallel()
 	s := newStation(t, nil)
@@ -219,7 +221,8 @@ func TestRejectAfterStreamMadeAnew(t *testing.T) {
 	}
 }
 
-// The ack wait is made shorter, by another replica that starts with a new setting or by hand, while a request is in hand: its owner keeps it.
+// The ack wait is made shorter, by another replica that starts with a new setting or by hand, while a request is in
+// hand: its owner keeps it.
 func TestConsumeAckWaitChanges(t *testing.T) {
 	t.Parallel()
 	s := newStation(t, func(st *stream.Settings) { st.AckWait = 6 * time.Second })
@@ -328,7 +331,8 @@ func raw(t *testing.T, url, subject, header, data string) {
 	}
 }
 
-// Headers that no client library would write are refused as any other message, also while a good request of the same VM waits behind them.
+// Headers that no client library would write are refused as any other message, also while a good request of the same VM
+// waits behind them.
 func TestConsumeBrokenHeaders(t *testing.T) {
 	t.Parallel()
 	s := newStation(t, func(st *stream.Settings) { st.QueuePerVM = 10 })
@@ -455,7 +459,8 @@ func TestCancelsThatWaitLeaveOthersTheirPlaces(t *testing.T) {
 	receive(t, other)
 }
 
-// A message at whose reading guestflow panics does not end the process, and the next one after it: it is refused as one that its handler panics at.
+// A message at whose reading guestflow panics does not end the process, and the next one after it: it is refused as one
+// that its handler panics at.
 func TestConsumeRefusesWhatPanicsWhenRead(t *testing.T) {
 	t.Parallel()
 	s := newStation(t, func(st *stream.Settings) { st.AckWait = 200 * time.Millisecond })

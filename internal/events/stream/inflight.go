@@ -79,9 +79,9 @@ func (c *consumer) remove(h *inFlight) (latest delivery, ok bool) {
 	return h.latest, !h.abandoned
 }
 
-// abandon makes sure that messages are not answered any more: what would be answered by their sequences may be others by
-// now. Their handlers go on to their end; that a request has left the queue is for the VM's journal to judge. c.mu is
-// held.
+// abandon makes sure that messages are not answered any more: what would be answered by their sequences may be others
+// by now. Their handlers go on to their end; that a request has left the queue is for the VM's journal to judge. c.mu
+// is held.
 func (c *consumer) abandon(all ...*inFlight) {
 	for _, h := range all {
 		h.abandoned = true
@@ -146,9 +146,9 @@ func (c *consumer) checkMessages(ctx context.Context) error {
 	return nil
 }
 
-// heartbeats keeps the messages in flight from being delivered to somebody else, with one ticker for all. The server does
-// not confirm them: a lost one is made good by the next, and behind all of them the journal's compare-and-append is what
-// stops a second owner.
+// heartbeats keeps the messages in flight from being delivered to somebody else, with one ticker for all. The server
+// does not confirm them: a lost one is made good by the next, and behind all of them the journal's compare-and-append
+// is what stops a second owner.
 func (c *consumer) heartbeats(quit <-chan struct{}) {
 	ticker := time.NewTicker(time.Hour) // until the ack wait is known, which is before anything is in flight
 	defer ticker.Stop()

@@ -31,7 +31,8 @@ func (s *jetStore) Publish(ctx context.Context, m Message) (Ack, error) {
 	return Ack{Sequence: ack.Sequence, Duplicate: ack.Duplicate}, nil
 }
 
-// LastBySubject asks the stream's leader: the direct API, which any replica answers, was older than its caller's own append in 2 of 100 reads.
+// LastBySubject asks the stream's leader: the direct API, which any replica answers, was older than its caller's own
+// append in 2 of 100 reads.
 func (s *jetStore) LastBySubject(ctx context.Context, filter string) (*Stored, error) {
 	return s.get(ctx, map[string]any{"last_by_subj": filter})
 }
@@ -56,8 +57,8 @@ func (s *jetStore) CompleteSince(ctx context.Context) (time.Time, error) {
 	return since, nil
 }
 
-// get is $JS.API.STREAM.MSG.GET: nats.go does not offer it for a stream that allows direct gets. Source: NATS JetStream wire API reference,
-// io.nats.jetstream.api.v1.stream_msg_get_request and its response.
+// get is $JS.API.STREAM.MSG.GET: nats.go does not offer it for a stream that allows direct gets. Source: NATS JetStream
+// wire API reference, io.nats.jetstream.api.v1.stream_msg_get_request and its response.
 func (s *jetStore) get(ctx context.Context, query map[string]any) (*Stored, error) {
 	ask, err := json.Marshal(query)
 	if err != nil {
@@ -90,7 +91,8 @@ func (s *jetStore) get(ctx context.Context, query map[string]any) (*Stored, erro
 	}
 	stored := &Stored{Subject: answer.Message.Subject, Seq: answer.Message.Seq, At: answer.Message.Time, Data: answer.Message.Data}
 	if len(answer.Message.Header) > 0 {
-		// Headers that are none are no reason to ask again: as with a delivery the message has none then, and whoever reads it refuses it.
+		// Headers that are none are no reason to ask again: as with a delivery the message has none then, and whoever
+		// reads it refuses it.
 		stored.Header, _ = nats.DecodeHeadersMsg(answer.Message.Header)
 	}
 	return stored, nil
@@ -105,7 +107,8 @@ func storeError(err error) error {
 	return err
 }
 
-// appendHeader are the headers of a compare-and-append: id, and that the newest message under filter has the sequence after (0: there is none).
+// appendHeader are the headers of a compare-and-append: id, and that the newest message under filter has the sequence
+// after (0: there is none).
 func appendHeader(h nats.Header, id string, after uint64, filter string) nats.Header {
 	h.Set(jetstream.MsgIDHeader, id)
 	h.Set(jetstream.ExpectedLastSubjSeqHeader, strconv.FormatUint(after, 10))

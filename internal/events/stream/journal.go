@@ -13,11 +13,12 @@ import (
 	"github.com/guestflow/guestflow/internal/events"
 )
 
-// emptyReads is how often a refused append finds nothing behind the expected event before it believes that this event is gone: the reader
-// may lag behind the writer for a moment.
+// emptyReads is how often a refused append finds nothing behind the expected event before it believes that this event
+// is gone: the reader may lag behind the writer for a moment.
 const emptyReads = 4
 
-// Journal reads and appends to the histories of VMs: the events stream, one subject tree per VM. It is safe for concurrent use.
+// Journal reads and appends to the histories of VMs: the events stream, one subject tree per VM. It is safe for
+// concurrent use.
 type Journal struct {
 	store Store
 	mode  string
@@ -34,8 +35,9 @@ func NewStoreJournal(store Store, mode string, log zerolog.Logger) *Journal {
 	return &Journal{store: store, mode: mode, log: waitLog{Logger: log}}
 }
 
-// Last is the newest event of the VM, nil where it has none. It is read from the stream's leader; even so a read is not linearizable, only
-// Append is. While the stream does not answer it is asked again, until ctx ends. An event that cannot be read is an error.
+// Last is the newest event of the VM, nil where it has none. It is read from the stream's leader; even so a read is not
+// linearizable, only Append is. While the stream does not answer it is asked again, until ctx ends. An event that
+// cannot be read is an error.
 func (j *Journal) Last(ctx context.Context, vcenter, vm string) (*events.Entry, error) {
 	stored, err := j.last(ctx, vcenter, vm)
 	if err != nil || stored == nil {
@@ -50,13 +52,14 @@ func (j *Journal) last(ctx context.Context, vcenter, vm string) (*Stored, error)
 	})
 }
 
-// CompleteSince is from when on the events stream has everything: it was made then, or its max age reaches back to there.
+// CompleteSince is from when on the events stream has everything: it was made then, or its max age reaches back to
+// there.
 func (j *Journal) CompleteSince(ctx context.Context) (time.Time, error) {
 	return ask(ctx, j.log, "", "", "look how far the journal reaches back", j.store.CompleteSince)
 }
 
-// Runs calls fn with each run.* event of the VM that can be read, oldest first, until fn returns false or the answer that comes shows none. Each answer is
-// of a server that has everything before what it shows.
+// Runs calls fn with each run.* event of the VM that can be read, oldest first, until fn returns false or the answer
+// that comes shows none. Each answer is of a server that has everything before what it shows.
 func (j *Journal) Runs(ctx context.Context, vcenter, vm string, fn func(*events.Entry) (more bool)) error {
 	for from := uint64(1); ; {
 		stored, err := ask(ctx, j.log, vcenter, vm, "read the runs in the VM's journal", func(ctx context.Context) (*Stored, error) {
@@ -80,13 +83,15 @@ func readEntry(s *Stored) (*events.Entry, error) {
 	return &events.Entry{Seq: s.Seq, MsgID: s.Header.Get(jetstream.MsgIDHeader), At: s.At, Kind: e.Kind, Attrs: e.Attrs, Run: e.Run}, nil
 }
 
-// Append stores the event k of run as the next one of its VM, after the event with the sequence after (0: the VM has none yet), and returns its
-// sequence. run.N numbers it. msgID holds a token of the owner and is never used for other content: the server looks for duplicates before it
-// compares sequences, so with an ID that two owners share both are told "stored".
+// Append stores the event k of run as the next one of its VM, after the event with the sequence after (0: the VM has
+// none yet), and returns its sequence. run.N numbers it. msgID holds a token of the owner and is never used for other
+// content: the server looks for duplicates before it compares sequences, so with an ID that two owners share both are
+// told "stored".
 //
-// An append whose answer is lost, or that the stream cannot take at the moment, is sent again with the same ID until it is stored, refused, or
-// ctx ends; after that it is not known whether it was stored, or still will be. ErrFenced: another event stands there; ErrForgotten, which is one too:
-// the one at after is gone. That an append succeeded does not mean that no other followed: read back before an act.
+// An append whose answer is lost, or that the stream cannot take at the moment, is sent again with the same ID until it
+// is stored, refused, or ctx ends; after that it is not known whether it was stored, or still will be. ErrFenced:
+// another event stands there; ErrForgotten, which is one too: the one at after is gone. That an append succeeded does
+// not mean that no other followed: read back before an act.
 func (j *Journal) Append(ctx context.Context, after uint64, msgID string, k events.Kind, attrs events.Attributes, run *events.Run) (seq uint64, err error) {
 	m, err := j.message(time.Now(), after, msgID, k, attrs, run)
 	if err != nil {
@@ -141,7 +146,8 @@ func (j *Journal) Append(ctx context.Context, after uint64, msgID string, k even
 	}
 }
 
-// unreadable says of a message that no guestflow wrote how the VM gets going again: its journal goes on where it was before.
+// unreadable says of a message that no guestflow wrote how the VM gets going again: its journal goes on where it was
+// before.
 func unreadable(seq uint64, err error) error {
 	return fmt.Errorf("event %d of stream %s cannot be read, so guestflow did not write it: see who may (docs/operate/nats-permissions.md), and remove it: nats stream rmm %s %d: %w",
 		seq, events.EventsStream, events.EventsStream, seq, err)

@@ -147,7 +147,8 @@ func TestAppendAndLast(t *testing.T) {
 	})
 }
 
-// An answer is lost, and the append is sent again: one server refuses it, three call it a duplicate. Both mean: stored, once.
+// An answer is lost, and the append is sent again: one server refuses it, three call it a duplicate. Both mean: stored,
+// once.
 func TestAppendAfterLostAnswer(t *testing.T) {
 	t.Parallel()
 	onEachStore(t, func(t *testing.T, store stream.Store) {
@@ -165,7 +166,8 @@ func TestAppendAfterLostAnswer(t *testing.T) {
 	})
 }
 
-// The answer is lost, and before the append is sent again another owner has gone on: it was stored all the same, at its place.
+// The answer is lost, and before the append is sent again another owner has gone on: it was stored all the same, at its
+// place.
 func TestAppendOvertakenAfterLostAnswer(t *testing.T) {
 	t.Parallel()
 	onEachStore(t, func(t *testing.T, store stream.Store) {
@@ -185,8 +187,8 @@ func TestAppendOvertakenAfterLostAnswer(t *testing.T) {
 	})
 }
 
-// Many owners race for each step of several VMs, every append is sent twice at once (as a retry that meets its first attempt): no step is won
-// twice, nothing that was acknowledged is missing, and nothing is stored that nobody won.
+// Many owners race for each step of several VMs, every append is sent twice at once (as a retry that meets its first
+// attempt): no step is won twice, nothing that was acknowledged is missing, and nothing is stored that nobody won.
 func TestRace(t *testing.T) {
 	t.Parallel()
 	const writers, vms, minRounds, maxRounds = 6, 2, 30, 1500

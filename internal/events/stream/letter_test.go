@@ -12,8 +12,8 @@ import (
 	"github.com/guestflow/guestflow/internal/events/stream"
 )
 
-// Whatever headers a message has: no panic, an error is a refusal, and the dead letter made of it can be published: no header of it means something to the
-// server but our own, and none was lost.
+// Whatever headers a message has: no panic, an error is a refusal, and the dead letter made of it can be published: no
+// header of it means something to the server but our own, and none was lost.
 func FuzzHeaders(f *testing.F) {
 	f.Add("ce-specversion: 1.0\nCe-Id: 7\nce-source: /a\nce-type: "+requestedType, []byte(`{"vm":"vm-42"}`))
 	f.Add("Content-Type: application/cloudevents+json; charset=utf-8\nNats-Msg-Id: x\nNats-Expected-Last-Sequence: 7\nGuestflow-Code: y", []byte(`{}`))

@@ -55,8 +55,9 @@ type nack struct {
 	Consumers []nackConsumer `json:"consumers"`
 }
 
-// TestNACK holds the resources of the Helm chart against what the service makes: the chart's own file, with VCENTER for a vCenter's name, and what the
-// chart's tests want to be made of that with other settings. UPDATE_NACK=1 writes both anew.
+// TestNACK holds the resources of the Helm chart against what the service makes: the chart's own file, with VCENTER for
+// a vCenter's name, and what the chart's tests want to be made of that with other settings. UPDATE_NACK=1 writes both
+// anew.
 func TestNACK(t *testing.T) {
 	for file, s := range map[string]Settings{
 		"deploy/helm/files/streams.json": {

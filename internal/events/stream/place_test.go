@@ -9,7 +9,8 @@ import (
 	"github.com/guestflow/guestflow/internal/events/stream/natstest"
 )
 
-// What one view of a stream tells of a message: only a view that has seen it, of the same stream or of a later one, tells that it has left.
+// What one view of a stream tells of a message: only a view that has seen it, of the same stream or of a later one,
+// tells that it has left.
 func TestStreamViewOf(t *testing.T) {
 	t.Parallel()
 	made := time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
@@ -65,7 +66,8 @@ func TestStreamViewOf(t *testing.T) {
 	}
 }
 
-// What real servers answer of a request that is there, that is not there yet, that has left, and whose stream was made anew.
+// What real servers answer of a request that is there, that is not there yet, that has left, and whose stream was made
+// anew.
 func TestLineGone(t *testing.T) {
 	t.Parallel()
 	for _, servers := range []int{1, 3} {

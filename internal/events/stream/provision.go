@@ -16,7 +16,8 @@ import (
 )
 
 const (
-	// maxStored is what the other streams must be able to take: run.accepted holds its request, a dead letter the message and why it was refused.
+	// maxStored is what the other streams must be able to take: run.accepted holds its request, a dead letter the
+	// message and why it was refused.
 	maxStored       = events.MaxRequest + events.MaxEvent
 	duplicateWindow = 2 * time.Minute
 
@@ -32,8 +33,8 @@ type Settings struct {
 	EventsMaxAge      time.Duration // at least
 	EventsMaxBytes    int64         // at least; 0: no limit
 	DeadlettersMaxAge time.Duration // at least
-	// DeadlettersMaxBytes is what the dead letters may take of the disk, the oldest go first; 0: no limit. JetStream reserves it: where the store has less
-	// to give, it is a quarter of what there is.
+	// DeadlettersMaxBytes is what the dead letters may take of the disk, the oldest go first; 0: no limit. JetStream
+	// reserves it: where the store has less to give, it is a quarter of what there is.
 	DeadlettersMaxBytes int64
 	QueuePerVM          int // unfinished requests of one VM, at least
 	AckWait             time.Duration
@@ -51,11 +52,12 @@ func (e *MismatchError) Error() string {
 	return "NATS is not set up as guestflow needs it: " + strings.Join(e.Differences, "; ")
 }
 
-// Provision makes sure that the streams and consumers are there and are what guestflow needs. What is missing is created and marked as
-// guestflow's own; of its own, limits are raised, never lowered (a lower limit per VM deletes accepted requests), but MaxAckPending and the
-// ack wait follow the settings. What an administrator made is never touched. Where something does not fit the error is a *MismatchError
-// that holds every difference. While NATS is away, or busy (a cluster that starts, or makes many streams at once), it is asked again, until ctx
-// ends or the connection is closed for good. Several replicas may call it at once.
+// Provision makes sure that the streams and consumers are there and are what guestflow needs. What is missing is
+// created and marked as guestflow's own; of its own, limits are raised, never lowered (a lower limit per VM deletes
+// accepted requests), but MaxAckPending and the ack wait follow the settings. What an administrator made is never
+// touched. Where something does not fit the error is a *MismatchError that holds every difference. While NATS is away,
+// or busy (a cluster that starts, or makes many streams at once), it is asked again, until ctx ends or the connection
+// is closed for good. Several replicas may call it at once.
 func (c *Conn) Provision(ctx context.Context, s Settings) error {
 	c.mu.Lock()
 	c.streams = &s
@@ -172,8 +174,8 @@ func (s Settings) consumers(vcenter string) []jetstream.ConsumerConfig {
 	return []jetstream.ConsumerConfig{requests, cancels}
 }
 
-// cancelPlaces is how many cancels of a vCenter are held at once. Each waits for the end of its run, so with as many places as there are runs those who
-// cancel a few dozen would keep everybody else's from being taken, or refused.
+// cancelPlaces is how many cancels of a vCenter are held at once. Each waits for the end of its run, so with as many
+// places as there are runs those who cancel a few dozen would keep everybody else's from being taken, or refused.
 func cancelPlaces(runs int) int { return max(4*runs, 256) }
 
 // ensureStream returns the stream as it is at the end, nil where it is missing, and what is wrong with it.
@@ -230,8 +232,8 @@ func refusal(err error) string {
 // leastStore is what is worth to be reserved for the dead letters: a few of the usual size.
 const leastStore = 64 << 10
 
-// withRoom makes or changes a stream. One that need not keep all takes less where the store has less to give: a quarter of that, so that the journal and
-// the requests have the rest. How much there is nobody tells but by a refusal.
+// withRoom makes or changes a stream. One that need not keep all takes less where the store has less to give: a quarter
+// of that, so that the journal and the requests have the rest. How much there is nobody tells but by a refusal.
 func (c *Conn) withRoom(ctx context.Context, need streamNeed, cfg jetstream.StreamConfig,
 	apply func(context.Context, jetstream.StreamConfig) (jetstream.Stream, error),
 ) (jetstream.Stream, error) {
@@ -273,7 +275,8 @@ func (c *Conn) withRoom(ctx context.Context, need streamNeed, cfg jetstream.Stre
 	return st, err
 }
 
-// noRoom reports whether a stream was refused for the bytes that it was to reserve. In a cluster those are among what its servers are looked through for.
+// noRoom reports whether a stream was refused for the bytes that it was to reserve. In a cluster those are among what
+// its servers are looked through for.
 func noRoom(err error) bool {
 	var api *jetstream.APIError
 	if !errors.As(err, &api) {
@@ -318,8 +321,8 @@ func (n streamNeed) raise(have jetstream.StreamConfig) (raised jetstream.StreamC
 	return raised, changed
 }
 
-// raiseLimit sets have to need where that is higher; a limit that is not positive is none, which is the highest. The limit per subject of a
-// work queue is an exception that never comes up: it is always set, on both sides.
+// raiseLimit sets have to need where that is higher; a limit that is not positive is none, which is the highest. The
+// limit per subject of a work queue is an exception that never comes up: it is always set, on both sides.
 func raiseLimit[N int32 | int64 | time.Duration](have *N, need N) bool {
 	if *have <= 0 || need > 0 && need <= *have {
 		return false
@@ -427,8 +430,9 @@ func (c *Conn) ensureConsumer(ctx context.Context, stream string, need jetstream
 // noticeTime is what a replica may be late with a heartbeat.
 const noticeTime = 500 * time.Millisecond
 
-// shorter is the next ack wait on the way from have to need, where messages are in hand. Their owners beat every third of the ack wait and look at it as
-// often: a step to less than half could pass before the next beat, and a live run be handed to another.
+// shorter is the next ack wait on the way from have to need, where messages are in hand. Their owners beat every third
+// of the ack wait and look at it as often: a step to less than half could pass before the next beat, and a live run be
+// handed to another.
 func shorter(have, need time.Duration, inHand int) time.Duration {
 	if inHand == 0 {
 		return need
@@ -436,8 +440,8 @@ func shorter(have, need time.Duration, inHand int) time.Duration {
 	return max(need, have/2)
 }
 
-// consumerDifferences are all things in which a consumer does not do what guestflow leans on. Its ack wait, and to hand out fewer requests at once
-// than the setting allows, are its maker's choice.
+// consumerDifferences are all things in which a consumer does not do what guestflow leans on. Its ack wait, and to hand
+// out fewer requests at once than the setting allows, are its maker's choice.
 func consumerDifferences(need, have jetstream.ConsumerConfig) (d []string) {
 	differ := func(wrong bool, format string, args ...any) {
 		if wrong {
@@ -478,8 +482,8 @@ func covers(pattern, filter string) bool {
 	return len(p) == len(f)
 }
 
-// newEnough reports whether a server knows what guestflow leans on: before 2.11 a retry with the same ID could fail for the whole duplicate
-// window after a change of leader.
+// newEnough reports whether a server knows what guestflow leans on: before 2.11 a retry with the same ID could fail for
+// the whole duplicate window after a change of leader.
 func newEnough(version string) bool {
 	var major, minor int
 	if _, err := fmt.Sscanf(strings.TrimPrefix(version, "v"), "%d.%d", &major, &minor); err != nil {

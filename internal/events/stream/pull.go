@@ -30,7 +30,8 @@ const (
 	ackReply = "$JS.ACK."
 )
 
-// delivery is one delivery of a message by the stream. Its answers go to the reply subject that this delivery came with.
+// delivery is one delivery of a message by the stream. Its answers go to the reply subject that this delivery came
+// with.
 type delivery struct {
 	*nats.Msg
 	nc            *nats.Conn
@@ -50,10 +51,12 @@ func (d delivery) nakIn(after time.Duration) error {
 	return d.nc.Publish(d.Reply, fmt.Appendf(nil, `-NAK {"delay": %d}`, after.Nanoseconds()))
 }
 
-// pullRequest is one request for messages: the stream answers on an inbox of its own, with messages, and with words about the request itself.
+// pullRequest is one request for messages: the stream answers on an inbox of its own, with messages, and with words
+// about the request itself.
 //
-// nats.go's consumers tell the two apart by what a message holds: one without a body and with a header Status is taken for a word of the server. But
-// anybody who may publish a request can store such a message. Here the reply subject tells them apart, which the server alone writes.
+// nats.go's consumers tell the two apart by what a message holds: one without a body and with a header Status is taken
+// for a word of the server. But anybody who may publish a request can store such a message. Here the reply subject
+// tells them apart, which the server alone writes.
 type pullRequest struct {
 	sub     *nats.Subscription
 	heard   chan struct{} // something came
@@ -116,8 +119,8 @@ func (p *pullRequest) close() {
 	}
 }
 
-// pullStatus is what the server says about a pull request: over, it gives no more, and err says what has to be looked at first. Source: nats-server,
-// server/consumer.go; NATS by Example; ADR-42 for 423.
+// pullStatus is what the server says about a pull request: over, it gives no more, and err says what has to be looked
+// at first. Source: nats-server, server/consumer.go; NATS by Example; ADR-42 for 423.
 func pullStatus(status, description string) (err error, over bool) {
 	words := strings.ToLower(description)
 	switch {
@@ -133,8 +136,8 @@ func pullStatus(status, description string) (err error, over bool) {
 	return fmt.Errorf("the server ends the pull request: %s %s", status, description), true
 }
 
-// pull takes messages, with one request after the other, until ctx ends, which is no error, or the durable has to be looked for again. answered is called
-// when the server answers the first of them.
+// pull takes messages, with one request after the other, until ctx ends, which is no error, or the durable has to be
+// looked for again. answered is called when the server answers the first of them.
 func (c *consumer) pull(ctx context.Context, changed <-chan nats.Status, answered func()) error {
 	answered = sync.OnceFunc(answered)
 	for ctx.Err() == nil {

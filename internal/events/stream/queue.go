@@ -12,8 +12,8 @@ import (
 	"github.com/guestflow/guestflow/internal/events"
 )
 
-// RequestQueue shows what is in the requests streams: the requests that are not finished yet, and the cancels. The requests for one VM run in the order
-// of their stream sequences.
+// RequestQueue shows what is in the requests streams: the requests that are not finished yet, and the cancels. The
+// requests for one VM run in the order of their stream sequences.
 type RequestQueue struct {
 	conn *Conn
 
@@ -27,8 +27,8 @@ func newRequestQueue(c *Conn) *RequestQueue {
 	return &RequestQueue{conn: c, subscribed: map[string]bool{}, wakers: map[[2]string]map[chan struct{}]struct{}{}}
 }
 
-// Oldest is the oldest request for this VM, nil for none. What is not there has left the stream only where Gone says so: a read may be older than the
-// truth.
+// Oldest is the oldest request for this VM, nil for none. What is not there has left the stream only where Gone says
+// so: a read may be older than the truth.
 func (q *RequestQueue) Oldest(ctx context.Context, vcenter, vm string) (*events.QueuedRequest, error) {
 	s, err := q.next(ctx, vcenter, vm, events.RequestSubject(vcenter, vm), 1)
 	if err != nil || s == nil {
@@ -58,9 +58,10 @@ func (q *RequestQueue) Unfinished(ctx context.Context, vcenter, vm string) (even
 	return all, err
 }
 
-// Gone reports whether the message at a place of the vCenter's requests stream has left it, as one answer proves that has seen it. False says nothing: it
-// may be there, or the server that answered has not caught up. The list of what was removed is asked for only where the answer leaves it open: it
-// is as long as the stretch between the oldest message and the newest.
+// Gone reports whether the message at a place of the vCenter's requests stream has left it, as one answer proves that
+// has seen it. False says nothing: it may be there, or the server that answered has not caught up. The list of what was
+// removed is asked for only where the answer leaves it open: it is as long as the stretch between the oldest message
+// and the newest.
 func (q *RequestQueue) Gone(ctx context.Context, vcenter, vm string, p events.Place) (bool, error) {
 	return ask(ctx, q.conn.log, vcenter, vm, "look whether a request has left its stream", func(ctx context.Context) (bool, error) {
 		s, err := q.conn.js.Stream(ctx, events.RequestsStream(vcenter))
@@ -134,8 +135,9 @@ func (q *RequestQueue) next(ctx context.Context, vcenter, vm, subject string, fr
 	})
 }
 
-// Wake signals when a run.* event of this VM or a cancel for it is published, and when NATS is back after it was away. Signals are joined:
-// one that nobody took yet is enough. It is a hint, which may also get lost: read after it, and now and then without it. stop ends it.
+// Wake signals when a run.* event of this VM or a cancel for it is published, and when NATS is back after it was away.
+// Signals are joined: one that nobody took yet is enough. It is a hint, which may also get lost: read after it, and now
+// and then without it. stop ends it.
 func (q *RequestQueue) Wake(vcenter, vm string) (ch <-chan struct{}, stop func()) {
 	c := make(chan struct{}, 1)
 	at := [2]string{vcenter, vm}

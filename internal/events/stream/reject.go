@@ -32,7 +32,8 @@ type RefusedMessage struct {
 	Data    []byte
 }
 
-// msgID is under what ID something of this message is stored once. Its sequence alone would be another message's too, once the stream was made anew.
+// msgID is under what ID something of this message is stored once. Its sequence alone would be another message's too,
+// once the stream was made anew.
 func (m RefusedMessage) msgID(what string) string {
 	return fmt.Sprintf("%s.%s.%d.%d", what, m.VCenter, m.Seq, m.At.UnixNano())
 }
@@ -40,16 +41,18 @@ func (m RefusedMessage) msgID(what string) string {
 // errJournalMoved is a refusal that was not stored: the VM's journal has gone on from where it leans on it.
 var errJournalMoved = errors.New("the VM's journal has gone on since it was read")
 
-// deadLetterPatience is how long refused messages wait for their dead letters' stream alone, before they are refused without.
+// deadLetterPatience is how long refused messages wait for their dead letters' stream alone, before they are refused
+// without.
 const deadLetterPatience = 30 * time.Second
 
-// Reject keeps a refused message as a dead letter, then tells its publisher by a rejected event, both under IDs by which a redelivery does not
-// store them twice. It tries until ctx ends. The caller acknowledges the message afterwards. Where the refusal leans on the VM's journal, and that has gone on
-// from there, it is not told: errMoved.
+// Reject keeps a refused message as a dead letter, then tells its publisher by a rejected event, both under IDs by
+// which a redelivery does not store them twice. It tries until ctx ends. The caller acknowledges the message
+// afterwards. Where the refusal leans on the VM's journal, and that has gone on from there, it is not told: errMoved.
 //
-// Until then the message holds one of the places of its vCenter. Where nothing can be stored, no run could go on either: it waits, and nothing is lost.
-// Where only dead letters cannot, and events can, a message is refused without one after a while, and its rejection says so: junk must not keep good
-// requests from their runs, and its publisher has it.
+// Until then the message holds one of the places of its vCenter. Where nothing can be stored, no run could go on
+// either: it waits, and nothing is lost. Where only dead letters cannot, and events can, a message is refused without
+// one after a while, and its rejection says so: junk must not keep good requests from their runs, and its publisher has
+// it.
 func (c *Conn) Reject(ctx context.Context, m RefusedMessage, why *events.RejectError) error {
 	why = why.Short()
 	w := newWaiter(c.log, m.VCenter, m.VM, "keep a dead letter")
@@ -141,9 +144,10 @@ func (c *Conn) publish(ctx context.Context, msg *nats.Msg) error {
 // otherVersionRetry is how long a message that may be of a later version is left to the others.
 const otherVersionRetry = 30 * time.Second
 
-// guardRefusal reports whether a request that this build cannot read may be refused: an error that gives it back for a while where it may be that of the run
-// that is under way, which another version of guestflow began. A run may be its own by its identity, or where that cannot be read either. What was read
-// of the journal may be older than the truth, so the refusal leans on it.
+// guardRefusal reports whether a request that this build cannot read may be refused: an error that gives it back for a
+// while where it may be that of the run that is under way, which another version of guestflow began. A run may be its
+// own by its identity, or where that cannot be read either. What was read of the journal may be older than the truth,
+// so the refusal leans on it.
 func (c *Conn) guardRefusal(ctx context.Context, vcenter, vm string, ref events.RequestRef, why *events.RejectError) error {
 	if vm == "" {
 		return why
@@ -174,8 +178,10 @@ const (
 	maxHeaderName  = 512 // bytes of such a name
 )
 
-// deadLetter is the message as it came, with why it was refused. Headers that mean something to the server, or to its clients (they
-// take a message without data and with a Status for a word of the server), and those of a dead letter that was published again, keep their values under another name. What was refused for a secret is kept without its data.
+// deadLetter is the message as it came, with why it was refused. Headers that mean something to the server, or to its
+// clients (they take a message without data and with a Status for a word of the server), and those of a dead letter
+// that was published again, keep their values under another name. What was refused for a secret is kept without its
+// data.
 func deadLetter(m RefusedMessage, why *events.RejectError) *nats.Msg {
 	h, room := nats.Header{}, maxHeaders
 	bare := why.Withhold || len(m.Data) == 0

@@ -53,7 +53,8 @@ func newWaiter(log waitLog, vcenter, vm, what string) *waiter {
 	return &waiter{log: log.With().Str("vcenter", vcenter).Str("vm", vm).Logger(), waits: log.waits, about: openWait{vcenter: vcenter, vm: vm, what: what}, what: what, pause: backoff.New(firstRetry, lastRetry)}
 }
 
-// wait returns nil when it is time for the next attempt, or why there will be none: ctx ended, or the connection is closed for good.
+// wait returns nil when it is time for the next attempt, or why there will be none: ctx ended, or the connection is
+// closed for good.
 func (w *waiter) wait(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		w.waits.unregister(w)

@@ -13,7 +13,8 @@ import (
 	"github.com/guestflow/guestflow/internal/events/stream"
 )
 
-// A refusal that leans on the VM's journal is told only while that stands where it was read: else the message comes again, and is looked at anew.
+// A refusal that leans on the VM's journal is told only while that stands where it was read: else the message comes
+// again, and is looked at anew.
 func TestRefusalLeansOnTheJournal(t *testing.T) {
 	t.Parallel()
 	s := newStation(t, nil)
@@ -74,8 +75,8 @@ func (s *station) rejections(t *testing.T, vm string) <-chan struct{} {
 	return heard
 }
 
-// A request that this build cannot read is refused, unless it is that of the run which is under way: another version of guestflow began that one, and it
-// goes on with it. It is given back until the run has ended.
+// A request that this build cannot read is refused, unless it is that of the run which is under way: another version of
+// guestflow began that one, and it goes on with it. It is given back until the run has ended.
 func TestUnreadableRequestOfALiveRun(t *testing.T) {
 	t.Parallel()
 	s := newStation(t, nil)

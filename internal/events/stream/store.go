@@ -8,11 +8,12 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// Store is what the journal needs of JetStream. The real one is made by Connect; memstore holds one in memory, which answers as one server
-// does or as three do.
+// Store is what the journal needs of JetStream. The real one is made by Connect; memstore holds one in memory, which
+// answers as one server does or as three do.
 type Store interface {
-	// Publish stores a message once. Expectations travel in its headers, see Message. A refusal of the server is a *StoreError; any other
-	// error means that it is not known whether the message was stored. It makes one attempt and does not retry.
+	// Publish stores a message once. Expectations travel in its headers, see Message. A refusal of the server is a
+	// *StoreError; any other error means that it is not known whether the message was stored. It makes one attempt and
+	// does not retry.
 	Publish(ctx context.Context, m Message) (Ack, error)
 	// LastBySubject is the newest message under filter, read from the stream's leader; nil, nil where there is none.
 	LastBySubject(ctx context.Context, filter string) (*Stored, error)
@@ -22,8 +23,8 @@ type Store interface {
 	CompleteSince(ctx context.Context) (time.Time, error)
 }
 
-// Message is what a Store publishes. The headers of JetStream are honoured: Nats-Msg-Id, Nats-Expected-Last-Subject-Sequence and its filter
-// Nats-Expected-Last-Subject-Sequence-Subject.
+// Message is what a Store publishes. The headers of JetStream are honoured: Nats-Msg-Id,
+// Nats-Expected-Last-Subject-Sequence and its filter Nats-Expected-Last-Subject-Sequence-Subject.
 type Message struct {
 	Subject string
 	Header  nats.Header

@@ -63,8 +63,9 @@ const CureFollows = "; cure: "
 // String is what is wrong, and the cure, in one line.
 func (t Trouble) String() string { return strings.Join(strings.Fields(t.What+CureFollows+t.Cure), " ") }
 
-// Troubles asks for each stream and consumer that Provision was asked for, and tells what is wrong with them; what waits for NATS for longer than an
-// election takes; and what the server's settings will not let through. It is an error where NATS does not answer.
+// Troubles asks for each stream and consumer that Provision was asked for, and tells what is wrong with them; what
+// waits for NATS for longer than an election takes; and what the server's settings will not let through. It is an error
+// where NATS does not answer.
 func (c *Conn) Troubles(ctx context.Context) ([]Trouble, error) {
 	if !c.nc.IsConnected() {
 		return nil, fmt.Errorf("NATS is not connected: %s", c.nc.Status())
@@ -167,8 +168,8 @@ func (c *Conn) consumerTroubles(ctx context.Context, vcenter string, need jetstr
 // watchPeriod is how often a running service looks after its streams and consumers.
 const watchPeriod = 3 * time.Second
 
-// Watch looks after the streams and consumers until ctx ends: what was removed is made again, and every trouble is put into the log once, and once more
-// when it is over.
+// Watch looks after the streams and consumers until ctx ends: what was removed is made again, and every trouble is put
+// into the log once, and once more when it is over.
 func (c *Conn) Watch(ctx context.Context) {
 	told := map[string]Trouble{}
 	var silent time.Time // since when NATS, which is connected, has not answered
@@ -214,7 +215,8 @@ func (c *Conn) Watch(ctx context.Context) {
 	}
 }
 
-// LastTroubles are the troubles that Watch saw last, and what waits at this moment, which is also told before there is anything to watch.
+// LastTroubles are the troubles that Watch saw last, and what waits at this moment, which is also told before there is
+// anything to watch.
 func (c *Conn) LastTroubles() []Trouble {
 	waiting := c.LongWaits()
 	c.mu.Lock()
@@ -225,8 +227,8 @@ func (c *Conn) LastTroubles() []Trouble {
 // LongWaits are what has been waiting for NATS for longer than an election takes.
 func (c *Conn) LongWaits() []Trouble { return c.waits.longerThan(reportWaitAfter) }
 
-// Ready makes a round trip to each stream and consumer that Provision was asked for. Its error says what keeps requests from being taken, or runs from
-// going on, with the cure.
+// Ready makes a round trip to each stream and consumer that Provision was asked for. Its error says what keeps requests
+// from being taken, or runs from going on, with the cure.
 func (c *Conn) Ready(ctx context.Context) error {
 	all, err := c.Troubles(ctx)
 	if err != nil {

@@ -66,7 +66,8 @@ func (s *station) troubles(t *testing.T, reason stream.Reason) (found []stream.T
 	return found
 }
 
-// What an administrator does to streams and consumers of a service that runs is told with its cure, and says whether something stands still.
+// What an administrator does to streams and consumers of a service that runs is told with its cure, and says whether
+// something stands still.
 func TestTroubles(t *testing.T) {
 	t.Parallel()
 	requests, durable := events.RequestsStream("lab"), events.RequestsConsumer("lab")
@@ -154,7 +155,8 @@ func TestWatchMakesAgain(t *testing.T) {
 	until(t, "and known to be", func() bool { return len(s.conn.LastTroubles()) == 0 })
 }
 
-// A store without room: what cannot be stored is told after a while, by everybody who waits for it, and is over by itself.
+// A store without room: what cannot be stored is told after a while, by everybody who waits for it, and is over by
+// itself.
 func TestTroublesOfAFullStore(t *testing.T) {
 	t.Parallel()
 	s := smallStation(t, "max_file_store: 8KB", "", nil)
@@ -203,7 +205,8 @@ func TestTroublesOfSmallMessages(t *testing.T) {
 	}
 }
 
-// The dead letters follow their setting, up and down; where the store has less to give they have a quarter of it, which is told.
+// The dead letters follow their setting, up and down; where the store has less to give they have a quarter of it, which
+// is told.
 func TestDeadlettersMaxBytes(t *testing.T) {
 	t.Parallel()
 	const mb = 1 << 20

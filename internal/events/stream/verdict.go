@@ -137,8 +137,8 @@ func (c *consumer) asRefusal(h *inFlight, err error) error {
 	return err
 }
 
-// countPanic notes that a message made its handler panic, and returns how often it has. After maxPanics the count begins
-// again.
+// countPanic notes that a message made its handler panic, and returns how often it has. After maxPanics the count
+// begins again.
 func (c *consumer) countPanic(h *inFlight) int {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -28,9 +28,9 @@ const (
 	Unclear                // only the details tell
 )
 
-// Of tells what became of the message at p. It is Gone only where this one view has seen its sequence and does not hold it, in the stream that it was
-// stored in, or where the view is of a stream that was made after it was stored. Two reads, or five that agree, prove nothing: all of them may come
-// from a server that has not caught up.
+// Of tells what became of the message at p. It is Gone only where this one view has seen its sequence and does not hold
+// it, in the stream that it was stored in, or where the view is of a stream that was made after it was stored. Two
+// reads, or five that agree, prove nothing: all of them may come from a server that has not caught up.
 func (v View) Of(p events.Place) Verdict {
 	switch {
 	case !v.Made.Equal(p.Stream) && (v.Made.After(p.At) || !p.Stream.IsZero() && v.Made.After(p.Stream)):

@@ -5,7 +5,8 @@ import (
 	"time"
 )
 
-// lag is how old the view is from which each read is answered: a replica that has not caught up, for as long as a test wants.
+// lag is how old the view is from which each read is answered: a replica that has not caught up, for as long as a test
+// wants.
 type lag struct {
 	mu     sync.Mutex
 	n      int

@@ -1,6 +1,6 @@
-// Package memstore holds the events stream and the requests stream in memory, for tests of what stands on them. It answers as nats-server 2.15
-// does, alone or replicated, and fails as a test tells it to. It uses channels, mutexes and the time package only, so that it runs in a
-// testing/synctest bubble.
+// Package memstore holds the events stream and the requests stream in memory, for tests of what stands on them. It
+// answers as nats-server 2.15 does, alone or replicated, and fails as a test tells it to. It uses channels, mutexes and
+// the time package only, so that it runs in a testing/synctest bubble.
 package memstore
 
 import (
@@ -24,10 +24,12 @@ import (
 
 // Options of a Store.
 type Options struct {
-	// Replicas is 1 for the answers of a single server (sequence first, then message ID: a repeated append is refused with 10071), or 3 for
-	// those of a replicated stream (message ID first: a repeated append is a duplicate, also where others followed it). Default 1.
+	// Replicas is 1 for the answers of a single server (sequence first, then message ID: a repeated append is refused
+	// with 10071), or 3 for those of a replicated stream (message ID first: a repeated append is a duplicate, also
+	// where others followed it). Default 1.
 	Replicas int
-	// MaxAge is how far back the stream says that it reaches; zero: to when it was made. A test takes the events away by itself, with Age.
+	// MaxAge is how far back the stream says that it reaches; zero: to when it was made. A test takes the events away
+	// by itself, with Age.
 	MaxAge time.Duration
 	// Window is how long message IDs are remembered; default 2m.
 	Window time.Duration
@@ -75,7 +77,8 @@ func (s *Store) All() []stream.Stored {
 // Newest is the newest message under a filter; nil where there is none.
 func (s *Store) Newest(filter string) *stream.Stored { return newest(s.All(), filter) }
 
-// DropLast takes the last k messages away as a loss of power does: their sequences are used again, their IDs are forgotten.
+// DropLast takes the last k messages away as a loss of power does: their sequences are used again, their IDs are
+// forgotten.
 func (s *Store) DropLast(k int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -87,11 +90,12 @@ func (s *Store) DropLast(k int) {
 	}
 }
 
-// Lag lets reads be answered by a replica that is behind: behind tells, for the n-th read from 1, how old its view is. Nil: none is. Appends go to the
-// leader.
+// Lag lets reads be answered by a replica that is behind: behind tells, for the n-th read from 1, how old its view is.
+// Nil: none is. Appends go to the leader.
 func (s *Store) Lag(behind func(n int) time.Duration) { s.reads.set(behind) }
 
-// Anew removes the stream and makes it again: every event is gone, and its sequences begin behind the one given, as if those were of other VMs.
+// Anew removes the stream and makes it again: every event is gone, and its sequences begin behind the one given, as if
+// those were of other VMs.
 func (s *Store) Anew(behind uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -215,7 +219,8 @@ func (c *Client) Published() int {
 	return c.published
 }
 
-// StaleReads lets the next n reads of this client miss the newest message, as a leader may that does not know yet that it is none.
+// StaleReads lets the next n reads of this client miss the newest message, as a leader may that does not know yet that
+// it is none.
 func (c *Client) StaleReads(n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -368,7 +373,8 @@ func matches(filter, subject string) bool {
 	return len(f) == len(s)
 }
 
-// CloudEvent is a message in the structured form, as a publisher sends it; data is encoded as JSON unless it is a json.RawMessage already.
+// CloudEvent is a message in the structured form, as a publisher sends it; data is encoded as JSON unless it is a
+// json.RawMessage already.
 func CloudEvent(kind events.Kind, ref events.RequestRef, data any) (nats.Header, []byte, error) {
 	return cloudEvent(kind, ref, data)
 }

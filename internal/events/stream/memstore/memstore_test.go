@@ -107,7 +107,8 @@ func TestCrash(t *testing.T) {
 	}
 }
 
-// After a loss of power the old sequences are used again: an owner with the old number passes the compare, its read-back finds out.
+// After a loss of power the old sequences are used again: an owner with the old number passes the compare, its
+// read-back finds out.
 func TestDropLast(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -272,7 +273,8 @@ func TestQueue(t *testing.T) {
 	})
 }
 
-// A replica that is behind shows the stream as it was, a moment ago or long ago; what it does not show it calls gone only where it has seen it.
+// A replica that is behind shows the stream as it was, a moment ago or long ago; what it does not show it calls gone
+// only where it has seen it.
 func TestQueueLags(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

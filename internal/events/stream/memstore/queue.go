@@ -17,7 +17,8 @@ import (
 	"github.com/guestflow/guestflow/internal/events/stream"
 )
 
-// Queue is one vCenter's requests stream and its durable consumer, in memory: what stream.RequestQueue and Conn.Consume do.
+// Queue is one vCenter's requests stream and its durable consumer, in memory: what stream.RequestQueue and Conn.Consume
+// do.
 type Queue struct {
 	vcenter string
 	ackWait time.Duration
@@ -60,7 +61,8 @@ func (s *Store) Queue(vcenter string, ackWait time.Duration) *Queue {
 	return q
 }
 
-// Publish stores a request (events.KindRequested) or a cancel (events.KindCancelRequested) for the VM and returns its sequence.
+// Publish stores a request (events.KindRequested) or a cancel (events.KindCancelRequested) for the VM and returns its
+// sequence.
 func (q *Queue) Publish(kind events.Kind, vm string, ref events.RequestRef, data any) (uint64, error) {
 	h, b, err := cloudEvent(kind, ref, data)
 	if err != nil {
@@ -147,8 +149,8 @@ func (q *Queue) Clock(ahead time.Duration) {
 	q.clock = ahead
 }
 
-// Lag lets reads be answered by a replica that is behind: behind tells, for the n-th read from 1, how old its view is. Nil: none is. What is delivered,
-// stored and acknowledged is not read: it comes from the leader.
+// Lag lets reads be answered by a replica that is behind: behind tells, for the n-th read from 1, how old its view is.
+// Nil: none is. What is delivered, stored and acknowledged is not read: it comes from the leader.
 func (q *Queue) Lag(behind func(n int) time.Duration) { q.reads.set(behind) }
 
 // Len is how many requests and cancels are in the stream.
@@ -306,7 +308,8 @@ func (q *Queue) wake(vm string) {
 	}
 }
 
-// Deliver returns the request as its next delivery would, whoever has it in hand, for a test that drives a handler by itself.
+// Deliver returns the request as its next delivery would, whoever has it in hand, for a test that drives a handler by
+// itself.
 func (q *Queue) Deliver(seq uint64) (*events.Request, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -350,8 +353,9 @@ func (q *Queue) Settle(seq uint64, verdict error) {
 	q.touch()
 }
 
-// Consume hands requests to an owner's handler, each in a goroutine of its own, until ctx ends or the owner crashes. At the end of ctx it waits
-// for the handlers; what a dead owner had in hand is delivered to the next one after the ack wait, and its verdicts count for nothing.
+// Consume hands requests to an owner's handler, each in a goroutine of its own, until ctx ends or the owner crashes. At
+// the end of ctx it waits for the handlers; what a dead owner had in hand is delivered to the next one after the ack
+// wait, and its verdicts count for nothing.
 func (q *Queue) Consume(ctx context.Context, owner *Client, handle func(ctx context.Context, r *events.Request) error) {
 	var handles sync.WaitGroup
 	for {

@@ -8,8 +8,9 @@ import (
 	"github.com/nats-io/nats-server/v2/server"
 )
 
-// StartConfig starts a server with a configuration file, as nats-server -c does, but on loopback; it is gone at the end of the test. A port and a store_dir of
-// its own are the file's to say. What edit (may be nil) changes is changed after the file was read.
+// StartConfig starts a server with a configuration file, as nats-server -c does, but on loopback; it is gone at the end
+// of the test. A port and a store_dir of its own are the file's to say. What edit (may be nil) changes is changed after
+// the file was read.
 func StartConfig(t T, file string, edit func(*server.Options)) *Server {
 	t.Helper()
 	opts, err := server.ProcessConfigFile(file)
@@ -28,8 +29,8 @@ func StartConfig(t T, file string, edit func(*server.Options)) *Server {
 	return s
 }
 
-// Log is what a server of StartConfig has said so far that is not fine: its warnings and errors, one a line. A publish or a subscription that
-// was refused is among them.
+// Log is what a server of StartConfig has said so far that is not fine: its warnings and errors, one a line. A publish
+// or a subscription that was refused is among them.
 func (s *Server) Log() []string { return s.said.read() }
 
 // log is a server.Logger that keeps warnings and errors.

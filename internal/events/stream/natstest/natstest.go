@@ -1,5 +1,5 @@
-// Package natstest runs nats-server with JetStream on disk inside the calling process: one server, or a cluster on loopback. Tests use it,
-// and the demo does; the service never links it.
+// Package natstest runs nats-server with JetStream on disk inside the calling process: one server, or a cluster on
+// loopback. Tests use it, and the demo does; the service never links it.
 package natstest
 
 import (
@@ -189,7 +189,8 @@ func (c *Cluster) URL() string {
 	return strings.Join(urls, ",")
 }
 
-// WaitLeader waits until the stream has a leader; with "" until JetStream as a whole has one and every server follows it.
+// WaitLeader waits until the stream has a leader; with "" until JetStream as a whole has one and every server follows
+// it.
 func (c *Cluster) WaitLeader(stream string) error {
 	for end := time.Now().Add(readyWait); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		if c.Leader(stream) != nil && (stream != "" || c.allCurrent()) {
@@ -224,11 +225,13 @@ func (c *Cluster) allCurrent() bool {
 	return true
 }
 
-// oneRoute is one connection between two servers, in the place of a pool. With the default pool of three about one in twenty clusters, whose servers all start at
-// once, left some questions to JetStream without an answer for two minutes and more; with one connection none did.
+// oneRoute is one connection between two servers, in the place of a pool. With the default pool of three about one in
+// twenty clusters, whose servers all start at once, left some questions to JetStream without an answer for two minutes
+// and more; with one connection none did.
 const oneRoute = -1
 
-// clusterName is each cluster's own: a server of another test, whose ports these were a moment ago, would else join, and be missed when it goes.
+// clusterName is each cluster's own: a server of another test, whose ports these were a moment ago, would else join,
+// and be missed when it goes.
 func clusterName() string { return "guestflow-" + rand.Text() }
 
 func freePorts(n int) (ports []int, err error) {

@@ -19,8 +19,8 @@ import (
 // processEnv holds the settings of the server that a process is to be.
 const processEnv = "GUESTFLOW_NATSTEST_SERVER"
 
-// Processes is a cluster like Cluster, but each server is a process of its own, so that it can be killed as a crash does it. The program starts
-// itself again for each: its main function, or TestMain, begins with Main.
+// Processes is a cluster like Cluster, but each server is a process of its own, so that it can be killed as a crash
+// does it. The program starts itself again for each: its main function, or TestMain, begins with Main.
 type Processes struct {
 	Servers []*Process
 }
@@ -74,7 +74,8 @@ func serve(text string) error {
 	return err
 }
 
-// StartProcesses starts n servers that are gone at the end of the test. Their streams and ports stay theirs when they are killed.
+// StartProcesses starts n servers that are gone at the end of the test. Their streams and ports stay theirs when they
+// are killed.
 func StartProcesses(t T, n int) *Processes {
 	t.Helper()
 	ports, err := freePorts(2 * n)
