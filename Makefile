@@ -50,15 +50,17 @@ lint: $(LINT) ## golangci-lint, vet among its linters (2 min the first time, for
 $(LINT): tools/lint/go.mod tools/lint/go.sum
 	$(GO) build -C tools/lint -o $(CURDIR)/bin/ tool
 
-# Those that take longest first. RACE=-race is the lane "race". The linter vets.
+# Those that take longest first. RACE=-race is the lane "race". The linter vets. What compiles everything once more, with
+# the flags of a release, is the lane "reproducible".
 RACE ?=
+BUILDS_ANEW := TestReproducible
 .PHONY: unit
 unit: ## the tests of every package, but for the whole system (2 min)
-	$(GO) test $(RACE) -vet=off -shuffle=on -timeout 12m ./internal/handler ./docs $$($(GO) list ./... | grep -v /test/e2e$$)
+	$(GO) test $(RACE) -vet=off -shuffle=on -timeout 12m -skip '$(BUILDS_ANEW)' \
+		./internal/handler ./docs $$($(GO) list ./... | grep -v /test/e2e$$)
 
-# These wait more than they compute: five of them at once, and `make test` lints and tests the rest beside them. The
-# service that they start has the race detector in it; NATS and the simulated vCenter in the tests' own process have
-# not, which halves their cost. Those that need a program of others, which is built first, are the lane "e2e-tools".
+# These wait more than they compute: five of them at once, and `make test` lints and tests the rest beside them. Those
+# that need a program of others, which is built first, are the lane "e2e-tools".
 E2E := $(GO) test -vet=off -shuffle=on -parallel 5 -timeout 12m ./test/e2e
 E2E_TOOLS := TestNATSCommand|TestTraceAcrossATakeover|TestUnsampled|TestCollectorAway
 .PHONY: e2e
@@ -68,7 +70,8 @@ e2e: ## the tests of the whole system in their short form; test/e2e/README.md (2
 ##@ Tests: what CI runs besides, and who touches it
 
 .PHONY: race
-race: ## unit, with the race detector (5 min)
+race: ## unit and e2e with the race detector, in e2e in the service itself; needs gcc (6 min)
+	$(E2E) -skip '$(E2E_TOOLS)' -race-service
 	@$(MAKE) --no-print-directory unit RACE=-race
 
 .PHONY: chart
@@ -78,6 +81,10 @@ chart: ## the Helm chart by Helm's own code: lint, many values, unit tests, ever
 .PHONY: rules
 rules: ## alerts fire when they should and not else, dashboards ask for what there is; by Prometheus's own engine (1 min)
 	$(GO) test -C deploy/helm/tests/monitoring -count=1 .
+
+.PHONY: reproducible
+reproducible: ## one commit makes one binary, wherever it is built, and it is not too big (1 min)
+	$(GO) test -vet=off -count=1 -run '$(BUILDS_ANEW)' ./deploy/image
 
 .PHONY: e2e-tools
 e2e-tools: ## the service with the nats command and the OpenTelemetry Collector, which are built first (2 min)

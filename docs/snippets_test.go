@@ -81,8 +81,8 @@ func programs(t *testing.T) string {
 }
 
 var buildPrograms = sync.OnceValues(func() (string, error) {
-	builds := [][]string{ // as other tests build them: what they compiled is used
-		{"build", "-race", "-o", bin + "/", "../cmd/guestflow", "../cmd/consumer", "../cmd/demo"},
+	builds := [][]string{
+		{"build", "-o", bin + "/", "../cmd/guestflow", "../cmd/consumer", "../cmd/demo"},
 	}
 	if *everything {
 		builds = append(builds, []string{"build", "-C", "../tools/nats", "-o", filepath.Join(bin, "nats"), natscli})

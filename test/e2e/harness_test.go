@@ -30,11 +30,11 @@ import (
 	"github.com/guestflow/guestflow/schemas"
 )
 
-// binary is the service as it ships, but for the race detector in it.
+// binary is the service as it ships, or with the race detector in it.
 var binary string
 
-var asShipped = flag.Bool("as-shipped", false,
-	"the service without the race detector: for long campaigns, whose schedules the detector slows down")
+var raceService = flag.Bool("race-service", false,
+	"build the service with the race detector in it: a race that it finds ends the service, and fails the test")
 
 func TestMain(m *testing.M) {
 	natstest.Main()
@@ -45,7 +45,7 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	binary = filepath.Join(dir, "consumer")
-	build := exec.Command("go", "build", fmt.Sprintf("-race=%v", !*asShipped), "-o", binary, "../../cmd/consumer")
+	build := exec.Command("go", "build", fmt.Sprintf("-race=%v", *raceService), "-o", binary, "../../cmd/consumer")
 	build.Stderr = os.Stderr
 	if err := build.Run(); err != nil {
 		fmt.Fprintln(os.Stderr, "build the service:", err)
