@@ -21,8 +21,8 @@ import (
 
 // Run is the service: it takes requests until ctx ends, then gives back those that it works on, and returns.
 //
-// Neither NATS nor a vCenter needs to be there when it starts. If an administrator has made the streams or consumers and
-// they do not fit, it returns an error that names every difference.
+// Neither NATS nor a vCenter needs to be there when it starts. If an administrator has made the streams or consumers
+// and they do not fit, it returns an error that names every difference.
 func Run(ctx context.Context, cfg Config, log zerolog.Logger) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)

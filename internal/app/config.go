@@ -1,8 +1,10 @@
-// Package app wires the service together: settings in, one connection to NATS, and per vCenter one client, one handler and one consumer.
+// Package app wires the service together: it reads the settings, connects to NATS, and starts a client, a handler and
+// the consumers for each vCenter.
 package app
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
@@ -26,8 +28,8 @@ import (
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
 
-// Config is everything that can be set, from the environment. It is read once, complete, and checked before anything is dialled. A secret is a
-// file's path wherever the setting allows one.
+// Config is the service's settings. LoadConfig reads them from the environment, all at once, and checks them before the
+// service connects to anything. A secret is the path of a file wherever the setting allows one.
 type Config struct {
 	NATS     NATS
 	Service  Service
@@ -36,7 +38,7 @@ type Config struct {
 	Commit   string // it was built from
 
 	logLevel *logLevel
-	traces   bool // OTEL_… asks for them
+	traces   bool // OTEL_… settings ask for them
 }
 
 // names are the vCenters'.
@@ -48,7 +50,7 @@ func (c Config) names() []string {
 	return names
 }
 
-// NATS says how to reach the NATS servers.
+// NATS is how to reach the NATS servers.
 type NATS struct {
 	URL          string `env:"NATS_URL, default=nats://127.0.0.1:4222"` // several, comma separated, for a cluster
 	CredsFile    string `env:"NATS_CREDS_FILE"`
@@ -63,39 +65,50 @@ type NATS struct {
 	InboxPrefix  string `env:"NATS_INBOX_PREFIX"`
 }
 
-// Service is what concerns this process as a whole.
+// Service is the settings of the process as a whole.
 type Service struct {
-	SecretsDir        string        `env:"GUESTFLOW_SECRETS_DIR, default=/var/run/secrets/guestflow"` // <vcenter>/<name>/<key>
-	Instance          string        `env:"GUESTFLOW_INSTANCE"`                                        // owner.instance; default the host name
+	// SecretsDir has the secrets that requests name: <vcenter>/<name>/<key>.
+	SecretsDir string `env:"GUESTFLOW_SECRETS_DIR, default=/var/run/secrets/guestflow"`
+	// Instance is owner.instance in the events; by default the host name.
+	Instance string `env:"GUESTFLOW_INSTANCE"`
+
+	Provision         bool          `env:"GUESTFLOW_PROVISION, default=true"`
 	StreamReplicas    int           `env:"GUESTFLOW_STREAM_REPLICAS, default=1"`
 	EventsMaxAge      time.Duration `env:"GUESTFLOW_EVENTS_MAX_AGE, default=720h"`
 	EventsMaxBytes    int64         `env:"GUESTFLOW_EVENTS_MAX_BYTES"` // 0: no limit
 	DeadlettersMaxAge time.Duration `env:"GUESTFLOW_DEADLETTERS_MAX_AGE, default=168h"`
-	// DeadlettersMaxBytes is what refused messages may take of the disk; the oldest go first.
-	DeadlettersMaxBytes int64         `env:"GUESTFLOW_DEADLETTERS_MAX_BYTES, default=268435456"`
-	QueuePerVM          int           `env:"GUESTFLOW_QUEUE_PER_VM, default=2"`
-	Provision           bool          `env:"GUESTFLOW_PROVISION, default=true"`
-	EventMode           string        `env:"GUESTFLOW_EVENT_MODE, default=structured"` // or binary
-	AckWait             time.Duration `env:"GUESTFLOW_ACK_WAIT, default=30s"`          // how soon another replica takes over a dead one's run
-	DrainTimeout        time.Duration `env:"GUESTFLOW_DRAIN_TIMEOUT, default=25s"`
-	HTTPAddr            string        `env:"HTTP_ADDR, default=:8080"`
-	LogLevel            string        `env:"LOG_LEVEL, default=info"`
-	LogFormat           string        `env:"LOG_FORMAT, default=json"` // or console
+	// DeadlettersMaxBytes is the disk space for refused messages; the oldest are removed first.
+	DeadlettersMaxBytes int64  `env:"GUESTFLOW_DEADLETTERS_MAX_BYTES, default=268435456"`
+	QueuePerVM          int    `env:"GUESTFLOW_QUEUE_PER_VM, default=2"`
+	EventMode           string `env:"GUESTFLOW_EVENT_MODE, default=structured"` // or binary
+
+	// AckWait is how soon another replica takes over the runs of a dead one.
+	AckWait      time.Duration `env:"GUESTFLOW_ACK_WAIT, default=30s"`
+	DrainTimeout time.Duration `env:"GUESTFLOW_DRAIN_TIMEOUT, default=25s"`
+
+	HTTPAddr  string `env:"HTTP_ADDR, default=:8080"`
+	LogLevel  string `env:"LOG_LEVEL, default=info"`
+	LogFormat string `env:"LOG_FORMAT, default=json"` // or console
 }
 
-// VCenter is one vCenter: VCENTER_<NAME>_…, its name in capitals with "_" for "-".
+// VCenter is the settings of one vCenter: VCENTER_<NAME>_…, its name in capitals with "_" for "-".
 type VCenter struct {
-	Name          string
-	URL           string        `env:"URL, required"` // https://host, no path
-	Username      string        `env:"USERNAME, required"`
-	PasswordFile  string        `env:"PASSWORD_FILE"` // read at each login, so that a rotated password works
-	Password      string        `env:"PASSWORD"`
-	CAFile        string        `env:"CA_FILE"`
-	Thumbprint    string        `env:"THUMBPRINT"`                  // SHA-256 of the certificate
-	MaxInFlight   int           `env:"MAX_IN_FLIGHT, default=64"`   // requests taken at once, all replicas together
-	SendWindow    time.Duration `env:"SEND_WINDOW, default=5s"`     // T of "Never twice"
-	TravelTime    time.Duration `env:"TRAVEL_TIME, default=10s"`    // D
-	VisibilityLag time.Duration `env:"VISIBILITY_LAG, default=30s"` // V
+	Name         string
+	URL          string `env:"URL, required"` // https://host, no path
+	Username     string `env:"USERNAME, required"`
+	PasswordFile string `env:"PASSWORD_FILE"` // read at each login, so that a rotated password works
+	Password     string `env:"PASSWORD"`
+	CAFile       string `env:"CA_FILE"`
+	Thumbprint   string `env:"THUMBPRINT"` // SHA-256 of the certificate
+
+	// MaxInFlight is how many unfinished requests are delivered, to all replicas together.
+	MaxInFlight int `env:"MAX_IN_FLIGHT, default=64"`
+
+	// SendWindow, TravelTime and VisibilityLag bound how long a call may still take effect after its owner has died;
+	// docs/operate/reliability.md says what follows from them.
+	SendWindow    time.Duration `env:"SEND_WINDOW, default=5s"`
+	TravelTime    time.Duration `env:"TRAVEL_TIME, default=10s"`
+	VisibilityLag time.Duration `env:"VISIBILITY_LAG, default=30s"`
 
 	roots *x509.CertPool
 }
@@ -106,7 +119,7 @@ func (v VCenter) String() string { return fmt.Sprintf("%s at %s as %s", v.Name, 
 // GoString is String, for %#v.
 func (v VCenter) GoString() string { return v.String() }
 
-// password is read at each login, so that a rotated one works.
+// password is called at each login, so that a rotated password works.
 func (v VCenter) password() (string, error) {
 	if v.PasswordFile == "" {
 		return v.Password, nil
@@ -118,12 +131,19 @@ func (v VCenter) password() (string, error) {
 	return password, nil
 }
 
-// Client says how a client reaches this vCenter: whom it trusts, and as who it logs in. LoadConfig has read it.
+// Client is the configuration of a client for this vCenter. v must come from LoadConfig, which reads the CA file.
 func (v VCenter) Client() vcapi.Config {
-	return vcapi.Config{Name: v.Name, URL: v.URL, Username: v.Username, Password: v.password, RootCAs: v.roots, Thumbprint: v.Thumbprint}
+	return vcapi.Config{
+		Name:       v.Name,
+		URL:        v.URL,
+		Username:   v.Username,
+		Password:   v.password,
+		RootCAs:    v.roots,
+		Thumbprint: v.Thumbprint,
+	}
 }
 
-// LoadConfig reads the settings. Its error names everything that is wrong with them, not only the first.
+// LoadConfig reads and checks the settings. Its error names every fault, not only the first.
 func LoadConfig(env envconfig.Lookuper) (Config, error) {
 	env = nonEmpty{env}
 	var c Config
@@ -137,7 +157,7 @@ func LoadConfig(env envconfig.Lookuper) (Config, error) {
 		}
 		c.Service.Instance = name
 	}
-	if dir, set := env.Lookup("GUESTFLOW_SECRETS_DIR"); set { // whose requests name no secret needs no folder
+	if dir, set := env.Lookup("GUESTFLOW_SECRETS_DIR"); set { // without secrets in requests the default need not exist
 		if _, err := os.ReadDir(dir); err != nil {
 			wrong = append(wrong, fmt.Errorf("GUESTFLOW_SECRETS_DIR: %w", err))
 		}
@@ -145,17 +165,19 @@ func LoadConfig(env envconfig.Lookuper) (Config, error) {
 	wrong = withoutRepeats(wrong, append(c.NATS.check(), c.Service.check()...))
 	wrong = append(wrong, tracing.Check(env)...)
 	c.traces, c.logLevel = tracing.Wanted(env), newLogLevel(c.Service.LogLevel)
+
 	list, _ := env.Lookup("GUESTFLOW_VCENTERS")
 	vcenters, errs := loadVCenters(list, env)
 	c.VCenters = vcenters
 	wrong = append(wrong, errs...)
+
 	if len(wrong) > 0 {
 		return c, fmt.Errorf("settings: %w", errors.Join(wrong...))
 	}
 	return c, nil
 }
 
-// nonEmpty takes a variable that is set but empty for one that is not set.
+// nonEmpty treats a variable that is empty as one that is not set.
 type nonEmpty struct{ envconfig.Lookuper }
 
 // Lookup implements envconfig.Lookuper.
@@ -165,21 +187,22 @@ func (n nonEmpty) Lookup(key string) (string, bool) {
 	return v, ok && v != ""
 }
 
-// withoutRepeats adds those complaints whose setting nobody has complained of yet: what cannot be read need not be checked.
-func withoutRepeats(said, more []error) []error {
+// withoutRepeats appends the errors of more, except those about a setting that has an error already: a value that
+// cannot be read need not be checked.
+func withoutRepeats(all, more []error) []error {
 	key := func(err error) string {
 		k, _, _ := strings.Cut(err.Error(), ":")
 		return k
 	}
 	for _, err := range more {
-		if !slices.ContainsFunc(said, func(e error) bool { return key(e) == key(err) }) {
-			said = append(said, err)
+		if !slices.ContainsFunc(all, func(e error) bool { return key(e) == key(err) }) {
+			all = append(all, err)
 		}
 	}
-	return said
+	return all
 }
 
-// load reads a struct of settings. envconfig stops at its first error, so each field is read alone: every fault is named at once.
+// load reads a struct of settings. envconfig stops at its first error: to find every fault, each field is read alone.
 func load[T any](into *T, prefix string, env envconfig.Lookuper) []error {
 	var wrong []error
 	v := reflect.ValueOf(into).Elem()
@@ -190,7 +213,10 @@ func load[T any](into *T, prefix string, env envconfig.Lookuper) []error {
 			continue
 		}
 		one := reflect.New(reflect.StructOf([]reflect.StructField{field}))
-		err := envconfig.ProcessWith(context.Background(), &envconfig.Config{Target: one.Interface(), Lookuper: envconfig.PrefixLookuper(prefix, env)})
+		err := envconfig.ProcessWith(context.Background(), &envconfig.Config{
+			Target:   one.Interface(),
+			Lookuper: envconfig.PrefixLookuper(prefix, env),
+		})
 		if err != nil {
 			value, _ := env.Lookup(prefix + key)
 			wrong = append(wrong, fmt.Errorf("%s%s: %s", prefix, key, reason(err, value, field.Type)))
@@ -201,7 +227,8 @@ func load[T any](into *T, prefix string, env envconfig.Lookuper) []error {
 	return wrong
 }
 
-// reason says what is wrong with a value that could not be read. None of those is a secret: a text can always be read.
+// reason says what is wrong with a value that cannot be read. It may quote the value: settings that hold a secret are
+// strings, which can always be read.
 func reason(err error, value string, into reflect.Type) string {
 	switch {
 	case errors.Is(err, envconfig.ErrMissingRequired):
@@ -217,28 +244,23 @@ func reason(err error, value string, into reflect.Type) string {
 func (n NATS) check() []error {
 	var wrong []error
 	for _, u := range strings.Split(n.URL, ",") {
-		if parsed, err := url.Parse(strings.TrimSpace(u)); err != nil || parsed.Host == "" || !slices.Contains([]string{"nats", "tls", "ws", "wss"}, parsed.Scheme) {
+		if !isNATSURL(strings.TrimSpace(u)) {
 			wrong = append(wrong, fmt.Errorf("NATS_URL: %q is not nats://host:port (or tls, ws, wss)", redact(u)))
 		}
 	}
-	for _, f := range [][2]string{{"NATS_CREDS_FILE", n.CredsFile}, {"NATS_NKEY_FILE", n.NKeyFile}, {"NATS_PASSWORD_FILE", n.PasswordFile},
-		{"NATS_KEY_FILE", n.KeyFile}} {
-		wrong = append(wrong, secretFileReadable(f[0], f[1])...)
-	}
+
+	wrong = append(wrong, secretFileReadable("NATS_CREDS_FILE", n.CredsFile)...)
+	wrong = append(wrong, secretFileReadable("NATS_NKEY_FILE", n.NKeyFile)...)
+	wrong = append(wrong, secretFileReadable("NATS_PASSWORD_FILE", n.PasswordFile)...)
+	wrong = append(wrong, secretFileReadable("NATS_KEY_FILE", n.KeyFile)...)
 	wrong = append(wrong, fileReadable("NATS_CERT_FILE", n.CertFile)...)
 	wrong = append(wrong, userKey("NATS_CREDS_FILE", n.CredsFile, true)...)
 	wrong = append(wrong, userKey("NATS_NKEY_FILE", n.NKeyFile, false)...)
 	if _, err := caPool("NATS_CA_FILE", n.CAFile); err != nil {
 		wrong = append(wrong, err)
 	}
-	switch {
-	case (n.CertFile == "") != (n.KeyFile == ""):
-		wrong = append(wrong, errors.New("NATS_CERT_FILE and NATS_KEY_FILE: set both or none"))
-	case n.CertFile != "" && len(fileReadable("", n.CertFile)) == 0 && len(secretFileReadable("", n.KeyFile)) == 0:
-		if _, err := tls.LoadX509KeyPair(n.CertFile, n.KeyFile); err != nil {
-			wrong = append(wrong, fmt.Errorf("NATS_CERT_FILE: %s and %s are no certificate with its key in PEM: %w", n.CertFile, n.KeyFile, err))
-		}
-	}
+	wrong = append(wrong, n.checkCertificate()...)
+
 	if (n.User == "") != (n.PasswordFile == "") {
 		wrong = append(wrong, errors.New("NATS_USER and NATS_PASSWORD_FILE: set both or none"))
 	}
@@ -248,25 +270,47 @@ func (n NATS) check() []error {
 	return wrong
 }
 
-// userKey checks that a file, where it can be read, holds the seed of a NATS user's key, and its JWT where it needs one.
+// isNATSURL reports whether a text is the URL of a NATS server.
+func isNATSURL(text string) bool {
+	u, err := url.Parse(text)
+	return err == nil && u.Host != "" && slices.Contains([]string{"nats", "tls", "ws", "wss"}, u.Scheme)
+}
+
+// checkCertificate checks that the client's certificate and its key belong together.
+func (n NATS) checkCertificate() []error {
+	if (n.CertFile == "") != (n.KeyFile == "") {
+		return []error{errors.New("NATS_CERT_FILE and NATS_KEY_FILE: set both or none")}
+	}
+	if n.CertFile == "" || len(fileReadable("", n.CertFile)) > 0 || len(secretFileReadable("", n.KeyFile)) > 0 {
+		return nil
+	}
+	if _, err := tls.LoadX509KeyPair(n.CertFile, n.KeyFile); err != nil {
+		return []error{fmt.Errorf("NATS_CERT_FILE: %s and %s are no certificate with its key in PEM: %w",
+			n.CertFile, n.KeyFile, err)}
+	}
+	return nil
+}
+
+// userKey checks that a file holds the seed of a NATS user's key and, for jwt, the user's JWT. A file that cannot be
+// read has an error already.
 func userKey(key, file string, jwt bool) []error {
 	text, err := secretfile.ReadFile(file)
 	if file == "" || err != nil {
-		return nil // absent, or named as unreadable already
+		return nil
 	}
 	content := []byte(text)
 	if token, err := nkeys.ParseDecoratedJWT(content); jwt && (err != nil || strings.Count(token, ".") != 2) {
 		return []error{fmt.Errorf("%s: %s holds no user JWT: it is the file that nsc writes for a user", key, file)}
 	}
 	pair, err := nkeys.ParseDecoratedUserNKey(content)
-	if err != nil { // without the error's own words: they may quote the file
+	if err != nil { // its text may quote the file
 		return []error{fmt.Errorf("%s: %s holds no seed of a user's key (SU…)", key, file)}
 	}
 	pair.Wipe()
 	return nil
 }
 
-// redact drops user and password from a URL that is shown.
+// redact replaces user and password in a URL.
 func redact(u string) string {
 	if _, host, ok := strings.Cut(u, "@"); ok {
 		return "***@" + host
@@ -274,56 +318,57 @@ func redact(u string) string {
 	return u
 }
 
-// minDeadletters is the smallest GUESTFLOW_DEADLETTERS_MAX_BYTES.
+// minDeadletters is the least value of GUESTFLOW_DEADLETTERS_MAX_BYTES.
 const minDeadletters = 1 << 20
 
 func (s Service) check() []error {
-	var wrong []error
-	bad := func(key, format string, args ...any) { wrong = append(wrong, fmt.Errorf(key+": "+format, args...)) }
-	if s.StreamReplicas < 1 || s.StreamReplicas > 5 {
-		bad("GUESTFLOW_STREAM_REPLICAS", "%d is not 1 to 5 (3 in a cluster)", s.StreamReplicas)
-	}
-	if s.QueuePerVM < 1 {
-		bad("GUESTFLOW_QUEUE_PER_VM", "%d is less than 1", s.QueuePerVM)
-	}
-	if s.EventsMaxBytes < 0 {
-		bad("GUESTFLOW_EVENTS_MAX_BYTES", "%d is negative", s.EventsMaxBytes)
-	}
-	if s.DeadlettersMaxBytes < minDeadletters {
-		bad("GUESTFLOW_DEADLETTERS_MAX_BYTES", "%d is less than %d, which a few of the largest messages need", s.DeadlettersMaxBytes, minDeadletters)
-	}
-	for _, d := range []struct {
-		key     string
-		is, min time.Duration
-	}{
-		{"GUESTFLOW_EVENTS_MAX_AGE", s.EventsMaxAge, time.Hour}, {"GUESTFLOW_DEADLETTERS_MAX_AGE", s.DeadlettersMaxAge, time.Minute},
-		{"GUESTFLOW_ACK_WAIT", s.AckWait, time.Second}, {"GUESTFLOW_DRAIN_TIMEOUT", s.DrainTimeout, 0},
-	} {
-		if d.is < d.min {
-			bad(d.key, "%s is less than %s", d.is, d.min)
-		}
-	}
-	if !slices.Contains([]string{"structured", "binary"}, s.EventMode) {
-		bad("GUESTFLOW_EVENT_MODE", "%q is neither structured nor binary", s.EventMode)
-	}
-	if _, _, err := net.SplitHostPort(s.HTTPAddr); err != nil {
-		bad("HTTP_ADDR", "%q is not host:port or :port", s.HTTPAddr)
-	}
-	if _, ok := levelOf(s.LogLevel); !ok {
-		bad("LOG_LEVEL", "%q is none of %s", s.LogLevel, levelNames)
-	}
-	if !slices.Contains([]string{"json", "console"}, s.LogFormat) {
-		bad("LOG_FORMAT", "%q is neither json nor console", s.LogFormat)
-	}
+	var wrong faults
+	wrong.unless(s.StreamReplicas >= 1 && s.StreamReplicas <= 5,
+		"GUESTFLOW_STREAM_REPLICAS", "%d is not 1 to 5 (3 in a cluster)", s.StreamReplicas)
+	wrong.unless(s.QueuePerVM >= 1, "GUESTFLOW_QUEUE_PER_VM", "%d is less than 1", s.QueuePerVM)
+	wrong.unless(s.EventsMaxBytes >= 0, "GUESTFLOW_EVENTS_MAX_BYTES", "%d is negative", s.EventsMaxBytes)
+	wrong.unless(s.DeadlettersMaxBytes >= minDeadletters, "GUESTFLOW_DEADLETTERS_MAX_BYTES",
+		"%d is less than %d, which a few of the largest messages need", s.DeadlettersMaxBytes, minDeadletters)
+
+	wrong.atLeast("GUESTFLOW_EVENTS_MAX_AGE", s.EventsMaxAge, time.Hour)
+	wrong.atLeast("GUESTFLOW_DEADLETTERS_MAX_AGE", s.DeadlettersMaxAge, time.Minute)
+	wrong.atLeast("GUESTFLOW_ACK_WAIT", s.AckWait, time.Second)
+	wrong.atLeast("GUESTFLOW_DRAIN_TIMEOUT", s.DrainTimeout, 0)
+
+	wrong.unless(s.EventMode == "structured" || s.EventMode == "binary",
+		"GUESTFLOW_EVENT_MODE", "%q is neither structured nor binary", s.EventMode)
+	_, _, err := net.SplitHostPort(s.HTTPAddr)
+	wrong.unless(err == nil, "HTTP_ADDR", "%q is not host:port or :port", s.HTTPAddr)
+	_, ok := levelOf(s.LogLevel)
+	wrong.unless(ok, "LOG_LEVEL", "%q is none of %s", s.LogLevel, levelNames)
+	wrong.unless(s.LogFormat == "json" || s.LogFormat == "console",
+		"LOG_FORMAT", "%q is neither json nor console", s.LogFormat)
 	return wrong
 }
 
-// vcenterName is what a vCenter may be called: it is a token of subjects and part of stream names.
+// faults are errors about settings, each of which begins with its setting's key.
+type faults []error
+
+// unless adds an error if a value is not right.
+func (f *faults) unless(right bool, key, format string, args ...any) {
+	if !right {
+		*f = append(*f, fmt.Errorf(key+": "+format, args...))
+	}
+}
+
+// atLeast adds an error if a duration is too short.
+func (f *faults) atLeast(key string, is, least time.Duration) {
+	f.unless(is >= least, key, "%s is less than %s", is, least)
+}
+
+// vcenterName is the form of a vCenter's name, which is a token of subjects and part of stream names.
 var vcenterName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$`)
 
 func loadVCenters(list string, env envconfig.Lookuper) ([]VCenter, []error) {
 	if list == "" {
-		return nil, []error{errors.New("GUESTFLOW_VCENTERS: required, and not set: the names of the vCenters, such as lab,prod")}
+		return nil, []error{
+			errors.New("GUESTFLOW_VCENTERS: required, and not set: the names of the vCenters, such as lab,prod"),
+		}
 	}
 	var all []VCenter
 	var wrong []error
@@ -338,7 +383,8 @@ func loadVCenters(list string, env envconfig.Lookuper) ([]VCenter, []error) {
 			wrong = append(wrong, fmt.Errorf("GUESTFLOW_VCENTERS: %q is there twice", name))
 			continue
 		case !vcenterName.MatchString(name):
-			wrong = append(wrong, fmt.Errorf("GUESTFLOW_VCENTERS: %q: a name is 1 to 32 of a-z, 0-9 and '-', and begins and ends with a letter or digit", name))
+			wrong = append(wrong, fmt.Errorf("GUESTFLOW_VCENTERS: %q: a name is 1 to 32 of a-z, 0-9 and '-', "+
+				"and begins and ends with a letter or digit", name))
 			continue
 		}
 		seen[name] = true
@@ -351,51 +397,44 @@ func loadVCenters(list string, env envconfig.Lookuper) ([]VCenter, []error) {
 }
 
 func (v *VCenter) check(prefix string) []error {
-	var wrong []error
-	bad := func(key, format string, args ...any) {
-		wrong = append(wrong, fmt.Errorf(prefix+key+": "+format, args...))
-	}
+	var wrong faults
 	if v.URL != "" {
-		u, err := url.Parse(v.URL)
-		if err != nil || u.Scheme != "https" || u.Host == "" || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.User != nil {
-			bad("URL", "%q is not https://host or https://host:port, without path and user", redact(v.URL))
-		}
+		wrong.unless(isVCenterURL(v.URL),
+			prefix+"URL", "%q is not https://host or https://host:port, without path and user", redact(v.URL))
 		v.URL = strings.TrimRight(v.URL, "/")
 	}
-	switch {
-	case v.Password != "" && v.PasswordFile != "":
-		bad("PASSWORD", "set it or %sPASSWORD_FILE, not both", prefix)
-	case v.Password == "" && v.PasswordFile == "":
-		bad("PASSWORD_FILE", "required, and not set (or %sPASSWORD)", prefix)
-	}
+
+	wrong.unless(v.Password == "" || v.PasswordFile == "",
+		prefix+"PASSWORD", "set it or %sPASSWORD_FILE, not both", prefix)
+	wrong.unless(v.Password != "" || v.PasswordFile != "",
+		prefix+"PASSWORD_FILE", "required, and not set (or %sPASSWORD)", prefix)
 	wrong = append(wrong, secretFileReadable(prefix+"PASSWORD_FILE", v.PasswordFile)...)
-	if password, err := v.password(); err == nil && password == "" && v.PasswordFile != "" {
-		bad("PASSWORD_FILE", "%s is empty", v.PasswordFile)
-	}
-	var err error
+	password, err := v.password()
+	wrong.unless(password != "" || err != nil || v.PasswordFile == "",
+		prefix+"PASSWORD_FILE", "%s is empty", v.PasswordFile)
+
 	if v.roots, err = caPool(prefix+"CA_FILE", v.CAFile); err != nil {
 		wrong = append(wrong, err)
 	}
-	if v.Thumbprint != "" {
-		if b, err := hex.DecodeString(strings.ReplaceAll(v.Thumbprint, ":", "")); err != nil || len(b) != 32 {
-			bad("THUMBPRINT", "not a SHA-256 thumbprint: 64 hexadecimal digits, with or without colons")
-		}
-	}
-	if v.MaxInFlight < 1 {
-		bad("MAX_IN_FLIGHT", "%d is less than 1", v.MaxInFlight)
-	}
-	for _, d := range []struct {
-		key string
-		is  time.Duration
-	}{{"SEND_WINDOW", v.SendWindow}, {"TRAVEL_TIME", v.TravelTime}, {"VISIBILITY_LAG", v.VisibilityLag}} {
-		if d.is <= 0 {
-			bad(d.key, "%s is not longer than 0s", d.is)
-		}
-	}
+	digest, err := hex.DecodeString(strings.ReplaceAll(v.Thumbprint, ":", ""))
+	wrong.unless(v.Thumbprint == "" || err == nil && len(digest) == sha256.Size,
+		prefix+"THUMBPRINT", "not a SHA-256 thumbprint: 64 hexadecimal digits, with or without colons")
+
+	wrong.unless(v.MaxInFlight >= 1, prefix+"MAX_IN_FLIGHT", "%d is less than 1", v.MaxInFlight)
+	wrong.unless(v.SendWindow > 0, prefix+"SEND_WINDOW", "%s is not longer than 0s", v.SendWindow)
+	wrong.unless(v.TravelTime > 0, prefix+"TRAVEL_TIME", "%s is not longer than 0s", v.TravelTime)
+	wrong.unless(v.VisibilityLag > 0, prefix+"VISIBILITY_LAG", "%s is not longer than 0s", v.VisibilityLag)
 	return wrong
 }
 
-// fileReadable checks that a file named by a setting can be read.
+// isVCenterURL reports whether a text is the URL of a vCenter: https, and nothing but host and port.
+func isVCenterURL(text string) bool {
+	u, err := url.Parse(text)
+	return err == nil && u.Scheme == "https" && u.Host != "" &&
+		strings.Trim(u.Path, "/") == "" && u.RawQuery == "" && u.User == nil
+}
+
+// fileReadable checks that a file that a setting names can be read.
 func fileReadable(key, file string) []error {
 	if file == "" {
 		return nil
@@ -406,7 +445,7 @@ func fileReadable(key, file string) []error {
 	return nil
 }
 
-// secretFileReadable checks that a file with a secret, named by a setting, can be read.
+// secretFileReadable checks that a file with a secret, which a setting names, can be read.
 func secretFileReadable(key, file string) []error {
 	if file == "" {
 		return nil
@@ -417,7 +456,7 @@ func secretFileReadable(key, file string) []error {
 	return nil
 }
 
-// pathTo names the file in an error that does not.
+// pathTo adds the file's path to an error that does not have it.
 func pathTo(file string, err error) error {
 	var named *fs.PathError
 	if errors.As(err, &named) {
@@ -426,7 +465,7 @@ func pathTo(file string, err error) error {
 	return fmt.Errorf("%s: %w", file, err)
 }
 
-// caPool reads a file of CA certificates; nil where there is none: the system's roots.
+// caPool reads a file of CA certificates; without a file it returns nil, which means the system's roots.
 func caPool(key, file string) (*x509.CertPool, error) {
 	if file == "" {
 		return nil, nil

@@ -14,15 +14,20 @@ import (
 	"github.com/guestflow/guestflow/internal/app"
 )
 
-// settings are the smallest that work, changed as a test wants: an empty value stands for set but empty, "-" for not set.
+// settings are the smallest that work, changed as a test wants: an empty value stands for set but empty, "-" for not
+// set.
 func settings(t *testing.T, change map[string]string) envconfig.Lookuper {
 	t.Helper()
 	password := filepath.Join(t.TempDir(), "password")
 	if err := os.WriteFile(password, []byte("secret-canary\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	env := map[string]string{"GUESTFLOW_VCENTERS": "lab", "VCENTER_LAB_URL": "https://vc.example.test", "VCENTER_LAB_USERNAME": "svc",
-		"VCENTER_LAB_PASSWORD_FILE": password}
+	env := map[string]string{
+		"GUESTFLOW_VCENTERS":        "lab",
+		"VCENTER_LAB_URL":           "https://vc.example.test",
+		"VCENTER_LAB_USERNAME":      "svc",
+		"VCENTER_LAB_PASSWORD_FILE": password,
+	}
 	for k, v := range change {
 		if v == "-" {
 			delete(env, k)
@@ -39,9 +44,22 @@ func TestLoadConfigDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := app.Service{SecretsDir: "/var/run/secrets/guestflow", Instance: "pod-a", StreamReplicas: 1, EventsMaxAge: 720 * time.Hour,
-		DeadlettersMaxAge: 168 * time.Hour, DeadlettersMaxBytes: 256 << 20, QueuePerVM: 2, Provision: true, EventMode: "structured", AckWait: 30 * time.Second,
-		DrainTimeout: 25 * time.Second, HTTPAddr: ":8080", LogLevel: "info", LogFormat: "json"}
+	want := app.Service{
+		SecretsDir:          "/var/run/secrets/guestflow",
+		Instance:            "pod-a",
+		StreamReplicas:      1,
+		EventsMaxAge:        720 * time.Hour,
+		DeadlettersMaxAge:   168 * time.Hour,
+		DeadlettersMaxBytes: 256 << 20,
+		QueuePerVM:          2,
+		Provision:           true,
+		EventMode:           "structured",
+		AckWait:             30 * time.Second,
+		DrainTimeout:        25 * time.Second,
+		HTTPAddr:            ":8080",
+		LogLevel:            "info",
+		LogFormat:           "json",
+	}
 	if diff := cmp.Diff(want, cfg.Service); diff != "" {
 		t.Errorf("service settings (-want +got):\n%s", diff)
 	}
@@ -49,19 +67,35 @@ func TestLoadConfigDefaults(t *testing.T) {
 		t.Errorf("NATS_URL: got %q", cfg.NATS.URL)
 	}
 	v := cfg.VCenters[0]
-	if v.Name != "lab" || v.MaxInFlight != 64 || v.SendWindow != 5*time.Second || v.TravelTime != 10*time.Second || v.VisibilityLag != 30*time.Second {
-		t.Errorf("vCenter: got %s with %d in flight, T %s, D %s, V %s", v, v.MaxInFlight, v.SendWindow, v.TravelTime, v.VisibilityLag)
+	if v.Name != "lab" || v.MaxInFlight != 64 || v.SendWindow != 5*time.Second || v.TravelTime != 10*time.Second ||
+		v.VisibilityLag != 30*time.Second {
+		t.Errorf(
+			"vCenter: got %s with %d in flight, T %s, D %s, V %s",
+			v,
+			v.MaxInFlight,
+			v.SendWindow,
+			v.TravelTime,
+			v.VisibilityLag,
+		)
 	}
 }
 
 func TestLoadConfigManyVCenters(t *testing.T) {
 	t.Parallel()
-	cfg, err := app.LoadConfig(settings(t, map[string]string{"GUESTFLOW_VCENTERS": " lab , eu-prod ", "VCENTER_EU_PROD_URL": "https://10.0.0.1:8443/",
-		"VCENTER_EU_PROD_USERNAME": "svc", "VCENTER_EU_PROD_PASSWORD": "secret-canary", "VCENTER_EU_PROD_MAX_IN_FLIGHT": "8"}))
+	cfg, err := app.LoadConfig(
+		settings(t, map[string]string{
+			"GUESTFLOW_VCENTERS":            " lab , eu-prod ",
+			"VCENTER_EU_PROD_URL":           "https://10.0.0.1:8443/",
+			"VCENTER_EU_PROD_USERNAME":      "svc",
+			"VCENTER_EU_PROD_PASSWORD":      "secret-canary",
+			"VCENTER_EU_PROD_MAX_IN_FLIGHT": "8",
+		}),
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(cfg.VCenters) != 2 || cfg.VCenters[1].Name != "eu-prod" || cfg.VCenters[1].URL != "https://10.0.0.1:8443" || cfg.VCenters[1].MaxInFlight != 8 {
+	if len(cfg.VCenters) != 2 || cfg.VCenters[1].Name != "eu-prod" || cfg.VCenters[1].URL != "https://10.0.0.1:8443" ||
+		cfg.VCenters[1].MaxInFlight != 8 {
 		t.Errorf("got %v", cfg.VCenters)
 	}
 	if shown := fmt.Sprintf("%v %+v %#v", cfg.VCenters[1], cfg, cfg); strings.Contains(shown, "secret-canary") {
@@ -77,12 +111,31 @@ func TestLoadConfigNamesEveryFault(t *testing.T) {
 		t.Fatal(err)
 	}
 	change := map[string]string{
-		"GUESTFLOW_VCENTERS": "lab,,lab,Prod", "VCENTER_LAB_URL": "http://svc:secret-canary@vc.example.test/sdk", "VCENTER_LAB_USERNAME": "",
-		"VCENTER_LAB_PASSWORD_FILE": "/nowhere/password", "VCENTER_LAB_CA_FILE": notPEM, "VCENTER_LAB_THUMBPRINT": "ab:cd", "VCENTER_LAB_MAX_IN_FLIGHT": "many",
-		"VCENTER_LAB_SEND_WINDOW": "0s", "NATS_URL": "http://nats", "NATS_CREDS_FILE": "/nowhere/creds", "NATS_USER": "me", "NATS_CA_FILE": notPEM,
-		"NATS_CERT_FILE": notPEM, "GUESTFLOW_ACK_WAIT": "soon", "GUESTFLOW_STREAM_REPLICAS": "0", "GUESTFLOW_EVENT_MODE": "avro", "HTTP_ADDR": "8080",
-		"LOG_LEVEL": "loud", "LOG_FORMAT": "xml", "GUESTFLOW_PROVISION": "perhaps", "GUESTFLOW_QUEUE_PER_VM": "-1",
-		"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4317", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_TRACES_EXPORTER": "jaeger", "OTEL_EXPORTER_OTLP_HEADERS": "Bearer secret-canary",
+		"GUESTFLOW_VCENTERS":          "lab,,lab,Prod",
+		"VCENTER_LAB_URL":             "http://svc:secret-canary@vc.example.test/sdk",
+		"VCENTER_LAB_USERNAME":        "",
+		"VCENTER_LAB_PASSWORD_FILE":   "/nowhere/password",
+		"VCENTER_LAB_CA_FILE":         notPEM,
+		"VCENTER_LAB_THUMBPRINT":      "ab:cd",
+		"VCENTER_LAB_MAX_IN_FLIGHT":   "many",
+		"VCENTER_LAB_SEND_WINDOW":     "0s",
+		"NATS_URL":                    "http://nats",
+		"NATS_CREDS_FILE":             "/nowhere/creds",
+		"NATS_USER":                   "me",
+		"NATS_CA_FILE":                notPEM,
+		"NATS_CERT_FILE":              notPEM,
+		"GUESTFLOW_ACK_WAIT":          "soon",
+		"GUESTFLOW_STREAM_REPLICAS":   "0",
+		"GUESTFLOW_EVENT_MODE":        "avro",
+		"HTTP_ADDR":                   "8080",
+		"LOG_LEVEL":                   "loud",
+		"LOG_FORMAT":                  "xml",
+		"GUESTFLOW_PROVISION":         "perhaps",
+		"GUESTFLOW_QUEUE_PER_VM":      "-1",
+		"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4317",
+		"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
+		"OTEL_TRACES_EXPORTER":        "jaeger",
+		"OTEL_EXPORTER_OTLP_HEADERS":  "Bearer secret-canary",
 	}
 	_, err := app.LoadConfig(settings(t, change))
 	if err == nil {
@@ -122,10 +175,26 @@ func TestLoadConfigRefusesOne(t *testing.T) {
 		{"no password", map[string]string{"VCENTER_LAB_PASSWORD_FILE": "-"}, "VCENTER_LAB_PASSWORD_FILE: required"},
 		{"URL with a path", map[string]string{"VCENTER_LAB_URL": "https://vc.example.test/sdk"}, "without path"},
 		{"domain and prefix", map[string]string{"NATS_JS_DOMAIN": "a", "NATS_JS_API_PREFIX": "b"}, "set one of them"},
-		{"a bad number is named once", map[string]string{"VCENTER_LAB_MAX_IN_FLIGHT": "many"}, `VCENTER_LAB_MAX_IN_FLIGHT: "many" is not a whole number`},
-		{"a duration without a unit", map[string]string{"GUESTFLOW_ACK_WAIT": "30"}, `GUESTFLOW_ACK_WAIT: "30" is not a duration such as`},
-		{"neither true nor false", map[string]string{"GUESTFLOW_PROVISION": "maybe"}, `GUESTFLOW_PROVISION: "maybe" is neither true nor false`},
-		{"no secrets folder", map[string]string{"GUESTFLOW_SECRETS_DIR": "/nowhere"}, `GUESTFLOW_SECRETS_DIR: open /nowhere`},
+		{
+			"a bad number is named once",
+			map[string]string{"VCENTER_LAB_MAX_IN_FLIGHT": "many"},
+			`VCENTER_LAB_MAX_IN_FLIGHT: "many" is not a whole number`,
+		},
+		{
+			"a duration without a unit",
+			map[string]string{"GUESTFLOW_ACK_WAIT": "30"},
+			`GUESTFLOW_ACK_WAIT: "30" is not a duration such as`,
+		},
+		{
+			"neither true nor false",
+			map[string]string{"GUESTFLOW_PROVISION": "maybe"},
+			`GUESTFLOW_PROVISION: "maybe" is neither true nor false`,
+		},
+		{
+			"no secrets folder",
+			map[string]string{"GUESTFLOW_SECRETS_DIR": "/nowhere"},
+			`GUESTFLOW_SECRETS_DIR: open /nowhere`,
+		},
 		{"no creds", map[string]string{"NATS_CREDS_FILE": garbage}, `NATS_CREDS_FILE: `},
 		{"no nkey", map[string]string{"NATS_NKEY_FILE": garbage}, `holds no seed of a user's key`},
 		{"no key pair", map[string]string{"NATS_CERT_FILE": garbage, "NATS_KEY_FILE": garbage}, `NATS_CERT_FILE: `},
@@ -145,16 +214,27 @@ func TestLoadConfigRefusesOne(t *testing.T) {
 
 // Whatever the environment holds: no panic, a refusal names the settings, and no password is in it.
 func FuzzLoadConfig(f *testing.F) {
-	f.Add("GUESTFLOW_VCENTERS=lab,prod\nVCENTER_LAB_URL=https://vc\nVCENTER_LAB_USERNAME=a\nVCENTER_LAB_PASSWORD=x\nNATS_URL=nats://h:1,tls://b")
-	f.Add("GUESTFLOW_VCENTERS=a-b\nVCENTER_A_B_URL=https://u:p@vc/x?y\nVCENTER_A_B_PASSWORD=x\nVCENTER_A_B_THUMBPRINT=00:11")
-	f.Add("GUESTFLOW_VCENTERS=lab\nGUESTFLOW_ACK_WAIT=1\nGUESTFLOW_PROVISION=maybe\nVCENTER_LAB_MAX_IN_FLIGHT=1e3\nHTTP_ADDR=8080\nLOG_LEVEL=loud")
+	f.Add(
+		"GUESTFLOW_VCENTERS=lab,prod\nVCENTER_LAB_URL=https://vc\nVCENTER_LAB_USERNAME=a\n" +
+			"VCENTER_LAB_PASSWORD=x\nNATS_URL=nats://h:1,tls://b",
+	)
+	f.Add(
+		"GUESTFLOW_VCENTERS=a-b\nVCENTER_A_B_URL=https://u:p@vc/x?y\nVCENTER_A_B_PASSWORD=x\n" +
+			"VCENTER_A_B_THUMBPRINT=00:11",
+	)
+	f.Add(
+		"GUESTFLOW_VCENTERS=lab\nGUESTFLOW_ACK_WAIT=1\nGUESTFLOW_PROVISION=maybe\n" +
+			"VCENTER_LAB_MAX_IN_FLIGHT=1e3\nHTTP_ADDR=8080\nLOG_LEVEL=loud",
+	)
 	f.Fuzz(func(t *testing.T, lines string) {
 		const canary = "secret-canary"
 		env := map[string]string{}
 		for line := range strings.Lines(lines) {
 			key, value, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "=")
 			switch {
-			case strings.HasSuffix(key, "_FILE"), strings.HasSuffix(key, "_DIR"), strings.Contains(line, canary): // what lies on this machine is not to be read
+			case strings.HasSuffix(key, "_FILE"),
+				strings.HasSuffix(key, "_DIR"),
+				strings.Contains(line, canary): // what lies on this machine is not to be read
 			case strings.HasSuffix(key, "_PASSWORD") && value != "":
 				env[key] = canary
 			default:
@@ -162,7 +242,16 @@ func FuzzLoadConfig(f *testing.F) {
 			}
 		}
 		cfg, err := app.LoadConfig(envconfig.MapLookuper(env))
-		if shown := fmt.Sprintf("%v %v %+v %#v", err, cfg.VCenters, cfg.VCenters, cfg.VCenters); strings.Contains(shown, canary) {
+		if shown := fmt.Sprintf(
+			"%v %v %+v %#v",
+			err,
+			cfg.VCenters,
+			cfg.VCenters,
+			cfg.VCenters,
+		); strings.Contains(
+			shown,
+			canary,
+		) {
 			t.Errorf("a password is shown: %s", shown)
 		}
 		if err != nil {
@@ -172,7 +261,8 @@ func FuzzLoadConfig(f *testing.F) {
 			t.Error("taken without a vCenter")
 		}
 		for _, v := range cfg.VCenters {
-			if v.MaxInFlight < 1 || v.SendWindow <= 0 || v.TravelTime <= 0 || v.VisibilityLag <= 0 || !strings.HasPrefix(v.URL, "https://") {
+			if v.MaxInFlight < 1 || v.SendWindow <= 0 || v.TravelTime <= 0 || v.VisibilityLag <= 0 ||
+				!strings.HasPrefix(v.URL, "https://") {
 				t.Errorf("taken: %s", v)
 			}
 		}

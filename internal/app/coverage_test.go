@@ -165,10 +165,11 @@ func TestCoverageIsComplete(t *testing.T) {
 		"Errors of REST": keys(t, "internal/vcapi", "ALREADY_EXISTS"),
 		"Kinds":          constants(t, "Kind"),
 		"error.code":     constants(t, "Code"),
-		"Event data":     slices.Concat(fields(t, schemas.Run), constants(t, "Status"), constants(t, "State"), constants(t, "Waiting")),
-		"Request":        fields(t, schemas.Requested),
-		"Cancel":         fields(t, schemas.CancelRequested),
-		"Settings":       append(settingsOf(), "GUESTFLOW_VCENTERS"),
+		"Event data": slices.Concat(
+			fields(t, schemas.Run), constants(t, "Status"), constants(t, "State"), constants(t, "Waiting")),
+		"Request":  fields(t, schemas.Requested),
+		"Cancel":   fields(t, schemas.CancelRequested),
+		"Settings": append(settingsOf(), "GUESTFLOW_VCENTERS"),
 	} {
 		if len(want) < 4 {
 			t.Errorf("%s: only %v was found in the code", heading, want)
@@ -302,7 +303,11 @@ func settingsOf() (names []string) {
 	for _, of := range []struct {
 		prefix string
 		typ    reflect.Type
-	}{{"", reflect.TypeFor[app.NATS]()}, {"", reflect.TypeFor[app.Service]()}, {"VCENTER_<NAME>_", reflect.TypeFor[app.VCenter]()}} {
+	}{
+		{"", reflect.TypeFor[app.NATS]()},
+		{"", reflect.TypeFor[app.Service]()},
+		{"VCENTER_<NAME>_", reflect.TypeFor[app.VCenter]()},
+	} {
 		for i := range of.typ.NumField() {
 			if name, _, _ := strings.Cut(of.typ.Field(i).Tag.Get("env"), ","); name != "" {
 				names = append(names, of.prefix+name)

@@ -55,7 +55,11 @@ func defaults() map[string]string {
 	for _, of := range []struct {
 		prefix string
 		typ    reflect.Type
-	}{{"", reflect.TypeFor[app.NATS]()}, {"", reflect.TypeFor[app.Service]()}, {"VCENTER_<NAME>_", reflect.TypeFor[app.VCenter]()}} {
+	}{
+		{"", reflect.TypeFor[app.NATS]()},
+		{"", reflect.TypeFor[app.Service]()},
+		{"VCENTER_<NAME>_", reflect.TypeFor[app.VCenter]()},
+	} {
 		for i := range of.typ.NumField() {
 			name, rest, _ := strings.Cut(of.typ.Field(i).Tag.Get("env"), ",")
 			if name == "" {
@@ -81,7 +85,7 @@ func TestOperatorPageNamesEverySetting(t *testing.T) {
 	for _, name := range slices.Sorted(maps.Keys(want)) {
 		if is, ok := got[name]; !ok {
 			t.Errorf("%s has no row for %s", operatorPage, name)
-		} else if is != want[name] && !(want[name] == "" && strings.HasPrefix(is, "(")) { // in brackets: what it is then, in words
+		} else if is != want[name] && !(want[name] == "" && strings.HasPrefix(is, "(")) { // (in words)
 			t.Errorf("%s says that the default of %s is %q, it is %q", operatorPage, name, is, want[name])
 		}
 	}

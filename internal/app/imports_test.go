@@ -40,8 +40,18 @@ func linkedWith(t *testing.T, pkg string, not ...string) {
 // The simulated vCenter and the nats-server are for tests and the demo: neither may ever be linked into the service.
 func TestServiceIsLinkedFromServiceOnly(t *testing.T) {
 	t.Parallel()
-	linkedWith(t, "cmd/consumer", module+"internal/vcsim", "github.com/vmware/govmomi", "github.com/nats-io/nats-server", "testing",
-		module+"internal/events/stream/natstest", module+"internal/events/stream/memstore", module+"internal/client", "github.com/spf13/cobra")
+	linkedWith(
+		t,
+		"cmd/consumer",
+		module+"internal/vcsim",
+		"github.com/vmware/govmomi",
+		"github.com/nats-io/nats-server",
+		"testing",
+		module+"internal/events/stream/natstest",
+		module+"internal/events/stream/memstore",
+		module+"internal/client",
+		"github.com/spf13/cobra",
+	)
 }
 
 // The contract, and what decides by it, are free of NATS's client.
@@ -76,14 +86,23 @@ func packages(t *testing.T) map[string]listed {
 	return all
 }
 
-// named are the packages that a text of docs/develop/ARCHITECTURE.md names in backquotes: by their path, or by the last element of it.
+// named are the packages that a text of docs/develop/ARCHITECTURE.md names in backquotes: by their path, or by the last
+// element of it.
 func named(t *testing.T, text string, all map[string]listed) []string {
 	t.Helper()
 	var found []string
 	for _, quoted := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(text, -1) {
-		matches := slices.DeleteFunc(slices.Collect(maps.Keys(all)), func(name string) bool { return name != quoted[1] && path.Base(name) != quoted[1] })
+		matches := slices.DeleteFunc(
+			slices.Collect(maps.Keys(all)),
+			func(name string) bool { return name != quoted[1] && path.Base(name) != quoted[1] },
+		)
 		if len(matches) != 1 {
-			t.Errorf("ARCHITECTURE.md speaks of the package %s, and there are %d such packages %v", quoted[1], len(matches), matches)
+			t.Errorf(
+				"ARCHITECTURE.md speaks of the package %s, and there are %d such packages %v",
+				quoted[1],
+				len(matches),
+				matches,
+			)
 		}
 		found = append(found, matches...)
 	}
@@ -99,12 +118,14 @@ func architecture(t *testing.T) string {
 	return string(page)
 }
 
-// The map in docs/develop/ARCHITECTURE.md says which package imports which; each has a row, and no row says more than there is.
+// The map in docs/develop/ARCHITECTURE.md says which package imports which; each has a row, and no row says more than
+// there is.
 func TestImports(t *testing.T) {
 	t.Parallel()
 	all := packages(t)
 	allowed, folders := map[string][]string{}, regexp.MustCompile("`([^`]+)`")
-	for _, row := range regexp.MustCompile(`(?m)^\| (.+?) \| .+ \| (.*)\|$`).FindAllStringSubmatch(architecture(t), -1) {
+	rows := regexp.MustCompile(`(?m)^\| (.+?) \| .+ \| (.*)\|$`).FindAllStringSubmatch(architecture(t), -1)
+	for _, row := range rows {
 		for _, folder := range folders.FindAllStringSubmatch(row[1], -1) {
 			for name := range all {
 				if name == folder[1] || folder[1] == "examples" && strings.HasPrefix(name, "examples/") {
@@ -135,15 +156,22 @@ func TestImports(t *testing.T) {
 func TestProtocolsAreSpokenWhereThePageSays(t *testing.T) {
 	t.Parallel()
 	all := packages(t)
-	libraries := map[string][]string{"NATS": {"github.com/nats-io/nats.go", "github.com/nats-io/nats.go/jetstream"}, "HTTP": {"net/http"}}
-	sentences := regexp.MustCompile(`(?ms)^- (NATS|HTTP) is spoken only in (.+?)\.$`).FindAllStringSubmatch(architecture(t), -1)
+	libraries := map[string][]string{
+		"NATS": {"github.com/nats-io/nats.go", "github.com/nats-io/nats.go/jetstream"},
+		"HTTP": {"net/http"},
+	}
+	sentences := regexp.MustCompile(`(?ms)^- (NATS|HTTP) is spoken only in (.+?)\.$`).
+		FindAllStringSubmatch(architecture(t), -1)
 	if len(sentences) != len(libraries) {
 		t.Fatalf("docs/develop/ARCHITECTURE.md has %d sentences of where NATS and HTTP are spoken", len(sentences))
 	}
 	for _, s := range sentences {
 		said := named(t, s[2], all)
 		for name, p := range all {
-			speaks := slices.ContainsFunc(p.Imports, func(imported string) bool { return slices.Contains(libraries[s[1]], imported) })
+			speaks := slices.ContainsFunc(
+				p.Imports,
+				func(imported string) bool { return slices.Contains(libraries[s[1]], imported) },
+			)
 			if speaks != slices.Contains(said, name) {
 				t.Errorf("%s speaks %s: %v; docs/develop/ARCHITECTURE.md says %v", name, s[1], speaks, !speaks)
 			}

@@ -24,13 +24,13 @@ func NewLogger(cfg Config, out io.Writer) zerolog.Logger {
 	return zerolog.New(out).Hook(level).With().Timestamp().Str("instance", cfg.Service.Instance).Logger()
 }
 
-// logLevel is the least level of a line that is written. It can be changed while the service runs.
+// logLevel is the lowest level of the lines that are written. It can be changed while the service runs.
 type logLevel struct{ least atomic.Int32 }
 
 func newLogLevel(name string) *logLevel {
 	l := &logLevel{}
 	level, ok := levelOf(name)
-	if !ok { // told by the settings' check
+	if !ok { // LoadConfig returns an error for it
 		level = zerolog.InfoLevel
 	}
 	l.least.Store(int32(level))
@@ -44,17 +44,20 @@ func (l *logLevel) Run(e *zerolog.Event, level zerolog.Level, _ string) {
 	}
 }
 
-func (l *logLevel) level() zerolog.Level { return zerolog.Level(l.least.Load()) } //nolint:gosec // what was stored was a level
+func (l *logLevel) level() zerolog.Level {
+	return zerolog.Level(l.least.Load()) //nolint:gosec // what was stored was a level
+}
 
 // show answers GET /loglevel.
 func (l *logLevel) show(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprintln(w, l.level()) }
 
-// set answers PUT /loglevel, whose body is the level's name. It is for who may enter the pod's network, through kubectl port-forward say: from elsewhere it is
-// refused.
+// set answers PUT /loglevel, whose body is the level's name. It accepts requests from the pod itself only, for example
+// through kubectl port-forward.
 func (l *logLevel) set(log zerolog.Logger) http.HandlerFunc {
 	return func(w http.ResponseWriter, req *http.Request) {
-		// These two alone: a mesh's sidecar delivers what comes from outside from other loopback addresses.
-		if host, _, err := net.SplitHostPort(req.RemoteAddr); err != nil || host != "127.0.0.1" && host != "::1" {
+		// Not every loopback address: the sidecar of a mesh delivers requests from outside from other ones.
+		host, _, err := net.SplitHostPort(req.RemoteAddr)
+		if err != nil || host != "127.0.0.1" && host != "::1" {
 			http.Error(w, "the log level is set from the pod itself only: kubectl port-forward", http.StatusForbidden)
 			return
 		}
@@ -80,5 +83,9 @@ func levelOf(name string) (zerolog.Level, bool) {
 const levelNames = "trace, debug, info, warn, error"
 
 var levels = map[string]zerolog.Level{
-	"trace": zerolog.TraceLevel, "debug": zerolog.DebugLevel, "info": zerolog.InfoLevel, "warn": zerolog.WarnLevel, "error": zerolog.ErrorLevel,
+	"trace": zerolog.TraceLevel,
+	"debug": zerolog.DebugLevel,
+	"info":  zerolog.InfoLevel,
+	"warn":  zerolog.WarnLevel,
+	"error": zerolog.ErrorLevel,
 }

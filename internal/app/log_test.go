@@ -17,7 +17,10 @@ func TestNewLogger(t *testing.T) {
 		lines         int
 	}{{"info", "json", 2}, {"warn", "json", 1}, {"debug", "json", 3}, {"info", "console", 2}} {
 		var out bytes.Buffer
-		log := app.NewLogger(app.Config{Service: app.Service{Instance: "pod-a", LogLevel: row.level, LogFormat: row.format}}, &out)
+		log := app.NewLogger(
+			app.Config{Service: app.Service{Instance: "pod-a", LogLevel: row.level, LogFormat: row.format}},
+			&out,
+		)
 		log.Debug().Msg("one")
 		log.Info().Msg("two")
 		log.Warn().Msg("three")
@@ -26,7 +29,10 @@ func TestNewLogger(t *testing.T) {
 			t.Errorf("%s %s: %d lines, want %d:\n%s", row.level, row.format, len(lines), row.lines, &out)
 		}
 		for _, line := range lines {
-			if isJSON := json.Valid([]byte(line)); isJSON != (row.format == "json") || !strings.Contains(line, "pod-a") {
+			if isJSON := json.Valid(
+				[]byte(line),
+			); isJSON != (row.format == "json") ||
+				!strings.Contains(line, "pod-a") {
 				t.Errorf("%s %s: %s", row.level, row.format, line)
 			}
 		}

@@ -17,7 +17,7 @@ import (
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
 
-// metrics are what /metrics shows; docs/operate/metrics.md lists them. Labels are bounded: no VM is named.
+// metrics are what /metrics shows; docs/operate/metrics.md lists them. No label names a VM: their number is bounded.
 type metrics struct {
 	registry *prometheus.Registry
 
@@ -41,64 +41,116 @@ func newMetrics(version, commit string) *metrics {
 		register(v)
 		return v
 	}
-	// Native histograms, and classic buckets for who does not scrape those.
+	// Native histograms, with classic buckets for a Prometheus that does not scrape those.
 	times := func(name, help string, buckets []float64, labels ...string) *prometheus.HistogramVec {
-		v := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, NativeHistogramBucketFactor: 1.1, NativeHistogramMaxBucketNumber: 100,
-			NativeHistogramMinResetDuration: time.Hour, Buckets: buckets}, labels)
+		v := prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: name, Help: help, Buckets: buckets,
+			NativeHistogramBucketFactor:     1.1,
+			NativeHistogramMaxBucketNumber:  100,
+			NativeHistogramMinResetDuration: time.Hour,
+		}, labels)
 		register(v)
 		return v
 	}
 	short := prometheus.DefBuckets                                                     // 5 ms to 10 s
 	long := []float64{.1, .5, 1, 5, 10, 30, 60, 120, 300, 600, 1200, 2400, 3600, 7200} // seconds
 
-	m.requestsInFlight = gauge("guestflow_requests_in_hand", "Requests that this process holds: at work, or waiting for their VM's earlier one.", "vcenter")
-	m.requestsQueued = gauge("guestflow_requests_behind", "Requests that this process holds and that wait for their VM's earlier one.", "vcenter")
-	m.runsInStep = gauge("guestflow_runs_in_flight", "Runs at work in this process, by the step that they stand in.", "vcenter", "step")
-	m.runsBlocked = gauge("guestflow_runs_waiting", "Runs of this process that go on but cannot move, by reason.", "vcenter", "reason")
+	m.requestsInFlight = gauge("guestflow_requests_in_hand",
+		"Requests that this process holds: at work, or waiting for their VM's earlier one.",
+		"vcenter")
+	m.requestsQueued = gauge("guestflow_requests_behind",
+		"Requests that this process holds and that wait for their VM's earlier one.",
+		"vcenter")
+	m.runsInStep = gauge("guestflow_runs_in_flight",
+		"Runs at work in this process, by the step that they stand in.",
+		"vcenter", "step")
+	m.runsBlocked = gauge("guestflow_runs_waiting",
+		"Runs of this process that go on but cannot move, by reason.",
+		"vcenter", "reason")
 	m.runsStarted = counter("guestflow_runs_started_total", "Runs that began.", "vcenter")
-	m.runsFinished = counter("guestflow_runs_finished_total", "Runs that ended, by outcome and error code.", "vcenter", "outcome", "code")
-	m.messagesRefused = counter("guestflow_requests_refused_total", "Messages that were refused, by error code: requests and cancels.", "vcenter", "code")
-	m.deadLettersLost = counter("guestflow_deadletters_lost_total", "Messages that were refused and could not be kept as dead letters.", "vcenter")
-	m.deliveriesFailed = counter("guestflow_deliveries_failed_total", "Messages that were left alone or given back for a while: they are delivered again.", "vcenter")
-	m.eventsStored = counter("guestflow_events_stored_total", "Events that this process stored, by kind.", "vcenter", "kind")
-	m.appendsFenced = counter("guestflow_events_refused_total", "Appends that were refused because another owner goes on with the run.", "vcenter")
+	m.runsFinished = counter("guestflow_runs_finished_total",
+		"Runs that ended, by outcome and error code.",
+		"vcenter", "outcome", "code")
+	m.messagesRefused = counter("guestflow_requests_refused_total",
+		"Messages that were refused, by error code: requests and cancels.",
+		"vcenter", "code")
+	m.deadLettersLost = counter("guestflow_deadletters_lost_total",
+		"Messages that were refused and could not be kept as dead letters.",
+		"vcenter")
+	m.deliveriesFailed = counter("guestflow_deliveries_failed_total",
+		"Messages that were left alone or given back for a while: they are delivered again.",
+		"vcenter")
+	m.eventsStored = counter("guestflow_events_stored_total",
+		"Events that this process stored, by kind.",
+		"vcenter", "kind")
+	m.appendsFenced = counter("guestflow_events_refused_total",
+		"Appends that were refused because another owner goes on with the run.",
+		"vcenter")
 	m.takeovers = counter("guestflow_takeovers_total", "Runs taken over from another owner.", "vcenter")
-	m.effectsFound = counter("guestflow_calls_adopted_total", "Effects that were found of calls without an answer, and taken for the run's own.", "vcenter", "act")
-	m.effectsUncertain = counter("guestflow_calls_uncertain_total", "Calls of which nobody can tell whether they took effect.", "vcenter", "act")
-	m.calls = counter("guestflow_vcenter_calls_total", "Calls to vCenter, by endpoint and result.", "vcenter", "endpoint", "result")
+	m.effectsFound = counter("guestflow_calls_adopted_total",
+		"Effects that were found of calls without an answer, and taken for the run's own.",
+		"vcenter", "act")
+	m.effectsUncertain = counter("guestflow_calls_uncertain_total",
+		"Calls of which nobody can tell whether they took effect.",
+		"vcenter", "act")
+	m.calls = counter("guestflow_vcenter_calls_total",
+		"Calls to vCenter, by endpoint and result.",
+		"vcenter", "endpoint", "result")
 	m.logins = counter("guestflow_vcenter_logins_total", "Logins at vCenter, by result.", "vcenter", "result")
-	m.queueTime = times("guestflow_queue_seconds", "From a request's place in the stream to the begin of its run.", long, "vcenter")
+	m.queueTime = times("guestflow_queue_seconds",
+		"From a request's place in the stream to the begin of its run.",
+		long, "vcenter")
 	m.runTime = times("guestflow_run_seconds", "From run.accepted to the run's last event.", long, "vcenter", "outcome")
-	m.stepTime = times("guestflow_step_seconds", "Duration of the steps, by outcome.", long, "vcenter", "step", "outcome")
-	m.finalEventLag = times("guestflow_end_to_event_seconds", "From the end of a Task or of a guest process to its stored event.", short, "vcenter", "step")
-	m.storeTime = times("guestflow_event_store_seconds", "From the first try to store an event until it was stored.", short, "vcenter")
-	m.callTime = times("guestflow_vcenter_call_seconds", "Duration of the calls to vCenter.", short, "vcenter", "endpoint")
-	gauge("guestflow_build_info", "1; which guestflow this is.", "version", "commit").WithLabelValues(version, commit).Set(1)
-	register(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), collectors.NewBuildInfoCollector())
+	m.stepTime = times("guestflow_step_seconds",
+		"Duration of the steps, by outcome.",
+		long, "vcenter", "step", "outcome")
+	m.finalEventLag = times("guestflow_end_to_event_seconds",
+		"From the end of a Task or of a guest process to its stored event.",
+		short, "vcenter", "step")
+	m.storeTime = times("guestflow_event_store_seconds",
+		"From the first try to store an event until it was stored.",
+		short, "vcenter")
+	m.callTime = times("guestflow_vcenter_call_seconds",
+		"Duration of the calls to vCenter.",
+		short, "vcenter", "endpoint")
+	build := gauge("guestflow_build_info", "1; which guestflow this is.", "version", "commit")
+	build.WithLabelValues(version, commit).Set(1)
+	register(
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		collectors.NewBuildInfoCollector())
 	return m
 }
 
-// scrapesAtOnce bounds them: each asks NATS for the state of the streams.
+// scrapesAtOnce bounds the scrapes under way: each asks NATS for the state of the streams.
 const scrapesAtOnce = 4
 
 func (m *metrics) handler() http.Handler {
-	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{EnableOpenMetrics: true, MaxRequestsInFlight: scrapesAtOnce})
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
+		EnableOpenMetrics:   true,
+		MaxRequestsInFlight: scrapesAtOnce,
+	})
 }
 
-// registerVCenter shows whether a vCenter answers, and how old its long poll's last answer is.
+// registerVCenter registers the gauges of one vCenter's client.
 func (m *metrics) registerVCenter(vcenter string, client *vcapi.Client) {
-	labels := prometheus.Labels{"vcenter": vcenter}
-	m.registry.MustRegister(
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "guestflow_vcenter_up", ConstLabels: labels,
-			Help: "1 where the vCenter answered the last call, else 0."}, func() float64 { return number(client.Up()) }),
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "guestflow_vcenter_poll_age_seconds", ConstLabels: labels,
-			Help: "Since the long poll of this vCenter was last answered."}, func() float64 { return client.PollAge().Seconds() }))
+	gauge := func(name, help string, value func() float64) {
+		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: name, Help: help, ConstLabels: prometheus.Labels{"vcenter": vcenter},
+		}, value))
+	}
+	gauge("guestflow_vcenter_up", "1 where the vCenter answered the last call, else 0.",
+		func() float64 { return number(client.Up()) })
+	gauge("guestflow_vcenter_poll_age_seconds", "Since the long poll of this vCenter was last answered.",
+		func() float64 { return client.PollAge().Seconds() })
 }
 
-// registerNATS shows whether the connection to NATS is up, and what is wrong there.
+// registerNATS registers the state of the connection to NATS.
 func (m *metrics) registerNATS(conn *stream.Conn) {
-	m.registry.MustRegister(troubleCollector{conn}, prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "guestflow_nats_connected", Help: "1 while NATS is connected, else 0."},
-		func() float64 { return number(conn.Connected()) }))
+	connected := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "guestflow_nats_connected", Help: "1 while NATS is connected, else 0.",
+	}, func() float64 { return number(conn.Connected()) })
+	m.registry.MustRegister(troubleCollector{conn}, connected)
 }
 
 func number(yes bool) float64 {
@@ -108,10 +160,12 @@ func number(yes bool) float64 {
 	return 0
 }
 
-// streamHooks counts what happens to messages.
+// streamHooks count what happens to messages.
 func (m *metrics) streamHooks() stream.Hooks {
 	return stream.Hooks{
-		Refused: func(vcenter string, code events.Code) { m.messagesRefused.WithLabelValues(vcenter, string(code)).Inc() },
+		Refused: func(vcenter string, code events.Code) {
+			m.messagesRefused.WithLabelValues(vcenter, string(code)).Inc()
+		},
 		NotKept: func(vcenter string) { m.deadLettersLost.WithLabelValues(vcenter).Inc() },
 		Failed:  func(vcenter string) { m.deliveriesFailed.WithLabelValues(vcenter).Inc() },
 	}
@@ -133,7 +187,7 @@ func (m *metrics) onLogin(vcenter string, log zerolog.Logger) func(error) {
 	}
 }
 
-// onReachable puts a line into the log when a vCenter goes away, and one when it is back.
+// onReachable logs when a vCenter stops answering, and when it answers again.
 func onReachable(vcenter string, log zerolog.Logger) func(error) {
 	return func(why error) {
 		if why != nil {
@@ -157,11 +211,14 @@ type meter struct {
 	vcenter string
 }
 
-// forVCenter makes the meter of a vCenter. Counters that stand at zero are shown: an increase from nothing is none to Prometheus.
+// forVCenter makes the meter of a vCenter, and its time series with the value 0: Prometheus does not see the increase
+// of a counter that begins with 1.
 func (m *metrics) forVCenter(vcenter string) meter {
 	m.requestsInFlight.WithLabelValues(vcenter)
 	m.requestsQueued.WithLabelValues(vcenter)
-	for _, c := range []*prometheus.CounterVec{m.runsStarted, m.appendsFenced, m.takeovers, m.deadLettersLost, m.deliveriesFailed} {
+	for _, c := range []*prometheus.CounterVec{
+		m.runsStarted, m.appendsFenced, m.takeovers, m.deadLettersLost, m.deliveriesFailed,
+	} {
 		c.WithLabelValues(vcenter)
 	}
 	for _, act := range handler.Effects() {
@@ -179,8 +236,10 @@ func (m *metrics) forVCenter(vcenter string) meter {
 	for _, result := range []string{"ok", "error"} {
 		m.logins.WithLabelValues(vcenter, result)
 	}
-	for _, why := range []events.Waiting{events.WaitingResourceBusy, events.WaitingTools, events.WaitingGuestLogin, events.WaitingVCenterUnavailable,
-		events.WaitingCallsInFlight} {
+	for _, why := range []events.Waiting{
+		events.WaitingResourceBusy, events.WaitingTools, events.WaitingGuestLogin,
+		events.WaitingVCenterUnavailable, events.WaitingCallsInFlight,
+	} {
 		m.runsBlocked.WithLabelValues(vcenter, string(why))
 	}
 	return meter{metrics: m, vcenter: vcenter}
@@ -189,7 +248,9 @@ func (m *metrics) forVCenter(vcenter string) meter {
 // InFlight counts a request until the returned function is called.
 func (m meter) InFlight() func() { return during(m.requestsInFlight.WithLabelValues(m.vcenter)) }
 
-// Queued implements handler.Meter, as all that follow.
+// The methods from here on implement handler.Meter.
+
+// Queued counts a request that waits for an earlier one.
 func (m meter) Queued() func() { return during(m.requestsQueued.WithLabelValues(m.vcenter)) }
 
 // InStep counts a run in a step.
@@ -197,7 +258,7 @@ func (m meter) InStep(step string) func() {
 	return during(m.runsInStep.WithLabelValues(m.vcenter, step))
 }
 
-// Blocked counts a run that cannot move.
+// Blocked counts a run that has to wait.
 func (m meter) Blocked(why events.Waiting) func() {
 	return during(m.runsBlocked.WithLabelValues(m.vcenter, string(why)))
 }
@@ -213,7 +274,7 @@ func (m meter) RunStarted(ctx context.Context, queued time.Duration) {
 	observe(ctx, m.queueTime.WithLabelValues(m.vcenter), queued)
 }
 
-// EventStored counts an event, and what it tells.
+// EventStored counts an event, and the takeover or the end of a run that it reports.
 func (m meter) EventStored(ctx context.Context, k events.Kind, run *events.Run, took time.Duration) {
 	m.eventsStored.WithLabelValues(m.vcenter, string(k)).Inc()
 	observe(ctx, m.storeTime.WithLabelValues(m.vcenter), took)
@@ -232,7 +293,7 @@ func (m meter) EventStored(ctx context.Context, k events.Kind, run *events.Run, 
 	}
 }
 
-// Fenced counts an append that was refused.
+// Fenced counts an append that was refused because another owner goes on with the run.
 func (m meter) Fenced() { m.appendsFenced.WithLabelValues(m.vcenter).Inc() }
 
 // StepEnded measures a step.
@@ -240,20 +301,22 @@ func (m meter) StepEnded(ctx context.Context, step string, outcome events.State,
 	observe(ctx, m.stepTime.WithLabelValues(m.vcenter, step, string(outcome)), took)
 }
 
-// FinalEventLag measures how late an end was told.
-func (m meter) FinalEventLag(ctx context.Context, step string, late time.Duration) {
-	observe(ctx, m.finalEventLag.WithLabelValues(m.vcenter, step), late)
+// FinalEventLag measures the time from the end of what a step waited for to the event that says so.
+func (m meter) FinalEventLag(ctx context.Context, step string, lag time.Duration) {
+	observe(ctx, m.finalEventLag.WithLabelValues(m.vcenter, step), lag)
 }
 
-// EffectFound counts an effect that was found.
-func (m meter) EffectFound(act string) { m.effectsFound.WithLabelValues(m.vcenter, act).Inc() }
+// EffectFound counts a call without a response whose effect was found.
+func (m meter) EffectFound(effect string) { m.effectsFound.WithLabelValues(m.vcenter, effect).Inc() }
 
-// EffectUncertain counts a call that a person must look after.
-func (m meter) EffectUncertain(act string) { m.effectsUncertain.WithLabelValues(m.vcenter, act).Inc() }
+// EffectUncertain counts a call of which it cannot be found out whether it took effect.
+func (m meter) EffectUncertain(effect string) {
+	m.effectsUncertain.WithLabelValues(m.vcenter, effect).Inc()
+}
 
-// observe adds a duration, with the trace that it is of as its exemplar.
+// observe adds a duration, with its trace as the exemplar.
 func observe(ctx context.Context, h prometheus.Observer, took time.Duration) {
-	took = max(0, took) // its begin may be by another clock
+	took = max(0, took) // negative if the clock of another replica, which took the start, is ahead
 	if with, ok := h.(prometheus.ExemplarObserver); ok {
 		if e := exemplar(ctx); e != nil {
 			with.ObserveWithExemplar(took.Seconds(), e)
@@ -273,7 +336,7 @@ func count(ctx context.Context, c prometheus.Counter) {
 	c.Inc()
 }
 
-// exemplar names the trace, where that is reported.
+// exemplar names the trace, if it is reported.
 func exemplar(ctx context.Context) prometheus.Labels {
 	if s := trace.SpanContextFromContext(ctx); s.IsSampled() && trace.SpanFromContext(ctx).IsRecording() {
 		return prometheus.Labels{"trace_id": s.TraceID().String()}

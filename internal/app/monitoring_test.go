@@ -30,7 +30,11 @@ type family struct {
 // documented are the rows of the page's table.
 func documented(t *testing.T) map[string]family {
 	t.Helper()
-	row, label := regexp.MustCompile("(?m)^\\| `(guestflow_[a-z_]+)` \\| ([a-z]+) \\|([^|]*)\\|"), regexp.MustCompile("`([a-z]+)`")
+	row, label := regexp.MustCompile(
+		"(?m)^\\| `(guestflow_[a-z_]+)` \\| ([a-z]+) \\|([^|]*)\\|",
+	), regexp.MustCompile(
+		"`([a-z]+)`",
+	)
 	all := map[string]family{}
 	for _, r := range row.FindAllStringSubmatch(page(t, metricsPage), -1) {
 		f := family{typ: r[2], labels: []string{}}
@@ -90,8 +94,9 @@ func families(scraped string) map[string]family {
 	return all
 }
 
-// What the page lists is what /metrics shows once the service has done everything that is counted, with its type and labels, and the reverse; alerts and
-// dashboards ask for nothing else. (That they ask for the labels of the page deploy/helm/tests/monitoring tests.)
+// What the page lists is what /metrics shows once the service has done everything that is counted, with its type and
+// labels, and the reverse; alerts and dashboards ask for nothing else. (That they ask for the labels of the page
+// deploy/helm/tests/monitoring tests.)
 func TestMetricsAreThoseOfThePageTheAlertsAndTheDashboards(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
@@ -113,7 +118,15 @@ func TestMetricsAreThoseOfThePageTheAlertsAndTheDashboards(t *testing.T) {
 		case !ok:
 			t.Errorf("%s has no row for %s", metricsPage, name)
 		case is.typ != shown[name].typ || !slices.Equal(is.labels, shown[name].labels):
-			t.Errorf("%s says that %s is a %s with %v, it is a %s with %v", metricsPage, name, is.typ, is.labels, shown[name].typ, shown[name].labels)
+			t.Errorf(
+				"%s says that %s is a %s with %v, it is a %s with %v",
+				metricsPage,
+				name,
+				is.typ,
+				is.labels,
+				shown[name].typ,
+				shown[name].labels,
+			)
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(listed)) {
@@ -126,7 +139,11 @@ func TestMetricsAreThoseOfThePageTheAlertsAndTheDashboards(t *testing.T) {
 	if err != nil || len(files) < 3 {
 		t.Fatalf("dashboards: %v, %v", files, err)
 	}
-	metric, part := regexp.MustCompile(`\b(?:guestflow|process|go)_[a-z_]+\b`), regexp.MustCompile(`_(bucket|count|sum)$`)
+	metric, part := regexp.MustCompile(
+		`\b(?:guestflow|process|go)_[a-z_]+\b`,
+	), regexp.MustCompile(
+		`_(bucket|count|sum)$`,
+	)
 	for _, file := range append(files, filepath.Join(root, "deploy/helm/files/alerts.yaml")) {
 		rel, err := filepath.Rel(root, file)
 		if err != nil {
@@ -147,7 +164,8 @@ func TestMetricsAreThoseOfThePageTheAlertsAndTheDashboards(t *testing.T) {
 	}
 }
 
-// beginsAtZero looks for the counters of which alerts take the first increase: for Prometheus, an increase from nothing is none.
+// beginsAtZero looks for the counters of which alerts take the first increase: for Prometheus, an increase from nothing
+// is none.
 func beginsAtZero(t *testing.T, scraped string) {
 	t.Helper()
 	for _, series := range []string{
@@ -179,13 +197,19 @@ func everything(ctx context.Context, t *testing.T, box *sandbox.Sandbox) {
 	}
 	good, refused := box.VMs()[0], box.VMs()[1]
 	heard := make(chan *nats.Msg, 64)
-	for _, subject := range []string{"guestflow.events.*." + good.ID + ".run.succeeded", "guestflow.rejections.*." + refused.ID} {
+	for _, subject := range []string{
+		"guestflow.events.*." + good.ID + ".run.succeeded", "guestflow.rejections.*." + refused.ID,
+	} {
 		if _, err := nc.ChanSubscribe(subject, heard); err != nil {
 			t.Fatal(err)
 		}
 	}
 	event, err := json.Marshal(map[string]any{
-		"specversion": "1.0", "type": "io.guestflow.customization.requested.v1", "source": "/metrics", "id": "1", "data": good.Request,
+		"specversion": "1.0",
+		"type":        "io.guestflow.customization.requested.v1",
+		"source":      "/metrics",
+		"id":          "1",
+		"data":        good.Request,
 	})
 	if err != nil {
 		t.Fatal(err)

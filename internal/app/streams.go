@@ -12,97 +12,125 @@ import (
 	"github.com/guestflow/guestflow/internal/events/stream"
 )
 
-// streamCollector shows what stands in the streams. It is asked at each scrape; what does not answer is not shown. Every replica shows the same.
+// streamCollector shows the state of the streams, which it asks for at each scrape. If NATS does not answer, the metric
+// is left out. Every replica shows the same.
 type streamCollector struct {
 	conn     *stream.Conn
 	vcenters []string
 	log      zerolog.Logger
 }
 
-// scrapeTimeout bounds the questions of one scrape: below Prometheus's usual time-out of 10 s.
+// scrapeTimeout bounds the requests to NATS of one scrape. It is shorter than Prometheus's usual time-out of 10 s.
 const scrapeTimeout = 2 * time.Second
 
 var (
-	queueRequests    = prometheus.NewDesc("guestflow_queue_requests", "Requests that are not finished: pending, not taken by any replica, or taken.", []string{"vcenter", "state"}, nil)
-	queueCancels     = prometheus.NewDesc("guestflow_queue_cancels", "Cancels whose run has not ended: pending, not taken by any replica, or taken.", []string{"vcenter", "state"}, nil)
-	messagesInFlight = prometheus.NewDesc("guestflow_messages_in_hand", "Messages that this process holds: requests, cancels.", []string{"vcenter", "kind"}, nil)
-	oneSource        = prometheus.NewDesc("guestflow_requests_in_hand_of_one_source", "Of the requests that this process holds, those from the source that has most of them.", []string{"vcenter"}, nil)
-	trouble          = prometheus.NewDesc("guestflow_nats_trouble", "1 where something on the side of NATS keeps requests or runs from going on, or will: by what it is about.", []string{"vcenter", "reason"}, nil)
-	queueOldest      = prometheus.NewDesc("guestflow_queue_oldest_seconds", "Age of the oldest unfinished request or cancel; 0 where there is none.", []string{"vcenter"}, nil)
-	streamMessages   = prometheus.NewDesc("guestflow_stream_messages", "Messages in a stream.", []string{"stream"}, nil)
-	streamBytes      = prometheus.NewDesc("guestflow_stream_bytes", "Bytes in a stream.", []string{"stream"}, nil)
-	streamMaxBytes   = prometheus.NewDesc("guestflow_stream_max_bytes", "Bytes that a stream may hold; 0: no limit of its own.", []string{"stream"}, nil)
+	queueRequests = desc("guestflow_queue_requests",
+		"Requests that are not finished: pending, not taken by any replica, or taken.", "vcenter", "state")
+	queueCancels = desc("guestflow_queue_cancels",
+		"Cancels whose run has not ended: pending, not taken by any replica, or taken.", "vcenter", "state")
+	queueOldest = desc("guestflow_queue_oldest_seconds",
+		"Age of the oldest unfinished request or cancel; 0 where there is none.", "vcenter")
+	messagesInFlight = desc("guestflow_messages_in_hand",
+		"Messages that this process holds: requests, cancels.", "vcenter", "kind")
+	oneSource = desc("guestflow_requests_in_hand_of_one_source",
+		"Of the requests that this process holds, those from the source that has most of them.", "vcenter")
+	streamMessages = desc("guestflow_stream_messages", "Messages in a stream.", "stream")
+	streamBytes    = desc("guestflow_stream_bytes", "Bytes in a stream.", "stream")
+	streamMaxBytes = desc("guestflow_stream_max_bytes",
+		"Bytes that a stream may hold; 0: no limit of its own.", "stream")
+	trouble = desc("guestflow_nats_trouble",
+		"1 where something on the side of NATS keeps requests or runs from going on, or will: by what it is about.",
+		"vcenter", "reason")
 )
 
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc(name, help, labels, nil)
+}
+
 // Describe implements prometheus.Collector.
-func (d *streamCollector) Describe(descs chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{queueRequests, queueCancels, messagesInFlight, oneSource, queueOldest, streamMessages, streamBytes, streamMaxBytes} {
-		descs <- desc
+func (c *streamCollector) Describe(descs chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{
+		queueRequests, queueCancels, queueOldest, messagesInFlight, oneSource,
+		streamMessages, streamBytes, streamMaxBytes,
+	} {
+		descs <- d
 	}
 }
 
-// Collect implements prometheus.Collector. Each question is asked beside the others: one stream without a leader hides no other.
-func (d *streamCollector) Collect(out chan<- prometheus.Metric) {
+// gauge emits one value.
+type gauge func(desc *prometheus.Desc, v float64, labels ...string)
+
+// Collect implements prometheus.Collector. It asks for everything at once, so that one stream without a leader does not
+// hide the others.
+func (c *streamCollector) Collect(out chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
 	defer cancel()
-	gauge := func(desc *prometheus.Desc, v float64, labels ...string) {
+	emit := func(desc *prometheus.Desc, v float64, labels ...string) {
 		out <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, v, labels...)
 	}
-	var asked sync.WaitGroup
-	fullness := func(name string, more func(stream.Usage)) {
-		asked.Go(func() {
-			s, err := d.conn.Usage(ctx, name)
-			if err != nil {
-				d.log.Debug().Err(err).Msg("not in the metrics")
+
+	var calls sync.WaitGroup
+	calls.Go(func() { c.collectStream(ctx, emit, events.EventsStream) })
+	calls.Go(func() { c.collectStream(ctx, emit, events.DeadlettersStream) })
+	for _, v := range c.vcenters {
+		calls.Go(func() {
+			usage, ok := c.collectStream(ctx, emit, events.RequestsStream(v))
+			if !ok {
 				return
 			}
-			gauge(streamMessages, float64(s.Messages), name)
-			gauge(streamBytes, float64(s.Bytes), name)
-			gauge(streamMaxBytes, float64(s.MaxBytes), name)
-			more(s)
-		})
-	}
-	nothingMore := func(stream.Usage) {}
-	fullness(events.EventsStream, nothingMore)
-	fullness(events.DeadlettersStream, nothingMore)
-	for _, v := range d.vcenters {
-		fullness(events.RequestsStream(v), func(s stream.Usage) {
 			age := 0.0
-			if !s.Oldest.IsZero() {
-				age = max(0, time.Since(s.Oldest).Seconds())
+			if !usage.Oldest.IsZero() {
+				age = max(0, time.Since(usage.Oldest).Seconds())
 			}
-			gauge(queueOldest, age, v)
+			emit(queueOldest, age, v)
 		})
-		for durable, desc := range map[string]*prometheus.Desc{events.RequestsConsumer(v): queueRequests, events.CancelsConsumer(v): queueCancels} {
-			asked.Go(func() {
-				b, err := d.conn.Backlog(ctx, v, durable)
-				if err != nil {
-					d.log.Debug().Err(err).Msg("not in the metrics")
-					return
-				}
-				gauge(desc, float64(b.Pending), v, "pending")
-				gauge(desc, float64(b.Taken), v, "taken")
-			})
-		}
+		calls.Go(func() { c.collectBacklog(ctx, emit, queueRequests, v, events.RequestsConsumer(v)) })
+		calls.Go(func() { c.collectBacklog(ctx, emit, queueCancels, v, events.CancelsConsumer(v)) })
 	}
-	d.collectInFlight(gauge)
-	asked.Wait()
+	c.collectInFlight(emit)
+	calls.Wait()
 }
 
-// collectInFlight shows what this process holds.
-func (d *streamCollector) collectInFlight(gauge func(desc *prometheus.Desc, v float64, labels ...string)) {
-	for _, h := range d.conn.InFlight() {
+// collectStream shows how full a stream is; ok is false if NATS does not say.
+func (c *streamCollector) collectStream(ctx context.Context, emit gauge, name string) (usage stream.Usage, ok bool) {
+	usage, err := c.conn.Usage(ctx, name)
+	if err != nil {
+		c.log.Debug().Err(err).Msg("not in the metrics")
+		return usage, false
+	}
+	emit(streamMessages, float64(usage.Messages), name)
+	emit(streamBytes, float64(usage.Bytes), name)
+	emit(streamMaxBytes, float64(usage.MaxBytes), name)
+	return usage, true
+}
+
+// collectBacklog shows how many messages of a consumer are not finished.
+func (c *streamCollector) collectBacklog(
+	ctx context.Context, emit gauge, desc *prometheus.Desc, vcenter, durable string,
+) {
+	backlog, err := c.conn.Backlog(ctx, vcenter, durable)
+	if err != nil {
+		c.log.Debug().Err(err).Msg("not in the metrics")
+		return
+	}
+	emit(desc, float64(backlog.Pending), vcenter, "pending")
+	emit(desc, float64(backlog.Taken), vcenter, "taken")
+}
+
+// collectInFlight shows what this process works on.
+func (c *streamCollector) collectInFlight(emit gauge) {
+	for _, f := range c.conn.InFlight() {
 		kind := "requests"
-		if h.Durable == events.CancelsConsumer(h.VCenter) {
+		if f.Durable == events.CancelsConsumer(f.VCenter) {
 			kind = "cancels"
 		} else {
-			gauge(oneSource, float64(h.OneSource), h.VCenter)
+			emit(oneSource, float64(f.OneSource), f.VCenter)
 		}
-		gauge(messagesInFlight, float64(h.Messages), h.VCenter, kind)
+		emit(messagesInFlight, float64(f.Messages), f.VCenter, kind)
 	}
 }
 
-// troubleCollector shows what this process knows to be wrong with NATS, from its start on.
+// troubleCollector shows what this process knows to be wrong with NATS, already while it starts.
 type troubleCollector struct{ conn *stream.Conn }
 
 // Describe implements prometheus.Collector.
