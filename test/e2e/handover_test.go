@@ -27,7 +27,11 @@ func (s spans) String() string {
 // SIGTERM, which gives the run back, and by SIGKILL, which leaves it to the ack wait.
 func TestHandOverAndTakeoverTimes(t *testing.T) {
 	t.Parallel()
-	const lanes, perLane = 4, 3
+	const lanes = 4
+	perLane := 1
+	if *everyPoint {
+		perLane = 3
+	}
 	for _, how := range []string{"SIGTERM", "SIGKILL"} {
 		url := startNATS(t)
 		var mu sync.Mutex

@@ -23,7 +23,9 @@ func TestNATSAway(t *testing.T) {
 	server := natstest.StartServer(t)
 	s := newHarness(t, server.URL(), vcsim.Options{})
 	for _, vm := range s.vc.VMs() {
-		s.vc.VM(vm).Configure(func(g *vcsim.Guest) { g.CustomizeTime, g.NetworkTime = time.Second, 100*time.Millisecond })
+		s.vc.VM(vm).Configure(func(g *vcsim.Guest) {
+			g.CustomizeTime, g.NetworkTime = time.Second, 100*time.Millisecond
+		})
 	}
 	r := s.replicate(1)
 	for _, vm := range s.vc.VMs() {
