@@ -269,6 +269,8 @@ var changing = []struct {
 	{regexp.MustCompile(`"n":\d+`), `"n":0`},
 	{regexp.MustCompile(`\b[a-z2-7]{26}\b`), `RUN`}, // it is made of the VM's ID too
 	{regexp.MustCompile(`("id":"RUN|"id":"rejected)\.\d+`), `$1.0`},
+	// whether a process that was told to stop is read once more before its run's end
+	{regexp.MustCompile(`("command":"(?:[^"\\]|\\.)*","startedAt":"TIME"),"finishedAt":"TIME"`), `$1`},
 	{regexp.MustCompile(`,"guest":\{"status":"RUNNING","startTime":"TIME"\}`), ``}, // the guest's status and the Task's progress come side by side
 }
 

@@ -46,7 +46,7 @@ var held = map[string]struct {
 	"refusal":     {"is what the service says when it does not start", refusal},
 	"secrets":     {"is a folder", secretsFolder},
 	"log":         {"is a line out of many", logLine},
-	"words":       {"takes an outage of minutes, or a damage; in=FILE says it", words},
+	"words":       {"takes an outage of minutes, or a damage; in=FOLDER says it", words},
 	"request":     {"is sent by whoever reads it", request},
 	"picture":     {"is looked at; its names are those of the code", picture},
 	"mermaid":     {"is looked at; its lines are flowchart's", mermaid},
@@ -458,29 +458,30 @@ func logLine(t *testing.T, where string, b block) {
 	}
 }
 
-// words holds what a file of the code says: one of its texts of some length is in the block.
+// words holds what the code of a folder says: one of its texts of some length is in the block.
 func words(t *testing.T, where string, b block) {
 	t.Helper()
-	file, err := parser.ParseFile(token.NewFileSet(), filepath.Join("..", b.args["in"]), nil, 0)
-	if err != nil {
-		t.Errorf("%s: %v", where, err)
-		return
-	}
 	shown, found := strings.Join(strings.Fields(b.text), " "), false
-	ast.Inspect(file, func(n ast.Node) bool {
-		if lit, ok := n.(*ast.BasicLit); ok && lit.Kind == token.STRING {
-			text, err := strconv.Unquote(lit.Value)
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, part := range regexp.MustCompile(`%\w`).Split(text, -1) {
-				found = found || len(part) >= 25 && strings.Contains(shown, strings.TrimSpace(part))
-			}
+	for _, name := range glob(t, filepath.Join("..", b.args["in"], "*.go")) {
+		file, err := parser.ParseFile(token.NewFileSet(), name, nil, 0)
+		if err != nil {
+			t.Fatal(err)
 		}
-		return true
-	})
+		ast.Inspect(file, func(n ast.Node) bool {
+			if lit, ok := n.(*ast.BasicLit); ok && lit.Kind == token.STRING {
+				text, err := strconv.Unquote(lit.Value)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, part := range regexp.MustCompile(`%\w`).Split(text, -1) {
+					found = found || len(part) >= 25 && strings.Contains(shown, strings.TrimSpace(part))
+				}
+			}
+			return true
+		})
+	}
 	if !found {
-		t.Errorf("%s: %s says nothing of this", where, b.args["in"])
+		t.Errorf("%s: the code in %s says nothing of this", where, b.args["in"])
 	}
 }
 
