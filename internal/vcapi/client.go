@@ -62,6 +62,7 @@ type Client struct {
 	poller          *poller
 	reachability    reachability
 	responseTimeout time.Duration // how long an effect waits for its response
+	maxBody         int           // bytes of one response
 }
 
 // New checks cfg and makes a Client. It dials nothing. Errors name the field that is wrong.
@@ -82,6 +83,7 @@ func New(cfg Config) (*Client, error) {
 		addr:            net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), "443")),
 		base:            "https://" + u.Host,
 		responseTimeout: time.Minute,
+		maxBody:         maxBody,
 		historySlots:    make(chan struct{}, maxHistoryReads),
 		guests:          newGuestLimiter(),
 	}

@@ -2,6 +2,7 @@ package vcapi
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -184,23 +185,29 @@ func TestGuestSilence(t *testing.T) {
 	f.handle("1", hang)
 	f.handle("InitiateFileTransferFromGuest", hang)
 
-	for name, call := range map[string]func() error{
-		"get":  func() error { _, err := c.Process(context.Background(), "vm-1", testAuth, 1); return err },
-		"list": func() error { _, err := c.Processes(context.Background(), "vm-1", testAuth); return err },
-		"create": func() error {
-			_, err := c.StartProcess(context.Background(), nil, "vm-1", testAuth, ProcessSpec{Path: "/x"})
+	ctx := context.Background()
+	var calls sync.WaitGroup
+	for name, call := range map[string]func(vm string) error{
+		"get":  func(vm string) error { _, err := c.Process(ctx, vm, testAuth, 1); return err },
+		"list": func(vm string) error { _, err := c.Processes(ctx, vm, testAuth); return err },
+		"create": func(vm string) error {
+			_, err := c.StartProcess(ctx, nil, vm, testAuth, ProcessSpec{Path: "/x"})
 			return err
 		},
-		"delete": func() error { return c.DeleteProcess(context.Background(), nil, "vm-1", testAuth, 1) },
-		"file":   func() error { _, err := c.GuestFile(context.Background(), "vm-1", testAuth, "/x", 1); return err },
+		"delete": func(vm string) error { return c.DeleteProcess(ctx, nil, vm, testAuth, 1) },
+		"file":   func(vm string) error { _, err := c.GuestFile(ctx, vm, testAuth, "/x", 1); return err },
 	} {
-		err := call()
-		if e := asError(t, err); !e.Guest || e.Class != Transient || e.Status != 0 {
-			t.Errorf("%s: guest %t, %v", name, e.Guest, err)
-		}
-		if !c.Up() {
-			t.Errorf("%s: down: %v", name, whyDown(c))
-		}
+		calls.Go(func() {
+			err := call("vm-of-" + name)
+			if e := (*Error)(nil); !errors.As(err, &e) || !e.Guest || e.Class != Transient || e.Status != 0 {
+				t.Errorf("%s: %v", name, err)
+			}
+		})
+	}
+
+	calls.Wait()
+	if !c.Up() {
+		t.Errorf("down: %v", whyDown(c))
 	}
 
 	f.srv.CloseClientConnections()

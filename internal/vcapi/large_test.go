@@ -138,6 +138,19 @@ func (i *inventory) read(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, 200, fmt.Sprintf(`{"objects":[%s]}`, strings.Join(objects, ",")))
 }
 
+// smallBody is the largest response that the clients of these tests read.
+const smallBody = 64 << 10
+
+func limitBody(c *Client) { c.maxBody, c.poller.maxBytes = smallBody, smallBody }
+
+// client is a client of i that reads small responses only.
+func (i *inventory) client(t *testing.T) *Client {
+	t.Helper()
+	c := i.pollServer.client(t)
+	limitBody(c)
+	return c
+}
+
 // nets is a guest.net of about the given size.
 func nets(size int) string {
 	const address = `{"_typeName":"NetIpConfigInfoIpAddress",` +
@@ -155,7 +168,7 @@ func TestLargePage(t *testing.T) {
 	i := newInventory(t)
 	i.objects["vm-42"] = map[string]string{"name": `"forty-two"`}
 	for n := range 30 {
-		i.objects[fmt.Sprintf("vm-%d", 100+n)] = map[string]string{"guest.hostName": long(maxBody / 8)}
+		i.objects[fmt.Sprintf("vm-%d", 100+n)] = map[string]string{"guest.hostName": long(smallBody / 8)}
 	}
 
 	c := i.client(t)
@@ -201,7 +214,7 @@ func TestLargePageUnasked(t *testing.T) {
 			fmt.Sprintf(
 				`{"kind":"enter","obj":{"type":"VirtualMachine","value":"vm-%d"},"changeSet":[%s]}`,
 				100+n,
-				change("guest.hostName", long(maxBody/4)),
+				change("guest.hostName", long(smallBody/4)),
 			),
 		)
 	}
@@ -215,7 +228,7 @@ func TestLargePageUnasked(t *testing.T) {
 		writeJSON(w, 200, page)
 	})
 
-	until(t, p.polling(t, nil), "vm-42", "", named42)
+	until(t, p.polling(t, limitBody), "vm-42", "", named42)
 }
 
 // TestLargeObject: one VM that is too large by itself takes the poll of the others not down: it is read apart, without
@@ -226,11 +239,11 @@ func TestLargeObject(t *testing.T) {
 		big  map[string]string
 		want func(WatchState) bool
 	}{
-		"one property": {map[string]string{"name": `"big"`, "guest.net": nets(maxBody + 1)}, func(s WatchState) bool {
+		"one property": {map[string]string{"name": `"big"`, "guest.net": nets(smallBody + 1)}, func(s WatchState) bool {
 			return !s.Down && s.VM.Name == "big" && slices.Equal(s.VM.Unread, []string{"guest.net"})
 		}},
 		"together only": {map[string]string{
-			"name": `"big"`, "guest.net": nets(maxBody / 2), "guest.hostName": long(maxBody / 2),
+			"name": `"big"`, "guest.net": nets(smallBody / 2), "guest.hostName": long(smallBody / 2),
 		},
 			func(s WatchState) bool {
 				return !s.Down && s.VM.Name == "big" && len(s.VM.NICs) == 1 && s.VM.Unread == nil
@@ -267,10 +280,10 @@ func TestLargeObject(t *testing.T) {
 		i.objects["vm-666"] = map[string]string{"name": `"big"`}
 		i.handle(
 			"RetrievePropertiesEx",
-			func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, 200, strings.Repeat("x", maxBody+1)) },
+			func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, 200, strings.Repeat("x", smallBody+1)) },
 		)
 
-		i.objects["vm-666"]["guest.net"] = nets(maxBody + 1)
+		i.objects["vm-666"]["guest.net"] = nets(smallBody + 1)
 		c := i.client(t)
 		run(t, c)
 		s := until(t, c, "vm-666", "", func(s WatchState) bool { return s.Down && errors.Is(s.Err, ErrTooLarge) })
@@ -292,11 +305,11 @@ func TestLargeTask(t *testing.T) {
 
 	i.objects["task-1"] = map[string]string{"info": `{"key":"task-1","state":"success","name":"A"}`}
 	i.objects["task-2"] = map[string]string{
-		"info":       `{"key":"task-2","state":"error","x":"` + strings.Repeat("x", maxBody) + `"}`,
+		"info":       `{"key":"task-2","state":"error","x":"` + strings.Repeat("x", smallBody) + `"}`,
 		"info.key":   `"task-2"`,
 		"info.state": `"error"`,
 		"info.name":  `"B"`,
-		"info.error": `"` + strings.Repeat("x", maxBody) + `"`,
+		"info.error": `"` + strings.Repeat("x", smallBody) + `"`,
 	}
 
 	i.reply("CreateCollectorForTasks", 500, `{"_typeName":"NoPermission"}`)

@@ -26,6 +26,8 @@ type poller struct {
 	// lingerTime is how long an object stays in the view after its last watch, so that the next step's watch costs no
 	// call.
 	lingerTime time.Duration
+	// firstPause is the pause after the first failure of the poll.
+	firstPause time.Duration
 
 	mu          sync.Mutex
 	objects     map[moRef]*watchedObject
@@ -81,8 +83,9 @@ func newPoller(c *Client) *poller {
 		c:           c,
 		showTimeout: 2 * time.Second,
 		lingerTime:  5 * time.Second,
+		firstPause:  backoffFirst,
 		pageSize:    maxPageSize,
-		maxBytes:    maxBody,
+		maxBytes:    c.maxBody,
 		objects:     make(map[moRef]*watchedObject),
 		lastAnswer:  time.Now(),
 		changed:     make(chan struct{}, 1),
@@ -92,7 +95,7 @@ func newPoller(c *Client) *poller {
 // Run keeps the long poll of this vCenter going until ctx ends, over lost connections, expired sessions and restarts of
 // vCenter. It returns the cause of ctx's end.
 func (c *Client) Run(ctx context.Context) error {
-	pause := backoff.New(backoffFirst, backoffMax)
+	pause := backoff.New(c.poller.firstPause, backoffMax)
 	failures, cautious := 0, false
 	for ctx.Err() == nil {
 		began := time.Now()
@@ -166,7 +169,7 @@ func (p *poller) useSession(s *session) {
 	}
 	p.session = s
 	p.missesAdded, p.allShownTook = false, 0
-	p.pageSize, p.maxBytes, p.oversized = maxPageSize, maxBody, nil
+	p.pageSize, p.maxBytes, p.oversized = maxPageSize, p.c.maxBody, nil
 }
 
 // answerLimits is how large one response may be, in objects and in bytes.

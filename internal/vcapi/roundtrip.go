@@ -31,7 +31,7 @@ type call struct {
 	secrets  secrets // that travel in it
 	noRetry  bool    // the transport must not repeat it on another connection
 	timeout  time.Duration
-	maxBytes int // the largest response body; 0 means maxBody
+	maxBytes int // the largest response body; 0 means Client.maxBody
 	// The VM, where vCenter passes the call on to a guest: how long that takes says nothing about vCenter.
 	guest    string
 	certHint string // how to make its server's certificate trusted, where that server is not vCenter
@@ -163,7 +163,7 @@ func (c *Client) observe(ctx context.Context, cl *call) func(error) {
 
 // readResponse reads a response to its end and distinguishes success from error.
 func (c *Client) readResponse(cl *call, httpResp *http.Response) (*response, error) {
-	limit := cmp.Or(cl.maxBytes, maxBody)
+	limit := cmp.Or(cl.maxBytes, c.maxBody)
 	body, err := io.ReadAll(io.LimitReader(httpResp.Body, int64(limit)+1))
 
 	switch status := httpResp.StatusCode; {

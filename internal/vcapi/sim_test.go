@@ -503,7 +503,7 @@ func TestSimulatedWaiting(t *testing.T) {
 		return vcsim.Proceed
 	})
 
-	for range 3 { // long polls
+	for range 2 { // long polls
 		<-polled
 	}
 
