@@ -12,18 +12,24 @@ import (
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
 
-const storedSpec = `{"_typeName":"CustomizationSpec","identity":{"_typeName":"CustomizationLinuxPrep","hostName":{"_typeName":"CustomizationFixedName","name":"web-1"}},` + anyNIC + `}`
+const storedSpec = `{"_typeName":"CustomizationSpec","identity":{"_typeName":"CustomizationLinuxPrep","hostName":` +
+	`{"_typeName":"CustomizationFixedName","name":"web-1"}},` + anyNIC + `}`
 
 // wrongSpecs are stored ones that vCenter does not take.
 var wrongSpecs = map[string]string{
-	"asks for the name": `{"identity":{"_typeName":"CustomizationLinuxPrep","domain":"d","hostName":{"_typeName":"CustomizationUnknownName"}},` + anyNIC + `}`,
-	"asks for the address": `{"identity":{"_typeName":"CustomizationLinuxPrep","domain":"d","hostName":{"_typeName":"CustomizationVirtualMachineName"}},` +
+	"asks for the name": `{"identity":{"_typeName":"CustomizationLinuxPrep","domain":"d","hostName":` +
+		`{"_typeName":"CustomizationUnknownName"}},` + anyNIC + `}`,
+	"asks for the address": `{"identity":{"_typeName":"CustomizationLinuxPrep","domain":"d","hostName":` +
+		`{"_typeName":"CustomizationVirtualMachineName"}},` +
 		`"nicSettingMap":[{"adapter":{"ip":{"_typeName":"CustomizationUnknownIpGenerator"}}}]}`,
-	"no adapters": `{"identity":{"_typeName":"CustomizationLinuxPrep","domain":"d","hostName":{"_typeName":"CustomizationVirtualMachineName"}}}`,
-	"underscore":  strings.Replace(storedSpec, "web-1", "web_1", 1),
-	"prefix": `{"identity":{"_typeName":"CustomizationLinuxPrep","domain":"d","hostName":{"_typeName":"CustomizationVirtualMachineName"}},` +
+	"no adapters": `{"identity":{"_typeName":"CustomizationLinuxPrep","domain":"d","hostName":` +
+		`{"_typeName":"CustomizationVirtualMachineName"}}}`,
+	"underscore": strings.Replace(storedSpec, "web-1", "web_1", 1),
+	"prefix": `{"identity":{"_typeName":"CustomizationLinuxPrep","domain":"d","hostName":` +
+		`{"_typeName":"CustomizationVirtualMachineName"}},` +
 		`"nicSettingMap":[{"adapter":{"ip":{"_typeName":"CustomizationFixedIp","ipAddress":"10.0.0.11/24"}}}]}`,
-	"no type": `{"identity":{"_typeName":"CustomizationLinuxPrep","domain":"d","hostName":{"name":"web-1"}},` + anyNIC + `}`,
+	"no type": `{"identity":{"_typeName":"CustomizationLinuxPrep","domain":"d","hostName":{"name":"web-1"}},` + anyNIC +
+		`}`,
 }
 
 // StoredSpec knows one spec, "linux", and some that are wrong.
@@ -70,9 +76,10 @@ func TestStoredSpecIsPinned(t *testing.T) {
 		t.Run(row.becomes+"/"+row.point+"/"+row.do, func(t *testing.T) {
 			t.Parallel()
 			inWorld(t, secrets, func(w *world) {
-				run := w.run(only(`"verify":{"nicsConnected":false},"customize":{"specName":"linux"}`), []fate{{point: row.point, do: row.do, fn: func() {
-					w.vc.change(func() { w.vc.stored = row.becomes })
-				}}})
+				run := w.run(only(`"verify":{"nicsConnected":false},"customize":{"specName":"linux"}`),
+					[]fate{{point: row.point, do: row.do, fn: func() {
+						w.vc.change(func() { w.vc.stored = row.becomes })
+					}}})
 				if row.code != "" {
 					if run.Error == nil || run.Error.Code != row.code || run.Error.Step != "customize" {
 						w.t.Errorf("the run ended as %s: %+v", run.Status, run.Error)
@@ -81,17 +88,20 @@ func TestStoredSpecIsPinned(t *testing.T) {
 					return
 				}
 				mustSucceed(w)
-				told := slices.ContainsFunc(run.Verify.NotCompared, func(n events.NotCompared) bool { return n.Field == "customize.specName" })
+				told := slices.ContainsFunc(run.Verify.NotCompared,
+					func(n events.NotCompared) bool { return n.Field == "customize.specName" })
 				if told == row.compared {
 					w.t.Errorf("not compared: %+v", run.Verify.NotCompared)
 				}
 			})
 		})
 	}
-	if digestOf(json.RawMessage(storedSpec)) != digestOf(json.RawMessage(` `+storedSpec)) || digestOf(json.RawMessage(`{"a":1}`)) == digestOf(json.RawMessage(`{"a":2}`)) {
+	if digestOf(json.RawMessage(storedSpec)) != digestOf(json.RawMessage(` `+storedSpec)) ||
+		digestOf(json.RawMessage(`{"a":1}`)) == digestOf(json.RawMessage(`{"a":2}`)) {
 		t.Error("a digest is of the content")
 	}
-	const one, two = `{"a":{"_typeName":"CustomizationPassword","value":"x"},"encryptionKey":[1]}`, `{"encryptionKey":[2],"a":{"value":"y","_typeName":"CustomizationPassword"}}`
+	const one, two = `{"a":{"_typeName":"CustomizationPassword","value":"x"},"encryptionKey":[1]}`,
+		`{"encryptionKey":[2],"a":{"value":"y","_typeName":"CustomizationPassword"}}`
 	if digestOf(json.RawMessage(one)) != digestOf(json.RawMessage(two)) {
 		t.Error("a digest is not of passwords, which vCenter writes as it likes")
 	}
@@ -100,7 +110,8 @@ func TestStoredSpecIsPinned(t *testing.T) {
 func TestStoredSpec(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	const asks = `{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},"verify":false,"customize":{"specName":`
+	const asks = `{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},"verify":false,"customize":` +
+		`{"specName":`
 	inWorld(t, secrets, func(w *world) {
 		if run := w.run(asks + `"linux"}}`); run.Status != events.StatusSucceeded {
 			t.Errorf("status %s, error %+v", run.Status, run.Error)
@@ -108,7 +119,8 @@ func TestStoredSpec(t *testing.T) {
 	})
 	inWorld(t, secrets, func(w *world) {
 		run := w.run(asks + `"none"}}`)
-		if run.Error == nil || run.Error.Code != events.NotFound || len(run.Check.Blockers) != 1 || run.Check.Blockers[0].Field != "customize.specName" {
+		if run.Error == nil || run.Error.Code != events.NotFound || len(run.Check.Blockers) != 1 ||
+			run.Check.Blockers[0].Field != "customize.specName" {
 			t.Errorf("error %+v, check %+v", run.Error, run.Check)
 		}
 	})
@@ -120,9 +132,11 @@ func TestMissingSecretsAreNamedAtOnce(t *testing.T) {
 	secrets := secretsDir(t)
 	inWorld(t, secrets, func(w *world) {
 		run := w.run(`{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},
-			"customize":{"spec":{"identity":{"_typeName":"New","password":{"value":{"secretRef":"gone","key":"a"},"plainText":true}},` + anyNIC + `},
+			"customize":{"spec":{"identity":{"_typeName":"New",
+			"password":{"value":{"secretRef":"gone","key":"a"},"plainText":true}},` + anyNIC + `},
 				"configParams":[{"key":"k","value":{"_typeName":"string","_value":{"secretRef":"gone","key":"b"}}}]},
-			"processes":[{"name":"p","credentials":{"secretRef":"nobody"},"run":{"path":"/bin/sh","environment":{"A":"x","TOKEN":{"secretRef":"gone","key":"c"}}}}]}`)
+			"processes":[{"name":"p","credentials":{"secretRef":"nobody"},
+			"run":{"path":"/bin/sh","environment":{"A":"x","TOKEN":{"secretRef":"gone","key":"c"}}}}]}`)
 		if run.Error == nil || run.Error.Code != events.UnknownSecret {
 			t.Fatalf("error %+v", run.Error)
 		}
@@ -140,7 +154,8 @@ func TestMissingSecretsAreNamedAtOnce(t *testing.T) {
 func TestWatchedProcess(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	const watch = `{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},"processes":[{"name":"old","watch":{"pid":77%s}%s}]}`
+	const watch = `{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},"processes":[{"name":"old",` +
+		`"watch":{"pid":77%s}%s}]}`
 	data := func(startedAt, codes string) string {
 		return strings.Replace(strings.Replace(watch, "%s", startedAt, 1), "%s", codes, 1)
 	}
@@ -153,22 +168,29 @@ func TestWatchedProcess(t *testing.T) {
 		kinds      string
 	}{
 		{name: "its end is enough", data: data("", ""), exit: 5, kinds: "process.started process.exited run.succeeded"},
-		{name: "forgotten after it was seen", data: data("", ""), forget: true, kinds: "process.started process.exited run.succeeded"},
-		{name: "its exit code counts", data: data("", `,"successExitCodes":[0]`), exit: 5, code: events.ExitCode, kinds: "process.started process.exited run.failed"},
-		{name: "its exit code is lost", data: data("", `,"successExitCodes":[0]`), forget: true, code: events.ExitCodeUnknown,
+		{name: "forgotten after it was seen", data: data("", ""), forget: true,
+			kinds: "process.started process.exited run.succeeded"},
+		{name: "its exit code counts", data: data("", `,"successExitCodes":[0]`), exit: 5, code: events.ExitCode,
+			kinds: "process.started process.exited run.failed"},
+		{name: "its exit code is lost", data: data("", `,"successExitCodes":[0]`), forget: true,
+			code:  events.ExitCodeUnknown,
 			kinds: "process.started process.exited run.failed"},
 		{name: "there is none", data: data("", ""), absent: true, code: events.NotFound, kinds: "run.failed"},
-		{name: "its start is rounded in the request and cut in the guest", data: data(`,"startedAt":"2000-01-01T00:00:01Z"`, ""),
+		{name: "its start is rounded in the request and cut in the guest",
+			data:  data(`,"startedAt":"2000-01-01T00:00:01Z"`, ""),
 			kinds: "process.started process.exited run.succeeded"},
-		{name: "it was started two seconds later", data: data(`,"startedAt":"2000-01-01T00:00:02Z"`, ""), code: events.NotFound, kinds: "run.failed"},
-		{name: "another process has the pid", data: data(`,"startedAt":"2001-01-01T00:00:00Z"`, ""), code: events.NotFound, kinds: "run.failed"},
+		{name: "it was started two seconds later", data: data(`,"startedAt":"2000-01-01T00:00:02Z"`, ""),
+			code: events.NotFound, kinds: "run.failed"},
+		{name: "another process has the pid", data: data(`,"startedAt":"2001-01-01T00:00:00Z"`, ""),
+			code: events.NotFound, kinds: "run.failed"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			inWorld(t, secrets, func(w *world) {
 				vm := w.vc.vms["vm-42"]
 				if !test.absent {
-					vm.procs = append(vm.procs, &fakeProc{pid: 77, command: `"/bin/old" `, started: time.Now(), program: program{takes: 10 * time.Second, exit: test.exit}})
+					vm.procs = append(vm.procs, &fakeProc{pid: 77, command: `"/bin/old" `, started: time.Now(),
+						program: program{takes: 10 * time.Second, exit: test.exit}})
 					if test.forget {
 						w.later(9*time.Second, func() { w.vc.change(func() { vm.procs = nil }) })
 					}
@@ -178,7 +200,8 @@ func TestWatchedProcess(t *testing.T) {
 				if got != test.kinds {
 					t.Errorf("events %s, want %s", got, test.kinds)
 				}
-				if test.code == "" && run.Status != events.StatusSucceeded || test.code != "" && (run.Error == nil || run.Error.Code != test.code) {
+				if test.code == "" && run.Status != events.StatusSucceeded ||
+					test.code != "" && (run.Error == nil || run.Error.Code != test.code) {
 					t.Errorf("status %s, error %+v", run.Status, run.Error)
 				}
 			})
@@ -204,7 +227,8 @@ func (c *client) DisconnectedNICs(ctx context.Context, vm string) (off vcapi.NIC
 	return off, nil
 }
 
-func (c *client) ConnectNICs(ctx context.Context, gate vcapi.Fence, vm string, nics vcapi.NICs) (task string, err error) {
+func (c *client) ConnectNICs(ctx context.Context, gate vcapi.Fence, vm string, nics vcapi.NICs) (task string,
+	err error) {
 	return call(ctx, c, gate, "ConnectNICs", func(r rule) (string, error) {
 		m, err := c.seen(vm)
 		if err != nil {
@@ -237,7 +261,8 @@ func TestConnectNICs(t *testing.T) {
 		}
 		run := w.run(`{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},"network":{"connectNics":true}}`)
 		if run.Status != events.StatusSucceeded || len(before) != 1 || !before[0] {
-			t.Errorf("status %s, error %+v; connected before each start of the network: %v", run.Status, run.Error, before)
+			t.Errorf("status %s, error %+v; connected before each start of the network: %v", run.Status, run.Error,
+				before)
 		}
 		if got := strings.Join(w.kinds(), " "); !strings.Contains(got, "run.waiting network.starting") {
 			t.Errorf("events %s", got)

@@ -25,8 +25,9 @@ func (h *Handler) begin(ctx context.Context, req *events.Request, last *events.E
 	r.req, r.asked = req, &req.Spec
 	r.point = checkpoint{Version: checkpointVersion, Digest: req.Digest, Past: before.Past}
 	r.point.stands(req.Place())
-	r.state = events.Run{ID: req.RunID, VCenter: req.VCenter, VM: req.VM, Request: &req.Ref, Status: events.StatusRunning,
-		Owner: &events.Owner{Instance: h.Instance}}
+	r.state = events.Run{ID: req.RunID, VCenter: req.VCenter, VM: req.VM, Request: &req.Ref,
+		Status: events.StatusRunning,
+		Owner:  &events.Owner{Instance: h.Instance}}
 
 	turn := time.Now()
 	var err error

@@ -131,7 +131,8 @@ func (r *run) endsWait(k events.Kind) bool {
 		return r.telemetry.blocked != events.WaitingTools
 	case events.CustomizeStarting, events.CustomizeAborting, events.NetworkStarting, events.ProcessStarting:
 		// An intent moves nothing yet: what turned the call before away may turn this one away too.
-		return r.telemetry.blocked != events.WaitingResourceBusy && r.telemetry.blocked != events.WaitingGuestLogin && r.telemetry.blocked != events.WaitingTools
+		return r.telemetry.blocked != events.WaitingResourceBusy && r.telemetry.blocked != events.WaitingGuestLogin &&
+			r.telemetry.blocked != events.WaitingTools
 	}
 	return true
 }

@@ -17,7 +17,8 @@ import (
 // that lost its end uses sequences again, and the clock of the server may have been set back. A new request that is
 // taken for an old one is lost. Where the journal does not reach back to the request, the run begins as one that may
 // have begun before: see mayHaveBegun.
-func (h *Handler) cameBack(ctx context.Context, req *events.Request, last *events.Entry, point checkpoint) (bool, error) {
+func (h *Handler) cameBack(ctx context.Context, req *events.Request, last *events.Entry, point checkpoint,
+) (bool, error) {
 	if req.Seq >= point.Seq {
 		return false, nil
 	}
@@ -25,7 +26,8 @@ func (h *Handler) cameBack(ctx context.Context, req *events.Request, last *event
 	err := h.journal.Runs(ctx, req.VCenter, req.VM, func(e *events.Entry) (more bool) {
 		var at checkpoint // of any version: each has its request's place
 		taken = e.Run.ID == req.RunID && json.Unmarshal(e.Run.Checkpoint, &at) == nil && at.isOf(req)
-		reached = e.Seq >= last.Seq || point.Accepted > 0 && e.Seq >= point.Accepted || point.Accepted == 0 && e.Run.ID == last.Run.ID
+		reached = e.Seq >= last.Seq || point.Accepted > 0 && e.Seq >= point.Accepted ||
+			point.Accepted == 0 && e.Run.ID == last.Run.ID
 		return !taken && !reached
 	})
 	if err != nil || taken || reached {

@@ -60,7 +60,8 @@ const unseenFor = 15 * time.Second
 
 // answerCancel reports whether a cancel is done with, and how; where it is not, its run goes on, or what was read is
 // older than the truth. over: its run has ended while it was held, and its own last event has told how.
-func (h *Handler) answerCancel(ctx context.Context, c *events.Cancel, queue events.VMQueue, last *events.Entry, where standingAt, over bool) (bool, error) {
+func (h *Handler) answerCancel(ctx context.Context, c *events.Cancel, queue events.VMQueue, last *events.Entry,
+	where standingAt, over bool) (bool, error) {
 	switch {
 	case where == byThis, over:
 		return true, nil
@@ -86,7 +87,8 @@ func (h *Handler) answerCancel(ctx context.Context, c *events.Cancel, queue even
 	}
 	gone, err := h.queue.Gone(ctx, c.VCenter, c.VM, point.place(last))
 	if err == nil && gone {
-		if err = h.closeOrphan(ctx, last, point); errors.Is(err, events.ErrFenced) { // the read was older than the run's end
+		// The read was older than the run's end.
+		if err = h.closeOrphan(ctx, last, point); errors.Is(err, events.ErrFenced) {
 			err = nil
 		}
 	}
@@ -98,7 +100,8 @@ func (h *Handler) answerCancel(ctx context.Context, c *events.Cancel, queue even
 // looked at again.
 func nothingToCancel(c *events.Cancel, standing *uint64) error {
 	return &events.RejectError{Code: events.NothingToCancel, IfLastSeq: standing, Message: fmt.Sprintf(
-		"no run of vm %s for source %q, id %q is queued or running: it has ended, or the request was never taken", c.VM, c.Request.Source, c.Request.ID)}
+		"no run of vm %s for source %q, id %q is queued or running: it has ended, or the request was never taken", c.VM,
+		c.Request.Source, c.Request.ID)}
 }
 
 // standsAt is the sequence of the VM's last event, on which a refusal leans; 0 where it has none.
@@ -208,7 +211,8 @@ func (h *Handler) sweep(ctx context.Context, vm string) (told bool, err error) {
 	}
 	point, err := readCheckpoint(last)
 	if err != nil {
-		h.log.Error().Err(err).Str("vm", vm).Msg("an unfinished run was written by another version of guestflow: left as it is")
+		h.log.Error().Err(err).Str("vm", vm).Msg("an unfinished run was written by another version of guestflow: " +
+			"left as it is")
 		return true, nil
 	}
 	gone, err := h.queue.Gone(ctx, h.VCenter, vm, point.place(last))

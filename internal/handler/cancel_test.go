@@ -20,7 +20,8 @@ func (w *world) bystander(plan ...fate) (*replica, *Handler) {
 	s := w.settings
 	s.Instance = "pod-bystander"
 	log := zerolog.Nop()
-	return o, New(s, &client{fakeVC: w.vc, o: o}, stream.NewStoreJournal(&replicaStore{w.store.Client(), o}, events.Structured, log),
+	return o, New(s, &client{fakeVC: w.vc, o: o}, stream.NewStoreJournal(&replicaStore{w.store.Client(), o},
+		events.Structured, log),
 		&replicaQueue{w.line, o}, w.secrets, log)
 }
 
@@ -193,7 +194,8 @@ func TestHandleCancel(t *testing.T) {
 		"too late": func(w *world) { // held while the run went on, which ended by itself
 			a := w.request("a", only(processOnly))
 			var h *hold
-			w.drive(a, []fate{{point: "publish process.exited", do: "call", fn: func() { h = w.hold(w.canceled(a, "c")); <-time.After(time.Second) }}})
+			w.drive(a, []fate{{point: "publish process.exited", do: "call",
+				fn: func() { h = w.hold(w.canceled(a, "c")); <-time.After(time.Second) }}})
 			if err := h.answer(w); err != nil {
 				w.t.Errorf("answer %v", err)
 			}
@@ -311,7 +313,8 @@ func (w *world) rewrite(from, to string) *stream.Stored {
 func (w *world) restore(m *stream.Stored) {
 	w.t.Helper()
 	w.store.DropLast(1)
-	if _, err := w.journal.Publish(context.Background(), stream.Message{Subject: m.Subject, Header: m.Header, Data: m.Data}); err != nil {
+	if _, err := w.journal.Publish(context.Background(),
+		stream.Message{Subject: m.Subject, Header: m.Header, Data: m.Data}); err != nil {
 		w.t.Fatal(err)
 	}
 }

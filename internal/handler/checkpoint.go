@@ -181,7 +181,8 @@ func readCheckpoint(e *events.Entry) (checkpoint, error) {
 		return c, fmt.Errorf("event %s.%d: checkpoint: %w", e.Run.ID, e.Run.N, err)
 	}
 	if c.Version < oldestCheckpoint || c.Version > checkpointVersion {
-		return c, fmt.Errorf("event %s.%d: checkpoint version %d, this build knows %d to %d", e.Run.ID, e.Run.N, c.Version, oldestCheckpoint, checkpointVersion)
+		return c, fmt.Errorf("event %s.%d: checkpoint version %d, this build knows %d to %d", e.Run.ID, e.Run.N,
+			c.Version, oldestCheckpoint, checkpointVersion)
 	}
 	c.Version = checkpointVersion
 	return c, nil

@@ -48,11 +48,15 @@ func TestStepClock(t *testing.T) {
 }
 
 // hasty is a request for every step, none of which has more than two minutes.
-const hasty = `{"vm":"vm-42","timeout":"2h","guest":{"credentials":{"secretRef":"linux-root"},"readyTimeout":"1m"},"customize":` + namedIn2m + `,` +
-	`"network":{"timeout":"1m"},"verify":{"timeout":"1m"},"processes":[{"name":"first","timeout":"2m","run":{"path":"/usr/bin/first"}}]}`
+const hasty = `{"vm":"vm-42","timeout":"2h","guest":{"credentials":{"secretRef":"linux-root"},"readyTimeout":"1m"},` +
+	`"customize":` + namedIn2m + `,` +
+	`"network":{"timeout":"1m"},"verify":{"timeout":"1m"},"processes":[{"name":"first","timeout":"2m","run":` +
+	`{"path":"/usr/bin/first"}}]}`
 
-const namedIn2m = `{"timeout":"2m","spec":{"identity":{"_typeName":"CustomizationLinuxPrep","hostName":{"_typeName":"CustomizationFixedName","name":"web-7"}},` +
-	`"nicSettingMap":[{"macAddress":"00:50:56:00:00:01","adapter":{"ip":{"_typeName":"CustomizationFixedIp","ipAddress":"10.0.0.7"}}}]}}`
+const namedIn2m = `{"timeout":"2m","spec":{"identity":{"_typeName":"CustomizationLinuxPrep","hostName":` +
+	`{"_typeName":"CustomizationFixedName","name":"web-7"}},` +
+	`"nicSettingMap":[{"macAddress":"00:50:56:00:00:01","adapter":{"ip":{"_typeName":"CustomizationFixedIp",` +
+	`"ipAddress":"10.0.0.7"}}}]}}`
 
 // aways are the ways in which a vCenter gives no answer of its own.
 var aways = map[string]func(v *fakeVC, away bool){
@@ -82,7 +86,8 @@ func (w *world) awayFor(how func(*fakeVC, bool), at events.Kind, d time.Duration
 func TestVCenterAwayFailsNoRun(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	points := []events.Kind{events.RunAccepted, events.CheckCompleted, events.CustomizeStarting, events.CustomizeStarted, events.CustomizeCompleted,
+	points := []events.Kind{events.RunAccepted, events.CheckCompleted, events.CustomizeStarting,
+		events.CustomizeStarted, events.CustomizeCompleted,
 		events.NetworkStarted, events.NetworkCompleted, events.VerifyCompleted, events.ProcessStarted}
 	for name, how := range aways {
 		for _, point := range points {
@@ -90,7 +95,9 @@ func TestVCenterAwayFailsNoRun(t *testing.T) {
 				t.Run(fmt.Sprintf("%s, after %s, takeover %v", name, point, takeover), func(t *testing.T) {
 					t.Parallel()
 					inWorld(t, secrets, func(w *world) {
-						if !strings.HasSuffix(name, "alone") { // nor has what the step waits for ended when vCenter is back; and tools forget how a process ended
+						// Nor has what the step waits for ended when vCenter is back; and tools forget how a process
+						// ended.
+						if !strings.HasSuffix(name, "alone") {
 							switch point {
 							case events.CustomizeStarted:
 								w.vm.customize = 11 * time.Minute
@@ -110,7 +117,8 @@ func TestVCenterAwayFailsNoRun(t *testing.T) {
 						for act, n := range map[string]int{"customize": 1, "network": 1, "process first": 1} {
 							w.wantEffects(act, n)
 						}
-						if run.Verify.StartedAt == nil || run.Verify.FinishedAt == nil || run.Check.StartedAt == nil || run.Check.FinishedAt == nil {
+						if run.Verify.StartedAt == nil || run.Verify.FinishedAt == nil || run.Check.StartedAt == nil ||
+							run.Check.FinishedAt == nil {
 							w.t.Errorf("check %+v, verify %+v", run.Check, run.Verify)
 						}
 						w.waitsHaveReasons()
@@ -125,7 +133,8 @@ func TestVCenterAwayFailsNoRun(t *testing.T) {
 func (w *world) waitsHaveReasons() {
 	w.t.Helper()
 	for _, e := range w.events() {
-		if told := e.run.Waiting != ""; told && (e.run.WaitingFor == nil || e.run.WaitingFor.Message == "") || !told && e.run.WaitingFor != nil {
+		if told := e.run.Waiting != ""; told && (e.run.WaitingFor == nil || e.run.WaitingFor.Message == "") ||
+			!told && e.run.WaitingFor != nil {
 			w.t.Errorf("%s waits for %q: %+v", e.kind, e.run.Waiting, e.run.WaitingFor)
 		}
 	}
@@ -137,7 +146,8 @@ func TestTimeGoesOnAfterAnOutage(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
 	for name, how := range aways {
-		if name == "reads alone" || name == "poll alone" { // the other one tells: what is seen in time, and by the one read afterwards
+		// The other one tells: what is seen in time, and by the one read afterwards.
+		if name == "reads alone" || name == "poll alone" {
 			continue
 		}
 		for _, takeover := range []bool{false, true} {
@@ -223,7 +233,8 @@ func TestAwayHoldsNeitherCancelNorEnd(t *testing.T) {
 		if name == "reads alone" || name == "poll alone" {
 			continue
 		}
-		for _, point := range []events.Kind{events.RunAccepted, events.CustomizeStarted, events.NetworkCompleted, events.ProcessStarted} {
+		for _, point := range []events.Kind{events.RunAccepted, events.CustomizeStarted, events.NetworkCompleted,
+			events.ProcessStarted} {
 			t.Run(fmt.Sprintf("%s, after %s", name, point), func(t *testing.T) {
 				t.Parallel()
 				inWorld(t, secrets, func(w *world) {
@@ -241,7 +252,8 @@ func TestAwayHoldsNeitherCancelNorEnd(t *testing.T) {
 					w.vm.programs["/usr/bin/first"] = program{takes: 3 * time.Hour}
 					w.awayFor(how, point, 200*time.Minute)
 					run := w.run(hasty)
-					if run.Error == nil || run.Error.Code != events.DeadlineExceeded && run.Error.Code != events.Unauthenticated ||
+					if run.Error == nil ||
+						run.Error.Code != events.DeadlineExceeded && run.Error.Code != events.Unauthenticated ||
 						run.Error.Waiting != events.WaitingVCenterUnavailable {
 						w.t.Errorf("error %+v", run.Error)
 					}
@@ -277,10 +289,12 @@ func TestHangingGuestIsNoOutage(t *testing.T) {
 		w.slow = onKind("process.started", func() { w.vc.on(rule{op: "Process", times: 0, hang: true}) })
 		run := w.run(only(`"processes":[{"name":"first","timeout":"3m","run":{"path":"/usr/bin/first"}}]`))
 		e := run.Error
-		if e == nil || e.Code != events.StepTimeout || e.Waiting != events.WaitingTools || !strings.Contains(e.Message, "VMware Tools") {
+		if e == nil || e.Code != events.StepTimeout || e.Waiting != events.WaitingTools ||
+			!strings.Contains(e.Message, "VMware Tools") {
 			w.t.Errorf("error %+v", e)
 		}
-		if got := strings.Join(w.kinds(), " "); !strings.HasSuffix(got, "process.started process.unreachable run.failed") {
+		if got := strings.Join(w.kinds(), " "); !strings.HasSuffix(got,
+			"process.started process.unreachable run.failed") {
 			w.t.Errorf("events %s", got)
 		}
 		if took := run.FinishedAt.Sub(*run.AcceptedAt); took > 4*time.Minute {
@@ -312,13 +326,17 @@ func TestUnprovenRefusalsAreTold(t *testing.T) {
 				e.Sent = vcapi.Unknown
 				w.vc.on(rule{op: row.op + " sent", err: e})
 				run := w.run(only(row.request))
-				if run.Error == nil || run.Error.Code != events.StepTimeout || run.Error.Waiting != events.WaitingCallsInFlight ||
-					run.Error.VSphere == nil || run.Error.VSphere.Name != row.name || run.Error.VSphere.HTTPStatus != row.status {
+				if run.Error == nil || run.Error.Code != events.StepTimeout ||
+					run.Error.Waiting != events.WaitingCallsInFlight ||
+					run.Error.VSphere == nil || run.Error.VSphere.Name != row.name ||
+					run.Error.VSphere.HTTPStatus != row.status {
 					w.t.Errorf("error %+v", run.Error)
 				}
 				kinds := w.kinds()
-				starting := len(slices.DeleteFunc(slices.Clone(kinds), func(k string) bool { return !strings.HasSuffix(k, ".starting") }))
-				waiting := len(slices.DeleteFunc(slices.Clone(kinds), func(k string) bool { return k != "run.waiting" }))
+				starting := len(slices.DeleteFunc(slices.Clone(kinds),
+					func(k string) bool { return !strings.HasSuffix(k, ".starting") }))
+				waiting := len(slices.DeleteFunc(slices.Clone(kinds),
+					func(k string) bool { return k != "run.waiting" }))
 				if starting > 6 || waiting != 1 {
 					w.t.Errorf("events %v", kinds)
 				}
@@ -336,11 +354,13 @@ func TestUnreachableSaysWhy(t *testing.T) {
 		w.later(10*time.Second, func() { w.vc.change(func() { w.vm.tools = false }) })
 		run := w.run(only(`"processes":[{"name":"first","timeout":"3m","run":{"path":"/usr/bin/first"}}]`))
 		for _, e := range w.events() {
-			if e.kind == events.ProcessUnreachable && (e.run.Waiting != events.WaitingTools || e.run.WaitingFor.VSphere.Name != "SERVICE_UNAVAILABLE") {
+			if e.kind == events.ProcessUnreachable && (e.run.Waiting != events.WaitingTools ||
+				e.run.WaitingFor.VSphere.Name != "SERVICE_UNAVAILABLE") {
 				w.t.Errorf("%s waits for %q: %+v", e.kind, e.run.Waiting, e.run.WaitingFor)
 			}
 		}
-		if e := run.Error; e == nil || e.Code != events.StepTimeout || e.VSphere == nil || e.VSphere.Name != "SERVICE_UNAVAILABLE" ||
+		if e := run.Error; e == nil || e.Code != events.StepTimeout || e.VSphere == nil ||
+			e.VSphere.Name != "SERVICE_UNAVAILABLE" ||
 			e.Waiting != events.WaitingTools || !strings.Contains(e.Message, "VMware Tools") {
 			w.t.Errorf("error %+v", run.Error)
 		}
@@ -374,7 +394,8 @@ func TestPoweredOffInTheMiddle(t *testing.T) {
 					mustSucceed(w)
 					return
 				}
-				if e := run.Error; e == nil || e.Code != events.PowerState || e.Waiting != events.WaitingTools || run.FinishedAt.Sub(*run.AcceptedAt) > 6*time.Minute {
+				if e := run.Error; e == nil || e.Code != events.PowerState || e.Waiting != events.WaitingTools ||
+					run.FinishedAt.Sub(*run.AcceptedAt) > 6*time.Minute {
 					w.t.Errorf("error %+v after %s", e, run.FinishedAt.Sub(*run.AcceptedAt))
 				}
 			})
@@ -466,7 +487,8 @@ func TestGuestsWordSurvivesAnOutage(t *testing.T) {
 					}
 					w.vc.on(rule{op: "CustomizationStatus", times: 1, fn: away})
 					run := w.run(only(customizeOnly))
-					if run.Error == nil || run.Error.Code != events.CustomizationFailed || run.Customize.DecidedBy != "guest-status" {
+					if run.Error == nil || run.Error.Code != events.CustomizationFailed ||
+						run.Customize.DecidedBy != "guest-status" {
 						w.t.Errorf("decided by %s, error %+v", run.Customize.DecidedBy, run.Error)
 					}
 				})
@@ -494,7 +516,8 @@ func TestPollIsNotUnderstood(t *testing.T) {
 	t.Parallel()
 	inWorld(t, secretsDir(t), func(w *world) {
 		w.vc.pollErr = &vcapi.Error{Op: "WaitForUpdatesEx", Host: "vc", Status: 200, Class: vcapi.Transient,
-			Message: "the answer is not understood: json: cannot unmarshal number into Go struct field updateSet.version of type string"}
+			Message: "the answer is not understood: json: cannot unmarshal number into Go struct field " +
+				"updateSet.version of type string"}
 		run := w.run(whole)
 		mustSucceed(w)
 		first := slices.IndexFunc(w.events(), func(e event) bool { return e.kind == events.RunWaiting })
@@ -535,9 +558,15 @@ func TestTimeIsGivenBackToAnAct(t *testing.T) {
 func TestVerifyOfAVMThatIsOff(t *testing.T) {
 	t.Parallel()
 	inWorld(t, secretsDir(t), func(w *world) {
-		w.slow = onKind("network.completed", func() { w.vc.change(func() { w.vm.power, w.vm.hostName, w.vm.nics = "poweredOff", "", nil }) })
+		w.slow = onKind("network.completed", func() {
+			w.vc.change(func() {
+				w.vm.power, w.vm.hostName,
+					w.vm.nics = "poweredOff", "", nil
+			})
+		})
 		run := w.run(hasty)
-		if e := run.Error; e == nil || e.Code != events.VerifyMismatch || e.Waiting != events.WaitingTools || !strings.Contains(e.Message, "poweredOff") {
+		if e := run.Error; e == nil || e.Code != events.VerifyMismatch || e.Waiting != events.WaitingTools ||
+			!strings.Contains(e.Message, "poweredOff") {
 			w.t.Errorf("error %+v", e)
 		}
 		if !slices.Contains(w.kinds(), "run.waiting") {
@@ -550,14 +579,16 @@ func TestVerifyOfAVMThatIsOff(t *testing.T) {
 func TestEndSaysWhatItWaitsFor(t *testing.T) {
 	t.Parallel()
 	inWorld(t, secretsDir(t), func(w *world) {
-		w.vc.on(rule{op: "StartGuestNetwork sent", times: 1, err: noAnswer("StartGuestNetwork"), fn: func() { w.vc.change(func() { w.vc.refusing = true }) }})
+		w.vc.on(rule{op: "StartGuestNetwork sent", times: 1, err: noAnswer("StartGuestNetwork"),
+			fn: func() { w.vc.change(func() { w.vc.refusing = true }) }})
 		req := w.request("order-1", only(networkOnly))
 		w.later(5*time.Second, func() { w.cancel(req) })
 		w.drive(req)
 		if run := w.last(); run.Status != events.StatusCanceled || run.FinishedAt.Sub(*run.AcceptedAt) > 2*time.Minute {
 			w.t.Errorf("the run ended as %s after %s", run.Status, run.FinishedAt.Sub(*run.AcceptedAt))
 		}
-		if got := strings.Join(w.kinds(), " "); !strings.HasSuffix(got, "network.starting run.waiting run.waiting run.canceled") {
+		if got := strings.Join(w.kinds(), " "); !strings.HasSuffix(got,
+			"network.starting run.waiting run.waiting run.canceled") {
 			w.t.Errorf("events %s", got)
 		}
 		w.waitsHaveReasons()
@@ -569,7 +600,10 @@ func TestRemovedWhileTurnedAway(t *testing.T) {
 	t.Parallel()
 	inWorld(t, secretsDir(t), func(w *world) {
 		refusal("StartGuestNetwork", "TaskInProgress", 500, vcapi.Transient, 0)(w)
-		w.later(58*time.Second, func() { w.vc.on(rule{op: "VM", fn: func() { w.vc.change(func() { w.vm.gone = true }) }}) })
+		w.later(58*time.Second, func() {
+			w.vc.on(rule{op: "VM",
+				fn: func() { w.vc.change(func() { w.vm.gone = true }) }})
+		})
 		run := w.run(only(`"network":{"timeout":"1m"}`))
 		if run.Error == nil || run.Error.Code != events.NotFound {
 			w.t.Errorf("error %+v", run.Error)

@@ -27,12 +27,14 @@ func TestOutcomeOfEachError(t *testing.T) {
 		o := outcome{code, waiting}
 		return [4]outcome{o, o, o, o}
 	}
-	unknown := [4]outcome{{code: events.Internal}, {code: events.CustomizationFailed}, {code: events.NetworkFailed}, {code: events.ProcessNotStarted}}
+	unknown := [4]outcome{{code: events.Internal}, {code: events.CustomizationFailed}, {code: events.NetworkFailed},
+		{code: events.ProcessNotStarted}}
 	badRequest := everywhere(events.InvalidRequest, "")
 	badRequest[3] = outcome{code: events.ProcessNotStarted} // a bad path or folder
 	noTools := everywhere(events.CodeUnavailable, away)
 	noTools[3] = outcome{events.ToolsNotRunning, tools}
-	engine := [4]outcome{{code: events.Internal}, {code: events.CustomizationFailed}, {code: events.NetworkFailed}, {code: events.ProcessNotStarted}}
+	engine := [4]outcome{{code: events.Internal}, {code: events.CustomizationFailed}, {code: events.NetworkFailed},
+		{code: events.ProcessNotStarted}}
 	steps := []string{"check", "customize", "network", "process"}
 	for _, row := range []struct {
 		name  string
@@ -83,7 +85,8 @@ func TestOutcomeOfEachError(t *testing.T) {
 		})
 	}
 	// What is answered to a question about a process that runs says nothing about its start.
-	for _, name := range []string{"ALREADY_EXISTS", "ALREADY_IN_DESIRED_STATE", "FEATURE_IN_USE", "UNABLE_TO_ALLOCATE_RESOURCE", "NEVER_HEARD_OF"} {
+	for _, name := range []string{"ALREADY_EXISTS", "ALREADY_IN_DESIRED_STATE", "FEATURE_IN_USE",
+		"UNABLE_TO_ALLOCATE_RESOURCE", "NEVER_HEARD_OF"} {
 		_, s := stepOf(t, "process", events.Running)
 		if got := s.outcome(vcError(name, 500, vcapi.Permanent)); got.code != events.Internal {
 			t.Errorf("%s of a running process: %+v", name, got)
@@ -106,11 +109,12 @@ func TestRareCodes(t *testing.T) {
 		code       events.Code
 		retry      bool
 	}{
-		{name: "vCenter refuses the service's login", step: "check", code: events.Unauthenticated, world: func(w *world) {
-			for _, op := range []string{"Now", "VM"} {
-				w.vc.on(rule{op: op, err: vcError("InvalidLogin", 500, vcapi.SessionLost)})
-			}
-		}},
+		{name: "vCenter refuses the service's login", step: "check", code: events.Unauthenticated,
+			world: func(w *world) {
+				for _, op := range []string{"Now", "VM"} {
+					w.vc.on(rule{op: op, err: vcError("InvalidLogin", 500, vcapi.SessionLost)})
+				}
+			}},
 		{name: "a Task ends because its host is away", step: "network", code: events.CodeUnavailable, retry: true,
 			world: taskEnds("StartGuestNetwork", "HostNotReachable", vcapi.Transient, 1)},
 		{name: "an answer that nobody knows", step: "check", code: events.Internal,
@@ -123,7 +127,8 @@ func TestRareCodes(t *testing.T) {
 			inWorld(t, secrets, func(w *world) {
 				row.world(w)
 				run := w.run(only(networkOnly))
-				if e := run.Error; run.Status != events.StatusFailed || e == nil || e.Code != row.code || e.Step != row.step || e.Retryable != row.retry {
+				if e := run.Error; run.Status != events.StatusFailed || e == nil || e.Code != row.code ||
+					e.Step != row.step || e.Retryable != row.retry {
 					w.t.Errorf("the run ended as %s: %+v", run.Status, run.Error)
 				}
 			})
@@ -137,13 +142,16 @@ func TestLaterStepsAreSkipped(t *testing.T) {
 	inWorld(t, secretsDir(t), func(w *world) {
 		taskEnds("StartGuestNetwork", "SystemError", vcapi.Permanent, 1)(w)
 		run := w.run(whole)
-		got := []events.State{run.Check.State, run.Customize.State, run.Network.State, run.Verify.State, run.Processes[0].State, run.Processes[1].State}
-		want := []events.State{events.Succeeded, events.Succeeded, events.Failed, events.Skipped, events.Skipped, events.Skipped}
+		got := []events.State{run.Check.State, run.Customize.State, run.Network.State, run.Verify.State,
+			run.Processes[0].State, run.Processes[1].State}
+		want := []events.State{events.Succeeded, events.Succeeded, events.Failed, events.Skipped, events.Skipped,
+			events.Skipped}
 		if !slices.Equal(got, want) {
 			w.t.Errorf("states %v, want %v", got, want)
 		}
 		first := w.events()[0].run // what was asked for is pending at first
-		for _, got := range []events.State{first.Check.State, first.Customize.State, first.Network.State, first.Processes[1].State} {
+		for _, got := range []events.State{first.Check.State, first.Customize.State, first.Network.State,
+			first.Processes[1].State} {
 			if got != events.Pending {
 				w.t.Errorf("a state at first is %s", got)
 			}
@@ -161,7 +169,8 @@ func TestUnreachableProcess(t *testing.T) {
 		}
 		run := w.run(only(processOnly))
 		mustSucceed(w)
-		if got := strings.Join(w.kinds(), " "); !strings.HasSuffix(got, "process.started process.unreachable process.unreachable process.exited run.succeeded") {
+		if got := strings.Join(w.kinds(), " "); !strings.HasSuffix(got,
+			"process.started process.unreachable process.unreachable process.exited run.succeeded") {
 			w.t.Errorf("events %s", got)
 		}
 		if p := run.Processes[0]; p.ExitCode == nil || *p.ExitCode != 0 {
@@ -186,7 +195,8 @@ func TestEventsCarryTheRequestsAttributes(t *testing.T) {
 		if err != nil {
 			w.t.Fatal(err)
 		}
-		delivery.Attrs = events.Attributes{CorrelationID: "order-7", CausationID: "order-2", TraceParent: "tp", TraceState: "ts", AuthType: "user", AuthID: "me"}
+		delivery.Attrs = events.Attributes{CorrelationID: "order-7", CausationID: "order-2", TraceParent: "tp",
+			TraceState: "ts", AuthType: "user", AuthID: "me"}
 		if _, h := w.bystander(); h.Handle(context.Background(), delivery) != nil {
 			w.t.Error("not acknowledged")
 		}
@@ -205,9 +215,12 @@ func TestEventsCarryTheRequestsAttributes(t *testing.T) {
 			}
 			delete(ce, "data")
 			kind := strings.TrimPrefix(m.Subject, "guestflow.events.lab.vm-42.")
-			want := map[string]any{"specversion": "1.0", "id": fmt.Sprintf("%s.%d", req.RunID, i+1), "source": "/guestflow/lab", "subject": vmID,
-				"type": "io.guestflow.customization." + kind + ".v1", "datacontenttype": "application/json", "dataschema": "urn:guestflow:schema:run.v1",
-				"correlationid": "order-7", "causationid": "order-2", "traceparent": "tp", "tracestate": "ts", "authtype": "user", "authid": "me"}
+			want := map[string]any{"specversion": "1.0", "id": fmt.Sprintf("%s.%d", req.RunID, i+1),
+				"source": "/guestflow/lab", "subject": vmID,
+				"type": "io.guestflow.customization." + kind + ".v1", "datacontenttype": "application/json",
+				"dataschema":    "urn:guestflow:schema:run.v1",
+				"correlationid": "order-7", "causationid": "order-2", "traceparent": "tp", "tracestate": "ts",
+				"authtype": "user", "authid": "me"}
 			if !maps.Equal(ce, want) {
 				w.t.Errorf("attributes %v, want %v", ce, want)
 			}

@@ -37,7 +37,8 @@ func compare(e expected, asked events.VerifySpec, vm vcapi.VM, name string) *com
 		c.note(e.host.field, e.host.compare(vm.HostName, name, e.hide))
 	}
 	if slices.Contains(vm.Unread, "guest.net") { // thousands of addresses on the NICs of one guest
-		c.untold("guest.net", "what the guest shows of its NICs is too large to be read: nothing of its addresses and NICs was compared")
+		c.untold("guest.net", "what the guest shows of its NICs is too large to be read: nothing of its addresses "+
+			"and NICs was compared")
 		return c
 	}
 	for i := range e.adapters {
@@ -216,7 +217,8 @@ func (c *comparison) anywhere(a *adapter, want fixedAddress) {
 	ip, readable := want.address()
 	for i := range c.nics {
 		if readable && slices.ContainsFunc(c.nics[i].addresses(), func(s shownAddress) bool { return s.ip == ip }) {
-			c.untold(want.field, "the guest shows it, and whether on the right NIC is not known: vCenter does not show the VM's hardware")
+			c.untold(want.field, "the guest shows it, and whether on the right NIC is not known: vCenter does not "+
+				"show the VM's hardware")
 			return
 		}
 	}
@@ -237,7 +239,8 @@ func (c *comparison) reachable(nic *shownNIC, what string, counts func(shownAddr
 		}
 		shown = append(shown, text)
 	}
-	c.differs("address: want one%s that others can reach, the guest shows %s", what, orNothing(strings.Join(shown, ", ")))
+	c.differs("address: want one%s that others can reach, the guest shows %s", what,
+		orNothing(strings.Join(shown, ", ")))
 }
 
 // everyAddress wants such an address on every NIC.
@@ -246,7 +249,8 @@ func (c *comparison) everyAddress() {
 		c.differs("address: want one on every NIC, the guest shows no NIC")
 	}
 	for i := range c.nics {
-		c.reachable(&c.nics[i], fmt.Sprintf(" on NIC %d (%s)", i+1, c.name(&c.nics[i])), func(shownAddress) bool { return true })
+		c.reachable(&c.nics[i], fmt.Sprintf(" on NIC %d (%s)", i+1, c.name(&c.nics[i])),
+			func(shownAddress) bool { return true })
 	}
 }
 
@@ -257,9 +261,11 @@ func (c *comparison) states() {
 		for _, s := range c.nics[i].addresses() {
 			switch {
 			case s.State == "duplicate":
-				c.differs("address: %s on NIC %d (%s) is in use elsewhere too (duplicate), says the guest", c.e.hide(s.IP), i+1, c.name(&c.nics[i]))
+				c.differs("address: %s on NIC %d (%s) is in use elsewhere too (duplicate), says the guest",
+					c.e.hide(s.IP), i+1, c.name(&c.nics[i]))
 			case s.State == "tentative" && (!s.ip.IsLinkLocalUnicast() || c.fixes(s.ip)):
-				c.differs("address: %s on NIC %d (%s) is not settled yet (tentative), says the guest", c.e.hide(s.IP), i+1, c.name(&c.nics[i]))
+				c.differs("address: %s on NIC %d (%s) is not settled yet (tentative), says the guest", c.e.hide(s.IP),
+					i+1, c.name(&c.nics[i]))
 			}
 		}
 	}
@@ -312,7 +318,8 @@ func (c *comparison) gateways() {
 			case c.vm.Routes == 0:
 				c.untold(via[0].field, "the guest shows no routes")
 			case len(missing) < len(wanted) && len(foreign) == 0:
-				c.untold(via[0].field, "the guest's only default route goes by the gateway of another NIC, as where that is the primary one")
+				c.untold(via[0].field, "the guest's only default route goes by the gateway of another NIC, as where "+
+					"that is the primary one")
 			default:
 				c.differs("gateway: want %s, the guest's default route goes by %s", via[0], orNothing(c.hideAll(shown)))
 			}
@@ -348,7 +355,8 @@ func (c *comparison) dns() {
 	for _, a := range c.e.adapters {
 		for _, want := range a.dns {
 			if !c.e.host.windows {
-				c.untold(want.field, "a Linux guest ignores an adapter's own DNS servers: those of globalIPSettings count")
+				c.untold(want.field, "a Linux guest ignores an adapter's own DNS servers: those of globalIPSettings "+
+					"count")
 			}
 		}
 	}
@@ -378,7 +386,8 @@ func (c *comparison) connected() {
 		case !nic.Connected:
 			c.differs("NIC %s is not connected", c.name(nic))
 		case !nic.shown && !(silent && wanted):
-			c.untold("verify.nicsConnected", "NIC %s: the guest does not show it; in the VM's hardware it is connected", c.name(nic))
+			c.untold("verify.nicsConnected", "NIC %s: the guest does not show it; in the VM's hardware it is connected",
+				c.name(nic))
 		}
 	}
 	switch {

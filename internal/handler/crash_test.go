@@ -29,7 +29,8 @@ func points(t *testing.T, secrets Secrets, data string, in inHarness) []string {
 // these.
 func weighty(points []string) []string {
 	return slices.DeleteFunc(slices.Clone(points), func(p string) bool {
-		return !strings.HasPrefix(p, "publish ") && !strings.HasPrefix(p, "stored ") && !strings.Contains(p, " sent") && !strings.Contains(p, " landed")
+		return !strings.HasPrefix(p, "publish ") && !strings.HasPrefix(p, "stored ") && !strings.Contains(p, " sent") &&
+			!strings.Contains(p, " landed")
 	})
 }
 
@@ -138,7 +139,8 @@ func pauseEverywhere(t *testing.T, secrets Secrets, in inHarness, request string
 	for n, point := range points(t, secrets, request, in) {
 		t.Run(point, func(t *testing.T) {
 			t.Parallel()
-			for m, pause := range []time.Duration{2 * time.Second, 7 * time.Second, 31 * time.Second, 46 * time.Second, 100 * time.Second, 2 * time.Hour} {
+			for m, pause := range []time.Duration{2 * time.Second, 7 * time.Second, 31 * time.Second, 46 * time.Second,
+				100 * time.Second, 2 * time.Hour} {
 				if strings.Contains(point, " sent") && pause > settings.TravelTime {
 					continue // its call is on its way: none travels longer
 				}
@@ -244,7 +246,8 @@ func TestDrainTakesTooLong(t *testing.T) {
 		begun := time.Now()
 		o := w.deliver(req, fate{point: "StartGuestNetwork sent", do: "term"})
 		w.await(o)
-		if took := time.Since(begun); took < w.settings.Drain || took > w.settings.Drain+time.Second || !errors.Is(o.err, events.ErrReleased) {
+		if took := time.Since(begun); took < w.settings.Drain || took > w.settings.Drain+time.Second ||
+			!errors.Is(o.err, events.ErrReleased) {
 			w.t.Errorf("given back after %s: %v", took, o.err)
 		}
 		if last := w.kinds(); last[len(last)-1] != "network.starting" {

@@ -19,7 +19,8 @@ func TestGuestAuth(t *testing.T) {
 	t.Parallel()
 	s := secretFiles(t, map[string]string{"password/username": "root\n", "password/password": "pw \r\n\n",
 		"token/saml-token": "<saml>\n", "mapped/saml-token": "t",
-		"mapped/username": "root", "both/username": "root", "both/password": "pw", "both/saml-token": "t", "half/username": "root"})
+		"mapped/username": "root", "both/username": "root", "both/password": "pw", "both/saml-token": "t",
+		"half/username": "root"})
 	const user, saml = "USERNAME_PASSWORD", "SAML_BEARER_TOKEN"
 	for _, row := range []struct {
 		name, secret, kind string
@@ -27,14 +28,21 @@ func TestGuestAuth(t *testing.T) {
 		want               vcapi.GuestAuth
 		missing            bool
 	}{
-		{name: "password, one line end dropped", secret: "password", kind: user, want: vcapi.GuestAuth{Username: "root", Password: "pw \r\n"}},
-		{name: "password by its file", secret: "password", want: vcapi.GuestAuth{Username: "root", Password: "pw \r\n"}},
-		{name: "interactive session", secret: "password", interactive: true, want: vcapi.GuestAuth{Username: "root", Password: "pw \r\n", Interactive: true}},
-		{name: "token by its file, the guest maps the user", secret: "token", want: vcapi.GuestAuth{SAMLToken: "<saml>"}},
-		{name: "token with a user", secret: "mapped", kind: saml, want: vcapi.GuestAuth{SAMLToken: "t", Username: "root"}},
-		{name: "no interactive session with a token", secret: "token", interactive: true, want: vcapi.GuestAuth{SAMLToken: "<saml>"}},
+		{name: "password, one line end dropped", secret: "password", kind: user,
+			want: vcapi.GuestAuth{Username: "root", Password: "pw \r\n"}},
+		{name: "password by its file", secret: "password",
+			want: vcapi.GuestAuth{Username: "root", Password: "pw \r\n"}},
+		{name: "interactive session", secret: "password", interactive: true,
+			want: vcapi.GuestAuth{Username: "root", Password: "pw \r\n", Interactive: true}},
+		{name: "token by its file, the guest maps the user", secret: "token",
+			want: vcapi.GuestAuth{SAMLToken: "<saml>"}},
+		{name: "token with a user", secret: "mapped", kind: saml,
+			want: vcapi.GuestAuth{SAMLToken: "t", Username: "root"}},
+		{name: "no interactive session with a token", secret: "token", interactive: true,
+			want: vcapi.GuestAuth{SAMLToken: "<saml>"}},
 		{name: "both files: the password", secret: "both", want: vcapi.GuestAuth{Username: "root", Password: "pw"}},
-		{name: "both files, the token asked for", secret: "both", kind: saml, want: vcapi.GuestAuth{Username: "root", SAMLToken: "t"}},
+		{name: "both files, the token asked for", secret: "both", kind: saml,
+			want: vcapi.GuestAuth{Username: "root", SAMLToken: "t"}},
 		{name: "no password", secret: "half", missing: true},
 		{name: "no token", secret: "password", kind: saml, missing: true},
 		{name: "no user", secret: "token", kind: user, missing: true},
@@ -42,7 +50,8 @@ func TestGuestAuth(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
-			got, err := s.guestAuth(t.Context(), &events.CredentialsRef{SecretRef: row.secret, Type: row.kind}, row.interactive)
+			got, err := s.guestAuth(t.Context(), &events.CredentialsRef{SecretRef: row.secret, Type: row.kind},
+				row.interactive)
 			if row.missing {
 				if !missing(err) {
 					t.Errorf("got %v, %v", got, err)
@@ -64,7 +73,8 @@ func TestRotatedSecret(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(string(s), "root", "password"), []byte(password), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if auth, err := s.guestAuth(t.Context(), &events.CredentialsRef{SecretRef: "root"}, false); err != nil || auth.Password != password {
+		if auth, err := s.guestAuth(t.Context(), &events.CredentialsRef{SecretRef: "root"}, false); err != nil ||
+			auth.Password != password {
 			t.Errorf("%s was not read: %v", password, err)
 		}
 	}
@@ -77,9 +87,12 @@ func TestSecretIsNoFile(t *testing.T) {
 	secrets := secretsDir(t)
 	at := func(name string) string { return filepath.Join(string(secrets), "linux-root", name) }
 	for name, put := range map[string]func() error{
-		"a named pipe":            func() error { return syscall.Mkfifo(at("password"), 0o600) },
-		"a folder":                func() error { return os.Mkdir(at("password"), 0o700) },
-		"larger than 64 KiB":      func() error { return os.WriteFile(at("password"), bytes.Repeat([]byte("x"), 64<<10+1), 0o600) },
+		"a named pipe": func() error { return syscall.Mkfifo(at("password"), 0o600) },
+		"a folder":     func() error { return os.Mkdir(at("password"), 0o700) },
+		"larger than 64 KiB": func() error {
+			return os.WriteFile(at("password"),
+				bytes.Repeat([]byte("x"), 64<<10+1), 0o600)
+		},
 		"no such file":            func() error { return nil },
 		"too many levels of symb": func() error { return os.Symlink("password", at("password")) },
 	} {
@@ -91,7 +104,8 @@ func TestSecretIsNoFile(t *testing.T) {
 		}
 		inWorld(t, secrets, func(w *world) {
 			e := w.run(only(processOnly)).Error
-			if e == nil || e.Code != events.UnknownSecret || e.Step != "check" || !strings.Contains(e.Message, name) || strings.Contains(e.Message, string(secrets)) {
+			if e == nil || e.Code != events.UnknownSecret || e.Step != "check" || !strings.Contains(e.Message, name) ||
+				strings.Contains(e.Message, string(secrets)) {
 				w.t.Errorf("%s: %+v", name, e)
 			}
 		})

@@ -14,7 +14,8 @@ import (
 // Whatever vCenter answers, in whichever step: a run that ends by it says what to do, after vCenter's own words.
 func TestEveryFailureSaysWhatToDo(t *testing.T) {
 	t.Parallel()
-	names := append(slices.Collect(maps.Keys(byName)), "ALREADY_EXISTS", "ERROR", "CustomizationFault", "NicSettingMismatch", "SystemError", "HostNotConnected", "NeverHeardOf", "")
+	names := append(slices.Collect(maps.Keys(byName)), "ALREADY_EXISTS", "ERROR", "CustomizationFault",
+		"NicSettingMismatch", "SystemError", "HostNotConnected", "NeverHeardOf", "")
 	for _, name := range names {
 		for _, where := range []string{"check", "customize", "network", "process"} {
 			_, s := stepOf(t, where, events.Starting)
@@ -33,7 +34,8 @@ func TestEveryFailureSaysWhatToDo(t *testing.T) {
 	}
 	_, s = stepOf(t, "customize", events.Running)
 	if f := s.failure(&vcapi.Error{Name: "NoPermission", Class: vcapi.Permanent,
-		Data: []byte(`{"privilegeId":"VirtualMachine.Provisioning.Customize"}`)}); !strings.Contains(f.message, "the privilege VirtualMachine.Provisioning.Customize") {
+		Data: []byte(`{"privilegeId":"VirtualMachine.Provisioning.Customize"}`)}); !strings.Contains(f.message,
+		"the privilege VirtualMachine.Provisioning.Customize") {
 		t.Errorf("%+v", f)
 	}
 }
@@ -45,7 +47,8 @@ func TestNotFoundSaysWhatAnIDIs(t *testing.T) {
 		w.vm.gone = true
 		run := w.run(`{"vm":"vm-42"}`)
 		for _, text := range []string{run.Error.Message, run.Check.Blockers[0].Message} {
-			if !strings.Contains(text, "managed object ID, such as vm-42") || !strings.Contains(text, "vSphere Client") || !strings.Contains(text, "govc") {
+			if !strings.Contains(text, "managed object ID, such as vm-42") ||
+				!strings.Contains(text, "vSphere Client") || !strings.Contains(text, "govc") {
 				w.t.Errorf("it says %q", text)
 			}
 		}
@@ -53,7 +56,8 @@ func TestNotFoundSaysWhatAnIDIs(t *testing.T) {
 	inBriefWorld(t, secretsDir(t), func(w *world) {
 		w.vc.on(rule{op: "StoredSpec", err: vcError("NotFound", 500, vcapi.Permanent)})
 		run := w.run(`{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},"customize":{"specName":"web"}}`)
-		if text := run.Error.Message; !strings.Contains(text, "VM Customization Specifications") || strings.Contains(text, "managed object ID") {
+		if text := run.Error.Message; !strings.Contains(text, "VM Customization Specifications") ||
+			strings.Contains(text, "managed object ID") {
 			w.t.Errorf("it says %q", text)
 		}
 	})
@@ -63,11 +67,14 @@ func TestNotFoundSaysWhatAnIDIs(t *testing.T) {
 func TestCausesAreTold(t *testing.T) {
 	t.Parallel()
 	inBriefWorld(t, secretsDir(t), func(w *world) {
-		cause := &vcapi.Error{Name: "GuestComponentsOutOfDate", LocalizedMessage: "too old", Data: json.RawMessage(`{"x":null,"y":1}`),
+		cause := &vcapi.Error{Name: "GuestComponentsOutOfDate", LocalizedMessage: "too old",
+			Data:  json.RawMessage(`{"x":null,"y":1}`),
 			Cause: &vcapi.Error{Name: "HostCommunication"}}
-		w.vc.on(rule{op: "StartGuestNetwork", err: &vcapi.Error{Host: "vc", Status: 500, Name: "UncustomizableGuest", Class: vcapi.Permanent, Sent: vcapi.Refused, Cause: cause}})
+		w.vc.on(rule{op: "StartGuestNetwork", err: &vcapi.Error{Host: "vc", Status: 500, Name: "UncustomizableGuest",
+			Class: vcapi.Permanent, Sent: vcapi.Refused, Cause: cause}})
 		v := w.run(only(networkOnly)).Error.VSphere
-		if v == nil || v.Cause == nil || v.Cause.Name != "GuestComponentsOutOfDate" || v.Cause.LocalizedMessage != "too old" || string(v.Cause.Data) != `{"y":1}` ||
+		if v == nil || v.Cause == nil || v.Cause.Name != "GuestComponentsOutOfDate" ||
+			v.Cause.LocalizedMessage != "too old" || string(v.Cause.Data) != `{"y":1}` ||
 			v.Cause.Cause == nil || v.Cause.Cause.Name != "HostCommunication" {
 			w.t.Errorf("%+v", v)
 		}

@@ -215,7 +215,8 @@ var errLate = errors.New("the proof of ownership is older than the send window")
 type slowWayError struct{ window time.Duration }
 
 func (e *slowWayError) Error() string {
-	return fmt.Sprintf("a connection to vCenter and the proof that the run is still ours take longer than VCENTER_<NAME>_SEND_WINDOW (%s) together, time after time: "+
+	return fmt.Sprintf("a connection to vCenter and the proof that the run is still ours take longer than "+
+		"VCENTER_<NAME>_SEND_WINDOW (%s) together, time after time: "+
 		"see the way to vCenter and to NATS, or lengthen it", e.window)
 }
 
@@ -224,7 +225,8 @@ func (e *slowWayError) Error() string {
 func (r *run) verifyOwner(from time.Time) vcapi.Fence {
 	mine, before := r.owner.last, r.owner.previous
 	return func(ctx context.Context) error {
-		if time.Now().Before(r.owner.notBefore) { // the intent began the VM's journal anew: the wait of a takeover is due
+		// The intent began the VM's journal anew: the wait of a takeover is due.
+		if time.Now().Before(r.owner.notBefore) {
 			return errLate
 		}
 		ctx, cancel := context.WithDeadlineCause(ctx, from.Add(r.SendWindow), errLate)
@@ -234,7 +236,8 @@ func (r *run) verifyOwner(from time.Time) vcapi.Fence {
 				return err
 			}
 		}
-		if time.Since(from) >= r.SendWindow { // the clock itself: where the process stood still, the deadline's timer may come after us
+		// The clock itself: where the process stood still, the deadline's timer may come after us.
+		if time.Since(from) >= r.SendWindow {
 			return errLate
 		}
 		r.owner.inFlight = true
@@ -247,12 +250,14 @@ func (s *step) uncertain() error {
 	r := s.run
 	r.Meter.EffectUncertain(s.effect.name)
 	if r.asked.OnUncertain != "repeat" {
-		message := "a crash or a lost answer hid whether the call was made, and vCenter can no longer tell: look at the guest, then send a new request"
+		message := "a crash or a lost answer hid whether the call was made, and vCenter can no longer tell: look at " +
+			"the guest, then send a new request"
 		if r.owner.inFlightErr != nil {
 			message += ": " + r.owner.inFlightErr.Error()
 		}
 		r.owner.inFlight = false
-		return &stepError{step: s.name, process: s.process, code: events.Uncertain, message: message, err: r.owner.inFlightErr, doubt: s.effect.name}
+		return &stepError{step: s.name, process: s.process, code: events.Uncertain, message: message,
+			err: r.owner.inFlightErr, doubt: s.effect.name}
 	}
 	r.logger().Warn().Str("step", s.name).Msg("uncertain whether the call took effect: repeated, as the request asks")
 	r.owner.inFlight, r.point.Repeat = false, s.effect.key(s)

@@ -82,7 +82,8 @@ func (r *run) conclude(canceled *canceledError, failed *stepError) events.Kind {
 		r.state.Status = events.StatusCanceled
 		r.state.CanceledBy = &events.CanceledBy{Source: by.Ref.Source, ID: by.Ref.ID, Reason: by.Reason}
 		in := r.stands()
-		r.state.Error = &events.Error{Step: in.name, Process: in.process, Code: events.CodeCanceled, Message: canceled.Error()}
+		r.state.Error = &events.Error{Step: in.name, Process: in.process, Code: events.CodeCanceled,
+			Message: canceled.Error()}
 		r.closeSteps(events.Canceled)
 		return events.RunCanceled
 	case failed != nil:
@@ -93,7 +94,8 @@ func (r *run) conclude(canceled *canceledError, failed *stepError) events.Kind {
 		} else if len(r.point.Doubt) > 0 {
 			r.state.Error.Code, r.state.Error.Retryable = events.Uncertain, false
 			r.state.Error.Message += fmt.Sprintf(
-				"; and nobody can tell whether the last call of step %s took effect: look at the guest", r.point.Doubt[0])
+				"; and nobody can tell whether the last call of step %s took effect: look at the guest",
+				r.point.Doubt[0])
 		}
 		r.closeSteps(events.Failed)
 		return events.RunFailed
@@ -211,8 +213,9 @@ func (r *run) observe() {
 	}
 	r.noteVM(vm)
 	e := r.expected(ctx)
-	o := &events.Observed{At: stamp(time.Now()), PowerState: vm.PowerState, ToolsRunningStatus: vm.ToolsRunningStatus, ToolsVersion: vm.ToolsVersion,
-		HostName: e.hide(vm.HostName), Guest: guestOf(vm.Customization)}
+	o := &events.Observed{At: stamp(time.Now()), PowerState: vm.PowerState, ToolsRunningStatus: vm.ToolsRunningStatus,
+		ToolsVersion: vm.ToolsVersion,
+		HostName:     e.hide(vm.HostName), Guest: guestOf(vm.Customization)}
 	for _, n := range vm.NICs {
 		o.NICs = append(o.NICs, nicOf(e, n))
 	}

@@ -13,7 +13,8 @@ import (
 
 // engineFault is how a Task ends whose engine gave a code.
 func engineFault(words string) *vcapi.Error {
-	return &vcapi.Error{Name: "NicSettingMismatch", Message: "An error occurred: " + words, Class: vcapi.Permanent, Sent: vcapi.Answered}
+	return &vcapi.Error{Name: "NicSettingMismatch", Message: "An error occurred: " + words, Class: vcapi.Permanent,
+		Sent: vcapi.Answered}
 }
 
 func TestEngineCodes(t *testing.T) {
@@ -40,10 +41,13 @@ func TestEngineCodes(t *testing.T) {
 						w.vm.lies, w.vm.saying = "FAILED", words
 					}
 					e := w.run(only(customizeOnly)).Error
-					if e == nil || e.Code != events.CustomizationFailed || !strings.Contains(e.Message, want.says) || e.Retryable != want.retry {
+					if e == nil || e.Code != events.CustomizationFailed || !strings.Contains(e.Message, want.says) ||
+						e.Retryable != want.retry {
 						w.t.Errorf("by its %s: error %+v", told, e)
 					}
-					if explained := strings.Contains(e.Message, "the customization engine in the guest ended"); explained != strings.HasPrefix(want.says, "code") {
+					if explained := strings.Contains(e.Message,
+						"the customization engine in the guest ended"); explained != strings.HasPrefix(want.says,
+						"code") {
 						w.t.Errorf("message %s", e.Message)
 					}
 				})
@@ -86,7 +90,8 @@ func TestPrivileges(t *testing.T) {
 				if !slices.Equal(fields, row.fields) {
 					w.t.Errorf("blockers of %v, want %v", fields, row.fields)
 				}
-				if row.fields != nil && (run.Status != events.StatusFailed || run.Error.Code != events.Unauthorized || len(w.vc.effects) > 0) {
+				if row.fields != nil && (run.Status != events.StatusFailed || run.Error.Code != events.Unauthorized ||
+					len(w.vc.effects) > 0) {
 					w.t.Errorf("status %s, error %+v, effects %v", run.Status, run.Error, w.vc.effects)
 				}
 				if row.fields == nil {
@@ -127,7 +132,8 @@ func TestEngineLog(t *testing.T) {
 		want    []string // the last lines
 	}{
 		"fails": {only(customizeOnly), func(w *world) { fails(w); w.vm.log = "one\ntwo\n" }, []string{"one", "two"}},
-		"a long log, with a password": {only(customizeOnly), func(w *world) { fails(w); w.vm.log = long + "login as root with guest-secret\nend\n" },
+		"a long log, with a password": {only(customizeOnly),
+			func(w *world) { fails(w); w.vm.log = long + "login as root with guest-secret\nend\n" },
 			[]string{"login as root with ***", "end"}},
 		"no log":    {only(customizeOnly), fails, nil},
 		"empty log": {only(customizeOnly), func(w *world) { fails(w); w.vm.log = "\n" }, nil},
@@ -154,7 +160,8 @@ func TestEngineLog(t *testing.T) {
 					w.t.Fatalf("status %s, observed %+v", run.Status, run.Observed)
 				}
 				got := run.Observed.GuestLog
-				if len(got) > logLines || !slices.Equal(got[max(0, len(got)-len(row.want)):], row.want) || row.want == nil && got != nil {
+				if len(got) > logLines || !slices.Equal(got[max(0, len(got)-len(row.want)):], row.want) ||
+					row.want == nil && got != nil {
 					w.t.Errorf("log %q", got)
 				}
 			})
@@ -167,10 +174,13 @@ func TestEngineLog(t *testing.T) {
 func TestEngineLogHoldsNoSecret(t *testing.T) {
 	t.Parallel()
 	request := `{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},"customize":{` +
-		`"spec":{"identity":{"_typeName":"CustomizationLinuxPrep","hostName":{"_typeName":"CustomizationCustomName"},"x":{"secretRef":"keys","key":"spec"}},` + anyNIC + `},` +
+		`"spec":{"identity":{"_typeName":"CustomizationLinuxPrep","hostName":{"_typeName":"CustomizationCustomName"},` +
+		`"x":{"secretRef":"keys","key":"spec"}},` + anyNIC + `},` +
 		`"configParams":[{"key":"a","value":{"_typeName":"string","_value":{"secretRef":"keys","key":"params"}}}]},` +
-		`"processes":[{"name":"first","run":{"path":"/usr/bin/first","environment":{"TOKEN":{"secretRef":"keys","key":"environment"}}}}]}`
-	for _, plan := range [][]fate{nil, crash("stored customize.started"), {{point: "stored customize.started", do: "call, then crash"}}} {
+		`"processes":[{"name":"first","run":{"path":"/usr/bin/first","environment":{"TOKEN":{"secretRef":"keys",` +
+		`"key":"environment"}}}}]}`
+	for _, plan := range [][]fate{nil, crash("stored customize.started"),
+		{{point: "stored customize.started", do: "call, then crash"}}} {
 		dir := secretsDir(t)
 		keys := filepath.Join(string(dir), "keys")
 		if err := os.Mkdir(keys, 0o700); err != nil {

@@ -21,7 +21,8 @@ import (
 //	a Task              is none of those that vCenter showed before, and none that an earlier run made: checkpoint.known
 //	the guest's status  of a customization that began later than the one read before the call: before.began
 //	what it shows       all that is asked for, where it was seen to show something else before: before.other
-//	a process           bears the run's marker, or has a pid and start time that were not there before: isProcess, mayBeAmong
+//	a process           bears the run's marker, or has a pid and start time that were not there before:
+//	                    processStep.is, mayBeAmong
 
 // taskMark names a Task for good: its ID and, once it was seen, when it was queued (vCenter's clock). A vCenter that
 // was restored from a backup gives the same IDs to other Tasks.
@@ -52,16 +53,20 @@ func (c *checkpoint) sawTask(t vcapi.Task) {
 
 // sameTask reports whether a Task is the one that this run knows by its ID, as far as its mark tells.
 func (c *checkpoint) sameTask(t vcapi.Task) bool {
-	return !slices.ContainsFunc(c.Tasks, func(mark string) bool { return strings.HasPrefix(mark, t.ID+"@") && !isTask(mark, t) })
+	return !slices.ContainsFunc(c.Tasks, func(mark string) bool {
+		return strings.HasPrefix(mark, t.ID+"@") && !isTask(mark, t)
+	})
 }
 
 // known reports whether a Task is surely not the one that an open intent of this run may have made: it was there
 // before, or an earlier call made it. Those of another vCenter are no Tasks of this one.
 func (c *checkpoint) known(t vcapi.Task, instance string) bool {
 	named := func(marks []string, of string) bool {
-		return (of == "" || instance == "" || of == instance) && slices.ContainsFunc(marks, func(mark string) bool { return isTask(mark, t) })
+		return (of == "" || instance == "" || of == instance) &&
+			slices.ContainsFunc(marks, func(mark string) bool { return isTask(mark, t) })
 	}
-	there := c.BaselineNewest == nil || !t.QueueTime.After(*c.BaselineNewest) || sameTime(t.QueueTime, *c.BaselineNewest)
+	there := c.BaselineNewest == nil || !t.QueueTime.After(*c.BaselineNewest) ||
+		sameTime(t.QueueTime, *c.BaselineNewest)
 	return named(c.Baseline, c.Instance) && there || named(c.Tasks, c.Instance) ||
 		slices.ContainsFunc(c.Past, func(p pastRun) bool { return named(p.Tasks, p.Instance) })
 }
@@ -104,7 +109,9 @@ const reportedWithin = 2 * time.Minute
 // comesBy reports whether the guest may come to show what is asked for by an earlier run that asked for the same a
 // moment ago.
 func (c *checkpoint) comesBy(asked string) bool {
-	return slices.ContainsFunc(c.Past, func(p pastRun) bool { return p.Asked == asked && p.Until != nil && time.Now().Before(*p.Until) })
+	return slices.ContainsFunc(c.Past, func(p pastRun) bool {
+		return p.Asked == asked && p.Until != nil && time.Now().Before(*p.Until)
+	})
 }
 
 // name is what stands for a spec's host name and addresses in a checkpoint: some of them may be secrets.
@@ -128,7 +135,8 @@ func sameTime(a, b time.Time) bool { return a.Sub(b).Abs() <= precision }
 
 // began reports whether the guest's status speaks of a customization that began after the one read before the call.
 func (b before) began(g *vcapi.GuestCustomization) bool {
-	return b.GuestRead && g != nil && g.StartTime != nil && (b.GuestStart == nil || g.StartTime.After(*b.GuestStart) && !sameTime(*g.StartTime, *b.GuestStart))
+	return b.GuestRead && g != nil && g.StartTime != nil &&
+		(b.GuestStart == nil || g.StartTime.After(*b.GuestStart) && !sameTime(*g.StartTime, *b.GuestStart))
 }
 
 // noteBefore puts it into the checkpoint, with the intent. Where a call of this act was not answered, what was there
@@ -167,7 +175,8 @@ func (r *run) shownOther(e expected, vm vcapi.VM) bool {
 		return true
 	}
 	nics, _ := nicsOfVM(vm)
-	return slices.Contains(slices.Collect(maps.Values(seen)), false) && (!named || slices.ContainsFunc(nics, hasAddress))
+	return slices.Contains(slices.Collect(maps.Values(seen)), false) &&
+		(!named || slices.ContainsFunc(nics, hasAddress))
 }
 
 // shownAll reports whether a guest shows a spec's host name and addresses, and that these are something.

@@ -13,7 +13,8 @@ import (
 
 // toolsAway is how a Task ends whose guest could not be reached any more.
 func toolsAway() *vcapi.Error {
-	return &vcapi.Error{Name: "GuestOperationsUnavailable", Message: "words of vCenter about tools", Class: vcapi.Transient, Sent: vcapi.Answered}
+	return &vcapi.Error{Name: "GuestOperationsUnavailable", Message: "words of vCenter about tools",
+		Class: vcapi.Transient, Sent: vcapi.Answered}
 }
 
 // engineFaultOf is the general fault with the engine's own code in it.
@@ -48,30 +49,44 @@ func TestShownBefore(t *testing.T) {
 		calls   int    // Tasks of the customization
 	}{
 		{"a repeat succeeds", asked, nil, "task", "", 1},
-		{"a repeat, the password could not be set", asked, []func(*world){ends(engineFaultOf("ERR,248,set password failed"), false)}, "task", "CustomizationFault", 1},
-		{"a repeat, the DNS could not be set", asked, []func(*world){ends(engineFaultOf("ERR,252,DNS failed"), false)}, "task", "CustomizationFault", 1},
-		{"a repeat, tools away", asked, []func(*world){ends(toolsAway(), false)}, "task", "GuestOperationsUnavailable", 2},
-		{"a repeat, general fault", asked, []func(*world){ends(generalFault(), false)}, "task", "CustomizationFault", 2},
-		{"a repeat, another fault", asked, []func(*world){ends(engineFault("words"), false)}, "task", "NicSettingMismatch", 1},
+		{"a repeat, the password could not be set", asked,
+			[]func(*world){ends(engineFaultOf("ERR,248,set password failed"), false)}, "task", "CustomizationFault", 1},
+		{"a repeat, the DNS could not be set", asked, []func(*world){ends(engineFaultOf("ERR,252,DNS failed"), false)},
+			"task", "CustomizationFault", 1},
+		{"a repeat, tools away", asked, []func(*world){ends(toolsAway(), false)}, "task", "GuestOperationsUnavailable",
+			2},
+		{"a repeat, general fault", asked, []func(*world){ends(generalFault(), false)}, "task", "CustomizationFault",
+			2},
+		{"a repeat, another fault", asked, []func(*world){ends(engineFault("words"), false)}, "task",
+			"NicSettingMismatch", 1},
 		{"another name before", shows("web-6", "10.0.0.7"), []func(*world){ends(toolsAway(), true)}, "verify", "", 1},
-		{"another address before", shows("web-7", "10.0.0.6"), []func(*world){ends(toolsAway(), true)}, "verify", "", 1},
+		{"another address before", shows("web-7", "10.0.0.6"), []func(*world){ends(toolsAway(), true)}, "verify", "",
+			1},
 		{"no name before", shows(""), []func(*world){ends(toolsAway(), true)}, "verify", "", 1},
-		{"the name before, and no address yet", shows("web-7"), []func(*world){ends(toolsAway(), false), shownLater}, "task", "GuestOperationsUnavailable", 2},
-		{"the name before, and a link-local address", shows("web-7", "fe80::1", "169.254.1.1"), []func(*world){ends(toolsAway(), false), shownLater}, "task",
+		{"the name before, and no address yet", shows("web-7"), []func(*world){ends(toolsAway(), false), shownLater},
+			"task", "GuestOperationsUnavailable", 2},
+		{"the name before, and a link-local address", shows("web-7", "fe80::1", "169.254.1.1"),
+			[]func(*world){ends(toolsAway(), false), shownLater}, "task",
 			"GuestOperationsUnavailable", 2},
 		{"all of it before, and the address not settled yet", func(w *world) {
 			asked(w)
 			w.vm.nics[0].Addresses = append(w.vm.nics[0].Addresses, "2001:db8::9")
 			w.vm.nics[0].IPConfig = []vcapi.Address{{IP: "10.0.0.7", State: "tentative"}}
 		}, []func(*world){ends(toolsAway(), false), shownLater}, "task", "GuestOperationsUnavailable", 2},
-		{"the name is told some seconds after tools began to run", shows(""), []func(*world){ends(toolsAway(), false), func(w *world) {
-			w.later(2*time.Second, func() { w.vc.change(func() { asked(w) }) })
-		}}, "task", "GuestOperationsUnavailable", 2},
+		{"the name is told some seconds after tools began to run", shows(""),
+			[]func(*world){ends(toolsAway(), false), func(w *world) {
+				w.later(2*time.Second, func() { w.vc.change(func() { asked(w) }) })
+			}}, "task", "GuestOperationsUnavailable", 2},
 		{"what was before could not be read", shows("web-6"), []func(*world){func(w *world) {
 			w.vc.on(rule{op: "CustomizeGuest sent", times: 1, task: toolsAway(), goes: true})
-			w.vc.on(rule{op: "Session", times: 1, fn: func() { w.vc.on(rule{op: "VM", times: 1, err: vcError("NoPermission", 500, vcapi.Permanent)}) }}) // the last read before it
+			// The last read before it.
+			w.vc.on(rule{op: "Session", times: 1, fn: func() {
+				w.vc.on(rule{op: "VM", times: 1,
+					err: vcError("NoPermission", 500, vcapi.Permanent)})
+			}})
 		}}, "task", "", 2}, // by the repeat
-		{"the engine says that it failed, and the guest shows the spec", shows("web-6"), []func(*world){ends(engineFaultOf("ERR,254,eth0"), true)}, "task",
+		{"the engine says that it failed, and the guest shows the spec", shows("web-6"),
+			[]func(*world){ends(engineFaultOf("ERR,254,eth0"), true)}, "task",
 			"CustomizationFault", 1},
 	} {
 		for _, takeover := range []bool{false, true} {
@@ -116,8 +131,10 @@ func TestStatusInOtherPrecisions(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
 	precisions := map[string]func(time.Time) time.Time{
-		"ns": cut(1), "µs": cut(time.Microsecond), "µs rounded": rounded(time.Microsecond), "ms": cut(time.Millisecond), "ms rounded": rounded(time.Millisecond),
-		"s": cut(time.Second), "s rounded": rounded(time.Second),
+		"ns": cut(1), "µs": cut(time.Microsecond), "µs rounded": rounded(time.Microsecond),
+		"ms":         cut(time.Millisecond),
+		"ms rounded": rounded(time.Millisecond),
+		"s":          cut(time.Second), "s rounded": rounded(time.Second),
 	}
 	for rest, asRead := range precisions {
 		for push, asPushed := range precisions {
@@ -125,20 +142,27 @@ func TestStatusInOtherPrecisions(t *testing.T) {
 				t.Parallel()
 				for _, status := range []string{"SUCCEEDED", "FAILED", "RUNNING"} {
 					for _, fails := range []bool{false, true} {
-						for _, unread := range []string{"", "CustomizationStatus", "VM"} { // by one channel alone, or by both
+						// By one channel alone, or by both.
+						for _, unread := range []string{"", "CustomizationStatus", "VM"} {
 							inBubble(t, secrets, func(w *world) {
 								w.vc.rest, w.vc.push, w.vm.moves = asRead, asPushed, false
 								start := time.Now().Add(-time.Hour).Truncate(time.Second).Add(499999999)
 								w.vm.guest = &vcapi.GuestCustomization{Status: status, StartTime: &start}
 								if fails {
-									w.vc.on(rule{op: "CustomizeGuest sent", times: 1, task: engineFault("ERR,253,eth0")})
+									w.vc.on(rule{op: "CustomizeGuest sent", times: 1,
+										task: engineFault("ERR,253,eth0")})
 								}
 								if unread != "" {
-									w.slow = onKind("check.completed", func() { w.vc.on(rule{op: unread, times: 1, err: vcError("SERVICE_UNAVAILABLE", 503, vcapi.Transient)}) })
+									w.slow = onKind("check.completed",
+										func() {
+											w.vc.on(rule{op: unread, times: 1,
+												err: vcError("SERVICE_UNAVAILABLE", 503, vcapi.Transient)})
+										})
 								}
 								run := w.run(only(customizeOnly))
 								if run.Customize.DecidedBy != "task" || fails != (run.Status == events.StatusFailed) {
-									w.t.Errorf("old %s, Task fails: %v: the run ended as %s, decided by %q", status, fails, run.Status, run.Customize.DecidedBy)
+									w.t.Errorf("old %s, Task fails: %v: the run ended as %s, decided by %q", status,
+										fails, run.Status, run.Customize.DecidedBy)
 								}
 								if run.FinishedAt.Sub(*run.AcceptedAt) > 2*time.Minute {
 									w.t.Errorf("old %s was waited for", status)
@@ -174,7 +198,8 @@ func TestGuestStaysRunning(t *testing.T) {
 		inWorld(t, secrets, func(w *world) {
 			w.vm.outlasts = 5 * time.Hour
 			if shows {
-				w.later(70*time.Second, func() { w.vc.change(func() { w.vm.show(json.RawMessage(specOf(named))); w.vm.connect() }) })
+				w.later(70*time.Second,
+					func() { w.vc.change(func() { w.vm.show(json.RawMessage(specOf(named))); w.vm.connect() }) })
 			}
 			run := w.run(only(`"verify":{"timeout":"2m"},"customize":` + named))
 			c := run.Customize
@@ -199,7 +224,8 @@ func TestKnownFailureIsTold(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
 	request := func(run, step string) string {
-		return `{"timeout":"` + run + `",` + only(`"customize":` + named[:len(named)-1] + `,"timeout":"` + step + `"}`)[1:]
+		return `{"timeout":"` + run + `",` + only(`"customize":` + named[:len(named)-1] + `,"timeout":"` + step +
+			`"}`)[1:]
 	}
 	for _, row := range []struct {
 		name      string
@@ -221,11 +247,13 @@ func TestKnownFailureIsTold(t *testing.T) {
 				w.vm.moves, w.vm.faulty, w.several, w.vm.customize = false, 2, true, row.takes
 				run := w.run(request(row.run, row.step))
 				e := run.Error
-				if e == nil || e.Code != row.code || e.VSphere == nil || e.VSphere.Name != "CustomizationFault" || e.Step != "customize" {
+				if e == nil || e.Code != row.code || e.VSphere == nil || e.VSphere.Name != "CustomizationFault" ||
+					e.Step != "customize" {
 					w.t.Errorf("the run ended as %s: %+v", run.Status, e)
 				}
 				w.wantEffects("customize", row.calls)
-				if completed := strings.Contains(strings.Join(w.kinds(), " "), "customize.completed"); completed != (row.code == events.CustomizationFailed) {
+				if completed := strings.Contains(strings.Join(w.kinds(), " "),
+					"customize.completed"); completed != (row.code == events.CustomizationFailed) {
 					w.t.Errorf("events %v", w.kinds())
 				}
 			})
@@ -269,7 +297,8 @@ func TestGeneralFaultAsTheAnswer(t *testing.T) {
 						run := w.run(request)
 						w.wantEnds(row.ends)
 						w.wantEffects("abort", row.aborts)
-						if row.ends == "run.failed" && (run.Error.Code != events.CustomizationFailed || run.Error.VSphere == nil || run.Error.VSphere.Name != name) {
+						if row.ends == "run.failed" && (run.Error.Code != events.CustomizationFailed ||
+							run.Error.VSphere == nil || run.Error.VSphere.Name != name) {
 							w.t.Errorf("error %+v", run.Error)
 						}
 					})
@@ -312,7 +341,8 @@ func TestShownByTheRunBefore(t *testing.T) {
 			})
 			w.drive(w.request("order-2", request(row.name, `{"nicsConnected":false,"addresses":false}`)))
 			if run := w.last(); run.Status != row.ends {
-				w.t.Errorf("%s after %s: the run ended as %s, decided by %s", row.name, row.wait, run.Status, run.Customize.DecidedBy)
+				w.t.Errorf("%s after %s: the run ended as %s, decided by %s", row.name, row.wait, run.Status,
+					run.Customize.DecidedBy)
 			}
 		})
 	}

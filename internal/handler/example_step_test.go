@@ -61,7 +61,8 @@ func (e *exampleStep) read(ctx context.Context, s *step) error {
 	return s.complete(failure)
 }
 
-var exampleKind = stepKind{name: "example", methods: []string{exampleMethod}, effects: []string{"example"}, equip: newExampleStep}
+var exampleKind = stepKind{name: "example", methods: []string{exampleMethod}, effects: []string{"example"},
+	equip: newExampleStep}
 
 // withExample adds the step to those that a handler knows.
 func withExample(kinds []stepKind) []stepKind {

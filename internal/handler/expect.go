@@ -177,7 +177,8 @@ func expect(spec json.RawMessage, secret func(events.TextOrSecret) (string, erro
 }
 
 // knownIdentities are those whose host name, where they have one, stands in a member of its own.
-var knownIdentities = []string{"", "CustomizationLinuxPrep", "CustomizationSysprep", "CustomizationLinuxFlexPrep", "CustomizationWindowsFlexPrep"}
+var knownIdentities = []string{"", "CustomizationLinuxPrep", "CustomizationSysprep", "CustomizationLinuxFlexPrep",
+	"CustomizationWindowsFlexPrep"}
 
 // identity reads what the guest will be called.
 func (r *specReader) identity(raw json.RawMessage, field string) (rule nameRule, linux bool) {
@@ -308,7 +309,8 @@ func (e expected) settings() []setting {
 
 // hide is what the guest shows as events may tell it: what equals the value of a secret is not told.
 func (e expected) hide(shown string) string {
-	if h := e.host; h.kind == prefixName && h.secret != "" && len(shown) >= len(h.text) && strings.EqualFold(shown[:len(h.text)], h.text) {
+	if h := e.host; h.kind == prefixName && h.secret != "" && len(shown) >= len(h.text) &&
+		strings.EqualFold(shown[:len(h.text)], h.text) {
 		return "(" + h.String() + ", and more)"
 	}
 	for _, s := range e.settings() {
@@ -317,7 +319,8 @@ func (e expected) hide(shown string) string {
 		}
 		want, fixed := s.address()
 		got, err := netip.ParseAddr(shown)
-		if strings.EqualFold(s.text, shown) || strings.EqualFold(firstLabel(s.text), firstLabel(shown)) && !fixed || sameMAC(s.text, shown) || fixed && err == nil && want == plain(got) {
+		if strings.EqualFold(s.text, shown) || strings.EqualFold(firstLabel(s.text), firstLabel(shown)) && !fixed ||
+			sameMAC(s.text, shown) || fixed && err == nil && want == plain(got) {
 			return "(" + s.String() + ")"
 		}
 	}

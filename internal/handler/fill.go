@@ -10,9 +10,9 @@ import (
 	"github.com/guestflow/guestflow/internal/events"
 )
 
-// fill puts the values of secrets into a tree of JSON: each {"secretRef":…,"key":…} becomes the string that it names.
-// All else stays word for word: what guestflow does not know of a spec is vCenter's to read. secrets are the values, to
-// be kept out of errors.
+// fill puts the values of secrets into a tree of JSON: each {"secretRef": …, "key": …} becomes the string that it
+// names. All else stays word for word: what guestflow does not know of a spec is vCenter's to read. secrets are the
+// values, to be kept out of errors.
 func (s Secrets) fill(ctx context.Context, tree json.RawMessage) (filled json.RawMessage, secrets []string, err error) {
 	refs, err := secretRefs(tree)
 	if err != nil {
@@ -83,8 +83,10 @@ func secretRefs(tree json.RawMessage) ([]secretRef, error) {
 				continue
 			}
 			open = open[:len(open)-1]
-			if t == '}' && !in.others && len(in.members) == 2 && in.members["secretRef"] != "" && in.members["key"] != "" {
-				refs = append(refs, secretRef{name: in.members["secretRef"], key: in.members["key"], from: in.from, to: int(d.InputOffset())})
+			if t == '}' && !in.others && len(in.members) == 2 && in.members["secretRef"] != "" &&
+				in.members["key"] != "" {
+				refs = append(refs, secretRef{name: in.members["secretRef"], key: in.members["key"], from: in.from,
+					to: int(d.InputOffset())})
 			}
 			if len(open) > 0 && open[len(open)-1] != nil {
 				open[len(open)-1].others = true

@@ -28,12 +28,15 @@ func TestFillSecrets(t *testing.T) {
 	s := secretFiles(t, map[string]string{"ad/join": "p\"w\n", "ad/user": "<&ü>"})
 	for _, test := range []struct{ name, tree, want string }{
 		{"nothing to fill", `{ "b" : [1.50, null,{}], "a":"\u00e9" }`, `{ "b" : [1.50, null,{}], "a":"\u00e9" }`},
-		{"a member", `{"password":{"_typeName":"CustomizationPassword","value":{"secretRef":"ad","key":"join"},"plainText":true}}`,
+		{"a member", `{"password":{"_typeName":"CustomizationPassword","value":{"secretRef":"ad","key":"join"},` +
+			`"plainText":true}}`,
 			`{"password":{"_typeName":"CustomizationPassword","value":"p\"w","plainText":true}}`},
-		{"in an array, twice, in any order", `[ {"key":"join","secretRef":"ad"}, {"secretRef":"ad","key":"join"} ,2]`, `[ "p\"w", "p\"w" ,2]`},
+		{"in an array, twice, in any order", `[ {"key":"join","secretRef":"ad"}, {"secretRef":"ad","key":"join"} ,2]`,
+			`[ "p\"w", "p\"w" ,2]`},
 		{"the whole tree", `{"secretRef":"ad","key":"join"}`, `"p\"w"`},
 		{"more members: data", `{"secretRef":"ad","key":"join","more":1}`, `{"secretRef":"ad","key":"join","more":1}`},
-		{"an object inside: data", `{"secretRef":"ad","key":{"secretRef":"ad","key":"join"}}`, `{"secretRef":"ad","key":"p\"w"}`},
+		{"an object inside: data", `{"secretRef":"ad","key":{"secretRef":"ad","key":"join"}}`,
+			`{"secretRef":"ad","key":"p\"w"}`},
 		{"one member: data", `{"secretRef":"ad"}`, `{"secretRef":"ad"}`},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -44,7 +47,8 @@ func TestFillSecrets(t *testing.T) {
 			}
 		})
 	}
-	if _, _, err := s.fill(t.Context(), json.RawMessage(`{"a":{"secretRef":"ad","key":"none"}}`)); err == nil || !missing(err) || strings.Contains(err.Error(), string(s)) {
+	if _, _, err := s.fill(t.Context(), json.RawMessage(`{"a":{"secretRef":"ad","key":"none"}}`)); err == nil ||
+		!missing(err) || strings.Contains(err.Error(), string(s)) {
 		t.Errorf("a secret that is not there: %v", err)
 	}
 	if _, err := s.read(t.Context(), "..", "join"); err == nil {
@@ -54,7 +58,8 @@ func TestFillSecrets(t *testing.T) {
 
 // Whatever tree is filled, it stays JSON, and without secrets it stays as it is.
 func FuzzFill(f *testing.F) {
-	for _, tree := range []string{`{"a":{"secretRef":"ad","key":"join"}}`, `[{"key":"join","secretRef":"ad"},[{}]]`, `{"secretRef":"ad","key":"join"}`, `"x"`, `1`, `{"a":`,
+	for _, tree := range []string{`{"a":{"secretRef":"ad","key":"join"}}`, `[{"key":"join","secretRef":"ad"},[{}]]`,
+		`{"secretRef":"ad","key":"join"}`, `"x"`, `1`, `{"a":`,
 		`{"":"","":{"secretRef":"ad","key":"join"}}`} {
 		f.Add([]byte(tree))
 	}

@@ -49,7 +49,8 @@ func (r *run) baseline(ctx context.Context) (struct{}, error) {
 		return none, err
 	}
 	p := &r.point
-	p.Baseline, p.BaselineAt, p.BaselineOurs, p.Recent, p.Instance, p.BaselineNewest = nil, &now, &ours, !history, about.InstanceUUID, nil
+	p.Baseline, p.BaselineAt, p.BaselineOurs, p.Recent, p.Instance, p.BaselineNewest = nil, &now, &ours, !history,
+		about.InstanceUUID, nil
 	for _, t := range tasks {
 		p.Baseline = append(p.Baseline, t.ID)
 		r.seen.newestTask = t.ID
@@ -157,7 +158,8 @@ func (r *run) sameVCenter(about vcapi.About) error {
 	}
 	s := r.stands()
 	f := &stepError{step: s.name, process: s.process, code: events.NotFound, message: fmt.Sprintf(
-		"vCenter %s is another one now (instance UUID %s) than when the run was accepted (%s): its %s may be another VM; look at the VM, then send a new request",
+		"vCenter %s is another one now (instance UUID %s) than when the run was accepted (%s): its %s may be another "+
+			"VM; look at the VM, then send a new request",
 		r.VCenter, about.InstanceUUID, was, r.vm)}
 	if r.owner.inFlight {
 		r.owner.inFlight, f.code, f.doubt = false, events.Uncertain, r.point.Intent.Act
@@ -166,7 +168,8 @@ func (r *run) sameVCenter(about vcapi.About) error {
 }
 
 // reachesBack reports whether vCenter's answer goes back behind an intent: a Task that it made would have been in it.
-func (r *run) reachesBack(ctx context.Context, open *intent, now time.Time, tasks []vcapi.Task, shown map[string]bool, history bool,
+func (r *run) reachesBack(ctx context.Context, open *intent, now time.Time, tasks []vcapi.Task, shown map[string]bool,
+	history bool,
 	user string) (bool, error) {
 	if now.Before(open.At) {
 		return false, nil // vCenter's clock was set back: its times tell nothing

@@ -49,7 +49,8 @@ func TestMadeBy(t *testing.T) {
 // namings are how a vCenter may name the Tasks of our methods.
 var namings = map[string]func(string) (string, string){
 	"by key": func(method string) (string, string) {
-		return "", map[string]string{customizeMethod: "vm.GuestCustomizationManager.customize", networkMethod: "vm.GuestCustomizationManager.startNetwork"}[method]
+		return "", map[string]string{customizeMethod: "vm.GuestCustomizationManager.customize",
+			networkMethod: "vm.GuestCustomizationManager.startNetwork"}[method]
 	},
 	"without _Task": func(method string) (string, string) { return strings.TrimSuffix(method, "_Task"), "" },
 	"not at all":    func(string) (string, string) { return "", "" },
@@ -98,8 +99,10 @@ func TestClockSetBack(t *testing.T) {
 					t.Parallel()
 					inBriefWorld(t, secrets, func(w *world) {
 						w.tail = tail
-						req := w.request("order-1", `{"timeout":"2h",`+only(`"customize":` + spec[:len(spec)-1] + `,"timeout":"1h"},"network":{"timeout":"1h"}`)[1:])
-						first := w.deliver(req, fate{point: "publish check.completed", do: "call", fn: func() { w.vc.change(func() { w.vc.offset -= back }) }},
+						req := w.request("order-1", `{"timeout":"2h",`+only(`"customize":` + spec[:len(spec)-1] +
+							`,"timeout":"1h"},"network":{"timeout":"1h"}`)[1:])
+						first := w.deliver(req, fate{point: "publish check.completed", do: "call",
+							fn: func() { w.vc.change(func() { w.vc.offset -= back }) }},
 							fate{point: op + " landed", do: "crash"})
 						<-first.stopped
 						w.loseTail()
@@ -125,7 +128,8 @@ func TestTaskIDsGivenAgain(t *testing.T) {
 			if ended {
 				w.drive(w.request("order-1", only(networkOnly)))
 			} else {
-				w.vc.tasks = append(w.vc.tasks, &fakeTask{id: "task-103", name: networkMethod, vm: vmID, queued: time.Now(), takes: time.Second})
+				w.vc.tasks = append(w.vc.tasks, &fakeTask{id: "task-103", name: networkMethod, vm: vmID,
+					queued: time.Now(), takes: time.Second})
 			}
 			<-time.After(5 * time.Minute)
 			again := w.vc.tasks[0].id
@@ -133,7 +137,8 @@ func TestTaskIDsGivenAgain(t *testing.T) {
 			o := w.deliver(req, fate{point: "publish network.starting", do: "call", fn: func() {
 				w.vc.restartNow()
 				w.vc.change(func() { w.vc.tasks = nil })
-			}}, fate{point: "StartGuestNetwork landed #2", do: "call, then crash", fn: func() { w.vc.change(func() { w.vc.tasks[0].id = again }) }})
+			}}, fate{point: "StartGuestNetwork landed #2", do: "call, then crash",
+				fn: func() { w.vc.change(func() { w.vc.tasks[0].id = again }) }})
 			<-o.stopped
 			w.drive(req)
 			mustSucceed(w)
@@ -150,8 +155,10 @@ func TestKnownTasks(t *testing.T) {
 	t.Parallel()
 	at := time.Date(2026, 11, 20, 10, 0, 0, 123456789, time.UTC)
 	const uuid = "uuid-1"
-	c := checkpoint{Baseline: []string{"task-1"}, BaselineNewest: &at, Instance: uuid, Tasks: []string{"task-2", "task-3"},
-		Past: []pastRun{{Tasks: []string{"task-4@2026-11-20T10:00:00Z"}, Instance: uuid}, {Tasks: []string{"task-5"}}, {Tasks: []string{"task-6"}, Instance: "uuid-0"}}}
+	c := checkpoint{Baseline: []string{"task-1"}, BaselineNewest: &at, Instance: uuid,
+		Tasks: []string{"task-2", "task-3"},
+		Past: []pastRun{{Tasks: []string{"task-4@2026-11-20T10:00:00Z"}, Instance: uuid}, {Tasks: []string{"task-5"}},
+			{Tasks: []string{"task-6"}, Instance: "uuid-0"}}}
 	c.sawTask(vcapi.Task{ID: "task-3", QueueTime: at})
 	later := at.Add(time.Hour)
 	for _, row := range []struct {
@@ -160,9 +167,11 @@ func TestKnownTasks(t *testing.T) {
 		instance string
 		want     bool
 	}{
-		{"task-1", at, uuid, true}, {"task-1", at.Add(-time.Hour), uuid, true}, {"task-1", later, uuid, false}, {"task-1", at, "uuid-2", false}, {"task-1", at, "", true},
+		{"task-1", at, uuid, true}, {"task-1", at.Add(-time.Hour), uuid, true}, {"task-1", later, uuid, false},
+		{"task-1", at, "uuid-2", false}, {"task-1", at, "", true},
 		{"task-2", later, uuid, true}, {"task-2", at, "uuid-2", false},
-		{"task-3", at, uuid, true}, {"task-3", at.Truncate(time.Second), uuid, true}, {"task-3", later, uuid, false}, {"task-3", time.Time{}, uuid, true},
+		{"task-3", at, uuid, true}, {"task-3", at.Truncate(time.Second), uuid, true}, {"task-3", later, uuid, false},
+		{"task-3", time.Time{}, uuid, true},
 		{"task-4", at, uuid, true}, {"task-4", later, uuid, false}, {"task-4", at, "uuid-2", false},
 		{"task-5", later, uuid, true}, {"task-5", later, "uuid-2", true}, // of version 1: of whichever vCenter
 		{"task-6", at, uuid, false}, {"task-6", at, "uuid-0", true},
@@ -172,7 +181,8 @@ func TestKnownTasks(t *testing.T) {
 			t.Errorf("%s, queued at %s, of %q: known is %v", row.id, row.queued, row.instance, got)
 		}
 	}
-	if c.sameTask(vcapi.Task{ID: "task-3", QueueTime: later}) || !c.sameTask(vcapi.Task{ID: "task-3", QueueTime: at}) || !c.sameTask(vcapi.Task{ID: "task-8", QueueTime: at}) {
+	if c.sameTask(vcapi.Task{ID: "task-3", QueueTime: later}) || !c.sameTask(vcapi.Task{ID: "task-3", QueueTime: at}) ||
+		!c.sameTask(vcapi.Task{ID: "task-8", QueueTime: at}) {
 		t.Error("a Task is followed that has only got the ID, or one that is it is not")
 	}
 }
@@ -186,8 +196,10 @@ func TestAnotherVCenter(t *testing.T) {
 		change      func(w *world)
 		code        events.Code
 	}{
-		{"vCenter, before the call", "stored check.completed", func(w *world) { w.vc.instance = "uuid-2" }, events.NotFound},
-		{"vCenter, with a call in doubt", "CustomizeGuest sent", func(w *world) { w.vc.instance, w.vc.tasks = "uuid-2", nil }, events.Uncertain},
+		{"vCenter, before the call", "stored check.completed", func(w *world) { w.vc.instance = "uuid-2" },
+			events.NotFound},
+		{"vCenter, with a call in doubt", "CustomizeGuest sent",
+			func(w *world) { w.vc.instance, w.vc.tasks = "uuid-2", nil }, events.Uncertain},
 		{"VM, before the call", "stored check.completed", func(w *world) { w.vm.uuid = "5013" }, events.NotFound},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -213,7 +225,12 @@ func TestAnotherVCenter(t *testing.T) {
 			w.vc.change(func() { w.vc.instance, w.vc.tasks, w.vc.sessions = "uuid-2", nil, map[string]bool{} })
 			w.vc.on(rule{op: "StartGuestNetwork sent", times: 1, lost: "answer"})
 			w.slow = onKind("network.starting", func() {
-				w.later(time.Second, func() { w.vc.change(func() { w.vc.tasks[0].id, w.vc.tasks[0].stamp = again, time.Time{} }) })
+				w.later(time.Second, func() {
+					w.vc.change(func() {
+						w.vc.tasks[0].id, w.vc.tasks[0].stamp = again,
+							time.Time{}
+					})
+				})
 			})
 			w.drive(w.request("order-2", only(networkOnly)))
 			mustSucceed(w)
@@ -299,7 +316,8 @@ func TestBusyWithOurOwnTaskAndItsStatus(t *testing.T) {
 		w.vc.on(rule{op: "CustomizeGuest sent", times: 1, lost: "answer"})
 		run := w.run(only(customizeOnly))
 		if run.Error == nil || run.Customize.DecidedBy != "guest-status" {
-			w.t.Errorf("the guest says that it failed, and the run ended as %s, decided by %q", run.Status, run.Customize.DecidedBy)
+			w.t.Errorf("the guest says that it failed, and the run ended as %s, decided by %q", run.Status,
+				run.Customize.DecidedBy)
 		}
 		w.wantEffects("customize", 1)
 	})

@@ -70,8 +70,10 @@ func TestJournalAnew(t *testing.T) {
 				if len(before) == 0 || len(all) == 0 {
 					return
 				}
-				if first := all[0]; first.kind != events.RunResumed || first.run.N != len(before)+1 || first.run.Owner.Takeovers != 0 || first.run.Status != events.StatusRunning {
-					w.t.Errorf("%s n=%d of owner %+v is the first event, behind %d", first.kind, first.run.N, first.run.Owner, len(before))
+				if first := all[0]; first.kind != events.RunResumed || first.run.N != len(before)+1 ||
+					first.run.Owner.Takeovers != 0 || first.run.Status != events.StatusRunning {
+					w.t.Errorf("%s n=%d of owner %+v is the first event, behind %d", first.kind, first.run.N,
+						first.run.Owner, len(before))
 				}
 				for _, e := range w.vc.effects {
 					if since := e.at.Sub(all[0].at); since > 0 && since < 45*time.Second {
@@ -170,7 +172,8 @@ func TestEventsAgedOutOfProcessAndCheck(t *testing.T) {
 	}{
 		"process": {only(processOnly), events.Uncertain},
 		"check":   {`{"vm":"vm-42"}`, ""},
-		"watch":   {`{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},"processes":[{"name":"w","watch":{"pid":1}}],"timeout":"1m"}`, events.NotFound},
+		"watch": {`{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},"processes":[{"name":"w",` +
+			`"watch":{"pid":1}}],"timeout":"1m"}`, events.NotFound},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -218,7 +221,9 @@ func TestRedeliveredWithoutEvents(t *testing.T) {
 				req := w.request("order-1", brief)
 				if row.task != "" || row.uncertain {
 					w.vc.change(func() {
-						w.vc.tasks = append(w.vc.tasks, &fakeTask{id: "task-x", name: row.task, vm: vmID, queued: time.Now().Add(-row.ago), takes: time.Second, aside: true})
+						w.vc.tasks = append(w.vc.tasks,
+							&fakeTask{id: "task-x", name: row.task, vm: vmID, queued: time.Now().Add(-row.ago),
+								takes: time.Second, aside: true})
 					})
 				}
 				w.drive(req, crash("publish run.accepted"))

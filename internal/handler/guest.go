@@ -40,7 +40,8 @@ func (s *step) lookUntil(ctx context.Context, failed bool, see func(vcapi.VM) bo
 func nicOf(e expected, n vcapi.NIC) events.NIC {
 	nic := events.NIC{MAC: e.hide(n.MAC), Connected: n.Connected, Addresses: e.hideAll(n.Addresses)}
 	for _, a := range n.IPConfig {
-		nic.IPConfig = append(nic.IPConfig, events.IPAddress{IPAddress: e.hide(a.IP), PrefixLength: a.Prefix, State: a.State})
+		nic.IPConfig = append(nic.IPConfig, events.IPAddress{IPAddress: e.hide(a.IP), PrefixLength: a.Prefix,
+			State: a.State})
 	}
 	return nic
 }

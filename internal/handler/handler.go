@@ -25,7 +25,8 @@ type Journal interface {
 	// Last reads the VM's last event from the stream's leader; nil where there is none.
 	Last(ctx context.Context, vcenter, vm string) (*events.Entry, error)
 	// Append stores run as the event that follows sequence after in the VM's history, or fails with events.ErrFenced.
-	Append(ctx context.Context, after uint64, msgID string, k events.Kind, attrs events.Attributes, run *events.Run) (uint64, error)
+	Append(ctx context.Context, after uint64, msgID string, k events.Kind, attrs events.Attributes,
+		run *events.Run) (uint64, error)
 	// ConfirmLast proves that the VM's last event is mine and stands on the event before (zero: on none), or fails with
 	// events.ErrFenced.
 	ConfirmLast(ctx context.Context, vcenter, vm string, mine, before events.Mark) error
@@ -91,7 +92,8 @@ func New(s Settings, vc VCenter, journal Journal, queue RequestQueue, secrets Se
 	if s.Meter == nil {
 		s.Meter = unmetered{}
 	}
-	return &Handler{Settings: s, vc: vc, journal: journal, queue: queue, secrets: secrets, log: log, kinds: stepKinds(), spared: map[string]spared{}}
+	return &Handler{Settings: s, vc: vc, journal: journal, queue: queue, secrets: secrets, log: log, kinds: stepKinds(),
+		spared: map[string]spared{}}
 }
 
 // Handle works on a request until its run has ended, or this process must let go of it. ctx ends when the process is to
@@ -112,7 +114,8 @@ func (h *Handler) Handle(ctx context.Context, req *events.Request) error {
 		}
 		point, err := readCheckpoint(last)
 		if err != nil {
-			h.log.Error().Err(err).Str("vm", req.VM).Msg("request given back: its VM's journal was written by another version of guestflow")
+			h.log.Error().Err(err).Str("vm", req.VM).Msg("request given back: its VM's journal was written by " +
+				"another version of guestflow")
 			return &events.RetryError{After: unknownVersionDelay, Err: err}
 		}
 		ended := last.Kind.Last()
@@ -125,7 +128,8 @@ func (h *Handler) Handle(ctx context.Context, req *events.Request) error {
 			if back, err := h.cameBack(ctx, req, last, point); err != nil {
 				return h.releaseIfStopping(ctx, err)
 			} else if back {
-				h.log.Warn().Str("vm", req.VM).Str("run", req.RunID).Uint64("seq", req.Seq).Msg("request acknowledged: it came back after a later one had begun, so its run has ended")
+				h.log.Warn().Str("vm", req.VM).Str("run", req.RunID).Uint64("seq", req.Seq).
+					Msg("request acknowledged: it came back after a later one had begun, so its run has ended")
 				return nil
 			}
 		}
@@ -136,7 +140,8 @@ func (h *Handler) Handle(ctx context.Context, req *events.Request) error {
 			return h.begin(ctx, req, last, point)
 		case ours && (point.isOf(req) || point.Digest == req.Digest):
 			if h.spare(last) {
-				return fmt.Errorf("run %s may be alive in the hands of %s: %w", last.Run.ID, last.Run.Owner.Instance, events.ErrFenced)
+				return fmt.Errorf("run %s may be alive in the hands of %s: %w", last.Run.ID, last.Run.Owner.Instance,
+					events.ErrFenced)
 			}
 			return h.resume(ctx, req, last, point)
 		}
@@ -148,7 +153,8 @@ func (h *Handler) Handle(ctx context.Context, req *events.Request) error {
 
 // displace ends the run that stands where a request's own is to begin, if that run's request has left the stream: the
 // journal lost its end, or somebody purged it. As long as that is not proved, the run is its owner's.
-func (h *Handler) displace(ctx context.Context, req *events.Request, last *events.Entry, point checkpoint, pause *backoff.Backoff) error {
+func (h *Handler) displace(ctx context.Context, req *events.Request, last *events.Entry, point checkpoint,
+	pause *backoff.Backoff) error {
 	was := point.place(last)
 	gone, err := h.queue.Gone(ctx, h.VCenter, last.Run.VM, was)
 	if err != nil {
@@ -209,7 +215,8 @@ func repeated(req *events.Request, digest string) error {
 		return nil
 	}
 	return &events.RejectError{Code: events.DuplicateRequest, Message: fmt.Sprintf(
-		"source %q and id %q named a request with other data before: give each request an id of its own", req.Ref.Source, req.Ref.ID)}
+		"source %q and id %q named a request with other data before: give each request an id of its own",
+		req.Ref.Source, req.Ref.ID)}
 }
 
 // releaseIfStopping turns the end of the process's time into the request's return; any other error stays as it is.

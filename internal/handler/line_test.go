@@ -89,7 +89,8 @@ func TestRepeat(t *testing.T) {
 					}
 					w.wantEffects("network", 1)
 					w.wantEffects("customize", 0)
-					if refused := len(w.rejected) == 1 && w.rejected[0].Code == events.DuplicateRequest; refused != other {
+					if refused := len(w.rejected) == 1 &&
+						w.rejected[0].Code == events.DuplicateRequest; refused != other {
 						w.t.Errorf("rejected: %v", w.rejected)
 					}
 				})
@@ -290,7 +291,8 @@ func TestCancelUnheard(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
 	for point, act := range map[string]string{
-		"CheckCustomization": "customize", "publish customize.completed": "network", "publish network.completed": "process first",
+		"CheckCustomization": "customize", "publish customize.completed": "network",
+		"publish network.completed": "process first",
 	} {
 		t.Run(point, func(t *testing.T) {
 			t.Parallel()
@@ -358,7 +360,8 @@ func TestStopUnanswered(t *testing.T) {
 			"answer lost": {lost: "answer"},
 			"call lost":   {lost: "call"},
 		} {
-			for _, goesOn := range []bool{false, true} { // refused at the second attempt: the first one lands on something that still runs
+			// Refused at the second attempt: the first one lands on something that still runs.
+			for _, goesOn := range []bool{false, true} {
 				t.Run(fmt.Sprintf("%s/%s/%v", step, name, goesOn), func(t *testing.T) {
 					t.Parallel()
 					inBriefWorld(t, secrets, func(w *world) {
@@ -379,9 +382,18 @@ func TestStopUnanswered(t *testing.T) {
 						if !goesOn {
 							last := w.last()
 							states := map[string]func() (events.State, string){
-								"customize": func() (events.State, string) { return last.Customize.State, last.Customize.Reason },
-								"network":   func() (events.State, string) { return last.Network.State, last.Network.Reason },
-								"process":   func() (events.State, string) { return last.Processes[0].State, last.Processes[0].Reason },
+								"customize": func() (events.State, string) {
+									return last.Customize.State,
+										last.Customize.Reason
+								},
+								"network": func() (events.State, string) {
+									return last.Network.State,
+										last.Network.Reason
+								},
+								"process": func() (events.State, string) {
+									return last.Processes[0].State,
+										last.Processes[0].Reason
+								},
 							}
 							if state, reason := states[step](); state != events.Canceled || reason != "" {
 								w.t.Errorf("%s is %s: %s", step, state, reason)
@@ -423,12 +435,18 @@ func TestCancelBetweenOwners(t *testing.T) {
 func TestUncertain(t *testing.T) {
 	t.Parallel()
 	forgets := map[string]func(w *world){
-		"vCenter restarted, no history":            func(w *world) { w.vc.history = false; w.vc.restartNow() },
-		"eleven minutes, no history":               func(w *world) { w.vc.history = false; <-time.After(11 * time.Minute) },
-		"eleven minutes, an older Task still runs": func(w *world) { w.vc.history = false; <-time.After(11 * time.Minute) },
-		"clock set back":                           func(w *world) { w.vc.change(func() { w.vc.offset -= time.Hour }) },
-		"guest restarted":                          func(w *world) { w.vc.restartGuest(w.vm) },
-		"five minutes":                             func(w *world) { <-time.After(5*time.Minute + 10*time.Second) },
+		"vCenter restarted, no history": func(w *world) { w.vc.history = false; w.vc.restartNow() },
+		"eleven minutes, no history": func(w *world) {
+			w.vc.history = false
+			<-time.After(11 * time.Minute)
+		},
+		"eleven minutes, an older Task still runs": func(w *world) {
+			w.vc.history = false
+			<-time.After(11 * time.Minute)
+		},
+		"clock set back":  func(w *world) { w.vc.change(func() { w.vc.offset -= time.Hour }) },
+		"guest restarted": func(w *world) { w.vc.restartGuest(w.vm) },
+		"five minutes":    func(w *world) { <-time.After(5*time.Minute + 10*time.Second) },
 	}
 	rows := []struct {
 		call, forgets string
@@ -456,7 +474,9 @@ func TestUncertain(t *testing.T) {
 						w.several = true
 						w.vc.forever = nil
 						if strings.HasSuffix(row.forgets, "still runs") {
-							w.vc.tasks = append(w.vc.tasks, &fakeTask{id: "task-7", name: "ExportVm", vm: vmID, queued: time.Now(), takes: 2 * time.Hour, aside: true})
+							w.vc.tasks = append(w.vc.tasks,
+								&fakeTask{id: "task-7", name: "ExportVm", vm: vmID, queued: time.Now(),
+									takes: 2 * time.Hour, aside: true})
 							<-time.After(time.Second)
 						}
 						req := w.request("a", `{"onUncertain":"`+decision+`",`+brief[1:])
@@ -467,7 +487,8 @@ func TestUncertain(t *testing.T) {
 						did := strings.HasSuffix(point, "landed")
 						want := 1
 						switch {
-						case row.certain, did && row.forgets == "clock set back": // a Task is known by its ID, not by its time
+						case row.certain, did && row.forgets == "clock set back":
+							// A Task is known by its ID, not by its time.
 							mustSucceed(w)
 						case decision == "repeat":
 							mustSucceed(w)
@@ -475,7 +496,8 @@ func TestUncertain(t *testing.T) {
 								want = 2
 							}
 						default:
-							if last := w.last(); last.Status != events.StatusFailed || last.Error.Code != events.Uncertain {
+							if last := w.last(); last.Status != events.StatusFailed ||
+								last.Error.Code != events.Uncertain {
 								w.t.Errorf("the run ended as %s: %v", last.Status, last.Error)
 							}
 							if !did {
@@ -513,7 +535,8 @@ func TestDoubtIsPassedOn(t *testing.T) {
 				o = w.deliver(b, crash("publish customize.starting")...)
 				<-o.stopped
 				w.vc.change(func() { // a's, at last
-					w.vc.tasks = append(w.vc.tasks, &fakeTask{id: "task-late", name: "CustomizeGuest_Task", vm: vmID, queued: time.Now(), takes: time.Second})
+					w.vc.tasks = append(w.vc.tasks, &fakeTask{id: "task-late", name: "CustomizeGuest_Task", vm: vmID,
+						queued: time.Now(), takes: time.Second})
 				})
 				w.drive(b)
 				if decision == "fail" {

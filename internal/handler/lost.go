@@ -48,7 +48,8 @@ func (h *Handler) mayHaveBegun(ctx context.Context, req *events.Request) (*lost,
 }
 
 // errForgotten is why a run whose events may be gone is in doubt.
-var errForgotten = errors.New("the events of this run from before are gone, and vCenter does not prove that nothing was done")
+var errForgotten = errors.New("the events of this run from before are gone, and vCenter does not prove that nothing " +
+	"was done")
 
 // foundLost decides, before the first act of a run whose earlier events may be gone, whether it was made before: then
 // what is seen is not sure.

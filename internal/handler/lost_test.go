@@ -17,7 +17,8 @@ func TestLostAppend(t *testing.T) {
 		}
 		t.Run(point, func(t *testing.T) {
 			t.Parallel()
-			for _, f := range []fate{{do: "lose"}, {do: "fail"}, {do: "hold", after: time.Millisecond}, {do: "hold", after: time.Minute}} {
+			for _, f := range []fate{{do: "lose"}, {do: "fail"}, {do: "hold", after: time.Millisecond},
+				{do: "hold", after: time.Minute}} {
 				for _, replicas := range []int{1, 3} {
 					inBriefWorld(t, secrets, func(w *world) {
 						w.replicate(replicas)
@@ -37,7 +38,8 @@ func TestLostAppend(t *testing.T) {
 	}
 }
 
-var calls = map[string]string{"CustomizeGuest": "customize", "StartGuestNetwork": "network", "StartProcess": "process first"}
+var calls = map[string]string{"CustomizeGuest": "customize", "StartGuestNetwork": "network",
+	"StartProcess": "process first"}
 
 // A call takes effect and its answer never comes, or it is lost on the way: the owner itself finds out which.
 func TestLostAnswer(t *testing.T) {
@@ -48,18 +50,19 @@ func TestLostAnswer(t *testing.T) {
 			for _, travel := range []time.Duration{0, 10 * time.Second} {
 				for _, lag := range []time.Duration{0, 29 * time.Second} {
 					for _, history := range []bool{true, false} {
-						t.Run(fmt.Sprintf("%s/%s/travel=%s/lag=%s/history=%v", op, lost, travel, lag, history), func(t *testing.T) {
-							t.Parallel()
-							inWorld(t, secrets, func(w *world) {
-								w.vc.lag, w.vc.history = lag, history
-								w.vc.on(rule{op: op + " sent", times: 2, lost: lost, delay: travel})
-								w.run(brief)
-								mustSucceed(w)
-								if len(w.owners) != 1 {
-									w.t.Errorf("%d owners", len(w.owners))
-								}
+						t.Run(fmt.Sprintf("%s/%s/travel=%s/lag=%s/history=%v", op, lost, travel, lag, history),
+							func(t *testing.T) {
+								t.Parallel()
+								inWorld(t, secrets, func(w *world) {
+									w.vc.lag, w.vc.history = lag, history
+									w.vc.on(rule{op: op + " sent", times: 2, lost: lost, delay: travel})
+									w.run(brief)
+									mustSucceed(w)
+									if len(w.owners) != 1 {
+										w.t.Errorf("%d owners", len(w.owners))
+									}
+								})
 							})
-						})
 					}
 				}
 			}

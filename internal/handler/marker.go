@@ -52,7 +52,8 @@ func withMarker(list []vcapi.Process, mark, command string) (found *vcapi.Proces
 		case !bears(shown.Command, mark):
 		case shown.Command == command:
 			return &list[i]
-		case found == nil || shown.Started.Before(found.Started) || shown.Started.Equal(found.Started) && shown.PID < found.PID:
+		case found == nil || shown.Started.Before(found.Started) ||
+			shown.Started.Equal(found.Started) && shown.PID < found.PID:
 			found = &list[i]
 		}
 	}

@@ -31,8 +31,10 @@ func TestMarkerReachesNoProgram(t *testing.T) {
 		}
 	}
 	for _, arguments := range []string{
-		"", `--dir /srv/data\`, `--dir /srv/data\\`, `--dir /srv/data\\\`, `'C:\'`, `a\ b`, "a b ", `# a comment\`, "one\\\ntwo", "two\nlines\\", "x\n",
-		"\"$(cat <<'EOF'\nhere\nEOF\n)\"", "$(cat <<EOF\nhere\\\nEOF\n)", `"it's" 'a "b"'`, `-c 'exit 0'`, "a; /usr/bin/printf b", "'open", `"open\`, `\`,
+		"", `--dir /srv/data\`, `--dir /srv/data\\`, `--dir /srv/data\\\`, `'C:\'`, `a\ b`, "a b ", `# a comment\`,
+		"one\\\ntwo", "two\nlines\\", "x\n",
+		"\"$(cat <<'EOF'\nhere\nEOF\n)\"", "$(cat <<EOF\nhere\\\nEOF\n)", `"it's" 'a "b"'`, `-c 'exit 0'`,
+		"a; /usr/bin/printf b", "'open", `"open\`, `\`,
 	} {
 		check(arguments)
 	}
@@ -48,7 +50,8 @@ func TestMarkerReachesNoProgram(t *testing.T) {
 
 const agent = `C:\temp\agent.exe`
 
-const onWindows = `{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},"processes":[{"name":"agent.exe","run":{"path":"C:\\temp\\agent.exe","arguments":"/i C:\\temp\\agent.msi /qn"}}]}`
+const onWindows = `{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},"processes":[{"name":"agent.exe",` +
+	`"run":{"path":"C:\\temp\\agent.exe","arguments":"/i C:\\temp\\agent.msi /qn"}}]}`
 
 func windowsGuest(w *world) {
 	w.vm.windows = true
@@ -79,7 +82,8 @@ func TestWindowsProcessInDoubt(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
 	beside := func(w *world) { // another one of its kind, which was there before
-		w.vm.procs = append(w.vm.procs, &fakeProc{pid: 77, name: "AGENT.EXE", command: `"C:\apps\AGENT.EXE" /x`, started: time.Now(), program: program{takes: long}})
+		w.vm.procs = append(w.vm.procs, &fakeProc{pid: 77, name: "AGENT.EXE", command: `"C:\apps\AGENT.EXE" /x`,
+			started: time.Now(), program: program{takes: long}})
 	}
 	for _, row := range []struct {
 		name      string
@@ -90,13 +94,17 @@ func TestWindowsProcessInDoubt(t *testing.T) {
 		processes int
 	}{
 		{name: "killed before the call", plan: crash("StartProcess sent"), processes: 1},
-		{name: "killed before the call, another one there", before: beside, plan: crash("StartProcess sent"), processes: 1},
+		{name: "killed before the call, another one there", before: beside, plan: crash("StartProcess sent"),
+			processes: 1},
 		{name: "killed after the call", plan: crash("StartProcess landed"), code: events.Uncertain, processes: 1},
-		{name: "killed after the call, another one there", before: beside, plan: crash("StartProcess landed"), code: events.Uncertain, processes: 1},
+		{name: "killed after the call, another one there", before: beside, plan: crash("StartProcess landed"),
+			code: events.Uncertain, processes: 1},
 		{name: "killed after its fact", plan: crash("stored process.started"), processes: 1},
-		{name: "the answer is lost", rule: &rule{op: "StartProcess sent", times: 1, lost: "answer"}, code: events.Uncertain, processes: 1},
+		{name: "the answer is lost", rule: &rule{op: "StartProcess sent", times: 1, lost: "answer"},
+			code: events.Uncertain, processes: 1},
 		{name: "the call is lost", rule: &rule{op: "StartProcess sent", times: 1, lost: "call"}, processes: 1},
-		{name: "the call is lost, another one there", before: beside, rule: &rule{op: "StartProcess sent", times: 1, lost: "call"}, processes: 1},
+		{name: "the call is lost, another one there", before: beside,
+			rule: &rule{op: "StartProcess sent", times: 1, lost: "call"}, processes: 1},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
@@ -127,7 +135,8 @@ func TestMarkerByPath(t *testing.T) {
 		family, path string
 		marked       bool
 	}{
-		{"linuxGuest", "/bin/sh", true}, {"linuxGuest", "sh", true}, {"darwinGuestFamily", "/bin/sh", true}, {"windowsGuest", agent, false},
+		{"linuxGuest", "/bin/sh", true}, {"linuxGuest", "sh", true}, {"darwinGuestFamily", "/bin/sh", true},
+		{"windowsGuest", agent, false},
 		{"windowsGuest", "/bin/sh", false}, {"", "/bin/sh", true}, {"", agent, false}, {"", "agent.exe", false},
 	} {
 		p := &processStep{run: &run{seen: seen{guestFamily: row.family}},
@@ -163,7 +172,8 @@ func TestPidReused(t *testing.T) {
 						o := w.deliver(req, fate{point: "stored process.started", do: "crash"})
 						<-o.stopped
 						<-time.After(7 * time.Minute)
-						other := &fakeProc{command: `"/usr/sbin/cron" -f`, started: time.Now(), program: program{takes: 5 * time.Minute}}
+						other := &fakeProc{command: `"/usr/sbin/cron" -f`, started: time.Now(),
+							program: program{takes: 5 * time.Minute}}
 						w.vc.change(func() {
 							other.pid = w.vm.procs[0].pid
 							w.vm.procs = []*fakeProc{other}
@@ -198,8 +208,11 @@ func TestExitCodeSigns(t *testing.T) {
 		same bool
 		text string // of b
 	}{
-		{3221225477, -1073741819, true, "-1073741819 (0xC0000005)"}, {-1073741819, 3221225477, true, "3221225477 (0xC0000005)"}, {-1, 4294967295, true, "4294967295 (0xFFFFFFFF)"},
-		{0, 0, true, "0"}, {1, -1, false, "-1 (0xFFFFFFFF)"}, {0, 1 << 32, false, "4294967296"}, {1 << 40, 1 << 40, true, "1099511627776"}, {3010, 3010, true, "3010"},
+		{3221225477, -1073741819, true, "-1073741819 (0xC0000005)"},
+		{-1073741819, 3221225477, true, "3221225477 (0xC0000005)"},
+		{-1, 4294967295, true, "4294967295 (0xFFFFFFFF)"},
+		{0, 0, true, "0"}, {1, -1, false, "-1 (0xFFFFFFFF)"}, {0, 1 << 32, false, "4294967296"},
+		{1 << 40, 1 << 40, true, "1099511627776"}, {3010, 3010, true, "3010"},
 		{2147483648, -2147483648, true, "-2147483648 (0x80000000)"},
 	} {
 		if got := sameExitCode(row.a, row.b); got != row.same {
@@ -213,7 +226,8 @@ func TestExitCodeSigns(t *testing.T) {
 	for _, codes := range [][2]int64{{3221225477, -1073741819}, {-1073741819, 3221225477}} {
 		inWorld(t, secrets, func(w *world) {
 			w.vm.programs["/usr/bin/first"] = program{takes: time.Second, exit: codes[1]}
-			run := w.run(only(strings.Replace(processOnly, `"run"`, fmt.Sprintf(`"successExitCodes":[%d],"run"`, codes[0]), 1)))
+			run := w.run(only(strings.Replace(processOnly, `"run"`,
+				fmt.Sprintf(`"successExitCodes":[%d],"run"`, codes[0]), 1)))
 			mustSucceed(w)
 			if p := run.Processes[0]; p.ExitCode == nil || *p.ExitCode != codes[1] {
 				w.t.Errorf("process %+v: the code is shown as vCenter gives it", p)

@@ -49,7 +49,8 @@ func (n nameRule) compare(shown, vm string, hide func(string) string) held {
 		longest = longestComputerName
 	}
 	differs := func(format string, args ...any) held {
-		return held{mismatch: fmt.Sprintf("host name: want %s, the guest shows %s", fmt.Sprintf(format, args...), orNothing(hide(shown)))}
+		return held{mismatch: fmt.Sprintf("host name: want %s, the guest shows %s", fmt.Sprintf(format, args...),
+			orNothing(hide(shown)))}
 	}
 	switch n.kind {
 	case fixedName:
@@ -70,7 +71,8 @@ func (n nameRule) compare(shown, vm string, hide func(string) string) held {
 		case strings.EqualFold(vm, label), strings.EqualFold(vm, shown):
 			return held{}
 		case !plainName.MatchString(vm) || nameNumber.MatchString(vm) || len(vm) > longest:
-			return held{untold: fmt.Sprintf("it is not documented which host name vCenter makes of the VM name %q; the guest shows %s", vm, orNothing(hide(shown)))}
+			return held{untold: fmt.Sprintf("it is not documented which host name vCenter makes of the VM name %q; "+
+				"the guest shows %s", vm, orNothing(hide(shown)))}
 		}
 		return n.made(label, vm, longest, false, func() held { return differs("%s, the VM's name", vm) })
 	}
@@ -80,8 +82,11 @@ func (n nameRule) compare(shown, vm string, hide func(string) string) held {
 // made compares with a name that vCenter makes: base, and a number "if necessary, to make it unique"
 // (CustomizationVirtualMachineName), or always (CustomizationPrefixName):
 //
-//   - https://developer.broadcom.com/xapis/virtual-infrastructure-json-api/latest/data-structures/CustomizationVirtualMachineName
-//   - https://developer.broadcom.com/xapis/virtual-infrastructure-json-api/latest/data-structures/CustomizationPrefixName
+//   - https://developer.broadcom.com/xapis/virtual-infrastructure-json-api/latest/
+//     data-structures/CustomizationVirtualMachineName
+//
+//   - https://developer.broadcom.com/xapis/virtual-infrastructure-json-api/latest/
+//     data-structures/CustomizationPrefixName
 //
 // The pages do not say how the number is written, hence with or without a hyphen; nor what is cut where both together
 // are too long, nor what becomes of dots, underscores, blanks and escapes (%2f) in a VM's name. One report has its dots
@@ -95,7 +100,8 @@ func (n nameRule) made(label, base string, longest int, always bool, differs fun
 	}
 	const digits = 5
 	if len(base)+digits > longest && strings.EqualFold(cutTo(label, longest-2*digits), cutTo(base, longest-2*digits)) {
-		return held{untold: fmt.Sprintf("it is not documented how vCenter cuts a name that is longer than %d characters with its number", longest)}
+		return held{untold: fmt.Sprintf("it is not documented how vCenter cuts a name that is longer than %d "+
+			"characters with its number", longest)}
 	}
 	if !plainName.MatchString(strings.TrimRight(base, "-")) {
 		return held{untold: "it is not documented which host name vCenter makes of such a prefix"}

@@ -177,9 +177,11 @@ func (s *step) failure(err error) *stepError {
 		}
 		if strings.Contains(v.Message, noEngine) {
 			f.retryable = false
-			cure = "the guest customization engine is not installed in the guest; install it in the template that the VM was made from"
+			cure = "the guest customization engine is not installed in the guest; install it in the template that " +
+				"the VM was made from"
 		}
-		if words, retryable := engineWords(strings.Join([]string{v.Message, v.LocalizedMessage, string(v.Data)}, "\n")); words != "" {
+		if words, retryable := engineWords(strings.Join([]string{v.Message, v.LocalizedMessage, string(v.Data)},
+			"\n")); words != "" {
 			cure, f.retryable = words, retryable
 		}
 		if cure != "" {
@@ -223,7 +225,8 @@ func (s *step) timeError(code events.Code, message string) *stepError {
 	}
 	f.waiting = r.state.Waiting
 	f.message += fmt.Sprintf(", waiting for %s", r.state.Waiting)
-	if v := new(vcapi.Error); code == events.StepTimeout && *s.state != events.Running && f.waiting != events.WaitingCallsInFlight &&
+	if v := new(vcapi.Error); code == events.StepTimeout && *s.state != events.Running &&
+		f.waiting != events.WaitingCallsInFlight &&
 		errors.As(r.blocked.by, &v) && v.Class != vcapi.SessionLost {
 		// It was turned away all the time; a session that is lost is renewed, and tells nothing.
 		f.code = s.outcome(v).code
@@ -246,7 +249,8 @@ func (r *run) errorOf(f *stepError) *events.Error {
 	if f.stored != nil {
 		return f.stored
 	}
-	e := &events.Error{Step: f.step, Process: f.process, Code: f.code, Message: f.message, Retryable: f.retryable, Waiting: f.waiting}
+	e := &events.Error{Step: f.step, Process: f.process, Code: f.code, Message: f.message, Retryable: f.retryable,
+		Waiting: f.waiting}
 	var v *vcapi.Error
 	if errors.As(f.err, &v) {
 		e.VSphere = vsphereOf(v)
@@ -255,7 +259,8 @@ func (r *run) errorOf(f *stepError) *events.Error {
 }
 
 func vsphereOf(v *vcapi.Error) *events.VSphere {
-	o := &events.VSphere{Name: v.Name, HTTPStatus: v.Status, LocalizedMessage: v.LocalizedMessage, Challenge: v.Challenge, Messages: v.Messages}
+	o := &events.VSphere{Name: v.Name, HTTPStatus: v.Status, LocalizedMessage: v.LocalizedMessage,
+		Challenge: v.Challenge, Messages: v.Messages}
 	if json.Valid(v.Data) {
 		o.Data = v.Data
 	}

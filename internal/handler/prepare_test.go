@@ -78,7 +78,8 @@ func TestInterruptedPreparation(t *testing.T) {
 					return
 				}
 				if run := w.last(); run.Error == nil || run.Customize.DecidedBy != "guest-status" {
-					w.t.Errorf("the guest says that it failed, and the run ended as %s, decided by %q", run.Status, run.Customize.DecidedBy)
+					w.t.Errorf("the guest says that it failed, and the run ended as %s, decided by %q", run.Status,
+						run.Customize.DecidedBy)
 				}
 			})
 		})

@@ -45,7 +45,9 @@ func TestRandomHistories(t *testing.T) {
 							f := fate{point: from[rnd.IntN(len(from))], do: "crash"}
 							switch rnd.IntN(7) {
 							case 0, 1:
-								f.do, f.after, stale = "pause", one(time.Second, 6*time.Second, 20*time.Second, 44*time.Second, 46*time.Second, 2*time.Minute, 2*time.Hour), true
+								f.do, f.after, stale = "pause",
+									one(time.Second, 6*time.Second, 20*time.Second, 44*time.Second, 46*time.Second,
+										2*time.Minute, 2*time.Hour), true
 								if strings.Contains(f.point, " sent") {
 									f.after = one(time.Second, 5*time.Second)
 								}
@@ -53,7 +55,8 @@ func TestRandomHistories(t *testing.T) {
 								f.do = "term"
 							case 3:
 								if strings.HasPrefix(f.point, "publish ") {
-									f.do, f.after = []string{"lose", "fail", "hold"}[rnd.IntN(3)], one(time.Millisecond, 3*time.Second, time.Minute)
+									f.do, f.after = []string{"lose", "fail", "hold"}[rnd.IntN(3)],
+										one(time.Millisecond, 3*time.Second, time.Minute)
 								}
 							}
 							if f.do == "crash" && strings.Contains(f.point, " sent") {
@@ -80,12 +83,14 @@ func TestRandomHistories(t *testing.T) {
 					switch {
 					case run.Status == events.StatusSucceeded:
 						succeeded++
-					case run.Error == nil || run.Error.Code != events.Uncertain && run.Error.Code != events.DeadlineExceeded &&
-						run.Error.Code != events.StepTimeout && run.Error.Code != events.ExitCodeUnknown:
+					case run.Error == nil ||
+						run.Error.Code != events.Uncertain && run.Error.Code != events.DeadlineExceeded &&
+							run.Error.Code != events.StepTimeout && run.Error.Code != events.ExitCodeUnknown:
 						w.t.Errorf("the run ended as %s: %+v", run.Status, run.Error)
 					}
 					if w.t.Failed() {
-						w.t.Logf("seed %d: lag %s, tail %d, history %v, %+v", seed, w.vc.lag, w.tail, w.vc.history, plans)
+						w.t.Logf("seed %d: lag %s, tail %d, history %v, %+v", seed, w.vc.lag, w.tail, w.vc.history,
+							plans)
 					}
 				})
 				if t.Failed() {

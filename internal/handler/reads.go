@@ -155,7 +155,8 @@ func silent(v *vcapi.Error) bool {
 // inGuest reports whether an error is about a call that vCenter passes on to the guest or its host.
 func inGuest(v *vcapi.Error) bool {
 	switch v.Op {
-	case "guest/customization check", "GET guest/customization", "CustomizeGuest_Task", "StartGuestNetwork_Task", "AbortCustomization_Task":
+	case "guest/customization check", "GET guest/customization", "CustomizeGuest_Task", "StartGuestNetwork_Task",
+		"AbortCustomization_Task":
 		return true
 	}
 	return v.Guest

@@ -45,7 +45,8 @@ func TestAbortAndRepeat(t *testing.T) {
 	for _, point := range weighty(points(t, secrets, faulty, inFaultyWorld)) {
 		t.Run(point, func(t *testing.T) {
 			t.Parallel()
-			plans := [][]fate{crash(point), {{point: point, do: "term"}}, {{point: point, do: "pause", after: 46 * time.Second}}}
+			plans := [][]fate{crash(point), {{point: point, do: "term"}},
+				{{point: point, do: "pause", after: 46 * time.Second}}}
 			if strings.Contains(point, " sent") {
 				plans[2] = []fate{{point: point, do: "late", after: 10 * time.Second}}
 			}
@@ -100,7 +101,8 @@ func TestAbortAndRepeatCrashPairs(t *testing.T) {
 func TestAbortInDoubt(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	for _, point := range []string{"stored customize.aborting", "AbortCustomization sent", "AbortCustomization landed", "stored customize.aborted"} {
+	for _, point := range []string{"stored customize.aborting", "AbortCustomization sent", "AbortCustomization landed",
+		"stored customize.aborted"} {
 		t.Run(point, func(t *testing.T) {
 			t.Parallel()
 			inFaultyWorld(t, secrets, func(w *world) {
@@ -139,7 +141,8 @@ func TestAbortUnanswered(t *testing.T) {
 		inFaultyWorld(t, secrets, func(w *world) {
 			w.vc.on(rule{op: "AbortCustomization sent", err: vcError("NotSupported", 500, vcapi.Permanent)})
 			run := w.run(faulty)
-			if run.Status != events.StatusFailed || run.Error.Step != "customize" || run.Error.VSphere == nil || run.Error.VSphere.Name != "NotSupported" {
+			if run.Status != events.StatusFailed || run.Error.Step != "customize" || run.Error.VSphere == nil ||
+				run.Error.VSphere.Name != "NotSupported" {
 				w.t.Errorf("error %+v", run.Error)
 			}
 			w.wantEffects("customize", 1)
@@ -160,7 +163,8 @@ func TestAbortAndRepeatCanceled(t *testing.T) {
 				inFaultyWorld(t, secrets, func(w *world) {
 					req := w.request("order-1", faulty)
 					w.drive(req, []fate{{point: point, do: do, fn: func() { w.cancel(req) }}})
-					if last := w.last(); last.Status != events.StatusCanceled && (!done || last.Status != events.StatusSucceeded) {
+					if last := w.last(); last.Status != events.StatusCanceled &&
+						(!done || last.Status != events.StatusSucceeded) {
 						w.t.Errorf("the run ended as %s", last.Status)
 					}
 					if got := w.vc.count(vmID, "customize"); got > 2 {
@@ -203,7 +207,8 @@ func TestAbortOutlivesItsOwner(t *testing.T) {
 			if canceled != (end.Status == events.StatusCanceled) || end.Status == events.StatusSucceeded {
 				w.t.Errorf("the run ended as %s", end.Status)
 			}
-			if !canceled && (end.Error.Code != events.CustomizationFailed || end.Error.VSphere == nil || end.Error.VSphere.Name != "CustomizationFault") {
+			if !canceled && (end.Error.Code != events.CustomizationFailed || end.Error.VSphere == nil ||
+				end.Error.VSphere.Name != "CustomizationFault") {
 				w.t.Errorf("error %+v", end.Error)
 			}
 			w.wantEffects("abort", 1)
@@ -227,7 +232,8 @@ func TestRepeatIsDecidedOnce(t *testing.T) {
 			inWorld(t, secrets, func(w *world) {
 				w.several = true
 				w.vc.naming = func(string) (string, string) { return "", "" } // nobody can tell whose a Task is
-				w.run(`{"onUncertain":"repeat",`+only(customizeOnly)[1:], crash("CustomizeGuest landed"), crash("stored customize.aborted"), crash(point))
+				w.run(`{"onUncertain":"repeat",`+only(customizeOnly)[1:], crash("CustomizeGuest landed"),
+					crash("stored customize.aborted"), crash(point))
 				mustSucceed(w)
 				w.wantEffects("customize", 2)
 				w.wantEffects("abort", 1)

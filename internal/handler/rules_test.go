@@ -25,7 +25,9 @@ func TestSequenceUsedAgain(t *testing.T) {
 			t.Parallel()
 			inBriefWorld(t, secrets, func(w *world) {
 				w.vm.network = time.Second
-				w.settings.SendWindow, w.settings.TravelTime, w.settings.VisibilityLag = 300*time.Millisecond, 300*time.Millisecond, 300*time.Millisecond // no wait worth an event
+				// No wait worth an event.
+				w.settings.SendWindow, w.settings.TravelTime, w.settings.VisibilityLag = 300*time.Millisecond,
+					300*time.Millisecond, 300*time.Millisecond
 				looking, ready, sent := make(chan struct{}), make(chan struct{}), make(chan struct{})
 				req := w.request("order-1", row.request)
 				first := w.deliver(req,
@@ -124,7 +126,8 @@ func TestBaselineIsNotAdopted(t *testing.T) {
 		t.Run(point, func(t *testing.T) {
 			t.Parallel()
 			inBriefWorld(t, secrets, func(w *world) {
-				w.vc.tasks = append(w.vc.tasks, &fakeTask{id: "task-9", name: "StartGuestNetwork_Task", vm: vmID, queued: time.Now(), takes: time.Second})
+				w.vc.tasks = append(w.vc.tasks, &fakeTask{id: "task-9", name: "StartGuestNetwork_Task", vm: vmID,
+					queued: time.Now(), takes: time.Second})
 				<-time.After(2 * time.Second)
 				w.run(request, crash(point))
 				mustSucceed(w)
@@ -157,7 +160,8 @@ func TestOldProof(t *testing.T) {
 				inBriefWorld(t, secrets, func(w *world) {
 					w.atOnce, w.vc.lag, w.vm.customize, w.vm.network = true, 29*time.Second, time.Second, time.Second
 					w.vm.programs["/usr/bin/first"] = program{takes: 2 * time.Minute}
-					w.run(brief, []fate{{point: proof, do: "pause", after: pause}, {point: op + " sent", do: "late", after: 10 * time.Second}})
+					w.run(brief, []fate{{point: proof, do: "pause", after: pause},
+						{point: op + " sent", do: "late", after: 10 * time.Second}})
 					mustSucceed(w)
 					w.wantEffects(act, 1)
 					met := w.owners[0].met
@@ -177,7 +181,8 @@ func TestAcceptedWithoutBaseline(t *testing.T) {
 	inBriefWorld(t, secretsDir(t), func(w *world) {
 		w.vc.silent = true
 		w.later(time.Minute, func() { w.vc.change(func() { w.vc.silent = false }) })
-		w.vc.tasks = append(w.vc.tasks, &fakeTask{id: "task-9", name: "CreateSnapshot_Task", vm: vmID, queued: time.Now(), takes: time.Second})
+		w.vc.tasks = append(w.vc.tasks, &fakeTask{id: "task-9", name: "CreateSnapshot_Task", vm: vmID,
+			queued: time.Now(), takes: time.Second})
 		begun := time.Now()
 		w.run(only(networkOnly))
 		mustSucceed(w)
@@ -199,7 +204,8 @@ func TestThreeOwners(t *testing.T) {
 	t.Parallel()
 	inBriefWorld(t, secretsDir(t), func(w *world) {
 		w.atOnce, w.vm.customize = true, time.Second
-		w.run(only(customizeOnly), crash("stored customize.starting"), []fate{{point: "CustomizationStatus", do: "pause", after: 100 * time.Second}})
+		w.run(only(customizeOnly), crash("stored customize.starting"),
+			[]fate{{point: "CustomizationStatus", do: "pause", after: 100 * time.Second}})
 		mustSucceed(w)
 		if len(w.owners) != 3 {
 			w.t.Errorf("%d owners", len(w.owners))
@@ -258,7 +264,8 @@ func TestSlowWay(t *testing.T) {
 			}
 			if times > 0 {
 				mustSucceed(w)
-			} else if e := run.Error; e == nil || e.Code != events.StepTimeout || !strings.Contains(e.Message, "SEND_WINDOW") || w.vc.count(vmID, "network") != 0 {
+			} else if e := run.Error; e == nil || e.Code != events.StepTimeout || !strings.Contains(e.Message,
+				"SEND_WINDOW") || w.vc.count(vmID, "network") != 0 {
 				w.t.Errorf("error %+v, %d effects", e, w.vc.count(vmID, "network"))
 			}
 		})
@@ -272,7 +279,8 @@ func TestUnprovenAnswerThatPasses(t *testing.T) {
 	secrets := secretsDir(t)
 	for op := range calls {
 		inBriefWorld(t, secrets, func(w *world) {
-			w.vc.on(rule{op: op + " sent", times: 2, err: &vcapi.Error{Name: "ToolsUnavailable", Message: "tools", Status: 500, Class: vcapi.Permanent, Sent: vcapi.Unknown}})
+			w.vc.on(rule{op: op + " sent", times: 2, err: &vcapi.Error{Name: "ToolsUnavailable", Message: "tools",
+				Status: 500, Class: vcapi.Permanent, Sent: vcapi.Unknown}})
 			w.run(brief)
 			mustSucceed(w)
 		})

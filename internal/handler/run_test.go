@@ -13,9 +13,11 @@ func TestHappyPath(t *testing.T) {
 	inWorld(t, secrets, func(w *world) {
 		run := w.run(whole)
 		want := "run.accepted check.completed " +
-			"customize.starting customize.started customize.progressed customize.progressed customize.progressed customize.progressed customize.completed " +
+			"customize.starting customize.started customize.progressed customize.progressed customize.progressed " +
+			"customize.progressed customize.completed " +
 			"network.starting network.started network.completed verify.completed " +
-			"process.starting process.started process.exited process.starting process.started process.exited run.succeeded"
+			"process.starting process.started process.exited process.starting process.started process.exited " +
+			"run.succeeded"
 		if got := strings.Join(w.kinds(), " "); got != want {
 			t.Errorf("events\n got %s\nwant %s", got, want)
 		}

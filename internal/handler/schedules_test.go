@@ -39,7 +39,10 @@ func TestPowerOffAndPollDown(t *testing.T) {
 			w.later(10*time.Second, func() { w.vc.change(func() { w.vc.noPoll = true }) })
 			w.later(15*time.Second, func() { w.vc.change(func() { w.vc.noPoll = false }) })
 		})
-		run := w.run(`{"vm":"vm-42","timeout":"2h","guest":{"credentials":{"secretRef":"linux-root"},"readyTimeout":"1m"},"customize":{"timeout":"1h","spec":{"identity":{"_typeName":"CustomizationLinuxPrep","hostName":{"_typeName":"CustomizationFixedName","name":"web-7"}},"nicSettingMap":[{"adapter":{"ip":{"_typeName":"CustomizationCustomIpGenerator"}}}]}}}`)
+		run := w.run(`{"vm":"vm-42","timeout":"2h","guest":{"credentials":{"secretRef":"linux-root"},` +
+			`"readyTimeout":"1m"},"customize":{"timeout":"1h","spec":{"identity":` +
+			`{"_typeName":"CustomizationLinuxPrep","hostName":{"_typeName":"CustomizationFixedName","name":"web-7"}},` +
+			`"nicSettingMap":[{"adapter":{"ip":{"_typeName":"CustomizationCustomIpGenerator"}}}]}}}`)
 		took := run.FinishedAt.Sub(*run.AcceptedAt)
 		t.Log(took, run.Error)
 		if run.Error == nil || run.Error.Code != events.PowerState || took > 5*time.Minute {
@@ -49,7 +52,9 @@ func TestPowerOffAndPollDown(t *testing.T) {
 	})
 }
 
-const unnamedAddress = `{"timeout":"2m","spec":{"identity":{"_typeName":"CustomizationLinuxPrep","hostName":{"_typeName":"CustomizationFixedName","name":"web-7"}},"nicSettingMap":[{"adapter":{"ip":{"_typeName":"CustomizationCustomIpGenerator"}}}]}}`
+const unnamedAddress = `{"timeout":"2m","spec":{"identity":{"_typeName":"CustomizationLinuxPrep","hostName":` +
+	`{"_typeName":"CustomizationFixedName","name":"web-7"}},"nicSettingMap":[{"adapter":{"ip":` +
+	`{"_typeName":"CustomizationCustomIpGenerator"}}}]}}`
 
 // A call without an answer ends by its own limit, and the run goes on when vCenter is back.
 func TestHungCallWhileTheClockStands(t *testing.T) {
@@ -61,7 +66,8 @@ func TestHungCallWhileTheClockStands(t *testing.T) {
 			w.later(114*time.Second, func() { w.vc.change(func() { w.vc.refusing, w.vc.silent = false, true }) })
 			w.later(170*time.Second, func() { w.vc.change(func() { w.vc.silent = false }) })
 		})
-		run := w.run(`{"vm":"vm-42","timeout":"2h","guest":{"credentials":{"secretRef":"linux-root"},"readyTimeout":"1m"},"verify":false,"customize":` + unnamedAddress + `}`)
+		run := w.run(`{"vm":"vm-42","timeout":"2h","guest":{"credentials":{"secretRef":"linux-root"},` +
+			`"readyTimeout":"1m"},"verify":false,"customize":` + unnamedAddress + `}`)
 		took := run.FinishedAt.Sub(*run.AcceptedAt)
 		t.Log(took, run.Error)
 		if took > 10*time.Minute {
@@ -77,9 +83,13 @@ func TestLastLookForTools(t *testing.T) {
 	inWorld(t, secrets, func(w *world) {
 		w.vm.tools = false
 		w.slow = onKind("run.waiting", func() {
-			w.later(30*time.Second, func() { w.vc.on(rule{op: "VM", err: vcError("GenericVmConfigFault", 500, vcapi.Transient)}) })
+			w.later(30*time.Second, func() {
+				w.vc.on(rule{op: "VM",
+					err: vcError("GenericVmConfigFault", 500, vcapi.Transient)})
+			})
 		})
-		run := w.run(`{"vm":"vm-42","timeout":"2h","guest":{"credentials":{"secretRef":"linux-root"},"readyTimeout":"1m"},"verify":false,"customize":` + unnamedAddress + `}`)
+		run := w.run(`{"vm":"vm-42","timeout":"2h","guest":{"credentials":{"secretRef":"linux-root"},` +
+			`"readyTimeout":"1m"},"verify":false,"customize":` + unnamedAddress + `}`)
 		t.Logf("%+v", run.Error)
 		if run.Error == nil || run.Error.Code == events.Internal {
 			t.Errorf("code %s", run.Error.Code)
@@ -94,10 +104,15 @@ func TestLastLookIsNotTheStepsTime(t *testing.T) {
 	inWorld(t, secrets, func(w *world) {
 		w.vm.outlasts = 10 * time.Minute
 		w.slow = onKind("customize.started", func() {
-			w.later(100*time.Second, func() { w.vc.on(rule{op: "VM", err: vcError("GenericVmConfigFault", 500, vcapi.Transient)}) })
+			w.later(100*time.Second, func() {
+				w.vc.on(rule{op: "VM",
+					err: vcError("GenericVmConfigFault", 500, vcapi.Transient)})
+			})
 			w.later(155*time.Second, func() { w.vc.change(func() { w.vc.rules = nil }) })
 		})
-		run := w.run(`{"vm":"vm-42","timeout":"2h","guest":{"credentials":{"secretRef":"linux-root"},"readyTimeout":"1m"},"verify":{"timeout":"1m"},"customize":` + strings.Replace(unnamedAddress, "2m", "20m", 1) + `}`)
+		run := w.run(`{"vm":"vm-42","timeout":"2h","guest":{"credentials":{"secretRef":"linux-root"},` +
+			`"readyTimeout":"1m"},"verify":{"timeout":"1m"},"customize":` +
+			strings.Replace(unnamedAddress, "2m", "20m", 1) + `}`)
 		t.Logf("%s %+v", run.FinishedAt.Sub(*run.AcceptedAt), run.Error)
 		if run.Error != nil && run.Error.Code == events.StepTimeout {
 			t.Errorf("code %s", run.Error.Code)
@@ -123,7 +138,9 @@ func TestConnectNICsInAJournalMadeAnew(t *testing.T) {
 	secrets := secretsDir(t)
 	inBriefWorld(t, secrets, func(w *world) {
 		w.vm.nics = []vcapi.NIC{{MAC: "00:50:56:00:00:01", Device: 4000}}
-		req := w.request("order-1", `{"vm":"vm-42","timeout":"30m","guest":{"credentials":{"secretRef":"linux-root"}},"network":{"connectNics":true},"verify":false}`)
+		req := w.request("order-1",
+			`{"vm":"vm-42","timeout":"30m","guest":{"credentials":{"secretRef":"linux-root"}},"network":`+
+				`{"connectNics":true},"verify":false}`)
 		o := w.deliver(req, fate{point: "ConnectNICs", do: "call", fn: func() { w.forget() }})
 		select {
 		case <-o.finished:
@@ -173,7 +190,8 @@ func TestOwnAbortIsWaitedFor(t *testing.T) {
 		w.vm.faulty, w.vm.moves, w.vm.ignores = 1, false, true
 		w.vc.aborts = 55 * time.Second
 		w.vc.on(rule{op: "AbortCustomization sent", times: 1, lost: "answer"})
-		run := w.run(`{"vm":"vm-42","timeout":"2h","guest":{"credentials":{"secretRef":"linux-root"}},"verify":false,"customize":` + strings.Replace(unnamedAddress, "2m", "75s", 1) + `}`)
+		run := w.run(`{"vm":"vm-42","timeout":"2h","guest":{"credentials":{"secretRef":"linux-root"}},"verify":false,` +
+			`"customize":` + strings.Replace(unnamedAddress, "2m", "75s", 1) + `}`)
 		for _, task := range w.vc.tasks {
 			if task.name == abortMethod && task.end().After(*run.FinishedAt) {
 				t.Errorf("the run ended %s before its abort: %+v", task.end().Sub(*run.FinishedAt), run.Error)
@@ -197,7 +215,8 @@ func TestForeignTaskRounded(t *testing.T) {
 	secrets := secretsDir(t)
 	inBriefWorld(t, secrets, func(w *world) {
 		<-time.After(time.Minute)
-		foreign := &fakeTask{id: "task-50", name: customizeMethod, vm: vmID, queued: time.Now().Add(-30 * time.Second), takes: time.Second, aside: true}
+		foreign := &fakeTask{id: "task-50", name: customizeMethod, vm: vmID, queued: time.Now().Add(-30 * time.Second),
+			takes: time.Second, aside: true}
 		foreign.stamp = foreign.queued.Add(123400 * time.Nanosecond)
 		w.vc.change(func() { w.vc.tasks = append(w.vc.tasks, foreign) })
 		w.later(10*time.Second, func() { w.vc.change(func() { foreign.stamp = foreign.queued.Add(time.Millisecond) }) })

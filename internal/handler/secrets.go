@@ -27,7 +27,8 @@ var secretName = regexp.MustCompile(`^[A-Za-z0-9]([-A-Za-z0-9._]*[A-Za-z0-9])?$`
 // read gives a secret's value, one trailing line end dropped. It gives up when ctx ends.
 func (s Secrets) read(ctx context.Context, name, key string) (string, error) {
 	if !secretName.MatchString(name) || !secretName.MatchString(key) {
-		return "", fmt.Errorf("secret %q, key %q: names are letters, digits, '-', '.' and '_', and begin and end with a letter or digit", name, key)
+		return "", fmt.Errorf("secret %q, key %q: names are letters, digits, '-', '.' and '_', and begin and end "+
+			"with a letter or digit", name, key)
 	}
 	value, err := secretfile.Read(ctx, filepath.Join(string(s), name, key))
 	if err != nil {
@@ -100,7 +101,8 @@ func (r *run) noSecret(ctx context.Context, step, field string, err error) error
 		return r.interrupted(ctx)
 	}
 	return &stepError{step: step, code: events.UnknownSecret, err: err,
-		message: fmt.Sprintf("%s: %v: put the secret into the service's secrets folder for vCenter %s", field, err, r.VCenter)}
+		message: fmt.Sprintf("%s: %v: put the secret into the service's secrets folder for vCenter %s", field, err,
+			r.VCenter)}
 }
 
 // named are the secrets that the request names. What can be read of them comes also where err says that some cannot.

@@ -46,7 +46,9 @@ func TestSpare(t *testing.T) {
 			inBriefWorld(t, secrets, func(w *world) {
 				w.settings.AckWait = ackWait
 				w.vm.customize = 2 * time.Hour
-				req := w.request("order-1", `{"timeout":"9h","verify":{"nicsConnected":false},`+only(`"customize":{"timeout":"8h",` + spec[1:])[1:])
+				req := w.request("order-1",
+					`{"timeout":"9h","verify":{"nicsConnected":false},`+only(`"customize":{"timeout":"8h",` +
+						spec[1:])[1:])
 				owner := w.deliver(req)
 				for w.newest("customize.started") == nil {
 					<-time.After(time.Second)

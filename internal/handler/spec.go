@@ -24,14 +24,18 @@ func (s *step) readSpec(ctx context.Context) (json.RawMessage, error) {
 		r.spec.json = r.asked.Customize.Spec
 		return r.spec.json, nil
 	}
-	spec, err := retryRead(ctx, s, func(ctx context.Context) (json.RawMessage, error) { return r.vc.StoredSpec(ctx, name) })
+	spec, err := retryRead(ctx, s, func(ctx context.Context) (json.RawMessage,
+		error) {
+		return r.vc.StoredSpec(ctx, name)
+	})
 	if err != nil {
 		return nil, err
 	}
 	digest := digestOf(spec)
 	if r.point.Spec != "" && r.point.Spec != digest {
 		return nil, &stepError{step: s.name, code: events.InvalidState, retryable: true, message: fmt.Sprintf(
-			"the customization specification %q was changed in vCenter %s after the run's check: send a new request", name, r.VCenter)}
+			"the customization specification %q was changed in vCenter %s after the run's check: send a new request",
+			name, r.VCenter)}
 	}
 	r.point.Spec, r.spec.json = digest, spec
 	return r.spec.json, nil

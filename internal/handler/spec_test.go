@@ -14,7 +14,8 @@ import (
 func TestStoredSpecIsRead(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	const asks = `{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},"verify":false,"customize":{"specName":`
+	const asks = `{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},"verify":false,"customize":` +
+		`{"specName":`
 	for name, want := range map[string]string{
 		"asks for the name":    "identity.hostName: leaves the host name to be asked for",
 		"asks for the address": "nicSettingMap[0].adapter.ip: leaves the address to be asked for",
@@ -24,11 +25,13 @@ func TestStoredSpecIsRead(t *testing.T) {
 	} {
 		inWorld(t, secrets, func(w *world) {
 			run := w.run(asks + `"` + name + `"}}`)
-			if run.Error == nil || run.Error.Code != events.InvalidRequest || run.Error.Step != "check" || len(run.Check.Blockers) != 1 {
+			if run.Error == nil || run.Error.Code != events.InvalidRequest || run.Error.Step != "check" ||
+				len(run.Check.Blockers) != 1 {
 				w.t.Fatalf("%s: %+v, %+v", name, run.Error, run.Check)
 			}
 			b := run.Check.Blockers[0]
-			if b.Code != string(events.InvalidRequest) || b.Field != "customize.specName" || !strings.Contains(b.Message, `"`+name+`"`) || !strings.Contains(b.Message, want) {
+			if b.Code != string(events.InvalidRequest) || b.Field != "customize.specName" ||
+				!strings.Contains(b.Message, `"`+name+`"`) || !strings.Contains(b.Message, want) {
 				w.t.Errorf("%s: %+v", name, b)
 			}
 			if run.Customize.State != events.Skipped {
@@ -79,13 +82,16 @@ func TestInteractiveSessionWithTokenFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	for request, where := range map[string]string{
-		`{"vm":"vm-42","guest":{"credentials":{"secretRef":"token"},"interactiveSession":true},"network":{}}`: "guest.credentials",
+		`{"vm":"vm-42","guest":{"credentials":{"secretRef":"token"},"interactiveSession":true},` +
+			`"network":{}}`: "guest.credentials",
 		`{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"},"interactiveSession":true},` +
-			`"processes":[{"name":"p","run":{"path":"/a"},"credentials":{"secretRef":"token"}}]}`: "processes[0].credentials",
+			`"processes":[{"name":"p","run":{"path":"/a"},` +
+			`"credentials":{"secretRef":"token"}}]}`: "processes[0].credentials",
 	} {
 		inWorld(t, secrets, func(w *world) {
 			run := w.run(request)
-			if run.Error == nil || run.Error.Code != events.InvalidRequest || len(run.Check.Blockers) != 1 || run.Check.Blockers[0].Field != "guest.interactiveSession" ||
+			if run.Error == nil || run.Error.Code != events.InvalidRequest || len(run.Check.Blockers) != 1 ||
+				run.Check.Blockers[0].Field != "guest.interactiveSession" ||
 				!strings.Contains(run.Check.Blockers[0].Message, where) {
 				w.t.Errorf("%+v, %+v", run.Error, run.Check)
 			}
@@ -97,11 +103,13 @@ func TestInteractiveSessionWithTokenFile(t *testing.T) {
 func TestNoSuchVMHint(t *testing.T) {
 	t.Parallel()
 	r := &checkStep{run: &run{vm: "VirtualMachine-vm-42", Handler: &Handler{}}, step: &step{name: events.StepCheck}}
-	if f := r.noVM(&stepError{code: events.NotFound, message: "not found"}); !strings.HasSuffix(f.message, "not found: the managed object ID seems to be vm-42, without its type before it") {
+	if f := r.noVM(&stepError{code: events.NotFound, message: "not found"}); !strings.HasSuffix(f.message,
+		"not found: the managed object ID seems to be vm-42, without its type before it") {
 		t.Error(f.message)
 	}
 	r.vm = "vm-42"
-	if f := r.noVM(&stepError{code: events.NotFound, message: "not found"}); !strings.HasSuffix(f.message, ": not found") {
+	if f := r.noVM(&stepError{code: events.NotFound, message: "not found"}); !strings.HasSuffix(f.message,
+		": not found") {
 		t.Error(f.message)
 	}
 }
@@ -111,8 +119,9 @@ func TestNoSuchVMHint(t *testing.T) {
 func TestAdaptersAgainstNICs(t *testing.T) {
 	t.Parallel()
 	const (
-		host = `"identity":{"_typeName":"CustomizationLinuxPrep","domain":"d","hostName":{"_typeName":"CustomizationCustomName"}}`
-		ip   = `"adapter":{"ip":{"_typeName":"CustomizationCustomIpGenerator"}}`
+		host = `"identity":{"_typeName":"CustomizationLinuxPrep","domain":"d","hostName":` +
+			`{"_typeName":"CustomizationCustomName"}}`
+		ip = `"adapter":{"ip":{"_typeName":"CustomizationCustomIpGenerator"}}`
 	)
 	secrets := secretsDir(t)
 	for _, row := range []struct {
@@ -120,11 +129,16 @@ func TestAdaptersAgainstNICs(t *testing.T) {
 		hidden                       bool
 	}{
 		{"one for each", `{"spec":{` + host + `,"nicSettingMap":[{` + ip + `}]}}`, "", "", false},
-		{"none", `{"spec":{` + host + `}}`, "customize.spec.nicSettingMap", "has 0 entries, and the VM has 1 NIC (00:50:56:00:00:01)", false},
-		{"more", `{"spec":{` + host + `,"nicSettingMap":[{` + ip + `},{` + ip + `}]}}`, "customize.spec.nicSettingMap", "has 2 entries, and the VM has 1 NIC", false},
-		{"another's MAC", `{"spec":{` + host + `,"nicSettingMap":[{"macAddress":"00:50:56:00:00:99",` + ip + `}]}}`, "customize.spec.nicSettingMap[0].macAddress", "none of the VM's NICs", false},
-		{"its own, in another notation", `{"spec":{` + host + `,"nicSettingMap":[{"macAddress":"00-50-56-00-00-01",` + ip + `}]}}`, "", "", false},
-		{"stored, none", `{"specName":"no adapters"}`, "customize.specName", `"no adapters" of vCenter lab: nicSettingMap: has 0 entries`, false},
+		{"none", `{"spec":{` + host + `}}`, "customize.spec.nicSettingMap",
+			"has 0 entries, and the VM has 1 NIC (00:50:56:00:00:01)", false},
+		{"more", `{"spec":{` + host + `,"nicSettingMap":[{` + ip + `},{` + ip + `}]}}`, "customize.spec.nicSettingMap",
+			"has 2 entries, and the VM has 1 NIC", false},
+		{"another's MAC", `{"spec":{` + host + `,"nicSettingMap":[{"macAddress":"00:50:56:00:00:99",` + ip + `}]}}`,
+			"customize.spec.nicSettingMap[0].macAddress", "none of the VM's NICs", false},
+		{"its own, in another notation", `{"spec":{` + host + `,"nicSettingMap":[{"macAddress":"00-50-56-00-00-01",` +
+			ip + `}]}}`, "", "", false},
+		{"stored, none", `{"specName":"no adapters"}`, "customize.specName",
+			`"no adapters" of vCenter lab: nicSettingMap: has 0 entries`, false},
 		{"none, and vCenter does not show the hardware", `{"spec":{` + host + `}}`, "", "", true},
 	} {
 		t.Run(row.name, func(t *testing.T) {

@@ -173,7 +173,8 @@ func TestOlderRequestComesBack(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
 	for _, between := range []int{0, remembered + 2} { // in the second case the journal no longer remembers it
-		for _, point := range []string{"publish run.accepted", "stored run.accepted", "CustomizeGuest landed", "publish process.exited", "publish run.succeeded", ""} {
+		for _, point := range []string{"publish run.accepted", "stored run.accepted", "CustomizeGuest landed",
+			"publish process.exited", "publish run.succeeded", ""} {
 			t.Run(fmt.Sprintf("%d between/%s", between, point), func(t *testing.T) {
 				t.Parallel()
 				inBriefWorld(t, secrets, func(w *world) {
@@ -247,7 +248,8 @@ func TestHandleCancelOnStaleViews(t *testing.T) {
 		},
 		"unknown": func(w *world, hold func(*events.Cancel) *hold) {
 			w.drive(w.request("a", `{"vm":"vm-42"}`))
-			if err := hold(w.canceled(&events.Request{Ref: events.RequestRef{Source: "/test", ID: "never"}}, "c")).answer(w); !refused(err) {
+			if err := hold(w.canceled(&events.Request{Ref: events.RequestRef{Source: "/test", ID: "never"}},
+				"c")).answer(w); !refused(err) {
 				w.t.Errorf("answer %v", err)
 			}
 		},
@@ -418,7 +420,8 @@ func TestNewRequestLooksOlder(t *testing.T) {
 	secrets := secretsDir(t)
 	for _, what := range []string{"made anew", "lost its end"} {
 		for _, before := range []string{"ended", "orphan"} {
-			for _, behind := range []time.Duration{2 * time.Minute, 10 * time.Minute, 90 * time.Minute} { // the last one: to before the streams were made
+			// The last one: to before the streams were made.
+			for _, behind := range []time.Duration{2 * time.Minute, 10 * time.Minute, 90 * time.Minute} {
 				t.Run(fmt.Sprintf("%s/%s/%s behind", what, before, behind), func(t *testing.T) {
 					t.Parallel()
 					inBriefWorld(t, secrets, func(w *world) {
@@ -445,7 +448,8 @@ func TestNewRequestLooksOlder(t *testing.T) {
 						w.later(behind+2*time.Minute, func() { // other VMs' requests come, and go
 							for range 3 {
 								other := events.RequestRef{Source: "/test", ID: "of another VM"}
-								seq, err := w.line.Publish(events.KindRequested, "vm-1", other, json.RawMessage(`{"vm":"vm-1"}`))
+								seq, err := w.line.Publish(events.KindRequested, "vm-1", other,
+									json.RawMessage(`{"vm":"vm-1"}`))
 								if err != nil {
 									w.t.Error(err)
 								}
@@ -472,7 +476,8 @@ func TestReleaseNamesItsStream(t *testing.T) {
 	t.Parallel()
 	at := time.Now()
 	r := &release{Seq: 7, At: &at, Delivered: 1}
-	for want, req := range map[bool]*events.Request{true: {Seq: 7, At: at, Delivered: 2}, false: {Seq: 7, At: at.Add(time.Second), Delivered: 2}} {
+	for want, req := range map[bool]*events.Request{true: {Seq: 7, At: at, Delivered: 2},
+		false: {Seq: 7, At: at.Add(time.Second), Delivered: 2}} {
 		if r.followedBy(req) != want {
 			t.Errorf("%+v: %v", req, !want)
 		}

@@ -77,7 +77,8 @@ func (c *checkStep) checkStoredSpec(ctx context.Context) error {
 	if !errors.As(err, &f) || f.code != events.NotFound && f.code != events.Unauthorized {
 		return err
 	}
-	f.message = fmt.Sprintf("vCenter %s gives no customization specification %q: %s", c.VCenter, c.asked.Customize.SpecName, f.message)
+	f.message = fmt.Sprintf("vCenter %s gives no customization specification %q: %s", c.VCenter,
+		c.asked.Customize.SpecName, f.message)
 	c.block(f, "customize.specName")
 	return nil
 }
@@ -100,7 +101,8 @@ func (c *checkStep) checkVM(ctx context.Context, warnings []events.Remark) error
 	}
 	if vm.PowerState != poweredOn {
 		c.block(&stepError{step: c.step.name, code: events.PowerState,
-			message: fmt.Sprintf("vm %s is %s: only a running guest can be customized, power it on", c.vm, vm.PowerState)}, "vm")
+			message: fmt.Sprintf("vm %s is %s: only a running guest can be customized, power it on", c.vm,
+				vm.PowerState)}, "vm")
 	}
 	c.checkAdapters(vm)
 	c.status.Warnings = slices.Concat(warnings, warningsOfVM(vm))
@@ -152,8 +154,10 @@ func (c *checkStep) checkCredentials(ctx context.Context, named *events.Credenti
 	c.noSecretFor(err, field)
 	if auth.SAMLToken != "" && c.asked.Guest != nil && c.asked.Guest.InteractiveSession {
 		c.block(&stepError{step: c.step.name, code: events.InvalidRequest,
-			message: fmt.Sprintf("guest.interactiveSession needs user name and password, and %s, secret %q, holds a token: "+
-				"leave out interactiveSession, or name a secret with a password", field, named.SecretRef)}, "guest.interactiveSession")
+			message: fmt.Sprintf("guest.interactiveSession needs user name and password, and %s, secret %q, holds a "+
+				"token: "+
+				"leave out interactiveSession, or name a secret with a password", field,
+				named.SecretRef)}, "guest.interactiveSession")
 	}
 }
 
@@ -192,7 +196,8 @@ func (c *checkStep) checkPrivileges(ctx context.Context) error {
 	})
 	for _, privilege := range missing {
 		c.block(&stepError{step: c.step.name, code: events.Unauthorized, message: fmt.Sprintf(
-			"the service's login at vCenter %s lacks the privilege %s on vm %s: add it to its role", c.VCenter, privilege, c.vm)},
+			"the service's login at vCenter %s lacks the privilege %s on vm %s: add it to its role", c.VCenter,
+			privilege, c.vm)},
 			fields[privilege])
 	}
 	return err
@@ -278,12 +283,14 @@ func (c *checkStep) takeAnswer(answer vcapi.Check, vm vcapi.VM) {
 	}
 	if power && vm.PowerState == poweredOn { // else that is said already
 		c.block(&stepError{step: c.step.name, code: events.PowerState, message: fmt.Sprintf(
-			"vCenter says that vm %s cannot be customized in its power state: see it in vCenter, and send the request again",
+			"vCenter says that vm %s cannot be customized in its power state: see it in vCenter, and send the "+
+				"request again",
 			c.vm)}, "vm")
 	}
 	if answer.Status != "SUPPORTED" && !power && !system {
 		c.block(&stepError{step: c.step.name, code: events.NotCustomizable, retryable: true, message: fmt.Sprintf(
-			"vCenter says %s of vm %s, and no reason: see the VM's guest OS, VMware Tools and host", answer.Status, c.vm)}, "vm")
+			"vCenter says %s of vm %s, and no reason: see the VM's guest OS, VMware Tools and host", answer.Status,
+			c.vm)}, "vm")
 	}
 }
 
@@ -308,11 +315,13 @@ func (c *checkStep) checkSpec() []events.Remark {
 	report := custspec.CheckJSON(c.spec.json, "")
 	for _, f := range report.Refused {
 		c.block(&stepError{step: c.step.name, code: events.InvalidRequest,
-			message: fmt.Sprintf("customization specification %q of vCenter %s: %s: change it there, or give customize.spec", asked.SpecName, c.VCenter, f)}, at)
+			message: fmt.Sprintf("customization specification %q of vCenter %s: %s: change it there, or give "+
+				"customize.spec", asked.SpecName, c.VCenter, f)}, at)
 	}
 	var stored []events.Remark
 	for _, w := range events.Remarks(report.Warnings) {
-		stored = append(stored, events.Remark{Code: w.Code, Field: at, Message: strings.TrimPrefix(w.Field+": "+w.Message, ": ")})
+		stored = append(stored, events.Remark{Code: w.Code, Field: at,
+			Message: strings.TrimPrefix(w.Field+": "+w.Message, ": ")})
 	}
 	return slices.Concat(c.req.Warnings, stored)
 }
@@ -333,7 +342,8 @@ func (c *checkStep) checkAdapters(vm vcapi.VM) {
 	for _, f := range custspec.CheckAdapters(c.spec.json, macs, at) {
 		field, message := f.Field, f.String()
 		if stored != "" {
-			field, message = "customize.specName", fmt.Sprintf("customization specification %q of vCenter %s: %s", stored, c.VCenter, f)
+			field, message = "customize.specName", fmt.Sprintf("customization specification %q of vCenter %s: %s",
+				stored, c.VCenter, f)
 		}
 		c.block(&stepError{step: c.step.name, code: events.InvalidRequest, message: message}, field)
 	}
@@ -341,7 +351,8 @@ func (c *checkStep) checkAdapters(vm vcapi.VM) {
 
 // noVM is the end of a run whose VM vCenter does not show, with what may be wrong with its ID.
 func (c *checkStep) noVM(why *stepError) *stepError {
-	f := &stepError{step: c.step.name, code: why.code, err: why.err, message: fmt.Sprintf("vm %s in vCenter %s: %s", c.vm, c.VCenter, why.message)}
+	f := &stepError{step: c.step.name, code: why.code, err: why.err,
+		message: fmt.Sprintf("vm %s in vCenter %s: %s", c.vm, c.VCenter, why.message)}
 	if hint := events.HintVM(c.vm); hint != "" && why.code == events.NotFound {
 		f.message += ": " + hint
 	}
@@ -352,11 +363,13 @@ func warningsOfVM(vm vcapi.VM) []events.Remark {
 	var w []events.Remark
 	if vm.PendingCustomization != "" {
 		w = append(w, events.Remark{Code: "PendingCustomization", Field: "vm",
-			Message: "a customization for the next power-on is pending on the VM (" + vm.PendingCustomization + "): it will change the guest again"})
+			Message: "a customization for the next power-on is pending on the VM (" + vm.PendingCustomization +
+				"): it will change the guest again"})
 	}
 	if vm.CloudInit {
 		w = append(w, events.Remark{Code: "CloudInit", Field: "vm",
-			Message: "the VM carries cloud-init data (guestinfo.userdata or guestinfo.metadata): cloud-init may write the network too, and the last one wins"})
+			Message: "the VM carries cloud-init data (guestinfo.userdata or guestinfo.metadata): cloud-init may " +
+				"write the network too, and the last one wins"})
 	}
 	return w
 }

@@ -22,16 +22,21 @@ func TestCheckAnswers(t *testing.T) {
 		asked  int           // how often, default once
 		retry  bool
 	}{
-		{name: "supported", answer: vcapi.Check{Status: "SUPPORTED", SupportedGuestOS: &yes, SupportedPowerState: &yes}},
+		{name: "supported", answer: vcapi.Check{Status: "SUPPORTED", SupportedGuestOS: &yes,
+			SupportedPowerState: &yes}},
 		{name: "supported, no reasons", answer: vcapi.Check{Status: "SUPPORTED"}},
-		{name: "guest OS", answer: vcapi.Check{Status: "NOT_SUPPORTED", SupportedGuestOS: &no}, codes: []events.Code{events.NotCustomizable}},
-		{name: "power state", answer: vcapi.Check{Status: "NOT_SUPPORTED", SupportedGuestOS: &yes, SupportedPowerState: &no},
+		{name: "guest OS", answer: vcapi.Check{Status: "NOT_SUPPORTED", SupportedGuestOS: &no},
+			codes: []events.Code{events.NotCustomizable}},
+		{name: "power state", answer: vcapi.Check{Status: "NOT_SUPPORTED", SupportedGuestOS: &yes,
+			SupportedPowerState: &no},
 			codes: []events.Code{events.PowerState}},
 		{name: "both", answer: vcapi.Check{Status: "NOT_SUPPORTED", SupportedGuestOS: &no, SupportedPowerState: &no},
 			codes: []events.Code{events.NotCustomizable, events.PowerState}},
-		{name: "neither, although both were looked at", answer: vcapi.Check{Status: "NOT_SUPPORTED", SupportedGuestOS: &yes, SupportedPowerState: &yes},
-			codes: []events.Code{events.NotCustomizable}, retry: true},
-		{name: "no reason: asked again", answer: vcapi.Check{Status: "NOT_SUPPORTED"}, codes: []events.Code{events.NotCustomizable}, asked: checkTries, retry: true},
+		{name: "neither, although both were looked at",
+			answer: vcapi.Check{Status: "NOT_SUPPORTED", SupportedGuestOS: &yes, SupportedPowerState: &yes},
+			codes:  []events.Code{events.NotCustomizable}, retry: true},
+		{name: "no reason: asked again", answer: vcapi.Check{Status: "NOT_SUPPORTED"},
+			codes: []events.Code{events.NotCustomizable}, asked: checkTries, retry: true},
 		{name: "a status that is not known", answer: vcapi.Check{Status: "NEW_STATUS", SupportedGuestOS: &yes},
 			codes: []events.Code{events.NotCustomizable}, retry: true},
 	} {
@@ -55,7 +60,8 @@ func TestCheckAnswers(t *testing.T) {
 					}
 				}
 				c := run.Check
-				if c.State != state || run.Status != status || c.Status != row.answer.Status || c.SupportedGuestOS == nil != (row.answer.SupportedGuestOS == nil) ||
+				if c.State != state || run.Status != status || c.Status != row.answer.Status ||
+					c.SupportedGuestOS == nil != (row.answer.SupportedGuestOS == nil) ||
 					c.SupportedPowerState == nil != (row.answer.SupportedPowerState == nil) {
 					w.t.Errorf("run %s, check %+v", run.Status, c)
 				}
@@ -98,7 +104,8 @@ func TestCheckModes(t *testing.T) {
 				if run.Check.State != row.state || w.owners[0].seen["CheckCustomization"] != row.asked {
 					w.t.Errorf("check %+v, asked %d times", run.Check, w.owners[0].seen["CheckCustomization"])
 				}
-				if failed := run.Status == events.StatusFailed; failed != (row.state == events.Failed) || failed && run.Error.Code != events.Unsupported {
+				if failed := run.Status == events.StatusFailed; failed != (row.state == events.Failed) ||
+					failed && run.Error.Code != events.Unsupported {
 					w.t.Errorf("the run ended as %s: %+v", run.Status, run.Error)
 				}
 			})

@@ -316,8 +316,9 @@ func orNone(s string) string {
 // another one, unless its Task is found.
 func (c *customizeStep) abort(ctx context.Context) error {
 	aborting := events.Starting
-	s := &step{run: c.run, name: c.step.name, state: &aborting, timeout: c.step.timeout, timeoutField: c.step.timeoutField,
-		fallback: c.step.fallback}
+	s := &step{run: c.run, name: c.step.name, state: &aborting, timeout: c.step.timeout,
+		timeoutField: c.step.timeoutField,
+		fallback:     c.step.fallback}
 	s.effect = c.abortEffect(s)
 	if err := s.do(ctx); err != nil {
 		// It may be at work: the run does not end before it has.
@@ -376,7 +377,8 @@ func (c *customizeStep) abortEffect(s *step) *effect {
 func (c *customizeStep) notAborted(err error) error {
 	var f *stepError
 	if known := c.point.Failed; known != nil && errors.As(err, &f) && f.stored == nil {
-		f.message += fmt.Sprintf("; the customization, which had failed (%s), was to be aborted and repeated", known.Message)
+		f.message += fmt.Sprintf("; the customization, which had failed (%s), was to be aborted and repeated",
+			known.Message)
 	}
 	return err
 }

@@ -84,9 +84,9 @@ func (p *processStep) warnings() []events.Remark {
 	if p.program.Run == nil || p.mark() != "" {
 		return nil
 	}
-	return []events.Remark{{Code: "NoMarker", Field: p.field + ".run", Message: "no shell of a Windows guest takes a marker " +
-		"away from the program, so it is started without one: where a crash or a lost answer hides whether it was started, " +
-		"the run ends as Uncertain"}}
+	return []events.Remark{{Code: "NoMarker", Field: p.field + ".run",
+		Message: "no shell of a Windows guest takes a marker away from the program, so it is started without one: " +
+			"where a crash or a lost answer hides whether it was started, the run ends as Uncertain"}}
 }
 
 // answer is what an answer of vCenter means for a process.
@@ -128,7 +128,8 @@ func (p *processStep) start() *effect {
 			var err error
 			run := p.program.Run
 			p.status.PID, err = p.vc.StartProcess(ctx, fence, p.vm, auth, vcapi.ProcessSpec{Path: run.Path,
-				Arguments: argumentsOf(run, p.sentMark()), WorkingDirectory: run.WorkingDirectory, Environment: environment})
+				Arguments: argumentsOf(run, p.sentMark()), WorkingDirectory: run.WorkingDirectory,
+				Environment: environment})
 			if err != nil {
 				return err
 			}
@@ -223,7 +224,8 @@ func (p *processStep) watch(ctx context.Context, s *step) error {
 	}
 	if at := watch.StartedAt; at != nil && !sameTime(shown.Started, *at) {
 		return &stepError{step: s.name, process: s.process, code: events.NotFound, message: fmt.Sprintf(
-			"pid %d was started at %s, the request names one of %s: another process has the pid now; correct startedAt, "+
+			"pid %d was started at %s, the request names one of %s: another process has the pid now; correct "+
+				"startedAt, "+
 				"or leave it out to wait for that one",
 			watch.PID, shown.Started.UTC().Format(time.RFC3339), at.UTC().Format(time.RFC3339))}
 	}
@@ -335,7 +337,8 @@ func (p *processStep) showsUp(s *step, shown vcapi.Process) (over bool, err erro
 }
 
 // notShown takes in why the guest does not show the process. It reports whether the step is over.
-func (p *processStep) notShown(ctx context.Context, s *step, v *vcapi.Error, err error, away *bool) (over bool, _ error) {
+func (p *processStep) notShown(ctx context.Context, s *step, v *vcapi.Error, err error, away *bool) (over bool,
+	_ error) {
 	why := s.absence(ctx, v)
 	switch {
 	case s.outcome(v).code == events.NotFound:
@@ -345,7 +348,8 @@ func (p *processStep) notShown(ctx context.Context, s *step, v *vcapi.Error, err
 		if p.endIsEnough() {
 			return true, s.complete(nil)
 		}
-		return true, p.exitLost(s, "the guest no longer knows the process: VMware Tools keep an exit code for five minutes, "+
+		return true, p.exitLost(s, "the guest no longer knows the process: VMware Tools keep an exit code for five "+
+			"minutes, "+
 			"and lose it when they are restarted", err)
 	case why == "":
 		return true, s.failure(err)
@@ -388,9 +392,10 @@ func (p *processStep) exited(s *step, shown vcapi.Process) error {
 }
 
 func (p *processStep) exitLost(s *step, why string, err error) error {
+	message := fmt.Sprintf("process %s (pid %d) has ended and its exit code is lost: %s; see in the guest what it did",
+		s.process, p.status.PID, why)
 	return s.complete(&stepError{step: s.name, process: s.process, code: events.ExitCodeUnknown, err: err,
-		message: fmt.Sprintf("process %s (pid %d) has ended and its exit code is lost: %s; see in the guest what it did",
-			s.process, p.status.PID, why)})
+		message: message})
 }
 
 // ended reports whether the process has ended, or the guest no longer knows it.
@@ -423,7 +428,10 @@ func (p *processStep) stop(s *step) error {
 			*s.state = events.Canceled
 			return nil
 		}
-		err = p.insist(ctx, func(fence vcapi.Fence) error { return p.vc.DeleteProcess(ctx, fence, p.vm, auth, p.status.PID) })
+		err = p.insist(ctx, func(fence vcapi.Fence) error {
+			return p.vc.DeleteProcess(ctx, fence, p.vm, auth,
+				p.status.PID)
+		})
 	}
 	var v *vcapi.Error
 	if err != nil && (!errors.As(err, &v) || s.outcome(v).code != events.NotFound) { // not found: it has ended

@@ -49,7 +49,8 @@ func TestOddEnds(t *testing.T) {
 			t.Parallel()
 			inWorld(t, secrets, func(w *world) {
 				w.run(`{"vm":"vm-42"}`) // so that more than one run has ended: what this one did is looked at here
-				w.vm.procs = append(w.vm.procs, &fakeProc{pid: 77, command: "old", started: time.Now(), program: program{takes: 10 * time.Second}})
+				w.vm.procs = append(w.vm.procs, &fakeProc{pid: 77, command: "old", started: time.Now(),
+					program: program{takes: 10 * time.Second}})
 				req := w.request("order-2", row.request)
 				delivery, err := w.line.Deliver(req.Seq)
 				if err != nil {
@@ -114,7 +115,8 @@ func TestNetworkTimeout(t *testing.T) {
 	t.Parallel()
 	inWorld(t, secretsDir(t), func(w *world) { // it takes ten seconds
 		run := w.run(only(`"network":{"timeout":"5s"}`))
-		if e := run.Error; e == nil || e.Code != events.StepTimeout || e.Step != "network" || !strings.Contains(e.Message, "timeout 5s") ||
+		if e := run.Error; e == nil || e.Code != events.StepTimeout || e.Step != "network" ||
+			!strings.Contains(e.Message, "timeout 5s") ||
 			run.Network.State != events.Failed {
 			w.t.Errorf("error %+v, network %+v", e, run.Network)
 		}
@@ -132,7 +134,8 @@ func TestVCenterAwayWhileAProcessRuns(t *testing.T) {
 		}
 		w.run(only(processOnly))
 		mustSucceed(w)
-		if got := strings.Join(w.kinds(), " "); !strings.HasSuffix(got, "process.started run.waiting run.waiting process.exited run.succeeded") {
+		if got := strings.Join(w.kinds(), " "); !strings.HasSuffix(got,
+			"process.started run.waiting run.waiting process.exited run.succeeded") {
 			w.t.Errorf("events %s", got)
 		}
 		for _, e := range w.events() {

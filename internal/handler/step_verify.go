@@ -51,13 +51,16 @@ func (v *verifyStep) read(ctx context.Context, s *step) error {
 	case err == nil && good:
 		return s.complete(nil)
 	case errors.Is(err, errLooked), errors.Is(err, errStepTime): // not even then could it be read
-		return s.complete(s.timeError(events.StepTimeout, fmt.Sprintf("what the guest shows could not be read when its time (verify.timeout %s) was over", v.verifyTimeout())))
+		return s.complete(s.timeError(events.StepTimeout,
+			fmt.Sprintf("what the guest shows could not be read when its time (verify.timeout %s) was over",
+				v.verifyTimeout())))
 	case err != nil:
 		v.status.FinishedAt = nil
 		return err
 	}
 	failure := &stepError{step: s.name, code: events.VerifyMismatch, message: fmt.Sprintf(
-		"after %s the guest does not show what was asked for: %s", v.verifyTimeout(), strings.Join(v.status.Mismatches, "; "))}
+		"after %s the guest does not show what was asked for: %s", v.verifyTimeout(),
+		strings.Join(v.status.Mismatches, "; "))}
 	failure.message += v.withoutNetwork()
 	if v.asked.Customize != nil {
 		failure.message += ": see the guest's own log, /var/log/vmware-gosc/instant_clone_customization.log"
@@ -77,14 +80,16 @@ func (v *verifyStep) time(ctx context.Context) (context.Context, context.CancelF
 		v.point.Step, v.point.StepSince, v.point.StepStood = key, &begun.Since, begun.Stood
 		v.status.StartedAt = &begun.Since
 	}
-	return v.clock.until(ctx, phase{Since: *v.point.StepSince, Stood: v.point.StepStood}.end(v.verifyTimeout()), errStepTime)
+	return v.clock.until(ctx, phase{Since: *v.point.StepSince, Stood: v.point.StepStood}.end(v.verifyTimeout()),
+		errStepTime)
 }
 
 // compared puts what the guest shows, and how it compares, into the run's state.
 func (v *verifyStep) compared(e expected, vm vcapi.VM) {
 	c := v.compare(e, vm)
 	v.status.Mismatches, v.status.NotCompared = c.mismatches, c.notCompared
-	v.status.HostName, v.status.NICs, v.status.Gateways, v.status.DNS = e.hide(vm.HostName), nil, e.hideAll(vm.Gateways), e.hideAll(vm.DNS)
+	v.status.HostName, v.status.NICs, v.status.Gateways, v.status.DNS = e.hide(vm.HostName), nil,
+		e.hideAll(vm.Gateways), e.hideAll(vm.DNS)
 	for _, n := range c.nics {
 		v.status.NICs = append(v.status.NICs, nicOf(e, n.NIC))
 	}
@@ -108,7 +113,8 @@ func (v *verifyStep) withoutNetwork() string {
 	case v.asked.Network != nil:
 		return `: the request does not ask for NICs to be connected: "network": {"connectNics": true}`
 	case off:
-		return `: the request asks for no network step: "network": {"connectNics": true} connects NICs and starts the guest's network`
+		return `: the request asks for no network step: ` +
+			`"network": {"connectNics": true} connects NICs and starts the guest's network`
 	}
 	return `: the request asks for no network step: "network": {} starts the guest's network with what was customized`
 }

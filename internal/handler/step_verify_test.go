@@ -22,7 +22,8 @@ func TestOutcomeOfCustomize(t *testing.T) {
 		return func(w *world) {
 			r.op, r.times = "CustomizeGuest sent", 1
 			if r.task == nil {
-				r.task = &vcapi.Error{Name: "NicSettingMismatch", Message: "words", Class: vcapi.Permanent, Sent: vcapi.Answered}
+				r.task = &vcapi.Error{Name: "NicSettingMismatch", Message: "words", Class: vcapi.Permanent,
+					Sent: vcapi.Answered}
 			}
 			w.vc.on(r)
 		}
@@ -47,18 +48,24 @@ func TestOutcomeOfCustomize(t *testing.T) {
 	}{
 		{name: "the guest's own word", decided: "guest-status"},
 		{name: "the Task alone", world: func(w *world) { w.vm.moves = false }, decided: "task"},
-		{name: "the guest takes longer than its Task", world: func(w *world) { w.vm.outlasts = 90 * time.Second }, decided: "guest-status", took: 150 * time.Second},
-		{name: "the guest takes longer than its Task, and fails", world: func(w *world) { w.vm.outlasts, w.vm.lies = 90*time.Second, "FAILED" },
+		{name: "the guest takes longer than its Task", world: func(w *world) { w.vm.outlasts = 90 * time.Second },
+			decided: "guest-status", took: 150 * time.Second},
+		{name: "the guest takes longer than its Task, and fails",
+			world:   func(w *world) { w.vm.outlasts, w.vm.lies = 90*time.Second, "FAILED" },
 			decided: "guest-status", code: events.CustomizationFailed, step: "customize", took: 150 * time.Second},
-		{name: "the guest takes longer than the step may", request: only(`"customize":` + named[:len(named)-1] + `,"timeout":"2m"}`),
-			world: func(w *world) { w.vm.outlasts = time.Hour }, code: events.StepTimeout, step: "customize"},
+		{name: "the guest takes longer than the step may",
+			request: only(`"customize":` + named[:len(named)-1] + `,"timeout":"2m"}`),
+			world:   func(w *world) { w.vm.outlasts = time.Hour }, code: events.StepTimeout, step: "customize"},
 		{name: "an old success, and the Task fails", world: func(w *world) {
 			w.vm.guest, w.vm.moves = old("SUCCEEDED"), false
 			fault(rule{})(w)
 		}, decided: "task", code: events.CustomizationFailed, step: "customize", vsphere: "NicSettingMismatch"},
-		{name: "an old failure, and the Task succeeds", world: func(w *world) { w.vm.guest, w.vm.moves = old("FAILED"), false }, decided: "task"},
-		{name: "an old run that never ended, and the Task succeeds", world: func(w *world) { w.vm.guest, w.vm.moves = old("RUNNING"), false }, decided: "task"},
-		{name: "the Task fails and the guest says that it succeeded", world: fault(rule{goes: true}), decided: "guest-status"},
+		{name: "an old failure, and the Task succeeds",
+			world: func(w *world) { w.vm.guest, w.vm.moves = old("FAILED"), false }, decided: "task"},
+		{name: "an old run that never ended, and the Task succeeds",
+			world: func(w *world) { w.vm.guest, w.vm.moves = old("RUNNING"), false }, decided: "task"},
+		{name: "the Task fails and the guest says that it succeeded", world: fault(rule{goes: true}),
+			decided: "guest-status"},
 		{name: "the Task fails and the guest shows the spec", world: func(w *world) {
 			w.vm.moves = false
 			fault(rule{goes: true})(w)
@@ -70,19 +77,25 @@ func TestOutcomeOfCustomize(t *testing.T) {
 		{name: "the Task fails and the guest shows the spec too late", world: func(w *world) {
 			w.vm.moves, w.vm.outlasts = false, 4*time.Minute
 			fault(rule{goes: true})(w)
-		}, decided: "task", code: events.CustomizationFailed, step: "customize", vsphere: "NicSettingMismatch", took: 4 * time.Minute},
-		{name: "the Task fails, the guest shows the spec, nobody asked to look", request: asks(`"verify":false,`), world: func(w *world) {
-			w.vm.moves = false
-			fault(rule{goes: true})(w)
-		}, decided: "task", code: events.CustomizationFailed, step: "customize", vsphere: "NicSettingMismatch", noVerify: true},
-		{name: "general fault", world: func(w *world) { w.vm.moves, w.vm.faulty = false, 1 }, decided: "task", customized: 2, aborted: 1},
-		{name: "general fault twice", world: func(w *world) { w.vm.moves, w.vm.faulty = false, 2 }, customized: 2, aborted: 1, decided: "task",
+		}, decided: "task", code: events.CustomizationFailed, step: "customize", vsphere: "NicSettingMismatch",
+			took: 4 * time.Minute},
+		{name: "the Task fails, the guest shows the spec, nobody asked to look", request: asks(`"verify":false,`),
+			world: func(w *world) {
+				w.vm.moves = false
+				fault(rule{goes: true})(w)
+			}, decided: "task", code: events.CustomizationFailed, step: "customize", vsphere: "NicSettingMismatch",
+			noVerify: true},
+		{name: "general fault", world: func(w *world) { w.vm.moves, w.vm.faulty = false, 1 }, decided: "task",
+			customized: 2, aborted: 1},
+		{name: "general fault twice", world: func(w *world) { w.vm.moves, w.vm.faulty = false, 2 }, customized: 2,
+			aborted: 1, decided: "task",
 			code: events.CustomizationFailed, step: "customize", vsphere: "CustomizationFault"},
 		{name: "general fault, and the guest shows the spec", world: func(w *world) {
 			w.vm.moves = false
 			fault(rule{task: generalFault(), goes: true})(w)
 		}, decided: "verify"},
-		{name: "general fault, and the guest says that it succeeded", world: fault(rule{task: generalFault(), goes: true}), decided: "guest-status"},
+		{name: "general fault, and the guest says that it succeeded",
+			world: fault(rule{task: generalFault(), goes: true}), decided: "guest-status"},
 		{name: "general fault, no engine in the guest", world: func(w *world) {
 			w.vm.moves = false
 			e := generalFault()
@@ -95,20 +108,30 @@ func TestOutcomeOfCustomize(t *testing.T) {
 			w.vc.on(rule{op: "CustomizeGuest sent", times: 1, lost: "answer", delay: 9 * time.Second})
 			w.vc.lag = 29 * time.Second
 		}, decided: "task", customized: 2, aborted: 1},
-		{name: "the guest shows nothing of it", world: func(w *world) { w.vm.ignores, w.vm.hostName = true, "template.example.com" }, decided: "guest-status",
+		{name: "the guest shows nothing of it", world: func(w *world) {
+			w.vm.ignores, w.vm.hostName = true,
+				"template.example.com"
+		}, decided: "guest-status",
 			code: events.VerifyMismatch, step: "verify", took: 4 * time.Minute,
-			mismatches: []string{"host name: want web-7, the guest shows template", "address: want 10.0.0.7 on NIC", "the guest shows no NIC"}},
-		{name: "the guest shows nothing of it, nobody asked", request: asks(`"verify":false,`), world: func(w *world) { w.vm.ignores = true }, decided: "guest-status", noVerify: true},
+			mismatches: []string{"host name: want web-7, the guest shows template", "address: want 10.0.0.7 on NIC",
+				"the guest shows no NIC"}},
+		{name: "the guest shows nothing of it, nobody asked", request: asks(`"verify":false,`),
+			world: func(w *world) { w.vm.ignores = true }, decided: "guest-status", noVerify: true},
 		{name: "the host name alone is not asked for", request: asks(`"verify":{"hostName":false,"timeout":"10s"},`),
-			world: func(w *world) { w.later(90*time.Second, func() { w.vc.change(func() { w.vm.hostName = "x" }) }) }, decided: "guest-status"},
+			world:   func(w *world) { w.later(90*time.Second, func() { w.vc.change(func() { w.vm.hostName = "x" }) }) },
+			decided: "guest-status"},
 		{name: "the guest reports its new host name late", world: func(w *world) {
 			w.vm.ignores = true
-			w.later(4*time.Minute, func() { w.vc.change(func() { w.vm.show(json.RawMessage(specOf(named))); w.vm.connect() }) })
+			w.later(4*time.Minute,
+				func() { w.vc.change(func() { w.vm.show(json.RawMessage(specOf(named))); w.vm.connect() }) })
 		}, decided: "guest-status", took: 4*time.Minute - time.Second},
-		{name: "a NIC stays off", request: only(`"verify":{"timeout":"10s"},"customize":` + named), decided: "guest-status", code: events.VerifyMismatch, step: "verify",
+		{name: "a NIC stays off", request: only(`"verify":{"timeout":"10s"},"customize":` + named),
+			decided: "guest-status", code: events.VerifyMismatch, step: "verify",
 			mismatches: []string{"NIC 00:50:56:00:00:01 is not connected"}},
-		{name: "a NIC stays off, and need not be on", request: only(`"verify":{"nicsConnected":false},"customize":` + named), decided: "guest-status"},
-		{name: "vCenter is away all the time", request: asks(`"verify":{"timeout":"30s"},`), decided: "guest-status", code: events.DeadlineExceeded, step: "verify",
+		{name: "a NIC stays off, and need not be on", request: only(`"verify":{"nicsConnected":false},"customize":` +
+			named), decided: "guest-status"},
+		{name: "vCenter is away all the time", request: asks(`"verify":{"timeout":"30s"},`), decided: "guest-status",
+			code: events.DeadlineExceeded, step: "verify",
 			world: func(w *world) {
 				w.slow = onKind("network.completed", func() { w.vc.change(func() { w.vc.refusing = true }) })
 			}},
@@ -130,7 +153,8 @@ func TestOutcomeOfCustomize(t *testing.T) {
 					mustSucceed(w)
 				} else if run.Error == nil || run.Error.Code != row.code || run.Error.Step != row.step {
 					w.t.Errorf("the run ended as %s: %+v", run.Status, run.Error)
-				} else if got := run.Error.VSphere; (got == nil) != (row.vsphere == "") || got != nil && got.Name != row.vsphere {
+				} else if got := run.Error.VSphere; (got == nil) != (row.vsphere == "") ||
+					got != nil && got.Name != row.vsphere {
 					w.t.Errorf("vsphere %+v, want %q", got, row.vsphere)
 				}
 				if run.Customize.DecidedBy != row.decided {
@@ -167,7 +191,8 @@ func TestVerifyWithoutCustomize(t *testing.T) {
 	for _, on := range []bool{true, false} {
 		inWorld(t, secrets, func(w *world) {
 			w.vm.cards = twoCards()
-			w.vm.nics = []vcapi.NIC{{MAC: "00:50:56:00:00:01", Connected: on, Device: 4000}, {MAC: "00:50:56:00:00:02", Connected: on, Device: 4001}}
+			w.vm.nics = []vcapi.NIC{{MAC: "00:50:56:00:00:01", Connected: on, Device: 4000},
+				{MAC: "00:50:56:00:00:02", Connected: on, Device: 4001}}
 			run := w.run(`{"vm":"vm-42","verify":{"timeout":"10s"}}`)
 			switch {
 			case on:
@@ -199,7 +224,8 @@ func TestInterruptedWaitForTheGuest(t *testing.T) {
 			}
 			w.drive(req)
 			mustSucceed(w)
-			if c := w.last().Customize; c.DecidedBy != "guest-status" || c.Guest == nil || c.Guest.Status != "SUCCEEDED" {
+			if c := w.last().Customize; c.DecidedBy != "guest-status" || c.Guest == nil ||
+				c.Guest.Status != "SUCCEEDED" {
 				w.t.Errorf("customize %+v", c)
 			}
 		})

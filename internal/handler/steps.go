@@ -24,7 +24,8 @@ func stepKinds() []stepKind {
 		{name: events.StepCheck, equip: newCheckStep},
 		{name: events.StepCustomize, equip: newCustomizeStep,
 			methods: []string{customizeMethod, abortMethod}, effects: []string{"customize", abortEffect}},
-		{name: events.StepNetwork, equip: newNetworkStep, methods: []string{networkMethod}, effects: []string{"network"}},
+		{name: events.StepNetwork, equip: newNetworkStep, methods: []string{networkMethod},
+			effects: []string{"network"}},
 		{name: events.StepVerify, equip: newVerifyStep},
 		{name: events.StepProcess, equip: newProcessStep, effects: []string{"process"}},
 	}
@@ -108,7 +109,8 @@ func (r *run) plan() {
 	}
 	for _, of := range r.state.Steps() {
 		i := slices.IndexFunc(r.kinds, func(k stepKind) bool { return k.name == of.Name })
-		s := &step{run: r, name: of.Name, process: of.Process, state: of.State, finished: of.FinishedAt, timeoutField: of.Name + ".timeout"}
+		s := &step{run: r, name: of.Name, process: of.Process, state: of.State, finished: of.FinishedAt,
+			timeoutField: of.Name + ".timeout"}
 		r.kinds[i].equip(r, s)
 		r.steps = append(r.steps, s)
 	}

@@ -25,7 +25,8 @@ func (s *step) inTime(ctx context.Context) error {
 		}
 
 		// What was waited for is told as it was before one more read.
-		late := s.timeError(events.StepTimeout, fmt.Sprintf("the step's time is over (%s %s)", s.timeoutField, s.timeout))
+		late := s.timeError(events.StepTimeout, fmt.Sprintf("the step's time is over (%s %s)", s.timeoutField,
+			s.timeout))
 		isOver := s.ended
 		if *s.state != events.Running {
 			isOver = r.answers

@@ -56,7 +56,8 @@ func (r *run) insist(ctx context.Context, call func(vcapi.Fence) error) error {
 	for pause := newPause(askPause); ; {
 		err := call(r.stillOwner())
 		var v *vcapi.Error
-		if !errors.As(err, &v) || permanent(err) || v.Sent == vcapi.Refused && v.InvalidState() || errors.Is(err, events.ErrFenced) {
+		if !errors.As(err, &v) || permanent(err) || v.Sent == vcapi.Refused && v.InvalidState() ||
+			errors.Is(err, events.ErrFenced) {
 			return err
 		}
 		if lands := time.Now().Add(r.TravelTime); v.Sent == vcapi.Unknown && lands.After(r.owner.notBefore) {

@@ -91,7 +91,8 @@ func TestSweep(t *testing.T) {
 							continue
 						}
 						shown := map[string]bool{
-							"customize": last.Customize.Task != "", "network": last.Network.Task != "", "process first": last.Processes[0].PID != 0,
+							"customize": last.Customize.Task != "", "network": last.Network.Task != "",
+							"process first": last.Processes[0].PID != 0,
 						}
 						if !shown[act] {
 							w.t.Errorf("%s took effect, and the last event does not show it", act)

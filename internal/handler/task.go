@@ -74,7 +74,8 @@ func (s *step) followTask(ctx context.Context, id string, each func(vcapi.WatchS
 			return tasks[i], nil
 		case i < 0 && late:
 			return end, &stepError{step: s.name, code: events.Uncertain,
-				message: "vCenter no longer knows " + id + ": how it ended can not be told; look at the guest, then send a new request"}
+				message: "vCenter no longer knows " + id +
+					": how it ended can not be told; look at the guest, then send a new request"}
 		}
 		if pause.Wait(ctx) != nil {
 			return end, r.interrupted(ctx)
@@ -84,7 +85,8 @@ func (s *step) followTask(ctx context.Context, id string, each func(vcapi.WatchS
 
 // watchTask follows a Task on the long poll until it has ended, or is not shown. One of another VM, or of another time,
 // is not it: its ID was given again.
-func (s *step) watchTask(ctx context.Context, id string, each func(vcapi.WatchState) error) (end vcapi.Task, gone bool, err error) {
+func (s *step) watchTask(ctx context.Context, id string, each func(vcapi.WatchState) error) (end vcapi.Task, gone bool,
+	err error) {
 	r := s.run
 	err = s.watch(ctx, id, func(w vcapi.WatchState) (bool, error) {
 		if w.TaskGone || w.Task != nil && (w.Task.Entity != "" && w.Task.Entity != r.vm || !r.point.sameTask(*w.Task)) {
@@ -121,7 +123,9 @@ func (s *step) taskFailure(t vcapi.Task) (*stepError, faultKind) {
 		return nil, final
 	}
 	if t.Err == nil {
-		return &stepError{step: s.name, code: s.fallback, message: fmt.Sprintf("%s %s ended in state %s without a fault: see it in vCenter's recent tasks", t.Name, t.ID, t.State)}, unknownEnd
+		return &stepError{step: s.name, code: s.fallback,
+			message: fmt.Sprintf("%s %s ended in state %s without a fault: see it in vCenter's recent tasks", t.Name,
+				t.ID, t.State)}, unknownEnd
 	}
 	return s.failure(fmt.Errorf("%s: %w", t.ID, t.Err)), s.kindOf(t.Err) // which names its method
 }

@@ -87,7 +87,8 @@ func (h *Handler) inTrace(ctx context.Context, req *events.Request) context.Cont
 }
 
 func (h *Handler) about(run, vm string) trace.SpanStartEventOption {
-	return trace.WithAttributes(attribute.String("guestflow.run", run), attribute.String("guestflow.vcenter", h.VCenter),
+	return trace.WithAttributes(attribute.String("guestflow.run", run),
+		attribute.String("guestflow.vcenter", h.VCenter),
 		attribute.String("guestflow.vm", vm))
 }
 
@@ -103,7 +104,8 @@ func (t *telemetry) began(ctx context.Context, req *events.Request, turn time.Ti
 
 // enter makes s the step that the run stands in, since a time; the step lives in the context that it returns. leave is
 // called with what became of it: the end of a step that failed is told with that of the run.
-func (t *telemetry) enter(ctx context.Context, run string, s *step, since time.Time) (_ context.Context, leave func(error)) {
+func (t *telemetry) enter(ctx context.Context, run string, s *step, since time.Time) (_ context.Context,
+	leave func(error)) {
 	ctx, span := t.tracer.Named(ctx, run+"/"+s.name+"/"+s.process, s.name, since)
 	if s.process != "" {
 		span.SetAttributes(attribute.String("guestflow.process", s.process))

@@ -78,7 +78,8 @@ func TestMeasuredOnce(t *testing.T) {
 	t.Parallel()
 	networkAlone := only(`"network":{}`)
 	var fates []string
-	for _, point := range []string{"run.accepted", "check.completed", "network.starting", "network.started", "network.completed", "run.succeeded"} {
+	for _, point := range []string{"run.accepted", "check.completed", "network.starting", "network.started",
+		"network.completed", "run.succeeded"} {
 		fates = append(fates, "publish "+point)
 	}
 	fates = append(fates, "StartGuestNetwork sent")
@@ -90,11 +91,14 @@ func TestMeasuredOnce(t *testing.T) {
 	}
 	schedules := []schedule{
 		{name: "plain", data: networkAlone},
-		{name: "no check", data: `{"vm":"vm-42","check":{"mode":"skip"},"guest":{"credentials":{"secretRef":"linux-root"}},"network":{}}`,
+		{name: "no check", data: `{"vm":"vm-42","check":{"mode":"skip"},"guest":{"credentials":` +
+			`{"secretRef":"linux-root"}},"network":{}}`,
 			counts: map[string]int{"check succeeded": 0}},
-		{name: "the answer is lost", data: networkAlone, world: func(w *world) { w.vc.on(rule{op: "StartGuestNetwork sent", times: 1, lost: "answer"}) },
+		{name: "the answer is lost", data: networkAlone,
+			world:  func(w *world) { w.vc.on(rule{op: "StartGuestNetwork sent", times: 1, lost: "answer"}) },
 			counts: map[string]int{"adopted network": 1, "end of network stored": 0}},
-		{name: "it fails, and its owner dies before it can say so", data: networkAlone, world: taskEnds("StartGuestNetwork", "SystemError", vcapi.Permanent, 1),
+		{name: "it fails, and its owner dies before it can say so", data: networkAlone,
+			world:  taskEnds("StartGuestNetwork", "SystemError", vcapi.Permanent, 1),
 			plans:  [][]fate{crash("publish run.failed")},
 			counts: map[string]int{"network succeeded": 0, "network failed": 1}},
 		{name: "the owner is paused at the end of a step, and another one goes on", data: networkAlone,
@@ -103,8 +107,10 @@ func TestMeasuredOnce(t *testing.T) {
 	}
 	for _, point := range fates {
 		for _, do := range []string{"crash", "term"} {
-			schedules = append(schedules, schedule{name: do + " at " + point, data: networkAlone, plans: [][]fate{{{point: point, do: do}}},
-				counts: map[string]int{"began": -1, "fenced": -1, "adopted network": -1, "end of network stored": -1, "check succeeded": -1, "network succeeded": -1}})
+			schedules = append(schedules, schedule{name: do + " at " + point, data: networkAlone,
+				plans: [][]fate{{{point: point, do: do}}},
+				counts: map[string]int{"began": -1, "fenced": -1, "adopted network": -1, "end of network stored": -1,
+					"check succeeded": -1, "network succeeded": -1}})
 		}
 	}
 	for _, s := range schedules {
@@ -113,7 +119,8 @@ func TestMeasuredOnce(t *testing.T) {
 			spans := tracetest.NewInMemoryExporter()
 			meter := &tally{counts: map[string]int{}, gauges: map[string]int{}}
 			inBubble(t, secretsDir(t), func(w *world) {
-				w.settings.Meter, w.settings.Tracer = meter, tracing.To(sdk.NewSimpleSpanProcessor(spans), resource.Empty())
+				w.settings.Meter, w.settings.Tracer = meter,
+					tracing.To(sdk.NewSimpleSpanProcessor(spans), resource.Empty())
 				if s.world != nil {
 					s.world(w)
 				}

@@ -61,8 +61,10 @@ func (r *run) noTools(vm vcapi.VM) error {
 
 func (s *step) notReady(vm vcapi.VM, limit time.Duration) *stepError {
 	r := s.run
-	f := &stepError{step: s.name, process: s.process, code: events.ToolsNotRunning, retryable: true, waiting: events.WaitingTools,
-		message: fmt.Sprintf("VMware Tools did not get ready within %s (guest.readyTimeout): see that they run in the guest", limit)}
+	f := &stepError{step: s.name, process: s.process, code: events.ToolsNotRunning, retryable: true,
+		waiting: events.WaitingTools,
+		message: fmt.Sprintf("VMware Tools did not get ready within %s (guest.readyTimeout): see that they run in "+
+			"the guest", limit)}
 	if err := r.powerOf(vm); err != nil {
 		f.code, f.retryable, f.message = events.PowerState, false, err.Error()
 	}

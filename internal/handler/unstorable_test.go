@@ -14,7 +14,8 @@ import (
 func TestEventThatCannotBeStoredEndsTheRun(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	for _, kind := range []events.Kind{events.CheckCompleted, events.CustomizeStarting, events.CustomizeStarted, events.CustomizeCompleted, events.NetworkStarted,
+	for _, kind := range []events.Kind{events.CheckCompleted, events.CustomizeStarting, events.CustomizeStarted,
+		events.CustomizeCompleted, events.NetworkStarted,
 		events.VerifyCompleted, events.ProcessStarting, events.ProcessExited} {
 		for _, code := range []int{stream.CodeMessageTooLarge, stream.CodeHeadersTooLarge} {
 			t.Run(string(kind), func(t *testing.T) {
@@ -29,7 +30,8 @@ func TestEventThatCannotBeStoredEndsTheRun(t *testing.T) {
 					req := w.request("order-1", whole)
 					o := w.deliver(req)
 					w.await(o)
-					if run := w.last(); run.Status != events.StatusFailed || run.Error.Code != events.Internal || !strings.Contains(run.Error.Message, "max_payload") {
+					if run := w.last(); run.Status != events.StatusFailed || run.Error.Code != events.Internal ||
+						!strings.Contains(run.Error.Message, "max_payload") {
 						t.Errorf("the run ended as %s: %+v", run.Status, run.Error)
 					}
 				})

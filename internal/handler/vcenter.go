@@ -30,10 +30,12 @@ type VCenter interface {
 	Process(ctx context.Context, vm string, auth vcapi.GuestAuth, pid int64) (vcapi.Process, error)
 	Watch(ctx context.Context, vm, task string, fn func(vcapi.WatchState) (done bool)) error
 
-	CustomizeGuest(ctx context.Context, gate vcapi.Fence, vm string, auth vcapi.GuestAuth, spec, configParams json.RawMessage) (task string, err error)
+	CustomizeGuest(ctx context.Context, gate vcapi.Fence, vm string, auth vcapi.GuestAuth, spec,
+		configParams json.RawMessage) (task string, err error)
 	StartGuestNetwork(ctx context.Context, gate vcapi.Fence, vm string, auth vcapi.GuestAuth) (task string, err error)
 	AbortCustomization(ctx context.Context, gate vcapi.Fence, vm string, auth vcapi.GuestAuth) (task string, err error)
-	StartProcess(ctx context.Context, gate vcapi.Fence, vm string, auth vcapi.GuestAuth, p vcapi.ProcessSpec) (pid int64, err error)
+	StartProcess(ctx context.Context, gate vcapi.Fence, vm string, auth vcapi.GuestAuth,
+		p vcapi.ProcessSpec) (pid int64, err error)
 	ConnectNICs(ctx context.Context, gate vcapi.Fence, vm string, nics vcapi.NICs) (task string, err error)
 	DeleteProcess(ctx context.Context, gate vcapi.Fence, vm string, auth vcapi.GuestAuth, pid int64) error
 	CancelTask(ctx context.Context, gate vcapi.Fence, task string) error

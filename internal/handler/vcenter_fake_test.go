@@ -135,9 +135,12 @@ type fakeProc struct {
 }
 
 func newFakeVC() *fakeVC {
-	return &fakeVC{apiVersion: "9.0.0.0", history: true, connects: time.Second, aborts: 2 * time.Second, instance: "uuid-1",
-		naming: func(method string) (string, string) { return method, "" }, rest: cut(time.Millisecond), push: cut(time.Microsecond), forever: []string{"task-1"}, vms: map[string]*fakeVM{}, sessions: map[string]bool{},
-		lastID: 100, changed: make(chan struct{}), onEffect: func(fakeEffect) {}}
+	return &fakeVC{apiVersion: "9.0.0.0", history: true, connects: time.Second, aborts: 2 * time.Second,
+		instance: "uuid-1",
+		naming:   func(method string) (string, string) { return method, "" }, rest: cut(time.Millisecond),
+		push: cut(time.Microsecond), forever: []string{"task-1"}, vms: map[string]*fakeVM{},
+		sessions: map[string]bool{},
+		lastID:   100, changed: make(chan struct{}), onEffect: func(fakeEffect) {}}
 }
 
 func cut(d time.Duration) func(time.Time) time.Time {
@@ -161,18 +164,21 @@ func told(g vcapi.GuestCustomization, as func(time.Time) time.Time) vcapi.GuestC
 
 func (v *fakeVC) addVM(id string) *fakeVM {
 	yes := true
-	vm := &fakeVM{id: id, power: "poweredOn", tools: true, password: "guest-secret", moves: true, hostName: "template", uuid: "5012",
+	vm := &fakeVM{id: id, power: "poweredOn", tools: true, password: "guest-secret", moves: true, hostName: "template",
+		uuid:      "5012",
 		check:     vcapi.Check{Status: "SUPPORTED", SupportedGuestOS: &yes, SupportedPowerState: &yes},
 		cards:     twoCards()[:1],
 		customize: time.Minute, network: 10 * time.Second, toolsPID: 700, toolsSince: time.Now().Add(-time.Hour),
-		programs: map[string]program{"/usr/bin/first": {takes: 3 * time.Second}, "/usr/bin/second": {takes: 4 * time.Second}}}
+		programs: map[string]program{"/usr/bin/first": {takes: 3 * time.Second},
+			"/usr/bin/second": {takes: 4 * time.Second}}}
 	v.vms[id] = vm
 	return vm
 }
 
 // twoCards are the NICs of a VM with two.
 func twoCards() []vcapi.Card {
-	return []vcapi.Card{{Key: 4000, MAC: "00:50:56:00:00:01", Slot: 160, Connected: true}, {Key: 4001, MAC: "00:50:56:00:00:02", Slot: 192, Connected: true}}
+	return []vcapi.Card{{Key: 4000, MAC: "00:50:56:00:00:01", Slot: 160, Connected: true},
+		{Key: 4001, MAC: "00:50:56:00:00:02", Slot: 192, Connected: true}}
 }
 
 // change runs fn and tells those who watch.
@@ -230,20 +236,26 @@ func (v *fakeVC) count(vm, act string) int {
 }
 
 func vcError(name string, status int, class vcapi.Class) *vcapi.Error {
-	return &vcapi.Error{Host: "vc", Status: status, Name: name, Message: "words of vCenter about " + name, Class: class, Sent: vcapi.Refused}
+	return &vcapi.Error{Host: "vc", Status: status, Name: name, Message: "words of vCenter about " + name, Class: class,
+		Sent: vcapi.Refused}
 }
 
 // generalFault is how a customization's Task ends when the guest's engine tells no reason.
 func generalFault() *vcapi.Error {
-	return &vcapi.Error{Name: "CustomizationFault", Message: "words of vCenter about CustomizationFault", Class: vcapi.Permanent, Sent: vcapi.Answered}
+	return &vcapi.Error{Name: "CustomizationFault", Message: "words of vCenter about CustomizationFault",
+		Class: vcapi.Permanent, Sent: vcapi.Answered}
 }
 
 // opNames are vcapi's names of the calls that vCenter passes on to the guest.
-var opNames = map[string]string{"Process": "guest/processes get", "Processes": "guest/processes list", "StartProcess": "guest/processes create",
-	"DeleteProcess": "guest/processes delete", "CustomizationStatus": "GET guest/customization", "CheckCustomization": "guest/customization check", "GuestFile": "InitiateFileTransferFromGuest", "CustomizeGuest": "CustomizeGuest_Task",
+var opNames = map[string]string{"Process": "guest/processes get", "Processes": "guest/processes list",
+	"StartProcess":  "guest/processes create",
+	"DeleteProcess": "guest/processes delete", "CustomizationStatus": "GET guest/customization",
+	"CheckCustomization": "guest/customization check", "GuestFile": "InitiateFileTransferFromGuest",
+	"CustomizeGuest":    "CustomizeGuest_Task",
 	"StartGuestNetwork": "StartGuestNetwork_Task", "AbortCustomization": "AbortCustomization_Task"}
 
-var actNames = map[string]bool{"StartProcess": true, "DeleteProcess": true, "CustomizeGuest": true, "StartGuestNetwork": true, "AbortCustomization": true,
+var actNames = map[string]bool{"StartProcess": true, "DeleteProcess": true, "CustomizeGuest": true,
+	"StartGuestNetwork": true, "AbortCustomization": true,
 	"ConnectNICs": true, "CancelTask": true}
 
 // inProcess reports whether a call is one about a guest's processes or files.
@@ -264,7 +276,8 @@ var errNoAnswer = errors.New("connection reset by peer")
 
 // noAnswer is an act whose answer never came.
 func noAnswer(op string) *vcapi.Error {
-	return &vcapi.Error{Op: cmp.Or(opNames[op], op), Guest: inProcess(op), Host: "vc", Message: errNoAnswer.Error(), Class: vcapi.Transient, Sent: vcapi.Unknown, Err: errNoAnswer}
+	return &vcapi.Error{Op: cmp.Or(opNames[op], op), Guest: inProcess(op), Host: "vc", Message: errNoAnswer.Error(),
+		Class: vcapi.Transient, Sent: vcapi.Unknown, Err: errNoAnswer}
 }
 
 // silence is a call that is taken and not answered. An act's own connection is not even made, so that nothing of it is
@@ -281,7 +294,8 @@ func silence(ctx context.Context, op string) *vcapi.Error {
 }
 
 func notSent(op string, err error) *vcapi.Error {
-	return &vcapi.Error{Op: cmp.Or(opNames[op], op), Guest: inProcess(op), Host: "vc", Message: err.Error(), Class: vcapi.Transient, Sent: vcapi.NotSent, Err: err}
+	return &vcapi.Error{Op: cmp.Or(opNames[op], op), Guest: inProcess(op), Host: "vc", Message: err.Error(),
+		Class: vcapi.Transient, Sent: vcapi.NotSent, Err: err}
 }
 
 // client is vCenter as one owner sees it.
@@ -345,17 +359,20 @@ func (c *client) dial(ctx context.Context, op string) error {
 		}
 	}
 	c.fakeVC.mu.Lock()
-	refusing, silent, page, refused := c.refusing, c.silent, c.page || c.noReads && !inProcess(op) && !actNames[op], c.refused
+	refusing, silent, page, refused := c.refusing, c.silent, c.page ||
+		c.noReads && !inProcess(op) && !actNames[op], c.refused
 	c.fakeVC.mu.Unlock()
 	if page {
-		e := &vcapi.Error{Op: cmp.Or(opNames[op], op), Guest: inProcess(op), Host: "vc", Status: 503, Class: vcapi.Transient, Message: "Service Unavailable", Foreign: true}
+		e := &vcapi.Error{Op: cmp.Or(opNames[op], op), Guest: inProcess(op), Host: "vc", Status: 503,
+			Class: vcapi.Transient, Message: "Service Unavailable", Foreign: true}
 		if actNames[op] { // it may be tried again: the proxy let nothing through
 			e.Sent = vcapi.NotSent
 		}
 		return e
 	}
 	if refused {
-		return &vcapi.Error{Op: "Login", Host: "vc", Status: 500, Name: "InvalidLogin", Class: vcapi.SessionLost, Sent: vcapi.NotSent, Message: "Cannot complete login"}
+		return &vcapi.Error{Op: "Login", Host: "vc", Status: 500, Name: "InvalidLogin", Class: vcapi.SessionLost,
+			Sent: vcapi.NotSent, Message: "Cannot complete login"}
 	}
 	if silent {
 		return silence(ctx, op)
@@ -406,7 +423,8 @@ func (c *client) VM(ctx context.Context, vm string) (vcapi.VM, error) {
 }
 
 func (v *fakeVC) view(m *fakeVM) vcapi.VM {
-	vm := vcapi.VM{Name: "web-1", InstanceUUID: m.uuid, PowerState: m.power, ToolsRunningStatus: "guestToolsNotRunning", GuestFamily: "linuxGuest"}
+	vm := vcapi.VM{Name: "web-1", InstanceUUID: m.uuid, PowerState: m.power, ToolsRunningStatus: "guestToolsNotRunning",
+		GuestFamily: "linuxGuest"}
 	if m.windows {
 		vm.GuestFamily = "windowsGuest"
 	}
@@ -583,7 +601,8 @@ func (p *fakeProc) end() time.Time { return p.started.Add(p.program.takes) }
 func (p *fakeProc) known() bool { return time.Since(p.end()) < exitKept }
 
 func (c *client) process(p *fakeProc) vcapi.Process {
-	return vcapi.Process{PID: p.pid, Name: cmp.Or(p.name, "bash"), Owner: "root", Command: p.command, Started: p.started.Add(c.guestOffset)}
+	return vcapi.Process{PID: p.pid, Name: cmp.Or(p.name, "bash"), Owner: "root", Command: p.command,
+		Started: p.started.Add(c.guestOffset)}
 }
 
 func (c *client) Processes(ctx context.Context, vm string, auth vcapi.GuestAuth) ([]vcapi.Process, error) {
@@ -596,9 +615,11 @@ func (c *client) Processes(ctx context.Context, vm string, auth vcapi.GuestAuth)
 	if err != nil {
 		return nil, about("Processes", err)
 	}
-	list := []vcapi.Process{{PID: 1, Name: "systemd", Started: m.toolsSince}, {PID: m.toolsPID, Name: "vmtoolsd", Started: m.toolsSince}}
+	list := []vcapi.Process{{PID: 1, Name: "systemd", Started: m.toolsSince},
+		{PID: m.toolsPID, Name: "vmtoolsd", Started: m.toolsSince}}
 	if m.windows {
-		list = []vcapi.Process{{PID: 4, Name: "System", Started: m.toolsSince}, {PID: m.toolsPID, Name: "vmtoolsd.exe", Started: m.toolsSince}}
+		list = []vcapi.Process{{PID: 4, Name: "System", Started: m.toolsSince},
+			{PID: m.toolsPID, Name: "vmtoolsd.exe", Started: m.toolsSince}}
 	}
 	for _, p := range m.procs {
 		if p.known() && time.Since(p.started) >= c.lag {
@@ -641,7 +662,8 @@ func (c *client) Watch(ctx context.Context, vm, task string, fn func(vcapi.Watch
 	for {
 		c.fakeVC.mu.Lock()
 		changed, next := c.changed, time.Hour
-		w := vcapi.WatchState{Err: c.pollErr, Down: (c.refusing || c.silent || c.page || c.noPoll || c.refused || c.pollErr != nil) && !c.mute}
+		w := vcapi.WatchState{Err: c.pollErr, Down: (c.refusing || c.silent || c.page || c.noPoll || c.refused ||
+			c.pollErr != nil) && !c.mute}
 		if c.mute { // nothing is heard
 			c.fakeVC.mu.Unlock()
 			select {
@@ -775,7 +797,8 @@ func (c *client) effect(vm, act string) {
 
 func (c *client) makeTask(vm, method string, takes time.Duration, r rule) string {
 	c.lastID++
-	t := &fakeTask{id: fmt.Sprintf("task-%d", c.lastID), name: method, vm: vm, queued: time.Now(), stamp: c.now(), takes: takes, err: r.task}
+	t := &fakeTask{id: fmt.Sprintf("task-%d", c.lastID), name: method, vm: vm, queued: time.Now(), stamp: c.now(),
+		takes: takes, err: r.task}
 	c.changeLocked(func() { c.tasks = append(c.tasks, t) })
 	return t.id
 }
@@ -835,7 +858,8 @@ func (m *fakeVM) show(spec json.RawMessage) {
 	}
 }
 
-func (c *client) CustomizeGuest(ctx context.Context, gate vcapi.Fence, vm string, auth vcapi.GuestAuth, spec, _ json.RawMessage) (task string, err error) {
+func (c *client) CustomizeGuest(ctx context.Context, gate vcapi.Fence, vm string, auth vcapi.GuestAuth, spec,
+	_ json.RawMessage) (task string, err error) {
 	return call(ctx, c, gate, "CustomizeGuest", func(r rule) (string, error) {
 		m, err := c.guestTask(vm, auth)
 		if err != nil {
@@ -868,7 +892,8 @@ func (c *client) CustomizeGuest(ctx context.Context, gate vcapi.Fence, vm string
 	})
 }
 
-func (c *client) StartGuestNetwork(ctx context.Context, gate vcapi.Fence, vm string, auth vcapi.GuestAuth) (task string, err error) {
+func (c *client) StartGuestNetwork(ctx context.Context, gate vcapi.Fence, vm string, auth vcapi.GuestAuth) (task string,
+	err error) {
 	return call(ctx, c, gate, "StartGuestNetwork", func(r rule) (string, error) {
 		m, err := c.guestTask(vm, auth)
 		if err != nil {
@@ -891,7 +916,8 @@ func (m *fakeVM) connect() {
 	}
 }
 
-func (c *client) AbortCustomization(ctx context.Context, gate vcapi.Fence, vm string, _ vcapi.GuestAuth) (task string, err error) {
+func (c *client) AbortCustomization(ctx context.Context, gate vcapi.Fence, vm string, _ vcapi.GuestAuth) (task string,
+	err error) {
 	return call(ctx, c, gate, "AbortCustomization", func(r rule) (string, error) {
 		if _, err := c.seen(vm); err != nil {
 			return "", err
@@ -906,7 +932,8 @@ func (c *client) AbortCustomization(ctx context.Context, gate vcapi.Fence, vm st
 	})
 }
 
-func (c *client) StartProcess(ctx context.Context, gate vcapi.Fence, vm string, auth vcapi.GuestAuth, p vcapi.ProcessSpec) (pid int64, err error) {
+func (c *client) StartProcess(ctx context.Context, gate vcapi.Fence, vm string, auth vcapi.GuestAuth,
+	p vcapi.ProcessSpec) (pid int64, err error) {
 	return call(ctx, c, gate, "StartProcess", func(rule) (int64, error) {
 		m, err := c.guest(vm, auth)
 		if err != nil {
@@ -919,7 +946,8 @@ func (c *client) StartProcess(ctx context.Context, gate vcapi.Fence, vm string, 
 			return 0, e
 		}
 		c.lastID++
-		made := &fakeProc{pid: int64(c.lastID), command: `"` + p.Path + `" ` + p.Arguments, started: time.Now(), program: what}
+		made := &fakeProc{pid: int64(c.lastID), command: `"` + p.Path + `" ` + p.Arguments, started: time.Now(),
+			program: what}
 		name := p.Arguments[strings.LastIndex(p.Arguments, ".")+1:]
 		if m.windows {
 			name = p.Path[strings.LastIndex(p.Path, `\`)+1:]
@@ -932,7 +960,8 @@ func (c *client) StartProcess(ctx context.Context, gate vcapi.Fence, vm string, 
 }
 
 // GuestFile knows one file: the engine's log.
-func (c *client) GuestFile(ctx context.Context, vm string, auth vcapi.GuestAuth, path string, most int) ([]byte, error) {
+func (c *client) GuestFile(ctx context.Context, vm string, auth vcapi.GuestAuth, path string, most int) ([]byte,
+	error) {
 	if err := c.reach(ctx, "GuestFile"); err != nil {
 		return nil, err
 	}
@@ -948,7 +977,8 @@ func (c *client) GuestFile(ctx context.Context, vm string, auth vcapi.GuestAuth,
 	return []byte(m.log[max(0, len(m.log)-most):]), nil
 }
 
-func (c *client) DeleteProcess(ctx context.Context, gate vcapi.Fence, vm string, auth vcapi.GuestAuth, pid int64) error {
+func (c *client) DeleteProcess(ctx context.Context, gate vcapi.Fence, vm string, auth vcapi.GuestAuth,
+	pid int64) error {
 	_, err := call(ctx, c, gate, "DeleteProcess", func(rule) (struct{}, error) {
 		m, err := c.guest(vm, auth)
 		if err != nil {

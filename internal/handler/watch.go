@@ -18,7 +18,8 @@ func (r *run) readVM(ctx context.Context) (vcapi.VM, error) {
 	if was := r.state.InstanceUUID; was != "" && vm.InstanceUUID != "" && was != vm.InstanceUUID {
 		s := r.stands()
 		return vm, &stepError{step: s.name, process: s.process, code: events.NotFound, message: fmt.Sprintf(
-			"%s is another VM now (%s, instance UUID %s) than when the run began (%s): vCenter gave its ID again; see which VM is meant, then send a new request",
+			"%s is another VM now (%s, instance UUID %s) than when the run began (%s): vCenter gave its ID again; "+
+				"see which VM is meant, then send a new request",
 			r.vm, vm.Name, vm.InstanceUUID, was)}
 	}
 	r.noteVM(vm)
@@ -54,7 +55,8 @@ func (s *step) watch(ctx context.Context, task string, fn func(vcapi.WatchState)
 	see := func(w vcapi.WatchState) (bool, error) {
 		if w.VMGone {
 			return false, &stepError{step: s.name, process: s.process, code: events.NotFound,
-				message: fmt.Sprintf("vm %s is no longer in vCenter %s: it was removed, or moved to another vCenter", r.vm, r.VCenter)}
+				message: fmt.Sprintf("vm %s is no longer in vCenter %s: it was removed, or moved to another vCenter",
+					r.vm, r.VCenter)}
 		}
 		if w.VM.Cards == nil { // the long poll does not carry the VM's hardware
 			w.VM.Cards = r.seen.cards
@@ -241,8 +243,10 @@ func (p *powerWatch) decide(ctx context.Context) error {
 		return err
 	}
 	if off := p.r.powerOf(vm); off != nil {
-		return &stepError{step: p.s.name, process: p.s.process, code: events.PowerState, waiting: events.WaitingTools, err: off,
-			message: fmt.Sprintf("%v: it has been so for %s (guest.readyTimeout) in the middle of %s", off, p.limit(), p.task)}
+		return &stepError{step: p.s.name, process: p.s.process, code: events.PowerState, waiting: events.WaitingTools,
+			err: off,
+			message: fmt.Sprintf("%v: it has been so for %s (guest.readyTimeout) in the middle of %s", off, p.limit(),
+				p.task)}
 	}
 	return nil
 }

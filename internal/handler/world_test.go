@@ -35,24 +35,30 @@ const (
 const long = 3 * time.Hour
 
 // settings of the handlers: the contract's defaults.
-var settings = Settings{VCenter: vcenter, SendWindow: 5 * time.Second, TravelTime: 10 * time.Second, VisibilityLag: 30 * time.Second, Drain: 25 * time.Second}
+var settings = Settings{VCenter: vcenter, SendWindow: 5 * time.Second, TravelTime: 10 * time.Second,
+	VisibilityLag: 30 * time.Second, Drain: 25 * time.Second}
 
 // whole is a request for every step.
 const whole = `{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},"customize":` + named + `,` +
-	`"network":{},"processes":[{"name":"first","run":{"path":"/usr/bin/first","arguments":"-a"}},{"name":"second","run":{"path":"/usr/bin/second"}}]}`
+	`"network":{},"processes":[{"name":"first","run":{"path":"/usr/bin/first","arguments":"-a"}},{"name":"second",` +
+	`"run":{"path":"/usr/bin/second"}}]}`
 
 // spec is a customization that asks for nothing that can be compared: vCenter's own program makes the host name.
-const spec = `{"spec":{"identity":{"_typeName":"CustomizationLinuxPrep","hostName":{"_typeName":"CustomizationCustomName"}},` + anyNIC + `}}`
+const spec = `{"spec":{"identity":{"_typeName":"CustomizationLinuxPrep","hostName":` +
+	`{"_typeName":"CustomizationCustomName"}},` + anyNIC + `}}`
 
 // anyNIC is the settings of one adapter whose address cannot be compared either.
 const anyNIC = `"nicSettingMap":[{"adapter":{"ip":{"_typeName":"CustomizationCustomIpGenerator"}}}]`
 
 // named is a customization that gives the guest a host name and an address.
-const named = `{"spec":{"identity":{"_typeName":"CustomizationLinuxPrep","hostName":{"_typeName":"CustomizationFixedName","name":"web-7"}},` +
-	`"nicSettingMap":[{"macAddress":"00:50:56:00:00:01","adapter":{"ip":{"_typeName":"CustomizationFixedIp","ipAddress":"10.0.0.7"}}}]}}`
+const named = `{"spec":{"identity":{"_typeName":"CustomizationLinuxPrep","hostName":` +
+	`{"_typeName":"CustomizationFixedName","name":"web-7"}},` +
+	`"nicSettingMap":[{"macAddress":"00:50:56:00:00:01","adapter":{"ip":{"_typeName":"CustomizationFixedIp",` +
+	`"ipAddress":"10.0.0.7"}}}]}}`
 
 // brief is a request for one step of each kind, whose guest says nothing of its progress: for tests of many histories.
-const brief = `{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},"customize":` + spec + `,"network":{},` +
+const brief = `{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},"customize":` + spec +
+	`,"network":{},` +
 	`"processes":[{"name":"first","run":{"path":"/usr/bin/first"}}]}`
 
 // world is everything around the handlers: a journal, a vCenter, the requests stream, and the deliveries of it.
@@ -176,7 +182,8 @@ func (w *world) request(id, data string) *events.Request {
 // cancel puts a cancel of req into the stream.
 func (w *world) cancel(req *events.Request) {
 	data := map[string]any{"vm": vmID, "request": req.Ref, "reason": "no longer needed"}
-	if _, err := w.line.Publish(events.KindCancelRequested, vmID, events.RequestRef{Source: "/test", ID: "cancel-" + req.Ref.ID}, data); err != nil {
+	if _, err := w.line.Publish(events.KindCancelRequested, vmID,
+		events.RequestRef{Source: "/test", ID: "cancel-" + req.Ref.ID}, data); err != nil {
 		w.t.Error(err)
 	}
 }
@@ -205,7 +212,8 @@ func (w *world) deliver(req *events.Request, plan ...fate) *replica {
 		w.t.Fatal(err)
 	}
 	delivery.Expires = req.Expires
-	o := &replica{w: w, req: delivery, plan: plan, seen: map[string]int{}, result: make(chan error, 1), stopped: make(chan struct{}), finished: make(chan struct{})}
+	o := &replica{w: w, req: delivery, plan: plan, seen: map[string]int{}, result: make(chan error, 1),
+		stopped: make(chan struct{}), finished: make(chan struct{})}
 	w.owners = append(w.owners, o)
 	ctx, stop := context.WithCancel(context.Background())
 	o.stop = stop
@@ -216,7 +224,8 @@ func (w *world) deliver(req *events.Request, plan ...fate) *replica {
 	if w.slow != nil {
 		store.OnPublish(w.slow)
 	}
-	h := New(s, &client{fakeVC: w.vc, o: o}, stream.NewStoreJournal(&replicaStore{store, o}, events.Structured, log), &replicaQueue{w.line, o}, w.secrets, log)
+	h := New(s, &client{fakeVC: w.vc, o: o}, stream.NewStoreJournal(&replicaStore{store, o}, events.Structured, log),
+		&replicaQueue{w.line, o}, w.secrets, log)
 	if w.known != nil {
 		h.kinds = w.known(h.kinds)
 	}
@@ -462,7 +471,8 @@ func (w *world) problems() []string {
 	for _, o := range w.owners {
 		var reject *events.RejectError
 		var retry *events.RetryError
-		if o.alive() && o.err != nil && !errors.Is(o.err, events.ErrFenced) && !(o.told && errors.Is(o.err, events.ErrReleased)) &&
+		if o.alive() && o.err != nil && !errors.Is(o.err, events.ErrFenced) &&
+			!(o.told && errors.Is(o.err, events.ErrReleased)) &&
 			!errors.As(o.err, &reject) && !errors.As(o.err, &retry) {
 			say("owner %s returned %v", o, o.err)
 		}
