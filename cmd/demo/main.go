@@ -1,5 +1,5 @@
-// Demo shows guestflow at work: the service and the command, as they are built for production, on an embedded nats-server
-// and a simulated vCenter. It sends three requests, shows what becomes of them, and ends by itself.
+// Demo shows guestflow at work: the service and the command, as they are built for production, on an embedded
+// nats-server and a simulated vCenter. It sends three requests, shows what becomes of them, and ends by itself.
 package main
 
 import (
@@ -64,16 +64,23 @@ func show(ctx context.Context, s *stage) error {
 	if err != nil {
 		return err
 	}
-	_, _ = fmt.Printf("Running on this machine: NATS, a simulated vCenter with %d VMs, and the guestflow service.\n", len(s.box.VMs()))
+	_, _ = fmt.Printf("Running on this machine: NATS, a simulated vCenter with %d VMs, and the guestflow service.\n",
+		len(s.box.VMs()))
 
-	s.title("1. One request does the whole job on %s: check that the VM can be customized, customize its running guest,\n"+
-		"   start its network, verify that the guest shows what was asked for, run a program in it.", works)
+	s.title(
+		"1. One request does the whole job on %s: check that the VM can be customized, customize its running guest,\n"+
+			"   start its network, verify that the guest shows what was asked for, run a program in it.",
+		works,
+	)
 	if err := s.command(ctx, 0, "submit", works+".json", "--id", "order-1", "--wait"); err != nil {
 		return err
 	}
 
-	s.title("2. The same request is sent again, as by a publisher that missed the answer. Nothing is done a second time:\n" +
-		"   the run and its tasks are those of the first.")
+	s.title(
+		"2. The same request is sent again, as by a publisher that missed the answer. Nothing is done a second " +
+			"time:\n" +
+			"   the run and its tasks are those of the first.",
+	)
 	if err := s.command(ctx, 0, "submit", works+".json", "--id", "order-1"); err != nil {
 		return err
 	}
@@ -139,8 +146,13 @@ func (s *stage) conclude(vms ...string) error {
 			return fmt.Errorf("the guest of %s was changed more or less than once: %+v", vm, e)
 		}
 	}
-	_, _ = fmt.Printf("\nThree requests were sent. In vCenter, each of the %d guests was customized once, its network started once,\n"+
-		"its program run once. To play with all %d VMs: bin/guestflow sandbox\n", len(vms), len(s.box.VMs()))
+	_, _ = fmt.Printf(
+		"\nThree requests were sent. In vCenter, each of the %d guests was customized once, its network started "+
+			"once,\n"+
+			"its program run once. To play with all %d VMs: bin/guestflow sandbox\n",
+		len(vms),
+		len(s.box.VMs()),
+	)
 	return nil
 }
 

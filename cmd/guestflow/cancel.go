@@ -31,7 +31,8 @@ its turn ends without a call when that comes. With --wait the exit code is 0 can
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.id, "id", "", "CloudEvents id of the request to cancel (default: of the VM's run in hand)")
-	flags.StringVar(&f.source, "source", "", "CloudEvents source of that request (with --id; default "+client.Source+")")
+	flags.StringVar(&f.source, "source", "",
+		"CloudEvents source of that request (with --id; default "+client.Source+")")
 	flags.StringVar(&f.reason, "reason", "", "why, for people: it is published")
 	flags.BoolVar(&f.wait, "wait", false, "wait for the end of the run")
 	flags.DurationVar(&f.waitTimeout, "wait-timeout", 0, "give up waiting after this time (default never)")
@@ -67,28 +68,44 @@ func (c *cli) cancel(ctx context.Context, vm string, f cancelFlags) error {
 	if err != nil {
 		return &exit{exitRejected, wrong(err)}
 	}
-	return c.send(ctx, conn, m, sending{wait: f.wait, timeout: f.waitTimeout, known: true, code: func(e *client.Event) int {
-		switch e.Kind {
-		case events.RunCanceled:
-			return exitOK
-		case events.KindRejected:
-			return exitRejected
-		}
-		return exitFailed
-	}})
+	return c.send(
+		ctx,
+		conn,
+		m,
+		sending{wait: f.wait, timeout: f.waitTimeout, known: true, code: func(e *client.Event) int {
+			switch e.Kind {
+			case events.RunCanceled:
+				return exitOK
+			case events.KindRejected:
+				return exitRejected
+			}
+			return exitFailed
+		}},
+	)
 }
 
 // inHandOf is the request of the run that a VM has in hand.
 func inHandOf(ctx context.Context, conn *client.Client, vcenter, vm string) (events.RequestRef, error) {
 	e, err := conn.LastEvent(ctx, vcenter, vm)
-	hint := fmt.Sprintf("a request that waits for its turn is canceled with --source and --id: guestflow status %s --vcenter %s shows them", vm, vcenter)
+	hint := fmt.Sprintf(
+		"a request that waits for its turn is canceled with --source and --id: guestflow status %s --vcenter %s "+
+			"shows them",
+		vm,
+		vcenter,
+	)
 	switch {
 	case err != nil:
 		return events.RequestRef{}, err
 	case e == nil:
-		return events.RequestRef{}, &exit{exitRejected, fmt.Errorf("%s at %s has no run to cancel; %s", vm, vcenter, hint)}
+		return events.RequestRef{}, &exit{
+			exitRejected,
+			fmt.Errorf("%s at %s has no run to cancel; %s", vm, vcenter, hint),
+		}
 	case e.Last() || e.Run.Request == nil:
-		return events.RequestRef{}, &exit{exitRejected, fmt.Errorf("%s at %s has no run in hand: the last one has %s; %s", vm, vcenter, e.Run.Status, hint)}
+		return events.RequestRef{}, &exit{
+			exitRejected,
+			fmt.Errorf("%s at %s has no run in hand: the last one has %s; %s", vm, vcenter, e.Run.Status, hint),
+		}
 	}
 	return *e.Run.Request, nil
 }

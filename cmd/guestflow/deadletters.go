@@ -49,10 +49,26 @@ again is not published, but with --force. One that held a secret was kept withou
 	}
 	replay.Flags().BoolVar(&force, "force", false, "publish also what this command would refuse")
 	cmd.AddCommand(
-		&cobra.Command{Use: "list [VM]", Short: "List refused messages", Args: cobra.MaximumNArgs(1), RunE: with(c.listDeadletters)},
-		&cobra.Command{Use: "show SEQ", Short: "Show a refused message whole", Args: cobra.ExactArgs(1), RunE: with(c.showDeadletter)},
+		&cobra.Command{
+			Use:   "list [VM]",
+			Short: "List refused messages",
+			Args:  cobra.MaximumNArgs(1),
+			RunE:  with(c.listDeadletters),
+		},
+		&cobra.Command{
+			Use:   "show SEQ",
+			Short: "Show a refused message whole",
+			Args:  cobra.ExactArgs(1),
+			RunE:  with(c.showDeadletter),
+		},
 		replay,
-		&cobra.Command{Use: "drop SEQ...", Short: "Delete refused messages", Args: cobra.MinimumNArgs(1), RunE: with(c.dropDeadletters)})
+		&cobra.Command{
+			Use:   "drop SEQ...",
+			Short: "Delete refused messages",
+			Args:  cobra.MinimumNArgs(1),
+			RunE:  with(c.dropDeadletters),
+		},
+	)
 	return cmd
 }
 
@@ -82,7 +98,15 @@ type withheld struct {
 }
 
 func letterOf(d *client.DeadLetter) letter {
-	l := letter{Seq: d.Seq, At: d.At, VCenter: d.VCenter, Code: d.Code, Reason: d.Reason, Subject: d.Subject, Sent: d.OriginalSeq}
+	l := letter{
+		Seq:     d.Seq,
+		At:      d.At,
+		VCenter: d.VCenter,
+		Code:    d.Code,
+		Reason:  d.Reason,
+		Subject: d.Subject,
+		Sent:    d.OriginalSeq,
+	}
 	if d.VM != "_" {
 		l.VM = d.VM
 	}
@@ -116,7 +140,17 @@ func (c *cli) listDeadletters(cmd *cobra.Command, conn *client.Client, args []st
 			}
 			continue
 		}
-		rows = append(rows, []string{strconv.FormatUint(d.Seq, 10), short(time.Since(d.At)), flat(d.VCenter), flat(d.VM), flat(d.Code), flat(d.Reason)})
+		rows = append(
+			rows,
+			[]string{
+				strconv.FormatUint(d.Seq, 10),
+				short(time.Since(d.At)),
+				flat(d.VCenter),
+				flat(d.VM),
+				flat(d.Code),
+				flat(d.Reason),
+			},
+		)
 	}
 	switch {
 	case c.json:
@@ -175,7 +209,11 @@ func (c *cli) showDeadletter(cmd *cobra.Command, conn *client.Client, args []str
 	}
 	switch {
 	case l.Withheld != nil:
-		row("data", fmt.Sprintf("withheld, for a secret (%s): %s bytes, SHA-256 %s", or(flat(l.Withheld.Field), "its place is not known"), flat(d.Size), flat(d.SHA256)))
+		row(
+			"data",
+			fmt.Sprintf("withheld, for a secret (%s): %s bytes, SHA-256 %s",
+				or(flat(l.Withheld.Field), "its place is not known"), flat(d.Size), flat(d.SHA256)),
+		)
 	case json.Valid(d.Data):
 		var pretty any = json.RawMessage(d.Data)
 		b, err := json.MarshalIndent(pretty, "", "  ")
@@ -204,7 +242,15 @@ func (c *cli) replay(cmd *cobra.Command, conn *client.Client, args []string, for
 		var reject *events.RejectError
 		switch err := d.Replayable(); {
 		case errors.As(err, &reject) && !force:
-			return &exit{exitRejected, fmt.Errorf("dead letter %d would be refused again: %w. Send a corrected request; or, where the service is newer than this command, use --force", seq, err)}
+			return &exit{
+				exitRejected,
+				fmt.Errorf(
+					"dead letter %d would be refused again: %w. Send a corrected request; or, where the service is "+
+						"newer than this command, use --force",
+					seq,
+					err,
+				),
+			}
 		case err != nil && reject == nil:
 			return &exit{exitRejected, err}
 		}
@@ -218,7 +264,8 @@ func (c *cli) replay(cmd *cobra.Command, conn *client.Client, args []string, for
 			}
 			continue
 		}
-		c.say("dead letter %d is published again on %s; drop it with: guestflow deadletters drop %d", seq, flat(d.Subject), seq)
+		c.say("dead letter %d is published again on %s; drop it with: guestflow deadletters drop %d", seq,
+			flat(d.Subject), seq)
 	}
 	return c.failed()
 }

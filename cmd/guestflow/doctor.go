@@ -84,7 +84,9 @@ func (d *doctor) find(v verdict, cure, what string, args ...any) {
 		_ = d.object(f) // four strings; what cannot be written is seen at the end
 		return
 	}
-	d.say("  %s %s", d.paint(map[verdict]colour{fine: green, odd: yellow, broken: red, skipped: dim}[v], fmt.Sprintf("%-8s", v)), flat(f.What))
+	d.say("  %s %s",
+		d.paint(map[verdict]colour{fine: green, odd: yellow, broken: red, skipped: dim}[v], fmt.Sprintf("%-8s", v)),
+		flat(f.What))
 	if f.Cure = d.once(f.Cure); f.Cure != "" {
 		d.say("  %8s %s", "", d.paint(bold, "cure: ")+flat(f.Cure))
 	}
@@ -209,10 +211,13 @@ func (d *doctor) nats(ctx context.Context) *client.Client {
 	if s.TLS {
 		how = "with TLS"
 	}
-	d.find(fine, "", "connected to %s, server %s, version %s, %s, round trip %s", s.URL, s.Name, s.Version, how, s.RTT.Round(10*time.Microsecond))
+	d.find(fine, "", "connected to %s, server %s, version %s, %s, round trip %s", s.URL, s.Name, s.Version, how,
+		s.RTT.Round(10*time.Microsecond))
 	var refused *client.PermissionError
 	if err := conn.JetStream(ctx); err != nil && !errors.As(err, &refused) {
-		d.find(broken, "enable JetStream in the server's configuration (jetstream {}), and for the account; or set NATS_JS_DOMAIN", "JetStream: %v", err)
+		d.find(broken,
+			"enable JetStream in the server's configuration (jetstream {}), and for the account; or set NATS_JS_DOMAIN",
+			"JetStream: %v", err)
 		return conn
 	}
 	d.permissions(ctx, conn)
@@ -227,7 +232,8 @@ func (d *doctor) nats(ctx context.Context) *client.Client {
 }
 
 func (d *doctor) permissions(ctx context.Context, conn *client.Client) {
-	lacking, untried, err := conn.MissingPermissions(ctx, conn.ServicePermissions(names(d.cfg.VCenters), d.cfg.Service.Provision))
+	lacking, untried, err := conn.MissingPermissions(ctx,
+		conn.ServicePermissions(names(d.cfg.VCenters), d.cfg.Service.Provision))
 	if err != nil {
 		d.find(broken, "", "permissions: %v", err)
 		return
@@ -237,13 +243,25 @@ func (d *doctor) permissions(ctx context.Context, conn *client.Client) {
 		if p.Subscribe {
 			what, list = "subscribe to", "subscribe"
 		}
-		d.find(broken, fmt.Sprintf("add %q to the %s permissions of the service's user (deploy/nats has them all)", p.Subject, list),
-			"permissions: this user may not %s %s", what, p.Subject)
+		d.find(
+			broken,
+			fmt.Sprintf("add %q to the %s permissions of the service's user (deploy/nats has them all)", p.Subject,
+				list),
+			"permissions: this user may not %s %s",
+			what,
+			p.Subject,
+		)
 	}
 	switch {
 	case len(untried) > 0:
-		d.find(skipped, "allow this user to publish on $SYS.REQ.USER.INFO, and the doctor sees these permissions, too; the service does not need it",
-			"permissions to publish on %s: the server does not tell this user what it may do, and only a message that others hear would show it", strings.Join(untried, ", "))
+		d.find(
+			skipped,
+			"allow this user to publish on $SYS.REQ.USER.INFO, and the doctor sees these permissions, too; the "+
+				"service does not need it",
+			"permissions to publish on %s: the server does not tell this user what it may do, and only a message "+
+				"that others hear would show it",
+			strings.Join(untried, ", "),
+		)
 	case len(lacking) == 0:
 		d.find(fine, "", "permissions: all that the service needs")
 	}
@@ -254,7 +272,8 @@ func (d *doctor) clockOfNATS(ctx context.Context, conn *client.Client) {
 	if err != nil { // the stream's own finding says why
 		return
 	}
-	d.clock("NATS", offset, giveOrTake, "run NTP on both hosts: expirytime, --since and the times in events are compared across them")
+	d.clock("NATS", offset, giveOrTake,
+		"run NTP on both hosts: expirytime, --since and the times in events are compared across them")
 }
 
 // clock tells how far another clock is from ours.

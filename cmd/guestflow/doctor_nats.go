@@ -34,8 +34,16 @@ func (d *doctor) streams(ctx context.Context, conn *client.Client, cfg stream.Co
 	}
 	defer service.Close()
 	s := d.cfg.Service
-	want := stream.Settings{Replicas: s.StreamReplicas, EventsMaxAge: s.EventsMaxAge, EventsMaxBytes: s.EventsMaxBytes, DeadlettersMaxAge: s.DeadlettersMaxAge,
-		DeadlettersMaxBytes: s.DeadlettersMaxBytes, QueuePerVM: s.QueuePerVM, AckWait: s.AckWait, MaxInFlight: map[string]int{}}
+	want := stream.Settings{
+		Replicas:            s.StreamReplicas,
+		EventsMaxAge:        s.EventsMaxAge,
+		EventsMaxBytes:      s.EventsMaxBytes,
+		DeadlettersMaxAge:   s.DeadlettersMaxAge,
+		DeadlettersMaxBytes: s.DeadlettersMaxBytes,
+		QueuePerVM:          s.QueuePerVM,
+		AckWait:             s.AckWait,
+		MaxInFlight:         map[string]int{},
+	}
 	running := false
 	for _, v := range d.cfg.VCenters {
 		want.MaxInFlight[v.Name] = v.MaxInFlight
@@ -50,7 +58,9 @@ func (d *doctor) streams(ctx context.Context, conn *client.Client, cfg stream.Co
 	case err == nil:
 		d.find(fine, "", "streams and consumers are there and fit")
 	case !errors.As(err, &differ):
-		d.find(broken, "see whether JetStream answers (nats account info), and whether all servers of the cluster are up", "streams: %v", err)
+		d.find(broken,
+			"see whether JetStream answers (nats account info), and whether all servers of the cluster are up",
+			"streams: %v", err)
 		return
 	default:
 		d.differences(differ.Differences, running)
@@ -62,7 +72,9 @@ func (d *doctor) streams(ctx context.Context, conn *client.Client, cfg stream.Co
 func (d *doctor) troubles(ctx context.Context, service *stream.Conn) {
 	all, err := service.Troubles(ctx)
 	if err != nil {
-		d.find(broken, "see whether JetStream answers (nats account info), and whether all servers of the cluster are up", "%v", err)
+		d.find(broken,
+			"see whether JetStream answers (nats account info), and whether all servers of the cluster are up", "%v",
+			err)
 		return
 	}
 	said := []stream.Reason{stream.StreamMissing, stream.ConsumerMissing, stream.Unfit}
@@ -78,7 +90,8 @@ func (d *doctor) troubles(ctx context.Context, service *stream.Conn) {
 	}
 }
 
-// differences are what keeps the streams and consumers from fitting. What the service makes when it starts is one finding.
+// differences are what keeps the streams and consumers from fitting. What the service makes when it starts is one
+// finding.
 func (d *doctor) differences(all []string, running bool) {
 	var toMake []string
 	for _, text := range all {
@@ -91,31 +104,51 @@ func (d *doctor) differences(all []string, running bool) {
 		case strings.HasPrefix(text, "the server"):
 			d.find(broken, "update nats-server", "%s", text)
 		default:
-			d.find(broken, "the service raises the limits of what it made itself when it starts; what an administrator made is changed with nats stream edit, "+
-				"nats consumer edit, or made anew", "%s", text)
+			d.find(
+				broken,
+				"the service raises the limits of what it made itself when it starts; what an administrator made is "+
+					"changed with nats stream edit, "+
+					"nats consumer edit, or made anew",
+				"%s",
+				text,
+			)
 		}
 	}
 	switch missing := strings.Join(toMake, ", "); {
 	case len(toMake) == 0:
 	case running:
-		d.find(broken, "the service runs, and makes them again within seconds: look once more; where they are missing still, its log says why. What was in them is gone",
-			"missing: %s", missing)
+		d.find(
+			broken,
+			"the service runs, and makes them again within seconds: look once more; where they are missing still, "+
+				"its log says why. What was in them is gone",
+			"missing: %s",
+			missing,
+		)
 	default:
-		d.find(odd, "start the service: it makes them; where it was started and has ended, the end of its log says why, such as a JetStream without file storage (max_file_store)",
-			"not there yet: %s", missing)
+		d.find(
+			odd,
+			"start the service: it makes them; where it was started and has ended, the end of its log says why, such "+
+				"as a JetStream without file storage (max_file_store)",
+			"not there yet: %s",
+			missing,
+		)
 	}
 }
 
-// storage tells where the account has no room left, as far as the server says. What a server as a whole has only the service's own waits show.
+// storage tells where the account has no room left, as far as the server says. What a server as a whole has only the
+// service's own waits show.
 func (d *doctor) storage(ctx context.Context, conn *client.Client) {
 	used, most, err := conn.Storage(ctx)
 	const cure = "raise the account's limit (max_file), or remove what is not needed (nats stream report)"
 	switch {
 	case err != nil || most < 0: // no limit of its own
 	case most == 0:
-		d.find(broken, "give the account file storage (max_file)", "this account has no file storage in JetStream: guestflow's streams cannot be made, and take nothing")
+		d.find(broken, "give the account file storage (max_file)",
+			"this account has no file storage in JetStream: guestflow's streams cannot be made, and take nothing")
 	case float64(used) > 0.95*float64(most):
-		d.find(broken, cure, "JetStream has no storage left for this account: %d of %d bytes are used, and no event can be stored", used, most)
+		d.find(broken, cure,
+			"JetStream has no storage left for this account: %d of %d bytes are used, and no event can be stored", used,
+			most)
 	}
 }
 
@@ -141,7 +174,8 @@ func (d *doctor) service(ctx context.Context) {
 	plain := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	resp, err := plain.Do(req)
 	if err != nil {
-		d.find(skipped, "run the doctor where the service runs, with its HTTP_ADDR", "what the service itself waits for: none answers at %s", url)
+		d.find(skipped, "run the doctor where the service runs, with its HTTP_ADDR",
+			"what the service itself waits for: none answers at %s", url)
 		return
 	}
 	defer resp.Body.Close()
@@ -189,12 +223,25 @@ func (d *doctor) held(ctx context.Context, conn *client.Client, vcenter string) 
 		n, err := conn.WithoutHeartbeat(ctx, vcenter, durable)
 		switch {
 		case errors.As(err, new(*client.PermissionError)):
-			d.find(skipped, "compare guestflow_queue_requests with guestflow_messages_in_hand (alert GuestflowHeldByNobody), or let this user subscribe to $JS.ACK.>",
-				"whether somebody holds what %s has handed out: %v", durable, err)
+			d.find(
+				skipped,
+				"compare guestflow_queue_requests with guestflow_messages_in_hand (alert GuestflowHeldByNobody), or "+
+					"let this user subscribe to $JS.ACK.>",
+				"whether somebody holds what %s has handed out: %v",
+				durable,
+				err,
+			)
 			return
 		case err == nil && n > 0:
-			d.find(odd, "stop whatever else takes messages from that consumer (nats consumer next, a copy of the service on another NATS user); see docs/operate/runbooks.md#guestflowheldbynobody",
-				"%s has handed out %d that nobody says to be at work on: each takes a place of MAX_IN_FLIGHT until it is delivered again", durable, n)
+			d.find(
+				odd,
+				"stop whatever else takes messages from that consumer (nats consumer next, a copy of the service on "+
+					"another NATS user); see docs/operate/runbooks.md#guestflowheldbynobody",
+				"%s has handed out %d that nobody says to be at work on: each takes a place of MAX_IN_FLIGHT until "+
+					"it is delivered again",
+				durable,
+				n,
+			)
 		}
 	}
 }
@@ -213,7 +260,8 @@ func (d *doctor) queue(ctx context.Context, conn *client.Client, vcenter string,
 		}
 		v, cure := fine, ""
 		if t.Pending > 0 && 5*sources[0].Requests > 4*total {
-			v, cure = odd, "requests are taken in their order, whosever they are: see docs/operate/runbooks.md#guestflowqueueofonesource"
+			v, cure = odd, "requests are taken in their order, whosever they are: see "+
+				"docs/operate/runbooks.md#guestflowqueueofonesource"
 		}
 		d.find(v, cure, "who fills the queue of %s, of %d requests: %s", vcenter, total, strings.Join(list, ", "))
 	}
@@ -224,8 +272,14 @@ func (d *doctor) queue(ctx context.Context, conn *client.Client, vcenter string,
 	for vm := range depths {
 		var unreadable *client.UnreadableError
 		if _, err := conn.LastEvent(ctx, vcenter, vm); errors.As(err, &unreadable) {
-			d.find(broken, fmt.Sprintf("see who may publish there (docs/operate/nats-permissions.md), then nats stream rmm %s %d", events.EventsStream, unreadable.Seq),
-				"%s stands still, its requests come round again and again: %v", vm, err)
+			d.find(
+				broken,
+				fmt.Sprintf("see who may publish there (docs/operate/nats-permissions.md), then nats stream rmm %s %d",
+					events.EventsStream, unreadable.Seq),
+				"%s stands still, its requests come round again and again: %v",
+				vm,
+				err,
+			)
 		}
 	}
 }

@@ -90,7 +90,12 @@ func (s *site) shows(line string) {
 	plain := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	late := time.After(patience)
 	for {
-		req, err := http.NewRequestWithContext(s.t.Context(), http.MethodGet, "http://"+s.env["HTTP_ADDR"]+"/metrics", nil)
+		req, err := http.NewRequestWithContext(
+			s.t.Context(),
+			http.MethodGet,
+			"http://"+s.env["HTTP_ADDR"]+"/metrics",
+			nil,
+		)
 		if err != nil {
 			s.t.Fatal(err)
 		}
@@ -123,7 +128,9 @@ func TestDoctorFindsWhatIsDoneToAConsumer(t *testing.T) {
 	if _, err := js.PauseConsumer(t.Context(), requests, durable, time.Now().Add(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
-	s.says("broken   consumer guestflow-requests-lab is paused until ", "cure: nats consumer resume GUESTFLOW_REQUESTS_lab guestflow-requests-lab", "is not ready: consumer guestflow-requests-lab is paused")
+	s.says("broken   consumer guestflow-requests-lab is paused until ",
+		"cure: nats consumer resume GUESTFLOW_REQUESTS_lab guestflow-requests-lab",
+		"is not ready: consumer guestflow-requests-lab is paused")
 	s.shows(`guestflow_nats_trouble{reason="consumer-paused",vcenter="lab"} 1`)
 	if r := s.read("doctor"); strings.Contains(r.out, "are being taken") {
 		t.Errorf("it says that requests are being taken:\n%s", r.out)
@@ -140,7 +147,11 @@ func TestDoctorFindsWhatIsDoneToAConsumer(t *testing.T) {
 	if _, err := js.UpdateConsumer(t.Context(), requests, cfg); err != nil {
 		t.Fatal(err)
 	}
-	s.says("broken   consumer guestflow-requests-lab hands out 1 messages at once", "--max-pending 64", "ok       the service at http://127.0.0.1:")
+	s.says(
+		"broken   consumer guestflow-requests-lab hands out 1 messages at once",
+		"--max-pending 64",
+		"ok       the service at http://127.0.0.1:",
+	)
 }
 
 // A stream is missing while a service runs that does not make it again.
@@ -157,10 +168,12 @@ func TestDoctorFindsAStreamThatIsGone(t *testing.T) {
 	if err := s.jetStream().DeleteStream(t.Context(), events.EventsStream); err != nil {
 		t.Fatal(err)
 	}
-	s.says("broken   missing: stream GUESTFLOW_EVENTS", "cure: the service runs, and makes them again within seconds", "is not ready: stream GUESTFLOW_EVENTS is missing")
+	s.says("broken   missing: stream GUESTFLOW_EVENTS", "cure: the service runs, and makes them again within seconds",
+		"is not ready: stream GUESTFLOW_EVENTS is missing")
 }
 
-// The events, the dead letters and the requests are removed under a service that runs: it makes them again, and the next request succeeds.
+// The events, the dead letters and the requests are removed under a service that runs: it makes them again, and the
+// next request succeeds.
 func TestStreamsThatAreRemovedAreMadeAgain(t *testing.T) {
 	t.Parallel()
 	s := onServer(t, "", "").serve()
@@ -189,11 +202,15 @@ func TestDoctorFindsASmallMaxPayload(t *testing.T) {
 	s.shows(`guestflow_nats_trouble{reason="max-payload",vcenter=""} 1`)
 	s.says("broken   the server takes messages of 16384 bytes (max_payload)", "cure: set max_payload to 1MB")
 	vm := s.vc.VMs()[0]
-	data := fmt.Sprintf(`{"vm":%q,"guest":{"credentials":{"secretRef":"linux-root"}},"customize":{"spec":{"_typeName":"CustomizationSpec",`+
-		`"identity":{"_typeName":"CustomizationLinuxPrep","hostName":{"_typeName":"CustomizationFixedName","name":"web-1"},"domain":"example.test"},`+
-		`"globalIPSettings":{"_typeName":"CustomizationGlobalIPSettings"},"nicSettingMap":[{"_typeName":"CustomizationAdapterMapping",`+
-		`"adapter":{"_typeName":"CustomizationIPSettings","ip":{"_typeName":"CustomizationDhcpIpGenerator"}}}]},`+
-		`"configParams":[{"_typeName":"OptionValue","key":"k","value":{"_typeName":"string","_value":%q}}]}}`, vm, strings.Repeat("y", 15000))
+	data := fmt.Sprintf(
+		`{"vm":%q,"guest":{"credentials":{"secretRef":"linux-root"}},"customize":{"spec":{"_typeName":"CustomizationSpec",`+
+			`"identity":{"_typeName":"CustomizationLinuxPrep","hostName":{"_typeName":"CustomizationFixedName","name":"web-1"},"domain":"example.test"},`+
+			`"globalIPSettings":{"_typeName":"CustomizationGlobalIPSettings"},"nicSettingMap":[{"_typeName":"CustomizationAdapterMapping",`+
+			`"adapter":{"_typeName":"CustomizationIPSettings","ip":{"_typeName":"CustomizationDhcpIpGenerator"}}}]},`+
+			`"configParams":[{"_typeName":"OptionValue","key":"k","value":{"_typeName":"string","_value":%q}}]}}`,
+		vm,
+		strings.Repeat("y", 15000),
+	)
 	file := filepath.Join(t.TempDir(), "request.json")
 	if err := os.WriteFile(file, []byte(data), 0o600); err != nil {
 		t.Fatal(err)
@@ -213,11 +230,13 @@ func TestDoctorFindsAFullStore(t *testing.T) {
 		_ = s.do("submit", "--vm", vm, "--check-only")
 	}
 	s.shows(`guestflow_nats_trouble{reason="no-storage",vcenter="lab"} 1`)
-	s.says("is not ready: vm ", "JetStream: insufficient resources (10023)", "cure: make room for JetStream: raise max_file_store")
+	s.says("is not ready: vm ", "JetStream: insufficient resources (10023)",
+		"cure: make room for JetStream: raise max_file_store")
 	for i := range 8 { // and what is left of it
 		s.publishOn(fmt.Sprintf("guestflow.rejections.lab.vm-%d", i), make([]byte, 1000))
 	}
-	s.do("submit", "--vm", s.vc.VMs()[0], "--check-only").want(t, exitOther, "JetStream has no storage left", "10023", "max_file_store")
+	s.do("submit", "--vm", s.vc.VMs()[0], "--check-only").
+		want(t, exitOther, "JetStream has no storage left", "10023", "max_file_store")
 }
 
 // An account that may hold no more.
@@ -265,7 +284,8 @@ func TestDoctorFindsWhatNobodyHolds(t *testing.T) {
 		t.Fatal("the other one got nothing")
 	}
 	r := s.read("doctor")
-	if !strings.Contains(r.out, "warning  guestflow-requests-lab has handed out ") || !strings.Contains(r.out, "that nobody says to be at work on") {
+	if !strings.Contains(r.out, "warning  guestflow-requests-lab has handed out ") ||
+		!strings.Contains(r.out, "that nobody says to be at work on") {
 		t.Errorf("it does not say so:\n%s", r.out)
 	}
 }
@@ -283,8 +303,13 @@ func TestDoctorLooksIntoTheQueue(t *testing.T) {
 		}
 		vm := fmt.Sprintf("vm-%d", i)
 		s.publish(events.RequestSubject("lab", vm), "application/cloudevents+json", fmt.Sprintf(
-			`{"specversion":"1.0","type":"io.guestflow.customization.requested.v1","source":%q,"id":"%d","data":{"vm":%q}}`, source, i, vm))
+			`{"specversion":"1.0","type":"io.guestflow.customization.requested.v1","source":%q,"id":"%d","data":{"vm":%q}}`,
+			source,
+			i,
+			vm,
+		))
 	}
 	s.publishOn("guestflow.events.lab.vm-3.run.accepted", []byte("not an event"))
-	s.says("who fills the queue of lab, of 12 requests: /flood 11, /other 1", "broken   vm-3 stands still", "nats stream rmm GUESTFLOW_EVENTS 1")
+	s.says("who fills the queue of lab, of 12 requests: /flood 11, /other 1", "broken   vm-3 stands still",
+		"nats stream rmm GUESTFLOW_EVENTS 1")
 }

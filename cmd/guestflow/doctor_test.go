@@ -53,7 +53,8 @@ func TestDoctor(t *testing.T) {
 	golden(t, "doctor", strings.ReplaceAll(r.out, vm, "VM"))
 	for line := range strings.Lines(s.do("doctor").want(t, 0, `"verdict":"skipped"`).out) { // no VM is known
 		var f finding
-		if err := json.Unmarshal([]byte(line), &f); err != nil || f.About == "" || f.What == "" || f.Verdict == odd && f.Cure == "" {
+		if err := json.Unmarshal([]byte(line), &f); err != nil || f.About == "" || f.What == "" ||
+			f.Verdict == odd && f.Cure == "" {
 			t.Errorf("%s: %v", line, err)
 		}
 	}
@@ -71,22 +72,55 @@ func TestDoctorFinds(t *testing.T) {
 		maps.Copy(env, set)
 		return &site{t, s.url, s.vc, env}
 	}
-	s.read("doctor").want(t, 0, "warning  not there yet: stream GUESTFLOW_EVENTS, ", "start the service", "it has no customization check")
-	with(map[string]string{"GUESTFLOW_PROVISION": "false"}).read("doctor").want(t, 1, "broken   stream GUESTFLOW_EVENTS: is missing", "GUESTFLOW_PROVISION=true")
-	with(map[string]string{"NATS_URL": "nats://127.0.0.1:1"}).read("doctor").want(t, 1, "cannot connect to NATS", "logged in at")
-	with(map[string]string{"NATS_URL": "http://x", "VCENTER_LAB_URL": ""}).read("doctor").want(t, 1, "VCENTER_LAB_URL: required", "NATS_URL:", "not looked at")
-	with(map[string]string{"VCENTER_LAB_PASSWORD_FILE": "", "VCENTER_LAB_PASSWORD": "hunter2"}).read("doctor").want(t, 1, "InvalidLogin", "VCENTER_LAB_USERNAME (with its domain")
+	s.read("doctor").
+		want(t, 0, "warning  not there yet: stream "+
+			"GUESTFLOW_EVENTS, ", "start the service", "it has no customization check")
+	with(
+		map[string]string{"GUESTFLOW_PROVISION": "false"},
+	).read("doctor").
+		want(t, 1, "broken   stream GUESTFLOW_EVENTS: is missing", "GUESTFLOW_PROVISION=true")
+	with(
+		map[string]string{"NATS_URL": "nats://127.0.0.1:1"},
+	).read("doctor").
+		want(t, 1, "cannot connect to NATS", "logged in at")
+	with(
+		map[string]string{"NATS_URL": "http://x", "VCENTER_LAB_URL": ""},
+	).read("doctor").
+		want(t, 1, "VCENTER_LAB_URL: required", "NATS_URL:", "not looked at")
+	with(
+		map[string]string{"VCENTER_LAB_PASSWORD_FILE": "", "VCENTER_LAB_PASSWORD": "hunter2"},
+	).read("doctor").
+		want(t, 1, "InvalidLogin", "VCENTER_LAB_USERNAME (with its domain")
 	with(map[string]string{"VCENTER_LAB_CA_FILE": ""}).read("doctor").want(t, 1, "cure: set VCENTER_LAB_CA_FILE")
-	with(map[string]string{"VCENTER_LAB_THUMBPRINT": strings.Repeat("ab", 32)}).read("doctor").want(t, 1, "VCENTER_LAB_THUMBPRINT to the SHA-256")
-	with(map[string]string{"VCENTER_LAB_URL": "https://127.0.0.1:1"}).read("doctor").want(t, 1, "whether this host may reach it")
+	with(
+		map[string]string{"VCENTER_LAB_THUMBPRINT": strings.Repeat("ab", 32)},
+	).read("doctor").
+		want(t, 1, "VCENTER_LAB_THUMBPRINT to the SHA-256")
+	with(
+		map[string]string{"VCENTER_LAB_URL": "https://127.0.0.1:1"},
+	).read("doctor").
+		want(t, 1, "whether this host may reach it")
 
-	s.vc.Script(vcsim.Rule{Op: "WaitForUpdatesEx", HTTP: &vcsim.Response{Status: 200, ContentType: "application/json", Body: `{"version":7}`}})
-	s.read("doctor", "--vm", vm).want(t, 1, "broken   the long poll does not show "+vm, "the answer is not understood", "version", "proxy")
+	s.vc.Script(
+		vcsim.Rule{
+			Op:   "WaitForUpdatesEx",
+			HTTP: &vcsim.Response{Status: 200, ContentType: "application/json", Body: `{"version":7}`},
+		},
+	)
+	s.read("doctor", "--vm", vm).
+		want(t, 1, "broken   the long poll does not show "+vm, "the answer is not understood", "version", "proxy")
 	s.vc.ClearScript()
 
-	s.vc.SetPrivileges(&vcsim.Privileges{Root: []string{"Sessions.ValidateSession"}, VMs: []string{"VirtualMachine.GuestOperations.Query"}})
-	s.read("doctor", "--vm", vm).want(t, 1, "VirtualMachine.Provisioning.ReadCustSpecs is missing on the root folder", "VirtualMachine.Provisioning.Customize is missing on "+vm,
-		"warning  privilege Global.CancelTask")
+	s.vc.SetPrivileges(
+		&vcsim.Privileges{
+			Root: []string{"Sessions.ValidateSession"},
+			VMs:  []string{"VirtualMachine.GuestOperations.Query"},
+		},
+	)
+	s.read("doctor", "--vm", vm).
+		want(t, 1, "VirtualMachine.Provisioning.ReadCustSpecs is missing on the "+
+			"root folder", "VirtualMachine.Provisioning.Customize is missing on "+vm,
+			"warning  privilege Global.CancelTask")
 	s.read("doctor", "--vm", "vm-404404").want(t, 1, "privileges on vm-404404")
 	if r := s.read("doctor", "--vm", vm); strings.Contains(r.out+r.err, s.vc.Password()) {
 		t.Error("the password is printed")
@@ -109,8 +143,18 @@ func TestDoctorCountsRequests(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer service.Close()
-	if err := service.Provision(ctx, stream.Settings{Provision: true, Replicas: 1, EventsMaxAge: 720 * time.Hour, DeadlettersMaxAge: 168 * time.Hour, QueuePerVM: 2,
-		AckWait: 30 * time.Second, MaxInFlight: map[string]int{"lab": 64}}); err != nil {
+	if err := service.Provision(
+		ctx,
+		stream.Settings{
+			Provision:         true,
+			Replicas:          1,
+			EventsMaxAge:      720 * time.Hour,
+			DeadlettersMaxAge: 168 * time.Hour,
+			QueuePerVM:        2,
+			AckWait:           30 * time.Second,
+			MaxInFlight:       map[string]int{"lab": 64},
+		},
+	); err != nil {
 		t.Fatal(err)
 	}
 	for _, vm := range s.vc.VMs()[:3] {
@@ -135,7 +179,8 @@ func TestDoctorCountsRequests(t *testing.T) {
 	}
 	for range batch.Messages() { // taken, and never acknowledged
 	}
-	s.read("doctor").want(t, 0, "warning  nobody takes requests for lab; not taken yet: 2, in hand: 1 (of a service that is gone")
+	s.read("doctor").
+		want(t, 0, "warning  nobody takes requests for lab; not taken yet: 2, in hand: 1 (of a service that is gone")
 }
 
 // The doctor's privileges are those that the roles are made of.

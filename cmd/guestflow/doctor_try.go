@@ -48,10 +48,29 @@ type tryOptions struct {
 
 func (o *tryOptions) flags(cmd *cobra.Command) {
 	flags := cmd.Flags()
-	flags.StringVar(&o.vm, "try", "", "VM, given for it: check on it what guestflow believes of vCenter and no public page says; reads only, but for --allow")
-	flags.StringVar(&o.secret, "try-secret", "", "with --try: secret with the credentials of the VM's guest, as requests name it; without it the guest is not asked")
-	flags.StringSliceVar(&o.allow, "allow", nil, "with --try: what may be done to the guest: process starts /bin/true in it, abort calls AbortCustomization_Task "+
-		"(which ends a customization that is under way), network calls StartGuestNetwork_Task (which restarts its network)")
+	flags.StringVar(
+		&o.vm,
+		"try",
+		"",
+		"VM, given for it: check on it what guestflow believes of vCenter and no public page says; reads only, but "+
+			"for --allow",
+	)
+	flags.StringVar(
+		&o.secret,
+		"try-secret",
+		"",
+		"with --try: secret with the credentials of the VM's guest, as requests name it; without it the guest is "+
+			"not asked",
+	)
+	flags.StringSliceVar(
+		&o.allow,
+		"allow",
+		nil,
+		"with --try: what may be done to the guest: process starts /bin/true in it, abort calls "+
+			"AbortCustomization_Task "+
+			"(which ends a customization that is under way), network calls StartGuestNetwork_Task (which restarts "+
+			"its network)",
+	)
 }
 
 func (o *tryOptions) check() error {
@@ -101,24 +120,86 @@ type belief struct {
 	look func(ctx context.Context, t *trial) found
 }
 
-// beliefs are all of them, in the order in which they are checked. What a trial cannot check is told as such, with what would.
+// beliefs are all of them, in the order in which they are checked. What a trial cannot check is told as such, with what
+// would.
 var beliefs = []belief{
-	{"expired-session", "a REST call with a session that vCenter does not know is answered 401 UNAUTHENTICATED, message com.vmware.vapi.endpoint.method.authentication.required",
-		"guestflow goes by the status and the error_type; report it, please", expiredSession},
-	{"idle-poll", "a long poll in which nothing has changed is answered 200 with null, or 204", "guestflow takes an answer without updates for it; report it, please", idlePoll},
-	{"check-missing", "a vCenter before 9.0 answers its missing customization check 404 or 400 OPERATION_NOT_FOUND", "set check.mode to skip in requests to this vCenter", checkMissing},
-	{"task-names", "the Tasks' descriptionId is vm.GuestCustomizationManager.customize, .startNetwork, .abortCustomization", "guestflow goes by the name of the Task; report it, please", taskNames},
-	{"status-moves", "the guest's customization status is often not moved by CustomizeGuest_Task", "nothing: guestflow believes a status only where it began after the call", statusMoves},
-	{"engine-log", "the engine's log is in the Linux guest, at " + tryEngineLog, "observed.guestLog stays empty: look for the log elsewhere in the guest", tryLog},
-	{"one-at-a-time", "two guest operations at once on one VM may be answered RESOURCE_BUSY", "nothing: guestflow makes one at a time for each VM", oneAtATime},
-	{"marker", "a process list shows a command line word for word, with the marker by which guestflow finds its process after a crash",
-		"after a crash a process counts as Uncertain: set onUncertain in requests", marker},
-	{"root", "a guest user who cannot act as root is refused with GuestPermissionDenied", "nothing: the run fails with what vCenter says instead", notRoot},
-	{"script-text", "CustomizeGuest_Task runs scriptText", "", notHere("it takes a customization of the VM: send a request whose spec has scriptText, and look in the guest")},
-	{"windows-fault", "CustomizeGuest_Task of a Windows guest or a cloud-init identity is answered UncustomizableGuest", "",
-		notHere("it takes a customization of such a VM: send a request, and see error.vsphere.name")},
-	{"poll-holds-session", "a long poll under way keeps the session of VI JSON alive, and a separate one of REST not", "",
-		notHere("it takes longer than the session's idle time-out, half an hour or more; from 8.0.3 there is one session for both")},
+	{
+		"expired-session",
+		"a REST call with a session that vCenter does not know is answered 401 UNAUTHENTICATED, message " +
+			"com.vmware.vapi.endpoint.method.authentication.required",
+		"guestflow goes by the status and the error_type; report it, please",
+		expiredSession,
+	},
+	{
+		"idle-poll",
+		"a long poll in which nothing has changed is answered 200 with null, or 204",
+		"guestflow takes an answer without updates for it; report it, please",
+		idlePoll,
+	},
+	{
+		"check-missing",
+		"a vCenter before 9.0 answers its missing customization check 404 or 400 OPERATION_NOT_FOUND",
+		"set check.mode to skip in requests to this vCenter",
+		checkMissing,
+	},
+	{
+		"task-names",
+		"the Tasks' descriptionId is vm.GuestCustomizationManager.customize, .startNetwork, .abortCustomization",
+		"guestflow goes by the name of the Task; report it, please",
+		taskNames,
+	},
+	{
+		"status-moves",
+		"the guest's customization status is often not moved by CustomizeGuest_Task",
+		"nothing: guestflow believes a status only where it began after the call",
+		statusMoves,
+	},
+	{
+		"engine-log",
+		"the engine's log is in the Linux guest, at " + tryEngineLog,
+		"observed.guestLog stays empty: look for the log elsewhere in the guest",
+		tryLog,
+	},
+	{
+		"one-at-a-time",
+		"two guest operations at once on one VM may be answered RESOURCE_BUSY",
+		"nothing: guestflow makes one at a time for each VM",
+		oneAtATime,
+	},
+	{
+		"marker",
+		"a process list shows a command line word for word, with the marker by which guestflow finds its process " +
+			"after a crash",
+		"after a crash a process counts as Uncertain: set onUncertain in requests",
+		marker,
+	},
+	{
+		"root",
+		"a guest user who cannot act as root is refused with GuestPermissionDenied",
+		"nothing: the run fails with what vCenter says instead",
+		notRoot,
+	},
+	{
+		"script-text",
+		"CustomizeGuest_Task runs scriptText",
+		"",
+		notHere("it takes a customization of the VM: send a request whose spec has scriptText, and look in the guest"),
+	},
+	{
+		"windows-fault",
+		"CustomizeGuest_Task of a Windows guest or a cloud-init identity is answered UncustomizableGuest",
+		"",
+		notHere("it takes a customization of such a VM: send a request, and see error.vsphere.name"),
+	},
+	{
+		"poll-holds-session",
+		"a long poll under way keeps the session of VI JSON alive, and a separate one of REST not",
+		"",
+		notHere(
+			"it takes longer than the session's idle time-out, half an hour or more; from 8.0.3 there is one session " +
+				"for both",
+		),
+	},
 }
 
 const tryEngineLog = "/var/log/vmware-gosc/instant_clone_customization.log"
@@ -140,7 +221,12 @@ func (c *cli) try(ctx context.Context, o tryOptions) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, tryTime)
 	defer cancel()
-	t := &trial{doctor: &doctor{cli: c, cfg: cfg}, tryOptions: o, cfg: cfg.VCenters[at].Client(), made: map[string]vcapi.Task{}}
+	t := &trial{
+		doctor:     &doctor{cli: c, cfg: cfg},
+		tryOptions: o,
+		cfg:        cfg.VCenters[at].Client(),
+		made:       map[string]vcapi.Task{},
+	}
 	t.cfg.CallTimeout = callTime
 	t.chapter("try " + name + " " + o.vm)
 	if t.vc, err = vcapi.New(t.cfg); err != nil {
@@ -148,7 +234,8 @@ func (c *cli) try(ctx context.Context, o tryOptions) error {
 	}
 	defer t.vc.Close(context.WithoutCancel(ctx))
 	if err := t.begin(ctx, name); err != nil {
-		t.find(broken, "guestflow doctor --vm "+o.vm+" looks at the way to vCenter, the login and the privileges", "%v", err)
+		t.find(broken, "guestflow doctor --vm "+o.vm+" looks at the way to vCenter, the login and the privileges", "%v",
+			err)
 		return &exit{code: exitFailed}
 	}
 	t.acts(ctx)
@@ -170,14 +257,15 @@ func (t *trial) begin(ctx context.Context, vcenter string) (err error) {
 	if t.on, err = t.vc.VM(ctx, t.tryOptions.vm); err != nil {
 		return err
 	}
-	t.find(fine, "", "%s, API %s; %s is %s, VMware Tools %s, guest %s", t.api.Name, t.api.APIVersion, t.tryOptions.vm, t.on.PowerState,
-		or(t.on.ToolsRunningStatus, "not known"), or(t.on.GuestFamily, "not known"))
+	t.find(fine, "", "%s, API %s; %s is %s, VMware Tools %s, guest %s", t.api.Name, t.api.APIVersion, t.tryOptions.vm,
+		t.on.PowerState, or(t.on.ToolsRunningStatus, "not known"), or(t.on.GuestFamily, "not known"))
 	if t.secret == "" {
 		return nil
 	}
 	var auth vcapi.GuestAuth
 	for key, into := range map[string]*string{"username": &auth.Username, "password": &auth.Password} {
-		if *into, err = secretfile.Read(ctx, filepath.Join(t.doctor.cfg.Service.SecretsDir, vcenter, t.secret, key)); err != nil {
+		if *into, err = secretfile.Read(ctx,
+			filepath.Join(t.doctor.cfg.Service.SecretsDir, vcenter, t.secret, key)); err != nil {
 			return fmt.Errorf("secret %s: %w", t.secret, err)
 		}
 	}
@@ -193,7 +281,9 @@ func (t *trial) tell(b belief, s found) {
 		cure = b.so
 	}
 	if t.json {
-		_ = t.object(finding{About: t.about, Verdict: s.verdict, What: b.name + ": " + b.text + ": " + s.what, Cure: cure}) // what cannot be written is seen at the end
+		_ = t.object(
+			finding{About: t.about, Verdict: s.verdict, What: b.name + ": " + b.text + ": " + s.what, Cure: cure},
+		) // what cannot be written is seen at the end
 		return
 	}
 	col := map[verdict]colour{confirmed: green, refuted: yellow, unseen: dim}[s.verdict]
@@ -269,7 +359,8 @@ func expiredSession(ctx context.Context, t *trial) found {
 	for i, m := range e.Messages {
 		messages[i] = string(m)
 	}
-	what := fmt.Sprintf("%d %s, messages %s", e.Status, or(e.Name, "without a name"), or(strings.Join(messages, " "), "none"))
+	what := fmt.Sprintf("%d %s, messages %s", e.Status, or(e.Name, "without a name"),
+		or(strings.Join(messages, " "), "none"))
 	if e.Status == 401 && e.Name == "UNAUTHENTICATED" && strings.Contains(what, want) {
 		return found{confirmed, what}
 	}
@@ -306,8 +397,11 @@ func checkMissing(ctx context.Context, t *trial) found {
 }
 
 // descriptionIDs are what each Task is believed to be described by.
-var descriptionIDs = map[string]string{"CustomizeGuest_Task": "vm.GuestCustomizationManager.customize", "StartGuestNetwork_Task": "vm.GuestCustomizationManager.startNetwork",
-	"AbortCustomization_Task": "vm.GuestCustomizationManager.abortCustomization"}
+var descriptionIDs = map[string]string{
+	"CustomizeGuest_Task":     "vm.GuestCustomizationManager.customize",
+	"StartGuestNetwork_Task":  "vm.GuestCustomizationManager.startNetwork",
+	"AbortCustomization_Task": "vm.GuestCustomizationManager.abortCustomization",
+}
 
 func taskNames(_ context.Context, t *trial) found {
 	out, all := confirmed, []string{}
@@ -319,12 +413,14 @@ func taskNames(_ context.Context, t *trial) found {
 		if !ours || task.DescriptionID != want {
 			out = refuted
 		}
-		if what := or(task.Name, "no name") + " is " + or(task.DescriptionID, "not described"); !slices.Contains(all, what) {
+		if what := or(task.Name, "no name") + " is " + or(task.DescriptionID,
+			"not described"); !slices.Contains(all, what) {
 			all = append(all, what)
 		}
 	}
 	if len(all) == 0 {
-		return sawNothing("vCenter shows no such Task of the VM%s: --allow abort makes one, a customization another", t.history())
+		return sawNothing("vCenter shows no such Task of the VM%s: --allow abort makes one, a customization another",
+			t.history())
 	}
 	return found{out, strings.Join(all, ", ")}
 }
@@ -351,7 +447,11 @@ func statusMoves(ctx context.Context, t *trial) found {
 	const clocks = 5 * time.Minute // between the guest's clock and vCenter's
 	last := t.lastCustomization()
 	if last.ID == "" {
-		return sawNothing("vCenter shows no CustomizeGuest_Task of the VM that has ended%s: customize it, then try again within ten minutes", t.history())
+		return sawNothing(
+			"vCenter shows no CustomizeGuest_Task of the VM that has ended%s: customize it, then try again within "+
+				"ten minutes",
+			t.history(),
+		)
 	}
 	status, err := t.vc.CustomizationStatus(ctx, t.tryOptions.vm)
 	if err != nil {
@@ -361,7 +461,10 @@ func statusMoves(ctx context.Context, t *trial) found {
 	if status.StartTime == nil {
 		return found{confirmed, what + ", without a start"}
 	}
-	what += ", begun " + status.StartTime.UTC().Format(time.RFC3339) + ", the Task was queued " + last.QueueTime.UTC().Format(time.RFC3339)
+	what += ", begun " + status.StartTime.UTC().
+		Format(time.RFC3339) +
+		", the Task was queued " + last.QueueTime.UTC().
+		Format(time.RFC3339)
 	if status.StartTime.Before(last.QueueTime.Add(-clocks)) || status.StartTime.After(last.CompleteTime.Add(clocks)) {
 		return found{confirmed, what}
 	}
@@ -400,7 +503,8 @@ func tryLog(ctx context.Context, t *trial) found {
 	return sawNothing("%v", err)
 }
 
-// oneAtATime lists the guest's processes by two sessions at once, for one session's client makes one guest call at a time.
+// oneAtATime lists the guest's processes by two sessions at once, for one session's client makes one guest call at a
+// time.
 func oneAtATime(ctx context.Context, t *trial) found {
 	const rounds = 8
 	if why := t.needsGuest(); why != "" {
@@ -433,7 +537,8 @@ func oneAtATime(ctx context.Context, t *trial) found {
 			}
 		}
 	}
-	what := fmt.Sprintf("of %d process lists, two at a time, %d were answered and %d were refused as busy", 2*rounds, other200, busy)
+	what := fmt.Sprintf("of %d process lists, two at a time, %d were answered and %d were refused as busy", 2*rounds,
+		other200, busy)
 	switch {
 	case busy > 0:
 		return found{confirmed, what}
@@ -451,7 +556,8 @@ func marker(ctx context.Context, t *trial) found {
 	case !t.allowed(allowProcess):
 		return sawNothing("it takes a process in the guest: --allow process starts %s", path)
 	case t.on.GuestFamily != "" && t.on.GuestFamily != "linuxGuest":
-		return sawNothing("guestflow puts a marker into the command lines of Linux guests alone, and this one is %s", t.on.GuestFamily)
+		return sawNothing("guestflow puts a marker into the command lines of Linux guests alone, and this one is %s",
+			t.on.GuestFamily)
 	}
 	mark := "# gf:try-" + strings.ToLower(rand.Text())
 	pid, err := t.vc.StartProcess(ctx, free, t.tryOptions.vm, *t.auth, vcapi.ProcessSpec{Path: path, Arguments: mark})

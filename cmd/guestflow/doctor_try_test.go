@@ -24,8 +24,8 @@ func (s *site) secret(name, user, password string) {
 	}
 }
 
-// The trial, on a vCenter with one session for VI JSON and REST and the check, and on one with two and without it: by reading alone, and with all that can
-// be allowed.
+// The trial, on a vCenter with one session for VI JSON and REST and the check, and on one with two and without it: by
+// reading alone, and with all that can be allowed.
 func TestDoctorTries(t *testing.T) {
 	t.Parallel()
 	for name, version := range map[string]string{"new": "9.0.0.0", "old": "8.0.2.0"} {
@@ -37,7 +37,8 @@ func TestDoctorTries(t *testing.T) {
 			if e := s.vc.VM(vm).Effects(); e.Aborts+e.NetworkStarts+e.Customizations+len(e.Processes) != 0 {
 				t.Errorf("reading had effects: %+v", e)
 			}
-			all := s.read("doctor", "--try", vm, "--try-secret", "linux-root", "--allow", "process,abort,network").want(t, 0)
+			all := s.read("doctor", "--try", vm, "--try-secret", "linux-root", "--allow", "process,abort,network").
+				want(t, 0)
 			golden(t, "doctor-try-"+name, strings.ReplaceAll(reading.out+all.out, vm, "VM"))
 			if strings.Contains(all.out, vcsim.DefaultGuestPassword) || strings.Contains(all.out, s.vc.Password()) {
 				t.Error("a password is printed")

@@ -33,7 +33,11 @@ var (
 		{id: "Global.CancelTask", need: "a cancel that stops vCenter's task", optional: true},
 	}
 	onRoot = []privilege{
-		{id: "Sessions.ValidateSession", need: "the proof that a call whose answer was lost took no effect", optional: true},
+		{
+			id:       "Sessions.ValidateSession",
+			need:     "the proof that a call whose answer was lost took no effect",
+			optional: true,
+		},
 		{id: "VirtualMachine.Provisioning.ReadCustSpecs", need: "customize.specName", optional: true},
 	}
 )
@@ -60,7 +64,8 @@ func (d *doctor) lookAt(ctx context.Context, v app.VCenter, conn *client.Client)
 	case err != nil:
 		d.find(broken, "", "%v", err)
 	case strings.HasPrefix(about.APIVersion, "8."):
-		d.find(odd, "update to 9.0, or leave check.mode at auto: runs go on without that check", "%s, API %s: it has no customization check (new in 9.0)", about.Name, about.APIVersion)
+		d.find(odd, "update to 9.0, or leave check.mode at auto: runs go on without that check",
+			"%s, API %s: it has no customization check (new in 9.0)", about.Name, about.APIVersion)
 	default:
 		d.find(fine, "", "%s, API %s", about.Name, about.APIVersion)
 	}
@@ -76,11 +81,19 @@ func cureOfLogin(err error, setting, url string) string {
 	var dns *net.DNSError
 	switch {
 	case certificate(err):
-		return fmt.Sprintf("set %sCA_FILE to the CA's certificate (%s/certs/download.zip has it), or %sTHUMBPRINT to the SHA-256 of the server's", setting, url, setting)
+		return fmt.Sprintf(
+			"set %sCA_FILE to the CA's certificate (%s/certs/download.zip has it), or %sTHUMBPRINT to the SHA-256 of "+
+				"the server's",
+			setting,
+			url,
+			setting,
+		)
 	case errors.As(err, &dns):
 		return "the name is not known here: see " + setting + "URL, and the DNS of this host"
 	case errors.As(err, &e) && (e.Name == "InvalidLogin" || e.Class == vcapi.SessionLost):
-		return "see " + setting + "USERNAME (with its domain, as in svc-guestflow@vsphere.local) and " + setting + "PASSWORD_FILE; after five wrong logins vCenter locks the account for a while"
+		return "see " + setting + "USERNAME (with its domain, as in " +
+			"svc-guestflow@vsphere.local) and " + setting + "PASSWORD_FILE; after five wrong logins vCenter locks " +
+			"the account for a while"
 	case errors.As(err, &e) && e.Name == "NoPermission":
 		return "give the account a role on the root folder, see docs/operate/vcenter-role.md"
 	case errors.As(err, &e) && e.Status != 0:
@@ -92,14 +105,17 @@ func cureOfLogin(err error, setting, url string) string {
 // errProbe refuses an act that is never to be made.
 var errProbe = errors.New("only to see whether it could be made")
 
-// manager looks whether vCenter has a guest customization manager: an act is prepared as far as it goes before it is sent, and not sent.
+// manager looks whether vCenter has a guest customization manager: an act is prepared as far as it goes before it is
+// sent, and not sent.
 func (d *doctor) manager(ctx context.Context, vc *vcapi.Client) {
-	_, err := vc.AbortCustomization(ctx, func(context.Context) error { return errProbe }, "vm-0", vcapi.GuestAuth{Username: "nobody"})
+	_, err := vc.AbortCustomization(ctx, func(context.Context) error { return errProbe }, "vm-0",
+		vcapi.GuestAuth{Username: "nobody"})
 	if errors.Is(err, errProbe) {
 		d.find(fine, "", "the guest customization manager is there")
 		return
 	}
-	d.find(broken, "guests of this vCenter cannot be customized while they run: it takes vCenter 8.0 Update 1 or newer", "guest customization manager: %v", err)
+	d.find(broken, "guests of this vCenter cannot be customized while they run: it takes vCenter 8.0 Update 1 or newer",
+		"guest customization manager: %v", err)
 }
 
 func (d *doctor) clockOf(ctx context.Context, vc *vcapi.Client) {
@@ -110,8 +126,13 @@ func (d *doctor) clockOf(ctx context.Context, vc *vcapi.Client) {
 		return
 	}
 	took := time.Since(before)
-	d.clock("vCenter", now.Sub(before.Add(took/2)), took/2,
-		"run NTP on both: guestflow compares vCenter's times with each other only, but who reads events compares them with ours")
+	d.clock(
+		"vCenter",
+		now.Sub(before.Add(took/2)),
+		took/2,
+		"run NTP on both: guestflow compares vCenter's times with each other only, but who reads events compares "+
+			"them with ours",
+	)
 }
 
 // rootPrivileges tries what needs a privilege on the root folder.
@@ -130,8 +151,8 @@ func (d *doctor) rootPrivileges(ctx context.Context, vc *vcapi.Client, session v
 	}
 }
 
-// longPoll looks whether the long poll shows a VM: what the service sees all ends by, and what a proxy on the way, or an answer that is not understood,
-// may keep from it while single calls go well.
+// longPoll looks whether the long poll shows a VM: what the service sees all ends by, and what a proxy on the way, or
+// an answer that is not understood, may keep from it while single calls go well.
 func (d *doctor) longPoll(ctx context.Context, vc *vcapi.Client, vm string) {
 	ctx, cancel := context.WithTimeout(ctx, 2*callTime)
 	polled := make(chan struct{})
@@ -148,7 +169,8 @@ func (d *doctor) longPoll(ctx context.Context, vc *vcapi.Client, vm string) {
 		seen = s
 		return true
 	})
-	const cure = "look for what is between here and vCenter (proxy, load balancer, firewall): the poll waits up to 30 s for its answer"
+	const cure = "look for what is between here and vCenter (proxy, load balancer, firewall): the poll waits up to " +
+		"30 s for its answer"
 	switch {
 	case err != nil:
 		d.find(broken, cure, "the long poll does not show %s within %s", vm, 2*callTime)
@@ -165,7 +187,8 @@ func (d *doctor) lacks(p privilege, where string, v app.VCenter) {
 	if p.optional {
 		verdict = odd
 	}
-	d.find(verdict, fmt.Sprintf("add it to the role of %s there (docs/operate/vcenter-role.md)", v.Username), "privilege %s is missing on %s: needed for %s", p.id, where, p.need)
+	d.find(verdict, fmt.Sprintf("add it to the role of %s there (docs/operate/vcenter-role.md)", v.Username),
+		"privilege %s is missing on %s: needed for %s", p.id, where, p.need)
 }
 
 // privileges asks vCenter for those on a VM: the one that was named, else one that had a run.
@@ -193,7 +216,9 @@ func (d *doctor) privileges(ctx context.Context, vc *vcapi.Client, v app.VCenter
 			continue // it is gone since
 		}
 		if err != nil {
-			d.find(broken, "see whether the VM is there, and the account has a role on its folder (docs/operate/vcenter-role.md)", "privileges on %s: %v", vm, err)
+			d.find(broken,
+				"see whether the VM is there, and the account has a role on its folder (docs/operate/vcenter-role.md)",
+				"privileges on %s: %v", vm, err)
 			return
 		}
 		for _, p := range onVM {
@@ -209,5 +234,6 @@ func (d *doctor) privileges(ctx context.Context, vc *vcapi.Client, v app.VCenter
 		d.longPoll(ctx, vc, vm)
 		return
 	}
-	d.find(skipped, "name a VM of this vCenter: guestflow doctor --vcenter "+v.Name+" --vm vm-42", "privileges: no VM is known to ask about")
+	d.find(skipped, "name a VM of this vCenter: guestflow doctor --vcenter "+v.Name+" --vm vm-42",
+		"privileges: no VM is known to ask about")
 }

@@ -28,8 +28,17 @@ func streamsOnly(t *testing.T) (*site, *stream.Conn) {
 		t.Fatal(err)
 	}
 	t.Cleanup(conn.Close)
-	if err := conn.Provision(t.Context(), stream.Settings{EventsMaxAge: 720 * time.Hour, DeadlettersMaxAge: 168 * time.Hour, QueuePerVM: 2, AckWait: 30 * time.Second,
-		MaxInFlight: map[string]int{"lab": 4}, Provision: true}); err != nil {
+	if err := conn.Provision(
+		t.Context(),
+		stream.Settings{
+			EventsMaxAge:      720 * time.Hour,
+			DeadlettersMaxAge: 168 * time.Hour,
+			QueuePerVM:        2,
+			AckWait:           30 * time.Second,
+			MaxInFlight:       map[string]int{"lab": 4},
+			Provision:         true,
+		},
+	); err != nil {
 		t.Fatal(err)
 	}
 	return s, conn
@@ -41,11 +50,19 @@ func TestDeadlettersOfTheService(t *testing.T) {
 	s := newSite(t, vcsim.Options{}).serve()
 	vm := s.vc.VMs()[0]
 	w := s.begin(false, "watch", "--text", "--since", "1h")
-	s.publish("guestflow.requests.lab."+vm, "application/cloudevents+json", `{"specversion":"1.0","type":"io.guestflow.customization.requested.v1","source":"/a","id":"1",
-"data":{"vm":"`+vm+`","custmize":{}}}`)
+	s.publish(
+		"guestflow.requests.lab."+vm,
+		"application/cloudevents+json",
+		`{"specversion":"1.0","type":"io.guestflow.customization.requested.v1","source":"/a","id":"1",
+"data":{"vm":"`+vm+`","custmize":{}}}`,
+	)
 	w.out.await(t, "custmize: is not a known field")
-	s.publish("guestflow.requests.lab.vm-77", "application/cloudevents+json", `{"specversion":"1.0","type":"io.guestflow.customization.requested.v1","source":"/a","id":"2",
-"data":{"vm":"vm-77","customize":{"spec":{"identity":{"password":{"plainText":true,"value":"hunter2"}}}}}}`)
+	s.publish(
+		"guestflow.requests.lab.vm-77",
+		"application/cloudevents+json",
+		`{"specversion":"1.0","type":"io.guestflow.customization.requested.v1","source":"/a","id":"2",
+"data":{"vm":"vm-77","customize":{"spec":{"identity":{"password":{"plainText":true,"value":"hunter2"}}}}}}`,
+	)
 	w.out.await(t, "literal password")
 	w.stop()
 	w.end().want(t, 0, "rejected")
@@ -55,7 +72,11 @@ func TestDeadlettersOfTheService(t *testing.T) {
 		t.Fatalf("%+v, %v", l, err)
 	}
 	list := strings.ReplaceAll(s.read("deadletters", "list").want(t, 0).out, vm, "VM")
-	golden(t, "deadletters", regexp.MustCompile(` {2,}(\S+s +)?`).ReplaceAllString(list, "  ")) // ages, and the columns' widths with them, differ
+	golden(
+		t,
+		"deadletters",
+		regexp.MustCompile(` {2,}(\S+s +)?`).ReplaceAllString(list, "  "),
+	) // ages, and the columns' widths with them, differ
 	s.read("deadletters", "show", "1").want(t, 0, "custmize", "header     Content-Type: application/cloudevents+json")
 	s.do("deadletters", "show", "1").want(t, 0, `"data":{"specversion"`)
 	s.read("deadletters", "replay", "1").want(t, 2, "would be refused again")
@@ -76,10 +97,30 @@ func TestDeadlettersOfTheService(t *testing.T) {
 func TestReplayIsTheOriginal(t *testing.T) {
 	t.Parallel()
 	s, conn := streamsOnly(t)
-	original := nats.Header{"ce-specversion": {"1.0"}, "ce-type": {"io.guestflow.customization.requested.v1"}, "ce-source": {"/a%20b"}, "ce-id": {"1"},
-		"Content-Type": {"application/json"}, "Nats-Expected-Last-Sequence": {"77"}, "Nats-Msg-Id": {"m-1"}, "Guestflow-Thing": {"kept"}}
-	err := conn.Reject(t.Context(), stream.RefusedMessage{VCenter: "lab", VM: "vm-42", Seq: 9, Subject: "guestflow.requests.lab.vm-42", Header: original, Data: []byte(data("vm-42"))},
-		&events.RejectError{Code: events.InvalidRequest, Message: "in the past"})
+	original := nats.Header{
+		"ce-specversion": {"1.0"},
+		"ce-type":        {"io.guestflow.customization.requested.v1"},
+		"ce-source":      {"/a%20b"},
+		"ce-id":          {"1"},
+		"Content-Type": {
+			"application/json",
+		},
+		"Nats-Expected-Last-Sequence": {"77"},
+		"Nats-Msg-Id":                 {"m-1"},
+		"Guestflow-Thing":             {"kept"},
+	}
+	err := conn.Reject(
+		t.Context(),
+		stream.RefusedMessage{
+			VCenter: "lab",
+			VM:      "vm-42",
+			Seq:     9,
+			Subject: "guestflow.requests.lab.vm-42",
+			Header:  original,
+			Data:    []byte(data("vm-42")),
+		},
+		&events.RejectError{Code: events.InvalidRequest, Message: "in the past"},
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +142,9 @@ func TestReplayIsTheOriginal(t *testing.T) {
 		t.Fatal(err)
 	}
 	if string(m.Data) != data("vm-42") || m.Header["Guestflow-Thing"][0] != "kept" || m.Header["ce-source"][0] != "/a%20b" ||
-		m.Header["Nats-Msg-Id"] != nil || m.Header["Nats-Expected-Last-Sequence"] != nil || m.Header["Guestflow-Code"] != nil {
+		m.Header["Nats-Msg-Id"] != nil ||
+		m.Header["Nats-Expected-Last-Sequence"] != nil ||
+		m.Header["Guestflow-Code"] != nil {
 		t.Errorf("replayed: %q %s", m.Header, m.Data)
 	}
 	// What guestflow did not write stops its VM, and only that one: it is shown with the way out.
@@ -119,13 +162,20 @@ func TestReplayIsTheOriginal(t *testing.T) {
 func TestValidate(t *testing.T) {
 	t.Parallel()
 	s := &site{t: t}
-	good, bad := s.file("good.json", `{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},"customize":{"specName":"web"},"network":{},
-"processes":[{"name":"join","run":{"path":"/bin/true"}}]}`), s.file("bad.json", `{"vm":"vm-42","network":{"timeout":"soon"}}`)
+	good, bad := s.file(
+		"good.json",
+		`{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},"customize":{"specName":"web"},"network":{},
+"processes":[{"name":"join","run":{"path":"/bin/true"}}]}`,
+	), s.file(
+		"bad.json",
+		`{"vm":"vm-42","network":{"timeout":"soon"}}`,
+	)
 	r := begin(t, nil, false, "", "validate", good, bad, "--text").end().want(t, 2)
 	golden(t, "validate", strings.NewReplacer(good, "good.json", bad, "bad.json").Replace(r.out+r.err))
 	for line := range strings.Lines(begin(t, nil, false, "", "validate", good, bad).end().out) {
 		var v valid
-		if err := json.Unmarshal([]byte(line), &v); err != nil || v.Valid != (v.File == good) || !v.Valid && v.Field != "guest.credentials" {
+		if err := json.Unmarshal([]byte(line), &v); err != nil || v.Valid != (v.File == good) ||
+			!v.Valid && v.Field != "guest.credentials" {
 			t.Errorf("%+v, %v", v, err)
 		}
 	}
@@ -138,7 +188,9 @@ func TestVersionCompletionMan(t *testing.T) {
 	begin(t, nil, false, "", "version", "--text").end().want(t, 0, "guestflow dev (commit unknown, go1.")
 	begin(t, nil, false, "", "version").end().want(t, 0, `"version":"dev"`)
 	begin(t, nil, false, "", "completion", "bash").end().want(t, 0, "__start_guestflow")
-	begin(t, map[string]string{"GUESTFLOW_VCENTERS": "lab,prod"}, false, "", "__complete", "status", "--vcenter", "").end().want(t, 0, "lab\nprod\n")
+	begin(t, map[string]string{"GUESTFLOW_VCENTERS": "lab,prod"}, false, "", "__complete", "status", "--vcenter",
+		"").end().
+		want(t, 0, "lab\nprod\n")
 	dir := filepath.Join(t.TempDir(), "man")
 	begin(t, nil, false, "", "man", dir).end().want(t, 0)
 	for _, page := range []string{"guestflow.1", "guestflow-submit.1", "guestflow-deadletters-replay.1", "guestflow-doctor.1"} {

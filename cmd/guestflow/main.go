@@ -1,4 +1,5 @@
-// Guestflow is the command for the person at the keyboard: it sends requests, shows what becomes of them, and finds out what is wrong.
+// Guestflow is the command for the person at the keyboard: it sends requests, shows what becomes of them, and finds out
+// what is wrong.
 package main
 
 import (

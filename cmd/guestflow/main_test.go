@@ -67,9 +67,20 @@ func newSiteOn(t *testing.T, url string, opts vcsim.Options) *site {
 			t.Fatal(err)
 		}
 	}
-	s.env = map[string]string{"NATS_URL": s.url, "GUESTFLOW_VCENTERS": "lab", "GUESTFLOW_SECRETS_DIR": filepath.Join(dir, "secrets"), "GUESTFLOW_INSTANCE": "pod-a",
-		"HTTP_ADDR": "127.0.0.1:0", "VCENTER_LAB_URL": vc.URL(), "VCENTER_LAB_USERNAME": vc.Username(), "VCENTER_LAB_PASSWORD_FILE": filepath.Join(dir, "password"),
-		"VCENTER_LAB_CA_FILE": filepath.Join(dir, "ca.pem"), "VCENTER_LAB_SEND_WINDOW": "2s", "VCENTER_LAB_TRAVEL_TIME": "500ms", "VCENTER_LAB_VISIBILITY_LAG": "500ms"}
+	s.env = map[string]string{
+		"NATS_URL":                   s.url,
+		"GUESTFLOW_VCENTERS":         "lab",
+		"GUESTFLOW_SECRETS_DIR":      filepath.Join(dir, "secrets"),
+		"GUESTFLOW_INSTANCE":         "pod-a",
+		"HTTP_ADDR":                  "127.0.0.1:0",
+		"VCENTER_LAB_URL":            vc.URL(),
+		"VCENTER_LAB_USERNAME":       vc.Username(),
+		"VCENTER_LAB_PASSWORD_FILE":  filepath.Join(dir, "password"),
+		"VCENTER_LAB_CA_FILE":        filepath.Join(dir, "ca.pem"),
+		"VCENTER_LAB_SEND_WINDOW":    "2s",
+		"VCENTER_LAB_TRAVEL_TIME":    "500ms",
+		"VCENTER_LAB_VISIBILITY_LAG": "500ms",
+	}
 	return s
 }
 
@@ -178,7 +189,14 @@ func (s *site) begin(tty bool, args ...string) *running {
 func begin(t *testing.T, env map[string]string, tty bool, in string, args ...string) *running {
 	ctx, stop := context.WithTimeout(context.Background(), patience)
 	r := &running{t: t, out: newBuffer(), err: newBuffer(), stop: stop, code: make(chan int, 1)}
-	con := console{in: strings.NewReader(in), out: r.out, err: r.err, env: envconfig.MapLookuper(maps.Clone(env)), tty: tty, width: func() int { return 100 }}
+	con := console{
+		in:    strings.NewReader(in),
+		out:   r.out,
+		err:   r.err,
+		env:   envconfig.MapLookuper(maps.Clone(env)),
+		tty:   tty,
+		width: func() int { return 100 },
+	}
 	go func() { r.code <- run(ctx, args, con) }()
 	return r
 }
@@ -291,7 +309,9 @@ func (s *site) publish(subject, contentType string, data string) {
 		s.t.Fatal(err)
 	}
 	defer nc.Close()
-	if _, err := nc.RequestMsg(&nats.Msg{Subject: subject, Data: []byte(data), Header: nats.Header{"Content-Type": {contentType}}}, patience); err != nil {
+	if _, err := nc.RequestMsg(
+		&nats.Msg{Subject: subject, Data: []byte(data), Header: nats.Header{"Content-Type": {contentType}}},
+		patience); err != nil {
 		s.t.Fatal(err)
 	}
 }
@@ -314,7 +334,20 @@ func (s *site) file(name, content string) string {
 // whole are the flags of a request that asks for everything.
 func (s *site) whole(vm string, more ...string) []string {
 	s.t.Helper()
-	return append([]string{"submit", "--vm", vm, "--secret", "linux-root", "--spec", s.file("spec.json", spec), "--network", "--run", "join-domain=/bin/sh -c 'exit 0'"}, more...)
+	return append(
+		[]string{
+			"submit",
+			"--vm",
+			vm,
+			"--secret",
+			"linux-root",
+			"--spec",
+			s.file("spec.json", spec),
+			"--network",
+			"--run",
+			"join-domain=/bin/sh -c 'exit 0'",
+		},
+		more...)
 }
 
 func data(vm string) string { return fmt.Sprintf(`{"vm":%q}`, vm) }

@@ -20,7 +20,16 @@ func (c *cli) manCommand() *cobra.Command {
 			}
 			root := cmd.Root()
 			root.DisableAutoGenTag = true // a page that changes with the day cannot be compared
-			if err := doc.GenManTree(root, &doc.GenManHeader{Title: "GUESTFLOW", Section: "1", Source: "guestflow " + version, Manual: "guestflow"}, args[0]); err != nil {
+			if err := doc.GenManTree(
+				root,
+				&doc.GenManHeader{
+					Title:   "GUESTFLOW",
+					Section: "1",
+					Source:  "guestflow " + version,
+					Manual:  "guestflow",
+				},
+				args[0],
+			); err != nil {
 				return fmt.Errorf("write man pages: %w", err)
 			}
 			return nil

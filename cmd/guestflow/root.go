@@ -104,7 +104,9 @@ settings: NATS_URL, NATS_CREDS_FILE, NATS_NKEY_FILE, NATS_USER with NATS_PASSWOR
 NATS_JS_DOMAIN, NATS_JS_API_PREFIX, NATS_INBOX_PREFIX. GUESTFLOW_VCENTERS, where it names one vCenter, is the default of --vcenter.
 
 Exit codes: 0 done (where a run was waited for: succeeded), 1 failed, 2 rejected or invalid, 3 canceled, 4 anything else.`,
-		SilenceUsage: true, SilenceErrors: true, Version: version,
+		SilenceUsage:      true,
+		SilenceErrors:     true,
+		Version:           version,
 		PersistentPreRunE: func(*cobra.Command, []string) error { return c.prepare() },
 	}
 	root.SetHelpFunc(c.help)
@@ -112,16 +114,25 @@ Exit codes: 0 done (where a run was waited for: succeeded), 1 failed, 2 rejected
 		return fmt.Errorf("%w: see %s --help", err, cmd.CommandPath())
 	})
 	flags := root.PersistentFlags()
-	flags.StringVar(&c.server, "server", "", "NATS servers, comma separated (default $NATS_URL, else nats://127.0.0.1:4222)")
-	flags.StringVar(&c.vcenter, "vcenter", "", "name of the vCenter, as the service calls it (default $GUESTFLOW_VCENTERS, where that is one)")
+	flags.StringVar(
+		&c.server,
+		"server",
+		"",
+		"NATS servers, comma separated (default $NATS_URL, else nats://127.0.0.1:4222)",
+	)
+	flags.StringVar(&c.vcenter, "vcenter", "",
+		"name of the vCenter, as the service calls it (default $GUESTFLOW_VCENTERS, where that is one)")
 	flags.BoolVar(&c.asJSON, "json", false, "write JSON lines, also on a terminal")
 	flags.BoolVar(&c.asText, "text", false, "write for people, also into a pipe")
 	root.MarkFlagsMutuallyExclusive("json", "text")
-	_ = root.RegisterFlagCompletionFunc("vcenter", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-		return c.configured(), cobra.ShellCompDirectiveNoFileComp
-	}) // it fails only where the flag is not there
-	root.AddCommand(c.submitCommand(), c.watchCommand(), c.statusCommand(), c.cancelCommand(), c.validateCommand(), c.deadlettersCommand(), c.doctorCommand(),
-		c.sandboxCommand(), c.versionCommand(), c.manCommand())
+	_ = root.RegisterFlagCompletionFunc(
+		"vcenter",
+		func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+			return c.configured(), cobra.ShellCompDirectiveNoFileComp
+		},
+	) // it fails only where the flag is not there
+	root.AddCommand(c.submitCommand(), c.watchCommand(), c.statusCommand(), c.cancelCommand(), c.validateCommand(),
+		c.deadlettersCommand(), c.doctorCommand(), c.sandboxCommand(), c.versionCommand(), c.manCommand())
 	return root
 }
 
@@ -134,7 +145,8 @@ func (c *cli) look() {
 	c.columns = c.width
 }
 
-// help writes the help of a command; on a terminal its paragraphs fill the lines, up to a width that is still read with ease.
+// help writes the help of a command; on a terminal its paragraphs fill the lines, up to a width that is still read with
+// ease.
 func (c *cli) help(cmd *cobra.Command, _ []string) {
 	about, usage := cmd.Long, strings.TrimSpace(cmd.UsageString())
 	if about == "" {
@@ -159,7 +171,9 @@ func (c *cli) prepare() error {
 	}
 	c.json = c.asJSON || !c.tty && !c.asText
 	if c.vcenter != "" && !events.ValidVCenter(c.vcenter) {
-		return fmt.Errorf("--vcenter %q is no name of a vCenter: 1 to 32 of a-z, 0-9 and '-', as in the service's GUESTFLOW_VCENTERS", c.vcenter)
+		return fmt.Errorf(
+			"--vcenter %q is no name of a vCenter: 1 to 32 of a-z, 0-9 and '-', as in the service's GUESTFLOW_VCENTERS",
+			c.vcenter)
 	}
 	return nil
 }
@@ -195,9 +209,13 @@ func (c *cli) oneVCenter() (string, error) {
 	case len(names) == 1:
 		return names[0], nil
 	case len(names) == 0:
-		return "", errors.New("which vCenter? Say --vcenter NAME, as the service calls it in its GUESTFLOW_VCENTERS, or set GUESTFLOW_VCENTERS")
+		return "", errors.New(
+			"which vCenter? Say --vcenter NAME, as the service calls it in its GUESTFLOW_VCENTERS, or set " +
+				"GUESTFLOW_VCENTERS",
+		)
 	}
-	return "", fmt.Errorf("which vCenter? GUESTFLOW_VCENTERS names %s: say one of them with --vcenter", strings.Join(names, ", "))
+	return "", fmt.Errorf("which vCenter? GUESTFLOW_VCENTERS names %s: say one of them with --vcenter",
+		strings.Join(names, ", "))
 }
 
 // nats is how to reach NATS.
@@ -217,8 +235,20 @@ func (c *cli) nats(ctx context.Context) (stream.Config, error) {
 
 // reach says how to reach NATS; name is what the server's monitoring calls the connection.
 func reach(n app.NATS, name string) stream.Config {
-	return stream.Config{URL: n.URL, CredsFile: n.CredsFile, NKeyFile: n.NKeyFile, User: n.User, PasswordFile: n.PasswordFile, CAFile: n.CAFile,
-		CertFile: n.CertFile, KeyFile: n.KeyFile, JSDomain: n.JSDomain, JSAPIPrefix: n.JSAPIPrefix, InboxPrefix: n.InboxPrefix, Name: name}
+	return stream.Config{
+		URL:          n.URL,
+		CredsFile:    n.CredsFile,
+		NKeyFile:     n.NKeyFile,
+		User:         n.User,
+		PasswordFile: n.PasswordFile,
+		CAFile:       n.CAFile,
+		CertFile:     n.CertFile,
+		KeyFile:      n.KeyFile,
+		JSDomain:     n.JSDomain,
+		JSAPIPrefix:  n.JSAPIPrefix,
+		InboxPrefix:  n.InboxPrefix,
+		Name:         name,
+	}
 }
 
 // dial connects to NATS. patience is how long it may be away later on; 0: for ever.

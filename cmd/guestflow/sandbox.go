@@ -26,7 +26,9 @@ Its parts can be used alone: --nats takes a NATS of yours, --no-service leaves t
   guestflow sandbox --listen 127.0.0.1:14222 --no-service --json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			log.SetOutput(io.Discard) // of this process: govmomi's simulator writes there of each call to an object that is gone
+			log.SetOutput(
+				io.Discard,
+			) // of this process: govmomi's simulator writes there of each call to an object that is gone
 			if logFile != "" {
 				file, err := os.OpenFile(logFile, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 				if err != nil {
@@ -55,8 +57,10 @@ Its parts can be used alone: --nats takes a NATS of yours, --no-service leaves t
 	flags := cmd.Flags()
 	flags.StringVar(&o.NATS, "nats", "", "URL of a NATS with JetStream to use, in the place of one of its own")
 	flags.StringVar(&o.NATSListen, "listen", "127.0.0.1:4222", "where its nats-server listens")
-	flags.StringVar(&o.VCenterListen, "vcenter-listen", "", "where the simulated vCenter listens (default a free port of 127.0.0.1)")
-	flags.StringVar(&o.HTTPListen, "http-listen", "", "where the service answers /livez, /readyz, /metrics (default a free port of 127.0.0.1)")
+	flags.StringVar(&o.VCenterListen, "vcenter-listen", "",
+		"where the simulated vCenter listens (default a free port of 127.0.0.1)")
+	flags.StringVar(&o.HTTPListen, "http-listen", "",
+		"where the service answers /livez, /readyz, /metrics (default a free port of 127.0.0.1)")
 	flags.StringVar(&o.Dir, "dir", "", "folder for streams, secrets and requests (default one that is gone at the end)")
 	flags.BoolVar(&o.NoService, "no-service", false, "only NATS and the simulated vCenter")
 	flags.StringVar(&logFile, "log", "", "file for the service's log (default none)")
@@ -79,7 +83,16 @@ func (c *cli) introduce(s *sandbox.Sandbox, o sandbox.Options) error {
 		rows = append(rows, []string{m.ID, m.Ends, m.Shows})
 	}
 	if c.json {
-		return c.object(map[string]any{"nats": s.NATSURL(), "vcenter": s.VCenterURL(), "caFile": s.CAFile(), "http": s.URL(), "settings": s.Env(), "vms": vms})
+		return c.object(
+			map[string]any{
+				"nats":     s.NATSURL(),
+				"vcenter":  s.VCenterURL(),
+				"caFile":   s.CAFile(),
+				"http":     s.URL(),
+				"settings": s.Env(),
+				"vms":      vms,
+			},
+		)
 	}
 	c.say("NATS      %s", s.NATSURL())
 	c.say("vCenter   %s, simulated, called %s", s.VCenterURL(), sandbox.VCenter)

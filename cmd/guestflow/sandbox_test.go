@@ -16,7 +16,9 @@ func TestSandbox(t *testing.T) {
 		NATS, HTTP, CAFile string
 		VMs                []struct{ VM, Ends, RequestFile string }
 	}
-	if err := json.Unmarshal([]byte(box.out.String()), &there); err != nil || len(there.VMs) < 10 || there.CAFile == "" || there.HTTP == "" {
+	if err := json.Unmarshal([]byte(box.out.String()),
+		&there); err != nil || len(there.VMs) < 10 || there.CAFile == "" ||
+		there.HTTP == "" {
 		t.Fatalf("%v: %s", err, box.out)
 	}
 	env := map[string]string{"NATS_URL": there.NATS, "GUESTFLOW_VCENTERS": "lab"}

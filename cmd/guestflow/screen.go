@@ -25,7 +25,8 @@ const (
 	cyan   colour = "36"
 )
 
-// onAny are colours that can be read on black and on white, where a terminal has 256; green, yellow and cyan of the first eight cannot on white.
+// onAny are colours that can be read on black and on white, where a terminal has 256; green, yellow and cyan of the
+// first eight cannot on white.
 var onAny = map[colour]colour{red: "38;5;160", green: "38;5;28", yellow: "38;5;130", cyan: "38;5;31"}
 
 // paints are all that paint writes; "0" ends a colour.
@@ -167,7 +168,8 @@ func fit(s string, width int) string {
 	return string([]rune(s)[:width-1]) + "…"
 }
 
-// table writes rows in columns; the first one is the head. On a terminal a row is one line: its last cell is cut, or goes on below where it is prose.
+// table writes rows in columns; the first one is the head. On a terminal a row is one line: its last cell is cut, or
+// goes on below where it is prose.
 func (s *screen) table(rows [][]string, prose bool, paint func(row, column int) colour) {
 	var widths []int
 	for _, row := range rows {

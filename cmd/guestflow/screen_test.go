@@ -30,8 +30,8 @@ func moves(text string) string {
 	}, text)
 }
 
-// Whatever others write, nothing of it reaches the terminal as a command: neither of an event of guestflow, nor of one that somebody else, or an older
-// guestflow, published.
+// Whatever others write, nothing of it reaches the terminal as a command: neither of an event of guestflow, nor of one
+// that somebody else, or an older guestflow, published.
 func TestOthersWordsMoveNoCursor(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, vcsim.Options{}).serve()
@@ -43,22 +43,67 @@ func TestOthersWordsMoveNoCursor(t *testing.T) {
 	nics := []events.NIC{{MAC: hostile, Connected: true, Addresses: []string{hostile}}}
 	remarks := []events.Remark{{Code: hostile, Message: hostile, Field: hostile}}
 	run := events.Run{
-		ID: events.RunID("lab", vm, *ref), VCenter: "lab", VM: vm, VMName: hostile, Request: ref, Status: events.StatusFailed, AcceptedAt: &at, FinishedAt: &at,
-		Owner: &events.Owner{Instance: hostile, Takeovers: 2}, Process: hostile, CanceledBy: &events.CanceledBy{Source: hostile, ID: hostile, Reason: hostile},
-		Check:     &events.Check{State: events.Failed, Status: hostile, Blockers: remarks, Warnings: remarks},
-		Customize: &events.Customize{State: events.Failed, Task: hostile, DecidedBy: hostile, Guest: guest, Reason: hostile},
-		Network:   &events.Network{State: events.Failed, Task: hostile, Reason: hostile},
-		Verify:    &events.Verify{State: events.Failed, HostName: hostile, NICs: nics, Mismatches: []string{hostile}},
-		Processes: []events.Process{{Name: hostile, State: events.Failed, PID: 7, Owner: hostile, ProcessName: hostile, Command: hostile, ExitCode: &exit, Reason: hostile}},
-		Observed:  &events.Observed{PowerState: hostile, ToolsRunningStatus: hostile, ToolsVersion: hostile, HostName: hostile, NICs: nics, GuestLog: []string{hostile}},
+		ID:         events.RunID("lab", vm, *ref),
+		VCenter:    "lab",
+		VM:         vm,
+		VMName:     hostile,
+		Request:    ref,
+		Status:     events.StatusFailed,
+		AcceptedAt: &at,
+		FinishedAt: &at,
+		Owner: &events.Owner{
+			Instance:  hostile,
+			Takeovers: 2,
+		},
+		Process:    hostile,
+		CanceledBy: &events.CanceledBy{Source: hostile, ID: hostile, Reason: hostile},
+		Check:      &events.Check{State: events.Failed, Status: hostile, Blockers: remarks, Warnings: remarks},
+		Customize: &events.Customize{
+			State:     events.Failed,
+			Task:      hostile,
+			DecidedBy: hostile,
+			Guest:     guest,
+			Reason:    hostile,
+		},
+		Network: &events.Network{State: events.Failed, Task: hostile, Reason: hostile},
+		Verify:  &events.Verify{State: events.Failed, HostName: hostile, NICs: nics, Mismatches: []string{hostile}},
+		Processes: []events.Process{
+			{
+				Name:        hostile,
+				State:       events.Failed,
+				PID:         7,
+				Owner:       hostile,
+				ProcessName: hostile,
+				Command:     hostile,
+				ExitCode:    &exit,
+				Reason:      hostile,
+			},
+		},
+		Observed: &events.Observed{
+			PowerState:         hostile,
+			ToolsRunningStatus: hostile,
+			ToolsVersion:       hostile,
+			HostName:           hostile,
+			NICs:               nics,
+			GuestLog:           []string{hostile},
+		},
 		Error: &events.Error{Step: hostile, Process: hostile, Code: hostile, Message: hostile, Field: hostile,
 			VSphere: &events.VSphere{Name: hostile, HTTPStatus: 500, LocalizedMessage: hostile}},
 	}
 	for i, kind := range []events.Kind{events.RunAccepted, events.RunWaiting, events.CheckCompleted, events.CustomizeStarting, events.CustomizeStarted, events.CustomizeProgressed,
 		events.CustomizeCompleted, events.NetworkCompleted, events.VerifyCompleted, events.ProcessStarting, events.ProcessStarted, events.ProcessExited, events.RunFailed} {
 		run.N, run.Waiting = i+1, events.Waiting(hostile)
-		data, err := json.Marshal(map[string]any{"specversion": "1.0", "id": "x", "source": "/guestflow/lab", "type": events.Type(kind), "subject": vm,
-			"time": time.Now().Format(time.RFC3339Nano), "data": run})
+		data, err := json.Marshal(
+			map[string]any{
+				"specversion": "1.0",
+				"id":          "x",
+				"source":      "/guestflow/lab",
+				"type":        events.Type(kind),
+				"subject":     vm,
+				"time":        time.Now().Format(time.RFC3339Nano),
+				"data":        run,
+			},
+		)
 		if err != nil {
 			t.Fatal(err)
 		}

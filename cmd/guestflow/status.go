@@ -31,7 +31,9 @@ it shows the fleet, a line for each VM of the vCenter (of all vCenters, where no
 			return c.statusOfAll(cmd.Context(), only)
 		},
 	}
-	cmd.Flags().StringSliceVar(&only, "only", nil, "of the fleet: only VMs that stand so: queued, running, succeeded, failed, canceled")
+	cmd.Flags().
+		StringSliceVar(&only, "only", nil, "of the fleet: only VMs that stand so: queued, running, succeeded, "+
+			"failed, canceled")
 	return cmd
 }
 
@@ -110,7 +112,12 @@ func (c *cli) statusOfOne(ctx context.Context, vm string) error {
 		return err
 	}
 	if s.Last == nil && s.Unfinished <= 0 {
-		return fmt.Errorf("nothing is known of %s at %s: no request for it is in the queue, and no event in the journal (events are kept for GUESTFLOW_EVENTS_MAX_AGE)", vm, vcenter)
+		return fmt.Errorf(
+			"nothing is known of %s at %s: no request for it is in the queue, and no event in the journal (events "+
+				"are kept for GUESTFLOW_EVENTS_MAX_AGE)",
+			vm,
+			vcenter,
+		)
 	}
 	v := standingOf(s)
 	if c.json {
@@ -134,7 +141,8 @@ func (c *cli) describe(v standing, now time.Time) {
 		if r.VMName != "" {
 			head += " (" + flat(r.VMName) + ")"
 		}
-		c.say("%s at %s: %s", head, v.VCenter, c.paint(statusColour(r.Status), string(r.Status))+clean(sinceWords(v, now)))
+		c.say("%s at %s: %s", head, v.VCenter,
+			c.paint(statusColour(r.Status), string(r.Status))+clean(sinceWords(v, now)))
 		row("run", r.ID)
 		if r.Request != nil {
 			row("request", flat(r.Request.ID+" from "+r.Request.Source))
@@ -193,7 +201,8 @@ func (c *cli) steps(r *events.Run) {
 		if text != "" {
 			text = strings.Repeat(" ", max(12-len(*s.State), 1)) + text
 		}
-		c.say("  %s %s%s", c.paint(dim, fmt.Sprintf("%-10s", s.Name)), c.paint(stateColour(*s.State), string(*s.State)), text)
+		c.say("  %s %s%s", c.paint(dim, fmt.Sprintf("%-10s", s.Name)), c.paint(stateColour(*s.State), string(*s.State)),
+			text)
 		if s.Name == events.StepCheck {
 			for _, line := range c.remarks(r.Check) {
 				c.say("  %10s %s", "", line)
@@ -280,7 +289,9 @@ func (c *cli) vcentersOf(ctx context.Context, conn *client.Client) ([]string, er
 		return configured, nil // who may not list streams may know their names
 	}
 	if err == nil && len(names) == 0 {
-		return nil, errors.New("no guestflow service has started on this NATS: it has no requests stream; see guestflow doctor")
+		return nil, errors.New(
+			"no guestflow service has started on this NATS: it has no requests stream; see guestflow doctor",
+		)
 	}
 	slices.Sort(names)
 	return names, err
@@ -311,7 +322,9 @@ func (c *cli) fleet(all []standing, now time.Time) {
 		rows = append(rows, row)
 	}
 	column := 3 // the status
-	if vcenters := len(slices.CompactFunc(slices.Clone(all), func(a, b standing) bool { return a.VCenter == b.VCenter })); vcenters == 1 {
+	if vcenters := len(
+		slices.CompactFunc(slices.Clone(all), func(a, b standing) bool { return a.VCenter == b.VCenter }),
+	); vcenters == 1 {
 		for i := range rows { // the words need the room more
 			rows[i] = rows[i][1:]
 		}

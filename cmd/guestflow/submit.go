@@ -56,13 +56,16 @@ that was sent before (the same --source and --id, and the same data) is not run 
 	flags.StringVar(&f.specName, "spec-name", "", "customize: name of a specification that is stored in vCenter")
 	flags.BoolVar(&f.network, "network", false, "start the guest's network")
 	flags.BoolVar(&f.connectNICs, "connect-nics", false, "connect NICs that are not, then start the guest's network")
-	flags.StringArrayVar(&f.runs, "run", nil, "run a program: 'name=/path args' (repeatable; a path with spaces in double quotes)")
+	flags.StringArrayVar(&f.runs, "run", nil,
+		"run a program: 'name=/path args' (repeatable; a path with spaces in double quotes)")
 	flags.StringVar(&f.timeout, "timeout", "", "of the run, such as 90s or 1h30m (default 1h)")
 	flags.BoolVar(&f.checkOnly, "check-only", false, "only ask vCenter whether the VM can be customized")
 	flags.StringVar(&f.id, "id", "", "CloudEvents id of the request (default the file's, else a new one)")
-	flags.StringVar(&f.source, "source", "", "CloudEvents source of the request (default the file's, else "+client.Source+")")
+	flags.StringVar(&f.source, "source", "",
+		"CloudEvents source of the request (default the file's, else "+client.Source+")")
 	flags.BoolVar(&f.wait, "wait", false, "wait for the end; the exit code says how it ended")
-	flags.DurationVar(&f.waitTimeout, "wait-timeout", 0, "give up waiting after this time (default never); the request goes on")
+	flags.DurationVar(&f.waitTimeout, "wait-timeout", 0,
+		"give up waiting after this time (default never); the request goes on")
 	return cmd
 }
 
@@ -132,12 +135,16 @@ func (c *cli) document(cmd *cobra.Command, f submitFlags, args []string) (doc []
 	}
 	switch {
 	case len(args) == 1 && len(said) > 0:
-		return nil, "", fmt.Errorf("a file holds the whole request: leave out %s, or the file", strings.Join(said, ", "))
+		return nil, "", fmt.Errorf("a file holds the whole request: leave out %s, or the file",
+			strings.Join(said, ", "))
 	case len(args) == 1:
 		doc, err = c.read(args[0])
 		return doc, called(args[0]), err
 	case len(said) == 0:
-		return nil, "", errors.New("nothing to send: name a file (- for standard input), or say --vm and what is to be done; see guestflow submit --help")
+		return nil, "", errors.New(
+			"nothing to send: name a file (- for standard input), or say --vm and what is to be done; see guestflow " +
+				"submit --help",
+		)
 	}
 	doc, err = c.fromFlags(f)
 	return doc, "request", err
@@ -221,11 +228,20 @@ func (c *cli) fromFlags(f submitFlags) ([]byte, error) {
 	}
 	switch {
 	case f.checkOnly && steps > 0:
-		return nil, errors.New("--check-only changes nothing in the guest: leave out --spec, --spec-name, --network, --connect-nics and --run")
+		return nil, errors.New(
+			"--check-only changes nothing in the guest: leave out --spec, --spec-name, --network, --connect-nics " +
+				"and --run",
+		)
 	case !f.checkOnly && steps == 0:
-		return nil, errors.New("what is to be done with " + f.vm + "? Say --spec, --spec-name, --network, --connect-nics or --run; or --check-only to ask vCenter alone")
+		return nil, errors.New(
+			"what is to be done with " + f.vm + "? Say --spec, --spec-name, --network, --connect-nics or --run; or " +
+				"--check-only to ask vCenter alone",
+		)
 	case steps > 0 && f.secret == "":
-		return nil, errors.New("--secret is missing: the name of the secret with the guest's credentials, a folder in the service's GUESTFLOW_SECRETS_DIR")
+		return nil, errors.New(
+			"--secret is missing: the name of the secret with the guest's credentials, a folder in the service's " +
+				"GUESTFLOW_SECRETS_DIR",
+		)
 	}
 	return json.Marshal(data)
 }
@@ -241,7 +257,8 @@ func program(run string) (name, path, arguments string, err error) {
 		path, arguments, _ = strings.Cut(rest, " ")
 	}
 	if !ok || name == "" || path == "" {
-		return "", "", "", fmt.Errorf("--run %q is not 'name=/path args', such as 'join=/usr/sbin/realm join example.test'", run)
+		return "", "", "", fmt.Errorf(
+			"--run %q is not 'name=/path args', such as 'join=/usr/sbin/realm join example.test'", run)
 	}
 	return name, path, strings.TrimSpace(arguments), nil
 }
@@ -289,7 +306,8 @@ func (c *cli) send(ctx context.Context, conn *client.Client, m *client.Message, 
 	}
 	switch {
 	case !c.json:
-		c.say("%s %s from %s for %s at %s is stored; run %s", what, c.paint(bold, flat(m.Ref.ID)), flat(m.Ref.Source), c.paint(bold, m.VM), m.VCenter, m.Run)
+		c.say("%s %s from %s for %s at %s is stored; run %s", what, c.paint(bold, flat(m.Ref.ID)), flat(m.Ref.Source),
+			c.paint(bold, m.VM), m.VCenter, m.Run)
 	case !how.wait:
 		return c.object(sent{m.VCenter, m.VM, m.Ref, m.Run, m.Subject, seq})
 	}
@@ -315,7 +333,14 @@ func (c *cli) send(ctx context.Context, conn *client.Client, m *client.Message, 
 		if errors.Is(err, context.Canceled) {
 			err = errors.New("interrupted")
 		}
-		return fmt.Errorf("%w: not waiting any more. The %s is stored and goes on: guestflow watch %s --vcenter %s shows it; where nothing comes, guestflow doctor says why", err, what, m.VM, m.VCenter)
+		return fmt.Errorf(
+			"%w: not waiting any more. The %s is stored and goes on: guestflow watch %s --vcenter %s shows it; where "+
+				"nothing comes, guestflow doctor says why",
+			err,
+			what,
+			m.VM,
+			m.VCenter,
+		)
 	}
 	c.explainEnd(end)
 	if code := how.code(end); code != exitOK {

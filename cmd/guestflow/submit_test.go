@@ -12,13 +12,15 @@ import (
 	"github.com/guestflow/guestflow/internal/vcsim"
 )
 
-// A request from its flags to its exit code, in every way in which it can end, and what the other commands then say of it.
+// A request from its flags to its exit code, in every way in which it can end, and what the other commands then say of
+// it.
 func TestRuns(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, vcsim.Options{VMs: 12})
 	vms := s.vc.VMs()
 	for _, vm := range vms {
-		s.vc.VM(vm).Configure(func(g *vcsim.Guest) { g.CustomizeTime, g.NetworkTime = 100*time.Millisecond, 50*time.Millisecond })
+		s.vc.VM(vm).
+			Configure(func(g *vcsim.Guest) { g.CustomizeTime, g.NetworkTime = 100*time.Millisecond, 50*time.Millisecond })
 	}
 	s.serve()
 
@@ -29,8 +31,21 @@ func TestRuns(t *testing.T) {
 		r := s.do(s.whole(vm, "--id", "r-1", "--wait")...).want(t, 0)
 		all := cloudEvents(t, r.out)
 		got := slices.DeleteFunc(kinds(all), func(k string) bool { return k == "customize.progressed" })
-		want := []string{"run.accepted", "check.completed", "customize.starting", "customize.started", "customize.completed", "network.starting", "network.started",
-			"network.completed", "verify.completed", "process.starting", "process.started", "process.exited", "run.succeeded"}
+		want := []string{
+			"run.accepted",
+			"check.completed",
+			"customize.starting",
+			"customize.started",
+			"customize.completed",
+			"network.starting",
+			"network.started",
+			"network.completed",
+			"verify.completed",
+			"process.starting",
+			"process.started",
+			"process.exited",
+			"run.succeeded",
+		}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("events (-want +got):\n%s", diff)
 		}
@@ -45,7 +60,9 @@ func TestRuns(t *testing.T) {
 		}
 		golden(t, "status", strings.ReplaceAll(s.read("status", vm).want(t, 0).out, vm, "VM"))
 		var v standing
-		if err := json.Unmarshal([]byte(s.do("status", vm).want(t, 0).out), &v); err != nil || v.Run == nil || v.Run.Customize.DecidedBy != "task" || *v.Unfinished != 0 {
+		if err := json.Unmarshal([]byte(s.do("status", vm).want(t, 0).out),
+			&v); err != nil || v.Run == nil || v.Run.Customize.DecidedBy != "task" ||
+			*v.Unfinished != 0 {
 			t.Errorf("status in a pipe: %+v, %v", v, err)
 		}
 		// The same identity with other data is another thing.
@@ -58,7 +75,8 @@ func TestRuns(t *testing.T) {
 		t.Parallel()
 		s := &site{t, s.url, s.vc, s.env}
 		vm := vms[1]
-		r := s.read("submit", "--vm", vm, "--secret", "linux-root", "--run", "join-domain=/bin/sh -c 'exit 3'", "--id", "r-2", "--wait").want(t, 1)
+		r := s.read("submit", "--vm", vm, "--secret", "linux-root", "--run", "join-domain=/bin/sh -c 'exit 3'", "--id", "r-2", "--wait").
+			want(t, 1)
 		golden(t, "submit-failed", normalNIC(strings.ReplaceAll(r.out, vm, "VM")))
 		golden(t, "status-failed", normalNIC(strings.ReplaceAll(s.read("status", vm).want(t, 0).out, vm, "VM")))
 		s.read("watch", vm, "--since", "1h", "--until-end").want(t, 1, "run.accepted", "ExitCode")
@@ -103,7 +121,12 @@ func TestRuns(t *testing.T) {
 		}
 		s.begin(true, "status").end().want(t, 0, "\x1b[1mVM", vm)
 		quiet := &site{t, s.url, s.vc, map[string]string{"NATS_URL": s.url, "NO_COLOR": "1"}}
-		if r := quiet.begin(true, "status", "--vcenter", "lab").end().want(t, 0, vm); strings.Contains(r.out, "\x1b[3") {
+		if r := quiet.begin(true, "status", "--vcenter", "lab").
+			end().
+			want(t, 0, vm); strings.Contains(
+			r.out,
+			"\x1b[3",
+		) {
 			t.Errorf("colours with NO_COLOR: %q", r.out)
 		}
 		if r := s.begin(true, "status", vm, "--json").end().want(t, 0); !json.Valid([]byte(r.out)) {
@@ -119,8 +142,13 @@ func TestRuns(t *testing.T) {
 		if got := kinds(all); !slices.Equal(got, []string{"run.accepted", "check.completed", "run.succeeded"}) {
 			t.Errorf("events %v", got)
 		}
-		whole := s.file("event.json", `{"specversion":"1.0","type":"io.guestflow.customization.requested.v1","source":"/provisioning","id":"order-1","subject":"`+vm+
-			`","datacontenttype":"application/json","data":`+data(vm)+`}`)
+		whole := s.file(
+			"event.json",
+			`{"specversion":"1.0","type":"io.guestflow.customization.requested.v1","source":"/provisioning","id":"order-1","subject":"`+vm+
+				`","datacontenttype":"application/json","data":`+data(
+				vm,
+			)+`}`,
+		)
 		s.read("submit", whole, "--wait").want(t, 0, "order-1 from /provisioning", "run.succeeded")
 		s.read("submit", whole, "--id", "order-2", "--wait").want(t, 0, "order-2 from /provisioning", "run.succeeded")
 	})
@@ -219,14 +247,16 @@ func TestCheckedBeforeItIsSent(t *testing.T) {
 	}
 	none := map[string]string{}
 	begin(t, none, false, "", "status", "vm-42").end().want(t, 4, "Say --vcenter NAME")
-	begin(t, map[string]string{"GUESTFLOW_VCENTERS": "lab, prod"}, false, "", "cancel", "vm-42").end().want(t, 4, "names lab, prod")
+	begin(t, map[string]string{"GUESTFLOW_VCENTERS": "lab, prod"}, false, "", "cancel", "vm-42").end().
+		want(t, 4, "names lab, prod")
 }
 
 // Where nobody serves a vCenter the publish says so, and who is served.
 func TestNobodyServes(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, vcsim.Options{}).serve()
-	s.do("submit", "--vm", "vm-42", "--check-only", "--vcenter", "prod").want(t, 4, "no service for vCenter prod has started", "The vCenters with a service are: lab")
+	s.do("submit", "--vm", "vm-42", "--check-only", "--vcenter", "prod").
+		want(t, 4, "no service for vCenter prod has started", "The vCenters with a service are: lab")
 	s.do("status", "vm-404").want(t, 4, "nothing is known of vm-404")
 	s.do("status").want(t, 0)
 	s.read("status").want(t, 0, "no VM has")

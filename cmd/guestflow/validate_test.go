@@ -8,7 +8,8 @@ import (
 	"testing"
 )
 
-// What validate says of inputs out of public reports, and of others of their kind: what is wrong, where, and what to change.
+// What validate says of inputs out of public reports, and of others of their kind: what is wrong, where, and what to
+// change.
 func TestValidateCases(t *testing.T) {
 	t.Parallel()
 	files, err := filepath.Glob("../../internal/events/testdata/cases/*.json")
@@ -41,7 +42,8 @@ func TestValidateWarnings(t *testing.T) {
 	t.Parallel()
 	p := begin(t, nil, false, "", "validate", "../../internal/events/testdata/cases/warnings.json").end().want(t, 0)
 	var got valid
-	if err := json.Unmarshal([]byte(p.out), &got); err != nil || !got.Valid || len(got.Warnings) != 3 || got.Warnings[0].Code != "UnknownType" {
+	if err := json.Unmarshal([]byte(p.out), &got); err != nil || !got.Valid || len(got.Warnings) != 3 ||
+		got.Warnings[0].Code != "UnknownType" {
 		t.Errorf("%+v, %v", got, err)
 	}
 }
@@ -53,7 +55,8 @@ func TestSpecFiles(t *testing.T) {
 		return begin(t, map[string]string{"NATS_URL": "nats://127.0.0.1:1", "GUESTFLOW_VCENTERS": "lab"}, false, in,
 			"submit", "--vm", "vm-29", "--secret", "linux-root", "--spec", spec)
 	}
-	submit("testdata/cases/24-spec.xml", "").end().want(t, 4, "--spec testdata/cases/24-spec.xml: it is XML, a specification exported from vCenter", "--spec-name")
+	submit("testdata/cases/24-spec.xml", "").end().
+		want(t, 4, "--spec testdata/cases/24-spec.xml: it is XML, a specification exported from vCenter", "--spec-name")
 	submit("testdata/cases/24-spec.yaml", "").end().want(t, 4, "it is YAML, and JSON is wanted")
 	submit("-", "{\n\n]").end().want(t, 4, "--spec standard input: it is not valid JSON: line 3")
 	submit("-", `{"configuration_spec":{}}`).end().want(t, 2, "customize.spec: is the specification of the REST API")

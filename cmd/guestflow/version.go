@@ -13,9 +13,17 @@ func (c *cli) versionCommand() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			if c.json {
-				return c.object(map[string]string{"version": version, "commit": commit, "go": runtime.Version(), "platform": runtime.GOOS + "/" + runtime.GOARCH})
+				return c.object(
+					map[string]string{
+						"version":  version,
+						"commit":   commit,
+						"go":       runtime.Version(),
+						"platform": runtime.GOOS + "/" + runtime.GOARCH,
+					},
+				)
 			}
-			c.say("guestflow %s (commit %s, %s, %s/%s)", version, commit, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			c.say("guestflow %s (commit %s, %s, %s/%s)", version, commit, runtime.Version(), runtime.GOOS,
+				runtime.GOARCH)
 			return nil
 		},
 	}

@@ -32,7 +32,9 @@ pipe it writes the CloudEvents as they are, one a line. The events are read from
 		},
 	}
 	cmd.Flags().DurationVar(&since, "since", 0, "begin with what was published this long ago, such as 1h")
-	cmd.Flags().BoolVar(&untilEnd, "until-end", false, "of one VM: stop when a run has ended, with the exit code of submit --wait")
+	cmd.Flags().
+		BoolVar(&untilEnd, "until-end", false, "of one VM: stop when a run has ended, with the exit code of "+
+			"submit --wait")
 	return cmd
 }
 

@@ -48,7 +48,13 @@ func kindColour(k events.Kind) colour {
 		return green
 	case events.RunFailed, events.KindRejected:
 		return red
-	case events.RunCanceled, events.RunWaiting, events.RunResumed, events.RunReleased, events.ProcessUnreachable, events.CustomizeAborting, events.CustomizeAborted:
+	case events.RunCanceled,
+		events.RunWaiting,
+		events.RunResumed,
+		events.RunReleased,
+		events.ProcessUnreachable,
+		events.CustomizeAborting,
+		events.CustomizeAborted:
 		return yellow
 	}
 	return plain
@@ -315,7 +321,8 @@ func short(d time.Duration) string {
 	return fmt.Sprintf("%dd", int(d.Hours()/24))
 }
 
-// why are the lines that tell why a run did not succeed, and what was seen. told: its last event has been shown, with its message.
+// why are the lines that tell why a run did not succeed, and what was seen. told: its last event has been shown, with
+// its message.
 func (s *screen) why(r *events.Run, told bool) (lines []string) {
 	e := r.Error
 	add := func(what, text string) {
@@ -331,7 +338,12 @@ func (s *screen) why(r *events.Run, told bool) (lines []string) {
 		if told {
 			add("where", list(step, e.Field))
 		} else {
-			lines = append(lines, s.paint(dim, fmt.Sprintf("%-10s", "error"))+" "+s.paint(red, flat(string(e.Code)))+clean(in(list(step, e.Field))))
+			lines = append(
+				lines,
+				s.paint(dim, fmt.Sprintf("%-10s", "error"))+" "+s.paint(red, flat(string(e.Code)))+clean(
+					in(list(step, e.Field)),
+				),
+			)
 			add("", e.Message)
 		}
 		if v := e.VSphere; v != nil {

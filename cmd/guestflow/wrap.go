@@ -14,8 +14,8 @@ var (
 // seen is how many columns a text takes on the screen.
 func seen(s string) int { return utf8.RuneCountInString(colours.ReplaceAllString(s, "")) }
 
-// wrap breaks each line of a text between words where it is wider than the screen, and begins what follows under the last column of that line. A word that
-// is wider than the screen stays whole: it may be a path that somebody copies.
+// wrap breaks each line of a text between words where it is wider than the screen, and begins what follows under the
+// last column of that line. A word that is wider than the screen stays whole: it may be a path that somebody copies.
 func wrap(text string, width int) string {
 	if width <= 0 {
 		return text
@@ -52,7 +52,8 @@ func wrapLine(line string, width int) string {
 	return b.String()
 }
 
-// underColumn is where the last column of a line begins, if that leaves a third of the screen for it; else the last that does.
+// underColumn is where the last column of a line begins, if that leaves a third of the screen for it; else the last
+// that does.
 func underColumn(line string, width int) int {
 	first := len(line) - len(strings.TrimLeft(line, " "))
 	under := first

@@ -17,12 +17,13 @@ func TestWrap(t *testing.T) {
 		width int
 		want  string
 	}{
-		"fits":                  {"a b c", 5, "a b c"},
-		"no terminal":           {strings.Repeat("word ", 40), 0, strings.Repeat("word ", 40)},
-		"between words":         {"one two three", 8, "one two\nthree"},
-		"under a column":        {"  ok      one two three four", 20, "  ok      one two\n          three four"},
-		"not too far":           {"  12:00:00  a              some words", 30, "  12:00:00  a\n            some words"},
-		"colours take no room":  {"\x1b[2mwhere\x1b[0m      one two three", 19, "\x1b[2mwhere\x1b[0m      one two\n           three"},
+		"fits":           {"a b c", 5, "a b c"},
+		"no terminal":    {strings.Repeat("word ", 40), 0, strings.Repeat("word ", 40)},
+		"between words":  {"one two three", 8, "one two\nthree"},
+		"under a column": {"  ok      one two three four", 20, "  ok      one two\n          three four"},
+		"not too far":    {"  12:00:00  a              some words", 30, "  12:00:00  a\n            some words"},
+		"colours take no room": {"\x1b[2mwhere\x1b[0m      one two three", 19, "\x1b[2mwhere\x1b[0m      one two\n  " +
+			"         three"},
 		"a path stays whole":    {"see   /var/log/a/long/path now", 20, "see\n/var/log/a/long/path\n      now"},
 		"each line by itself":   {"one two\nthree four five", 11, "one two\nthree four\nfive"},
 		"letters are not bytes": {"äöü äöü äöü", 7, "äöü äöü\näöü"},
@@ -39,10 +40,24 @@ func TestWrap(t *testing.T) {
 }
 
 // written is what a command writes on terminals of a width.
-func written(t *testing.T, width int, env map[string]string, con func(*console), args ...string) (out, err string, code int) {
+func written(
+	t *testing.T,
+	width int,
+	env map[string]string,
+	con func(*console),
+	args ...string,
+) (out, err string, code int) {
 	t.Helper()
 	var o, e bytes.Buffer
-	c := console{in: strings.NewReader(""), out: &o, err: &e, env: envconfig.MapLookuper(env), tty: true, errTTY: true, width: func() int { return width }}
+	c := console{
+		in:     strings.NewReader(""),
+		out:    &o,
+		err:    &e,
+		env:    envconfig.MapLookuper(env),
+		tty:    true,
+		errTTY: true,
+		width:  func() int { return width },
+	}
 	if con != nil {
 		con(&c)
 	}
@@ -84,11 +99,13 @@ func TestColours(t *testing.T) {
 		"NO_COLOR":            {map[string]string{"NO_COLOR": "1"}, nil, "error: "},
 		"dumb":                {map[string]string{"TERM": "dumb"}, nil, "error: "},
 	} {
-		if _, err, code := written(t, 80, test.env, test.con, "statsu"); code != exitOther || err != test.want+"guestflow: unknown command \"statsu\": is it status? See guestflow --help\n" {
+		if _, err, code := written(t, 80, test.env, test.con, "statsu"); code != exitOther ||
+			err != test.want+"guestflow: unknown command \"statsu\": is it status? See guestflow --help\n" {
 			t.Errorf("%s: %d %q", name, code, err)
 		}
 	}
-	if _, err, _ := written(t, 80, nil, nil, "frobnicate"); !strings.HasSuffix(err, "unknown command \"frobnicate\": see guestflow --help\n") {
+	if _, err, _ := written(t, 80, nil, nil, "frobnicate"); !strings.HasSuffix(err,
+		"unknown command \"frobnicate\": see guestflow --help\n") {
 		t.Errorf("%q", err)
 	}
 }
@@ -96,7 +113,11 @@ func TestColours(t *testing.T) {
 // A table's rows fit: wide columns give way, the last cell is cut, or goes on below.
 func TestTable(t *testing.T) {
 	t.Parallel()
-	rows := [][]string{{"VM", "NAME", "WHAT"}, {"vm-1", strings.Repeat("n", 60), "one two three four five six seven eight"}, {"vm-2", "short", ""}}
+	rows := [][]string{
+		{"VM", "NAME", "WHAT"},
+		{"vm-1", strings.Repeat("n", 60), "one two three four five six seven eight"},
+		{"vm-2", "short", ""},
+	}
 	for _, prose := range []bool{false, true} {
 		var out bytes.Buffer
 		s := &screen{out: &out, live: true, columns: func() int { return 60 }}
@@ -107,7 +128,8 @@ func TestTable(t *testing.T) {
 				t.Errorf("%d columns: %s", seen(line), line)
 			}
 		}
-		if cut := strings.Contains(out.String(), "eight"); cut != prose || !strings.Contains(lines[1], "nn…  one") || len(lines) == 3 == prose {
+		if cut := strings.Contains(out.String(), "eight"); cut != prose || !strings.Contains(lines[1], "nn…  one") ||
+			len(lines) == 3 == prose {
 			t.Errorf("prose %t:\n%s", prose, &out)
 		}
 	}

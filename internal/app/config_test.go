@@ -69,14 +69,8 @@ func TestLoadConfigDefaults(t *testing.T) {
 	v := cfg.VCenters[0]
 	if v.Name != "lab" || v.MaxInFlight != 64 || v.SendWindow != 5*time.Second || v.TravelTime != 10*time.Second ||
 		v.VisibilityLag != 30*time.Second {
-		t.Errorf(
-			"vCenter: got %s with %d in flight, T %s, D %s, V %s",
-			v,
-			v.MaxInFlight,
-			v.SendWindow,
-			v.TravelTime,
-			v.VisibilityLag,
-		)
+		t.Errorf("vCenter: got %s with %d in flight, T %s, D %s, V %s", v, v.MaxInFlight, v.SendWindow, v.TravelTime,
+			v.VisibilityLag)
 	}
 }
 
@@ -242,16 +236,8 @@ func FuzzLoadConfig(f *testing.F) {
 			}
 		}
 		cfg, err := app.LoadConfig(envconfig.MapLookuper(env))
-		if shown := fmt.Sprintf(
-			"%v %v %+v %#v",
-			err,
-			cfg.VCenters,
-			cfg.VCenters,
-			cfg.VCenters,
-		); strings.Contains(
-			shown,
-			canary,
-		) {
+		if shown := fmt.Sprintf("%v %v %+v %#v", err, cfg.VCenters, cfg.VCenters, cfg.VCenters); strings.Contains(shown,
+			canary) {
 			t.Errorf("a password is shown: %s", shown)
 		}
 		if err != nil {

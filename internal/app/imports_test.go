@@ -40,18 +40,9 @@ func linkedWith(t *testing.T, pkg string, not ...string) {
 // The simulated vCenter and the nats-server are for tests and the demo: neither may ever be linked into the service.
 func TestServiceIsLinkedFromServiceOnly(t *testing.T) {
 	t.Parallel()
-	linkedWith(
-		t,
-		"cmd/consumer",
-		module+"internal/vcsim",
-		"github.com/vmware/govmomi",
-		"github.com/nats-io/nats-server",
-		"testing",
-		module+"internal/events/stream/natstest",
-		module+"internal/events/stream/memstore",
-		module+"internal/client",
-		"github.com/spf13/cobra",
-	)
+	linkedWith(t, "cmd/consumer", module+"internal/vcsim", "github.com/vmware/govmomi",
+		"github.com/nats-io/nats-server", "testing", module+"internal/events/stream/natstest",
+		module+"internal/events/stream/memstore", module+"internal/client", "github.com/spf13/cobra")
 }
 
 // The contract, and what decides by it, are free of NATS's client.
@@ -92,17 +83,11 @@ func named(t *testing.T, text string, all map[string]listed) []string {
 	t.Helper()
 	var found []string
 	for _, quoted := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(text, -1) {
-		matches := slices.DeleteFunc(
-			slices.Collect(maps.Keys(all)),
-			func(name string) bool { return name != quoted[1] && path.Base(name) != quoted[1] },
-		)
+		matches := slices.DeleteFunc(slices.Collect(maps.Keys(all)),
+			func(name string) bool { return name != quoted[1] && path.Base(name) != quoted[1] })
 		if len(matches) != 1 {
-			t.Errorf(
-				"ARCHITECTURE.md speaks of the package %s, and there are %d such packages %v",
-				quoted[1],
-				len(matches),
-				matches,
-			)
+			t.Errorf("ARCHITECTURE.md speaks of the package %s, and there are %d such packages %v", quoted[1],
+				len(matches), matches)
 		}
 		found = append(found, matches...)
 	}
@@ -168,10 +153,8 @@ func TestProtocolsAreSpokenWhereThePageSays(t *testing.T) {
 	for _, s := range sentences {
 		said := named(t, s[2], all)
 		for name, p := range all {
-			speaks := slices.ContainsFunc(
-				p.Imports,
-				func(imported string) bool { return slices.Contains(libraries[s[1]], imported) },
-			)
+			speaks := slices.ContainsFunc(p.Imports,
+				func(imported string) bool { return slices.Contains(libraries[s[1]], imported) })
 			if speaks != slices.Contains(said, name) {
 				t.Errorf("%s speaks %s: %v; docs/develop/ARCHITECTURE.md says %v", name, s[1], speaks, !speaks)
 			}

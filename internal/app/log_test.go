@@ -18,9 +18,7 @@ func TestNewLogger(t *testing.T) {
 	}{{"info", "json", 2}, {"warn", "json", 1}, {"debug", "json", 3}, {"info", "console", 2}} {
 		var out bytes.Buffer
 		log := app.NewLogger(
-			app.Config{Service: app.Service{Instance: "pod-a", LogLevel: row.level, LogFormat: row.format}},
-			&out,
-		)
+			app.Config{Service: app.Service{Instance: "pod-a", LogLevel: row.level, LogFormat: row.format}}, &out)
 		log.Debug().Msg("one")
 		log.Info().Msg("two")
 		log.Warn().Msg("three")

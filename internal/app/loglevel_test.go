@@ -38,15 +38,8 @@ func TestLogLevel(t *testing.T) {
 		{"[::1]:4711", "info", http.StatusOK, zerolog.InfoLevel},
 	} {
 		if status := put(test.from, test.body); status != test.status || level.level() != test.is {
-			t.Errorf(
-				"PUT %.10q from %s: %d, the level is %s; want %d, %s",
-				test.body,
-				test.from,
-				status,
-				level.level(),
-				test.status,
-				test.is,
-			)
+			t.Errorf("PUT %.10q from %s: %d, the level is %s; want %d, %s", test.body, test.from, status, level.level(),
+				test.status, test.is)
 		}
 	}
 	log.Debug().Msg("hidden")

@@ -118,15 +118,8 @@ func TestMetricsAreThoseOfThePageTheAlertsAndTheDashboards(t *testing.T) {
 		case !ok:
 			t.Errorf("%s has no row for %s", metricsPage, name)
 		case is.typ != shown[name].typ || !slices.Equal(is.labels, shown[name].labels):
-			t.Errorf(
-				"%s says that %s is a %s with %v, it is a %s with %v",
-				metricsPage,
-				name,
-				is.typ,
-				is.labels,
-				shown[name].typ,
-				shown[name].labels,
-			)
+			t.Errorf("%s says that %s is a %s with %v, it is a %s with %v", metricsPage, name, is.typ, is.labels,
+				shown[name].typ, shown[name].labels)
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(listed)) {

@@ -136,14 +136,8 @@ func (w *teller) says(k events.Kind) {
 		w.run.Status = events.Status(strings.TrimPrefix(string(k), "run."))
 	}
 	var err error
-	if w.after, err = w.journal.Append(
-		testContext(w.t),
-		w.after,
-		fmt.Sprint(w.run.ID, w.run.N),
-		k,
-		events.Attributes{CausationID: "x"},
-		&w.run,
-	); err != nil {
+	if w.after, err = w.journal.Append(testContext(w.t), w.after, fmt.Sprint(w.run.ID, w.run.N), k,
+		events.Attributes{CausationID: "x"}, &w.run); err != nil {
 		w.t.Fatal(err)
 	}
 	w.run.Requested = nil
@@ -182,10 +176,7 @@ func TestPublisherWaits(t *testing.T) {
 		events.Type(events.RunSucceeded),
 		m.Run,
 	)
-	if answer, err := admin.RequestMsg(
-		stale,
-		time.Minute,
-	); err != nil ||
+	if answer, err := admin.RequestMsg(stale, time.Minute); err != nil ||
 		!strings.Contains(string(answer.Data), "10071") {
 		t.Fatalf("the stale event: %s, %v", answer.Data, err)
 	}
@@ -204,10 +195,7 @@ func TestPublisherWaits(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(
-		[]events.Kind{events.RunAccepted, events.CheckCompleted, events.RunFailed},
-		seen,
-	); diff != "" ||
+	if diff := cmp.Diff([]events.Kind{events.RunAccepted, events.CheckCompleted, events.RunFailed}, seen); diff != "" ||
 		end.Kind != events.RunFailed {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
@@ -396,10 +384,7 @@ func TestPublishAnswers(t *testing.T) {
 			t.Errorf("publish %d: %v", i, err)
 		}
 	}
-	if _, err := c.Publish(
-		ctx,
-		request(t, "prod", "1"),
-	); err == nil ||
+	if _, err := c.Publish(ctx, request(t, "prod", "1")); err == nil ||
 		!strings.Contains(err.Error(), "The vCenters with a service are: lab") {
 		t.Errorf("nobody there: %v", err)
 	}
@@ -416,10 +401,8 @@ func TestAway(t *testing.T) {
 	nc := natstest.StartServer(t)
 	provision(t, stream.Config{URL: nc.URL()})
 	said := make(chan string, 16)
-	c, err := client.Dial(
-		stream.Config{URL: nc.URL()},
-		client.Options{MaxOutage: time.Second, Notice: func(s string) { said <- s }},
-	)
+	c, err := client.Dial(stream.Config{URL: nc.URL()},
+		client.Options{MaxOutage: time.Second, Notice: func(s string) { said <- s }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -492,10 +475,8 @@ func TestPublishBesideAForeignMsgID(t *testing.T) {
 	if _, err := c.Publish(ctx, with(request(t, "lab", "1"))); err != nil {
 		t.Fatal(err)
 	}
-	if seq, err := c.Publish(
-		ctx,
-		with(request(t, "lab", "2")),
-	); err == nil || !strings.Contains(err.Error(), "Nats-Msg-Id") ||
+	if seq, err := c.Publish(ctx,
+		with(request(t, "lab", "2"))); err == nil || !strings.Contains(err.Error(), "Nats-Msg-Id") ||
 		!strings.Contains(err.Error(), "another one") {
 		t.Errorf("another request under that ID: %d, %v", seq, err)
 	}
