@@ -34,7 +34,7 @@ demo: build ## the main job, shown on an embedded NATS and a simulated vCenter; 
 # By default the compiler, the linter and the tests collect garbage for a tenth of their time.
 test: export GOGC ?= 300
 test: fmt ## format, lint (with vet), all Go tests, those of the whole system in their short form (8 min on a fresh machine, then 4)
-	@$(MAKE) --no-print-directory -j2 --output-sync=target e2e lint unit
+	@$(MAKE) --no-print-directory -j3 --output-sync=target e2e lint unit
 
 .PHONY: fmt
 fmt: ## gofmt, go.mod and go.sum as they should be (seconds)
@@ -50,13 +50,13 @@ lint: $(LINT) ## golangci-lint, vet among its linters (2 min the first time, for
 $(LINT): tools/lint/go.mod tools/lint/go.sum
 	$(GO) build -C tools/lint -o $(CURDIR)/bin/ tool
 
-# Those that take longest first. RACE=-race is the lane "race". The linter vets. What compiles everything once more, with
-# the flags of a release, is the lane "reproducible".
+# Those that take longest first, four at once, for they wait more than they compute. RACE=-race is the lane "race". The
+# linter vets. What compiles everything once more, with the flags of a release, is the lane "reproducible".
 RACE ?=
 BUILDS_ANEW := TestReproducible
 .PHONY: unit
 unit: ## the tests of every package, but for the whole system (2 min)
-	$(GO) test $(RACE) -vet=off -shuffle=on -timeout 12m -skip '$(BUILDS_ANEW)' \
+	$(GO) test $(RACE) -p 4 -vet=off -shuffle=on -timeout 12m -skip '$(BUILDS_ANEW)' \
 		./internal/handler ./docs $$($(GO) list ./... | grep -v /test/e2e$$)
 
 # These wait more than they compute: five of them at once, and `make test` lints and tests the rest beside them. Those
