@@ -14,7 +14,7 @@ import (
 	"github.com/guestflow/guestflow/internal/vcsim"
 )
 
-// within waits for one of what comes over a channel.
+// within waits for one value from a channel.
 func within[T any](t *testing.T, what string, c <-chan T) T {
 	t.Helper()
 	select {
@@ -26,7 +26,7 @@ func within[T any](t *testing.T, what string, c <-chan T) T {
 	panic("not reached")
 }
 
-// histories lets f make and read task histories; what is destroyed comes over the channel.
+// histories makes f create and read task histories, and sends on the channel which ones are destroyed.
 func histories(f *fake) <-chan string {
 	gone := make(chan string, 1000)
 	f.reply("RetrievePropertiesEx", 200, `{"objects":[{"obj":{"type":"VirtualMachine","value":"vm-1"},"propSet":[]}]}`)
@@ -39,9 +39,9 @@ func histories(f *fake) <-chan string {
 	return gone
 }
 
-// TestOwnedLate: a thing whose making is answered only when its caller has given up is taken down all the same. Each
-// kind of thing.
-func TestOwnedLate(t *testing.T) {
+// TestCleanerLateResponse: an object that is created after its caller gave up is removed all the same, whatever its
+// kind.
+func TestCleanerLateResponse(t *testing.T) {
 	t.Parallel()
 	for create, by := range removalMethods {
 		t.Run(create, func(t *testing.T) {
@@ -90,9 +90,9 @@ func TestOwnedLate(t *testing.T) {
 	}
 }
 
-// TestOwnedOwed: what could not be taken down (no answer, a proxy's) is taken down later; what vCenter does not know
-// any more is not asked for again.
-func TestOwnedOwed(t *testing.T) {
+// TestCleanerRetries: an object that could not be removed (no response, or a proxy's) is removed later; one that
+// vCenter no longer knows is not tried again.
+func TestCleanerRetries(t *testing.T) {
 	t.Parallel()
 	for name, fail := range map[string]http.HandlerFunc{
 		"cut": func(w http.ResponseWriter, _ *http.Request) { cut(w) },
@@ -140,8 +140,8 @@ func TestOwnedOwed(t *testing.T) {
 	}
 }
 
-// TestOwnedStubborn: a thing that vCenter does not let go of for now keeps no other from being taken down.
-func TestOwnedStubborn(t *testing.T) {
+// TestCleanerStubbornObject: an object that vCenter does not remove for now does not keep others from being removed.
+func TestCleanerStubbornObject(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, "9.0.0.0")
 	gone := make(chan string, 10)
@@ -171,9 +171,9 @@ func TestOwnedStubborn(t *testing.T) {
 	within(t, "the other", gone)
 }
 
-// TestOwnedSession: a session in which too much is left is ended, which removes all of it: things whose names were
-// lost, and things that cannot be taken down. The next call begins another.
-func TestOwnedSession(t *testing.T) {
+// TestCleanerEndsSession: a session with too many objects left in it is ended, which removes them all: those whose
+// names were lost, and those that cannot be removed. The next call opens another session.
+func TestCleanerEndsSession(t *testing.T) {
 	t.Parallel()
 	ended := func(f *fake) <-chan string {
 		tokens := make(chan string, 10)
@@ -269,8 +269,8 @@ func TestOwnedSession(t *testing.T) {
 	})
 }
 
-// TestHistoryLimit: where vCenter has no place for a collector more and some of ours may be left, the session is
-// changed, once; where it says so of a session in which there never was one, it is not.
+// TestHistoryLimit: when vCenter allows no further collector and some of ours may be left, the session is replaced,
+// once; a session that never had a collector is not.
 func TestHistoryLimit(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, "9.0.0.0")
@@ -300,8 +300,7 @@ func TestHistoryLimit(t *testing.T) {
 	read(false, 3)
 }
 
-// TestHistoryLate: a vCenter whose answers to the making of collectors are later than their callers' patience keeps
-// none of them.
+// TestHistoryLate: collectors that are created after their callers gave up do not stay.
 func TestHistoryLate(t *testing.T) {
 	t.Parallel()
 	v, c := start(t, vcsim.Options{APIVersion: "9.0.0.0", VMs: 1})
@@ -368,7 +367,7 @@ func TestLoginLate(t *testing.T) {
 	f.wantCount(t, "Logout", 1)
 }
 
-// TestLoginOddAnswer: a login that was taken is ended, where its answer is not understood but has its token.
+// TestLoginOddAnswer: a login whose response has the token but is otherwise not understood is logged out.
 func TestLoginOddAnswer(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, "9.0.0.0")
@@ -391,9 +390,9 @@ func TestLoginOddAnswer(t *testing.T) {
 	}
 }
 
-// TestLostLoginPause: logins whose answers are lost may leave sessions that nobody can name, so they are spaced; those
-// that were surely not sent are not.
-func TestLostLoginPause(t *testing.T) {
+// TestLostLoginBackoff: logins whose responses are lost may leave sessions that nobody can end, so they are spaced out;
+// logins that were certainly not sent are not.
+func TestLostLoginBackoff(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		tries, sent := 0, NotSent

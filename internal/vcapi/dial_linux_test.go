@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestTravelTime: the kernel was told how long an act may travel, and to throw away what is unsent when the connection
-// is closed.
+// TestTravelTime: the kernel knows how long an effect may travel, and discards what is unsent when the connection is
+// closed.
 func TestTravelTime(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, "9.0.0.0")

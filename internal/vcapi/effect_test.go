@@ -15,8 +15,8 @@ import (
 	"github.com/guestflow/guestflow/internal/vcsim"
 )
 
-// TestFence: the connection is up before the fence is asked, nothing is written before it lets through, and its error
-// comes back whole.
+// TestFence: the connection is open before the fence is asked, nothing is written before the fence agrees, and its
+// error is returned whole.
 func TestFence(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, "9.0.0.0")
@@ -55,7 +55,7 @@ func TestFence(t *testing.T) {
 	}
 }
 
-// TestFenceAfterDial: a vCenter that is away is found out before the fence is asked, and nothing was sent.
+// TestFenceAfterDial: where vCenter is away, that is found out before the fence is asked, and nothing was sent.
 func TestFenceAfterDial(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, "9.0.0.0")
@@ -80,8 +80,9 @@ func TestFenceAfterDial(t *testing.T) {
 	}
 }
 
-// TestActContext: an end of ctx before the write means not sent, after it unknown; the cause is in the error.
-func TestActContext(t *testing.T) {
+// TestEffectContext: where ctx ends before the write, the effect is not sent; after it, unknown. The cause is in the
+// error.
+func TestEffectContext(t *testing.T) {
 	t.Parallel()
 	cause := errors.New("drained")
 	f := newFake(t, "9.0.0.0")
@@ -108,8 +109,8 @@ func TestActContext(t *testing.T) {
 	f.wantCount(t, "StartGuestNetwork_Task", 1)
 }
 
-// TestActAnswerWait: the answer is not awaited for ever.
-func TestActAnswerWait(t *testing.T) {
+// TestEffectResponseTimeout: the wait for the response has an end.
+func TestEffectResponseTimeout(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, "9.0.0.0")
 	c := f.client(t)
@@ -122,8 +123,8 @@ func TestActAnswerWait(t *testing.T) {
 	}
 }
 
-// TestActInterim: a 100 or 103 before the answer is passed over.
-func TestActInterim(t *testing.T) {
+// TestEffectInterimResponses: a 100 or 103 before the response is skipped.
+func TestEffectInterimResponses(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, "9.0.0.0")
 	f.handle("StartGuestNetwork_Task", func(w http.ResponseWriter, _ *http.Request) {
@@ -138,8 +139,8 @@ func TestActInterim(t *testing.T) {
 	}
 }
 
-// TestEndlessHead: an answer whose header lines, or interim answers, do not end is given up after some of them, to an
-// act as to an ask; of the act it is not known whether it took effect.
+// TestEndlessHead: a response whose headers or interim responses do not end is given up, for effects and for reads; of
+// the effect it is not known whether it took place.
 func TestEndlessHead(t *testing.T) {
 	t.Parallel()
 	const enough = 64 << 20 // far more than all buffers on the way hold
@@ -181,7 +182,7 @@ func TestEndlessHead(t *testing.T) {
 
 			_, err := c.StartGuestNetwork(context.Background(), nil, "vm-1", testAuth)
 			if e := asError(t, err); e.Sent != Unknown || e.Class != Transient || e.Status != 0 {
-				t.Errorf("an act: %s, %v", e.Sent, err)
+				t.Errorf("an effect: %s, %v", e.Sent, err)
 			}
 			if written.Load() >= enough {
 				t.Errorf("%d MiB were taken", written.Load()>>20)
@@ -190,8 +191,8 @@ func TestEndlessHead(t *testing.T) {
 	}
 }
 
-// TestActSessionLost: an act whose session is gone is not sent again; the next one logs in first.
-func TestActSessionLost(t *testing.T) {
+// TestEffectSessionLost: an effect whose session is gone is not sent again; the next one logs in first.
+func TestEffectSessionLost(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, "9.0.0.0")
 	f.handle("StartGuestNetwork_Task", func(w http.ResponseWriter, r *http.Request) {
@@ -220,8 +221,8 @@ func TestActSessionLost(t *testing.T) {
 	f.wantCount(t, "Login", 2)
 }
 
-// TestActLoginFails: an act that could not log in was not sent, whatever the login's own fate.
-func TestActLoginFails(t *testing.T) {
+// TestEffectLoginFails: an effect that could not log in was not sent, however the login ended.
+func TestEffectLoginFails(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, "9.0.0.0")
 	f.handle("Login", func(w http.ResponseWriter, _ *http.Request) { cut(w) })
@@ -231,7 +232,8 @@ func TestActLoginFails(t *testing.T) {
 	}
 }
 
-// TestGuest401: the 401 of a guest process call is the guest's, or the session's; the session itself tells.
+// TestGuest401: the 401 of a guest process call is of the guest's login or of the session; asking for the session shows
+// which.
 func TestGuest401(t *testing.T) {
 	t.Parallel()
 	const refused = `{"error_type":"UNAUTHENTICATED","messages":[{"default_message":"no","args":[]}]}`
@@ -330,8 +332,8 @@ func TestNoCustomizationManager(t *testing.T) {
 	}
 }
 
-// TestLostBeforeAndAfter: a connection cut before the request was read whole, and after it took effect, look the same
-// to the caller: unknown.
+// TestLostBeforeAndAfter: the caller cannot distinguish a connection that was cut before the request was read whole
+// from one cut after it took effect: unknown.
 func TestLostBeforeAndAfter(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, "9.0.0.0")
@@ -363,7 +365,7 @@ func TestLostBeforeAndAfter(t *testing.T) {
 	f.wantCount(t, "StartGuestNetwork_Task", 1)
 }
 
-// TestOnCall: every call is told, with a bounded label and its error.
+// TestOnCall: every call is reported, with a bounded label and its error.
 func TestOnCall(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, "9.0.0.0")
@@ -395,8 +397,8 @@ func TestOnCall(t *testing.T) {
 	}
 }
 
-// TestConnectNICsVersion: NICs are connected in the configuration that they were read of, and in no other: what an
-// administrator changed meanwhile is not undone. Where a vCenter does not tell its version, none is sent.
+// TestConnectNICsVersion: NICs are connected only in the configuration that they were read from: what an administrator
+// changed meanwhile is not undone. Where a vCenter does not tell its version, none is sent.
 func TestConnectNICsVersion(t *testing.T) {
 	t.Parallel()
 	v, c := start(t, vcsim.Options{APIVersion: "9.0.0.0", VMs: 1})

@@ -42,8 +42,8 @@ type request struct {
 	remote string
 }
 
-// fake is a TLS server that answers raw bytes: what a vCenter might say, word for word. Keys are a method and the path,
-// or the path's last element.
+// fake is a TLS server that answers with raw bytes, as a vCenter might. Keys are a method and the path, or the path's
+// last element.
 type fake struct {
 	t    *testing.T
 	srv  *httptest.Server
@@ -139,7 +139,7 @@ func (f *fake) serve(w http.ResponseWriter, r *http.Request) {
 	h(w, r)
 }
 
-// of gives the requests whose path ends in name.
+// of returns the requests whose path ends in name.
 func (f *fake) of(name string) (list []request) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -180,6 +180,7 @@ func newClient(t *testing.T, cfg Config) *Client {
 	if err != nil {
 		t.Fatal(err)
 	}
+
 	c.poller.firstPause = 5 * time.Millisecond
 
 	t.Cleanup(func() {
@@ -187,6 +188,7 @@ func newClient(t *testing.T, cfg Config) *Client {
 		defer cancel()
 		c.Close(ctx)
 	})
+
 	return c
 }
 
@@ -212,7 +214,7 @@ func asError(t *testing.T, err error) *Error {
 	return e
 }
 
-// cut ends a connection without a word: by a reset, so that it is no end of file.
+// cut resets a connection, so that it is no end of file.
 func cut(w http.ResponseWriter) {
 	conn, _, err := w.(http.Hijacker).Hijack()
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
-// TestFaultFamilies: the table says of every fault that govmomi knows what govmomi's types say of it.
+// TestFaultFamilies: the table has the family of every fault, as in govmomi's types.
 func TestFaultFamilies(t *testing.T) {
 	t.Parallel()
 	want := map[string]family{}

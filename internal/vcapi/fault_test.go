@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// outcome is what an answer must be taken for.
+// outcome is how a response must be classified.
 type outcome struct {
 	name  string
 	class Class
@@ -233,7 +233,7 @@ func TestVIMFaults(t *testing.T) {
 	}
 }
 
-// TestOtherErrors: what is no error body of vCenter's, or half of one.
+// TestOtherErrors: bodies that are no error of vCenter's, or half of one.
 func TestOtherErrors(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
@@ -427,7 +427,7 @@ func TestFaultMembers(t *testing.T) {
 	}
 }
 
-// TestErrorText: it reads "what, on what, why".
+// TestErrorText: the text reads "what, on what, why".
 func TestErrorText(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
@@ -554,8 +554,8 @@ func TestErrorsOverTheWire(t *testing.T) {
 	}
 }
 
-// TestSecretsStayInside: a server that echoes everything it was sent does not get a password, token or session id into
-// an error.
+// TestSecretsStayInside: where a server echoes all that it was sent, no password, token or session ID gets into an
+// error.
 func TestSecretsStayInside(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, "9.0.0.0")
@@ -681,7 +681,7 @@ func TestSecretsStayInside(t *testing.T) {
 	}
 }
 
-// TestSecretsDoNotBreakErrors: a password that is a word of the protocol leaves the error readable.
+// TestSecretsDoNotBreakErrors: a password that is also a word of the protocol leaves the error readable.
 func TestSecretsDoNotBreakErrors(t *testing.T) {
 	t.Parallel()
 	e := decodeError(
@@ -704,7 +704,7 @@ func TestSecretsDoNotBreakErrors(t *testing.T) {
 	outcome{"UNAUTHENTICATED", SessionLost, Refused}.check(t, e)
 }
 
-// TestCredentialsHide: no way of printing shows a secret.
+// TestCredentialsHide: no way of printing credentials shows a secret.
 func TestCredentialsHide(t *testing.T) {
 	t.Parallel()
 	for _, auth := range []GuestAuth{

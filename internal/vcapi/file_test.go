@@ -96,7 +96,7 @@ func wantNoToken(t *testing.T, err error) {
 	}
 }
 
-// TestGuestFileOfHost: the file comes from whom the URL names, if that proves to be who it says.
+// TestGuestFileOfHost: the file comes from the host in the URL, if its certificate proves that it is that host.
 func TestGuestFileOfHost(t *testing.T) {
 	t.Parallel()
 	content := func(w http.ResponseWriter, r *http.Request) {
@@ -179,8 +179,7 @@ func TestGuestFileOfHost(t *testing.T) {
 	}
 }
 
-// TestGuestFileAnswers: what may come in the place of a file. Nothing of it tells the token, and nothing of it costs
-// the session.
+// TestGuestFileAnswers: responses other than the file. None of them shows the token, and none costs the session.
 func TestGuestFileAnswers(t *testing.T) {
 	t.Parallel()
 	echo := func(status int) http.HandlerFunc {
@@ -273,7 +272,7 @@ func TestGuestFileAnswers(t *testing.T) {
 	}
 }
 
-// TestGuestFileURL: a URL that is not for HTTPS, or is none, is not followed, and not told.
+// TestGuestFileURL: a URL that is not HTTPS, or not a URL, is not followed and not quoted.
 func TestGuestFileURL(t *testing.T) {
 	t.Parallel()
 	for _, u := range []string{"", "http://*/guestFile?" + fileQuery, "https:///guestFile?" + fileQuery,
@@ -290,8 +289,8 @@ func TestGuestFileURL(t *testing.T) {
 	}
 }
 
-// TestGuestFileAsked: what comes before the URL: a vCenter without guest operations, a file too large, a session to
-// renew.
+// TestGuestFileAsked: what can happen before there is a URL: a vCenter without guest operations, a file that is too
+// large, an expired session.
 func TestGuestFileAsked(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
@@ -429,7 +428,7 @@ func TestSimulatedGuestFile(t *testing.T) {
 	}
 }
 
-// TestTail: it keeps the end, whatever the pieces are that it is given.
+// TestTail: it keeps the end, in whatever pieces it is written.
 func TestTail(t *testing.T) {
 	t.Parallel()
 	const text = "the quick brown fox jumps over the lazy dog"

@@ -318,9 +318,8 @@ func wantGolden(t *testing.T, name string, got []byte) {
 	}
 }
 
-// TestSpecWordForWord: what the caller gives as spec and configParams is in the body to the byte, with its white space
-// and its characters.
-func TestSpecWordForWord(t *testing.T) {
+// TestSpecByteForByte: spec and configParams are sent byte for byte, with their white space and characters.
+func TestSpecByteForByte(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, "9.0.0.0")
 	f.reply("CustomizeGuest_Task", 200, `{"type":"Task","value":"task-1"}`)
@@ -333,13 +332,14 @@ func TestSpecWordForWord(t *testing.T) {
 	if _, err := f.client(t).CustomizeGuest(context.Background(), nil, "vm-1", testAuth, spec, params); err != nil {
 		t.Fatal(err)
 	}
+
 	body := f.of("CustomizeGuest_Task")[0].body
 	if want := `,"spec":` + string(spec) + `,"configParams":` + string(params) + `}`; !strings.HasSuffix(body, want) {
 		t.Errorf("body\n%s\ndoes not end in\n%s", body, want)
 	}
 }
 
-// TestNoSpec: what is no JSON is not sent.
+// TestNoSpec: a spec that is not JSON is not sent.
 func TestNoSpec(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, "9.0.0.0")
@@ -350,7 +350,7 @@ func TestNoSpec(t *testing.T) {
 	f.wantCount(t, "CustomizeGuest_Task", 0)
 }
 
-// TestLenientAnswers: the forms in which other vCenters, older prefixes and gateways give the same answer.
+// TestLenientAnswers: the forms in which other vCenters, older prefixes and proxies give the same response.
 func TestLenientAnswers(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
@@ -457,7 +457,8 @@ func TestLenientAnswers(t *testing.T) {
 	}
 }
 
-// TestNotUnderstood: a success that says nothing usable is an error, and after an act it leaves open what happened.
+// TestNotUnderstood: a success without a usable body is an error; of an effect it is then not known whether it took
+// place.
 func TestNotUnderstood(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()

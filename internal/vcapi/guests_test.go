@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// hanging makes the guests of f hang, but vm-ok's, until the function that it returns is called. Each call that hangs
-// is told on the channel.
+// hanging makes the guests of f hang, except vm-ok's, until the function that it returns is called. Each call that
+// hangs is sent on the channel.
 func hanging(f *fake) (hangs <-chan string, release func()) {
 	told, over := make(chan string, 1000), make(chan struct{})
 	f.handle("1", func(w http.ResponseWriter, r *http.Request) {
@@ -32,7 +32,7 @@ func hanging(f *fake) (hangs <-chan string, release func()) {
 	return told, sync.OnceFunc(func() { close(over) })
 }
 
-// impatience lets a test say when calls to guests are late.
+// impatience lets a test decide when calls to guests are slow.
 type impatience struct {
 	mu     sync.Mutex
 	timers []*time.Timer
@@ -125,7 +125,7 @@ func TestGuestsHang(t *testing.T) {
 	}
 }
 
-// TestGuestOneCall: one guest has one call at a time; the next begins where guests are that were late, until one is
+// TestGuestOneCall: a guest has one call at a time. After a slow call, the next one begins in a slow slot, until one is
 // answered in time.
 func TestGuestOneCall(t *testing.T) {
 	t.Parallel()
@@ -172,9 +172,9 @@ func TestGuestOneCall(t *testing.T) {
 	}
 }
 
-// TestGuestSilence: a guest operation without an answer, an ask or an act, says nothing about vCenter; a vCenter that
-// takes no connection does.
-func TestGuestSilence(t *testing.T) {
+// TestGuestDoesNotAnswer: a guest operation without a response, a read or an effect, says nothing about vCenter; a
+// vCenter that refuses connections is down.
+func TestGuestDoesNotAnswer(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, "9.0.0.0")
 	c := f.client(t)

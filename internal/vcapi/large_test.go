@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// inventory answers the long poll and reads of p out of its objects, as many at a time as is asked for.
+// inventory answers the long poll and reads from its objects, as many at a time as the client asks for.
 type inventory struct {
 	*pollServer
 	mu      sync.Mutex
@@ -162,7 +162,7 @@ func nets(size int) string {
 // long is a text.
 func long(size int) string { return `"` + strings.Repeat("h", size) + `"` }
 
-// TestLargePage: guests that together are too large for one answer are shown by smaller ones.
+// TestLargePage: guests that together are too large for one response are shown on smaller pages.
 func TestLargePage(t *testing.T) {
 	t.Parallel()
 	i := newInventory(t)
@@ -190,15 +190,15 @@ func TestLargePage(t *testing.T) {
 	i.wantCount(t, "RetrievePropertiesEx", 0)
 }
 
-// watchedBefore puts VMs on the long poll of a client that is not running yet: its first answer is to show them all.
+// watchedBefore adds VMs to the long poll of a client that is not running yet, so that its first response shows them
+// all.
 func watchedBefore(c *Client, ids ...string) {
 	for _, id := range ids {
 		c.poller.add(&watcher{vm: moRef{Type: virtualMachine, Value: id}, signal: make(chan struct{}, 1)})
 	}
 }
 
-// TestLargePageUnasked: a server that does not keep to the number of objects that is asked for is understood all the
-// same.
+// TestLargePageUnasked: a server that ignores the page size is understood all the same.
 func TestLargePageUnasked(t *testing.T) {
 	t.Parallel()
 	p := newPollServer(t)
@@ -231,8 +231,8 @@ func TestLargePageUnasked(t *testing.T) {
 	until(t, p.polling(t, limitBody), "vm-42", "", named42)
 }
 
-// TestLargeObject: one VM that is too large by itself takes the poll of the others not down: it is read apart, without
-// what is too large; where nothing can be read of it, its own watches are told, and nobody else's.
+// TestLargeObject: a VM that is too large by itself does not break the poll of the others. It is read by itself,
+// without what is too large; where nothing of it can be read, its own watches see an error, and nobody else's.
 func TestLargeObject(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
@@ -293,7 +293,7 @@ func TestLargeObject(t *testing.T) {
 	})
 }
 
-// TestLargeTask: a Task that is too large is read part by part; the others of its VM as ever.
+// TestLargeTask: a Task that is too large is read member by member; the other Tasks of its VM are not affected.
 func TestLargeTask(t *testing.T) {
 	t.Parallel()
 	i := newInventory(t)
@@ -322,8 +322,8 @@ func TestLargeTask(t *testing.T) {
 	}
 }
 
-// TestOddObject: an object with members of the wrong types is that object's trouble: it is read by itself, and where
-// that is not understood either, its own watches are told which member it is.
+// TestOddObject: an object with members of the wrong types affects only itself: it is read by itself, and where that
+// cannot be decoded either, its own watches see which member it is.
 func TestOddObject(t *testing.T) {
 	t.Parallel()
 	p := newPollServer(t)
@@ -381,8 +381,8 @@ func TestOddObject(t *testing.T) {
 	p.wantCount(t, "CreateFilter", 1)
 }
 
-// TestSlowPages: a first answer that comes in several pages, each of which takes longer than the patience, is not begun
-// anew, and what is on a later page is not read by itself.
+// TestSlowPages: where each page of the first response takes longer than showTimeout, the poll does not begin anew, and
+// objects on later pages are not read by themselves.
 func TestSlowPages(t *testing.T) {
 	t.Parallel()
 	i := newInventory(t)
@@ -407,8 +407,8 @@ func TestSlowPages(t *testing.T) {
 	i.wantCount(t, "RetrievePropertiesEx", 0)
 }
 
-// TestForgottenWithTheServer: what was found out about one server (properties that it lacks, sessions that REST does
-// not take, a poll that does not show what is added, a page that was too large) is not held against the next.
+// TestForgottenWithTheServer: what was found out about one server (missing properties, sessions that REST refuses, a
+// poll that misses added objects, pages that are too large) does not count for the next.
 func TestForgottenWithTheServer(t *testing.T) {
 	t.Parallel()
 	i := newInventory(t)

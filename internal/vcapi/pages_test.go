@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// TestMessagesStayWhole: of a REST error's messages everything is kept, word for word, with all members that the pages
-// (000, 001) list; the text for people is the localized one, else default_message, else the id.
+// TestMessagesStayWhole: the messages of a REST error are kept whole, with all members that the pages list (000, 001).
+// The text for people is the localized one, else default_message, else the id.
 func TestMessagesStayWhole(t *testing.T) {
 	t.Parallel()
 	const (

@@ -10,7 +10,8 @@ import (
 	"github.com/guestflow/guestflow/internal/vcsim"
 )
 
-// MissingPrivileges asks for this client's own session, and takes what is not granted, or not answered, for missing.
+// TestMissingPrivileges: the call is about this client's own session, and what is not granted, or not in the response,
+// is missing.
 func TestMissingPrivileges(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, "9.0.0.0")

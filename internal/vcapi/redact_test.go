@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// TestHide: a secret is hidden while anybody holds it: of two runs that share one the first to end takes it from
-// nobody; the service's own, and what an act has sent, stay.
+// TestHide: a secret is hidden while any run holds it, so that the first of two runs to end does not uncover it; the
+// service's own secrets, and what effects have sent, stay hidden.
 func TestHide(t *testing.T) {
 	t.Parallel()
 	var m secretStore
@@ -34,16 +34,16 @@ func TestHide(t *testing.T) {
 	hides("of the second", false)
 	hides("own password", true)
 	hides("shared by all", true)
-	m.addRecent("of an act")
+	m.addRecent("of an effect")
 	m.addToken("token")
 
 	for i := range maxRecentEffects - 1 {
 		m.addRecent(fmt.Sprintf("act %d.", i))
 	}
 
-	hides("of an act", true)
+	hides("of an effect", true)
 	m.addRecent("one more")
-	hides("of an act", false)
+	hides("of an effect", false)
 	for i := range 2 * maxRecentEffects {
 		m.addRecent(fmt.Sprintf("secret of act %d.", i))
 	}
@@ -55,8 +55,9 @@ func TestHide(t *testing.T) {
 	}
 }
 
-// TestVeil: each spelling of a secret is found, the longest first, also where one is part of another or repeats itself.
-func TestVeil(t *testing.T) {
+// TestRedactor: each encoding of a secret is found, the longest first, also where one is part of another or repeats
+// itself.
+func TestRedactor(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		secrets  secrets
@@ -84,8 +85,8 @@ func TestVeil(t *testing.T) {
 	}
 }
 
-// FuzzVeil: what is hidden is what strings.Replacer would replace, the longest first.
-func FuzzVeil(f *testing.F) {
+// FuzzRedactor: what is hidden is what strings.Replacer would replace, the longest first.
+func FuzzRedactor(f *testing.F) {
 	f.Add("secret", "cret", "a secret cret secretcret")
 	f.Add("12345678", "123456789", "x123456789y12345678")
 	f.Fuzz(func(t *testing.T, a, b, text string) {

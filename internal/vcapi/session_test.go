@@ -68,7 +68,7 @@ func TestConfig(t *testing.T) {
 	}
 }
 
-// TestTrust: the server's certificate must be signed by a known root, or be the very one that was named.
+// TestTrust: the server's certificate must be signed by a known root, or have the given thumbprint.
 func TestTrust(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, "9.0.0.0")
@@ -137,8 +137,8 @@ func TestReleases(t *testing.T) {
 	}
 }
 
-// TestLearn: by hello where there is one, by the property where it can be read, else by the method.
-func TestLearn(t *testing.T) {
+// TestDiscover: by hello where there is one, by the property where it can be read, else by the method.
+func TestDiscover(t *testing.T) {
 	t.Parallel()
 	const content = `{"about":{"name":"VC","apiVersion":"8.0.3.0","instanceUuid":"u"},` +
 		`"sessionManager":{"type":"SessionManager","value":"SM"}}`
@@ -248,7 +248,7 @@ func TestSessionRenewedOnce(t *testing.T) {
 	}
 }
 
-// TestSessionLostTwice: a session that is refused as soon as it is made is told, not chased.
+// TestSessionLostTwice: a session that is refused as soon as it is opened is an error, and not replaced over and over.
 func TestSessionLostTwice(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, "9.0.0.0")
@@ -259,8 +259,8 @@ func TestSessionLostTwice(t *testing.T) {
 	f.wantCount(t, "CurrentTime", 2)
 }
 
-// TestOneSessionForBoth: from 8.0.3.0 on, one login serves VI JSON and REST; before, each has its own; and where
-// vCenter does not keep to that, too.
+// TestOneSessionForBoth: from 8.0.3.0 on, one login serves VI JSON and REST; before that, each has its own, and also
+// where a newer vCenter refuses the shared one.
 func TestOneSessionForBoth(t *testing.T) {
 	t.Parallel()
 	const refused = `{"error_type":"UNAUTHENTICATED","messages":[]}`
@@ -439,8 +439,8 @@ func TestWrongPassword(t *testing.T) {
 	}
 }
 
-// TestRefusedPause: the pause after refusals grows up to its limit, and ends with a success.
-func TestRefusedPause(t *testing.T) {
+// TestRefusedBackoff: the pause after refusals grows up to its limit, and ends with a success.
+func TestRefusedBackoff(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		refuse, tries := true, 0
@@ -484,7 +484,7 @@ func TestRefusedPause(t *testing.T) {
 	})
 }
 
-// TestLoginShared: those who wait for a login that fails get its error; the next one tries anew. Where one gives up,
+// TestLoginShared: those who wait for a login that fails get its error; the next one tries again. Where one gives up,
 // its login goes on and serves the others.
 func TestLoginShared(t *testing.T) {
 	t.Parallel()
@@ -558,8 +558,8 @@ func TestLoginShared(t *testing.T) {
 	})
 }
 
-// TestLoginOddities: logins that succeed without a session, and a password that cannot be read.
-func TestLoginOddities(t *testing.T) {
+// TestLoginWithoutSession: logins that succeed without a session, and a password that cannot be read.
+func TestLoginWithoutSession(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, "8.0.2.0")
 	f.reply("POST /api/session", 201, `{}`)
@@ -583,7 +583,7 @@ func TestLoginOddities(t *testing.T) {
 	}
 }
 
-// Whether vCenter answers is told once per change, with the reason.
+// TestOnAnswer: whether vCenter answers is reported once per change, with the reason.
 func TestOnAnswer(t *testing.T) {
 	t.Parallel()
 	v, err := vcsim.Start(vcsim.Options{})

@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// pollServer is a fake whose long poll the test answers: each answer is taken once, and without one the poll hangs
+// pollServer is a fake whose long poll the test answers: each response is used once, and without one the poll hangs
 // until the client gives up.
 type pollServer struct {
 	*fake
@@ -44,7 +44,7 @@ func newPollServer(t *testing.T) *pollServer {
 	return p
 }
 
-// push answers the next poll.
+// push sets the response to the next poll.
 func (p *pollServer) push(status int, body string) {
 	p.answers <- func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, status, body) }
 }
@@ -68,7 +68,7 @@ func change(name, val string) string {
 	return fmt.Sprintf(`{"_typeName":"PropertyChange","name":%q,"op":"assign","val":%s}`, name, val)
 }
 
-// polling gives a client of p, its Run running.
+// polling returns a client of p whose Run is running.
 func (p *pollServer) polling(t *testing.T, change func(*Client)) *Client {
 	t.Helper()
 	c := p.client(t)
@@ -81,8 +81,8 @@ func (p *pollServer) polling(t *testing.T, change func(*Client)) *Client {
 
 func named42(s WatchState) bool { return s.VM.Name == "forty-two" }
 
-// TestPollNothing: null, 204 and an empty body mean that nothing changed, also chunked; the version goes from answer to
-// request.
+// TestPollNothing: null, 204 and an empty body mean that nothing changed, also chunked; each request has the version of
+// the response before.
 func TestPollNothing(t *testing.T) {
 	t.Parallel()
 	p := newPollServer(t)
@@ -134,7 +134,7 @@ func TestPollNothing(t *testing.T) {
 	}
 }
 
-// TestPollParts: values that come in parts, change kinds and types that nobody knows.
+// TestPollParts: values that come member by member, and unknown types and kinds of changes.
 func TestPollParts(t *testing.T) {
 	t.Parallel()
 	p := newPollServer(t)
@@ -219,7 +219,7 @@ func TestPollParts(t *testing.T) {
 	}
 }
 
-// TestPollTruncated: more is asked for at once.
+// TestPollTruncated: where a response is truncated, the rest is fetched at once.
 func TestPollTruncated(t *testing.T) {
 	t.Parallel()
 	p := newPollServer(t)
@@ -234,7 +234,7 @@ func TestPollTruncated(t *testing.T) {
 	until(t, p.polling(t, nil), "vm-42", "", named42)
 }
 
-// TestWatchersShare: two watches of one VM stand in the view once, until the last one ends; each gets the state.
+// TestWatchersShare: two watches of one VM share its place in the view until the last one ends; each gets the state.
 func TestWatchersShare(t *testing.T) {
 	t.Parallel()
 	p := newPollServer(t)
@@ -281,8 +281,9 @@ func TestWatchersShare(t *testing.T) {
 	}
 }
 
-// TestPollBlind: a server that does not show what is added while a poll waits is polled anew, once for each object.
-func TestPollBlind(t *testing.T) {
+// TestPollMissesAdded: where a server does not show what is added during a poll, the poll begins anew, once for each
+// object.
+func TestPollMissesAdded(t *testing.T) {
 	t.Parallel()
 	p := newPollServer(t)
 	waiting := make(chan struct{}, 1)
@@ -343,7 +344,7 @@ func TestPollNeverShows(t *testing.T) {
 	until(t, c, "vm-43", "", func(s WatchState) bool { return s.VMGone })
 }
 
-// TestPollStaleRead: what was read before the poll brought something newer does not take its place.
+// TestPollStaleRead: the result of a read does not replace what the poll showed since.
 func TestPollStaleRead(t *testing.T) {
 	t.Parallel()
 	p := newPollServer(t)
@@ -385,7 +386,7 @@ func TestPollStaleRead(t *testing.T) {
 	}
 }
 
-// TestPollPart: a part of an object that is not known yet makes the whole be read.
+// TestPollPart: a change of an object that is not known yet makes the client read the whole object.
 func TestPollPart(t *testing.T) {
 	t.Parallel()
 	p := newPollServer(t)
@@ -404,7 +405,7 @@ func TestPollPart(t *testing.T) {
 	})
 }
 
-// TestPollSlowRead: objects that vCenter is slow to read hold up neither the others that are read by themselves, nor
+// TestPollSlowRead: objects that vCenter is slow to read delay neither the others that are read by themselves, nor
 // those that are added.
 func TestPollSlowRead(t *testing.T) {
 	t.Parallel()
@@ -436,7 +437,7 @@ func TestPollSlowRead(t *testing.T) {
 	until(t, c, "vm-42", "", named42)
 }
 
-// TestPollLeave: an object that leaves the view is gone where a read says so, and else is not.
+// TestPollLeave: an object that leaves the view is gone only where a read confirms it.
 func TestPollLeave(t *testing.T) {
 	t.Parallel()
 	p := newPollServer(t)
@@ -464,7 +465,7 @@ func TestPollLeave(t *testing.T) {
 	}
 }
 
-// TestPollUnresolved: objects that cannot be put into the view are told as gone, whether the server names them or
+// TestPollUnresolved: objects that cannot be added to the view are reported as gone, whether the server names them or
 // refuses the call.
 func TestPollUnresolved(t *testing.T) {
 	t.Parallel()
@@ -507,8 +508,8 @@ func TestPollUnresolved(t *testing.T) {
 	}
 }
 
-// TestPollOldServer: properties that this vCenter does not have are left out, and a collector of one's own is not
-// needed.
+// TestPollOldServer: properties that this vCenter does not have are left out, and the session's own collector is
+// enough.
 func TestPollOldServer(t *testing.T) {
 	t.Parallel()
 	p := newPollServer(t)
@@ -539,8 +540,8 @@ func TestPollOldServer(t *testing.T) {
 	p.wantCount(t, "DestroyPropertyCollector", 0)
 }
 
-// TestPollBegunAnew: whatever ends a poll, the next one begins with everything read again; only an absence is told.
-func TestPollBegunAnew(t *testing.T) {
+// TestPollNewGeneration: whatever ends a poll, the next one reads everything again; only an absence is reported.
+func TestPollNewGeneration(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
 		name string
@@ -627,8 +628,8 @@ func TestPollBegunAnew(t *testing.T) {
 	}
 }
 
-// TestPollNotUnderstood: a long poll whose answers have the wrong types, at once or after its first answer, is down,
-// and says which field it was: to the watches, once to OnAnswer, and in Why; it is up again when its answers are right.
+// TestPollNotUnderstood: a long poll whose responses have the wrong types, at once or after the first one, is down, and
+// the watches and OnAnswer learn which field it was, once; it is up again when its responses are right.
 func TestPollNotUnderstood(t *testing.T) {
 	t.Parallel()
 	good := updateOf("1", "enter", "VirtualMachine", "vm-42", change("name", `"forty-two"`))
@@ -720,7 +721,7 @@ func TestPollNotUnderstood(t *testing.T) {
 	}
 }
 
-// TestWatchEnds: by fn, by ctx's cause; and with the poll away it says so instead of keeping silent.
+// TestWatchEnds: a watch ends by fn, or by ctx with its cause; while the poll is down it says so.
 func TestWatchEnds(t *testing.T) {
 	t.Parallel()
 	p := newPollServer(t)
@@ -739,7 +740,7 @@ func TestWatchEnds(t *testing.T) {
 	}
 }
 
-// TestTaskHistory: the history is read page by page; where it is refused, recentTask alone is told.
+// TestTaskHistory: the history is read page by page; where it is refused, only recentTask counts.
 func TestTaskHistory(t *testing.T) {
 	t.Parallel()
 	const recent = `{"objects":[{"obj":{"type":"VirtualMachine","value":"vm-1"},"propSet":[{"name":"recentTask",` +
@@ -941,8 +942,8 @@ func FuzzUpdateSet(f *testing.F) {
 	})
 }
 
-// Whatever vCenter writes as the properties of a VM, of a Task or as the devices of a VM: no panic, and what is shown
-// of it is well-formed.
+// FuzzProperties: whatever vCenter sends as the properties of a VM or a Task, or as the devices of a VM, there is no
+// panic, and what is shown is well-formed.
 func FuzzProperties(f *testing.F) {
 	f.Add(
 		[]byte(

@@ -39,7 +39,7 @@ func (f *fake) wantCounts(t *testing.T, want map[string]int) {
 	}
 }
 
-// answers is a handler that always says the same.
+// answers is a handler that always sends the same response.
 func answers(status int, contentType, body string) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", contentType)
@@ -48,7 +48,7 @@ func answers(status int, contentType, body string) http.HandlerFunc {
 	}
 }
 
-// notThere are the ways in which a vCenter, or the proxy before it, says that it has no such operation.
+// notThere are the ways in which a vCenter, or the proxy before it, says that it does not offer an operation.
 var notThere = map[string]http.HandlerFunc{
 	"empty":      answers(404, "", ""),
 	"html":       answers(404, "text/html", "<html><head><title>404 Not Found</title></head></html>"),
@@ -100,9 +100,9 @@ func onlyRest(f *fake, absent http.HandlerFunc) {
 	})
 }
 
-// TestRestFormFound: an operation that is not there under /api is asked for under /rest, once, and that form is kept,
-// for acts too.
-func TestRestFormFound(t *testing.T) {
+// TestProcessesUnderREST: an operation that does not exist under /api is tried under /rest, once, and that form is
+// kept, for effects too.
+func TestProcessesUnderREST(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	for name, absent := range notThere {
@@ -146,9 +146,9 @@ func TestRestFormFound(t *testing.T) {
 	}
 }
 
-// TestActLearnsByAsking: an act whose form is not known sends an ask first, before its fence, and itself only in the
-// form that answered.
-func TestActLearnsByAsking(t *testing.T) {
+// TestEffectFindsProcessAPI: where the form is not known, an effect makes a read first, before its fence, and is sent
+// only in the form that answered.
+func TestEffectFindsProcessAPI(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	acts := map[string]struct {
@@ -215,9 +215,10 @@ func TestActLearnsByAsking(t *testing.T) {
 	}
 }
 
-// TestRestFormNotTried: an error of the operation itself, of a VM or a pid that is not there above all, is no reason to
-// try /rest, nor is one that may pass; the first kind shows that /api has the operation, so that an act needs no ask.
-func TestRestFormNotTried(t *testing.T) {
+// TestProcessesUnderRESTNotTried: an error of the operation itself, above all of a missing VM or pid, is no reason to
+// try /rest, nor is a transient one. The first kind proves that /api has the operation, so that an effect needs no
+// read.
+func TestProcessesUnderRESTNotTried(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	tests := []struct {
@@ -283,8 +284,8 @@ func TestRestFormNotTried(t *testing.T) {
 	}
 }
 
-// TestRestFormErrors: the errors of the page of get (seed 004), as /rest writes them, mean what they mean under /api.
-func TestRestFormErrors(t *testing.T) {
+// TestProcessesUnderRESTErrors: the errors of guest processes, as /rest writes them, mean what they mean under /api.
+func TestProcessesUnderRESTErrors(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	for _, tt := range []struct {
@@ -327,8 +328,8 @@ func TestRestFormErrors(t *testing.T) {
 	}
 }
 
-// TestFormForgotten: the form is asked for anew with the next session, and when it turns out to be gone.
-func TestFormForgotten(t *testing.T) {
+// TestProcessAPIForgotten: the form is found out again in the next session, and when it turns out to be gone.
+func TestProcessAPIForgotten(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	f := newFake(t, "9.0.0.0")
@@ -370,8 +371,8 @@ func TestFormForgotten(t *testing.T) {
 	get(3, 5)
 }
 
-// TestFormShared: many goroutines that do not know the form yet all get their answer.
-func TestFormShared(t *testing.T) {
+// TestProcessAPIShared: many goroutines that do not know the form yet all get their response.
+func TestProcessAPIShared(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, "9.0.0.0")
 	onlyRest(f, notThere["empty"])
@@ -422,7 +423,7 @@ func noSessions(f *fake, alive *atomic.Bool) {
 	f.reply("DELETE "+oldSession, 200, "")
 }
 
-// TestOldSession: where /api has no sessions, /rest opens, tells and ends them.
+// TestOldSession: where /api has no sessions, those of /rest are opened, checked and ended.
 func TestOldSession(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
@@ -470,8 +471,8 @@ func TestOldSession(t *testing.T) {
 	f.wantCount(t, "DELETE /api/session", 0)
 }
 
-// TestOldSessionShared: where VI JSON's session serves REST there is no login to REST, whatever form that has; and
-// where it does not, there is.
+// TestOldSessionShared: where REST accepts the session of VI JSON, there is no login to REST, in either form; where it
+// does not, there is.
 func TestOldSessionShared(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
@@ -498,7 +499,7 @@ func TestOldSessionShared(t *testing.T) {
 	}
 }
 
-// TestOldSessionRefused: a login that /rest refuses is refused, and not tried again with the same password.
+// TestOldSessionRefused: a login that /rest refuses is not tried again with the same password.
 func TestOldSessionRefused(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, "8.0.2.0")
@@ -518,7 +519,8 @@ func TestOldSessionRefused(t *testing.T) {
 	f.wantCount(t, "POST "+oldSession, 1)
 }
 
-// TestSimulatedOnlyRest: a simulated vCenter that has but the older form, with one session for all, and with two.
+// TestSimulatedOnlyRest: a simulated vCenter that has only the older form, with one session for both protocols, and
+// with two.
 func TestSimulatedOnlyRest(t *testing.T) {
 	t.Parallel()
 	for _, apiVersion := range []string{"9.0.0.0", "8.0.1.0"} {
