@@ -26,8 +26,7 @@ func (h *Handler) cameBack(ctx context.Context, req *events.Request, last *event
 	err := h.journal.Runs(ctx, req.VCenter, req.VM, func(e *events.Entry) (more bool) {
 		var at checkpoint // of any version: each has its request's place
 		taken = e.Run.ID == req.RunID && json.Unmarshal(e.Run.Checkpoint, &at) == nil && at.isOf(req)
-		reached = e.Seq >= last.Seq || point.Accepted > 0 && e.Seq >= point.Accepted ||
-			point.Accepted == 0 && e.Run.ID == last.Run.ID
+		reached = e.Seq >= last.Seq || ofOneRun(e, last)
 		return !taken && !reached
 	})
 	if err != nil || taken || reached {
@@ -39,6 +38,12 @@ func (h *Handler) cameBack(ctx context.Context, req *events.Request, last *event
 		err = &events.RetryError{After: olderViewDelay, Err: errOlderView}
 	}
 	return false, err
+}
+
+// ofOneRun reports whether two events are of one run, and not of two that one request made, one after the other. Where
+// its acceptance stands in the stream does not tell: that event may be gone, and the stream may have been made anew.
+func ofOneRun(a, b *events.Entry) bool {
+	return a.Run.ID == b.Run.ID && a.Run.AcceptedAt != nil && b.Run.AcceptedAt != nil && a.Run.AcceptedAt.Equal(*b.Run.AcceptedAt)
 }
 
 // olderViewDelay is when a journal is read again whose reader has not caught up.

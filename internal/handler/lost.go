@@ -130,6 +130,7 @@ func (c *checkpoint) named(t vcapi.Task) bool {
 func (r *run) afresh(ctx context.Context, k events.Kind) error {
 	r.logger().Warn().Str("event", string(k)).Msg("the VM's journal is gone: this run goes on in a new one")
 	r.owner.last, r.owner.previous = events.Mark{}, events.Mark{}
+	r.point.Accepted = 0 // that event is gone too
 	state, point := r.state, r.point
 	r.state.Status, r.state.FinishedAt, r.state.Error, r.state.CanceledBy = events.StatusRunning, nil, nil, nil
 	r.point.Doubt = nil

@@ -471,6 +471,34 @@ func TestNewRequestLooksOlder(t *testing.T) {
 	}
 }
 
+// Both streams are made anew in the middle of a run, and its owner dies: the VM's next request, whose sequence is lower
+// than that of the run's own, closes the orphan and begins. The run's acceptance went with the old events stream.
+func TestOrphanInNewStreams(t *testing.T) {
+	t.Parallel()
+	inBriefWorld(t, secretsDir(t), func(w *world) {
+		for _, id := range []string{"x", "y", "z"} {
+			w.drive(w.request(id, only(networkOnly)))
+		}
+		a := w.request("a", brief)
+		o := w.deliver(a, fate{point: "CustomizeGuest sent", do: "call", fn: func() {
+			w.anew = true
+			w.store.Anew(0)
+			w.line.Anew()
+		}}, fate{point: "StartGuestNetwork landed", do: "crash"})
+		<-o.stopped
+		<-time.After(time.Minute)
+
+		b := w.request("b", only(networkOnly))
+		if b.Seq >= a.Seq {
+			w.t.Fatalf("sequence %d, behind %d", b.Seq, a.Seq)
+		}
+		w.drive(b)
+		w.wantEnds("run.failed", "run.succeeded")
+		w.wantEffects("customize", 1)
+		w.wantEffects("network", 5)
+	})
+}
+
 // A release is trusted by the very next delivery of the same message, not by that of one which has its sequence by now.
 func TestReleaseNamesItsStream(t *testing.T) {
 	t.Parallel()
