@@ -184,7 +184,8 @@ func shortJSON(raw json.RawMessage, most int) (short json.RawMessage, wasCut boo
 	if err == nil && len(b) <= most && depth(v) <= maxDepth {
 		return b, false
 	}
-	for _, l := range []struct{ text, items int }{{most - most/8, 64}, {most / 2, 64}, {most / 8, 32}, {most / 32, 16}, {16, 4}} {
+	for _, l := range []struct{ text, items int }{{most - most/8, 64}, {most / 2, 64}, {most / 8, 32}, {most / 32, 16},
+		{16, 4}} {
 		if c, err := marshal(trimmed(v, max(l.text, 16), l.items, maxDepth)); err == nil && len(c) <= most {
 			return c, true
 		}

@@ -101,7 +101,8 @@ func (e *envelope) readStructured(data []byte) error {
 	if !ok {
 		return errors.New("the message is no CloudEvent: it is not a JSON object")
 	}
-	if !slices.ContainsFunc(slices.Collect(maps.Keys(members)), func(name string) bool { return attributeName(name) == "specversion" }) {
+	isVersion := func(name string) bool { return attributeName(name) == "specversion" }
+	if !slices.ContainsFunc(slices.Collect(maps.Keys(members)), isVersion) {
 		return errors.New("the message is no CloudEvent: it has no specversion. Data alone is not enough: " +
 			`send {"specversion":"1.0","id":…,"source":…,"type":…,"data":…}, or the data with ce- headers`)
 	}
@@ -137,7 +138,8 @@ func (e *envelope) readMember(name string, v any, raw json.RawMessage) error {
 		text, ok := v.(string)
 		data, err := base64.StdEncoding.DecodeString(text)
 		if !ok || err != nil {
-			return errors.New("data_base64 is no base64: encode the data's bytes as RFC 4648, section 4, has it, or send data")
+			return errors.New("data_base64 is no base64: encode the data's bytes as RFC 4648, " +
+				"section 4, has it, or send data")
 		}
 		if e.data == nil {
 			e.data = data
@@ -152,7 +154,8 @@ func (e *envelope) readMember(name string, v any, raw json.RawMessage) error {
 		return nil
 	case bool, json.Number:
 		if slices.Contains(coreAttributes, name) {
-			return fmt.Errorf("attribute %s is %.40s, and CloudEvents has a string there: write \"%[2]v\" with its quotes", name, fmt.Sprint(v))
+			return fmt.Errorf("attribute %s is %.40s, and CloudEvents has a string there: write "+
+				"\"%[2]v\" with its quotes", name, fmt.Sprint(v))
 		}
 		e.attrs[name] = fmt.Sprint(v)
 		return nil
@@ -160,7 +163,8 @@ func (e *envelope) readMember(name string, v any, raw json.RawMessage) error {
 	if slices.Contains(coreAttributes, name) {
 		return fmt.Errorf("attribute %s is not a string", name)
 	}
-	return fmt.Errorf("attribute %.40q is not a string, number or boolean: what belongs to the request goes into data", name)
+	return fmt.Errorf("attribute %.40q is not a string, number or boolean: what belongs to the request goes into data",
+		name)
 }
 
 // coreAttributes are those of CloudEvents 1.0 itself, all of them strings in JSON.
@@ -257,7 +261,8 @@ func (e *envelope) validate() error {
 			return fmt.Errorf("attribute %.40s is longer than %d bytes: shorten it", name, maxAttribute)
 		}
 		if !utf8.ValidString(v) || strings.ContainsFunc(v, unicode.IsControl) {
-			return fmt.Errorf("attribute %.40s holds control characters, which CloudEvents does not allow: leave them out", name)
+			return fmt.Errorf("attribute %.40s holds control characters, which CloudEvents does "+
+				"not allow: leave them out", name)
 		}
 		switch name {
 		case "specversion":
@@ -285,7 +290,8 @@ func (e *envelope) validate() error {
 		return badAttributes(err)
 	}
 	if v, ok := e.attrs["datacontenttype"]; ok {
-		if t, _, _ := mime.ParseMediaType(v); t != "application/json" && t != "text/json" && !strings.HasSuffix(t, "+json") {
+		if t, _, _ := mime.ParseMediaType(v); t != "application/json" && t != "text/json" &&
+			!strings.HasSuffix(t, "+json") {
 			return fmt.Errorf("datacontenttype is %.80q: data must be JSON: send application/json, or leave it out", v)
 		}
 	}
@@ -296,7 +302,8 @@ func (e *envelope) validate() error {
 func badAttributes(err error) error {
 	var found event.ValidationError
 	if !errors.As(err, &found) {
-		return fmt.Errorf("the message is no CloudEvent: %s", strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", ", "))
+		return fmt.Errorf("the message is no CloudEvent: %s",
+			strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", ", "))
 	}
 	var wrong []string
 	for _, name := range slices.Sorted(maps.Keys(found)) {
@@ -311,9 +318,10 @@ func badAttributes(err error) error {
 
 // attributeCures are what is wrong with attributes that break the rules of CloudEvents, and what to write.
 var attributeCures = map[string]string{
-	"id":              "is missing or empty: give each message an id of its own, such as a UUID",
-	"source":          "is missing, empty or no URI reference: name who sends it, such as /provisioner",
-	"type":            "is missing or empty: write " + Type(KindRequested) + ", or " + Type(KindCancelRequested) + " for a cancel",
+	"id":     "is missing or empty: give each message an id of its own, such as a UUID",
+	"source": "is missing, empty or no URI reference: name who sends it, such as /provisioner",
+	"type": "is missing or empty: write " + Type(KindRequested) + ", or " + Type(KindCancelRequested) +
+		" for a cancel",
 	"subject":         "is empty: write the VM's managed object ID, such as vm-42, or leave it out",
 	"dataschema":      "is no absolute URI: write one, or leave it out",
 	"datacontenttype": "is no media type: write application/json, or leave it out",

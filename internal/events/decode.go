@@ -57,7 +57,8 @@ func decodeText(h map[string][]string, data []byte) (*envelope, error) {
 
 // identify reads who a message is about and from, as far as that can be read.
 func identify(subject string, env *envelope) (vm string, ref RequestRef, attrs Attributes) {
-	if env.attrs["source"] != "" && env.attrs["id"] != "" && len(env.attrs["source"])+len(env.attrs["id"]) <= 2*maxAttribute {
+	source, id := env.attrs["source"], env.attrs["id"]
+	if source != "" && id != "" && len(source)+len(id) <= 2*maxAttribute {
 		ref = env.ref()
 	}
 	if token := lastToken(subject); ValidVM(token) {
@@ -69,14 +70,17 @@ func identify(subject string, env *envelope) (vm string, ref RequestRef, attrs A
 // addressed checks that a message is of the kind that belongs on its subject, and about the VM that its subject names.
 func addressed(env *envelope, k Kind, vm string) error {
 	if vm == "" {
-		return invalid("", "the last token of the subject is not a managed object ID: publish on the subject that ends in the VM's, such as vm-42, which the vSphere Client shows in the address of "+
+		return invalid("", "the last token of the subject is not a managed object ID: publish on the subject that "+
+			"ends in the VM's, such as vm-42, which the vSphere Client shows in the address of "+
 			"the VM's page")
 	}
 	if want := Type(k); env.attrs["type"] != want {
-		return invalid("", "type is %.80q, not %s: what is published on this subject must be of that type", env.attrs["type"], want)
+		return invalid("", "type is %.80q, not %s: what is published on this subject must be of that type",
+			env.attrs["type"], want)
 	}
 	if s, ok := env.attrs["subject"]; ok && s != vm {
-		return invalid("", "the CloudEvent's subject is %.80q, but the message's subject names %s: they must be one, or leave the CloudEvent's out", s, vm)
+		return invalid("", "the CloudEvent's subject is %.80q, but the message's subject names %s: they must be one, "+
+			"or leave the CloudEvent's out", s, vm)
 	}
 	return nil
 }
@@ -97,7 +101,8 @@ func requestAttributes(env *envelope) Attributes {
 	if a.CorrelationID == "" {
 		a.CorrelationID = a.CausationID
 	}
-	for _, v := range []*string{&a.CorrelationID, &a.CausationID, &a.TraceParent, &a.TraceState, &a.AuthType, &a.AuthID} {
+	for _, v := range []*string{&a.CorrelationID, &a.CausationID, &a.TraceParent, &a.TraceState, &a.AuthType,
+		&a.AuthID} {
 		if len(*v) > maxAttribute { // the message is refused for it
 			*v = ""
 		}
@@ -175,7 +180,8 @@ func dataTree(data []byte) (map[string]any, error) {
 	tree, ok := v.(map[string]any)
 	if !ok {
 		if _, text := v.(string); text {
-			return nil, invalid("", "data is not a JSON object, but a text: send the object itself, not its JSON as a string")
+			return nil, invalid("", "data is not a JSON object, but a text: send the object "+
+				"itself, not its JSON as a string")
 		}
 		return nil, invalid("", "data is not a JSON object: the request goes there, such as {\"vm\": \"vm-42\"}")
 	}
@@ -199,7 +205,8 @@ func checkRequest(tree map[string]any) (warnings []Remark, err error) {
 			problems = append(problems, schemas.Problem{Field: field, Message: message})
 		}
 	}
-	for _, at := range []string{"timeout", "guest.readyTimeout", "customize.timeout", "network.timeout", "verify.timeout"} {
+	for _, at := range []string{"timeout", "guest.readyTimeout", "customize.timeout", "network.timeout",
+		"verify.timeout"} {
 		v := any(tree)
 		for name := range strings.SplitSeq(at, ".") {
 			m, _ := v.(map[string]any)
@@ -230,14 +237,17 @@ func checkRequest(tree map[string]any) (warnings []Remark, err error) {
 		credentials[fmt.Sprintf("processes[%d].credentials", i)] = p["credentials"]
 	}
 	for _, at := range slices.Sorted(maps.Keys(credentials)) {
-		if c, _ := credentials[at].(map[string]any); guest["interactiveSession"] == true && c["type"] == "SAML_BEARER_TOKEN" {
-			add("guest.interactiveSession", "needs user name and password, and "+at+".type is SAML_BEARER_TOKEN: leave one of them out")
+		if c, _ := credentials[at].(map[string]any); guest["interactiveSession"] == true &&
+			c["type"] == "SAML_BEARER_TOKEN" {
+			add("guest.interactiveSession", "needs user name and password, and "+at+
+				".type is SAML_BEARER_TOKEN: leave one of them out")
 		}
 	}
 	customize, _ := tree["customize"].(map[string]any)
 	for _, section := range []string{"spec", "configParams"} {
 		if at := badSecretRef(customize[section], "customize."+section); at != "" {
-			add(at, `must be {"secretRef": "<name>", "key": "<key>"} and nothing more; names are letters, digits, '-', '.' and '_'`)
+			add(at, `must be {"secretRef": "<name>", "key": "<key>"} and nothing more; `+
+				`names are letters, digits, '-', '.' and '_'`)
 		}
 	}
 	problems, warnings = checkSpec(customize, problems)

@@ -17,7 +17,9 @@ type Event struct {
 
 // EncodeEvent writes an event of kind k: the run as it stands after it. What others wrote into the run is cleaned, and
 // cut where it is too long; the caller's run stays as it is. mode is Structured or Binary.
-func EncodeEvent(at time.Time, k Kind, attrs Attributes, run *Run, mode string) (header map[string][]string, data []byte, err error) {
+func EncodeEvent(
+	at time.Time, k Kind, attrs Attributes, run *Run, mode string,
+) (header map[string][]string, data []byte, err error) {
 	data, err = fitted(k, run)
 	if err != nil {
 		return nil, nil, fmt.Errorf("event %s: %w", k, err)
@@ -52,7 +54,9 @@ type Rejection struct {
 
 // EncodeRejection writes the event that tells a publisher that its message was refused. It has the shape of a run's
 // event, and belongs to no run.
-func EncodeRejection(r Rejection, why *RejectError, at time.Time, mode string) (header map[string][]string, data []byte, err error) {
+func EncodeRejection(
+	r Rejection, why *RejectError, at time.Time, mode string,
+) (header map[string][]string, data []byte, err error) {
 	run := Run{VCenter: r.VCenter, VM: r.VM, Status: StatusRejected, Error: &Error{
 		Code: why.Code, Message: why.Reason(), Field: why.Field, Retryable: why.Code == Expired,
 	}}
@@ -64,7 +68,7 @@ func EncodeRejection(r Rejection, why *RejectError, at time.Time, mode string) (
 		return nil, nil, err
 	}
 	return encode(outgoing{
-		id: fmt.Sprintf("rejected.%d", r.Seq), vcenter: r.VCenter, vm: r.VM, kind: KindRejected, time: at, attrs: r.Attrs,
-		schema: schemas.URN(schemas.Run), data: data,
+		id: fmt.Sprintf("rejected.%d", r.Seq), vcenter: r.VCenter, vm: r.VM, kind: KindRejected, time: at,
+		attrs: r.Attrs, schema: schemas.URN(schemas.Run), data: data,
 	}, mode)
 }

@@ -12,10 +12,11 @@ const (
 	// MaxRequest is how many bytes a request has at most, its headers included.
 	MaxRequest = 256 << 10
 
-	maxData    = MaxEvent - 16<<10 // bytes of an event's data: the envelope has the rest, percent-encoded in the binary form
-	maxCommand = 1 << 10           // bytes of a command line
-	maxName    = 256               // bytes of a name that a guest tells, or of a field's path
-	maxMessage = 2 << 10           // bytes of a message
+	// bytes of an event's data: the envelope has the rest, percent-encoded in the binary form
+	maxData    = MaxEvent - 16<<10
+	maxCommand = 1 << 10 // bytes of a command line
+	maxName    = 256     // bytes of a name that a guest tells, or of a field's path
+	maxMessage = 2 << 10 // bytes of a message
 )
 
 // limits are how much of other people's words an event holds.
@@ -78,8 +79,10 @@ func (c *cutter) run(from *Run) *Run {
 		}
 	})
 	r.Observed = changed(r.Observed, func(o *Observed) {
-		o.PowerState, o.ToolsRunningStatus, o.ToolsVersion = c.name(o.PowerState), c.name(o.ToolsRunningStatus), c.name(o.ToolsVersion)
-		o.HostName, o.GuestLog, o.NICs, o.Guest = c.name(o.HostName), c.all(o.GuestLog), c.nics(o.NICs), c.guest(o.Guest)
+		o.PowerState, o.ToolsRunningStatus, o.ToolsVersion = c.name(o.PowerState), c.name(o.ToolsRunningStatus),
+			c.name(o.ToolsVersion)
+		o.HostName, o.GuestLog, o.NICs, o.Guest = c.name(o.HostName), c.all(o.GuestLog), c.nics(o.NICs),
+			c.guest(o.Guest)
 	})
 	r.Error = changed(r.Error, func(e *Error) {
 		e.Message, e.Field = c.words(e.Message), c.text(e.Field, maxPath)
@@ -141,7 +144,8 @@ func (c *cutter) all(list []string) []string {
 func (c *cutter) remarks(list []Remark) []Remark {
 	list = short(c, list)
 	for i := range list {
-		list[i].Code, list[i].Message, list[i].Field = c.name(list[i].Code), c.words(list[i].Message), c.text(list[i].Field, maxName)
+		list[i].Code, list[i].Message, list[i].Field = c.name(list[i].Code), c.words(list[i].Message),
+			c.text(list[i].Field, maxName)
 	}
 	return list
 }

@@ -26,7 +26,8 @@ type literals struct {
 const maxLiterals = 16
 
 func (l *literals) add(at, what string) {
-	if what == "" || l.allowed[at] || len(l.found) == maxLiterals || slices.ContainsFunc(l.found, func(f literal) bool { return f.at == at }) {
+	known := slices.ContainsFunc(l.found, func(f literal) bool { return f.at == at })
+	if what == "" || known || l.allowed[at] || len(l.found) == maxLiterals {
 		return
 	}
 	l.found = append(l.found, literal{at, what})
@@ -113,7 +114,8 @@ func (l *literals) passwords(v any, at string, named bool) {
 		}
 		for _, name := range slices.Sorted(maps.Keys(v)) {
 			inner, child := below(at, "."+name), v[name]
-			if is && strings.EqualFold(name, "value") && child != nil && !isSecretRef(child) || named && namesPassword(name) && isLiteral(child) {
+			if is && strings.EqualFold(name, "value") && child != nil && !isSecretRef(child) ||
+				named && namesPassword(name) && isLiteral(child) {
 				l.add(inner, aPassword)
 				continue
 			}
@@ -244,7 +246,8 @@ func mayHoldSecret(data []byte) bool {
 	tree, err := strictJSON(data)
 	if err != nil {
 		lower := bytes.ReplaceAll(bytes.ToLower(data), []byte("secretref"), nil)
-		for _, word := range []string{"password", "passwd", "passphrase", "pwd", "token", "secret", "private key", "apikey", "api_key"} {
+		for _, word := range []string{"password", "passwd", "passphrase", "pwd", "token", "secret", "private key",
+			"apikey", "api_key"} {
 			if bytes.Contains(lower, []byte(word)) {
 				return true
 			}
@@ -256,7 +259,8 @@ func mayHoldSecret(data []byte) bool {
 	if len(l.found) > 0 || holdsSecret(tree) {
 		return true
 	}
-	for m, _ := tree.(map[string]any); m != nil; m, _ = m["data"].(map[string]any) { // the message, and the request in it
+	// the message, and the request in it
+	for m, _ := tree.(map[string]any); m != nil; m, _ = m["data"].(map[string]any) {
 		if len(literalSecrets(m)) > 0 {
 			return true
 		}

@@ -115,7 +115,8 @@ type ProcessSpec struct {
 	SuccessExitCodes []int64         `json:"successExitCodes"` // default [0]; with Watch: its end is enough
 	Timeout          Duration        `json:"timeout"`          // default 10m
 	Credentials      *CredentialsRef `json:"credentials"`      // default guest.credentials
-	AllowLiteral     []string        `json:"allowLiteral"`     // paths below this object that look like secrets and are none
+	// paths below this object that look like secrets and are none
+	AllowLiteral []string `json:"allowLiteral"`
 }
 
 // WatchSpec names a process that was started elsewhere.

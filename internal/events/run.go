@@ -88,7 +88,8 @@ const (
 	WaitingTools              Waiting = "tools"
 	WaitingGuestLogin         Waiting = "guest-login"
 	WaitingVCenterUnavailable Waiting = "vcenter-unavailable"
-	WaitingCallsInFlight      Waiting = "calls-in-flight" // a call without an answer, or a former owner's, may still take effect
+	// a call without an answer, or a former owner's, may still take effect
+	WaitingCallsInFlight Waiting = "calls-in-flight"
 )
 
 // Code is guestflow's own word for what went wrong: a closed list.
@@ -211,15 +212,16 @@ type Check struct {
 
 // Customize is the customization of the guest.
 type Customize struct {
-	State      State       `json:"state"`
-	Task       string      `json:"task,omitempty"`     // managed object ID of the Task
-	Progress   *int        `json:"progress,omitempty"` // per cent
-	DecidedBy  string      `json:"decidedBy,omitempty"`
-	StartedAt  *time.Time  `json:"startedAt,omitempty"`
-	FinishedAt *time.Time  `json:"finishedAt,omitempty"`
-	Guest      *Guest      `json:"guest,omitempty"`
-	Reason     string      `json:"reason,omitempty"`  // why a step that could not be stopped keeps running
-	NotRead    *WaitReason `json:"notRead,omitempty"` // why the guest's own status could not be read where it was asked for
+	State      State      `json:"state"`
+	Task       string     `json:"task,omitempty"`     // managed object ID of the Task
+	Progress   *int       `json:"progress,omitempty"` // per cent
+	DecidedBy  string     `json:"decidedBy,omitempty"`
+	StartedAt  *time.Time `json:"startedAt,omitempty"`
+	FinishedAt *time.Time `json:"finishedAt,omitempty"`
+	Guest      *Guest     `json:"guest,omitempty"`
+	Reason     string     `json:"reason,omitempty"` // why a step that could not be stopped keeps running
+	// why the guest's own status could not be read where it was asked for
+	NotRead *WaitReason `json:"notRead,omitempty"`
 }
 
 // Guest is the customization status that the guest itself reports; its times are the guest's clock.

@@ -16,7 +16,9 @@ func checkSpec(customize map[string]any, problems []schemas.Problem) ([]schemas.
 	if spec, there := customize["spec"]; there {
 		if foreign := custspec.Foreign(spec); foreign != "" {
 			const at = "customize.spec"
-			problems = slices.DeleteFunc(problems, func(p schemas.Problem) bool { return p.Field == at || strings.HasPrefix(p.Field, at+".") })
+			problems = slices.DeleteFunc(problems, func(p schemas.Problem) bool {
+				return p.Field == at || strings.HasPrefix(p.Field, at+".")
+			})
 			report.Refused = []custspec.Finding{{Field: at, Message: foreign}}
 		} else {
 			report = custspec.Check(spec, "customize.spec")
@@ -24,7 +26,8 @@ func checkSpec(customize map[string]any, problems []schemas.Problem) ([]schemas.
 	}
 	if params, there := customize["configParams"]; there {
 		more := custspec.CheckParams(params, "customize.configParams")
-		report.Refused, report.Warnings = append(report.Refused, more.Refused...), append(report.Warnings, more.Warnings...)
+		report.Refused = append(report.Refused, more.Refused...)
+		report.Warnings = append(report.Warnings, more.Warnings...)
 	}
 	for _, f := range report.Refused {
 		problems = slices.DeleteFunc(problems, func(p schemas.Problem) bool { return p.Field == f.Field })
@@ -78,7 +81,8 @@ func objectID(vm string) string {
 }
 
 // namesOfVM are the members in which others look for the VM.
-var namesOfVM = []string{"vmId", "vm_id", "vmid", "VM", "Vm", "vmMoid", "vm_moid", "moid", "moref", "vmRef", "vmName", "vm_name", "virtualMachine", "name", "id"}
+var namesOfVM = []string{"vmId", "vm_id", "vmid", "VM", "Vm", "vmMoid", "vm_moid", "moid", "moref", "vmRef", "vmName",
+	"vm_name", "virtualMachine", "name", "id"}
 
 // checkVM says of vm what the schema cannot: what to give in its place.
 func checkVM(tree map[string]any, problems []schemas.Problem) []schemas.Problem {

@@ -43,7 +43,8 @@ type Config struct {
 type Hooks struct {
 	Refused func(vcenter string, code events.Code) // a message was refused
 	NotKept func(vcenter string)                   // and not kept as a dead letter, which could not be stored
-	Failed  func(vcenter string)                   // a message was left alone, or given back for a while: it is delivered again
+	// a message was left alone, or given back for a while: it is delivered again
+	Failed func(vcenter string)
 }
 
 const (
@@ -71,8 +72,10 @@ type Conn struct {
 	troubles           []Trouble // as Watch saw them last
 	consumers          []*consumer
 	deadLetterPatience time.Duration
-	notKeptSince       map[string]time.Time // by vCenter: since when no dead letter of it could be stored; absent: the last one could
-	eventsMaxAge       time.Duration        // how long events are kept, 0 as long as not known: a run's timeout is shorter
+	// by vCenter: since when no dead letter of it could be stored; absent: the last one could
+	notKeptSince map[string]time.Time
+	// how long events are kept, 0 as long as not known: a run's timeout is shorter
+	eventsMaxAge time.Duration
 }
 
 // Connect makes the connection. Where NATS cannot be reached it is tried again for ever: the error is about the
@@ -83,7 +86,9 @@ func Connect(_ context.Context, cfg Config, log zerolog.Logger) (*Conn, error) {
 		return nil, err
 	}
 	w := &waitRegister{open: map[*waiter]openWait{}}
-	c := &Conn{log: waitLog{log, w}, waits: w, deadLetterPatience: deadLetterPatience, notKeptSince: map[string]time.Time{}, eventMode: cfg.EventMode, hooks: cfg.Hooks, apiPrefix: jetstream.DefaultAPIPrefix}
+	c := &Conn{log: waitLog{log, w}, waits: w, deadLetterPatience: deadLetterPatience,
+		notKeptSince: map[string]time.Time{}, eventMode: cfg.EventMode, hooks: cfg.Hooks,
+		apiPrefix: jetstream.DefaultAPIPrefix}
 	c.queue = newRequestQueue(c)
 	nc, err := nats.Connect(cfg.URL, append(opts, stateLog(log, c.queue.wakeAll)...)...)
 	if err != nil {
@@ -126,7 +131,8 @@ func (cfg Config) options(log zerolog.Logger) ([]nats.Option, error) {
 	}
 	return append(login,
 		nats.Name(cfg.Name), nats.MaxReconnects(-1), nats.RetryOnFailedConnect(true), nats.ReconnectWait(reconnectWait),
-		nats.ReconnectJitter(reconnectWait, time.Second), nats.Timeout(requestTimeout), nats.PingInterval(10*time.Second), nats.MaxPingsOutstanding(2),
+		nats.ReconnectJitter(reconnectWait, time.Second), nats.Timeout(requestTimeout),
+		nats.PingInterval(10*time.Second), nats.MaxPingsOutstanding(2),
 		// What is published while NATS is away fails at once and is sent again by whoever waits for its answer: nothing
 		// is sent late from a buffer.
 		nats.ReconnectBufSize(-1),
@@ -180,7 +186,8 @@ func (cfg Config) tlsOptions(opts []nats.Option) ([]nats.Option, error) {
 		opts = append(opts, nats.RootCAs(cfg.CAFile))
 	}
 	if (cfg.CertFile == "") != (cfg.KeyFile == "") {
-		return nil, errors.New("NATS: a client certificate and its key go together: set both NATS_CERT_FILE and NATS_KEY_FILE, or none")
+		return nil, errors.New("NATS: a client certificate and its key go together: set both NATS_CERT_FILE " +
+			"and NATS_KEY_FILE, or none")
 	}
 	if cfg.CertFile != "" {
 		if _, err := tls.LoadX509KeyPair(cfg.CertFile, cfg.KeyFile); err != nil {
@@ -193,7 +200,8 @@ func (cfg Config) tlsOptions(opts []nats.Option) ([]nats.Option, error) {
 
 func userInfo(user, passwordFile string, unreadable func(error)) (nats.Option, error) {
 	if user == "" || passwordFile == "" {
-		return nil, errors.New("NATS: a user and a password file go together: set both NATS_USER and NATS_PASSWORD_FILE, or none")
+		return nil, errors.New("NATS: a user and a password file go together: set both NATS_USER and " +
+			"NATS_PASSWORD_FILE, or none")
 	}
 	read := func() (string, error) {
 		password, err := secretfile.ReadFile(passwordFile)

@@ -73,12 +73,13 @@ func (j *Journal) RequestData(ctx context.Context, vcenter, vm, run string, acce
 	patience, cancel := context.WithTimeout(ctx, requestedTime)
 	defer cancel()
 	for {
-		stored, err := ask(ctx, j.log, vcenter, vm, "read the run's acceptance", func(ctx context.Context) (*Stored, error) {
-			if accepted == 0 {
-				return j.store.LastBySubject(ctx, events.EventSubject(vcenter, vm, events.RunAccepted))
-			}
-			return j.store.NextBySubject(ctx, events.History(vcenter, vm), accepted)
-		})
+		stored, err := ask(ctx, j.log, vcenter, vm, "read the run's acceptance",
+			func(ctx context.Context) (*Stored, error) {
+				if accepted == 0 {
+					return j.store.LastBySubject(ctx, events.EventSubject(vcenter, vm, events.RunAccepted))
+				}
+				return j.store.NextBySubject(ctx, events.History(vcenter, vm), accepted)
+			})
 		switch {
 		case err != nil:
 			return nil, err

@@ -89,7 +89,8 @@ func (s *jetStore) get(ctx context.Context, query map[string]any) (*Stored, erro
 	case answer.Message == nil:
 		return nil, fmt.Errorf("read from stream %s: the answer holds no message", s.stream)
 	}
-	stored := &Stored{Subject: answer.Message.Subject, Seq: answer.Message.Seq, At: answer.Message.Time, Data: answer.Message.Data}
+	stored := &Stored{Subject: answer.Message.Subject, Seq: answer.Message.Seq, At: answer.Message.Time,
+		Data: answer.Message.Data}
 	if len(answer.Message.Header) > 0 {
 		// Headers that are none are no reason to ask again: as with a delivery the message has none then, and whoever
 		// reads it refuses it.

@@ -62,9 +62,10 @@ func (j *Journal) CompleteSince(ctx context.Context) (time.Time, error) {
 // that comes shows none. Each answer is of a server that has everything before what it shows.
 func (j *Journal) Runs(ctx context.Context, vcenter, vm string, fn func(*events.Entry) (more bool)) error {
 	for from := uint64(1); ; {
-		stored, err := ask(ctx, j.log, vcenter, vm, "read the runs in the VM's journal", func(ctx context.Context) (*Stored, error) {
-			return j.store.NextBySubject(ctx, events.EventSubject(vcenter, vm, "run.*"), from)
-		})
+		stored, err := ask(ctx, j.log, vcenter, vm, "read the runs in the VM's journal",
+			func(ctx context.Context) (*Stored, error) {
+				return j.store.NextBySubject(ctx, events.EventSubject(vcenter, vm, "run.*"), from)
+			})
 		if err != nil || stored == nil {
 			return err
 		}
@@ -80,7 +81,8 @@ func readEntry(s *Stored) (*events.Entry, error) {
 	if err != nil {
 		return nil, unreadable(s.Seq, err)
 	}
-	return &events.Entry{Seq: s.Seq, MsgID: s.Header.Get(jetstream.MsgIDHeader), At: s.At, Kind: e.Kind, Attrs: e.Attrs, Run: e.Run}, nil
+	return &events.Entry{Seq: s.Seq, MsgID: s.Header.Get(jetstream.MsgIDHeader), At: s.At, Kind: e.Kind, Attrs: e.Attrs,
+		Run: e.Run}, nil
 }
 
 // Append stores the event k of run as the next one of its VM, after the event with the sequence after (0: the VM has
@@ -92,7 +94,9 @@ func readEntry(s *Stored) (*events.Entry, error) {
 // is stored, refused, or ctx ends; after that it is not known whether it was stored, or still will be. ErrFenced:
 // another event stands there; ErrForgotten, which is one too: the one at after is gone. That an append succeeded does
 // not mean that no other followed: read back before an act.
-func (j *Journal) Append(ctx context.Context, after uint64, msgID string, k events.Kind, attrs events.Attributes, run *events.Run) (seq uint64, err error) {
+func (j *Journal) Append(
+	ctx context.Context, after uint64, msgID string, k events.Kind, attrs events.Attributes, run *events.Run,
+) (seq uint64, err error) {
 	m, err := j.message(time.Now(), after, msgID, k, attrs, run)
 	if err != nil {
 		return 0, err
@@ -112,7 +116,8 @@ func (j *Journal) Append(ctx context.Context, after uint64, msgID string, k even
 		case err == nil: // a duplicate of an older event: the ID was used before
 		case errors.As(err, &refused) && refused.proves():
 		case unstorable(err):
-			return fail(fmt.Errorf("%w: it has %d bytes, and NATS refuses it for good (%w): raise the server's max_payload to its default of 1 MB, or the stream's max_msg_size",
+			return fail(fmt.Errorf("%w: it has %d bytes, and NATS refuses it for good (%w): raise the server's "+
+				"max_payload to its default of 1 MB, or the stream's max_msg_size",
 				events.ErrUnstorable, len(m.Data), err))
 		case permanent(err):
 			return fail(err)
@@ -123,9 +128,10 @@ func (j *Journal) Append(ctx context.Context, after uint64, msgID string, k even
 			continue
 		}
 		// An append of ours that was stored can only be the next one behind after: all that follow stand on it.
-		next, readErr := ask(ctx, j.log, run.VCenter, run.VM, "read the VM's journal", func(ctx context.Context) (*Stored, error) {
-			return j.store.NextBySubject(ctx, events.History(run.VCenter, run.VM), after+1)
-		})
+		next, readErr := ask(ctx, j.log, run.VCenter, run.VM, "read the VM's journal",
+			func(ctx context.Context) (*Stored, error) {
+				return j.store.NextBySubject(ctx, events.History(run.VCenter, run.VM), after+1)
+			})
 		switch {
 		case readErr != nil:
 			return fail(readErr)
@@ -149,7 +155,8 @@ func (j *Journal) Append(ctx context.Context, after uint64, msgID string, k even
 // unreadable says of a message that no guestflow wrote how the VM gets going again: its journal goes on where it was
 // before.
 func unreadable(seq uint64, err error) error {
-	return fmt.Errorf("event %d of stream %s cannot be read, so guestflow did not write it: see who may (docs/operate/nats-permissions.md), and remove it: nats stream rmm %s %d: %w",
+	return fmt.Errorf("event %d of stream %s cannot be read, so guestflow did not write it: see who may "+
+		"(docs/operate/nats-permissions.md), and remove it: nats stream rmm %s %d: %w",
 		seq, events.EventsStream, events.EventsStream, seq, err)
 }
 
@@ -158,7 +165,9 @@ func (e *StoreError) proves() bool {
 	return e.Code == CodeWrongLastSequence || e.Code == CodeLastSequenceRace || e.Code == CodeIDInProcess
 }
 
-func (j *Journal) message(at time.Time, after uint64, msgID string, k events.Kind, attrs events.Attributes, run *events.Run) (Message, error) {
+func (j *Journal) message(
+	at time.Time, after uint64, msgID string, k events.Kind, attrs events.Attributes, run *events.Run,
+) (Message, error) {
 	h, data, err := events.EncodeEvent(at, k, attrs, run, j.mode)
 	if err != nil {
 		return Message{}, fmt.Errorf("vm %s: %w", run.VM, err)

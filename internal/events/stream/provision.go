@@ -89,7 +89,8 @@ func (c *Conn) restore(ctx context.Context) error {
 func (c *Conn) provision(ctx context.Context, s Settings) error {
 	var differ []string
 	if v := c.nc.ConnectedServerVersion(); v != "" && !newEnough(v) {
-		differ = append(differ, fmt.Sprintf("the server is version %s, and %d.%d or newer is needed", v, minServerMajor, minServerMinor))
+		differ = append(differ, fmt.Sprintf("the server is version %s, and %d.%d or newer is needed", v, minServerMajor,
+			minServerMinor))
 	}
 	vcenters := slices.Sorted(maps.Keys(s.MaxInFlight))
 	for _, need := range s.streams(vcenters) {
@@ -138,7 +139,8 @@ func (s Settings) streams(vcenters []string) []streamNeed {
 		Metadata: map[string]string{ownedKey: "true"},
 	}
 	journal, dead := base, base
-	journal.Name, journal.Description = events.EventsStream, "guestflow: what happened to each VM, and the journal of its runs"
+	journal.Name, journal.Description = events.EventsStream, "guestflow: what happened to each VM, "+
+		"and the journal of its runs"
 	journal.Subjects, journal.MaxAge = []string{"guestflow.events.>", "guestflow.rejections.>"}, s.EventsMaxAge
 	if s.EventsMaxBytes > 0 {
 		journal.MaxBytes, journal.Discard = s.EventsMaxBytes, jetstream.DiscardNew
@@ -150,10 +152,12 @@ func (s Settings) streams(vcenters []string) []streamNeed {
 	}
 	needs := []streamNeed{{StreamConfig: journal, keepsAll: true}, {StreamConfig: dead}}
 	for _, vcenter := range vcenters {
-		needs[0].covers = append(needs[0].covers, "guestflow.events."+vcenter+".>", events.RejectionSubject(vcenter, "*"))
+		needs[0].covers = append(needs[0].covers, "guestflow.events."+vcenter+".>",
+			events.RejectionSubject(vcenter, "*"))
 		needs[1].covers = append(needs[1].covers, events.DeadletterSubject(vcenter, "*"))
 		r := base
-		r.Name, r.Description = events.RequestsStream(vcenter), "guestflow: requests and cancels that are not finished yet, vCenter "+vcenter
+		r.Name, r.Description = events.RequestsStream(vcenter), "guestflow: requests and cancels that are "+
+			"not finished yet, vCenter "+vcenter
 		r.Subjects = []string{events.RequestSubject(vcenter, "*"), events.CancelSubject(vcenter, "*")}
 		r.Retention, r.Discard, r.DiscardNewPerSubject = jetstream.WorkQueuePolicy, jetstream.DiscardNew, true
 		r.MaxMsgsPerSubject, r.MaxMsgSize = int64(max(s.QueuePerVM, 1)), events.MaxRequest
@@ -164,8 +168,10 @@ func (s Settings) streams(vcenters []string) []streamNeed {
 
 func (s Settings) consumers(vcenter string) []jetstream.ConsumerConfig {
 	base := jetstream.ConsumerConfig{
-		DeliverPolicy: jetstream.DeliverAllPolicy, AckPolicy: jetstream.AckExplicitPolicy, ReplayPolicy: jetstream.ReplayInstantPolicy,
-		AckWait: s.AckWait, MaxDeliver: -1, MaxAckPending: s.MaxInFlight[vcenter], Metadata: map[string]string{ownedKey: "true"},
+		DeliverPolicy: jetstream.DeliverAllPolicy, AckPolicy: jetstream.AckExplicitPolicy,
+		ReplayPolicy: jetstream.ReplayInstantPolicy,
+		AckWait:      s.AckWait, MaxDeliver: -1, MaxAckPending: s.MaxInFlight[vcenter],
+		Metadata: map[string]string{ownedKey: "true"},
 	}
 	requests, cancels := base, base
 	requests.Durable, requests.FilterSubject = events.RequestsConsumer(vcenter), events.RequestSubject(vcenter, "*")
@@ -179,7 +185,9 @@ func (s Settings) consumers(vcenter string) []jetstream.ConsumerConfig {
 func cancelPlaces(runs int) int { return max(4*runs, 256) }
 
 // ensureStream returns the stream as it is at the end, nil where it is missing, and what is wrong with it.
-func (c *Conn) ensureStream(ctx context.Context, need streamNeed, provision bool) (*jetstream.StreamConfig, []string, error) {
+func (c *Conn) ensureStream(
+	ctx context.Context, need streamNeed, provision bool,
+) (*jetstream.StreamConfig, []string, error) {
 	for {
 		st, err := c.js.Stream(ctx, need.Name)
 		if errors.Is(err, jetstream.ErrStreamNotFound) {
@@ -220,10 +228,12 @@ const codeNoPeers = 10005
 // refusal is what the server said against a change; empty where it said nothing of the kind.
 func refusal(err error) string {
 	var api *jetstream.APIError
-	if !errors.As(err, &api) || api.Code == 503 || api.ErrorCode == jetstream.JSErrCodeStreamNotFound || api.ErrorCode == codeNoPeers {
+	if !errors.As(err, &api) || api.Code == 503 || api.ErrorCode == jetstream.JSErrCodeStreamNotFound ||
+		api.ErrorCode == codeNoPeers {
 		return ""
 	}
-	if reasonOf(err) == NoStorage { // it is waited for, and told as any other store that is full: there may be room later
+	// it is waited for, and told as any other store that is full: there may be room later
+	if reasonOf(err) == NoStorage {
 		return ""
 	}
 	return fmt.Sprintf("%s (%d)", api.Description, api.ErrorCode)
@@ -252,7 +262,8 @@ func (c *Conn) withRoom(ctx context.Context, need streamNeed, cfg jetstream.Stre
 		}
 	}
 	if fits == 0 {
-		c.log.Warn().Str("stream", cfg.Name).Msg("JetStream has no room to reserve for the dead letters: they have no limit of their own")
+		c.log.Warn().Str("stream", cfg.Name).
+			Msg("JetStream has no room to reserve for the dead letters: they have no limit of their own")
 		cfg.MaxBytes = -1
 		return apply(ctx, cfg)
 	}
@@ -270,7 +281,8 @@ func (c *Conn) withRoom(ctx context.Context, need streamNeed, cfg jetstream.Stre
 	cfg.MaxBytes = max(fits/4, leastStore)
 	if st, err = c.js.UpdateStream(ctx, cfg); err == nil {
 		c.log.Warn().Str("stream", cfg.Name).Int64("asked", asked).Int64("has", fits).Int64("taken", cfg.MaxBytes).
-			Msg("JetStream has less to give than GUESTFLOW_DEADLETTERS_MAX_BYTES: the dead letters may hold a quarter of what it has")
+			Msg("JetStream has less to give than GUESTFLOW_DEADLETTERS_MAX_BYTES: the dead letters may " +
+				"hold a quarter of what it has")
 	}
 	return st, err
 }
@@ -282,7 +294,8 @@ func noRoom(err error) bool {
 	if !errors.As(err, &api) {
 		return false
 	}
-	return reasonOf(err) == NoStorage || api.ErrorCode == codeMaxStreamBytes || api.ErrorCode == codeNoPeers && strings.Contains(api.Description, "insufficient storage")
+	return reasonOf(err) == NoStorage || api.ErrorCode == codeMaxStreamBytes ||
+		api.ErrorCode == codeNoPeers && strings.Contains(api.Description, "insufficient storage")
 }
 
 // codeMaxStreamBytes is "stream max bytes exceeds account limit max stream bytes".
@@ -310,7 +323,8 @@ func (n streamNeed) raise(have jetstream.StreamConfig) (raised jetstream.StreamC
 	switch {
 	case n.keepsAll:
 		changed = raiseLimit(&raised.MaxBytes, n.MaxBytes) || changed
-	case n.MaxBytes > 0 && n.MaxBytes != raised.MaxBytes: // follows the setting, also downwards: only what is refused is in it
+	// follows the setting, also downwards: only what is refused is in it
+	case n.MaxBytes > 0 && n.MaxBytes != raised.MaxBytes:
 		raised.MaxBytes, changed = n.MaxBytes, true
 	}
 	changed = raiseLimit(&raised.MaxMsgSize, n.MaxMsgSize) || changed
@@ -353,17 +367,21 @@ func (n streamNeed) differences(have jetstream.StreamConfig) (d []string) {
 		size = maxStored
 	}
 	differ(have.MaxMsgSize > 0 && have.MaxMsgSize < size, "max_msg_size is %d, less than %d", have.MaxMsgSize, size)
-	differ(have.MaxAge > 0 && (n.MaxAge == 0 || have.MaxAge < n.MaxAge), "max_age is %s, not %s", have.MaxAge, ageText(n.MaxAge))
+	differ(have.MaxAge > 0 && (n.MaxAge == 0 || have.MaxAge < n.MaxAge), "max_age is %s, not %s", have.MaxAge,
+		ageText(n.MaxAge))
 	if !n.keepsAll {
 		return d
 	}
 	bounded := have.MaxBytes > 0 || have.MaxMsgs > 0
-	differ((bounded || n.DiscardNewPerSubject) && have.Discard != jetstream.DiscardNew, "it drops old messages when it is full: discard must be new")
+	differ((bounded || n.DiscardNewPerSubject) && have.Discard != jetstream.DiscardNew,
+		"it drops old messages when it is full: discard must be new")
 	if n.DiscardNewPerSubject {
 		differ(!have.DiscardNewPerSubject, "discard_new_per_subject is not set")
-		differ(have.MaxMsgsPerSubject < n.MaxMsgsPerSubject, "max_msgs_per_subject is %d, less than %d", have.MaxMsgsPerSubject, n.MaxMsgsPerSubject)
+		differ(have.MaxMsgsPerSubject < n.MaxMsgsPerSubject, "max_msgs_per_subject is %d, less than %d",
+			have.MaxMsgsPerSubject, n.MaxMsgsPerSubject)
 	} else {
-		differ(have.MaxMsgsPerSubject > 0, "max_msgs_per_subject is %d: the journal needs all of them", have.MaxMsgsPerSubject)
+		differ(have.MaxMsgsPerSubject > 0, "max_msgs_per_subject is %d: the journal needs all of them",
+			have.MaxMsgsPerSubject)
 	}
 	return d
 }
@@ -375,7 +393,9 @@ func ageText(d time.Duration) string {
 	return fmt.Sprintf("%s or more", d)
 }
 
-func (c *Conn) ensureConsumer(ctx context.Context, stream string, need jetstream.ConsumerConfig, provision bool) ([]string, error) {
+func (c *Conn) ensureConsumer(
+	ctx context.Context, stream string, need jetstream.ConsumerConfig, provision bool,
+) ([]string, error) {
 	for {
 		cons, err := c.js.Consumer(ctx, stream, need.Durable)
 		if errors.Is(err, jetstream.ErrStreamNotFound) {
@@ -403,7 +423,8 @@ func (c *Conn) ensureConsumer(ctx context.Context, stream string, need jetstream
 			return nil, err
 		}
 		have := cons.CachedInfo().Config
-		if provision && have.Metadata[ownedKey] != "" && (have.MaxAckPending != need.MaxAckPending || have.AckWait != need.AckWait) {
+		follows := have.MaxAckPending == need.MaxAckPending && have.AckWait == need.AckWait
+		if provision && have.Metadata[ownedKey] != "" && !follows {
 			follow := have
 			follow.MaxAckPending, follow.AckWait = need.MaxAckPending, need.AckWait
 			step := shorter(have.AckWait, need.AckWait, cons.CachedInfo().NumAckPending)
@@ -452,17 +473,22 @@ func consumerDifferences(need, have jetstream.ConsumerConfig) (d []string) {
 	if have.FilterSubject != "" {
 		filters = []string{have.FilterSubject}
 	}
-	differ(len(filters) != 1 || filters[0] != need.FilterSubject, "its filter is %q, not %s", strings.Join(filters, ", "), need.FilterSubject)
+	differ(len(filters) != 1 || filters[0] != need.FilterSubject, "its filter is %q, not %s",
+		strings.Join(filters, ", "), need.FilterSubject)
 	differ(have.AckPolicy != need.AckPolicy, "ack policy is %s, not %s", have.AckPolicy, need.AckPolicy)
 	differ(have.MaxDeliver > 0, "max_deliver is %d: it must be unlimited, or requests get lost", have.MaxDeliver)
-	differ(strings.HasPrefix(need.FilterSubject, "guestflow.requests.") && (have.MaxAckPending < 1 || have.MaxAckPending > need.MaxAckPending),
-		"max_ack_pending is %d: it lets through more than the %d requests of MAX_IN_FLIGHT", have.MaxAckPending, need.MaxAckPending)
+	ofRequests := strings.HasPrefix(need.FilterSubject, "guestflow.requests.")
+	differ(ofRequests && (have.MaxAckPending < 1 || have.MaxAckPending > need.MaxAckPending),
+		"max_ack_pending is %d: it lets through more than the %d requests of MAX_IN_FLIGHT", have.MaxAckPending,
+		need.MaxAckPending)
 	differ(len(have.BackOff) > 0, "backoff is set: it replaces the ack wait")
-	differ(have.DeliverPolicy != need.DeliverPolicy, "deliver policy is %s, not %s", have.DeliverPolicy, need.DeliverPolicy)
+	differ(have.DeliverPolicy != need.DeliverPolicy, "deliver policy is %s, not %s", have.DeliverPolicy,
+		need.DeliverPolicy)
 	differ(have.ReplayPolicy != need.ReplayPolicy, "replay policy is %s, not %s", have.ReplayPolicy, need.ReplayPolicy)
 	differ(have.HeadersOnly, "it delivers headers only")
 	differ(have.PriorityPolicy != jetstream.PriorityPolicyNone, "it has a priority policy")
-	differ(have.InactiveThreshold > 0, "inactive_threshold is %s: it is deleted while nobody pulls", have.InactiveThreshold)
+	differ(have.InactiveThreshold > 0, "inactive_threshold is %s: it is deleted while nobody pulls",
+		have.InactiveThreshold)
 	return d
 }
 

@@ -92,7 +92,8 @@ func (c *consumer) requestPull(batch int) (*pullRequest, error) {
 		err = sub.SetPendingLimits(-1, -1) // the server holds MaxAckPending
 	}
 	if err == nil {
-		err = nc.PublishRequest(c.conn.apiPrefix+"CONSUMER.MSG.NEXT."+events.RequestsStream(c.vcenter)+"."+c.durable, sub.Subject, ask)
+		err = nc.PublishRequest(c.conn.apiPrefix+"CONSUMER.MSG.NEXT."+events.RequestsStream(c.vcenter)+"."+c.durable,
+			sub.Subject, ask)
 	}
 	if err != nil {
 		p.close()
@@ -102,7 +103,9 @@ func (c *consumer) requestPull(batch int) (*pullRequest, error) {
 }
 
 // errSilent says that a pull request has no answer, not even that there is nothing.
-var errSilent = errors.New("pull requests are not answered: is CONSUMER.MSG.NEXT permitted to the service's user, and has the consumer a leader")
+var errSilent = errors.New(
+	"pull requests are not answered: is CONSUMER.MSG.NEXT permitted to the service's user, and " +
+		"has the consumer a leader")
 
 // end is told once.
 func (p *pullRequest) end(err error) {
@@ -164,7 +167,9 @@ func (c *consumer) pull(ctx context.Context, changed <-chan nats.Status, answere
 }
 
 // awaitPull waits until a pull request is over. again: the next one may follow at once.
-func (c *consumer) awaitPull(ctx context.Context, p *pullRequest, changed <-chan nats.Status, answered func()) (again bool, err error) {
+func (c *consumer) awaitPull(
+	ctx context.Context, p *pullRequest, changed <-chan nats.Status, answered func(),
+) (again bool, err error) {
 	silent := time.NewTimer(2 * pullHeartbeat)
 	defer silent.Stop()
 	look := time.NewTimer(c.ackWaitMaxAge())
@@ -182,7 +187,8 @@ func (c *consumer) awaitPull(ctx context.Context, p *pullRequest, changed <-chan
 			}
 			return false, errSilent
 		case <-look.C:
-			if err := c.readAckWait(ctx); errors.Is(err, jetstream.ErrConsumerNotFound) || errors.Is(err, jetstream.ErrStreamNotFound) {
+			if err := c.readAckWait(ctx); errors.Is(err, jetstream.ErrConsumerNotFound) ||
+				errors.Is(err, jetstream.ErrStreamNotFound) {
 				return false, err
 			}
 			look.Reset(c.ackWaitMaxAge())

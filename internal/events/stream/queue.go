@@ -17,8 +17,9 @@ import (
 type RequestQueue struct {
 	conn *Conn
 
-	mu            sync.Mutex
-	reconnectedAt time.Time                                // when NATS was there again after it was away; zero: it never was
+	mu sync.Mutex
+	// when NATS was there again after it was away; zero: it never was
+	reconnectedAt time.Time
 	subscribed    map[string]bool                          // the vCenters whose events are subscribed to
 	wakers        map[[2]string]map[chan struct{}]struct{} // by vCenter and VM
 }
@@ -63,26 +64,28 @@ func (q *RequestQueue) Unfinished(ctx context.Context, vcenter, vm string) (even
 // removed is asked for only where the answer leaves it open: it is as long as the stretch between the oldest message
 // and the newest.
 func (q *RequestQueue) Gone(ctx context.Context, vcenter, vm string, p events.Place) (bool, error) {
-	return ask(ctx, q.conn.log, vcenter, vm, "look whether a request has left its stream", func(ctx context.Context) (bool, error) {
-		s, err := q.conn.js.Stream(ctx, events.RequestsStream(vcenter))
-		if err != nil {
-			return false, err
-		}
-		verdict := viewOf(s.CachedInfo(), false).Of(p)
-		if verdict == Unclear {
-			info, err := s.Info(ctx, jetstream.WithDeletedDetails(true))
+	return ask(ctx, q.conn.log, vcenter, vm, "look whether a request has left its stream",
+		func(ctx context.Context) (bool, error) {
+			s, err := q.conn.js.Stream(ctx, events.RequestsStream(vcenter))
 			if err != nil {
 				return false, err
 			}
-			verdict = viewOf(info, true).Of(p)
-		}
-		return verdict == Gone, nil
-	})
+			verdict := viewOf(s.CachedInfo(), false).Of(p)
+			if verdict == Unclear {
+				info, err := s.Info(ctx, jetstream.WithDeletedDetails(true))
+				if err != nil {
+					return false, err
+				}
+				verdict = viewOf(info, true).Of(p)
+			}
+			return verdict == Gone, nil
+		})
 }
 
 func viewOf(info *jetstream.StreamInfo, detailed bool) View {
 	s := info.State
-	return View{Made: info.Created, First: s.FirstSeq, Last: s.LastSeq, LastAt: s.LastTime, Messages: s.Msgs, Removed: s.Deleted, Detailed: detailed}
+	return View{Made: info.Created, First: s.FirstSeq, Last: s.LastSeq, LastAt: s.LastTime, Messages: s.Msgs,
+		Removed: s.Deleted, Detailed: detailed}
 }
 
 // Cancels are the cancels that wait for this VM, oldest first. One that cannot be read cancels nothing and is left out.
@@ -100,13 +103,14 @@ func (q *RequestQueue) Cancels(ctx context.Context, vcenter, vm string) ([]event
 // RunningVMs are the VMs of a vCenter whose journal holds a run.
 func (q *RequestQueue) RunningVMs(ctx context.Context, vcenter string) ([]string, error) {
 	filter := events.EventSubject(vcenter, "*", events.RunAccepted)
-	info, err := ask(ctx, q.conn.log, vcenter, "", "list the VMs in the journal", func(ctx context.Context) (*jetstream.StreamInfo, error) {
-		s, err := q.conn.js.Stream(ctx, events.EventsStream)
-		if err != nil {
-			return nil, err
-		}
-		return s.Info(ctx, jetstream.WithSubjectFilter(filter))
-	})
+	info, err := ask(ctx, q.conn.log, vcenter, "", "list the VMs in the journal",
+		func(ctx context.Context) (*jetstream.StreamInfo, error) {
+			s, err := q.conn.js.Stream(ctx, events.EventsStream)
+			if err != nil {
+				return nil, err
+			}
+			return s.Info(ctx, jetstream.WithSubjectFilter(filter))
+		})
 	if err != nil {
 		return nil, err
 	}
@@ -148,7 +152,8 @@ func (q *RequestQueue) Wake(vcenter, vm string) (ch <-chan struct{}, stop func()
 	}
 	q.wakers[at][c] = struct{}{}
 	if !q.subscribed[vcenter] { // one subscription per vCenter and kind, for as long as the connection lives
-		q.subscribed[vcenter] = q.subscribe("guestflow.events."+vcenter+".*.run.*") && q.subscribe(events.CancelSubject(vcenter, "*"))
+		q.subscribed[vcenter] = q.subscribe("guestflow.events."+vcenter+".*.run.*") &&
+			q.subscribe(events.CancelSubject(vcenter, "*"))
 	}
 	return c, func() {
 		q.mu.Lock()
@@ -162,7 +167,8 @@ func (q *RequestQueue) Wake(vcenter, vm string) (ch <-chan struct{}, stop func()
 
 func (q *RequestQueue) subscribe(subject string) bool {
 	_, err := q.conn.nc.Subscribe(subject, func(m *nats.Msg) {
-		tokens := strings.SplitN(m.Subject, ".", 5) // guestflow.events.<vcenter>.<vm>…, guestflow.cancels.<vcenter>.<vm>
+		// guestflow.events.<vcenter>.<vm>…, guestflow.cancels.<vcenter>.<vm>
+		tokens := strings.SplitN(m.Subject, ".", 5)
 		q.mu.Lock()
 		defer q.mu.Unlock()
 		for c := range q.wakers[[2]string{tokens[2], tokens[3]}] {
@@ -170,7 +176,8 @@ func (q *RequestQueue) subscribe(subject string) bool {
 		}
 	})
 	if err != nil {
-		q.conn.log.Error().Err(err).Str("subject", subject).Msg("cannot subscribe: who waits for a VM looks at it less often")
+		q.conn.log.Error().Err(err).Str("subject", subject).
+			Msg("cannot subscribe: who waits for a VM looks at it less often")
 	}
 	return err == nil
 }

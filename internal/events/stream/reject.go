@@ -77,7 +77,8 @@ func (c *Conn) Reject(ctx context.Context, m RefusedMessage, why *events.RejectE
 				c.noteDeadLetter(m.VCenter, false)
 				return nil
 			case told == nil:
-				c.log.Error().Err(err).Str("vcenter", m.VCenter).Str("vm", m.VM).Uint64("seq", m.Seq).Msg("a refused message is not kept: dead letters cannot be stored, and events can")
+				c.log.Error().Err(err).Str("vcenter", m.VCenter).Str("vm", m.VM).Uint64("seq", m.Seq).
+					Msg("a refused message is not kept: dead letters cannot be stored, and events can")
 				if c.hooks.NotKept != nil {
 					c.hooks.NotKept(m.VCenter)
 				}
@@ -92,7 +93,8 @@ func (c *Conn) Reject(ctx context.Context, m RefusedMessage, why *events.RejectE
 	if err != nil {
 		return err
 	}
-	_, err = ask(ctx, c.log, m.VCenter, m.VM, "publish a rejection", func(ctx context.Context) (struct{}, error) { return struct{}{}, c.publish(ctx, event) })
+	_, err = ask(ctx, c.log, m.VCenter, m.VM, "publish a rejection",
+		func(ctx context.Context) (struct{}, error) { return struct{}{}, c.publish(ctx, event) })
 	return err
 }
 
@@ -135,7 +137,8 @@ func (c *Conn) publish(ctx context.Context, msg *nats.Msg) error {
 		return fmt.Errorf("no stream listens on %s: %w", msg.Subject, err)
 	}
 	var refused *StoreError
-	if err = storeError(err); errors.As(err, &refused) && refused.proves() && msg.Header.Get(jetstream.ExpectedLastSubjSeqHeader) != "" {
+	if err = storeError(err); errors.As(err, &refused) && refused.proves() &&
+		msg.Header.Get(jetstream.ExpectedLastSubjSeqHeader) != "" {
 		return fmt.Errorf("%w: %w", errJournalMoved, err)
 	}
 	return err
@@ -148,13 +151,16 @@ const otherVersionRetry = 30 * time.Second
 // while where it may be that of the run that is under way, which another version of guestflow began. A run may be its
 // own by its identity, or where that cannot be read either. What was read of the journal may be older than the truth,
 // so the refusal leans on it.
-func (c *Conn) guardRefusal(ctx context.Context, vcenter, vm string, ref events.RequestRef, why *events.RejectError) error {
+func (c *Conn) guardRefusal(
+	ctx context.Context, vcenter, vm string, ref events.RequestRef, why *events.RejectError,
+) error {
 	if vm == "" {
 		return why
 	}
 	last, err := NewJournal(c, c.eventMode).Last(ctx, vcenter, vm)
 	if err != nil {
-		return &events.RetryError{After: otherVersionRetry, Err: fmt.Errorf("%w; whether its run is under way cannot be read: %w", why, err)}
+		return &events.RetryError{After: otherVersionRetry, Err: fmt.Errorf("%w; whether its run is "+
+			"under way cannot be read: %w", why, err)}
 	}
 	leaning := *why
 	leaning.IfLastSeq = new(uint64)
@@ -163,7 +169,8 @@ func (c *Conn) guardRefusal(ctx context.Context, vcenter, vm string, ref events.
 	}
 	*leaning.IfLastSeq = last.Seq
 	if !last.Kind.Last() && (ref == (events.RequestRef{}) || last.Run.ID == events.RunID(vcenter, vm, ref)) {
-		return &events.RetryError{After: otherVersionRetry, Err: fmt.Errorf("its run is under way, begun by another version of guestflow: %w", why)}
+		return &events.RetryError{After: otherVersionRetry, Err: fmt.Errorf("its run is under way, begun by "+
+			"another version of guestflow: %w", why)}
 	}
 	return &leaning
 }
@@ -193,7 +200,8 @@ func deadLetter(m RefusedMessage, why *events.RejectError) *nats.Msg {
 		return n
 	}
 	// The smallest first, so that what finds no room is the largest.
-	for _, name := range slices.SortedFunc(maps.Keys(m.Header), func(a, b string) int { return cmp.Or(size(a)-size(b), strings.Compare(a, b)) }) {
+	bySize := func(a, b string) int { return cmp.Or(size(a)-size(b), strings.Compare(a, b)) }
+	for _, name := range slices.SortedFunc(maps.Keys(m.Header), bySize) {
 		if room -= size(name); room < 0 {
 			h.Add("Guestflow-Dropped-Header", events.Cut(oneLine(name), maxHeaderName))
 			if len(h["Guestflow-Dropped-Header"]) == maxDropped {
@@ -228,7 +236,8 @@ func deadLetter(m RefusedMessage, why *events.RejectError) *nats.Msg {
 
 // rejection is the event that tells a publisher that its message was refused. It is in no VM's journal.
 func rejection(m RefusedMessage, why *events.RejectError, mode string, at time.Time) (*nats.Msg, error) {
-	header, data, err := events.EncodeRejection(events.Rejection{VCenter: m.VCenter, VM: m.VM, Seq: m.Seq, Ref: m.Ref, Attrs: m.Attrs}, why, at, mode)
+	told := events.Rejection{VCenter: m.VCenter, VM: m.VM, Seq: m.Seq, Ref: m.Ref, Attrs: m.Attrs}
+	header, data, err := events.EncodeRejection(told, why, at, mode)
 	if err != nil {
 		return nil, err
 	}
@@ -243,7 +252,8 @@ func rejection(m RefusedMessage, why *events.RejectError, mode string, at time.T
 // tooLarge reports whether a message was refused for its size.
 func tooLarge(err error) bool {
 	var refused *StoreError
-	return errors.Is(err, nats.ErrMaxPayload) || errors.As(err, &refused) && (refused.Code == CodeMessageTooLarge || refused.Code == CodeHeadersTooLarge)
+	return errors.Is(err, nats.ErrMaxPayload) ||
+		errors.As(err, &refused) && (refused.Code == CodeMessageTooLarge || refused.Code == CodeHeadersTooLarge)
 }
 
 // oneLine makes text fit for a header.

@@ -18,7 +18,9 @@ const (
 )
 
 // ask repeats a question until it is answered, or ctx ends.
-func ask[T any](ctx context.Context, log waitLog, vcenter, vm, what string, question func(context.Context) (T, error)) (T, error) {
+func ask[T any](
+	ctx context.Context, log waitLog, vcenter, vm, what string, question func(context.Context) (T, error),
+) (T, error) {
 	w := newWaiter(log, vcenter, vm, what)
 	defer w.done()
 	for {
@@ -50,7 +52,8 @@ type waiter struct {
 }
 
 func newWaiter(log waitLog, vcenter, vm, what string) *waiter {
-	return &waiter{log: log.With().Str("vcenter", vcenter).Str("vm", vm).Logger(), waits: log.waits, about: openWait{vcenter: vcenter, vm: vm, what: what}, what: what, pause: backoff.New(firstRetry, lastRetry)}
+	return &waiter{log: log.With().Str("vcenter", vcenter).Str("vm", vm).Logger(), waits: log.waits,
+		about: openWait{vcenter: vcenter, vm: vm, what: what}, what: what, pause: backoff.New(firstRetry, lastRetry)}
 }
 
 // wait returns nil when it is time for the next attempt, or why there will be none: ctx ended, or the connection is
@@ -94,7 +97,8 @@ func permanent(err error) bool {
 func unstorable(err error) bool {
 	var refused *StoreError
 	if errors.As(err, &refused) {
-		return refused.Code == CodeMessageTooLarge || refused.Code == CodeHeadersTooLarge || refused.Code == CodeWrongStream
+		return refused.Code == CodeMessageTooLarge || refused.Code == CodeHeadersTooLarge ||
+			refused.Code == CodeWrongStream
 	}
 	return errors.Is(err, nats.ErrMaxPayload)
 }

@@ -49,12 +49,13 @@ type Stored struct {
 // The codes with which JetStream refuses an append, and what they mean here.
 const (
 	CodeWrongLastSequence = 10071 // another message stands there
-	CodeLastSequenceRace  = 10164 // lost a race on a replicated stream, which one server never shows: read again, then decide
-	CodeIDInProcess       = 10158 // a message with the same ID is being stored at this moment: read again, then decide
-	CodeMessageTooLarge   = 10054
-	CodeHeadersTooLarge   = 10097
-	CodeWrongStream       = 10060 // the subject belongs to another stream than the one named
-	CodeSubjectFull       = 10077 // this subject's share of the stream, or the stream, is full
+	// lost a race on a replicated stream, which one server never shows: read again, then decide
+	CodeLastSequenceRace = 10164
+	CodeIDInProcess      = 10158 // a message with the same ID is being stored at this moment: read again, then decide
+	CodeMessageTooLarge  = 10054
+	CodeHeadersTooLarge  = 10097
+	CodeWrongStream      = 10060 // the subject belongs to another stream than the one named
+	CodeSubjectFull      = 10077 // this subject's share of the stream, or the stream, is full
 )
 
 // StoreError is a refusal by the server: the message was not stored.

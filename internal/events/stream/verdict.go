@@ -132,7 +132,8 @@ func (c *consumer) asRefusal(h *inFlight, err error) error {
 		c.log.Error().Err(err).Uint64("seq", h.seq).Msg("a request that panics again and again is refused")
 		// The panic's words may hold a secret.
 		return &events.RejectError{Code: events.Internal, Message: fmt.Sprintf(
-			"guestflow panicked at this request %d times: report it, with what the service's log says of it", maxPanics)}
+			"guestflow panicked at this request %d times: report it, with what the service's log says of it",
+			maxPanics)}
 	}
 	return err
 }

@@ -64,7 +64,9 @@ func (w *waitRegister) longerThan(than time.Duration) []Trouble {
 		}
 	}
 	w.mu.Unlock()
-	slices.SortFunc(old, func(a, b openWait) int { return cmp.Or(cmp.Compare(a.vcenter, b.vcenter), a.since.Compare(b.since)) })
+	slices.SortFunc(old, func(a, b openWait) int {
+		return cmp.Or(cmp.Compare(a.vcenter, b.vcenter), a.since.Compare(b.since))
+	})
 	type key struct {
 		vcenter string
 		reason  Reason
@@ -82,7 +84,8 @@ func (w *waitRegister) longerThan(than time.Duration) []Trouble {
 		}
 		count[at] = 0
 		t := Trouble{VCenter: one.vcenter, Reason: at.reason, Blocks: true, Cure: cures[at.reason],
-			What: fmt.Sprintf("cannot %s, tried for %s: %v", one.what, time.Since(one.since).Round(time.Second), one.err)}
+			What: fmt.Sprintf("cannot %s, tried for %s: %v", one.what, time.Since(one.since).Round(time.Second),
+				one.err)}
 		if one.vm != "" {
 			t.What = "vm " + one.vm + ": " + t.What
 		}

@@ -135,7 +135,8 @@ func (s *Store) publish(m stream.Message) (stream.Ack, error) {
 			have = last.Seq
 		}
 		if have != want {
-			return stream.Ack{}, &stream.StoreError{Code: stream.CodeWrongLastSequence, Description: fmt.Sprintf("wrong last sequence: %d", have)}
+			return stream.Ack{}, &stream.StoreError{Code: stream.CodeWrongLastSequence,
+				Description: fmt.Sprintf("wrong last sequence: %d", have)}
 		}
 	}
 	if duplicate {

@@ -49,7 +49,8 @@ type queued struct {
 
 // Queue returns an empty queue of a vCenter, whose Wake hears what is stored in s.
 func (s *Store) Queue(vcenter string, ackWait time.Duration) *Queue {
-	q := &Queue{vcenter: vcenter, ackWait: ackWait, made: time.Now(), waiting: map[string]map[chan struct{}]struct{}{}, changed: make(chan struct{})}
+	q := &Queue{vcenter: vcenter, ackWait: ackWait, made: time.Now(), waiting: map[string]map[chan struct{}]struct{}{},
+		changed: make(chan struct{})}
 	s.onStore(func(subject string) {
 		t := strings.Split(subject, ".") // guestflow.events.<vcenter>.<vm>.run.<verb>
 		if len(t) == 6 && t[1] == "events" && t[2] == vcenter && t[4] == "run" {
@@ -75,7 +76,8 @@ func (q *Queue) Publish(kind events.Kind, vm string, ref events.RequestRef, data
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.last++
-	q.msgs = append(q.msgs, &queued{seq: q.last, subject: subject, header: h, data: b, at: time.Now().Add(q.clock), stored: time.Now()})
+	q.msgs = append(q.msgs, &queued{seq: q.last, subject: subject, header: h, data: b, at: time.Now().Add(q.clock),
+		stored: time.Now()})
 	if kind == events.KindCancelRequested {
 		q.wake(vm)
 	}
@@ -382,7 +384,9 @@ func (q *Queue) Consume(ctx context.Context, owner *Client, handle func(ctx cont
 	}
 }
 
-func (q *Queue) hand(ctx context.Context, owner *Client, m *queued, handle func(ctx context.Context, r *events.Request) error) {
+func (q *Queue) hand(
+	ctx context.Context, owner *Client, m *queued, handle func(ctx context.Context, r *events.Request) error,
+) {
 	q.mu.Lock()
 	r, err := q.deliver(m)
 	q.mu.Unlock()
@@ -434,7 +438,8 @@ func (q *Queue) touch() {
 
 func cloudEvent(kind events.Kind, ref events.RequestRef, data any) (nats.Header, []byte, error) {
 	b, err := json.Marshal(map[string]any{
-		"specversion": "1.0", "id": ref.ID, "source": ref.Source, "type": events.Type(kind), "datacontenttype": "application/json", "data": data,
+		"specversion": "1.0", "id": ref.ID, "source": ref.Source, "type": events.Type(kind),
+		"datacontenttype": "application/json", "data": data,
 	})
 	return nats.Header{"Content-Type": {"application/cloudevents+json"}}, b, err
 }

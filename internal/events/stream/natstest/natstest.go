@@ -102,7 +102,8 @@ func (s *Server) launch() error {
 func (s *Server) ready() error {
 	if !s.srv.ReadyForConnections(readyWait) {
 		s.Stop()
-		return fmt.Errorf("nats-server %s does not listen on %s:%d after %s", s.opts.ServerName, s.opts.Host, s.opts.Port, readyWait)
+		return fmt.Errorf("nats-server %s does not listen on %s:%d after %s", s.opts.ServerName, s.opts.Host,
+			s.opts.Port, readyWait)
 	}
 	s.opts.Port = s.srv.Addr().(*net.TCPAddr).Port
 	return nil
@@ -206,7 +207,8 @@ func (c *Cluster) Leader(stream string) *Server {
 		if s.srv == nil {
 			continue
 		}
-		if stream == "" && s.srv.JetStreamIsLeader() || stream != "" && s.srv.JetStreamIsStreamLeader(server.DEFAULT_GLOBAL_ACCOUNT, stream) {
+		if stream == "" && s.srv.JetStreamIsLeader() ||
+			stream != "" && s.srv.JetStreamIsStreamLeader(server.DEFAULT_GLOBAL_ACCOUNT, stream) {
 			return s
 		}
 	}
@@ -215,7 +217,8 @@ func (c *Cluster) Leader(stream string) *Server {
 
 func (c *Cluster) allCurrent() bool {
 	for _, s := range c.Servers {
-		if s.srv == nil || !s.srv.JetStreamIsCurrent() || s.srv.JetStreamClusterPeers() == nil && s.srv.JetStreamIsLeader() {
+		if s.srv == nil || !s.srv.JetStreamIsCurrent() ||
+			s.srv.JetStreamClusterPeers() == nil && s.srv.JetStreamIsLeader() {
 			return false
 		}
 		if s.srv.JetStreamIsLeader() && len(s.srv.JetStreamClusterPeers()) < len(c.Servers) {

@@ -90,7 +90,8 @@ func StartProcesses(t T, n int) *Processes {
 	})
 	for i := range n {
 		name := fmt.Sprintf("guestflow-%d", i+1)
-		p := &Process{settings: processSettings{Name: name, Dir: filepath.Join(dir, name), Cluster: cluster, Port: ports[i], Hub: ports[n+i], Routes: ports[n:]}}
+		p := &Process{settings: processSettings{Name: name, Dir: filepath.Join(dir, name), Cluster: cluster,
+			Port: ports[i], Hub: ports[n+i], Routes: ports[n:]}}
 		c.Servers = append(c.Servers, p)
 		if err := p.Start(); err != nil {
 			t.Fatalf("start nats-server processes: %v", err)
@@ -160,7 +161,8 @@ func (p *Process) Start() error {
 			return fmt.Errorf("nats-server process %s ended: %s", p.settings.Name, said)
 		case <-late.C:
 			p.Kill()
-			return fmt.Errorf("nats-server process %s does not listen at %s after %s", p.settings.Name, p.URL(), readyWait)
+			return fmt.Errorf("nats-server process %s does not listen at %s after %s", p.settings.Name, p.URL(),
+				readyWait)
 		case <-tick.C:
 		}
 	}
