@@ -28,9 +28,11 @@ func TestSchema(t *testing.T) {
 		t.Fatal(err)
 	}
 	compiler := jsonschema.NewCompiler()
-	for name, file := range map[string]string{"bom-1.6.schema.json": "bom-1.6.schema.json", "spdx.schema.json": "spdx.schema.json",
+	for name, file := range map[string]string{"bom-1.6.schema.json": "bom-1.6.schema.json",
+		"spdx.schema.json":     "spdx.schema.json",
 		"jsf-0.82.schema.json": "jsf-0.82.schemax.json"} {
-		if err := compiler.AddResource("http://cyclonedx.org/schema/"+name, document(t, filepath.Join(strings.TrimSpace(string(dir)), "schema", file))); err != nil {
+		if err := compiler.AddResource("http://cyclonedx.org/schema/"+name,
+			document(t, filepath.Join(strings.TrimSpace(string(dir)), "schema", file))); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -92,7 +94,8 @@ func TestComplete(t *testing.T) {
 	var got []string
 	for _, c := range doc.Components {
 		got = append(got, c.Name+"@"+c.Version)
-		if !strings.HasPrefix(c.PURL, "pkg:golang/"+strings.ToLower(c.Name)+"@") && !strings.HasPrefix(c.PURL, "pkg:golang/"+c.Name+"@") {
+		if !strings.HasPrefix(c.PURL, "pkg:golang/"+strings.ToLower(c.Name)+"@") &&
+			!strings.HasPrefix(c.PURL, "pkg:golang/"+c.Name+"@") {
 			t.Errorf("%s: package URL %q", c.Name, c.PURL)
 		}
 		if c.Name != "std" && len(c.Licenses)+len(c.Evidence.Licenses) == 0 {

@@ -1,5 +1,5 @@
-// Otlp is the OpenTelemetry Collector's own OTLP receiver (HTTP). It listens on the address that it is given, and prints each batch of spans that it takes as one
-// line of OTLP JSON.
+// Otlp is the OpenTelemetry Collector's own OTLP receiver (HTTP). It listens on the address that it is given, and
+// prints each batch of spans that it takes as one line of OTLP JSON.
 package main
 
 import (
@@ -49,7 +49,8 @@ func run(addr string) error {
 	}
 	cfg.GRPC = nil
 	cfg.HTTP.ServerConfig.Endpoint = addr
-	settings := receiver.Settings{ID: component.NewID(factory.Type()), TelemetrySettings: componenttest.NewNopTelemetrySettings()}
+	settings := receiver.Settings{ID: component.NewID(factory.Type()),
+		TelemetrySettings: componenttest.NewNopTelemetrySettings()}
 	r, err := factory.CreateTraces(ctx, settings, cfg, printed)
 	if err != nil {
 		return err

@@ -1,4 +1,5 @@
-// Package chart tests the chart with the code of Helm and of Kubernetes itself, in a module of its own: its dependencies are not the service's.
+// Package chart tests the chart with the code of Helm and of Kubernetes itself, in a module of its own: its
+// dependencies are not the service's.
 package chart
 
 import (
@@ -78,10 +79,12 @@ func objects(files map[string]string) ([]object, error) {
 	return all, nil
 }
 
-// TestChartLeavesItsTestsOut reads the chart as helm package does: .helmignore keeps the tests of the chart, and their modules, out of what users get.
+// TestChartLeavesItsTestsOut reads the chart as helm package does: .helmignore keeps the tests of the chart, and their
+// modules, out of what users get.
 func TestChartLeavesItsTestsOut(t *testing.T) {
 	for _, file := range load(t).Raw {
-		if strings.HasPrefix(file.Name, "tests/") || strings.HasSuffix(file.Name, ".go") || path.Base(file.Name) == "go.mod" {
+		if strings.HasPrefix(file.Name, "tests/") || strings.HasSuffix(file.Name, ".go") ||
+			path.Base(file.Name) == "go.mod" {
 			t.Errorf("the chart holds %s", file.Name)
 		}
 	}

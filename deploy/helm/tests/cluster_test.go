@@ -42,9 +42,10 @@ type cluster struct {
 	http *http.Client
 }
 
-// TestCluster installs the chart in a real API server, runs what the Deployment there says as a process, upgrades the release, and hands the runs in
-// flight from the old process to the new one, as a roll-out does. The process has the pod's command, environment and files; it has not its user, its
-// root file system, its network or its limits: there is no kubelet.
+// TestCluster installs the chart in a real API server, runs what the Deployment there says as a process, upgrades the
+// release, and hands the runs in flight from the old process to the new one, as a roll-out does. The process has the
+// pod's command, environment and files; it has not its user, its root file system, its network or its limits: there is
+// no kubelet.
 func TestCluster(t *testing.T) {
 	c := startCluster(t)
 	c.customResources()
@@ -54,7 +55,8 @@ func TestCluster(t *testing.T) {
 	c.secret("vcenter-lab", map[string]string{"password": box.file("VCENTER_LAB_PASSWORD_FILE")})
 	c.secret("vcenter-ca", map[string]string{"ca.crt": box.file("VCENTER_LAB_CA_FILE")})
 	guest := filepath.Join(box.settings["GUESTFLOW_SECRETS_DIR"], "lab/linux-root")
-	c.secret("lab-linux-root", map[string]string{"username": read(t, guest+"/username"), "password": read(t, guest+"/password")})
+	c.secret("lab-linux-root", map[string]string{"username": read(t, guest+"/username"),
+		"password": read(t, guest+"/password")})
 
 	values := box.values(freePort(t))
 	if out, err := c.helm("install", "guestflow", chartCopy(t, "0.1.0"), "--values", write(t, values)); err != nil {
@@ -109,14 +111,16 @@ func TestCluster(t *testing.T) {
 		}
 		status := box.status(slow.VM)
 		t.Log(status)
-		if !regexp.MustCompile(`"instance": *"guestflow-new"`).MatchString(status) || !regexp.MustCompile(`"takeovers": *[1-9]`).MatchString(status) {
+		if !regexp.MustCompile(`"instance": *"guestflow-new"`).MatchString(status) ||
+			!regexp.MustCompile(`"takeovers": *[1-9]`).MatchString(status) {
 			t.Error("the new pod did not take the run over")
 		}
 		fresh.stop(second)
 	})
 
 	t.Run("refused by the schema", func(t *testing.T) {
-		out, err := c.helm("upgrade", "guestflow", chartCopy(t, "0.2.0"), "--values", write(t, values), "--set", "port=99999")
+		out, err := c.helm("upgrade", "guestflow", chartCopy(t, "0.2.0"), "--values", write(t, values),
+			"--set", "port=99999")
 		if err == nil || !strings.Contains(out, "at '/port'") {
 			t.Errorf("%v\n%s", err, out)
 		}
@@ -129,8 +133,10 @@ func TestCluster(t *testing.T) {
 
 func startCluster(t *testing.T) *cluster {
 	dir, etcd := t.TempDir(), fmt.Sprintf("http://127.0.0.1:%d", freePort(t))
-	background(t, exec.Command(filepath.Join(*bin, "etcd"), "--data-dir", dir+"/etcd", "--unsafe-no-fsync", "--log-level", "error",
-		"--listen-client-urls", etcd, "--advertise-client-urls", etcd, "--listen-peer-urls", fmt.Sprintf("http://127.0.0.1:%d", freePort(t))))
+	background(t, exec.Command(filepath.Join(*bin, "etcd"), "--data-dir", dir+"/etcd", "--unsafe-no-fsync",
+		"--log-level", "error",
+		"--listen-client-urls", etcd, "--advertise-client-urls", etcd, "--listen-peer-urls", fmt.Sprintf(
+			"http://127.0.0.1:%d", freePort(t))))
 	tokens := filepath.Join(dir, "tokens")
 	if err := os.WriteFile(tokens, []byte(adminToken+",admin,admin,system:masters\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -145,19 +151,25 @@ func startCluster(t *testing.T) *cluster {
 		t.Fatal(err)
 	}
 	port := freePort(t)
-	background(t, exec.Command(filepath.Join(*bin, "kube-apiserver"), "--etcd-servers", etcd, "--bind-address", "127.0.0.1", "--secure-port", strconv.Itoa(port),
-		"--cert-dir", dir+"/certs", "--token-auth-file", tokens, "--authorization-mode", "RBAC", "--disable-admission-plugins", "ServiceAccount",
-		"--service-account-issuer", "https://kubernetes", "--service-account-key-file", key, "--service-account-signing-key-file", key,
+	background(t, exec.Command(filepath.Join(*bin, "kube-apiserver"), "--etcd-servers", etcd, "--bind-address",
+		"127.0.0.1", "--secure-port", strconv.Itoa(port),
+		"--cert-dir", dir+"/certs", "--token-auth-file", tokens, "--authorization-mode", "RBAC",
+		"--disable-admission-plugins", "ServiceAccount",
+		"--service-account-issuer", "https://kubernetes", "--service-account-key-file", key,
+		"--service-account-signing-key-file", key,
 		"--service-cluster-ip-range", "10.96.0.0/16", "-v", "0"))
-	c := &cluster{t: t, url: fmt.Sprintf("https://127.0.0.1:%d", port), ca: filepath.Join(dir, "certs", "apiserver.crt")}
-	// The server makes a certificate at its start, and the CA that signed it stands behind it in the file: nothing else is trusted.
+	ca := filepath.Join(dir, "certs", "apiserver.crt")
+	c := &cluster{t: t, url: fmt.Sprintf("https://127.0.0.1:%d", port), ca: ca}
+	// The server makes a certificate at its start, and the CA that signed it stands behind it in the file: nothing else
+	// is trusted.
 	until(t, func() bool {
 		made, err := os.ReadFile(c.ca)
 		roots := x509.NewCertPool()
 		if err != nil || !roots.AppendCertsFromPEM(made) {
 			return false
 		}
-		c.http = &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}}}
+		c.http = &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots,
+			MinVersion: tls.VersionTLS12}}}
 		return c.get("/readyz") == http.StatusOK
 	})
 	return c
@@ -181,7 +193,8 @@ func (c *cluster) customResources() {
 				if v.(object)["served"] != true {
 					continue
 				}
-				path := fmt.Sprintf("/apis/%v/%v/%v", spec["group"], v.(object)["name"], spec["names"].(object)["plural"])
+				path := fmt.Sprintf("/apis/%v/%v/%v", spec["group"], v.(object)["name"],
+					spec["names"].(object)["plural"])
 				until(c.t, func() bool { return c.get(path) == http.StatusOK })
 			}
 		}
@@ -189,7 +202,8 @@ func (c *cluster) customResources() {
 }
 
 func (c *cluster) secret(name string, content map[string]string) {
-	c.do(http.MethodPost, "/api/v1/namespaces/guestflow/secrets", object{"metadata": object{"name": name}, "stringData": content}, nil)
+	c.do(http.MethodPost, "/api/v1/namespaces/guestflow/secrets", object{"metadata": object{"name": name},
+		"stringData": content}, nil)
 }
 
 func (c *cluster) deployment() (d object) {
@@ -242,7 +256,8 @@ func (c *cluster) do(method, path string, body, into any) {
 }
 
 func (c *cluster) helm(args ...string) (string, error) {
-	args = append(args, "--namespace", "guestflow", "--kube-apiserver", c.url, "--kube-token", adminToken, "--kube-ca-file", c.ca)
+	args = append(args, "--namespace", "guestflow", "--kube-apiserver", c.url, "--kube-token", adminToken,
+		"--kube-ca-file", c.ca)
 	cmd := exec.Command(filepath.Join(*bin, "helm"), args...)
 	cmd.Env = append(os.Environ(), "HOME="+c.t.TempDir(), "KUBECONFIG=")
 	out, err := cmd.CombinedOutput()
@@ -262,8 +277,9 @@ func (c *cluster) start(deployment object, name string) *pod {
 	return p
 }
 
-// command is what a kubelet would start: the program with the container's arguments, its environment, and its volumes as files. They are under a folder of
-// the test, so a setting that begins with the path of a mount begins with that folder here.
+// command is what a kubelet would start: the program with the container's arguments, its environment, and its volumes
+// as files. They are under a folder of the test, so a setting that begins with the path of a mount begins with that
+// folder here.
 func (c *cluster) command(spec object, name, program string) *exec.Cmd {
 	c.t.Helper()
 	root := c.t.TempDir()
@@ -355,7 +371,8 @@ func (p *pod) ready(deployment object) {
 // stop is how a pod ends: SIGTERM, and its grace period.
 func (p *pod) stop(deployment object) {
 	p.t.Helper()
-	grace := deployment["spec"].(object)["template"].(object)["spec"].(object)["terminationGracePeriodSeconds"].(float64)
+	pod := deployment["spec"].(object)["template"].(object)["spec"].(object)
+	grace := pod["terminationGracePeriodSeconds"].(float64)
 	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		p.t.Fatal(err)
 	}
@@ -379,7 +396,8 @@ type sandbox struct {
 
 func startSandbox(t *testing.T) *sandbox {
 	listen := fmt.Sprintf("127.0.0.1:%d", freePort(t))
-	cmd := exec.Command(filepath.Join(*bin, "guestflow"), "sandbox", "--no-service", "--json", "--dir", t.TempDir(), "--listen", listen)
+	cmd := exec.Command(filepath.Join(*bin, "guestflow"), "sandbox", "--no-service", "--json", "--dir", t.TempDir(),
+		"--listen", listen)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -401,13 +419,15 @@ func (s *sandbox) values(port int) object {
 	return object{
 		"nats": object{"url": s.NATS},
 		"vcenters": object{"lab": object{
-			"url": s.VCenter, "username": s.settings["VCENTER_LAB_USERNAME"], "passwordSecret": object{"name": "vcenter-lab"}, "caFrom": object{"secret": "vcenter-ca"},
+			"url": s.VCenter, "username": s.settings["VCENTER_LAB_USERNAME"], "passwordSecret": object{
+				"name": "vcenter-lab"}, "caFrom": object{"secret": "vcenter-ca"},
 			"guestSecrets": object{"linux-root": object{"secret": "lab-linux-root"}},
 			"sendWindow":   "2s", "travelTime": "1s", "visibilityLag": "1s",
 		}},
 		"ackWait": "5s", "port": port,
 		"autoscaling":    object{"keda": object{"enabled": true, "monitoringEndpoint": "nats:8222"}},
-		"serviceMonitor": object{"enabled": true}, "prometheusRule": object{"enabled": true}, "dashboards": object{"enabled": true},
+		"serviceMonitor": object{"enabled": true}, "prometheusRule": object{"enabled": true}, "dashboards": object{
+			"enabled": true},
 		"externalSecrets": object{"store": object{"kind": "SecretStore", "name": "vault"},
 			"secrets": object{"other": object{"password": object{"key": "other"}}}},
 		"tests": object{"vm": s.VMs[0].VM},

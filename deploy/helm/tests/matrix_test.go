@@ -58,14 +58,16 @@ func TestMatrix(t *testing.T) {
 					t.Errorf("%s: %v", id, err)
 				}
 			}
-			if notes := files["guestflow/templates/NOTES.txt"]; strings.Contains(notes, "<no value>") || strings.Contains(notes, "<nil>") {
+			if notes := files["guestflow/templates/NOTES.txt"]; strings.Contains(notes, "<no value>") ||
+				strings.Contains(notes, "<nil>") {
 				t.Errorf("the notes have a hole:\n%s", notes)
 			}
 		})
 	}
 }
 
-// TestLint runs helm lint with each combination, and with none. What it may say is that the NATS chart is not there: it comes from a registry.
+// TestLint runs helm lint with each combination, and with none. What it may say is that the NATS chart is not there: it
+// comes from a registry.
 func TestLint(t *testing.T) {
 	all := combinations(t)
 	all["no values"] = ""
@@ -75,7 +77,8 @@ func TestLint(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, m := range lint.All(chartDir, v, "guestflow", true).Messages {
-			known := strings.Contains(m.Error(), "icon is recommended") || strings.Contains(m.Error(), "missing these dependencies: nats")
+			known := strings.Contains(m.Error(), "icon is recommended") ||
+				strings.Contains(m.Error(), "missing these dependencies: nats")
 			if m.Severity > support.InfoSev && !known {
 				t.Errorf("%s: %s", name, m)
 			}
@@ -102,7 +105,9 @@ func TestEveryValue(t *testing.T) {
 		for _, c := range v.children {
 			visit(c)
 		}
-		if len(v.children) == 0 && !slices.ContainsFunc(sets, func(set map[string]any) bool { return isSet(set, v.path) }) {
+		if len(v.children) == 0 && !slices.ContainsFunc(sets, func(set map[string]any) bool {
+			return isSet(set, v.path)
+		}) {
 			t.Errorf("%s is set in none of testdata/values", strings.Join(v.path, "."))
 		}
 	}

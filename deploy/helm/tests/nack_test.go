@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// TestNACK compares the resources of the NATS JetStream controller with what the service makes itself for the same settings, as testdata/nack.json has
-// it: a test of the service writes that.
+// TestNACK compares the resources of the NATS JetStream controller with what the service makes itself for the same
+// settings, as testdata/nack.json has it: a test of the service writes that.
 func TestNACK(t *testing.T) {
 	b, err := os.ReadFile("testdata/nack.json")
 	if err != nil {

@@ -14,7 +14,8 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// The modules that carry the schemas: Kubernetes' OpenAPI document and the operators' CRDs. They are downloaded, not built.
+// The modules that carry the schemas: Kubernetes' OpenAPI document and the operators' CRDs. They are downloaded, not
+// built.
 const (
 	kubernetes         = "k8s.io/kubernetes@v1.36.3"
 	prometheusOperator = "github.com/prometheus-operator/prometheus-operator@v0.85.0"
@@ -31,8 +32,10 @@ var crds = map[string][]string{
 	externalSecrets: {"config/crds/bases/external-secrets.io_externalsecrets.yaml"},
 }
 
-// withoutSchema is what no Go module has a schema of. What the chart makes of these is compared field by field: TestNACK.
-var withoutSchema = map[string]bool{"jetstream.nats.io/v1beta2/Stream": true, "jetstream.nats.io/v1beta2/Consumer": true}
+// withoutSchema is what no Go module has a schema of. What the chart makes of these is compared field by field:
+// TestNACK.
+var withoutSchema = map[string]bool{"jetstream.nats.io/v1beta2/Stream": true,
+	"jetstream.nats.io/v1beta2/Consumer": true}
 
 // schemas are the schemas of Kubernetes' objects, made strict: a field that they do not know is refused.
 type schemas struct {
@@ -104,7 +107,8 @@ func (s *schemas) core(file string) error {
 		kinds, _ := d["x-kubernetes-group-version-kind"].([]any)
 		for _, k := range kinds {
 			k := k.(object)
-			s.where[gvk(fmt.Sprint(k["group"]), fmt.Sprint(k["version"]), fmt.Sprint(k["kind"]))] = "kubernetes.json#/definitions/" + name
+			s.where[gvk(fmt.Sprint(k["group"]), fmt.Sprint(k["version"]), fmt.Sprint(k["kind"]))] =
+				"kubernetes.json#/definitions/" + name
 		}
 	}
 	return s.compiler.AddResource("kubernetes.json", object{"definitions": definitions})
@@ -145,7 +149,8 @@ func strict(schema any) any {
 	case object:
 		_, named := s["properties"]
 		_, others := s["additionalProperties"]
-		if named && !others && s["x-kubernetes-preserve-unknown-fields"] == nil && (s["type"] == "object" || s["type"] == nil) {
+		if named && !others && s["x-kubernetes-preserve-unknown-fields"] == nil && (s["type"] == "object" ||
+			s["type"] == nil) {
 			s["additionalProperties"] = false
 		}
 		for key, below := range s {
@@ -187,12 +192,16 @@ func TestSchemasRefuse(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, doc := range map[string]string{
-		"misspelt field":     `{apiVersion: v1, kind: Service, metadata: {name: a}, spec: {portz: []}}`,
-		"wrong type":         `{apiVersion: policy/v1, kind: PodDisruptionBudget, metadata: {name: a}, spec: {selector: a}}`,
-		"unknown kind":       `{apiVersion: v1, kind: Servic, metadata: {name: a}}`,
-		"missing in a CRD":   `{apiVersion: keda.sh/v1alpha1, kind: ScaledObject, metadata: {name: a}, spec: {scaleTargetRef: {name: a}}}`,
-		"misspelt in a CRD":  `{apiVersion: monitoring.coreos.com/v1, kind: ServiceMonitor, metadata: {name: a}, spec: {selector: {}, endpoints: [{prt: http}]}}`,
-		"misspelt deep down": `{apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {containers: [{name: a, volumeMounts: [{name: a, path: b}]}]}}`,
+		"misspelt field": `{apiVersion: v1, kind: Service, metadata: {name: a}, spec: {portz: []}}`,
+		"wrong type": `{apiVersion: policy/v1, kind: PodDisruptionBudget, metadata: {name: a}, spec: ` +
+			`{selector: a}}`,
+		"unknown kind": `{apiVersion: v1, kind: Servic, metadata: {name: a}}`,
+		"missing in a CRD": `{apiVersion: keda.sh/v1alpha1, kind: ScaledObject, metadata: {name: a}, spec: ` +
+			`{scaleTargetRef: {name: a}}}`,
+		"misspelt in a CRD": `{apiVersion: monitoring.coreos.com/v1, kind: ServiceMonitor, metadata: {name: a}, ` +
+			`spec: {selector: {}, endpoints: [{prt: http}]}}`,
+		"misspelt deep down": `{apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {containers: [{name: a, ` +
+			`volumeMounts: [{name: a, path: b}]}]}}`,
 	} {
 		var o object
 		if err := yaml.Unmarshal([]byte(doc), &o); err != nil {

@@ -74,7 +74,8 @@ func environment(t *testing.T, values string) map[string]string {
 	return env
 }
 
-// TestEverySetting holds the chart against the service's source: every setting has its value, and nothing is set that the service does not read.
+// TestEverySetting holds the chart against the service's source: every setting has its value, and nothing is set that
+// the service does not read.
 func TestEverySetting(t *testing.T) {
 	known := settings(t)
 	set := map[string]bool{}

@@ -125,7 +125,8 @@ func (s schema) properties(n *yaml.Node, path []string, defaults *yaml.Node, ent
 	var all []value
 	for i := 0; i < len(props.Content); i += 2 {
 		name, p := props.Content[i].Value, props.Content[i+1]
-		v := value{path: append(slices.Clone(path), name), description: text(field(p, "description")), fallback: field(p, "default"), entry: entry}
+		v := value{path: append(slices.Clone(path), name), description: text(field(p, "description")),
+			fallback: field(p, "default"), entry: entry}
 		if d := field(defaults, name); d != nil {
 			v.fallback = d
 		}
@@ -146,8 +147,8 @@ func (s schema) properties(n *yaml.Node, path []string, defaults *yaml.Node, ent
 	return all, nil
 }
 
-// expand finds the children of a property that are values of their own: those of an object without a default or with one for each of them, and of the
-// entries of a map of objects.
+// expand finds the children of a property that are values of their own: those of an object without a default or with
+// one for each of them, and of the entries of a map of objects.
 func (s schema) expand(v *value, p *yaml.Node) (err error) {
 	if ref := text(field(p, "$ref")); ref != "" && v.fallback != nil && len(v.fallback.Content) > 0 {
 		p = s.root

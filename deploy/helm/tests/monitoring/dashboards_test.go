@@ -55,7 +55,8 @@ func readDashboards(t *testing.T) map[string]dashboard {
 	return all
 }
 
-// Dashboards can be imported: they are told apart, their panels too, and do not lie over each other; each asks the source that was chosen.
+// Dashboards can be imported: they are told apart, their panels too, and do not lie over each other; each asks the
+// source that was chosen.
 func TestDashboards(t *testing.T) {
 	t.Parallel()
 	uids := map[string]bool{}
@@ -102,7 +103,8 @@ var (
 	grafanas = []string{"__interval", "__rate_interval", "__range"}
 )
 
-// Every query is PromQL, uses variables that the dashboard has, and asks for metrics by labels that docs/operate/metrics.md lists.
+// Every query is PromQL, uses variables that the dashboard has, and asks for metrics by labels that
+// docs/operate/metrics.md lists.
 func TestDashboardQueries(t *testing.T) {
 	t.Parallel()
 	listed := listedMetrics(t)
@@ -112,7 +114,8 @@ func TestDashboardQueries(t *testing.T) {
 		for _, v := range d.Templating.List {
 			known[v.Name] = true
 			if v.Type == "query" {
-				selector, label, ok := cutLast(strings.TrimSuffix(strings.TrimPrefix(v.Definition, "label_values("), ")"), ", ")
+				selector, label, ok := cutLast(strings.TrimSuffix(strings.TrimPrefix(v.Definition,
+					"label_values("), ")"), ", ")
 				if !ok {
 					t.Errorf("%s: variable %s: %s", file, v.Name, v.Definition)
 				}
@@ -180,7 +183,8 @@ func checkLabels(t *testing.T, where string, expr parser.Expr, listed map[string
 		name := s.Name
 		labels, ok := listed[name]
 		if !ok {
-			if labels, ok = listed[histogramPart.ReplaceAllString(name, "")]; !ok && strings.HasPrefix(name, "guestflow_") {
+			if labels, ok = listed[histogramPart.ReplaceAllString(name, "")]; !ok &&
+				strings.HasPrefix(name, "guestflow_") {
 				t.Errorf("%s: docs/operate/metrics.md does not list %s", where, name)
 			}
 		}
@@ -215,7 +219,8 @@ var (
 func listedMetrics(t *testing.T) map[string][]string {
 	t.Helper()
 	all := map[string][]string{}
-	for _, row := range metricRow.FindAllStringSubmatch(string(read(t, filepath.Join(root, "docs", "operate", "metrics.md"))), -1) {
+	for _, row := range metricRow.FindAllStringSubmatch(string(read(t, filepath.Join(root, "docs", "operate",
+		"metrics.md"))), -1) {
 		all[row[1]] = []string{}
 		for _, l := range inCode.FindAllStringSubmatch(row[2], -1) {
 			all[row[1]] = append(all[row[1]], l[1])

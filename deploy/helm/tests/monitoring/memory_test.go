@@ -16,14 +16,15 @@ import (
 	"github.com/prometheus/prometheus/util/annotations"
 )
 
-// Prometheus's own engine on series in memory. Its rules package, promqltest and promtool bring the time series database and, with it, the clients of
-// three clouds: they take twice as long to compile, in every run of CI.
+// Prometheus's own engine on series in memory. Its rules package, promqltest and promtool bring the time series
+// database and, with it, the clients of three clouds: they take twice as long to compile, in every run of CI.
 
 var promQL = parser.NewParser(parser.Options{})
 
 func newEngine(t *testing.T) *promql.Engine {
 	t.Helper()
-	e := promql.NewEngine(promql.EngineOpts{MaxSamples: 1_000_000, Timeout: time.Minute, Parser: promQL, EnableAtModifier: true, EnableNegativeOffset: true})
+	e := promql.NewEngine(promql.EngineOpts{MaxSamples: 1_000_000, Timeout: time.Minute, Parser: promQL,
+		EnableAtModifier: true, EnableNegativeOffset: true})
 	t.Cleanup(func() { _ = e.Close() })
 	return e
 }
@@ -66,7 +67,8 @@ func (m *memory) add(series, values string, interval time.Duration) error {
 }
 
 func (m memory) Querier(int64, int64) (storage.Querier, error) {
-	return &storage.MockQuerier{SelectMockFunction: func(_ bool, _ *storage.SelectHints, matchers ...*labels.Matcher) storage.SeriesSet {
+	return &storage.MockQuerier{SelectMockFunction: func(_ bool, _ *storage.SelectHints,
+		matchers ...*labels.Matcher) storage.SeriesSet {
 		var found found
 		for _, s := range m {
 			if matches(s.Lset, matchers) {

@@ -1,4 +1,5 @@
-// Package monitoring tests what Prometheus and Grafana are given to work with: the chart's alerting rules and dashboards.
+// Package monitoring tests what Prometheus and Grafana are given to work with: the chart's alerting rules and
+// dashboards.
 package monitoring
 
 import (
@@ -111,7 +112,8 @@ func TestAlerts(t *testing.T) {
 					if r.Alert != want.Alertname {
 						continue
 					}
-					for _, a := range firing(t, engine, m, r, time.Duration(all.EvaluationInterval), time.Duration(want.EvalTime)) {
+					for _, a := range firing(t, engine, m, r, time.Duration(all.EvaluationInterval),
+						time.Duration(want.EvalTime)) {
 						got = append(got, a.String())
 					}
 				}
@@ -122,7 +124,8 @@ func TestAlerts(t *testing.T) {
 				slices.Sort(got)
 				slices.Sort(wanted)
 				if !slices.Equal(got, wanted) {
-					t.Errorf("%s after %s:\ngot\n%s\nwant\n%s", want.Alertname, want.EvalTime, strings.Join(got, "\n"), strings.Join(wanted, "\n"))
+					t.Errorf("%s after %s:\ngot\n%s\nwant\n%s", want.Alertname, want.EvalTime, strings.Join(got, "\n"),
+						strings.Join(wanted, "\n"))
 				}
 			}
 		})
@@ -162,7 +165,8 @@ func firing(t *testing.T, e *promql.Engine, m memory, r rulefmt.Rule, interval, 
 		active = map[string]alert{}
 		for _, s := range vector {
 			lset := s.Metric.DropReserved(func(name string) bool { return name == model.MetricNameLabel }).Map()
-			a := alert{labels: expand(t, m, e, r.Labels, lset, s, now), annotations: expand(t, m, e, r.Annotations, lset, s, now), since: now}
+			a := alert{labels: expand(t, m, e, r.Labels, lset, s, now), annotations: expand(t, m, e, r.Annotations,
+				lset, s, now), since: now}
 			for name, value := range lset {
 				if _, set := a.labels[name]; !set {
 					a.labels[name] = value
@@ -187,16 +191,19 @@ func firing(t *testing.T, e *promql.Engine, m memory, r rulefmt.Rule, interval, 
 }
 
 // expand fills in templates.
-func expand(t *testing.T, m memory, e *promql.Engine, texts, lset map[string]string, s promql.Sample, now time.Time) map[string]string {
+func expand(t *testing.T, m memory, e *promql.Engine, texts, lset map[string]string, s promql.Sample,
+	now time.Time) map[string]string {
 	t.Helper()
-	const shorthands = `{{$labels := .Labels}}{{$externalLabels := .ExternalLabels}}{{$externalURL := .ExternalURL}}{{$value := .Value}}`
+	const shorthands = `{{$labels := .Labels}}{{$externalLabels := .ExternalLabels}}{{$externalURL := ` +
+		`.ExternalURL}}{{$value := .Value}}`
 	data := template.AlertTemplateData(lset, nil, "", s)
 	ask := func(ctx context.Context, expr string, at time.Time) (promql.Vector, error) {
 		return query(ctx, e, m, expr, at)
 	}
 	filled := map[string]string{}
 	for name, text := range texts {
-		x := template.NewTemplateExpander(t.Context(), shorthands+text, name, data, model.TimeFromUnixNano(now.UnixNano()), ask, &url.URL{}, nil)
+		x := template.NewTemplateExpander(t.Context(), shorthands+text, name, data,
+			model.TimeFromUnixNano(now.UnixNano()), ask, &url.URL{}, nil)
 		out, err := x.Expand()
 		if err != nil {
 			t.Fatalf("%s: %v", text, err)

@@ -22,9 +22,11 @@ const (
 	legendWidth = 270 // where it stands beside the picture
 )
 
-var palette = []string{"#73BF69", "#F2CC0C", "#5794F2", "#FF780A", "#B877D9", "#8AB8FF", "#F2495C", "#FADE2A", "#37872D", "#FFA6B0", "#A352CC", "#C0D8FF", "#E0B400", "#1F60C4"}
+var palette = []string{"#73BF69", "#F2CC0C", "#5794F2", "#FF780A", "#B877D9", "#8AB8FF", "#F2495C", "#FADE2A",
+	"#37872D", "#FFA6B0", "#A352CC", "#C0D8FF", "#E0B400", "#1F60C4"}
 
-var named = map[string]string{"green": "#73BF69", "red": "#F2495C", "blue": "#5794F2", "orange": "#FF9830", "text": "#ccccdc", "transparent": "none"}
+var named = map[string]string{"green": "#73BF69", "red": "#F2495C", "blue": "#5794F2", "orange": "#FF9830",
+	"text": "#ccccdc", "transparent": "none"}
 
 func color(name string) string {
 	if c, ok := named[name]; ok {
@@ -36,11 +38,14 @@ func color(name string) string {
 const style = `<!doctype html><meta charset="utf-8"><style>
 body{background:#111217;color:#ccccdc;font:12px Inter,Helvetica,Arial,sans-serif;margin:0}
 h1{font-size:17px;font-weight:500;margin:10px 12px}h1 small{color:#8e8e98;font-size:12px;font-weight:400}
-.g{position:relative}.p{position:absolute;background:#181b1f;border:1px solid #2b2d33;border-radius:2px;overflow:hidden;box-sizing:border-box}
+.g{position:relative}
+.p{position:absolute;background:#181b1f;border:1px solid #2b2d33;border-radius:2px;overflow:hidden;box-sizing:border-box}
 .p b{display:block;font-weight:500;padding:5px 8px}.row{position:absolute;font-size:14px;padding:8px 4px}
-.stat{font-size:30px;text-align:center;padding-top:18px}.l{padding:0 8px;line-height:15px;font-size:11px}.l span{margin-right:10px;white-space:nowrap}
+.stat{font-size:30px;text-align:center;padding-top:18px}
+.l{padding:0 8px;line-height:15px;font-size:11px}.l span{margin-right:10px;white-space:nowrap}
 .none{color:#8e8e98;text-align:center;padding-top:30px;font-size:14px}
-table{width:100%;border-collapse:collapse}td,th{text-align:right;padding:4px 8px;border-bottom:1px solid #2b2d33;font-weight:400}th{color:#6E9FFF}
+table{width:100%;border-collapse:collapse}
+td,th{text-align:right;padding:4px 8px;border-bottom:1px solid #2b2d33;font-weight:400}th{color:#6E9FFF}
 td:first-child,th:first-child{text-align:left}
 em{float:right;font-style:normal}text{fill:#9a9aa6;font-size:10px}</style>`
 
@@ -51,7 +56,8 @@ func draw(d dashboard, v view, source string, answers map[string][]series, began
 	for _, name := range slices.Sorted(maps.Keys(v.vars)) {
 		chosen = append(chosen, name+" "+v.vars[name])
 	}
-	fmt.Fprintf(b, "%s<h1>%s <small>%s; %s histograms</small></h1><div class=g>", style, html.EscapeString(d.Title), html.EscapeString(strings.Join(chosen, ", ")), source)
+	fmt.Fprintf(b, "%s<h1>%s <small>%s; %s histograms</small></h1><div class=g>", style, html.EscapeString(d.Title),
+		html.EscapeString(strings.Join(chosen, ", ")), source)
 	for i, p := range d.Panels {
 		g := p.GridPos
 		x, y := margin+g.X*width/24, g.Y*cell
@@ -60,7 +66,8 @@ func draw(d dashboard, v view, source string, answers map[string][]series, began
 			fmt.Fprintf(b, `<div class=row style="left:%dpx;top:%dpx">%s</div>`, x, y, html.EscapeString(p.Title))
 			continue
 		}
-		fmt.Fprintf(b, `<div class=p style="left:%dpx;top:%dpx;width:%dpx;height:%dpx"><b>%s</b>`, x, y, w, h, html.EscapeString(p.Title))
+		fmt.Fprintf(b, `<div class=p style="left:%dpx;top:%dpx;width:%dpx;height:%dpx"><b>%s</b>`, x, y, w, h,
+			html.EscapeString(p.Title))
 		all := map[string][]series{}
 		found := 0
 		for _, t := range p.Targets {
@@ -151,7 +158,8 @@ func table(p panel, all map[string][]series) string {
 	for _, o := range p.FieldConfig.Overrides {
 		f := of[o.Matcher.Options]
 		for _, property := range o.Properties {
-			into := map[string]any{"unit": &f.Unit, "mappings": &f.Mappings, "thresholds": &f.Thresholds, "decimals": &f.Decimals}[property.ID]
+			into := map[string]any{"unit": &f.Unit, "mappings": &f.Mappings, "thresholds": &f.Thresholds,
+				"decimals": &f.Decimals}[property.ID]
 			if into != nil {
 				_ = json.Unmarshal(property.Value, into)
 			}
@@ -198,7 +206,9 @@ func legend(format string, s series) string {
 	if format == "" {
 		return fmt.Sprint(s.labels)
 	}
-	return labelOf.ReplaceAllStringFunc(format, func(m string) string { return s.labels[labelOf.FindStringSubmatch(m)[1]] })
+	return labelOf.ReplaceAllStringFunc(format, func(m string) string {
+		return s.labels[labelOf.FindStringSubmatch(m)[1]]
+	})
 }
 
 // line is a series with its name and colour.
@@ -262,16 +272,20 @@ func lines(p panel, all map[string][]series, w, h int, began, end time.Time) str
 	fmt.Fprintf(b, `<svg width=%d height=%d style="float:left">`, w, int(plotH)+bottom)
 	for i := range 4 {
 		v := most * float64(i) / 3
-		fmt.Fprintf(b, `<line x1=%d x2=%d y1=%.1f y2=%.1f stroke="#2b2d33"/><text x=%d y=%.1f text-anchor=end>%s</text>`, left, w-right, y(v), y(v), left-5, y(v)+3,
+		fmt.Fprintf(b,
+			`<line x1=%d x2=%d y1=%.1f y2=%.1f stroke="#2b2d33"/><text x=%d y=%.1f text-anchor=end>%s</text>`, left,
+			w-right, y(v), y(v), left-5, y(v)+3,
 			html.EscapeString(unit(v, f.Unit, nil)))
 	}
 	for i := range 5 {
 		at := steps * i / 4
-		fmt.Fprintf(b, `<text x=%.1f y=%.1f text-anchor=middle>%s</text>`, min(x(at), float64(w-24)), plotH+13, began.Add(time.Duration(at)*scrape).Format("15:04"))
+		fmt.Fprintf(b, `<text x=%.1f y=%.1f text-anchor=middle>%s</text>`, min(x(at), float64(w-24)), plotH+13,
+			began.Add(time.Duration(at)*scrape).Format("15:04"))
 	}
 	for _, s := range f.Thresholds.Steps {
 		if s.Value != nil && *s.Value <= most {
-			fmt.Fprintf(b, `<line x1=%d x2=%d y1=%.1f y2=%.1f stroke="%s" stroke-dasharray="4 3"/>`, left, w-right, y(*s.Value), y(*s.Value), color(s.Color))
+			fmt.Fprintf(b, `<line x1=%d x2=%d y1=%.1f y2=%.1f stroke="%s" stroke-dasharray="4 3"/>`, left, w-right,
+				y(*s.Value), y(*s.Value), color(s.Color))
 		}
 	}
 	under := map[int]float64{}
@@ -289,11 +303,13 @@ func lines(p panel, all map[string][]series, w, h int, began, end time.Time) str
 			switch {
 			case bars:
 				if i%6 == 0 { // one bar for an interval, as Grafana would ask for
-					fmt.Fprintf(b, `<rect x=%.1f y=%.1f width=%.1f height=%.1f fill="%s" opacity=".8"/>`, x(i), y(low+v), 5*(x(1)-x(0)), y(low)-y(low+v), l.color)
+					fmt.Fprintf(b, `<rect x=%.1f y=%.1f width=%.1f height=%.1f fill="%s" opacity=".8"/>`, x(i),
+						y(low+v), 5*(x(1)-x(0)), y(low)-y(low+v), l.color)
 				}
 				continue
 			case stacked:
-				fmt.Fprintf(b, `<rect x=%.1f y=%.1f width=%.1f height=%.1f fill="%s" opacity=".7"/>`, x(i), y(low+v), x(1)-x(0), y(low)-y(low+v), l.color)
+				fmt.Fprintf(b, `<rect x=%.1f y=%.1f width=%.1f height=%.1f fill="%s" opacity=".7"/>`, x(i), y(low+v),
+					x(1)-x(0), y(low)-y(low+v), l.color)
 			}
 			if f.Custom.LineWidth == 0 {
 				continue

@@ -95,7 +95,8 @@ func (w *world) sandbox(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	cmd := exec.CommandContext(ctx, filepath.Join(w.bin, "guestflow"), "sandbox", "--json", "--no-service", "--listen", addr, "--dir", filepath.Join(w.dir, "sandbox"))
+	cmd := exec.CommandContext(ctx, filepath.Join(w.bin, "guestflow"), "sandbox", "--json", "--no-service", "--listen",
+		addr, "--dir", filepath.Join(w.dir, "sandbox"))
 	cmd.Stderr = os.Stderr
 	says, err := cmd.StdoutPipe()
 	if err != nil {
@@ -127,7 +128,8 @@ func (w *world) serve(ctx context.Context, r *replica) error {
 	}
 	defer log.Close()
 	r.cmd = exec.CommandContext(ctx, filepath.Join(w.bin, "consumer"))
-	r.cmd.Env = append(append(os.Environ(), w.settings...), "HTTP_ADDR="+r.addr, "GUESTFLOW_INSTANCE="+r.name, "GUESTFLOW_EVENTS_MAX_BYTES=20000000",
+	r.cmd.Env = append(append(os.Environ(), w.settings...), "HTTP_ADDR="+r.addr, "GUESTFLOW_INSTANCE="+r.name,
+		"GUESTFLOW_EVENTS_MAX_BYTES=20000000",
 		"VCENTER_LAB_MAX_IN_FLIGHT=12")
 	r.cmd.Stderr = log
 	if err := w.begin(r.cmd); err != nil {
@@ -142,8 +144,10 @@ func (w *world) prometheus(ctx context.Context, chart string, native bool) error
 		return err
 	}
 	p := &prom{name: map[bool]string{true: "native", false: "classic"}[native], url: "http://" + addr}
-	config := fmt.Sprintf("global: {scrape_interval: %s, evaluation_interval: %s, scrape_native_histograms: %t}\nrule_files: [%q]\n"+
-		"storage: {exemplars: {max_exemplars: 1000}}\nscrape_configs: [{job_name: guestflow, static_configs: [{targets: [%q, %q]}]}]\n",
+	config := fmt.Sprintf("global: {scrape_interval: %s, evaluation_interval: %s, scrape_native_histograms: "+
+		"%t}\nrule_files: [%q]\n"+
+		"storage: {exemplars: {max_exemplars: 1000}}\nscrape_configs: [{job_name: guestflow, static_configs: "+
+		"[{targets: [%q, %q]}]}]\n",
 		scrape, scrape, native, filepath.Join(chart, "alerts.yaml"), w.replicas[0].addr, w.replicas[1].addr)
 	file := filepath.Join(w.dir, p.name+".yml")
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
@@ -154,7 +158,8 @@ func (w *world) prometheus(ctx context.Context, chart string, native bool) error
 		return err
 	}
 	defer log.Close()
-	cmd := exec.CommandContext(ctx, filepath.Join(w.bin, "prometheus"), "--config.file="+file, "--storage.tsdb.path="+filepath.Join(w.dir, p.name),
+	cmd := exec.CommandContext(ctx, filepath.Join(w.bin, "prometheus"), "--config.file="+file,
+		"--storage.tsdb.path="+filepath.Join(w.dir, p.name),
 		"--web.listen-address="+addr)
 	cmd.Stderr = log
 	if err := w.begin(cmd); err != nil {
@@ -164,7 +169,8 @@ func (w *world) prometheus(ctx context.Context, chart string, native bool) error
 	return answers(ctx, p.url+"/-/ready")
 }
 
-// load asks for every VM's run again and again, cancels the one that does not end, lets a replica crash half-way, and starts it again.
+// load asks for every VM's run again and again, cancels the one that does not end, lets a replica crash half-way, and
+// starts it again.
 func (w *world) load(ctx context.Context, lasts time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, lasts)
 	defer cancel()
@@ -200,7 +206,8 @@ func (w *world) round(ctx context.Context, n int) {
 		_ = w.command(ctx, "submit", vm.RequestFile, "--source", "/look", "--id", id)
 		if strings.HasPrefix(vm.Ends, "run.canceled") {
 			_ = w.command(ctx, "cancel", vm.ID, "--source", "/look", "--id", id, "--reason", "the load goes on")
-			_ = w.command(ctx, "submit", "--vm", vm.ID, "--check-only", "--source", "/look", "--id", id) // other data: refused
+			// other data: refused
+			_ = w.command(ctx, "submit", "--vm", vm.ID, "--check-only", "--source", "/look", "--id", id)
 		}
 	}
 }

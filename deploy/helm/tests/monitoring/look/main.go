@@ -1,6 +1,7 @@
-// Command look shows the dashboards as they look with data, and fails where a panel has none: it puts a load on two replicas of the service in the
-// sandbox, has two Prometheus scrape them, one with native histograms and one with classic buckets, asks both for every query of every panel, and draws
-// the panels as pages. Where chromium is installed it makes pictures of them.
+// Command look shows the dashboards as they look with data, and fails where a panel has none: it puts a load on two
+// replicas of the service in the sandbox, has two Prometheus scrape them, one with native histograms and one with
+// classic buckets, asks both for every query of every panel, and draws the panels as pages. Where chromium is installed
+// it makes pictures of them.
 package main
 
 import (
@@ -218,7 +219,8 @@ func picture(ctx context.Context, page string, rows int) error {
 		return nil //nolint:nilerr // the page is there, and any browser shows it
 	}
 	png := strings.TrimSuffix(page, ".html") + ".png"
-	cmd := exec.CommandContext(ctx, chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--screenshot="+png,
+	cmd := exec.CommandContext(ctx, chromium, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+		"--screenshot="+png,
 		fmt.Sprintf("--window-size=%d,%d", width+2*margin, rows*cell+90), "file://"+page)
 	if said, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("chromium: %w\n%s", err, said)

@@ -50,7 +50,8 @@ func (p *prom) get(ctx context.Context, path string, args url.Values, into any) 
 // query asks for the time from began to end, or for its end alone.
 func (p *prom) query(ctx context.Context, expr string, instant bool, began, end time.Time) ([]series, error) {
 	stamp := func(t time.Time) string { return strconv.FormatFloat(float64(t.UnixMilli())/1000, 'f', 3, 64) }
-	path, args := "/api/v1/query_range", url.Values{"query": {expr}, "start": {stamp(began)}, "end": {stamp(end)}, "step": {scrape.String()}}
+	path, args := "/api/v1/query_range", url.Values{"query": {expr}, "start": {stamp(began)}, "end": {stamp(end)},
+		"step": {scrape.String()}}
 	if instant {
 		path, args = "/api/v1/query", url.Values{"query": {expr}, "time": {stamp(end)}}
 	}
@@ -119,7 +120,8 @@ func (p *prom) variables(ctx context.Context, d dashboard) error {
 		}
 		of, label, ok := strings.Cut(strings.TrimSuffix(strings.TrimPrefix(v.Definition, "label_values("), ")"), ", ")
 		if at := strings.LastIndex(v.Definition, ", "); at > 0 {
-			of, label = strings.TrimPrefix(v.Definition[:at], "label_values("), strings.TrimSuffix(v.Definition[at+2:], ")")
+			of, label = strings.TrimPrefix(v.Definition[:at], "label_values("), strings.TrimSuffix(v.Definition[at+2:],
+				")")
 		}
 		var values []string
 		err := p.get(ctx, "/api/v1/label/"+label+"/values", url.Values{"match[]": {view{}.fill(of)}}, &values)
