@@ -106,42 +106,30 @@ func (j *Journal) Append(
 	fail := func(err error) (uint64, error) {
 		return 0, fmt.Errorf("vm %s: append %s after event %d: %w", run.VM, k, after, err)
 	}
+
 	for empty := 0; ; {
 		ack, err := once(ctx, func(ctx context.Context) (Ack, error) { return j.store.Publish(ctx, m) })
 		if err == nil && ack.Sequence > after {
 			return ack.Sequence, nil // also for a duplicate: stored at that place, whatever followed it
 		}
+
 		var refused *StoreError
-		switch {
-		case err == nil: // a duplicate of an older event: the ID was used before
-		case errors.As(err, &refused) && refused.proves():
-		case unstorable(err):
-			return fail(fmt.Errorf("%w: it has %d bytes, and NATS refuses it for good (%w): raise the server's "+
-				"max_payload to its default of 1 MB, or the stream's max_msg_size",
-				events.ErrUnstorable, len(m.Data), err))
-		case permanent(err):
-			return fail(err)
-		default:
-			if err := w.wait(ctx, err); err != nil {
+		if err != nil && !(errors.As(err, &refused) && refused.proves()) {
+			if err := waitToAppend(ctx, w, m, err); err != nil {
 				return fail(err)
 			}
 			continue
 		}
-		// An append of ours that was stored can only be the next one behind after: all that follow stand on it.
-		next, readErr := ask(ctx, j.log, run.VCenter, run.VM, "read the VM's journal",
-			func(ctx context.Context) (*Stored, error) {
-				return j.store.NextBySubject(ctx, events.History(run.VCenter, run.VM), after+1)
-			})
-		switch {
-		case readErr != nil:
+
+		// Refused, or a duplicate of an older event: its ID was used before.
+		seq, readErr := j.findAppended(ctx, run, after, msgID, ack, err)
+		if readErr != nil {
 			return fail(readErr)
-		case next != nil && next.Header.Get(jetstream.MsgIDHeader) == msgID:
-			return next.Seq, nil
-		case next != nil && err != nil:
-			return fail(fmt.Errorf("%w: event %d stands there: %w", events.ErrFenced, next.Seq, err))
-		case next != nil || err == nil:
-			return fail(fmt.Errorf("%w: the ID of this append belongs to event %d", events.ErrFenced, ack.Sequence))
-		case refused.Code == CodeWrongLastSequence:
+		}
+		if seq > 0 {
+			return seq, nil
+		}
+		if refused.Code == CodeWrongLastSequence {
 			if empty++; empty == emptyReads {
 				return fail(fmt.Errorf("%w: the stream no longer has event %d: %w", events.ErrForgotten, after, err))
 			}
@@ -150,6 +138,39 @@ func (j *Journal) Append(
 			return fail(err)
 		}
 	}
+}
+
+// waitToAppend waits until an append that failed with err may be sent again. Its error says why it may not.
+func waitToAppend(ctx context.Context, w *waiter, m Message, err error) error {
+	if unstorable(err) {
+		return fmt.Errorf("%w: it has %d bytes, and NATS refuses it for good (%w): raise the server's "+
+			"max_payload to its default of 1 MB, or the stream's max_msg_size",
+			events.ErrUnstorable, len(m.Data), err)
+	}
+	return w.wait(ctx, err)
+}
+
+// findAppended looks whether an append that was refused, or that was a duplicate of an older event, is stored all the
+// same: then it is the next event behind after, for all that follow stand on it. 0: nothing is stored there, or this read
+// is older than the truth. ErrFenced: it cannot be stored any more.
+func (j *Journal) findAppended(
+	ctx context.Context, run *events.Run, after uint64, msgID string, ack Ack, refusal error,
+) (seq uint64, err error) {
+	next, err := ask(ctx, j.log, run.VCenter, run.VM, "read the VM's journal",
+		func(ctx context.Context) (*Stored, error) {
+			return j.store.NextBySubject(ctx, events.History(run.VCenter, run.VM), after+1)
+		})
+	switch {
+	case err != nil:
+		return 0, err
+	case next != nil && next.Header.Get(jetstream.MsgIDHeader) == msgID:
+		return next.Seq, nil
+	case refusal == nil:
+		return 0, fmt.Errorf("%w: the ID of this append belongs to event %d", events.ErrFenced, ack.Sequence)
+	case next != nil:
+		return 0, fmt.Errorf("%w: event %d stands there: %w", events.ErrFenced, next.Seq, refusal)
+	}
+	return 0, nil
 }
 
 // unreadable says of a message that no guestflow wrote how the VM gets going again: its journal goes on where it was
