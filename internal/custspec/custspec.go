@@ -1,6 +1,7 @@
-// Package custspec reads a CustomizationSpec before anything is done with it: its shape by the types of VI JSON, its
-// values by vSphere's rules. What vCenter surely refuses is refused with its path and the rule; what it only may
-// refuse, and what this program does not know, is a warning: a newer vCenter may know it.
+// Package custspec checks a CustomizationSpec before anything is done with it: its shape against the types of VI JSON,
+// its values against vSphere's rules, and its texts for secrets in plain text. What vCenter is certain to refuse is an
+// error with its path and the rule. What vCenter only may refuse is a warning, and so is what this program does not
+// know, because a newer vCenter may know it.
 package custspec
 
 import (
@@ -14,14 +15,14 @@ import (
 	"strings"
 )
 
-// Finding is one thing about a spec.
+// Finding is one problem in a spec.
 type Finding struct {
 	Code    string // of a warning: one of those below
 	Field   string // path
 	Message string // plain words that follow the field, with what to change
 }
 
-// String is the field and what is to be said of it.
+// String is the field and the message.
 func (f Finding) String() string { return strings.TrimPrefix(f.Field+": "+f.Message, ": ") }
 
 // The codes of warnings.
@@ -34,34 +35,35 @@ const (
 	IgnoredByGuest      = "IgnoredByGuest"
 )
 
-// Report is what was found: what vCenter surely refuses, and what it may refuse or pass over.
+// Report is the result of a check: what vCenter is certain to refuse, and what it may refuse or ignore.
 type Report struct {
 	Refused  []Finding
 	Warnings []Finding
 }
 
-// maxWarnings bounds how many warnings are told one by one: a run's events carry them.
+// maxWarnings is how many warnings are listed one by one: a run's events carry them.
 const maxWarnings = 24
 
-// Check reads a CustomizationSpec that stands at the path at. It is made of map[string]any, []any, string, bool, nil
-// and json.Number.
+// Check checks a CustomizationSpec; at is its path, which begins the paths of the findings. The spec is made of
+// map[string]any, []any, string, bool, nil and json.Number.
 func Check(spec any, at string) Report {
-	r := &reader{}
-	r.object(spec, at, "CustomizationSpec")
-	return r.report(at)
+	c := &checker{}
+	c.checkObject(spec, at, "CustomizationSpec")
+	return c.report(at)
 }
 
-// CheckParams reads an array of OptionValue.
+// CheckParams checks an array of OptionValue.
 func CheckParams(params any, at string) Report {
-	r := &reader{}
-	r.value(params, at, member{kind: object, of: "OptionValue", list: true})
-	return r.report(at)
+	c := &checker{}
+	c.checkValue(params, at, member{kind: object, of: "OptionValue", list: true})
+	return c.report(at)
 }
 
-// CheckJSON is Check of a spec as vCenter gives it. What is no JSON has no findings: it is told where it is sent.
+// CheckJSON is Check of a spec as vCenter sends it. Text that is not JSON has no findings: the call that sends it
+// reports it.
 func CheckJSON(spec json.RawMessage, at string) Report { return Check(decode(spec), at) }
 
-// decode reads JSON with its numbers as they are written; nil where it is none.
+// decode decodes JSON and keeps its numbers as they are written; nil where it is not JSON.
 func decode(b json.RawMessage) (tree any) {
 	d := json.NewDecoder(bytes.NewReader(b))
 	d.UseNumber()
@@ -71,31 +73,31 @@ func decode(b json.RawMessage) (tree any) {
 	return tree
 }
 
-// reader collects findings.
-type reader struct {
+// checker collects findings.
+type checker struct {
 	Report
-	more int // warnings that are not told one by one
+	more int // warnings that are not listed one by one
 }
 
-func (r *reader) report(at string) Report {
-	if r.more > 0 {
-		r.Warnings = append(
-			r.Warnings, Finding{DoubtfulValue, at, fmt.Sprintf("has %d more warnings, which are not told", r.more)},
+func (c *checker) report(at string) Report {
+	if c.more > 0 {
+		c.Warnings = append(
+			c.Warnings, Finding{DoubtfulValue, at, fmt.Sprintf("has %d more warnings, which are not told", c.more)},
 		)
 	}
-	return r.Report
+	return c.Report
 }
 
-func (r *reader) refuse(at, format string, args ...any) {
-	r.Refused = append(r.Refused, Finding{Field: at, Message: fmt.Sprintf(format, args...)})
+func (c *checker) refuse(at, format string, args ...any) {
+	c.Refused = append(c.Refused, Finding{Field: at, Message: fmt.Sprintf(format, args...)})
 }
 
-func (r *reader) warn(code, at, format string, args ...any) {
-	if len(r.Warnings) == maxWarnings {
-		r.more++
+func (c *checker) warn(code, at, format string, args ...any) {
+	if len(c.Warnings) == maxWarnings {
+		c.more++
 		return
 	}
-	r.Warnings = append(r.Warnings, Finding{code, at, fmt.Sprintf(format, args...)})
+	c.Warnings = append(c.Warnings, Finding{code, at, fmt.Sprintf(format, args...)})
 }
 
 // A data type of VI JSON, and a member of one.
@@ -111,7 +113,7 @@ type (
 	}
 )
 
-// kind is what a member's value is in JSON.
+// kind is the JSON type of a member's value.
 type kind int
 
 const (
@@ -139,63 +141,63 @@ func (t dataType) abstract() bool { return len(t.kinds) > 0 && len(t.members) ==
 
 const typeName = "_typeName"
 
-// value reads what stands where m belongs.
-func (r *reader) value(v any, at string, m member) {
+// checkValue checks the value of the member m.
+func (c *checker) checkValue(v any, at string, m member) {
 	switch list, is := v.([]any); {
 	case v == nil: // read as absent
 	case !m.list:
-		r.one(v, at, m)
+		c.checkSingle(v, at, m)
 	case !is:
-		r.refuse(at, "must be an array, not %s: put [ ] around it%s", jsonKind(v), unwrapped(v))
+		c.refuse(at, "must be an array, not %s: put [ ] around it%s", jsonKind(v), lostArrayHint(v))
 	default:
 		for i, item := range list {
 			if at := fmt.Sprintf("%s[%d]", at, i); item == nil {
-				r.refuse(at, "must be %s, not null: leave it out", kindNames[m.kind])
+				c.refuse(at, "must be %s, not null: leave it out", kindNames[m.kind])
 			} else {
-				r.one(item, at, m)
+				c.checkSingle(item, at, m)
 			}
 		}
 	}
 }
 
-// unwrapped says where an array gets lost.
-func unwrapped(v any) string {
+// lostArrayHint says where an array gets lost.
+func lostArrayHint(v any) string {
 	if _, is := v.(map[string]any); is {
 		return " (in PowerShell @( ), which keeps an array of one item an array)"
 	}
 	return ""
 }
 
-// one reads a value that is no list.
-func (r *reader) one(v any, at string, m member) {
+// checkSingle checks a value that is not a list.
+func (c *checker) checkSingle(v any, at string, m member) {
 	if isSecret(v) {
 		if m.kind != text && m.kind != enum {
-			r.refuse(at, "must be %s, not a secret: a secret stands for a string only", kindNames[m.kind])
+			c.refuse(at, "must be %s, not a secret: a secret stands for a string only", kindNames[m.kind])
 		}
 		return
 	}
 
 	switch m.kind {
 	case object:
-		r.object(v, at, m.of)
+		c.checkObject(v, at, m.of)
 		return
 	case anything:
-		r.anything(v, at)
+		c.checkAny(v, at)
 		return
 	}
 
 	if !fits(v, m.kind) {
-		r.refuse(at, "must be %s, not %s%s", kindNames[m.kind], jsonKind(v), quoted(v, m.kind))
+		c.refuse(at, "must be %s, not %s%s", kindNames[m.kind], jsonKind(v), quotedHint(v, m.kind))
 		return
 	}
 
 	if s, _ := v.(string); m.kind == enum && s != "" && !slices.Contains(enums[m.of], s) {
-		r.warn(DoubtfulValue, at, "%.80q is none of the values that are known: %s", s, strings.Join(enums[m.of], ", "))
+		c.warn(DoubtfulValue, at, "%.80q is none of the values that are known: %s", s, strings.Join(enums[m.of], ", "))
 	}
 }
 
-// quoted says what is wrong with a number or boolean in quotes.
-func quoted(v any, k kind) string {
+// quotedHint says what is wrong with a number or boolean in quotes.
+func quotedHint(v any, k kind) string {
 	if s, is := v.(string); is && (k == integer && isInt32(s) || k == boolean && (s == "true" || s == "false")) {
 		return ": leave out the quotes"
 	}
@@ -225,7 +227,7 @@ func isInt32(s string) bool {
 	return err == nil
 }
 
-// jsonKind is what v is in JSON, in words.
+// jsonKind is the JSON type of v as text.
 func jsonKind(v any) string {
 	switch v := v.(type) {
 	case nil:
@@ -247,16 +249,16 @@ func jsonKind(v any) string {
 	return "an object"
 }
 
-// isSecret reports whether v names a secret, which stands for a string. Whether it does so rightly is checked where
-// requests are decoded.
+// isSecret reports whether v is the name of a secret, which may stand for a string. Whether it is well formed is
+// checked where requests are decoded.
 func isSecret(v any) bool {
 	m, is := v.(map[string]any)
 	_, has := m["secretRef"]
 	return is && has && m[typeName] == nil
 }
 
-// object reads what stands where the type of belongs.
-func (r *reader) object(v any, at, of string) {
+// checkObject checks a value whose type is of, or a subtype of it.
+func (c *checker) checkObject(v any, at, of string) {
 	m, is := v.(map[string]any)
 	if !is {
 		cut := ""
@@ -264,11 +266,11 @@ func (r *reader) object(v any, at, of string) {
 			cut = " (PowerShell's ConvertTo-Json makes strings of what is nested deeper than its -Depth, " +
 				"2 where it is not said: give -Depth 10)"
 		}
-		r.refuse(at, "must be an object, not %s%s", jsonKind(v), cut)
+		c.refuse(at, "must be an object, not %s%s", jsonKind(v), cut)
 		return
 	}
 
-	name, walk := r.typeOf(m, at, of)
+	name, walk := c.typeOf(m, at, of)
 	if !walk {
 		return
 	}
@@ -278,9 +280,9 @@ func (r *reader) object(v any, at, of string) {
 		child := join(at, member)
 		switch known, is := t.members[member]; {
 		case is:
-			r.value(m[member], child, known)
+			c.checkValue(m[member], child, known)
 		case member != typeName:
-			r.warn(
+			c.warn(
 				UnknownMember,
 				child,
 				"is no member of %s that this guestflow knows%s; it is passed on",
@@ -290,12 +292,13 @@ func (r *reader) object(v any, at, of string) {
 		}
 	}
 
-	r.required(m, at, name)
-	r.rules(name, m, at)
+	c.checkRequired(m, at, name)
+	c.checkRules(name, m, at)
 }
 
-// typeOf finds which type m is of, where of belongs. Where that is not known, or wrong, its members are not read.
-func (r *reader) typeOf(m map[string]any, at, of string) (name string, walk bool) {
+// typeOf finds the type of m, where the type of is wanted. Where the type is unknown or wrong, its members are not
+// checked.
+func (c *checker) typeOf(m map[string]any, at, of string) (name string, walk bool) {
 	belongs := append([]string{of}, dataTypes[of].kinds...)
 	if dataTypes[of].abstract() {
 		belongs = belongs[1:]
@@ -306,15 +309,15 @@ func (r *reader) typeOf(m map[string]any, at, of string) (name string, walk bool
 	_, known := dataTypes[name]
 	switch {
 	case v != nil && !is:
-		r.refuse(join(at, typeName), "must be a string, not %s", jsonKind(v))
+		c.refuse(join(at, typeName), "must be a string, not %s", jsonKind(v))
 	case (!said || v == nil) && dataTypes[of].abstract():
-		r.refuse(at, "has no _typeName, which says what it is: %s%s", oneOf(belongs), guess(m, belongs))
+		c.refuse(at, "has no _typeName, which says what it is: %s%s", oneOf(belongs), guessType(m, belongs))
 	case !said || v == nil:
 		return of, true
 	case slices.Contains(belongs, name):
 		return name, true
 	case name == of:
-		r.warn(
+		c.warn(
 			UnknownType,
 			join(at, typeName),
 			"%s stands for its kinds and says nothing itself: give %s",
@@ -322,9 +325,9 @@ func (r *reader) typeOf(m map[string]any, at, of string) (name string, walk bool
 			oneOf(belongs),
 		)
 	case known:
-		r.refuse(join(at, typeName), "is %s, which does not belong here: give %s", name, oneOf(belongs))
+		c.refuse(join(at, typeName), "is %s, which does not belong here: give %s", name, oneOf(belongs))
 	default:
-		r.warn(
+		c.warn(
 			UnknownType,
 			join(at, typeName),
 			"%.80q is no type that this guestflow knows here%s; it is passed on",
@@ -347,8 +350,8 @@ func oneOf(names []string) string {
 	return "one of " + strings.Join(names, ", ")
 }
 
-// guess names the one type that has the members of m.
-func guess(m map[string]any, among []string) string {
+// guessType is the one type that has the members of m.
+func guessType(m map[string]any, among []string) string {
 	var fit []string
 	for _, name := range among {
 		has := len(m) > 0
@@ -368,9 +371,9 @@ func guess(m map[string]any, among []string) string {
 	return fmt.Sprintf(`; it looks like "_typeName": %q`, fit[0])
 }
 
-// needed are the members without which a spec says nothing: what vCenter refuses to be without. All others that VI JSON
-// calls required are warned of.
-var needed = map[string]bool{
+// alwaysRequired are the members without which vCenter refuses a spec. For all others that VI JSON calls required,
+// there is a warning.
+var alwaysRequired = map[string]bool{
 	"CustomizationSpec.identity":          true,
 	"CustomizationLinuxPrep.hostName":     true,
 	"CustomizationUserData.computerName":  true,
@@ -381,8 +384,8 @@ var needed = map[string]bool{
 	"CustomizationFixedIpV6.ipAddress":    true,
 }
 
-// required tells which members are missing.
-func (r *reader) required(m map[string]any, at, name string) {
+// checkRequired reports which members are missing.
+func (c *checker) checkRequired(m map[string]any, at, name string) {
 	var unknown []string
 	for member := range m {
 		if _, known := dataTypes[name].members[member]; !known && member != typeName {
@@ -400,10 +403,10 @@ func (r *reader) required(m map[string]any, at, name string) {
 			instead = fmt.Sprintf(": %.80s is there, but VI JSON calls it %s", near, member)
 		}
 
-		if needed[name+"."+member] {
-			r.refuse(join(at, member), "is required%s", instead)
+		if alwaysRequired[name+"."+member] {
+			c.refuse(join(at, member), "is required%s", instead)
 		} else {
-			r.warn(
+			c.warn(
 				MissingMember,
 				join(at, member),
 				"is missing, and VI JSON requires it of %s: vCenter may refuse the spec%s",
@@ -414,7 +417,7 @@ func (r *reader) required(m map[string]any, at, name string) {
 	}
 }
 
-// primitives are the types that a value of any kind may be of, beside data types.
+// primitives are the types besides data types that a value of any type may have.
 var primitives = map[string]func(v any) bool{
 	"string":   isString,
 	"dateTime": isString,
@@ -440,11 +443,11 @@ func bits(n int) func(v any) bool {
 	}
 }
 
-// anything reads a value of any type.
-func (r *reader) anything(v any, at string) {
+// checkAny checks a value of any type.
+func (c *checker) checkAny(v any, at string) {
 	m, is := v.(map[string]any)
 	if !is {
-		r.warn(
+		c.warn(
 			DoubtfulValue,
 			at,
 			`is %s without its type, which vCenter may refuse: write {"_typeName": "string", "_value": …}`,
@@ -460,16 +463,16 @@ func (r *reader) anything(v any, at string) {
 
 	switch {
 	case !is:
-		r.refuse(at, `has no _typeName, which says what it is: for a text {"_typeName": "string", "_value": …}`)
+		c.refuse(at, `has no _typeName, which says what it is: for a text {"_typeName": "string", "_value": …}`)
 	case primitive && has && !fit(value):
-		r.refuse(join(at, "_value"), "must be what _typeName says, %s, not %s", name, jsonKind(value))
+		c.refuse(join(at, "_value"), "must be what _typeName says, %s, not %s", name, jsonKind(value))
 	case primitive && !has:
-		r.warn(MissingMember, join(at, "_value"), "is missing: the value itself")
+		c.warn(MissingMember, join(at, "_value"), "is missing: the value itself")
 	case primitive:
 	case known:
-		r.object(v, at, name)
+		c.checkObject(v, at, name)
 	default:
-		r.warn(
+		c.warn(
 			UnknownType,
 			join(at, typeName),
 			"%.80q is no type that this guestflow knows here%s; it is passed on",
@@ -479,7 +482,7 @@ func (r *reader) anything(v any, at string) {
 	}
 }
 
-// join is the path of a member; of a name that is too long its beginning.
+// join is the path of a member. A name that is too long is cut.
 func join(at, member string) string {
 	if len(member) > 80 {
 		member = strings.ToValidUTF8(member[:80], "") + "…"

@@ -7,8 +7,7 @@ import (
 	"unicode/utf16"
 )
 
-// Foreign says what a tree is that stands where a CustomizationSpec belongs, and what to do with it; "" where it may be
-// one.
+// Foreign says what a tree is that is not a CustomizationSpec, and how to turn it into one; "" where it may be one.
 func Foreign(v any) string {
 	m, is := v.(map[string]any)
 	if !is {
@@ -51,10 +50,10 @@ func Foreign(v any) string {
 	return ""
 }
 
-// yamlMember is a line that begins a YAML document.
+// yamlMember matches a line that begins a YAML document.
 var yamlMember = regexp.MustCompile(`^(---|%YAML|-\s|["']?[A-Za-z_][-A-Za-z0-9_./ ]*["']?:(\s|$))`)
 
-// ForeignText says what a text is that stands where JSON belongs, and what to do with it; "" where that cannot be told.
+// ForeignText says what a text is that is not JSON, and what to do with it; "" where that is not known.
 func ForeignText(b []byte) string {
 	b = bytes.TrimSpace(b)
 	switch {
@@ -80,14 +79,14 @@ func ForeignText(b []byte) string {
 	return ""
 }
 
-// bom is the byte order mark in UTF-8, which many programs on Windows begin a file with.
+// bom is the byte order mark in UTF-8, with which many programs on Windows begin a file.
 var bom = []byte("\ufeff")
 
 // WithoutBOM is a text without the byte order mark of UTF-8.
 func WithoutBOM(b []byte) []byte { return bytes.TrimPrefix(b, bom) }
 
-// UTF16 tells in which other encoding than UTF-8 a text is, "" where it seems to be in none: by its byte order mark, or
-// by the zeros of an ASCII character that stands first.
+// UTF16 is the encoding of a text that is not UTF-8, found by its byte order mark or by the zeros beside a first ASCII
+// character; "" where it seems to be UTF-8.
 func UTF16(b []byte) string {
 	switch {
 	case bytes.HasPrefix(b, []byte{0xff, 0xfe, 0, 0}), bytes.HasPrefix(b, []byte{0, 0, 0xfe, 0xff}):
@@ -104,8 +103,8 @@ func UTF16(b []byte) string {
 // SaveAsUTF8 is what to do with a file in another encoding.
 const SaveAsUTF8 = "save it as UTF-8 (PowerShell 7: -Encoding utf8NoBOM; Windows PowerShell: -Encoding utf8)"
 
-// FromUTF16 is a text in UTF-8; nil where it has not the byte order mark of UTF-16. It is for who looks for secrets in
-// what cannot be read.
+// FromUTF16 is a text in UTF-8; nil where it does not have the byte order mark of UTF-16. It lets callers find secrets
+// in a text that is otherwise unreadable.
 func FromUTF16(b []byte) []byte {
 	if UTF16(b) != "UTF-16" {
 		return nil

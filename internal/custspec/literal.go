@@ -12,7 +12,7 @@ import (
 )
 
 // NamesSecret reports whether something of this name usually holds a secret: DB_PASSWORD, dbPassword, API_TOKEN,
-// CLIENT_SECRET, AWS_SECRET_ACCESS_KEY; not where a secret is only spoken of, as PASSWORD_FILE, TOKEN_URL and PWD do.
+// CLIENT_SECRET, AWS_SECRET_ACCESS_KEY; not names that only refer to one, such as PASSWORD_FILE, TOKEN_URL and PWD.
 func NamesSecret(name string) bool {
 	words := wordsOf(name)
 	if len(words) == 0 {
@@ -45,8 +45,8 @@ func NamesSecret(name string) bool {
 	return false
 }
 
-// wordsOf are the words of a name, in lower case: they are parted by signs, or by a capital after a small letter.
-// Digits at the end count for nothing.
+// wordsOf are the words of a name in lower case. They are separated by signs, or by a capital after a small letter.
+// Digits at the end are ignored.
 func wordsOf(name string) []string {
 	var words []string
 	var word strings.Builder
@@ -72,8 +72,8 @@ func wordsOf(name string) []string {
 	return words
 }
 
-// SecretValue reports whether a text, of something whose name says that it is a secret, may be one: not where it is
-// empty, a switch, or a template.
+// SecretValue reports whether a text may be a secret, given a name that says so: not where it is empty, a switch or a
+// template.
 func SecretValue(s string) bool {
 	s = strings.Trim(strings.TrimSpace(s), `"'`)
 	switch strings.ToLower(s) {
@@ -83,8 +83,8 @@ func SecretValue(s string) bool {
 	return !strings.HasPrefix(s, "{{")
 }
 
-// variable reports whether a text names a variable of a shell; a hash begins with a dollar too.
-func variable(s string) bool {
+// isShellVariable reports whether a text is a shell variable. A password hash begins with a dollar, too.
+func isShellVariable(s string) bool {
 	s = strings.Trim(strings.TrimSpace(s), `"'`)
 	return strings.HasPrefix(s, "$") && !hash.MatchString(s)
 }
@@ -114,7 +114,7 @@ var (
 	xmlPassword  = regexp.MustCompile(`(?i)<(?:\w+:)?\w*passwor[dt][^<>/]*>\s*(?:<(?:\w+:)?value>)?\s*([^<\s][^<]*)<`)
 )
 
-// InValue says which secret a plain text holds wherever it stands: a private key, or a password within a URL; "" for
+// InValue says which secret a plain text holds, wherever it is used: a private key, or a password in a URL; "" for
 // none.
 func InValue(s string) string {
 	if privateKey.MatchString(s) {
@@ -122,7 +122,8 @@ func InValue(s string) string {
 	}
 
 	for _, m := range urlPassword.FindAllStringSubmatch(s, -1) {
-		if SecretValue(m[1]) && !variable(m[1]) && !strings.HasPrefix(m[1], "{") && !strings.HasPrefix(m[1], "<") {
+		if SecretValue(m[1]) && !isShellVariable(m[1]) && !strings.HasPrefix(m[1], "{") &&
+			!strings.HasPrefix(m[1], "<") {
 			return "a password in a URL"
 		}
 	}
@@ -143,7 +144,7 @@ func InCommand(s string) string {
 
 		name, sign, value := rest[at[2]:at[3]], rest[at[4]:at[5]], rest[at[6]:at[7]]
 		dashed := strings.HasPrefix(name, "-") || strings.HasPrefix(name, "/")
-		if (dashed || sign == "=") && NamesSecret(strings.TrimLeft(name, "-/")) && given(value) {
+		if (dashed || sign == "=") && NamesSecret(strings.TrimLeft(name, "-/")) && isLiteral(value) {
 			return "the value of " + cutName(name)
 		}
 
@@ -151,11 +152,11 @@ func InCommand(s string) string {
 	}
 }
 
-// given reports whether a command line's value is one, and not the name of a variable, an option or a place that holds
-// it.
-func given(value string) bool {
+// isLiteral reports whether a command line's value is a value itself, and not the name of a variable, an option or a
+// place that holds it.
+func isLiteral(value string) bool {
 	value = strings.Trim(value, `"'`)
-	return SecretValue(value) && !variable(value) && !strings.ContainsAny(value[:1], "-<{`@%")
+	return SecretValue(value) && !isShellVariable(value) && !strings.ContainsAny(value[:1], "-<{`@%")
 }
 
 func cutName(name string) string {
@@ -165,7 +166,7 @@ func cutName(name string) string {
 	return name
 }
 
-// InUserData says which secret cloud-init's user-data or metadata hold: YAML, JSON or a script, as it is or in base64;
+// InUserData says which secret cloud-init's user-data or metadata hold, as YAML, JSON or a script, plain or in base64;
 // "" for none.
 func InUserData(s string) string {
 	if b, err := base64.StdEncoding.DecodeString(strings.Join(strings.Fields(s), "")); err == nil && len(b) > 0 &&
@@ -191,7 +192,7 @@ func inUserData(s string) string {
 		if trimmed := strings.TrimSpace(code); trimmed == "" || strings.HasPrefix(trimmed, "#") {
 			continue
 		}
-		if found := r.line(code); found != "" {
+		if found := r.scanLine(code); found != "" {
 			return found
 		}
 	}
@@ -199,15 +200,15 @@ func inUserData(s string) string {
 	return ""
 }
 
-// userData is what a line of user-data is read with.
+// userData is the state in which the lines of user-data are scanned.
 type userData struct {
 	script bool
 	block  string // the member whose lines these are: chpasswd, or one whose name is a secret's
 	indent int    // how far that is set in
 }
 
-// line says which secret a line holds.
-func (r *userData) line(code string) string {
+// scanLine says which secret a line holds; "" for none.
+func (r *userData) scanLine(code string) string {
 	depth := len(code) - len(strings.TrimLeft(code, " "))
 	if r.block != "" && depth <= r.indent {
 		r.block = ""
@@ -222,7 +223,11 @@ func (r *userData) line(code string) string {
 		if _, list, found := strings.Cut(code, "list:"); found {
 			code = list
 		}
-		if pair := chpasswdPair.FindStringSubmatch(code); pair != nil && !random(pair[2]) && SecretValue(pair[2]) {
+
+		if pair := chpasswdPair.FindStringSubmatch(
+			code,
+		); pair != nil && !isRandomMarker(pair[2]) &&
+			SecretValue(pair[2]) {
 			return "passwords of chpasswd"
 		}
 	case r.block != "" && !inner.MatchString(code): // a value on lines of its own
@@ -230,7 +235,7 @@ func (r *userData) line(code string) string {
 	case opensBlock:
 		r.block, r.indent = name, depth
 		if _, list, found := strings.Cut(value, "list:"); found {
-			return r.line(strings.Repeat(" ", depth+1) + "list:" + list)
+			return r.scanLine(strings.Repeat(" ", depth+1) + "list:" + list)
 		}
 	}
 
@@ -245,10 +250,10 @@ func (r *userData) line(code string) string {
 func (r *userData) secretMember(code string) (name string) {
 	for _, m := range append(yamlValue.FindAllStringSubmatch(code, -1), jsonValue.FindAllStringSubmatch(code, -1)...) {
 		v := m[2]
-		if !NamesSecret(m[1]) || strings.ContainsAny(v[:1], "|>{[") || !SecretValue(v) || random(v) {
+		if !NamesSecret(m[1]) || strings.ContainsAny(v[:1], "|>{[") || !SecretValue(v) || isRandomMarker(v) {
 			continue
 		}
-		if r.script && variable(v) {
+		if r.script && isShellVariable(v) {
 			continue
 		}
 		return m[1]
@@ -256,14 +261,14 @@ func (r *userData) secretMember(code string) (name string) {
 	return ""
 }
 
-// random is what chpasswd makes a password of itself.
-func random(s string) bool {
+// isRandomMarker reports whether chpasswd makes a random password of a text.
+func isRandomMarker(s string) bool {
 	s = strings.Trim(strings.TrimSpace(s), `"'`)
 	return s == "R" || s == "RANDOM"
 }
 
-// InAnswerFile says which secret the text of a sysprep answer file holds, as XML or, as it was before, in the form of
-// an INI file; "" for none.
+// InAnswerFile says which secret the text of a sysprep answer file holds, as XML or in the older form of an INI file;
+// "" for none.
 func InAnswerFile(s string) string {
 	if found := InValue(s); found != "" {
 		return found
@@ -284,7 +289,7 @@ func InAnswerFile(s string) string {
 	return ""
 }
 
-// inXML finds the first element that is called a password, or stands in one, and has a text.
+// inXML finds the first element that is called a password, or is inside one, and has a text.
 func inXML(s string) (string, error) {
 	d := xml.NewDecoder(strings.NewReader(s))
 	d.Strict = false

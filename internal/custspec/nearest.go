@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// nearest says which of the names may have been meant.
+// nearest is a hint at which of the names may have been meant.
 func nearest(name string, among []string) string {
 	if near := Nearest(name, among); near != "" {
 		return " (did you mean " + near + "?)"
@@ -13,7 +13,7 @@ func nearest(name string, among []string) string {
 	return ""
 }
 
-// Nearest is the name that differs least, "" where none is near.
+// Nearest is the most similar name, "" where none is similar enough.
 func Nearest(name string, among []string) string {
 	const longest = 80
 	best, least := "", max(2, len(name)/3)+1
@@ -25,7 +25,7 @@ func Nearest(name string, among []string) string {
 		if len(name) > longest || len(other) > longest {
 			continue
 		}
-		if d := distance(plain(name), plain(other)); d < least {
+		if d := distance(normalize(name), normalize(other)); d < least {
 			best, least = other, d
 		}
 	}
@@ -33,12 +33,12 @@ func Nearest(name string, among []string) string {
 	return best
 }
 
-// plain is a name without what people write differently: letter case, '_' and '-'.
-func plain(name string) string {
+// normalize removes what people write differently in a name: letter case, '_' and '-'.
+func normalize(name string) string {
 	return strings.NewReplacer("_", "", "-", "").Replace(strings.ToLower(name))
 }
 
-// distance is how many bytes must be put in, taken out or changed to make b of a.
+// distance is how many bytes have to be inserted, removed or replaced to turn a into b.
 func distance(a, b string) int {
 	row := make([]int, len(b)+1)
 	for k := range row {

@@ -9,60 +9,60 @@ import (
 	"strings"
 )
 
-// rules holds the values of a data object against what vSphere says of them.
+// checkRules checks the values of a data object against vSphere's rules.
 //
-// Sources: the pages of the data objects (VI JSON), of their twins in REST (Vcenter Guest), "Customizing Guest
+// Sources: the pages of the data objects (VI JSON), of their counterparts in REST (Vcenter Guest), "Customizing Guest
 // Operating Systems" (vSphere Virtual Machine Administration), and what vCenter answered to others: InvalidArgument
 // spec.identity.hostName for '_' and '.' (ansible 24225, 27096; terraform-provider-vsphere 689), nicsettings:adapter:ip
-// and nicsettings:adapter:ipv6spec:ip for an address that is to be asked for (ansible 55560, govmomi 2998),
+// and nicsettings:adapter:ipv6spec:ip for an address that the user is to be asked for (ansible 55560, govmomi 2998),
 // spec.identity.userData.fullName where it is empty (govmomi 1897), Timezone for an index that Windows does not have
 // (ansible 60152), NicSettingMismatch (ansible 27707).
-func (r *reader) rules(name string, m map[string]any, at string) {
+func (c *checker) checkRules(name string, m map[string]any, at string) {
 	switch name {
 	case "CustomizationSpec":
-		r.adapters(m, at)
-		r.identity(m, at)
+		c.checkAdapters(m, at)
+		c.checkIdentity(m, at)
 	case "CustomizationGlobalIPSettings":
-		r.addresses(m["dnsServerList"], join(at, "dnsServerList"))
+		c.checkAddresses(m["dnsServerList"], join(at, "dnsServerList"))
 	case "CustomizationLinuxPrep":
-		r.hostName(m["hostName"], join(at, "hostName"), false)
-		r.linuxTimeZone(m["timeZone"], join(at, "timeZone"))
-		r.script(m["scriptText"], join(at, "scriptText"))
+		c.checkHostName(m["hostName"], join(at, "hostName"), false)
+		c.checkLinuxTimeZone(m["timeZone"], join(at, "timeZone"))
+		c.checkScript(m["scriptText"], join(at, "scriptText"))
 	case "CustomizationUserData":
-		r.hostName(m["computerName"], join(at, "computerName"), true)
-		if m["fullName"] != nil && !filled(m["fullName"]) {
-			r.refuse(join(at, "fullName"), "is empty: vCenter wants the user's full name")
+		c.checkHostName(m["computerName"], join(at, "computerName"), true)
+		if m["fullName"] != nil && !isFilled(m["fullName"]) {
+			c.refuse(join(at, "fullName"), "is empty: vCenter wants the user's full name")
 		}
 	case "CustomizationGuiUnattended":
-		r.unattended(m, at)
+		c.checkUnattended(m, at)
 	case "CustomizationIdentification":
-		r.identification(m, at)
+		c.checkDomainJoin(m, at)
 	case "CustomizationIPSettings":
-		r.ipSettings(m, at)
+		c.checkIPv4Settings(m, at)
 	case "CustomizationIPSettingsIpV6AddressSpec":
-		r.ipV6Settings(m, at)
+		c.checkIPv6Settings(m, at)
 	case "CustomizationFixedIpV6":
-		r.fixedV6(m, at)
+		c.checkFixedIPv6(m, at)
 	case "CustomizationUnknownName":
-		r.refuse(
+		c.refuse(
 			at,
 			"leaves the host name to be asked for, and nobody is asked here: "+
 				"give a CustomizationFixedName, or CustomizationVirtualMachineName",
 		)
 	case "CustomizationUnknownIpGenerator":
-		r.refuse(
+		c.refuse(
 			at,
 			"leaves the address to be asked for, and nobody is asked here: "+
 				"give a CustomizationFixedIp, or CustomizationDhcpIpGenerator",
 		)
 	case "CustomizationUnknownIpV6Generator":
-		r.refuse(
+		c.refuse(
 			at,
 			"leaves the address to be asked for, and nobody is asked here: "+
 				"give a CustomizationFixedIpV6, or CustomizationDhcpIpV6Generator",
 		)
 	case "CustomizationCustomName", "CustomizationCustomIpGenerator", "CustomizationCustomIpV6Generator":
-		r.warn(
+		c.warn(
 			DoubtfulValue,
 			at,
 			"needs a program that vCenter's own configuration (vpxd.cfg, name-ip-generator) names, "+
@@ -71,14 +71,14 @@ func (r *reader) rules(name string, m map[string]any, at string) {
 	}
 }
 
-// identity tells what the customization of a running guest is known to drop or not to support. (Customizing Guest
-// Network Settings for Running Virtual Machines, vSphere Web Services SDK Programming Guide: Linux guests only.)
-func (r *reader) identity(m map[string]any, at string) {
+// checkIdentity warns of what the customization of a running guest is known to drop or not to support. (Customizing
+// Guest Network Settings for Running Virtual Machines, vSphere Web Services SDK Programming Guide: Linux guests only.)
+func (c *checker) checkIdentity(m map[string]any, at string) {
 	at = join(at, "identity")
 	identity, _ := m["identity"].(map[string]any)
 	kind, _ := identity[typeName].(string)
 	if kind != "" && kind != "CustomizationLinuxPrep" {
-		r.warn(
+		c.warn(
 			UnsupportedIdentity,
 			at,
 			"%.80s: the customization of a running guest supports Linux guests with CustomizationLinuxPrep; "+
@@ -92,7 +92,7 @@ func (r *reader) identity(m map[string]any, at string) {
 		{"scriptText", "the script is not run"},
 	} {
 		if identity[dropped[0]] != nil {
-			r.warn(
+			c.warn(
 				IgnoredByGuest,
 				join(at, dropped[0]),
 				"the engine that customizes running guests is known to drop it: %s",
@@ -104,7 +104,7 @@ func (r *reader) identity(m map[string]any, at string) {
 	options, _ := m["options"].(map[string]any)
 	if of, _ := options[typeName].(string); of == "CustomizationWinOptions" && kind == "CustomizationLinuxPrep" ||
 		of == "CustomizationLinuxOptions" && strings.HasPrefix(kind, "CustomizationSysprep") {
-		r.warn(
+		c.warn(
 			DoubtfulValue,
 			strings.TrimSuffix(at, "identity")+"options",
 			"%s does not go with the identity %s",
@@ -114,9 +114,8 @@ func (r *reader) identity(m map[string]any, at string) {
 	}
 }
 
-// hostName holds a name that the spec gives against vSphere's rule for it: letters, digits and hyphens, not digits
-// alone.
-func (r *reader) hostName(v any, at string, windows bool) {
+// checkHostName checks a host name against vSphere's rule: letters, digits and hyphens, not only digits.
+func (c *checker) checkHostName(v any, at string, windows bool) {
 	m, _ := v.(map[string]any)
 	kind, member := m[typeName], "name"
 	if kind == "CustomizationPrefixName" {
@@ -132,34 +131,30 @@ func (r *reader) hostName(v any, at string, windows bool) {
 
 	at = join(at, member)
 	const rule = "letters, digits and hyphens, not digits alone, at most 63"
-	odd := strings.IndexFunc(name, func(c rune) bool { return c != '-' && !isLetter(c) && !isDigit(c) })
+	odd := strings.IndexFunc(name, func(char rune) bool {
+		return char != '-' && !isLetter(char) && !isDigit(char)
+	})
 	switch {
 	case strings.TrimSpace(name) == "" && member == "name":
-		r.refuse(at, "is empty: a host name is %s", rule)
+		c.refuse(at, "is empty: a host name is %s", rule)
 	case odd >= 0 && member == "name":
-		r.refuse(
-			at,
-			"%.80q has %q in it, and a host name is %s%s",
-			name,
-			[]rune(name[odd:])[0],
-			rule,
-			instead(name, windows),
-		)
+		c.refuse(at, "%.80q has %q in it, and a host name is %s%s",
+			name, []rune(name[odd:])[0], rule, hostNameHint(name, windows))
 	case odd >= 0:
-		r.warn(DoubtfulValue, at, "%.80q has %q in it, and a host name is %s", name, []rune(name[odd:])[0], rule)
+		c.warn(DoubtfulValue, at, "%.80q has %q in it, and a host name is %s", name, []rune(name[odd:])[0], rule)
 	case len(name) > 63:
-		r.refuse(at, "has %d characters, and a host name is %s", len(name), rule)
+		c.refuse(at, "has %d characters, and a host name is %s", len(name), rule)
 	case member == "name" && strings.Trim(name, "0123456789") == "":
-		r.refuse(at, "%q is digits alone, and a host name is %s", name, rule)
+		c.refuse(at, "%q is digits alone, and a host name is %s", name, rule)
 	case strings.HasPrefix(name, "-") || strings.HasSuffix(name, "-") && member == "name":
-		r.warn(DoubtfulValue, at, "%q begins or ends with a hyphen, which host names do not", name)
+		c.warn(DoubtfulValue, at, "%q begins or ends with a hyphen, which host names do not", name)
 	case windows && len(name) > 15:
-		r.warn(DoubtfulValue, at, "%q has %d characters: Windows keeps the first 15", name, len(name))
+		c.warn(DoubtfulValue, at, "%q has %d characters: Windows keeps the first 15", name, len(name))
 	}
 }
 
-// instead says what to write where a name has its domain with it.
-func instead(name string, windows bool) string {
+// hostNameHint says what to write where a name includes its domain.
+func hostNameHint(name string, windows bool) string {
 	first, domain, dotted := strings.Cut(name, ".")
 	if !dotted || first == "" || domain == "" || windows || strings.Trim(first, "0123456789") == "" {
 		return ""
@@ -171,36 +166,36 @@ func isLetter(c rune) bool { return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'
 
 func isDigit(c rune) bool { return c >= '0' && c <= '9' }
 
-// script holds a script against what the page of its REST twin says of it.
-func (r *reader) script(v any, at string) {
+// checkScript checks a script against the page of its REST counterpart.
+func (c *checker) checkScript(v any, at string) {
 	s, _ := v.(string)
 	if s != "" && !strings.HasPrefix(s, "#!") {
-		r.warn(DoubtfulValue, at, "does not begin with #!, the line that names its interpreter")
+		c.warn(DoubtfulValue, at, "does not begin with #!, the line that names its interpreter")
 	}
 	if len(s) > 1500 {
-		r.warn(DoubtfulValue, at, "has %d bytes: vCenters before 9.0 take at most 1500", len(s))
+		c.warn(DoubtfulValue, at, "has %d bytes: vCenters before 9.0 take at most 1500", len(s))
 	}
 }
 
-// identification holds how a Windows guest joins against its page.
-func (r *reader) identification(m map[string]any, at string) {
-	domain, workgroup := filled(m["joinDomain"]), filled(m["joinWorkgroup"])
+// checkDomainJoin checks how a Windows guest joins a domain or a workgroup, against the page of that type.
+func (c *checker) checkDomainJoin(m map[string]any, at string) {
+	domain, workgroup := isFilled(m["joinDomain"]), isFilled(m["joinWorkgroup"])
 	switch {
 	case domain && workgroup:
-		r.warn(DoubtfulValue, at, "has joinDomain and joinWorkgroup: a guest joins one of them")
-	case domain && (!filled(m["domainAdmin"]) || m["domainAdminPassword"] == nil):
-		r.warn(DoubtfulValue, at, "has joinDomain, which needs domainAdmin and domainAdminPassword")
+		c.warn(DoubtfulValue, at, "has joinDomain and joinWorkgroup: a guest joins one of them")
+	case domain && (!isFilled(m["domainAdmin"]) || m["domainAdminPassword"] == nil):
+		c.warn(DoubtfulValue, at, "has joinDomain, which needs domainAdmin and domainAdminPassword")
 	}
 }
 
-// filled reports whether v says something.
-func filled(v any) bool {
+// isFilled reports whether v is present and not empty.
+func isFilled(v any) bool {
 	s, is := v.(string)
 	return v != nil && (!is || strings.TrimSpace(s) != "")
 }
 
-// adapters holds the adapters of a spec against each other.
-func (r *reader) adapters(m map[string]any, at string) {
+// checkAdapters checks the adapters of a spec against each other.
+func (c *checker) checkAdapters(m map[string]any, at string) {
 	at = join(at, "nicSettingMap")
 	list, _ := m["nicSettingMap"].([]any)
 	seen, primary := map[string]int{}, -1
@@ -211,7 +206,7 @@ func (r *reader) adapters(m map[string]any, at string) {
 		here := fmt.Sprintf("%s[%d]", at, i)
 		if settings, _ := a["adapter"].(map[string]any); settings["primary"] == true {
 			if primary >= 0 {
-				r.warn(
+				c.warn(
 					DoubtfulValue,
 					here+".adapter.primary",
 					"is true for nicSettingMap[%d] too: only one adapter is the primary",
@@ -222,7 +217,7 @@ func (r *reader) adapters(m map[string]any, at string) {
 			primary = i
 		}
 
-		if !filled(a["macAddress"]) {
+		if !isFilled(a["macAddress"]) {
 			without = i
 			continue
 		}
@@ -235,23 +230,23 @@ func (r *reader) adapters(m map[string]any, at string) {
 
 		key := MAC(mac)
 		if key == "" {
-			r.refuse(here+".macAddress", "%.80q is no MAC address, such as 00:50:56:00:00:01", mac)
+			c.refuse(here+".macAddress", "%.80q is no MAC address, such as 00:50:56:00:00:01", mac)
 			continue
 		}
 
 		if first, twice := seen[key]; twice {
-			r.warn(DoubtfulValue, here+".macAddress", "is that of nicSettingMap[%d] too", first)
+			c.warn(DoubtfulValue, here+".macAddress", "is that of nicSettingMap[%d] too", first)
 		}
 
 		seen[key] = i
 	}
 
 	if with >= 0 && without >= 0 {
-		r.refuse(at, "either every entry has a macAddress or none: [%d] has one, [%d] has none", with, without)
+		c.refuse(at, "either every entry has a macAddress or none: [%d] has one, [%d] has none", with, without)
 	}
 }
 
-// MAC is a MAC address in one notation, of all that people write; "" where s is none.
+// MAC is a MAC address in one notation, whichever of the common ones s has; "" where s is not one.
 func MAC(s string) string {
 	if len(s) == 12 && !strings.ContainsAny(s, ":-.") {
 		var pairs []string
@@ -269,8 +264,8 @@ func MAC(s string) string {
 	return mac.String()
 }
 
-// CheckAdapters holds a spec against the virtual NICs of its VM, given by their MAC addresses: vCenter answers
-// NicSettingMismatch where there are more or fewer than the spec has adapters.
+// CheckAdapters checks the adapters of a spec against the virtual NICs of its VM, given by their MAC addresses: vCenter
+// answers NicSettingMismatch where their numbers differ.
 func CheckAdapters(spec json.RawMessage, macs []string, at string) []Finding {
 	m, _ := decode(spec).(map[string]any)
 	list, is := m["nicSettingMap"].([]any)
@@ -313,22 +308,22 @@ func counted(n int, one, several string) string {
 	return fmt.Sprintf("%d %s", n, several)
 }
 
-// ipSettings holds one adapter's IPv4 against itself.
-func (r *reader) ipSettings(m map[string]any, at string) {
+// checkIPv4Settings checks the IPv4 settings of one adapter.
+func (c *checker) checkIPv4Settings(m map[string]any, at string) {
 	ip, _ := m["ip"].(map[string]any)
 	fixed := ip[typeName] == "CustomizationFixedIp"
 	var address netip.Addr
 	if s, is := ip["ipAddress"].(string); is && fixed {
-		address = r.fixedIP(s, join(at, "ip.ipAddress"))
+		address = c.checkFixedIP(s, join(at, "ip.ipAddress"))
 	}
 
 	mask, _ := m["subnetMask"].(string)
 	bits := -1
 	switch {
 	case strings.TrimSpace(mask) != "":
-		bits = r.mask(mask, join(at, "subnetMask"), fixed)
+		bits = c.checkMask(mask, join(at, "subnetMask"), fixed)
 	case address.Is4() && !isSecret(m["subnetMask"]):
-		r.warn(DoubtfulValue, join(at, "subnetMask"), "is missing beside a fixed address")
+		c.warn(DoubtfulValue, join(at, "subnetMask"), "is missing beside a fixed address")
 	}
 
 	gateways, _ := m["gateway"].([]any)
@@ -342,11 +337,11 @@ func (r *reader) ipSettings(m map[string]any, at string) {
 		gateway, err := netip.ParseAddr(s)
 		switch {
 		case err != nil:
-			r.refuse(here, "%s", notServer(s))
+			c.refuse(here, "%s", notServerReason(s))
 		case !gateway.Is4():
-			r.warn(DoubtfulValue, here, "%s is no IPv4 address: gateways of IPv6 belong into ipV6Spec", gateway)
+			c.warn(DoubtfulValue, here, "%s is no IPv4 address: gateways of IPv6 belong into ipV6Spec", gateway)
 		case address.Is4() && bits >= 0 && !netip.PrefixFrom(address, bits).Masked().Contains(gateway):
-			r.warn(
+			c.warn(
 				DoubtfulValue,
 				here,
 				"%s is not in the subnet of the address, %s",
@@ -354,36 +349,36 @@ func (r *reader) ipSettings(m map[string]any, at string) {
 				netip.PrefixFrom(address, bits).Masked(),
 			)
 		case gateway == address:
-			r.warn(DoubtfulValue, here, "%s is the adapter's own address", gateway)
+			c.warn(DoubtfulValue, here, "%s is the adapter's own address", gateway)
 		}
 	}
 
-	r.addresses(m["dnsServerList"], join(at, "dnsServerList"))
+	c.checkAddresses(m["dnsServerList"], join(at, "dnsServerList"))
 }
 
-// addresses refuses what in a list of servers is no address.
-func (r *reader) addresses(v any, at string) {
+// checkAddresses refuses what in a list of servers is not an address.
+func (c *checker) checkAddresses(v any, at string) {
 	list, _ := v.([]any)
 	for i, item := range list {
 		if s, is := item.(string); is {
 			if _, err := netip.ParseAddr(s); err != nil {
-				r.refuse(fmt.Sprintf("%s[%d]", at, i), "%s", notServer(s))
+				c.refuse(fmt.Sprintf("%s[%d]", at, i), "%s", notServerReason(s))
 			}
 		}
 	}
 }
 
-// fixedIP reads the address of a CustomizationFixedIp; the zero address where it is none.
-func (r *reader) fixedIP(s, at string) netip.Addr {
+// checkFixedIP checks and returns the address of a CustomizationFixedIp; the zero address where it is not one.
+func (c *checker) checkFixedIP(s, at string) netip.Addr {
 	address, err := netip.ParseAddr(s)
 	if err != nil {
-		r.refuse(at, "%s", notAddress(s, false))
+		c.refuse(at, "%s", notAddressReason(s, false))
 		return netip.Addr{}
 	}
 
 	switch {
 	case !address.Is4():
-		r.warn(
+		c.warn(
 			DoubtfulValue,
 			at,
 			"%s is no IPv4 address: a CustomizationFixedIpV6 in ipV6Spec gives one of IPv6",
@@ -393,22 +388,22 @@ func (r *reader) fixedIP(s, at string) netip.Addr {
 		address.IsMulticast(),
 		address.IsLoopback(),
 		address == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
-		r.warn(DoubtfulValue, at, "%s is no address that an adapter can have", address)
+		c.warn(DoubtfulValue, at, "%s is no address that an adapter can have", address)
 	}
 
 	return address
 }
 
-// notServer says why the text for a gateway or a server is no IP address, and what to write.
-func notServer(s string) string {
+// notServerReason says why the text for a gateway or a server is not an IP address, and what to write.
+func notServerReason(s string) string {
 	if strings.TrimSpace(s) == "" {
 		return "is empty: give the address, or leave it out"
 	}
-	return notAddress(s, false)
+	return notAddressReason(s, false)
 }
 
-// notAddress says why a text is no IP address, and what to write.
-func notAddress(s string, v6 bool) string {
+// notAddressReason says why a text is not an IP address, and what to write.
+func notAddressReason(s string, v6 bool) string {
 	trimmed := strings.TrimSpace(s)
 	if trimmed == "" {
 		return "is empty: give the address, or CustomizationDhcpIpGenerator"
@@ -425,7 +420,7 @@ func notAddress(s string, v6 bool) string {
 				"%.80q is an address with its prefix: give %q here, and the prefix as subnetMask, %q",
 				s,
 				address,
-				dotted(p.Bits()),
+				dottedMask(p.Bits()),
 			)
 		case err == nil:
 			return fmt.Sprintf(
@@ -439,15 +434,15 @@ func notAddress(s string, v6 bool) string {
 		return fmt.Sprintf("%.80q is not an address, and a prefix belongs into subnetMask", s)
 	}
 
-	if plain := withoutZeros(trimmed); plain != "" {
+	if plain := withoutLeadingZeros(trimmed); plain != "" {
 		return fmt.Sprintf("%.80q has leading zeros, which some read as octal: give %q", s, plain)
 	}
 
 	return fmt.Sprintf("%.80q is not an IP address", s)
 }
 
-// withoutZeros is an IPv4 address without leading zeros; "" where s is none.
-func withoutZeros(s string) string {
+// withoutLeadingZeros is an IPv4 address without leading zeros; "" where s is not one.
+func withoutLeadingZeros(s string) string {
 	parts := strings.Split(s, ".")
 	for i, part := range parts {
 		if parts[i] = strings.TrimLeft(part, "0"); parts[i] == "" && part != "" {
@@ -461,15 +456,15 @@ func withoutZeros(s string) string {
 	return ""
 }
 
-// mask reads an IPv4 subnet mask and returns its prefix's length, -1 where it is none. One beside an address that is
-// not fixed is not used.
-func (r *reader) mask(s, at string, fixed bool) int {
+// checkMask checks an IPv4 subnet mask and returns the length of its prefix, -1 where it is not one. A mask beside an
+// address that is not fixed is not used.
+func (c *checker) checkMask(s, at string, fixed bool) int {
 	address, err := netip.ParseAddr(s)
 	if err == nil && address.Is4() {
 		for bits := range 33 {
-			if dotted(bits) == address.String() {
+			if dottedMask(bits) == address.String() {
 				if bits == 0 && fixed {
-					r.warn(DoubtfulValue, at, "0.0.0.0 puts every address into the subnet")
+					c.warn(DoubtfulValue, at, "0.0.0.0 puts every address into the subnet")
 				}
 				return bits
 			}
@@ -478,46 +473,46 @@ func (r *reader) mask(s, at string, fixed bool) int {
 
 	should := ""
 	if p, err := netip.ParsePrefix("0.0.0.0/" + strings.TrimPrefix(strings.TrimSpace(s), "/")); err == nil {
-		should = fmt.Sprintf(": give %q", dotted(p.Bits()))
+		should = fmt.Sprintf(": give %q", dottedMask(p.Bits()))
 	}
 
 	message := fmt.Sprintf("%.80q is not a subnet mask, such as 255.255.255.0%s", s, should)
 	if fixed {
-		r.refuse(at, "%s", message)
+		c.refuse(at, "%s", message)
 	} else {
-		r.warn(DoubtfulValue, at, "%s", message)
+		c.warn(DoubtfulValue, at, "%s", message)
 	}
 
 	return -1
 }
 
-// dotted is a prefix's length as a subnet mask.
-func dotted(bits int) string { return net.IP(net.CIDRMask(bits, 32)).String() }
+// dottedMask is the subnet mask of a prefix length.
+func dottedMask(bits int) string { return net.IP(net.CIDRMask(bits, 32)).String() }
 
-// fixedV6 holds an IPv6 address and the length of its prefix against what can be.
-func (r *reader) fixedV6(m map[string]any, at string) {
+// checkFixedIPv6 checks an IPv6 address and the length of its prefix.
+func (c *checker) checkFixedIPv6(m map[string]any, at string) {
 	if s, is := m["ipAddress"].(string); is {
 		switch address, err := netip.ParseAddr(s); {
 		case err != nil:
-			r.refuse(join(at, "ipAddress"), "%s", notAddress(s, true))
+			c.refuse(join(at, "ipAddress"), "%s", notAddressReason(s, true))
 		case !address.Is6() || address.Is4In6() || address.Zone() != "":
-			r.warn(DoubtfulValue, join(at, "ipAddress"), "%.80q is no plain IPv6 address", s)
+			c.warn(DoubtfulValue, join(at, "ipAddress"), "%.80q is no plain IPv6 address", s)
 		}
 	}
 
 	bits, is := m["subnetMask"].(json.Number)
 	if n, err := bits.Int64(); is && err == nil && (n < 1 || n > 128) {
-		r.refuse(join(at, "subnetMask"), "is %d: the length of an IPv6 prefix is 1 to 128, usually 64", n)
+		c.refuse(join(at, "subnetMask"), "is %d: the length of an IPv6 prefix is 1 to 128, usually 64", n)
 	}
 }
 
-// ipV6Settings tells which gateways are none.
-func (r *reader) ipV6Settings(m map[string]any, at string) {
+// checkIPv6Settings checks the IPv6 settings of one adapter.
+func (c *checker) checkIPv6Settings(m map[string]any, at string) {
 	list, _ := m["gateway"].([]any)
 	for i, v := range list {
 		if s, is := v.(string); is {
 			if a, err := netip.ParseAddr(s); err != nil || a.Is4() {
-				r.warn(DoubtfulValue, fmt.Sprintf("%s.gateway[%d]", at, i), "%.80q is no IPv6 address", s)
+				c.warn(DoubtfulValue, fmt.Sprintf("%s.gateway[%d]", at, i), "%.80q is no IPv6 address", s)
 			}
 		}
 	}

@@ -10,9 +10,9 @@ import (
 // formerZones were in the tz database once, and are in the lists of older vCenters.
 var formerZones = []string{"US/Pacific-New"}
 
-// linuxTimeZone holds the time zone of a Linux guest against the tz database, which vCenter's own list is taken from;
-// letter case counts.
-func (r *reader) linuxTimeZone(v any, at string) {
+// checkLinuxTimeZone checks the time zone of a Linux guest against the tz database, from which vCenter's own list is
+// made; letter case counts.
+func (c *checker) checkLinuxTimeZone(v any, at string) {
 	zone, is := v.(string)
 	if !is || zone == "" {
 		return
@@ -24,7 +24,7 @@ func (r *reader) linuxTimeZone(v any, at string) {
 	}
 
 	if _, err := strconv.Atoi(zone); err == nil {
-		r.refuse(
+		c.refuse(
 			at,
 			"%.80q is an index of Windows: a Linux guest has a name of the tz database, such as Europe/Berlin",
 			zone,
@@ -32,7 +32,7 @@ func (r *reader) linuxTimeZone(v any, at string) {
 		return
 	}
 
-	r.refuse(at, "%.80q is no name of the tz database, such as Europe/Berlin%s", zone, nearest(zone, names))
+	c.refuse(at, "%.80q is no name of the tz database, such as Europe/Berlin%s", zone, nearest(zone, names))
 }
 
 // windowsZones are Microsoft's time zone index values.
@@ -114,15 +114,15 @@ var windowsZones = []int64{
 	300,
 }
 
-// unattended holds the unattended part of sysprep against its page. Windows has got more time zones since the list was
-// made: an index out of its range is one that only vCenter can know.
-func (r *reader) unattended(m map[string]any, at string) {
+// checkUnattended checks the unattended part of sysprep against its page. Windows has more time zones now than when the
+// list was made: only vCenter can know an index beyond it.
+func (c *checker) checkUnattended(m map[string]any, at string) {
 	number, _ := m["timeZone"].(json.Number)
 	if n, err := number.Int64(); err == nil && !slices.Contains(windowsZones, n) {
 		if here := join(at, "timeZone"); n > 0 && n < 300 {
-			r.refuse(here, "%d is none of Microsoft's time zone index values, such as 85 (GMT) or 110 (Berlin)", n)
+			c.refuse(here, "%d is none of Microsoft's time zone index values, such as 85 (GMT) or 110 (Berlin)", n)
 		} else {
-			r.warn(
+			c.warn(
 				DoubtfulValue,
 				here,
 				"%d is none of Microsoft's time zone index values, such as 85 (GMT) or 110 (Berlin)",
@@ -132,6 +132,6 @@ func (r *reader) unattended(m map[string]any, at string) {
 	}
 
 	if m["autoLogon"] == true && m["password"] == nil {
-		r.warn(DoubtfulValue, join(at, "autoLogon"), "needs a password, else the customization fails")
+		c.warn(DoubtfulValue, join(at, "autoLogon"), "needs a password, else the customization fails")
 	}
 }

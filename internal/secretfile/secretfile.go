@@ -14,8 +14,8 @@ import (
 // MaxSize is the most bytes that a secret may have.
 const MaxSize = 64 << 10
 
-// Read gives the content of a regular file of at most MaxSize bytes, one trailing line end dropped, and gives up when
-// ctx ends: with ctx's cause. A FIFO, a device or a folder is refused and not read. An error of the file system is an
+// Read returns the content of a regular file of at most MaxSize bytes, without one trailing line end. When ctx ends it
+// gives up and returns the cause of that. It refuses a FIFO, a device or a folder. An error of the file system is an
 // *fs.PathError.
 //
 // The file is opened and read by a goroutine of its own, because a mount that hangs (NFS, a CSI driver) holds both for
@@ -45,7 +45,7 @@ const timeout = 10 * time.Second
 
 var errTimeout = fmt.Errorf("it could not be read within %s: see the mount that it is on", timeout)
 
-// ReadFile is Read for who has no context: it gives up after ten seconds.
+// ReadFile is Read for callers without a context: it gives up after ten seconds.
 func ReadFile(path string) (string, error) {
 	ctx, cancel := context.WithTimeoutCause(context.Background(), timeout, errTimeout)
 	defer cancel()

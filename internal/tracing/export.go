@@ -8,15 +8,15 @@ import (
 	sdk "go.opentelemetry.io/otel/sdk/trace"
 )
 
-// logged tells the log once that spans cannot be sent, and once that they can again.
+// logged writes one log line when spans cannot be sent, and one when they can again.
 type logged struct {
 	sdk.SpanExporter
 	log    zerolog.Logger
 	failed atomic.Bool
 }
 
-// ExportSpans implements sdk.SpanExporter. Its error ends here: OpenTelemetry would print it past the log, at every
-// batch.
+// ExportSpans implements sdk.SpanExporter. Its error ends here: OpenTelemetry would print it at every batch, and not
+// through the log.
 func (l *logged) ExportSpans(ctx context.Context, spans []sdk.ReadOnlySpan) error {
 	err := l.SpanExporter.ExportSpans(ctx, spans)
 	switch failed := err != nil; {

@@ -122,7 +122,7 @@ func (c *checker) numbers() {
 	}
 }
 
-// files checks what the exporter's TLS is made of.
+// files checks the files of the exporter's TLS.
 func files(env Lookuper) (wrong []error) {
 	if key, file := effective(env, "CERTIFICATE"); file != "" {
 		if pem, err := os.ReadFile(file); err != nil {
@@ -152,7 +152,7 @@ func files(env Lookuper) (wrong []error) {
 	return wrong
 }
 
-// both are the names of a setting of the exporter: the one for traces, which goes first, and the one for everything.
+// both are the two names of an exporter setting: that for traces, which comes first, and that for all signals.
 func both(setting string) []string {
 	return []string{"OTEL_EXPORTER_OTLP_TRACES_" + setting, "OTEL_EXPORTER_OTLP_" + setting}
 }
@@ -166,10 +166,10 @@ func effective(env Lookuper, setting string) (key, value string) {
 	return names[1], get(env, names[1])
 }
 
-// token is what a header, or an attribute, may be called.
+// token matches the name of a header or of an attribute.
 var token = regexp.MustCompile("^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")
 
-// pairs reports whether a list of name=value is one; none is.
+// pairs reports whether a text is a list of name=value. An empty one is.
 func pairs(list string) bool {
 	for pair := range strings.SplitSeq(list, ",") {
 		name, value, ok := strings.Cut(pair, "=")

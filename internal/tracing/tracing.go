@@ -1,6 +1,7 @@
-// Package tracing makes OpenTelemetry spans of a run, in the trace that its publisher began. A run changes hands, and
-// the process that began a span may be gone when it ends: so the spans of a run and of its steps have IDs that follow
-// from their names, whoever has the run in hand goes on with them, and only who sees their end reports them.
+// Package tracing makes OpenTelemetry spans of a run, in the trace that its publisher began. A run may change its
+// owner, and the process that began a span may be gone when the span ends. So the IDs of the spans of a run and of its
+// steps are derived from their names: any owner continues them, and only the one that sees the end of a span reports
+// it.
 package tracing
 
 import (
@@ -31,8 +32,8 @@ type Tracer struct {
 	provider *sdk.TracerProvider
 }
 
-// New is the Tracer that the process's environment describes. It dials nothing: what cannot be sent is dropped, and the
-// log says so.
+// New is the Tracer for the process's environment. It dials nothing: spans that cannot be sent are dropped, and the log
+// says so.
 func New(ctx context.Context, version, instance string, log zerolog.Logger) (Tracer, error) {
 	// OpenTelemetry has one logger and one place for errors per process, and both print to standard error, past the
 	// log.
@@ -60,7 +61,7 @@ func New(ctx context.Context, version, instance string, log zerolog.Logger) (Tra
 	return To(sdk.NewBatchSpanProcessor(&logged{SpanExporter: exporter, log: log}), about), nil
 }
 
-// To is a Tracer whose spans go to a processor, with what is said about the process.
+// To is a Tracer whose spans go to a processor, with attributes of the process.
 func To(processor sdk.SpanProcessor, about *resource.Resource) Tracer {
 	provider := sdk.NewTracerProvider(
 		sdk.WithResource(about), sdk.WithIDGenerator(ids{}), sdk.WithSpanProcessor(processor),
@@ -68,7 +69,7 @@ func To(processor sdk.SpanProcessor, about *resource.Resource) Tracer {
 	return Tracer{tracer: provider.Tracer("github.com/guestflow/guestflow"), provider: provider}
 }
 
-// Close sends what has not been sent yet.
+// Close sends the spans that have not been sent yet.
 func (t Tracer) Close(ctx context.Context) error {
 	if t.provider == nil {
 		return nil
@@ -84,9 +85,9 @@ func (t Tracer) Tracer() trace.Tracer {
 	return t.tracer
 }
 
-// Named begins a span at a time, or goes on with it where another process began it: name says which one it is, and is
-// the same only for the same. What ctx is part of, or of no trace, is its parent. The span is reported when End is
-// called on it, by whoever sees its end.
+// Named begins a span at a time, or continues it where another process began it: the same name always means the same
+// span. Its parent is the span of ctx, or none. The span is reported when End is called on it, by the process that sees
+// its end.
 func (t Tracer) Named(
 	ctx context.Context, name, title string, at time.Time, opts ...trace.SpanStartOption,
 ) (context.Context, trace.Span) {
@@ -95,18 +96,18 @@ func (t Tracer) Named(
 	return trace.ContextWithSpan(ctx, span), span // without the name: it is this span's alone
 }
 
-// Start begins a span that nobody else goes on with.
+// Start begins a span that no other process continues.
 func (t Tracer) Start(ctx context.Context, title string, opts ...trace.SpanStartOption) (context.Context, trace.Span) {
 	return t.Tracer().Start(ctx, title, opts...)
 }
 
-// Failed marks a span with the code of what went wrong. The words of vCenter and of guests stay out of traces.
+// Failed marks a span with the code of an error. Texts of vCenter and of guests stay out of traces.
 func Failed(span trace.Span, code string) {
 	span.SetStatus(codes.Error, code)
 	span.SetAttributes(attribute.String("error.type", code))
 }
 
-// From makes ctx part of the trace that a traceparent and a tracestate name, if they name one.
+// From makes ctx part of the trace that traceparent and tracestate name, if they name one.
 //
 // Source: W3C Trace Context; CloudEvents, Distributed Tracing extension.
 func From(ctx context.Context, traceparent, tracestate string) context.Context {
@@ -115,7 +116,7 @@ func From(ctx context.Context, traceparent, tracestate string) context.Context {
 	)
 }
 
-// Of is the traceparent and the tracestate of the span that ctx is part of; ok is false where that is not reported.
+// Of is the traceparent and the tracestate of the span of ctx; ok is false where that span is not reported.
 func Of(ctx context.Context) (traceparent, tracestate string, ok bool) {
 	if !trace.SpanFromContext(ctx).IsRecording() {
 		return "", "", false
@@ -125,7 +126,7 @@ func Of(ctx context.Context) (traceparent, tracestate string, ok bool) {
 	return carrier["traceparent"], carrier["tracestate"], true
 }
 
-// ID is the trace that ctx is part of, in hexadecimal; "" where it is part of none.
+// ID is the trace of ctx in hexadecimal; "" where it has none.
 func ID(ctx context.Context) string {
 	if c := trace.SpanContextFromContext(ctx); c.HasTraceID() {
 		return c.TraceID().String()
@@ -136,7 +137,7 @@ func ID(ctx context.Context) string {
 // wantedID is the context's key for the name of the span to be begun.
 type wantedID struct{}
 
-// ids makes the IDs of named spans from their names, and the others at random.
+// ids derives the IDs of named spans from their names, and makes the others at random.
 type ids struct{}
 
 // NewIDs implements sdk.IDGenerator, for a span without a parent.
