@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"go.opentelemetry.io/otel/trace"
@@ -39,6 +41,7 @@ func (r *run) end(why error) error {
 	if err := r.awaitAbort(); err != nil {
 		return err
 	}
+	r.doubtsRepeated()
 
 	last := r.conclude(canceled, failed)
 	if r.asking && last != events.RunSucceeded {
@@ -149,10 +152,7 @@ func (r *run) resolveBeforeEnd() error {
 	case *s.state == events.Running, s.state.Ended():
 		// The result of its call is recorded: what was outstanding only stops it, and has landed.
 	case r.owner.inFlight && r.point.Intent != nil && r.point.Intent.Act == abortEffect:
-		// It is no question what it did: awaitAbort lets it end. The customization before it may still be one.
-		if r.point.Repeat == s.effect.key(s) {
-			r.doubts(s.effect.name)
-		}
+		// It is no question what it did: awaitAbort lets it end.
 	default:
 		return s.lookBeforeEnd(ctx)
 	}
@@ -197,6 +197,15 @@ func (s *step) lookBeforeEnd(ctx context.Context) error {
 func (r *run) doubts(effect string) {
 	r.Meter.EffectUncertain(effect)
 	r.point.Doubt = append(r.point.Doubt, effect)
+}
+
+// doubtsRepeated notes that the call which was to be repeated, since nobody could tell whether it took effect, is in
+// doubt as before: no repetition has taken effect.
+func (r *run) doubtsRepeated() {
+	effect, _, repeated := strings.Cut(r.point.Repeat, "/")
+	if repeated && !slices.Contains(r.point.Doubt, effect) {
+		r.point.Doubt = append(r.point.Doubt, effect)
+	}
 }
 
 // settleTime bounds the last look of a run that is about to end while its vCenter does not answer.

@@ -273,3 +273,53 @@ func TestAbortInDoubtAtTheEnd(t *testing.T) {
 		})
 	}
 }
+
+// A call that was to be repeated, since nobody could tell whether it took effect, is in doubt until a repetition has
+// taken effect, whoever ends the run, and whatever came of the abort before it.
+func TestDoubtOfARepetition(t *testing.T) {
+	t.Parallel()
+	secrets := secretsDir(t)
+	inDoubt := func(w *world, effect, want string) {
+		w.wantEnds(want)
+		if got := w.pointOf(want).Doubt; !slices.Equal(got, []string{effect}) {
+			w.t.Errorf("doubt about %v, want %s", got, effect)
+		}
+		if e := w.last().Error; want == "run.failed" && e.Code != events.Uncertain {
+			w.t.Errorf("error %+v", e)
+		}
+	}
+	points := []string{"stored customize.aborting", "AbortCustomization landed", "stored customize.aborted"}
+	for _, point := range points {
+		for _, end := range []string{"run.canceled", "run.failed"} {
+			t.Run(point+"/"+end, func(t *testing.T) {
+				t.Parallel()
+				inBriefWorld(t, secrets, func(w *world) {
+					w.several, w.vc.history, w.vc.forever = true, false, nil
+					timeout := map[string]string{"run.canceled": "1h", "run.failed": "80s"}[end]
+					req := w.request("order-1", `{"timeout":"`+timeout+`","onUncertain":"repeat",`+only(customizeOnly)[1:])
+					lost := fate{point: "CustomizeGuest landed", do: "call, then crash", fn: w.vc.restartNow}
+					dies := fate{point: point, do: "call, then crash", fn: func() {
+						if end == "run.canceled" {
+							w.cancel(req)
+						}
+					}}
+					w.drive(req, []fate{lost}, []fate{dies})
+					inDoubt(w, "customize", end)
+				})
+			})
+		}
+	}
+	t.Run("the repetition is refused", func(t *testing.T) {
+		t.Parallel()
+		inBriefWorld(t, secrets, func(w *world) {
+			w.several = true
+			lost := fate{point: "StartProcess landed", do: "call, then crash", fn: func() {
+				w.vc.restartGuest(w.vm)
+				w.vc.on(rule{op: "StartProcess", err: vcError("GuestPermissionDenied", 500, vcapi.Permanent)})
+			}}
+			w.run(`{"onUncertain":"repeat",`+only(processOnly)[1:], []fate{lost})
+			inDoubt(w, "process", "run.failed")
+			w.wantEffects("process first", 1)
+		})
+	})
+}
