@@ -22,15 +22,18 @@ func (c *cli) cancelCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "cancel VM",
 		Short: "Cancel a VM's run, or a request that waits for its turn",
-		Long: `Cancels the run that the VM has in hand, or the request that --id (and --source) name. What can be stopped in vCenter is stopped; a request that waits for
-its turn ends without a call when that comes. With --wait the exit code is 0 canceled, 1 it ended otherwise, 2 there was nothing to cancel, 4 anything else.`,
+		Long: `Cancels the current run of a VM, or the request that --id and --source name. What vCenter can stop is
+stopped. A request that waits for its turn ends without a call to vCenter when its turn comes.
+
+With --wait the exit code is 0 canceled, 1 ended in another way, 2 there was nothing to cancel, 4
+anything else.`,
 		Example: `  guestflow cancel vm-42 --wait
   guestflow cancel vm-42 --source /provisioning --id order-4711`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return c.cancel(cmd.Context(), args[0], f) },
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&f.id, "id", "", "CloudEvents id of the request to cancel (default: of the VM's run in hand)")
+	flags.StringVar(&f.id, "id", "", "CloudEvents id of the request to cancel (default: that of the VM's current run)")
 	flags.StringVar(&f.source, "source", "",
 		"CloudEvents source of that request (with --id; default "+client.Source+")")
 	flags.StringVar(&f.reason, "reason", "", "why, for people: it is published")
@@ -54,19 +57,19 @@ func (c *cli) cancel(ctx context.Context, vm string, f cancelFlags) error {
 	case request.ID != "" && request.Source == "":
 		request.Source = client.Source
 	}
-	conn, err := c.dial(ctx, awayFor)
+	conn, err := c.dial(ctx, maxOutage)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
 	if request.ID == "" {
-		if request, err = inHandOf(ctx, conn, vcenter, vm); err != nil {
+		if request, err = currentRequest(ctx, conn, vcenter, vm); err != nil {
 			return err
 		}
 	}
-	m, err := client.NewCancel(vcenter, vm, request, named(events.RequestRef{}), f.reason)
+	m, err := client.NewCancel(vcenter, vm, request, withDefaults(events.RequestRef{}), f.reason)
 	if err != nil {
-		return &exit{exitRejected, wrong(err)}
+		return &exit{exitRejected, plainError(err)}
 	}
 	return c.send(
 		ctx,
@@ -84,8 +87,8 @@ func (c *cli) cancel(ctx context.Context, vm string, f cancelFlags) error {
 	)
 }
 
-// inHandOf is the request of the run that a VM has in hand.
-func inHandOf(ctx context.Context, conn *client.Client, vcenter, vm string) (events.RequestRef, error) {
+// currentRequest is the request of a VM's current run.
+func currentRequest(ctx context.Context, conn *client.Client, vcenter, vm string) (events.RequestRef, error) {
 	e, err := conn.LastEvent(ctx, vcenter, vm)
 	hint := fmt.Sprintf(
 		"a request that waits for its turn is canceled with --source and --id: guestflow status %s --vcenter %s "+
@@ -104,7 +107,7 @@ func inHandOf(ctx context.Context, conn *client.Client, vcenter, vm string) (eve
 	case e.Last() || e.Run.Request == nil:
 		return events.RequestRef{}, &exit{
 			exitRejected,
-			fmt.Errorf("%s at %s has no run in hand: the last one has %s; %s", vm, vcenter, e.Run.Status, hint),
+			fmt.Errorf("%s at %s has no current run: the last one has %s; %s", vm, vcenter, e.Run.Status, hint),
 		}
 	}
 	return *e.Run.Request, nil

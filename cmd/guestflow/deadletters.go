@@ -21,14 +21,16 @@ func (c *cli) deadlettersCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "deadletters",
 		Short: "Look after the messages that were refused",
-		Long: `Messages that the service refused are kept, with the reason, for GUESTFLOW_DEADLETTERS_MAX_AGE: list shows them, show one of them whole, replay publishes one again,
-drop deletes one. A run that failed leaves none: its events tell.`,
+		Long: `The service keeps the messages that it refuses, with the reason, for GUESTFLOW_DEADLETTERS_MAX_AGE: list
+shows them, show prints a whole message, replay publishes one again, drop deletes one. A run that failed
+is no dead letter: see its events.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	with := func(run func(cmd *cobra.Command, conn *client.Client, args []string) error) func(*cobra.Command, []string) error {
+	type connected func(cmd *cobra.Command, conn *client.Client, args []string) error
+	with := func(run connected) func(*cobra.Command, []string) error {
 		return func(cmd *cobra.Command, args []string) error {
-			conn, err := c.dial(cmd.Context(), awayFor)
+			conn, err := c.dial(cmd.Context(), maxOutage)
 			if err != nil {
 				return err
 			}
@@ -40,8 +42,9 @@ drop deletes one. A run that failed leaves none: its events tell.`,
 	replay := &cobra.Command{
 		Use:   "replay SEQ...",
 		Short: "Publish refused messages again",
-		Long: `Publishes refused messages again as they were: their bytes and headers, under their own names, but those that were for the NATS server. One that would be refused
-again is not published, but with --force. One that held a secret was kept without its data and cannot be replayed. The dead letter stays: drop deletes it.`,
+		Long: `Publishes refused messages again, with their original bytes and headers, except headers for the NATS
+server. A message that would be refused again needs --force. A message that held a secret was kept
+without its data and cannot be replayed. The dead letter stays: drop deletes it.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: with(func(cmd *cobra.Command, conn *client.Client, args []string) error {
 			return c.replay(cmd, conn, args, force)
@@ -72,8 +75,8 @@ again is not published, but with --force. One that held a secret was kept withou
 	return cmd
 }
 
-// letter is what is said of a dead letter, in a pipe.
-type letter struct {
+// deadLetter describes a dead letter in JSON.
+type deadLetter struct {
 	Seq      uint64    `json:"sequence"`
 	At       time.Time `json:"at"`
 	VCenter  string    `json:"vcenter"`
@@ -90,15 +93,15 @@ type letter struct {
 	DataBase64 string              `json:"data_base64,omitempty"`
 }
 
-// withheld says that a message held a secret and is kept without its data.
+// withheld describes the data of a message that held a secret, and is kept without them.
 type withheld struct {
 	Field  string `json:"field,omitempty"`
 	Size   string `json:"size"`
 	SHA256 string `json:"sha256"`
 }
 
-func letterOf(d *client.DeadLetter) letter {
-	l := letter{
+func deadLetterOf(d *client.DeadLetter) deadLetter {
+	l := deadLetter{
 		Seq:     d.Seq,
 		At:      d.At,
 		VCenter: d.VCenter,
@@ -135,7 +138,7 @@ func (c *cli) listDeadletters(cmd *cobra.Command, conn *client.Client, args []st
 	rows := [][]string{{"SEQ", "AGE", "VCENTER", "VM", "CODE", "REASON"}}
 	for _, d := range all {
 		if c.json {
-			if err := c.object(letterOf(d)); err != nil {
+			if err := c.printJSON(deadLetterOf(d)); err != nil {
 				return err
 			}
 			continue
@@ -144,7 +147,7 @@ func (c *cli) listDeadletters(cmd *cobra.Command, conn *client.Client, args []st
 			rows,
 			[]string{
 				strconv.FormatUint(d.Seq, 10),
-				short(time.Since(d.At)),
+				shortDuration(time.Since(d.At)),
 				flat(d.VCenter),
 				flat(d.VM),
 				flat(d.Code),
@@ -155,7 +158,7 @@ func (c *cli) listDeadletters(cmd *cobra.Command, conn *client.Client, args []st
 	switch {
 	case c.json:
 	case len(all) == 0:
-		c.say("there is no dead letter")
+		c.printf("there is no dead letter")
 	default:
 		c.table(rows, true, func(_, column int) colour {
 			if column == 4 {
@@ -164,7 +167,7 @@ func (c *cli) listDeadletters(cmd *cobra.Command, conn *client.Client, args []st
 			return plain
 		})
 	}
-	return c.failed()
+	return c.writeError()
 }
 
 // sequence reads an argument that names a dead letter.
@@ -185,7 +188,7 @@ func (c *cli) showDeadletter(cmd *cobra.Command, conn *client.Client, args []str
 	if err != nil {
 		return err
 	}
-	l := letterOf(d)
+	l := deadLetterOf(d)
 	if c.json {
 		l.Headers = d.Header
 		switch {
@@ -194,9 +197,9 @@ func (c *cli) showDeadletter(cmd *cobra.Command, conn *client.Client, args []str
 		case len(d.Data) > 0:
 			l.DataBase64 = base64.StdEncoding.EncodeToString(d.Data)
 		}
-		return c.object(l)
+		return c.printJSON(l)
 	}
-	row := func(what, text string) { c.say("%s %s", c.paint(dim, fmt.Sprintf("%-10s", what)), text) }
+	row := func(what, text string) { c.printf("%s %s", c.paint(dim, fmt.Sprintf("%-10s", what)), text) }
 	row("sequence", strconv.FormatUint(d.Seq, 10))
 	row("refused", d.At.Local().Format(time.RFC3339))
 	row("code", c.paint(red, flat(d.Code)))
@@ -220,13 +223,13 @@ func (c *cli) showDeadletter(cmd *cobra.Command, conn *client.Client, args []str
 		if err != nil {
 			return err
 		}
-		c.raw(clean(string(b)))
+		c.println(clean(string(b)))
 	case utf8.Valid(d.Data):
-		c.raw(clean(string(d.Data)))
+		c.println(clean(string(d.Data)))
 	default:
 		row("data", fmt.Sprintf("%d bytes that are no text; --json shows them in base64", len(d.Data)))
 	}
-	return c.failed()
+	return c.writeError()
 }
 
 func (c *cli) replay(cmd *cobra.Command, conn *client.Client, args []string, force bool) error {
@@ -259,15 +262,16 @@ func (c *cli) replay(cmd *cobra.Command, conn *client.Client, args []string, for
 			return err
 		}
 		if c.json {
-			if err := c.object(map[string]any{"replayed": seq, "subject": d.Subject, "sequence": stored}); err != nil {
+			done := map[string]any{"replayed": seq, "subject": d.Subject, "sequence": stored}
+			if err := c.printJSON(done); err != nil {
 				return err
 			}
 			continue
 		}
-		c.say("dead letter %d is published again on %s; drop it with: guestflow deadletters drop %d", seq,
+		c.printf("dead letter %d is published again on %s; drop it with: guestflow deadletters drop %d", seq,
 			flat(d.Subject), seq)
 	}
-	return c.failed()
+	return c.writeError()
 }
 
 func (c *cli) dropDeadletters(cmd *cobra.Command, conn *client.Client, args []string) error {
@@ -280,12 +284,12 @@ func (c *cli) dropDeadletters(cmd *cobra.Command, conn *client.Client, args []st
 			return err
 		}
 		if c.json {
-			if err := c.object(map[string]any{"dropped": seq}); err != nil {
+			if err := c.printJSON(map[string]any{"dropped": seq}); err != nil {
 				return err
 			}
 			continue
 		}
-		c.say("dead letter %d is deleted", seq)
+		c.printf("dead letter %d is deleted", seq)
 	}
-	return c.failed()
+	return c.writeError()
 }

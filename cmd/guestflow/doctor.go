@@ -16,23 +16,25 @@ import (
 	"github.com/guestflow/guestflow/internal/events"
 )
 
-// doctorTime bounds each group of questions: what does not answer is a finding.
-const doctorTime = 30 * time.Second
+// checkTimeout bounds each group of checks; a check that gets no answer is a finding.
+const checkTimeout = 30 * time.Second
 
-// clockLimit is what two clocks may differ before it is worth a word.
+// clockLimit is how much two clocks may differ without a warning.
 const clockLimit = 5 * time.Second
 
-// verdict is how bad a finding is.
+// verdict is the result of a check.
 type verdict string
 
 const (
-	fine    verdict = "ok"
-	odd     verdict = "warning" // the service works, and somebody should know
+	passed  verdict = "ok"
+	warning verdict = "warning" // the service works, and somebody should know
 	broken  verdict = "broken"
 	skipped verdict = "skipped" // could not be looked at
 )
 
-// finding is one thing that the doctor has looked at.
+var verdictColours = map[verdict]colour{passed: green, warning: yellow, broken: red, skipped: dim}
+
+// finding is the result of one check, as JSON shows it.
 type finding struct {
 	About   string  `json:"about"` // settings, nats, vcenter lab
 	Verdict verdict `json:"verdict"`
@@ -46,9 +48,10 @@ func (c *cli) doctorCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Find out what keeps the service from working, with the cure",
-		Long: `Reads the service's settings from the environment and looks at everything that it needs, without changing anything: NATS (reachable, version, JetStream,
-streams and consumers, permissions, who takes requests), each vCenter (certificate, login, API version, guest customization manager, privileges), and
-the clocks. Run it where the service runs, as who it runs. Exit code 1 where something is broken.`,
+		Long: `Reads the service's settings from the environment and checks everything that the service needs, without
+changing anything: NATS (connection, version, JetStream, streams and consumers, permissions, who takes
+requests), each vCenter (certificate, login, API version, guest customization manager, privileges), and
+the clocks. Run it where the service runs, as the same user. Exit code 1 if something is broken.`,
 		Example: `  guestflow doctor
   guestflow doctor --vm vm-42 --json`,
 		Args: cobra.NoArgs,
@@ -67,52 +70,52 @@ the clocks. Run it where the service runs, as who it runs. Exit code 1 where som
 	return cmd
 }
 
-// doctor is one examination.
+// doctor is one run of the checks.
 type doctor struct {
 	*cli
-	cfg    app.Config
-	vm     string
-	about  string
-	broken bool
-	cured  map[string]bool // the cures that were told
+	cfg       app.Config
+	vm        string
+	subject   string
+	broken    bool
+	toldCures map[string]bool // the cures that were told
 }
 
-func (d *doctor) find(v verdict, cure, what string, args ...any) {
-	f := finding{About: d.about, Verdict: v, What: fmt.Sprintf(what, args...), Cure: cure}
+func (d *doctor) report(v verdict, cure, what string, args ...any) {
+	f := finding{About: d.subject, Verdict: v, What: fmt.Sprintf(what, args...), Cure: cure}
 	d.broken = d.broken || v == broken
 	if d.json {
-		_ = d.object(f) // four strings; what cannot be written is seen at the end
+		_ = d.printJSON(f) // four strings; what cannot be written is seen at the end
 		return
 	}
-	d.say("  %s %s",
-		d.paint(map[verdict]colour{fine: green, odd: yellow, broken: red, skipped: dim}[v], fmt.Sprintf("%-8s", v)),
+	d.printf("  %s %s",
+		d.paint(verdictColours[v], fmt.Sprintf("%-8s", v)),
 		flat(f.What))
-	if f.Cure = d.once(f.Cure); f.Cure != "" {
-		d.say("  %8s %s", "", d.paint(bold, "cure: ")+flat(f.Cure))
+	if f.Cure = d.shortenRepeat(f.Cure); f.Cure != "" {
+		d.printf("  %8s %s", "", d.paint(bold, "cure: ")+flat(f.Cure))
 	}
 }
 
-// longCure is from how many bytes on a cure is told once, and then referred to.
-const longCure = 60
+// minRepeatedCure is the length from which on a cure is not printed twice.
+const minRepeatedCure = 60
 
-// once is a cure as it is told to people.
-func (d *doctor) once(cure string) string {
-	if d.cured[cure] {
+// shortenRepeat returns the cure, or, if it is long and was printed before, a reference to it.
+func (d *doctor) shortenRepeat(cure string) string {
+	if d.toldCures[cure] {
 		return "the same as above"
 	}
-	if len(cure) > longCure {
-		if d.cured == nil {
-			d.cured = map[string]bool{}
+	if len(cure) > minRepeatedCure {
+		if d.toldCures == nil {
+			d.toldCures = map[string]bool{}
 		}
-		d.cured[cure] = true
+		d.toldCures[cure] = true
 	}
 	return cure
 }
 
-func (d *doctor) chapter(about string) {
-	d.about = about
+func (d *doctor) section(about string) {
+	d.subject = about
 	if !d.json {
-		d.say("%s", d.paint(bold, about))
+		d.printf("%s", d.paint(bold, about))
 	}
 }
 
@@ -123,25 +126,26 @@ func (c *cli) doctor(ctx context.Context, vm string) error {
 		}
 	}
 	d := &doctor{cli: c, vm: vm}
-	d.chapter("settings")
+	d.section("settings")
 	var err error
 	if d.cfg, err = app.LoadConfig(c.env); err != nil {
-		for _, wrong := range apart(err) {
-			d.find(broken, "set it in the environment of the service, and of this command", "%s", wrong)
+		for _, wrong := range settingErrors(err) {
+			d.report(broken, "set it in the environment of the service, and of this command", "%s", wrong)
 		}
 	} else {
-		d.find(fine, "", "all that is needed is set; vCenters: %s", strings.Join(names(d.cfg.VCenters), ", "))
+		d.report(passed, "", "all required settings are set; vCenters: %s",
+			strings.Join(vcenterNames(d.cfg.VCenters), ", "))
 	}
 	if c.server != "" {
 		d.cfg.NATS.URL = c.server
 	}
-	wrong := apart(err)
-	d.chapter("nats")
+	wrong := settingErrors(err)
+	d.section("nats")
 	var conn *client.Client
-	if about(wrong, "NATS_") {
-		d.find(skipped, "", "not looked at: its settings are wrong")
+	if hasSetting(wrong, "NATS_") {
+		d.report(skipped, "", "not checked: its settings are wrong")
 	} else {
-		conn = d.nats(ctx)
+		conn = d.checkNATS(ctx)
 	}
 	if conn != nil {
 		defer conn.Close()
@@ -150,13 +154,13 @@ func (c *cli) doctor(ctx context.Context, vm string) error {
 		if c.vcenter != "" && c.vcenter != v.Name {
 			continue
 		}
-		d.chapter("vcenter " + v.Name)
-		if about(wrong, "VCENTER_"+strings.ToUpper(strings.ReplaceAll(v.Name, "-", "_"))+"_") {
-			d.find(skipped, "", "not looked at: its settings are wrong")
+		d.section("vcenter " + v.Name)
+		if hasSetting(wrong, "VCENTER_"+strings.ToUpper(strings.ReplaceAll(v.Name, "-", "_"))+"_") {
+			d.report(skipped, "", "not checked: its settings are wrong")
 			continue
 		}
-		timed, cancel := context.WithTimeout(ctx, doctorTime)
-		d.lookAt(timed, v, conn)
+		timed, cancel := context.WithTimeout(ctx, checkTimeout)
+		d.checkVCenter(timed, v, conn)
 		cancel()
 	}
 	if err := ctx.Err(); err != nil {
@@ -165,31 +169,31 @@ func (c *cli) doctor(ctx context.Context, vm string) error {
 	if d.broken {
 		return &exit{code: exitFailed}
 	}
-	return c.failed()
+	return c.writeError()
 }
 
-func names(vcenters []app.VCenter) (all []string) {
+func vcenterNames(vcenters []app.VCenter) (all []string) {
 	for _, v := range vcenters {
 		all = append(all, v.Name)
 	}
 	return all
 }
 
-// apart are the lines of an error about settings: one setting each.
-func apart(err error) []string {
+// settingErrors splits an error of LoadConfig into its lines, each about one setting.
+func settingErrors(err error) []string {
 	if err == nil {
 		return nil
 	}
 	return strings.Split(strings.TrimPrefix(err.Error(), "settings: "), "\n")
 }
 
-func about(wrong []string, prefix string) bool {
+func hasSetting(wrong []string, prefix string) bool {
 	return slices.ContainsFunc(wrong, func(s string) bool { return strings.HasPrefix(s, prefix) })
 }
 
-// nats looks at NATS. It returns the connection, nil where there is none.
-func (d *doctor) nats(ctx context.Context) *client.Client {
-	ctx, cancel := context.WithTimeout(ctx, doctorTime)
+// checkNATS checks NATS, and returns the connection; nil if it cannot connect.
+func (d *doctor) checkNATS(ctx context.Context) *client.Client {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
 	cfg := reach(d.cfg.NATS, "guestflow doctor")
 	conn, err := client.Dial(cfg, client.Options{MaxOutage: time.Second})
@@ -199,43 +203,43 @@ func (d *doctor) nats(ctx context.Context) *client.Client {
 		if errors.As(err, &away) {
 			cure, err = away.Cure+"; the server's log has its own view", away.Cause
 		}
-		d.find(broken, cure, "cannot connect to NATS: %v", err)
+		d.report(broken, cure, "cannot connect to NATS: %v", err)
 		return nil
 	}
 	s, err := conn.Server()
 	if err != nil {
-		d.find(broken, "", "%v", err)
+		d.report(broken, "", "%v", err)
 		return conn
 	}
 	how := "without TLS"
 	if s.TLS {
 		how = "with TLS"
 	}
-	d.find(fine, "", "connected to %s, server %s, version %s, %s, round trip %s", s.URL, s.Name, s.Version, how,
+	d.report(passed, "", "connected to %s, server %s, version %s, %s, round trip %s", s.URL, s.Name, s.Version, how,
 		s.RTT.Round(10*time.Microsecond))
 	var refused *client.PermissionError
 	if err := conn.JetStream(ctx); err != nil && !errors.As(err, &refused) {
-		d.find(broken,
+		d.report(broken,
 			"enable JetStream in the server's configuration (jetstream {}), and for the account; or set NATS_JS_DOMAIN",
 			"JetStream: %v", err)
 		return conn
 	}
-	d.permissions(ctx, conn)
-	d.storage(ctx, conn)
-	d.streams(ctx, conn, cfg)
-	d.service(ctx)
-	d.clockOfNATS(ctx, conn)
+	d.checkPermissions(ctx, conn)
+	d.checkStorage(ctx, conn)
+	d.checkStreams(ctx, conn, cfg)
+	d.checkService(ctx)
+	d.checkNATSClock(ctx, conn)
 	for _, v := range d.cfg.VCenters {
-		d.takers(ctx, conn, v.Name)
+		d.checkConsumers(ctx, conn, v.Name)
 	}
 	return conn
 }
 
-func (d *doctor) permissions(ctx context.Context, conn *client.Client) {
+func (d *doctor) checkPermissions(ctx context.Context, conn *client.Client) {
 	lacking, untried, err := conn.MissingPermissions(ctx,
-		conn.ServicePermissions(names(d.cfg.VCenters), d.cfg.Service.Provision))
+		conn.ServicePermissions(vcenterNames(d.cfg.VCenters), d.cfg.Service.Provision))
 	if err != nil {
-		d.find(broken, "", "permissions: %v", err)
+		d.report(broken, "", "permissions: %v", err)
 		return
 	}
 	for _, p := range lacking {
@@ -243,7 +247,7 @@ func (d *doctor) permissions(ctx context.Context, conn *client.Client) {
 		if p.Subscribe {
 			what, list = "subscribe to", "subscribe"
 		}
-		d.find(
+		d.report(
 			broken,
 			fmt.Sprintf("add %q to the %s permissions of the service's user (deploy/nats has them all)", p.Subject,
 				list),
@@ -254,7 +258,7 @@ func (d *doctor) permissions(ctx context.Context, conn *client.Client) {
 	}
 	switch {
 	case len(untried) > 0:
-		d.find(
+		d.report(
 			skipped,
 			"allow this user to publish on $SYS.REQ.USER.INFO, and the doctor sees these permissions, too; the "+
 				"service does not need it",
@@ -263,31 +267,31 @@ func (d *doctor) permissions(ctx context.Context, conn *client.Client) {
 			strings.Join(untried, ", "),
 		)
 	case len(lacking) == 0:
-		d.find(fine, "", "permissions: all that the service needs")
+		d.report(passed, "", "permissions: all that the service needs")
 	}
 }
 
-func (d *doctor) clockOfNATS(ctx context.Context, conn *client.Client) {
+func (d *doctor) checkNATSClock(ctx context.Context, conn *client.Client) {
 	offset, giveOrTake, err := conn.Clock(ctx, events.EventsStream)
 	if err != nil { // the stream's own finding says why
 		return
 	}
-	d.clock("NATS", offset, giveOrTake,
+	d.reportClock("NATS", offset, giveOrTake,
 		"run NTP on both hosts: expirytime, --since and the times in events are compared across them")
 }
 
-// clock tells how far another clock is from ours.
-func (d *doctor) clock(whose string, offset, giveOrTake time.Duration, cure string) {
-	v := fine
+// reportClock reports how far another clock is from ours.
+func (d *doctor) reportClock(whose string, offset, giveOrTake time.Duration, cure string) {
+	v := passed
 	if offset.Abs() > clockLimit+giveOrTake {
-		v = odd
+		v = warning
 	} else {
 		cure = ""
 	}
-	d.find(v, cure, "clock: %s is %s ours (± %s)", whose, ahead(offset), giveOrTake.Round(time.Millisecond))
+	d.report(v, cure, "clock: %s is %s ours (± %s)", whose, clockOffset(offset), giveOrTake.Round(time.Millisecond))
 }
 
-func ahead(offset time.Duration) string {
+func clockOffset(offset time.Duration) string {
 	offset = offset.Round(time.Millisecond)
 	if offset < 0 {
 		return (-offset).String() + " behind"
@@ -295,8 +299,8 @@ func ahead(offset time.Duration) string {
 	return offset.String() + " ahead of"
 }
 
-// certificate reports whether an error is about a certificate.
-func certificate(err error) bool {
+// isCertificateError reports whether an error is about a certificate.
+func isCertificateError(err error) bool {
 	var verify *tls.CertificateVerificationError
 	return errors.As(err, &verify) || strings.Contains(err.Error(), "thumbprint")
 }

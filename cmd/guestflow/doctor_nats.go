@@ -18,18 +18,18 @@ import (
 	"github.com/guestflow/guestflow/internal/events/stream"
 )
 
-// streams holds the streams and consumers against what the service needs.
-func (d *doctor) streams(ctx context.Context, conn *client.Client, cfg stream.Config) {
+// checkStreams compares the streams and consumers with what the service needs.
+func (d *doctor) checkStreams(ctx context.Context, conn *client.Client, cfg stream.Config) {
 	if len(d.cfg.VCenters) == 0 {
 		return
 	}
 	if _, _, err := conn.Clock(ctx, events.EventsStream); errors.As(err, new(*client.PermissionError)) {
-		d.find(skipped, "", "streams: %v", err)
+		d.report(skipped, "", "streams: %v", err)
 		return
 	}
 	service, err := stream.Connect(ctx, cfg, zerolog.Nop())
 	if err != nil {
-		d.find(broken, "", "streams: %v", err)
+		d.report(broken, "", "streams: %v", err)
 		return
 	}
 	defer service.Close()
@@ -56,23 +56,23 @@ func (d *doctor) streams(ctx context.Context, conn *client.Client, cfg stream.Co
 	var differ *stream.MismatchError
 	switch {
 	case err == nil:
-		d.find(fine, "", "streams and consumers are there and fit")
+		d.report(passed, "", "streams and consumers exist and fit the settings")
 	case !errors.As(err, &differ):
-		d.find(broken,
+		d.report(broken,
 			"see whether JetStream answers (nats account info), and whether all servers of the cluster are up",
 			"streams: %v", err)
 		return
 	default:
-		d.differences(differ.Differences, running)
+		d.reportDifferences(differ.Differences, running)
 	}
-	d.troubles(timed, service)
+	d.checkTroubles(timed, service)
 }
 
-// troubles are what the service itself would tell of NATS. That something is missing or does not fit has been said.
-func (d *doctor) troubles(ctx context.Context, service *stream.Conn) {
+// checkTroubles reports what the service itself would say of NATS, except what reportDifferences has reported.
+func (d *doctor) checkTroubles(ctx context.Context, service *stream.Conn) {
 	all, err := service.Troubles(ctx)
 	if err != nil {
-		d.find(broken,
+		d.report(broken,
 			"see whether JetStream answers (nats account info), and whether all servers of the cluster are up", "%v",
 			err)
 		return
@@ -84,15 +84,15 @@ func (d *doctor) troubles(ctx context.Context, service *stream.Conn) {
 		}
 		v := broken
 		if t.Reason == stream.SmallStore {
-			v = odd
+			v = warning
 		}
-		d.find(v, t.Cure, "%s", t.What)
+		d.report(v, t.Cure, "%s", t.What)
 	}
 }
 
-// differences are what keeps the streams and consumers from fitting. What the service makes when it starts is one
+// reportDifferences reports what is wrong with streams and consumers. All that the service creates at its start is one
 // finding.
-func (d *doctor) differences(all []string, running bool) {
+func (d *doctor) reportDifferences(all []string, running bool) {
 	var toMake []string
 	for _, text := range all {
 		what, _, absent := strings.Cut(text, ": is missing")
@@ -100,11 +100,11 @@ func (d *doctor) differences(all []string, running bool) {
 		case absent && d.cfg.Service.Provision:
 			toMake = append(toMake, what)
 		case absent:
-			d.find(broken, "make it, or let the service do so with GUESTFLOW_PROVISION=true", "%s", text)
+			d.report(broken, "make it, or let the service do so with GUESTFLOW_PROVISION=true", "%s", text)
 		case strings.HasPrefix(text, "the server"):
-			d.find(broken, "update nats-server", "%s", text)
+			d.report(broken, "update nats-server", "%s", text)
 		default:
-			d.find(
+			d.report(
 				broken,
 				"the service raises the limits of what it made itself when it starts; what an administrator made is "+
 					"changed with nats stream edit, "+
@@ -117,7 +117,7 @@ func (d *doctor) differences(all []string, running bool) {
 	switch missing := strings.Join(toMake, ", "); {
 	case len(toMake) == 0:
 	case running:
-		d.find(
+		d.report(
 			broken,
 			"the service runs, and makes them again within seconds: look once more; where they are missing still, "+
 				"its log says why. What was in them is gone",
@@ -125,8 +125,8 @@ func (d *doctor) differences(all []string, running bool) {
 			missing,
 		)
 	default:
-		d.find(
-			odd,
+		d.report(
+			warning,
 			"start the service: it makes them; where it was started and has ended, the end of its log says why, such "+
 				"as a JetStream without file storage (max_file_store)",
 			"not there yet: %s",
@@ -135,28 +135,28 @@ func (d *doctor) differences(all []string, running bool) {
 	}
 }
 
-// storage tells where the account has no room left, as far as the server says. What a server as a whole has only the
-// service's own waits show.
-func (d *doctor) storage(ctx context.Context, conn *client.Client) {
+// checkStorage reports an account without storage left. That of the server as a whole is not shown to its clients:
+// checkService reports what the service waits for.
+func (d *doctor) checkStorage(ctx context.Context, conn *client.Client) {
 	used, most, err := conn.Storage(ctx)
 	const cure = "raise the account's limit (max_file), or remove what is not needed (nats stream report)"
 	switch {
 	case err != nil || most < 0: // no limit of its own
 	case most == 0:
-		d.find(broken, "give the account file storage (max_file)",
+		d.report(broken, "give the account file storage (max_file)",
 			"this account has no file storage in JetStream: guestflow's streams cannot be made, and take nothing")
 	case float64(used) > 0.95*float64(most):
-		d.find(broken, cure,
+		d.report(broken, cure,
 			"JetStream has no storage left for this account: %d of %d bytes are used, and no event can be stored", used,
 			most)
 	}
 }
 
-// readyTime bounds the question to the service that runs here.
-const readyTime = 3 * time.Second
+// readyTimeout bounds the request to the service.
+const readyTimeout = 3 * time.Second
 
-// service asks the service that runs on this host, if one does, what it waits for itself.
-func (d *doctor) service(ctx context.Context) {
+// checkService asks the service on this host, if there is one, whether it is ready.
+func (d *doctor) checkService(ctx context.Context) {
 	host, port, err := net.SplitHostPort(d.cfg.Service.HTTPAddr)
 	if err != nil || port == "0" {
 		return
@@ -165,7 +165,7 @@ func (d *doctor) service(ctx context.Context) {
 		host = "127.0.0.1"
 	}
 	url := "http://" + net.JoinHostPort(host, port) + "/readyz"
-	ctx, cancel := context.WithTimeout(ctx, readyTime)
+	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
@@ -174,8 +174,8 @@ func (d *doctor) service(ctx context.Context) {
 	plain := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	resp, err := plain.Do(req)
 	if err != nil {
-		d.find(skipped, "run the doctor where the service runs, with its HTTP_ADDR",
-			"what the service itself waits for: none answers at %s", url)
+		d.report(skipped, "run the doctor where the service runs, with its HTTP_ADDR",
+			"the state of the service: nothing answers at %s", url)
 		return
 	}
 	defer resp.Body.Close()
@@ -184,23 +184,23 @@ func (d *doctor) service(ctx context.Context) {
 	text := strings.TrimSpace(string(body))
 	switch {
 	case err != nil:
-		d.find(skipped, "", "what the service itself waits for: %s: %v", url, err)
+		d.report(skipped, "", "the state of the service: %s: %v", url, err)
 	case resp.StatusCode == http.StatusOK && strings.HasPrefix(text, "ok"): // its warnings are said above
-		d.find(fine, "", "the service at %s is ready", url)
+		d.report(passed, "", "the service at %s is ready", url)
 	case resp.StatusCode == http.StatusServiceUnavailable && strings.HasPrefix(text, "not ready: "):
 		for line := range strings.Lines(strings.TrimPrefix(text, "not ready: ")) {
 			what, cure, _ := strings.Cut(strings.TrimSpace(line), stream.CureFollows)
-			d.find(broken, cure, "the service at %s is not ready: %s", url, what)
+			d.report(broken, cure, "the service at %s is not ready: %s", url, what)
 		}
 	default:
-		d.find(skipped, "", "what the service itself waits for: something else answers at %s (%s)", url, resp.Status)
+		d.report(skipped, "", "the state of the service: something else answers at %s (%s)", url, resp.Status)
 	}
 }
 
-// takers tells what becomes of a vCenter's requests.
-func (d *doctor) takers(ctx context.Context, conn *client.Client, vcenter string) {
+// checkConsumers reports whether a service takes the requests for a vCenter.
+func (d *doctor) checkConsumers(ctx context.Context, conn *client.Client, vcenter string) {
 	t, err := conn.Consumers(ctx, vcenter)
-	count := fmt.Sprintf("not taken yet: %d, in hand: %d", t.Pending, t.AckPending)
+	count := fmt.Sprintf("waiting: %d, in progress: %d", t.Pending, t.AckPending)
 	switch {
 	case err != nil: // missing or refused: said above
 		return
@@ -208,46 +208,37 @@ func (d *doctor) takers(ctx context.Context, conn *client.Client, vcenter string
 		if t.AckPending > 0 {
 			count += " (of a service that is gone: another one takes it over)"
 		}
-		d.find(odd, "start the service; where it runs, see its log", "nobody takes requests for %s; %s", vcenter, count)
+		d.report(warning, "start the service; if it runs, see its log",
+			"no service takes the requests for %s; %s", vcenter, count)
 	case t.Paused: // said above
 	default:
-		d.find(fine, "", "requests for %s are being taken; open pulls: %d, %s", vcenter, t.OpenPulls, count)
-		d.held(ctx, conn, vcenter)
+		d.report(passed, "", "a service takes the requests for %s; open pulls: %d, %s", vcenter, t.OpenPulls, count)
+		d.checkHeartbeats(ctx, conn, vcenter)
 	}
-	d.queue(ctx, conn, vcenter, t)
+	d.checkQueue(ctx, conn, vcenter, t)
 }
 
-// held reports whether somebody works on what was handed out: whoever holds a message says so again and again.
-func (d *doctor) held(ctx context.Context, conn *client.Client, vcenter string) {
+// checkHeartbeats reports delivered messages on which no service works: a service sends heartbeats for its messages.
+func (d *doctor) checkHeartbeats(ctx context.Context, conn *client.Client, vcenter string) {
 	for _, durable := range []string{events.RequestsConsumer(vcenter), events.CancelsConsumer(vcenter)} {
 		n, err := conn.WithoutHeartbeat(ctx, vcenter, durable)
 		switch {
 		case errors.As(err, new(*client.PermissionError)):
-			d.find(
-				skipped,
-				"compare guestflow_queue_requests with guestflow_messages_in_hand (alert GuestflowHeldByNobody), or "+
-					"let this user subscribe to $JS.ACK.>",
-				"whether somebody holds what %s has handed out: %v",
-				durable,
-				err,
-			)
+			d.report(skipped, "compare guestflow_queue_requests with guestflow_messages_in_hand "+
+				"(alert GuestflowHeldByNobody), or let this user subscribe to $JS.ACK.>",
+				"whether a service works on the messages that %s has delivered: %v", durable, err)
 			return
 		case err == nil && n > 0:
-			d.find(
-				odd,
-				"stop whatever else takes messages from that consumer (nats consumer next, a copy of the service on "+
-					"another NATS user); see docs/operate/runbooks.md#guestflowheldbynobody",
-				"%s has handed out %d that nobody says to be at work on: each takes a place of MAX_IN_FLIGHT until "+
-					"it is delivered again",
-				durable,
-				n,
-			)
+			d.report(warning, "stop whatever else takes messages from that consumer (nats consumer next, "+
+				"a copy of the service with another NATS user); see docs/operate/runbooks.md#guestflowheldbynobody",
+				"%s has delivered %d messages on which no service works: "+
+					"each counts toward MAX_IN_FLIGHT until it is delivered again", durable, n)
 		}
 	}
 }
 
-// queue tells who fills the queue, where there is one, and which VMs stand still for an event that cannot be read.
-func (d *doctor) queue(ctx context.Context, conn *client.Client, vcenter string, t client.Consumers) {
+// checkQueue reports the sources of the queued requests, and VMs whose last event cannot be read.
+func (d *doctor) checkQueue(ctx context.Context, conn *client.Client, vcenter string, t client.Consumers) {
 	sources, total, err := conn.QueueSources(ctx, vcenter)
 	if err != nil || total == 0 {
 		return
@@ -258,12 +249,12 @@ func (d *doctor) queue(ctx context.Context, conn *client.Client, vcenter string,
 		for _, s := range sources[:min(len(sources), 3)] {
 			list = append(list, fmt.Sprintf("%s %d", s.Source, s.Requests))
 		}
-		v, cure := fine, ""
+		v, cure := passed, ""
 		if t.Pending > 0 && 5*sources[0].Requests > 4*total {
-			v, cure = odd, "requests are taken in their order, whosever they are: see "+
+			v, cure = warning, "requests are taken in their order, whosever they are: see "+
 				"docs/operate/runbooks.md#guestflowqueueofonesource"
 		}
-		d.find(v, cure, "who fills the queue of %s, of %d requests: %s", vcenter, total, strings.Join(list, ", "))
+		d.report(v, cure, "sources of the %d requests in the queue of %s: %s", total, vcenter, strings.Join(list, ", "))
 	}
 	depths, _, err := conn.QueueDepths(ctx, vcenter)
 	if err != nil {
@@ -272,11 +263,11 @@ func (d *doctor) queue(ctx context.Context, conn *client.Client, vcenter string,
 	for vm := range depths {
 		var unreadable *client.UnreadableError
 		if _, err := conn.LastEvent(ctx, vcenter, vm); errors.As(err, &unreadable) {
-			d.find(
+			d.report(
 				broken,
 				fmt.Sprintf("see who may publish there (docs/operate/nats-permissions.md), then nats stream rmm %s %d",
 					events.EventsStream, unreadable.Seq),
-				"%s stands still, its requests come round again and again: %v",
+				"the requests for %s cannot be handled, and are delivered again and again: %v",
 				vm,
 				err,
 			)

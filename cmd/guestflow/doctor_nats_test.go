@@ -284,8 +284,8 @@ func TestDoctorFindsWhatNobodyHolds(t *testing.T) {
 		t.Fatal("the other one got nothing")
 	}
 	r := s.read("doctor")
-	if !strings.Contains(r.out, "warning  guestflow-requests-lab has handed out ") ||
-		!strings.Contains(r.out, "that nobody says to be at work on") {
+	if !strings.Contains(r.out, "warning  guestflow-requests-lab has delivered ") ||
+		!strings.Contains(r.out, "messages on which no service works") {
 		t.Errorf("it does not say so:\n%s", r.out)
 	}
 }
@@ -310,6 +310,7 @@ func TestDoctorLooksIntoTheQueue(t *testing.T) {
 		))
 	}
 	s.publishOn("guestflow.events.lab.vm-3.run.accepted", []byte("not an event"))
-	s.says("who fills the queue of lab, of 12 requests: /flood 11, /other 1", "broken   vm-3 stands still",
+	s.says("sources of the 12 requests in the queue of lab: /flood 11, /other 1",
+		"broken   the requests for vm-3 cannot be handled",
 		"nats stream rmm GUESTFLOW_EVENTS 1")
 }

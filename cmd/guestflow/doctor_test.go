@@ -54,7 +54,7 @@ func TestDoctor(t *testing.T) {
 	for line := range strings.Lines(s.do("doctor").want(t, 0, `"verdict":"skipped"`).out) { // no VM is known
 		var f finding
 		if err := json.Unmarshal([]byte(line), &f); err != nil || f.About == "" || f.What == "" ||
-			f.Verdict == odd && f.Cure == "" {
+			f.Verdict == warning && f.Cure == "" {
 			t.Errorf("%s: %v", line, err)
 		}
 	}
@@ -86,7 +86,7 @@ func TestDoctorFinds(t *testing.T) {
 	with(
 		map[string]string{"NATS_URL": "http://x", "VCENTER_LAB_URL": ""},
 	).read("doctor").
-		want(t, 1, "VCENTER_LAB_URL: required", "NATS_URL:", "not looked at")
+		want(t, 1, "VCENTER_LAB_URL: required", "NATS_URL:", "not checked")
 	with(
 		map[string]string{"VCENTER_LAB_PASSWORD_FILE": "", "VCENTER_LAB_PASSWORD": "hunter2"},
 	).read("doctor").
@@ -180,7 +180,7 @@ func TestDoctorCountsRequests(t *testing.T) {
 	for range batch.Messages() { // taken, and never acknowledged
 	}
 	s.read("doctor").
-		want(t, 0, "warning  nobody takes requests for lab; not taken yet: 2, in hand: 1 (of a service that is gone")
+		want(t, 0, "warning  no service takes the requests for lab; waiting: 2, in progress: 1 (of a service that is gone")
 }
 
 // The doctor's privileges are those that the roles are made of.
@@ -210,8 +210,8 @@ func TestDoctorTellsALongCureOnce(t *testing.T) {
 		var out bytes.Buffer
 		d := &doctor{cli: &cli{screen: &screen{out: &out, json: asJSON}}}
 		for range 3 {
-			d.find(broken, long, "something")
-			d.find(broken, "try again", "something else")
+			d.report(broken, long, "something")
+			d.report(broken, "try again", "something else")
 		}
 		if got := strings.Count(out.String(), strings.TrimSpace(long)); got != want {
 			t.Errorf("told %d times:\n%s", got, &out)

@@ -21,16 +21,16 @@ import (
 )
 
 const (
-	tryTime     = 3 * time.Minute // of the whole trial
-	tryTaskTime = time.Minute     // until a Task that the trial made has ended
-	tryPause    = 500 * time.Millisecond
+	tryTimeout     = 3 * time.Minute // of the whole trial
+	tryTaskTimeout = time.Minute     // until a Task that the trial made has ended
+	tryPause       = 500 * time.Millisecond
 )
 
-// How a belief came out.
+// The result of checking a belief.
 const (
-	confirmed verdict = "confirmed"
-	refuted   verdict = "refuted"
-	unseen    verdict = "not-checkable"
+	confirmed    verdict = "confirmed"
+	refuted      verdict = "refuted"
+	notCheckable verdict = "not-checkable"
 )
 
 // What the trial may change in the guest, by --allow.
@@ -90,38 +90,39 @@ func (o *tryOptions) check() error {
 	return validVM(o.vm)
 }
 
-// trial is what the beliefs are checked on.
+// trial is what the checks of the beliefs share.
 type trial struct {
 	*doctor
 	tryOptions
-	cfg   vcapi.Config
-	vc    *vcapi.Client
-	api   vcapi.About
-	on    vcapi.VM
-	auth  *vcapi.GuestAuth
-	tasks []vcapi.Task // of the VM, as far as vCenter shows them
-	told  bool         // vCenter gave its Task history, too
-	made  map[string]vcapi.Task
+	cfg        vcapi.Config
+	vc         *vcapi.Client
+	api        vcapi.About
+	vmState    vcapi.VM
+	auth       *vcapi.GuestAuth
+	tasks      []vcapi.Task // of the VM, as far as vCenter shows them
+	hasHistory bool         // vCenter gave its Task history, too
+	results    map[string]vcapi.Task
 }
 
-// found is how a belief came out, and what was seen.
-type found struct {
+// observation is the result of checking a belief, and what was seen.
+type observation struct {
 	verdict verdict
 	what    string
 }
 
-func sawNothing(why string, args ...any) found { return found{unseen, fmt.Sprintf(why, args...)} }
-
-// belief is one thing that guestflow takes for true of vCenter, and that no public page says for sure.
-type belief struct {
-	name string
-	text string
-	so   string // what follows where it is refuted
-	look func(ctx context.Context, t *trial) found
+func couldNotCheck(why string, args ...any) observation {
+	return observation{notCheckable, fmt.Sprintf(why, args...)}
 }
 
-// beliefs are all of them, in the order in which they are checked. What a trial cannot check is told as such, with what
-// would.
+// belief is something that guestflow assumes about vCenter and that no public page confirms.
+type belief struct {
+	name        string
+	text        string
+	consequence string // what follows where it is refuted
+	check       func(ctx context.Context, t *trial) observation
+}
+
+// beliefs are all of them, in the order in which they are checked. If a trial cannot check one, it says what could.
 var beliefs = []belief{
 	{
 		"expired-session",
@@ -183,19 +184,20 @@ var beliefs = []belief{
 		"script-text",
 		"CustomizeGuest_Task runs scriptText",
 		"",
-		notHere("it takes a customization of the VM: send a request whose spec has scriptText, and look in the guest"),
+		notCheckableHere("it takes a customization of the VM: send a request whose spec has scriptText, " +
+			"and look in the guest"),
 	},
 	{
 		"windows-fault",
 		"CustomizeGuest_Task of a Windows guest or a cloud-init identity is answered UncustomizableGuest",
 		"",
-		notHere("it takes a customization of such a VM: send a request, and see error.vsphere.name"),
+		notCheckableHere("it takes a customization of such a VM: send a request, and see error.vsphere.name"),
 	},
 	{
 		"poll-holds-session",
 		"a long poll under way keeps the session of VI JSON alive, and a separate one of REST not",
 		"",
-		notHere(
+		notCheckableHere(
 			"it takes longer than the session's idle time-out, half an hour or more; from 8.0.3 there is one session " +
 				"for both",
 		),
@@ -204,8 +206,8 @@ var beliefs = []belief{
 
 const tryEngineLog = "/var/log/vmware-gosc/instant_clone_customization.log"
 
-func notHere(why string) func(context.Context, *trial) found {
-	return func(context.Context, *trial) found { return sawNothing("%s", why) }
+func notCheckableHere(why string) func(context.Context, *trial) observation {
+	return func(context.Context, *trial) observation { return couldNotCheck("%s", why) }
 }
 
 // try checks the beliefs on a VM.
@@ -216,49 +218,49 @@ func (c *cli) try(ctx context.Context, o tryOptions) error {
 	}
 	cfg, err := app.LoadConfig(c.env)
 	at := slices.IndexFunc(cfg.VCenters, func(v app.VCenter) bool { return v.Name == name })
-	if at < 0 || about(apart(err), "VCENTER_"+strings.ToUpper(strings.ReplaceAll(name, "-", "_"))+"_") {
+	if at < 0 || hasSetting(settingErrors(err), "VCENTER_"+strings.ToUpper(strings.ReplaceAll(name, "-", "_"))+"_") {
 		return fmt.Errorf("vCenter %s is not set up as the service needs it: guestflow doctor says what is wrong", name)
 	}
-	ctx, cancel := context.WithTimeout(ctx, tryTime)
+	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
 	defer cancel()
 	t := &trial{
 		doctor:     &doctor{cli: c, cfg: cfg},
 		tryOptions: o,
 		cfg:        cfg.VCenters[at].Client(),
-		made:       map[string]vcapi.Task{},
+		results:    map[string]vcapi.Task{},
 	}
-	t.cfg.CallTimeout = callTime
-	t.chapter("try " + name + " " + o.vm)
+	t.cfg.CallTimeout = callTimeout
+	t.section("try " + name + " " + o.vm)
 	if t.vc, err = vcapi.New(t.cfg); err != nil {
 		return err
 	}
 	defer t.vc.Close(context.WithoutCancel(ctx))
-	if err := t.begin(ctx, name); err != nil {
-		t.find(broken, "guestflow doctor --vm "+o.vm+" looks at the way to vCenter, the login and the privileges", "%v",
+	if err := t.prepare(ctx, name); err != nil {
+		t.report(broken, "guestflow doctor --vm "+o.vm+" checks the connection to vCenter, the login and the privileges", "%v",
 			err)
 		return &exit{code: exitFailed}
 	}
-	t.acts(ctx)
-	t.tasks, t.told, _ = t.vc.Tasks(ctx, o.vm, time.Time{}) // none: what asks for them says so
+	t.makeTasks(ctx)
+	t.tasks, t.hasHistory, _ = t.vc.Tasks(ctx, o.vm, time.Time{}) // none: what asks for them says so
 	for _, b := range beliefs {
-		t.tell(b, b.look(ctx, t))
+		t.reportBelief(b, b.check(ctx, t))
 	}
 	if t.broken {
 		return &exit{code: exitFailed}
 	}
-	return c.failed()
+	return c.writeError()
 }
 
-// begin reads what all beliefs need.
-func (t *trial) begin(ctx context.Context, vcenter string) (err error) {
+// prepare reads what all checks need.
+func (t *trial) prepare(ctx context.Context, vcenter string) (err error) {
 	if t.api, err = t.vc.About(ctx); err != nil {
 		return err
 	}
-	if t.on, err = t.vc.VM(ctx, t.tryOptions.vm); err != nil {
+	if t.vmState, err = t.vc.VM(ctx, t.tryOptions.vm); err != nil {
 		return err
 	}
-	t.find(fine, "", "%s, API %s; %s is %s, VMware Tools %s, guest %s", t.api.Name, t.api.APIVersion, t.tryOptions.vm,
-		t.on.PowerState, or(t.on.ToolsRunningStatus, "not known"), or(t.on.GuestFamily, "not known"))
+	t.report(passed, "", "%s, API %s; %s is %s, VMware Tools %s, guest %s", t.api.Name, t.api.APIVersion, t.tryOptions.vm,
+		t.vmState.PowerState, or(t.vmState.ToolsRunningStatus, "not known"), or(t.vmState.GuestFamily, "not known"))
 	if t.secret == "" {
 		return nil
 	}
@@ -274,55 +276,58 @@ func (t *trial) begin(ctx context.Context, vcenter string) (err error) {
 	return nil
 }
 
-// tell writes one belief and how it came out.
-func (t *trial) tell(b belief, s found) {
+// reportBelief prints a belief and its result.
+func (t *trial) reportBelief(b belief, s observation) {
 	cure := ""
 	if s.verdict == refuted {
-		cure = b.so
+		cure = b.consequence
 	}
 	if t.json {
-		_ = t.object(
-			finding{About: t.about, Verdict: s.verdict, What: b.name + ": " + b.text + ": " + s.what, Cure: cure},
+		_ = t.printJSON(
+			finding{About: t.subject, Verdict: s.verdict, What: b.name + ": " + b.text + ": " + s.what, Cure: cure},
 		) // what cannot be written is seen at the end
 		return
 	}
-	col := map[verdict]colour{confirmed: green, refuted: yellow, unseen: dim}[s.verdict]
-	t.say("  %s %s", t.paint(col, fmt.Sprintf("%-13s", s.verdict)), t.paint(bold, b.name)+": "+b.text)
-	t.say("  %13s seen: %s", "", flat(s.what))
+	col := map[verdict]colour{confirmed: green, refuted: yellow, notCheckable: dim}[s.verdict]
+	t.printf("  %s %s", t.paint(col, fmt.Sprintf("%-13s", s.verdict)), t.paint(bold, b.name)+": "+b.text)
+	t.printf("  %13s seen: %s", "", flat(s.what))
 	if cure != "" {
-		t.say("  %13s %s", "", t.paint(bold, "so: ")+flat(cure))
+		t.printf("  %13s %s", "", t.paint(bold, "so: ")+flat(cure))
 	}
 }
 
 func (t *trial) allowed(what string) bool { return slices.Contains(t.allow, what) }
 
-// free is the gate of an act that is allowed.
-func free(context.Context) error { return nil }
+// alwaysAllowed is a vcapi.Fence that lets every call pass.
+func alwaysAllowed(context.Context) error { return nil }
 
-// acts makes the Tasks that are allowed, and waits for their ends.
-func (t *trial) acts(ctx context.Context) {
+// makeTasks makes the Tasks that --allow permits, and waits for their ends.
+func (t *trial) makeTasks(ctx context.Context) {
 	for _, a := range []struct {
 		what, name string
 		call       func(context.Context, vcapi.Fence, string, vcapi.GuestAuth) (string, error)
-	}{{allowAbort, "AbortCustomization_Task", t.vc.AbortCustomization}, {allowNetwork, "StartGuestNetwork_Task", t.vc.StartGuestNetwork}} {
+	}{
+		{allowAbort, "AbortCustomization_Task", t.vc.AbortCustomization},
+		{allowNetwork, "StartGuestNetwork_Task", t.vc.StartGuestNetwork},
+	} {
 		if !t.allowed(a.what) {
 			continue
 		}
-		id, err := a.call(ctx, free, t.tryOptions.vm, *t.auth)
+		id, err := a.call(ctx, alwaysAllowed, t.tryOptions.vm, *t.auth)
 		var task vcapi.Task
 		if err == nil {
-			task, err = t.ended(ctx, id)
+			task, err = t.waitTask(ctx, id)
 		}
 		var refusal *vcapi.Error
 		switch {
 		case errors.As(err, &refusal):
 			task.Name, task.State, task.Err = a.name, "refused", refusal
 		case err != nil:
-			t.find(odd, "", "%s: %v", a.name, err)
+			t.report(warning, "", "%s: %v", a.name, err)
 			continue
 		}
-		t.made[a.name] = task
-		t.find(fine, "", "%s was called: %s", a.name, taskWords(task))
+		t.results[a.name] = task
+		t.report(passed, "", "%s was called: %s", a.name, taskWords(task))
 	}
 }
 
@@ -334,9 +339,10 @@ func taskWords(task vcapi.Task) string {
 	return words
 }
 
-// ended waits for the end of a Task.
-func (t *trial) ended(ctx context.Context, id string) (vcapi.Task, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, tryTaskTime, fmt.Errorf("%s has not ended within %s", id, tryTaskTime))
+// waitTask waits for the end of a Task.
+func (t *trial) waitTask(ctx context.Context, id string) (vcapi.Task, error) {
+	late := fmt.Errorf("%s has not ended within %s", id, tryTaskTimeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, tryTaskTimeout, late)
 	defer cancel()
 	for {
 		task, err := t.vc.Task(ctx, id)
@@ -349,11 +355,11 @@ func (t *trial) ended(ctx context.Context, id string) (vcapi.Task, error) {
 	}
 }
 
-func expiredSession(ctx context.Context, t *trial) found {
+func expiredSession(ctx context.Context, t *trial) observation {
 	const want = "com.vmware.vapi.endpoint.method.authentication.required"
 	e, err := t.vc.ProbeUnknownSession(ctx)
 	if err != nil {
-		return sawNothing("%v", err)
+		return couldNotCheck("%v", err)
 	}
 	messages := make([]string, len(e.Messages))
 	for i, m := range e.Messages {
@@ -362,48 +368,48 @@ func expiredSession(ctx context.Context, t *trial) found {
 	what := fmt.Sprintf("%d %s, messages %s", e.Status, or(e.Name, "without a name"),
 		or(strings.Join(messages, " "), "none"))
 	if e.Status == 401 && e.Name == "UNAUTHENTICATED" && strings.Contains(what, want) {
-		return found{confirmed, what}
+		return observation{confirmed, what}
 	}
-	return found{refuted, what}
+	return observation{refuted, what}
 }
 
-func idlePoll(ctx context.Context, t *trial) found {
+func idlePoll(ctx context.Context, t *trial) observation {
 	status, body, err := t.vc.ProbeIdlePoll(ctx, t.tryOptions.vm)
 	if err != nil {
-		return sawNothing("%v", err)
+		return couldNotCheck("%v", err)
 	}
 	what := fmt.Sprintf("%d with %s", status, or(body, "an empty body"))
 	if status == 204 || body == "null" {
-		return found{confirmed, what}
+		return observation{confirmed, what}
 	}
-	return found{refuted, what}
+	return observation{refuted, what}
 }
 
-func checkMissing(ctx context.Context, t *trial) found {
+func checkMissing(ctx context.Context, t *trial) observation {
 	if major, _, _ := strings.Cut(t.api.APIVersion, "."); len(major) > 1 || major >= "9" {
-		return sawNothing("this vCenter, API %s, has the check", t.api.APIVersion)
+		return couldNotCheck("this vCenter, API %s, has the check", t.api.APIVersion)
 	}
 	_, err := t.vc.CheckCustomization(ctx, t.tryOptions.vm)
 	var e *vcapi.Error
 	switch {
 	case err == nil:
-		return found{refuted, "it has the check"}
+		return observation{refuted, "it has the check"}
 	case !errors.As(err, &e) || e.Status == 0:
-		return sawNothing("%v", err)
+		return couldNotCheck("%v", err)
 	case (e.Status == 404 || e.Status == 400) && e.Name == "OPERATION_NOT_FOUND":
-		return found{confirmed, e.Error()}
+		return observation{confirmed, e.Error()}
 	}
-	return found{refuted, e.Error()}
+	return observation{refuted, e.Error()}
 }
 
-// descriptionIDs are what each Task is believed to be described by.
+// descriptionIDs are the descriptionId that guestflow assumes for each Task.
 var descriptionIDs = map[string]string{
 	"CustomizeGuest_Task":     "vm.GuestCustomizationManager.customize",
 	"StartGuestNetwork_Task":  "vm.GuestCustomizationManager.startNetwork",
 	"AbortCustomization_Task": "vm.GuestCustomizationManager.abortCustomization",
 }
 
-func taskNames(_ context.Context, t *trial) found {
+func taskNames(_ context.Context, t *trial) observation {
 	out, all := confirmed, []string{}
 	for _, task := range t.tasks {
 		want, ours := descriptionIDs[task.Name]
@@ -419,15 +425,15 @@ func taskNames(_ context.Context, t *trial) found {
 		}
 	}
 	if len(all) == 0 {
-		return sawNothing("vCenter shows no such Task of the VM%s: --allow abort makes one, a customization another",
+		return couldNotCheck("vCenter shows no such Task of the VM%s: --allow abort makes one, a customization another",
 			t.history())
 	}
-	return found{out, strings.Join(all, ", ")}
+	return observation{out, strings.Join(all, ", ")}
 }
 
-// history says where vCenter shows less than all Tasks.
+// history says so if vCenter does not show all Tasks.
 func (t *trial) history() string {
-	if t.told {
+	if t.hasHistory {
 		return ""
 	}
 	return " (of the last ten minutes: it gives no history)"
@@ -443,11 +449,11 @@ func (t *trial) lastCustomization() (last vcapi.Task) {
 	return last
 }
 
-func statusMoves(ctx context.Context, t *trial) found {
+func statusMoves(ctx context.Context, t *trial) observation {
 	const clocks = 5 * time.Minute // between the guest's clock and vCenter's
 	last := t.lastCustomization()
 	if last.ID == "" {
-		return sawNothing(
+		return couldNotCheck(
 			"vCenter shows no CustomizeGuest_Task of the VM that has ended%s: customize it, then try again within "+
 				"ten minutes",
 			t.history(),
@@ -455,64 +461,61 @@ func statusMoves(ctx context.Context, t *trial) found {
 	}
 	status, err := t.vc.CustomizationStatus(ctx, t.tryOptions.vm)
 	if err != nil {
-		return sawNothing("%v", err)
+		return couldNotCheck("%v", err)
 	}
 	what := fmt.Sprintf("%s ended (%s), the guest's status is %s", last.ID, last.State, status.Status)
 	if status.StartTime == nil {
-		return found{confirmed, what + ", without a start"}
+		return observation{confirmed, what + ", without a start"}
 	}
-	what += ", begun " + status.StartTime.UTC().
-		Format(time.RFC3339) +
-		", the Task was queued " + last.QueueTime.UTC().
-		Format(time.RFC3339)
+	what += fmt.Sprintf(", begun %s, the Task was queued %s",
+		status.StartTime.UTC().Format(time.RFC3339), last.QueueTime.UTC().Format(time.RFC3339))
 	if status.StartTime.Before(last.QueueTime.Add(-clocks)) || status.StartTime.After(last.CompleteTime.Add(clocks)) {
-		return found{confirmed, what}
+		return observation{confirmed, what}
 	}
-	return found{refuted, what}
+	return observation{refuted, what}
 }
 
-// needsGuest says what is missing to ask the guest; "" where nothing is.
+// needsGuest says what is missing to ask the guest; "" if nothing is.
 func (t *trial) needsGuest() string {
 	switch {
 	case t.auth == nil:
 		return "the guest's credentials are needed: --try-secret"
-	case t.on.PowerState != "poweredOn":
-		return "the VM is " + t.on.PowerState
-	case t.on.ToolsRunningStatus != "" && t.on.ToolsRunningStatus != "guestToolsRunning":
-		return "VMware Tools do not run: " + t.on.ToolsRunningStatus
+	case t.vmState.PowerState != "poweredOn":
+		return "the VM is " + t.vmState.PowerState
+	case t.vmState.ToolsRunningStatus != "" && t.vmState.ToolsRunningStatus != "guestToolsRunning":
+		return "VMware Tools do not run: " + t.vmState.ToolsRunningStatus
 	}
 	return ""
 }
 
-func tryLog(ctx context.Context, t *trial) found {
+func tryLog(ctx context.Context, t *trial) observation {
 	const enough = 64 << 10
 	if why := t.needsGuest(); why != "" {
-		return sawNothing("%s", why)
+		return couldNotCheck("%s", why)
 	}
 	content, err := t.vc.GuestFile(ctx, t.tryOptions.vm, *t.auth, tryEngineLog, enough)
 	var e *vcapi.Error
 	last := t.lastCustomization()
 	switch {
 	case err == nil:
-		return found{confirmed, fmt.Sprintf("it is there, %d bytes of it were read", len(content))}
+		return observation{confirmed, fmt.Sprintf("it is there, %d bytes of it were read", len(content))}
 	case errors.As(err, &e) && e.Name == "FileNotFound" && last.State == "success":
-		return found{refuted, fmt.Sprintf("it is not there, and %s customized the guest", last.ID)}
+		return observation{refuted, fmt.Sprintf("it is not there, and %s customized the guest", last.ID)}
 	case errors.As(err, &e) && e.Name == "FileNotFound":
-		return sawNothing("it is not there; vCenter shows no Task that customized this guest")
+		return couldNotCheck("it is not there; vCenter shows no Task that customized this guest")
 	}
-	return sawNothing("%v", err)
+	return couldNotCheck("%v", err)
 }
 
-// oneAtATime lists the guest's processes by two sessions at once, for one session's client makes one guest call at a
-// time.
-func oneAtATime(ctx context.Context, t *trial) found {
+// oneAtATime lists the guest's processes with two clients at once: one client makes one guest call at a time.
+func oneAtATime(ctx context.Context, t *trial) observation {
 	const rounds = 8
 	if why := t.needsGuest(); why != "" {
-		return sawNothing("%s", why)
+		return couldNotCheck("%s", why)
 	}
 	other, err := vcapi.New(t.cfg)
 	if err != nil {
-		return sawNothing("%v", err)
+		return couldNotCheck("%v", err)
 	}
 	defer other.Close(context.WithoutCancel(ctx))
 	other.Hide(t.auth.Password)
@@ -541,56 +544,57 @@ func oneAtATime(ctx context.Context, t *trial) found {
 		other200, busy)
 	switch {
 	case busy > 0:
-		return found{confirmed, what}
+		return observation{confirmed, what}
 	case failed != nil:
-		return sawNothing("%s; %v", what, failed)
+		return couldNotCheck("%s; %v", what, failed)
 	}
-	return found{refuted, what}
+	return observation{refuted, what}
 }
 
-func marker(ctx context.Context, t *trial) found {
+func marker(ctx context.Context, t *trial) observation {
 	const path = "/bin/true"
 	switch why := t.needsGuest(); {
 	case why != "":
-		return sawNothing("%s", why)
+		return couldNotCheck("%s", why)
 	case !t.allowed(allowProcess):
-		return sawNothing("it takes a process in the guest: --allow process starts %s", path)
-	case t.on.GuestFamily != "" && t.on.GuestFamily != "linuxGuest":
-		return sawNothing("guestflow puts a marker into the command lines of Linux guests alone, and this one is %s",
-			t.on.GuestFamily)
+		return couldNotCheck("it takes a process in the guest: --allow process starts %s", path)
+	case t.vmState.GuestFamily != "" && t.vmState.GuestFamily != "linuxGuest":
+		return couldNotCheck("guestflow puts a marker into the command lines of Linux guests alone, and this one is %s",
+			t.vmState.GuestFamily)
 	}
 	mark := "# gf:try-" + strings.ToLower(rand.Text())
-	pid, err := t.vc.StartProcess(ctx, free, t.tryOptions.vm, *t.auth, vcapi.ProcessSpec{Path: path, Arguments: mark})
+	spec := vcapi.ProcessSpec{Path: path, Arguments: mark}
+	pid, err := t.vc.StartProcess(ctx, alwaysAllowed, t.tryOptions.vm, *t.auth, spec)
 	if err != nil {
-		return sawNothing("%v", err)
+		return couldNotCheck("%v", err)
 	}
 	all, err := t.vc.Processes(ctx, t.tryOptions.vm, *t.auth)
 	if err != nil {
-		return sawNothing("%v", err)
+		return couldNotCheck("%v", err)
 	}
 	for _, p := range all {
 		if p.PID == pid {
 			what := "pid " + strconv.FormatInt(pid, 10) + " is " + p.Command
 			if p.Command == `"`+path+`" `+mark {
-				return found{confirmed, what}
+				return observation{confirmed, what}
 			}
-			return found{refuted, what}
+			return observation{refuted, what}
 		}
 	}
-	return found{refuted, fmt.Sprintf("pid %d, just started, is not in the list of %d processes", pid, len(all))}
+	return observation{refuted, fmt.Sprintf("pid %d, just started, is not in the list of %d processes", pid, len(all))}
 }
 
-func notRoot(_ context.Context, t *trial) found {
-	task, called := t.made["AbortCustomization_Task"]
+func notRoot(_ context.Context, t *trial) observation {
+	task, called := t.results["AbortCustomization_Task"]
 	switch {
 	case t.auth == nil || t.auth.Username == "root":
-		return sawNothing("it takes a guest user who is not root: --try-secret with such a one, and --allow abort")
+		return couldNotCheck("it takes a guest user who is not root: --try-secret with such a one, and --allow abort")
 	case !called:
-		return sawNothing("it takes a call with the guest's credentials: --allow abort")
+		return couldNotCheck("it takes a call with the guest's credentials: --allow abort")
 	case task.Err == nil:
-		return found{refuted, "AbortCustomization_Task as " + t.auth.Username + ": " + taskWords(task)}
+		return observation{refuted, "AbortCustomization_Task as " + t.auth.Username + ": " + taskWords(task)}
 	case task.Err.Name == "GuestPermissionDenied":
-		return found{confirmed, "AbortCustomization_Task as " + t.auth.Username + ": " + taskWords(task)}
+		return observation{confirmed, "AbortCustomization_Task as " + t.auth.Username + ": " + taskWords(task)}
 	}
-	return sawNothing("AbortCustomization_Task as %s: %s", t.auth.Username, taskWords(task))
+	return couldNotCheck("AbortCustomization_Task as %s: %s", t.auth.Username, taskWords(task))
 }

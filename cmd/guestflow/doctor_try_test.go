@@ -50,7 +50,7 @@ func TestDoctorTries(t *testing.T) {
 				if err := json.Unmarshal([]byte(line), &f); err != nil || f.About != "try lab "+vm || f.What == "" {
 					t.Errorf("%s: %v", line, err)
 				}
-				if f.Verdict == confirmed || f.Verdict == refuted || f.Verdict == unseen {
+				if f.Verdict == confirmed || f.Verdict == refuted || f.Verdict == notCheckable {
 					beliefsTold++
 				}
 			}

@@ -13,10 +13,10 @@ import (
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
 
-// callTime bounds one call to vCenter: somebody waits for the answer.
-const callTime = 10 * time.Second
+// callTimeout bounds one call to vCenter.
+const callTimeout = 10 * time.Second
 
-// privilege is one that the service's role holds; docs/operate/vcenter-role.md has the sources.
+// privilege is one that the service's role needs; docs/operate/vcenter-role.md has the sources.
 type privilege struct {
 	id, need string // what needs it
 	optional bool
@@ -42,45 +42,45 @@ var (
 	}
 )
 
-// lookAt looks at one vCenter; conn (may be nil) tells which VMs it has.
-func (d *doctor) lookAt(ctx context.Context, v app.VCenter, conn *client.Client) {
+// checkVCenter checks one vCenter. conn, which may be nil, says which of its VMs had runs.
+func (d *doctor) checkVCenter(ctx context.Context, v app.VCenter, conn *client.Client) {
 	setting := "VCENTER_" + strings.ToUpper(strings.ReplaceAll(v.Name, "-", "_")) + "_"
 	cfg := v.Client()
-	cfg.CallTimeout = callTime
+	cfg.CallTimeout = callTimeout
 	vc, err := vcapi.New(cfg)
 	if err != nil {
-		d.find(broken, "", "%v", err)
+		d.report(broken, "", "%v", err)
 		return
 	}
 	defer vc.Close(context.WithoutCancel(ctx))
 	session, err := vc.Session(ctx)
 	if err != nil {
-		d.find(broken, cureOfLogin(err, setting, v.URL), "%v", err)
+		d.report(broken, loginCure(err, setting, v.URL), "%v", err)
 		return
 	}
-	d.find(fine, "", "logged in at %s as %s, its certificate verified", v.URL, session.UserName)
+	d.report(passed, "", "logged in at %s as %s, its certificate verified", v.URL, session.UserName)
 	about, err := vc.About(ctx)
 	switch {
 	case err != nil:
-		d.find(broken, "", "%v", err)
+		d.report(broken, "", "%v", err)
 	case strings.HasPrefix(about.APIVersion, "8."):
-		d.find(odd, "update to 9.0, or leave check.mode at auto: runs go on without that check",
+		d.report(warning, "update to 9.0, or leave check.mode at auto: runs go on without that check",
 			"%s, API %s: it has no customization check (new in 9.0)", about.Name, about.APIVersion)
 	default:
-		d.find(fine, "", "%s, API %s", about.Name, about.APIVersion)
+		d.report(passed, "", "%s, API %s", about.Name, about.APIVersion)
 	}
-	d.manager(ctx, vc)
-	d.clockOf(ctx, vc)
-	d.rootPrivileges(ctx, vc, session, v)
-	d.privileges(ctx, vc, v, conn)
+	d.checkCustomizationManager(ctx, vc)
+	d.checkClock(ctx, vc)
+	d.checkRootPrivileges(ctx, vc, session, v)
+	d.checkPrivileges(ctx, vc, v, conn)
 }
 
-// cureOfLogin says what to do where vCenter cannot be reached, is not trusted, or does not take the login.
-func cureOfLogin(err error, setting, url string) string {
+// loginCure says what to do if vCenter cannot be reached, is not trusted, or refuses the login.
+func loginCure(err error, setting, url string) string {
 	var e *vcapi.Error
 	var dns *net.DNSError
 	switch {
-	case certificate(err):
+	case isCertificateError(err):
 		return fmt.Sprintf(
 			"set %sCA_FILE to the CA's certificate (%s/certs/download.zip has it), or %sTHUMBPRINT to the SHA-256 of "+
 				"the server's",
@@ -102,31 +102,31 @@ func cureOfLogin(err error, setting, url string) string {
 	return "see " + setting + "URL, and whether this host may reach it (firewall; no proxy is used)"
 }
 
-// errProbe refuses an act that is never to be made.
+// errProbe stops a call before it is sent.
 var errProbe = errors.New("only to see whether it could be made")
 
-// manager looks whether vCenter has a guest customization manager: an act is prepared as far as it goes before it is
-// sent, and not sent.
-func (d *doctor) manager(ctx context.Context, vc *vcapi.Client) {
+// checkCustomizationManager checks that vCenter has a guest customization manager: it prepares a call of it, and stops
+// before the call is sent.
+func (d *doctor) checkCustomizationManager(ctx context.Context, vc *vcapi.Client) {
 	_, err := vc.AbortCustomization(ctx, func(context.Context) error { return errProbe }, "vm-0",
 		vcapi.GuestAuth{Username: "nobody"})
 	if errors.Is(err, errProbe) {
-		d.find(fine, "", "the guest customization manager is there")
+		d.report(passed, "", "the guest customization manager exists")
 		return
 	}
-	d.find(broken, "guests of this vCenter cannot be customized while they run: it takes vCenter 8.0 Update 1 or newer",
+	d.report(broken, "guests of this vCenter cannot be customized while they run: it takes vCenter 8.0 Update 1 or newer",
 		"guest customization manager: %v", err)
 }
 
-func (d *doctor) clockOf(ctx context.Context, vc *vcapi.Client) {
+func (d *doctor) checkClock(ctx context.Context, vc *vcapi.Client) {
 	before := time.Now()
 	now, err := vc.Now(ctx)
 	if err != nil {
-		d.find(broken, "", "clock: %v", err)
+		d.report(broken, "", "clock: %v", err)
 		return
 	}
 	took := time.Since(before)
-	d.clock(
+	d.reportClock(
 		"vCenter",
 		now.Sub(before.Add(took/2)),
 		took/2,
@@ -135,8 +135,8 @@ func (d *doctor) clockOf(ctx context.Context, vc *vcapi.Client) {
 	)
 }
 
-// rootPrivileges tries what needs a privilege on the root folder.
-func (d *doctor) rootPrivileges(ctx context.Context, vc *vcapi.Client, session vcapi.Session, v app.VCenter) {
+// checkRootPrivileges tries the calls that need a privilege on the root folder.
+func (d *doctor) checkRootPrivileges(ctx context.Context, vc *vcapi.Client, session vcapi.Session, v app.VCenter) {
 	for _, p := range onRoot {
 		var err error
 		if p.id == "Sessions.ValidateSession" {
@@ -146,15 +146,15 @@ func (d *doctor) rootPrivileges(ctx context.Context, vc *vcapi.Client, session v
 		}
 		var e *vcapi.Error
 		if errors.As(err, &e) && e.Name == "NoPermission" {
-			d.lacks(p, "the root folder", v)
+			d.reportMissing(p, "the root folder", v)
 		}
 	}
 }
 
-// longPoll looks whether the long poll shows a VM: what the service sees all ends by, and what a proxy on the way, or
-// an answer that is not understood, may keep from it while single calls go well.
-func (d *doctor) longPoll(ctx context.Context, vc *vcapi.Client, vm string) {
-	ctx, cancel := context.WithTimeout(ctx, 2*callTime)
+// checkLongPoll checks that the long poll, by which the service learns of every end, shows a VM. A proxy on the way or
+// a response that cannot be decoded may break it while single calls work.
+func (d *doctor) checkLongPoll(ctx context.Context, vc *vcapi.Client, vm string) {
+	ctx, cancel := context.WithTimeout(ctx, 2*callTimeout)
 	polled := make(chan struct{})
 	go func() {
 		defer close(polled)
@@ -173,26 +173,26 @@ func (d *doctor) longPoll(ctx context.Context, vc *vcapi.Client, vm string) {
 		"30 s for its answer"
 	switch {
 	case err != nil:
-		d.find(broken, cure, "the long poll does not show %s within %s", vm, 2*callTime)
+		d.report(broken, cure, "the long poll does not show %s within %s", vm, 2*callTimeout)
 	case seen.Down:
-		d.find(broken, cure, "the long poll does not show %s: %v", vm, seen.Err)
+		d.report(broken, cure, "the long poll does not show %s: %v", vm, seen.Err)
 	default:
-		d.find(fine, "", "the long poll shows %s", vm)
+		d.report(passed, "", "the long poll shows %s", vm)
 	}
 }
 
-// lacks is a finding for a privilege that is missing.
-func (d *doctor) lacks(p privilege, where string, v app.VCenter) {
+// reportMissing reports a missing privilege.
+func (d *doctor) reportMissing(p privilege, where string, v app.VCenter) {
 	verdict := broken
 	if p.optional {
-		verdict = odd
+		verdict = warning
 	}
-	d.find(verdict, fmt.Sprintf("add it to the role of %s there (docs/operate/vcenter-role.md)", v.Username),
+	d.report(verdict, fmt.Sprintf("add it to the role of %s there (docs/operate/vcenter-role.md)", v.Username),
 		"privilege %s is missing on %s: needed for %s", p.id, where, p.need)
 }
 
-// privileges asks vCenter for those on a VM: the one that was named, else one that had a run.
-func (d *doctor) privileges(ctx context.Context, vc *vcapi.Client, v app.VCenter, conn *client.Client) {
+// checkPrivileges checks the privileges on a VM: the one of --vm, else one that had a run.
+func (d *doctor) checkPrivileges(ctx context.Context, vc *vcapi.Client, v app.VCenter, conn *client.Client) {
 	vms := []string{d.vm}
 	if d.vm == "" {
 		vms = nil
@@ -216,7 +216,7 @@ func (d *doctor) privileges(ctx context.Context, vc *vcapi.Client, v app.VCenter
 			continue // it is gone since
 		}
 		if err != nil {
-			d.find(broken,
+			d.report(broken,
 				"see whether the VM is there, and the account has a role on its folder (docs/operate/vcenter-role.md)",
 				"privileges on %s: %v", vm, err)
 			return
@@ -224,16 +224,16 @@ func (d *doctor) privileges(ctx context.Context, vc *vcapi.Client, v app.VCenter
 		for _, p := range onVM {
 			for _, id := range missing {
 				if id == p.id {
-					d.lacks(p, vm, v)
+					d.reportMissing(p, vm, v)
 				}
 			}
 		}
 		if len(missing) == 0 {
-			d.find(fine, "", "privileges on %s: all that the service needs", vm)
+			d.report(passed, "", "privileges on %s: all that the service needs", vm)
 		}
-		d.longPoll(ctx, vc, vm)
+		d.checkLongPoll(ctx, vc, vm)
 		return
 	}
-	d.find(skipped, "name a VM of this vCenter: guestflow doctor --vcenter "+v.Name+" --vm vm-42",
+	d.report(skipped, "name a VM of this vCenter: guestflow doctor --vcenter "+v.Name+" --vm vm-42",
 		"privileges: no VM is known to ask about")
 }

@@ -66,7 +66,7 @@ func TestDeadlettersOfTheService(t *testing.T) {
 	w.out.await(t, "literal password")
 	w.stop()
 	w.end().want(t, 0, "rejected")
-	var l letter
+	var l deadLetter
 	line, _, _ := strings.Cut(s.do("deadletters", "list", vm).want(t, 0).out, "\n")
 	if err := json.Unmarshal([]byte(line), &l); err != nil || l.Code != "InvalidRequest" || l.VM != vm || l.Seq != 1 {
 		t.Fatalf("%+v, %v", l, err)
@@ -173,7 +173,7 @@ func TestValidate(t *testing.T) {
 	r := begin(t, nil, false, "", "validate", good, bad, "--text").end().want(t, 2)
 	golden(t, "validate", strings.NewReplacer(good, "good.json", bad, "bad.json").Replace(r.out+r.err))
 	for line := range strings.Lines(begin(t, nil, false, "", "validate", good, bad).end().out) {
-		var v valid
+		var v validation
 		if err := json.Unmarshal([]byte(line), &v); err != nil || v.Valid != (v.File == good) ||
 			!v.Valid && v.Field != "guest.credentials" {
 			t.Errorf("%+v, %v", v, err)

@@ -12,19 +12,19 @@ import (
 	"github.com/guestflow/guestflow/internal/events"
 )
 
-// progress is the line at the bottom of a terminal: the runs in hand, and how far they are.
+// progress is the line at the bottom of a terminal: the current runs, and how far they are.
 type progress struct {
 	screen *screen
 	stop   func()
 
 	mu   sync.Mutex
-	on   bool               // it is shown
-	runs map[string]*inHand // by vCenter and VM
-	text string             // while there is no run
+	on   bool                    // it is shown
+	runs map[string]*runProgress // by vCenter and VM
+	text string                  // while there is no run
 	turn int
 }
 
-type inHand struct {
+type runProgress struct {
 	run   events.Run
 	step  string
 	since time.Time // ours: when the step began, as far as was seen
@@ -32,7 +32,7 @@ type inHand struct {
 
 // startProgress shows progress until stop is called.
 func (s *screen) startProgress(text string) *progress {
-	p := &progress{screen: s, runs: map[string]*inHand{}, text: text, stop: func() {}}
+	p := &progress{screen: s, runs: map[string]*runProgress{}, text: text, stop: func() {}}
 	if !s.live || s.json {
 		return p
 	}
@@ -57,12 +57,12 @@ func (s *screen) startProgress(text string) *progress {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.on = false
-		s.status("")
+		s.setBottom("")
 	})
 	return p
 }
 
-// see takes an event in.
+// see updates the line after an event.
 func (p *progress) see(e *client.Event) {
 	defer p.draw(time.Now())
 	p.mu.Lock()
@@ -72,10 +72,10 @@ func (p *progress) see(e *client.Event) {
 		delete(p.runs, key)
 		return
 	}
-	step := stepOf(&e.Run)
+	step := currentStep(&e.Run)
 	h := p.runs[key]
 	if h == nil || h.step != step {
-		h = &inHand{step: step, since: e.Time()}
+		h = &runProgress{step: step, since: e.Time()}
 		p.runs[key] = h
 	}
 	h.run = e.Run
@@ -85,7 +85,7 @@ func (p *progress) draw(now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.on {
-		p.screen.status(p.line(now))
+		p.screen.setBottom(p.line(now))
 	}
 }
 
@@ -109,7 +109,7 @@ func (p *progress) line(now time.Time) string {
 		if h.run.Waiting != "" {
 			part += ", waits: " + string(h.run.Waiting)
 		}
-		parts = append(parts, part+" "+short(now.Sub(h.since).Truncate(time.Second)))
+		parts = append(parts, part+" "+shortDuration(now.Sub(h.since).Truncate(time.Second)))
 	}
 	text := strings.Join(parts, " · ")
 	if len(parts) > 1 {
@@ -132,8 +132,8 @@ func bar(percent int) string {
 	return strings.Repeat("█", full) + strings.Repeat("░", cells-full)
 }
 
-// stepOf is the step that a run is in.
-func stepOf(r *events.Run) string {
+// currentStep is the step that a run is in; "" after the last one.
+func currentStep(r *events.Run) string {
 	for _, s := range r.Steps() {
 		switch {
 		case s.State.Ended():

@@ -37,7 +37,7 @@ type console struct {
 	width    func() int // of the terminal
 }
 
-// exit ends the command with a code; a nil err says that everything has been said.
+// exit ends the command with a code. If err is nil, no error is printed.
 type exit struct {
 	code int
 	err  error
@@ -63,7 +63,7 @@ type cli struct {
 // run is the command from its arguments to its exit code.
 func run(ctx context.Context, args []string, con console) int {
 	c := &cli{console: con, screen: &screen{out: con.out, err: con.err}}
-	c.look()
+	c.detectTerminal()
 	root := c.root()
 	root.SetArgs(args)
 	root.SetIn(con.in)
@@ -77,33 +77,47 @@ func run(ctx context.Context, args []string, con console) int {
 	var e *exit
 	if errors.As(err, &e) {
 		code, err = e.code, e.err
-	} else if what, _, found := strings.Cut(err.Error(), " for "); found && strings.HasPrefix(what, "unknown command ") { // cobra's, which has no type
-		err = fmt.Errorf("%s: see %s --help", what, cmd.CommandPath())
-		if near := cmd.SuggestionsFor(strings.Trim(strings.TrimPrefix(what, "unknown command "), `"`)); len(near) > 0 {
-			err = fmt.Errorf("%s: is it %s? See %s --help", what, strings.Join(near, " or "), cmd.CommandPath())
-		}
+	} else {
+		err = unknownCommand(cmd, err)
 	}
 	if err != nil {
 		word := "error"
 		if c.errColour {
 			word = c.painted(red, word)
 		}
-		c.note(word + ": " + cmd.CommandPath() + ": " + clean(err.Error()))
+		c.errorln(word + ": " + cmd.CommandPath() + ": " + clean(err.Error()))
 	}
 	return code
+}
+
+// unknownCommand adds suggestions to cobra's error about an unknown command, which has no type; other errors stay.
+func unknownCommand(cmd *cobra.Command, err error) error {
+	what, _, found := strings.Cut(err.Error(), " for ")
+	name, unknown := strings.CutPrefix(what, "unknown command ")
+	if !found || !unknown {
+		return err
+	}
+	if near := cmd.SuggestionsFor(strings.Trim(name, `"`)); len(near) > 0 {
+		return fmt.Errorf("%s: is it %s? See %s --help", what, strings.Join(near, " or "), cmd.CommandPath())
+	}
+	return fmt.Errorf("%s: see %s --help", what, cmd.CommandPath())
 }
 
 func (c *cli) root() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "guestflow",
 		Short: "Customize running vSphere guests, and see what becomes of it",
-		Long: `Guestflow sends customization requests to the guestflow service over NATS JetStream, shows their events as they come, and finds out what is wrong.
+		Long: `Guestflow sends customization requests to the guestflow service over NATS JetStream, shows their events
+as they are published, and finds out what is wrong.
 
-On a terminal it writes for people; into a pipe it writes JSON, one object a line (--text and --json choose). NATS is reached by the service's own
-settings: NATS_URL, NATS_CREDS_FILE, NATS_NKEY_FILE, NATS_USER with NATS_PASSWORD_FILE, NATS_CA_FILE, NATS_CERT_FILE with NATS_KEY_FILE,
-NATS_JS_DOMAIN, NATS_JS_API_PREFIX, NATS_INBOX_PREFIX. GUESTFLOW_VCENTERS, where it names one vCenter, is the default of --vcenter.
+On a terminal it writes for people; into a pipe it writes JSON, one object a line (--text and --json
+choose). It finds NATS by the same settings as the service: NATS_URL, NATS_CREDS_FILE, NATS_NKEY_FILE,
+NATS_USER with NATS_PASSWORD_FILE, NATS_CA_FILE, NATS_CERT_FILE with NATS_KEY_FILE, NATS_JS_DOMAIN,
+NATS_JS_API_PREFIX, NATS_INBOX_PREFIX. If GUESTFLOW_VCENTERS names one vCenter, it is the default of
+--vcenter.
 
-Exit codes: 0 done (where a run was waited for: succeeded), 1 failed, 2 rejected or invalid, 3 canceled, 4 anything else.`,
+Exit codes: 0 done (after --wait: succeeded), 1 failed, 2 rejected or invalid, 3 canceled, 4 anything
+else.`,
 		SilenceUsage:      true,
 		SilenceErrors:     true,
 		Version:           version,
@@ -136,17 +150,16 @@ Exit codes: 0 done (where a run was waited for: succeeded), 1 failed, 2 rejected
 	return root
 }
 
-// look sees what the command writes on.
-func (c *cli) look() {
+// detectTerminal finds out what the output is written to.
+func (c *cli) detectTerminal() {
 	able := c.get("TERM") != "dumb"
 	c.live, c.errLive = c.tty && able, c.errTTY && able
 	c.colour, c.errColour = c.live && c.get("NO_COLOR") == "", c.errLive && c.get("NO_COLOR") == ""
-	c.many = strings.Contains(c.get("TERM"), "256color") || c.get("COLORTERM") != ""
+	c.colours256 = strings.Contains(c.get("TERM"), "256color") || c.get("COLORTERM") != ""
 	c.columns = c.width
 }
 
-// help writes the help of a command; on a terminal its paragraphs fill the lines, up to a width that is still read with
-// ease.
+// help prints the help of a command; on a terminal, its paragraphs are wrapped to the width.
 func (c *cli) help(cmd *cobra.Command, _ []string) {
 	about, usage := cmd.Long, strings.TrimSpace(cmd.UsageString())
 	if about == "" {
@@ -161,10 +174,10 @@ func (c *cli) help(cmd *cobra.Command, _ []string) {
 		}
 		usage = wrap(before, c.columns()) + examples + wrap(after, c.columns())
 	}
-	c.raw(strings.TrimSpace(about) + "\n\n" + usage)
+	c.println(strings.TrimSpace(about) + "\n\n" + usage)
 }
 
-// prepare decides how the command writes.
+// prepare chooses the form of the output, and checks the flags that all commands share.
 func (c *cli) prepare() error {
 	if c.asJSON {
 		c.live, c.colour = false, false
@@ -178,13 +191,13 @@ func (c *cli) prepare() error {
 	return nil
 }
 
-// get is a variable of the environment; empty counts as not set.
+// get returns an environment variable; empty means not set.
 func (c *cli) get(key string) string {
 	v, _ := c.env.Lookup(key)
 	return strings.TrimSpace(v)
 }
 
-// Lookup takes a variable that is set but empty for one that is not set, as the service does.
+// Lookup implements envconfig.Lookuper. An empty variable is not set, as for the service.
 func (c *cli) Lookup(key string) (string, bool) {
 	v := c.get(key)
 	return v, v != ""
@@ -200,7 +213,7 @@ func (c *cli) configured() (names []string) {
 	return names
 }
 
-// oneVCenter is the vCenter that a command is about.
+// oneVCenter is the vCenter of a command that needs exactly one.
 func (c *cli) oneVCenter() (string, error) {
 	names := c.configured()
 	switch {
@@ -218,7 +231,7 @@ func (c *cli) oneVCenter() (string, error) {
 		strings.Join(names, ", "))
 }
 
-// nats is how to reach NATS.
+// nats says how to reach NATS.
 func (c *cli) nats(ctx context.Context) (stream.Config, error) {
 	var n app.NATS
 	if err := envconfig.ProcessWith(ctx, &envconfig.Config{Target: &n, Lookuper: c}); err != nil {
@@ -251,13 +264,13 @@ func reach(n app.NATS, name string) stream.Config {
 	}
 }
 
-// dial connects to NATS. patience is how long it may be away later on; 0: for ever.
-func (c *cli) dial(ctx context.Context, patience time.Duration) (*client.Client, error) {
+// dial connects to NATS. maxOutage is how long NATS may be away later; 0: for ever.
+func (c *cli) dial(ctx context.Context, maxOutage time.Duration) (*client.Client, error) {
 	cfg, err := c.nats(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return client.Dial(cfg, client.Options{MaxOutage: patience, Notice: c.note})
+	return client.Dial(cfg, client.Options{MaxOutage: maxOutage, Notice: c.errorln})
 }
 
 // validVM checks an argument that names a VM.

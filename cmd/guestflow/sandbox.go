@@ -17,11 +17,12 @@ func (c *cli) sandboxCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "sandbox",
 		Short: "Run NATS, a simulated vCenter and the service, to try everything without a data centre",
-		Long: `Runs a nats-server with JetStream, a simulated vCenter named lab and the guestflow service in this process, until Ctrl-C. Its VMs are ready-made:
-each succeeds or fails in its own way, as the list says that is printed first.
+		Long: `Runs a nats-server with JetStream, a simulated vCenter named lab and the guestflow service in this
+process, until Ctrl-C. It prints a list of its VMs: each succeeds or fails in its own way.
 
-Its parts can be used alone: --nats takes a NATS of yours, --no-service leaves the service out (the settings for one of yours are printed), and the
---…listen flags say where each part listens. What it keeps is gone at the end, unless --dir names a folder.`,
+The parts can be used alone: --nats uses your own NATS, --no-service starts no service and prints the
+settings for your own, and the --…listen flags say where each part listens. Its data is removed at the
+end, unless --dir names a folder.`,
 		Example: `  guestflow sandbox
   guestflow sandbox --listen 127.0.0.1:14222 --no-service --json`,
 		Args: cobra.NoArgs,
@@ -45,13 +46,13 @@ Its parts can be used alone: --nats takes a NATS of yours, --no-service leaves t
 				return err
 			}
 			if err := c.introduce(s, o); err != nil {
-				return joined(err, s.Close())
+				return firstError(err, s.Close())
 			}
 			select {
 			case <-cmd.Context().Done():
 			case err = <-s.Done():
 			}
-			return joined(err, s.Close())
+			return firstError(err, s.Close())
 		},
 	}
 	flags := cmd.Flags()
@@ -67,7 +68,7 @@ Its parts can be used alone: --nats takes a NATS of yours, --no-service leaves t
 	return cmd
 }
 
-// introduce tells what there is, and how to try it.
+// introduce prints what runs, and how to try it.
 func (c *cli) introduce(s *sandbox.Sandbox, o sandbox.Options) error {
 	type vm struct {
 		ID      string `json:"vm"`
@@ -83,7 +84,7 @@ func (c *cli) introduce(s *sandbox.Sandbox, o sandbox.Options) error {
 		rows = append(rows, []string{m.ID, m.Ends, m.Shows})
 	}
 	if c.json {
-		return c.object(
+		return c.printJSON(
 			map[string]any{
 				"nats":     s.NATSURL(),
 				"vcenter":  s.VCenterURL(),
@@ -94,12 +95,12 @@ func (c *cli) introduce(s *sandbox.Sandbox, o sandbox.Options) error {
 			},
 		)
 	}
-	c.say("NATS      %s", s.NATSURL())
-	c.say("vCenter   %s, simulated, called %s", s.VCenterURL(), sandbox.VCenter)
+	c.printf("NATS      %s", s.NATSURL())
+	c.printf("vCenter   %s, simulated, called %s", s.VCenterURL(), sandbox.VCenter)
 	if !o.NoService {
-		c.say("service   %s", s.URL())
+		c.printf("service   %s", s.URL())
 	}
-	c.say("")
+	c.printf("")
 	c.table(rows, true, func(row, column int) colour {
 		switch {
 		case column != 1:
@@ -111,25 +112,25 @@ func (c *cli) introduce(s *sandbox.Sandbox, o sandbox.Options) error {
 		}
 		return red
 	})
-	c.say("")
+	c.printf("")
 	if o.NoService {
-		c.say("A service of yours works on it with these settings:")
+		c.printf("A service of yours works on it with these settings:")
 		for _, setting := range s.Env() {
-			c.raw("  export " + setting)
+			c.println("  export " + setting)
 		}
 		return nil
 	}
 	first := s.VMs()[0]
-	c.say("Try one, in another terminal (each VM has its request beside this one):")
-	c.raw("  export NATS_URL=" + s.NATSURL() + " GUESTFLOW_VCENTERS=" + sandbox.VCenter)
-	c.raw("  guestflow submit " + s.RequestFile(first) + " --wait")
-	c.raw("  guestflow watch")
-	c.say("Ctrl-C ends it.")
+	c.printf("Try one, in another terminal (each VM has its request beside this one):")
+	c.println("  export NATS_URL=" + s.NATSURL() + " GUESTFLOW_VCENTERS=" + sandbox.VCenter)
+	c.println("  guestflow submit " + s.RequestFile(first) + " --wait")
+	c.println("  guestflow watch")
+	c.printf("Ctrl-C ends it.")
 	return nil
 }
 
-// joined is err, or why the end was not clean.
-func joined(err, end error) error {
+// firstError is err, or the error of the clean-up.
+func firstError(err, end error) error {
 	if err != nil {
 		return err
 	}

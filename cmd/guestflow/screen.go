@@ -25,8 +25,8 @@ const (
 	cyan   colour = "36"
 )
 
-// onAny are colours that can be read on black and on white, where a terminal has 256; green, yellow and cyan of the
-// first eight cannot on white.
+// onAny are colours that can be read on black and on white, if a terminal has 256. Of the first eight, green, yellow
+// and cyan cannot be read on white.
 var onAny = map[colour]colour{red: "38;5;160", green: "38;5;28", yellow: "38;5;130", cyan: "38;5;31"}
 
 // paints are all that paint writes; "0" ends a colour.
@@ -34,21 +34,21 @@ var paints = append(slices.Collect(maps.Values(onAny)), "0", bold, dim, red, gre
 
 // screen is what a command writes on: lines, and on a terminal one line below them that changes in place.
 type screen struct {
-	out, err  io.Writer
-	json      bool // JSON lines
-	live      bool // a terminal on which lines can be written again
-	colour    bool
-	columns   func() int
-	many      bool // 256 colours
-	errLive   bool // err is a terminal, too
-	errColour bool
+	out, err   io.Writer
+	json       bool // JSON lines
+	live       bool // a terminal on which lines can be written again
+	colour     bool
+	columns    func() int
+	colours256 bool // 256 colours
+	errLive    bool // err is a terminal, too
+	errColour  bool
 
 	mu     sync.Mutex
 	bottom string
 	broken error // of the first write that failed
 }
 
-// paint puts text in a colour, where there are colours.
+// paint adds colour to a text, if the output has colours.
 func (s *screen) paint(c colour, text string) string {
 	if !s.colour {
 		return text
@@ -60,33 +60,33 @@ func (s *screen) painted(c colour, text string) string {
 	if c == plain || text == "" {
 		return text
 	}
-	if other, ok := onAny[c]; ok && s.many {
+	if other, ok := onAny[c]; ok && s.colours256 {
 		c = other
 	}
 	return "\x1b[" + string(c) + "m" + text + "\x1b[0m"
 }
 
-// say writes a line; on a terminal it is broken between words.
-func (s *screen) say(format string, args ...any) {
+// printf writes a line; on a terminal it is wrapped.
+func (s *screen) printf(format string, args ...any) {
 	text := shown(fmt.Sprintf(format, args...), s.colour)
 	if s.live {
 		text = wrap(text, s.columns())
 	}
-	s.raw(text)
+	s.println(text)
 }
 
-// object writes a line of JSON.
-func (s *screen) object(v any) error {
+// printJSON writes a line of JSON.
+func (s *screen) printJSON(v any) error {
 	b, err := jsonLine(v)
 	if err != nil {
 		return err
 	}
-	s.raw(string(b))
+	s.println(string(b))
 	return nil
 }
 
-// raw writes a line as it is: what somebody copies is not broken.
-func (s *screen) raw(line string) {
+// println writes a line as it is, so that it can be copied.
+func (s *screen) println(line string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.bottom != "" { // one write: a screen that is drawn in between would flicker
@@ -95,8 +95,8 @@ func (s *screen) raw(line string) {
 	s.write(s.out, line+"\n"+s.bottom)
 }
 
-// note writes a line that is no result: on the error output.
-func (s *screen) note(text string) {
+// errorln writes a line to the error output.
+func (s *screen) errorln(text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	text = shown(text, s.errColour)
@@ -112,8 +112,8 @@ func (s *screen) note(text string) {
 	s.write(s.out, s.bottom)
 }
 
-// status changes the line at the bottom; "" takes it away.
-func (s *screen) status(text string) {
+// setBottom replaces the line at the bottom; "" removes it.
+func (s *screen) setBottom(text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if text = shown(text, s.colour); !s.live || text == s.bottom {
@@ -129,17 +129,17 @@ func (s *screen) write(w io.Writer, text string) {
 	}
 }
 
-// failed is the error of the first write that failed: nobody reads any more.
-func (s *screen) failed() error {
+// writeError is the error of the first write that failed, as after the reader of a pipe has gone.
+func (s *screen) writeError() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.broken
 }
 
-// clean makes other people's text fit for a terminal: their words must not move its cursor, nor turn its writing.
+// clean removes control characters from text of others: it must not move the cursor, nor change the writing direction.
 func clean(s string) string { return events.CleanLines(s) }
 
-// shown is a text as it goes to the screen: whatever is in it, nothing but the colours of paint means something there.
+// shown removes control characters from a text, except the colours of paint.
 func shown(text string, coloured bool) string {
 	if !coloured {
 		return clean(text)
@@ -160,7 +160,7 @@ func shown(text string, coloured bool) string {
 // flat is clean text in one line.
 func flat(s string) string { return strings.Join(strings.Fields(clean(s)), " ") }
 
-// fit cuts text to a width.
+// fit shortens a text to a width.
 func fit(s string, width int) string {
 	if width <= 0 || utf8.RuneCountInString(s) <= width {
 		return s
@@ -168,8 +168,8 @@ func fit(s string, width int) string {
 	return string([]rune(s)[:width-1]) + "…"
 }
 
-// table writes rows in columns; the first one is the head. On a terminal a row is one line: its last cell is cut, or
-// goes on below where it is prose.
+// table writes rows in columns; the first row is the head. On a terminal, a last cell that is too long is cut, or, if
+// it is prose, wrapped.
 func (s *screen) table(rows [][]string, prose bool, paint func(row, column int) colour) {
 	var widths []int
 	for _, row := range rows {
@@ -202,11 +202,11 @@ func (s *screen) table(rows [][]string, prose bool, paint func(row, column int) 
 			}
 			b.WriteString(s.paint(c, cell))
 		}
-		s.say("%s", strings.TrimRight(b.String(), " "))
+		s.printf("%s", strings.TrimRight(b.String(), " "))
 	}
 }
 
-// narrow takes from the widest columns until the last one has some room.
+// narrow makes the widest columns narrower until the last one has some room.
 func narrow(widths []int, room int) {
 	const least, some = 8, 24 // of a column, and of the last one
 	if len(widths) == 0 {

@@ -18,9 +18,10 @@ func (c *cli) statusCommand() *cobra.Command {
 	var only []string
 	cmd := &cobra.Command{
 		Use:   "status [VM]",
-		Short: "Show how a VM stands, or the fleet as a table",
-		Long: `Shows how a VM stands after its last event: its run, every step, why it waits, what failed and why, and the requests that wait for their turn. Without a VM
-it shows the fleet, a line for each VM of the vCenter (of all vCenters, where none is named).`,
+		Short: "Show the state of a VM, or of all VMs as a table",
+		Long: `Shows the state of a VM after its last event: its run with every step, why it waits or why it failed,
+and the requests that wait for their turn. Without a VM it lists all VMs of the vCenter, or of all
+vCenters if none is named.`,
 		Example: `  guestflow status vm-42
   guestflow status --only running,failed`,
 		Args: cobra.MaximumNArgs(1),
@@ -31,14 +32,13 @@ it shows the fleet, a line for each VM of the vCenter (of all vCenters, where no
 			return c.statusOfAll(cmd.Context(), only)
 		},
 	}
-	cmd.Flags().
-		StringSliceVar(&only, "only", nil, "of the fleet: only VMs that stand so: queued, running, succeeded, "+
-			"failed, canceled")
+	cmd.Flags().StringSliceVar(&only, "only", nil, "without a VM: only those with this status: "+
+		"queued, running, succeeded, failed, canceled, unreadable")
 	return cmd
 }
 
-// standing is what is said of a VM, in a pipe.
-type standing struct {
+// vmStatus describes a VM in JSON.
+type vmStatus struct {
 	VCenter string `json:"vcenter"`
 	VM      string `json:"vm"`
 	// Status is queued, that of the run, or unreadable.
@@ -60,8 +60,8 @@ type queued struct {
 	InHand   bool               `json:"inHand,omitempty"`
 }
 
-func standingOf(s *client.VMStatus) standing {
-	v := standing{VCenter: s.VCenter, VM: s.VM, Status: "unknown"}
+func statusOf(s *client.VMStatus) vmStatus {
+	v := vmStatus{VCenter: s.VCenter, VM: s.VM, Status: "unknown"}
 	if s.Unreadable != nil {
 		v.Status, v.Problem = "unreadable", s.Unreadable.Error()
 		return v
@@ -80,7 +80,7 @@ func standingOf(s *client.VMStatus) standing {
 			v.Status = string(run.Status)
 		}
 		if !e.Last() {
-			v.Step = stepOf(&run)
+			v.Step = currentStep(&run)
 		}
 	}
 	for _, q := range s.Queue {
@@ -102,7 +102,7 @@ func (c *cli) statusOfOne(ctx context.Context, vm string) error {
 	if err != nil {
 		return err
 	}
-	conn, err := c.dial(ctx, awayFor)
+	conn, err := c.dial(ctx, maxOutage)
 	if err != nil {
 		return err
 	}
@@ -119,29 +119,29 @@ func (c *cli) statusOfOne(ctx context.Context, vm string) error {
 			vcenter,
 		)
 	}
-	v := standingOf(s)
+	v := statusOf(s)
 	if c.json {
-		return c.object(v)
+		return c.printJSON(v)
 	}
-	c.describe(v, time.Now())
-	return c.failed()
+	c.printVM(v, time.Now())
+	return c.writeError()
 }
 
-// describe writes how one VM stands.
-func (c *cli) describe(v standing, now time.Time) {
+// printVM prints the state of one VM.
+func (c *cli) printVM(v vmStatus, now time.Time) {
 	row := func(what, text string) {
 		if text != "" {
-			c.say("  %s %s", c.paint(dim, fmt.Sprintf("%-10s", what)), text)
+			c.printf("  %s %s", c.paint(dim, fmt.Sprintf("%-10s", what)), text)
 		}
 	}
 	head := c.paint(bold, v.VM)
 	if r := v.Run; r == nil {
-		c.say("%s at %s: %s", head, v.VCenter, v.Status)
+		c.printf("%s at %s: %s", head, v.VCenter, v.Status)
 	} else {
 		if r.VMName != "" {
 			head += " (" + flat(r.VMName) + ")"
 		}
-		c.say("%s at %s: %s", head, v.VCenter,
+		c.printf("%s at %s: %s", head, v.VCenter,
 			c.paint(statusColour(r.Status), string(r.Status))+clean(sinceWords(v, now)))
 		row("run", r.ID)
 		if r.Request != nil {
@@ -149,17 +149,17 @@ func (c *cli) describe(v standing, now time.Time) {
 		}
 		row("owner", flat(strings.TrimPrefix(by(r.Owner), "by ")))
 		row("waits", c.paint(yellow, waitingWords(r)))
-		c.steps(r)
+		c.printSteps(r)
 		if by := r.CanceledBy; by != nil {
 			row("canceled", flat(list("by "+by.ID+" from "+by.Source, by.Reason)))
 		}
 		if r.Status != events.StatusSucceeded {
-			for _, line := range c.why(r, false) {
-				c.say("  %s", line)
+			for _, line := range c.failureLines(r, false) {
+				c.printf("  %s", line)
 			}
 		}
 	}
-	switch waits := waitingIn(v); {
+	switch waits := waitingRequests(v); {
 	case len(v.Queue) == 0 && v.Unfinished != nil && *v.Unfinished > 0:
 		row("queue", fmt.Sprintf("%d of %d unfinished requests", *v.Unfinished, *v.Limit))
 	case len(waits) > 0:
@@ -174,44 +174,47 @@ func (c *cli) describe(v standing, now time.Time) {
 	}
 }
 
-func waitingIn(v standing) []queued {
-	return slices.DeleteFunc(slices.Clone(v.Queue), func(q queued) bool { return q.InHand })
+func waitingRequests(v vmStatus) []queued {
+	return slices.DeleteFunc(slices.Clone(v.Queue), func(q queued) bool {
+		ended := v.Run != nil && v.Run.ID == q.Run // its message is about to leave the queue
+		return q.InHand || ended
+	})
 }
 
-// sinceWords tells since when, and until when at most.
-func sinceWords(v standing, now time.Time) string {
+// sinceWords says when a run began or ended, and its deadline.
+func sinceWords(v vmStatus, now time.Time) string {
 	r := v.Run
 	if r.FinishedAt != nil {
-		return fmt.Sprintf(" %s ago, in %s", short(now.Sub(*r.FinishedAt)), took(r, *r.FinishedAt))
+		return fmt.Sprintf(" %s ago, in %s", shortDuration(now.Sub(*r.FinishedAt)), duration(r, *r.FinishedAt))
 	}
 	if r.AcceptedAt == nil {
 		return ""
 	}
-	text := " for " + short(now.Sub(*r.AcceptedAt))
+	text := " for " + shortDuration(now.Sub(*r.AcceptedAt))
 	if r.Deadline != nil {
-		text += ", at most " + short(r.Deadline.Sub(now)) + " more"
+		text += ", at most " + shortDuration(r.Deadline.Sub(now)) + " more"
 	}
 	return text
 }
 
-// steps writes every step of a run.
-func (c *cli) steps(r *events.Run) {
+// printSteps prints every step of a run.
+func (c *cli) printSteps(r *events.Run) {
 	for _, s := range r.Steps() {
 		text := flat(stepWords(r, s))
 		if text != "" {
 			text = strings.Repeat(" ", max(12-len(*s.State), 1)) + text
 		}
-		c.say("  %s %s%s", c.paint(dim, fmt.Sprintf("%-10s", s.Name)), c.paint(stateColour(*s.State), string(*s.State)),
-			text)
+		name, state := fmt.Sprintf("%-10s", s.Name), string(*s.State)
+		c.printf("  %s %s%s", c.paint(dim, name), c.paint(stateColour(*s.State), state), text)
 		if s.Name == events.StepCheck {
 			for _, line := range c.remarks(r.Check) {
-				c.say("  %10s %s", "", line)
+				c.printf("  %10s %s", "", line)
 			}
 		}
 	}
 }
 
-// stepWords is what there is to say of a step beside its state.
+// stepWords describes a step, except its state.
 func stepWords(r *events.Run, s events.Step) string {
 	switch s.Name {
 	case events.StepCheck:
@@ -245,7 +248,7 @@ func (c *cli) statusOfAll(ctx context.Context, only []string) error {
 			return fmt.Errorf("--only %s: one of queued, running, succeeded, failed, canceled, unreadable", s)
 		}
 	}
-	conn, err := c.dial(ctx, awayFor)
+	conn, err := c.dial(ctx, maxOutage)
 	if err != nil {
 		return err
 	}
@@ -254,31 +257,31 @@ func (c *cli) statusOfAll(ctx context.Context, only []string) error {
 	if err != nil {
 		return err
 	}
-	var all []standing
+	var all []vmStatus
 	for _, vcenter := range vcenters {
 		fleet, err := conn.ListVMs(ctx, vcenter)
 		if err != nil {
 			return err
 		}
 		for _, s := range fleet {
-			if v := standingOf(s); len(only) == 0 || slices.Contains(only, v.Status) {
+			if v := statusOf(s); len(only) == 0 || slices.Contains(only, v.Status) {
 				all = append(all, v)
 			}
 		}
 	}
 	if !c.json {
-		c.fleet(all, time.Now())
-		return c.failed()
+		c.printVMs(all, time.Now())
+		return c.writeError()
 	}
 	for _, v := range all {
-		if err := c.object(v); err != nil {
+		if err := c.printJSON(v); err != nil {
 			return err
 		}
 	}
-	return c.failed()
+	return c.writeError()
 }
 
-// vcentersOf are the vCenters that are asked for: the one that was said, else all that the service has streams for.
+// vcentersOf are the vCenters of the command: that of --vcenter, else all that have a requests stream.
 func (c *cli) vcentersOf(ctx context.Context, conn *client.Client) ([]string, error) {
 	if c.vcenter != "" {
 		return []string{c.vcenter}, nil
@@ -297,10 +300,10 @@ func (c *cli) vcentersOf(ctx context.Context, conn *client.Client) ([]string, er
 	return names, err
 }
 
-// fleet writes the VMs as a table.
-func (c *cli) fleet(all []standing, now time.Time) {
+// printVMs prints the VMs as a table.
+func (c *cli) printVMs(all []vmStatus, now time.Time) {
 	if len(all) == 0 {
-		c.say("no VM has a request or a run")
+		c.printf("no VM has a request or a run")
 		return
 	}
 	rows := [][]string{{"VCENTER", "VM", "NAME", "STATUS", "SINCE", "QUEUE", "WHAT"}}
@@ -313,17 +316,17 @@ func (c *cli) fleet(all []standing, now time.Time) {
 			row[2] = or(flat(r.VMName), "-")
 			switch {
 			case r.FinishedAt != nil:
-				row[4] = short(now.Sub(*r.FinishedAt))
+				row[4] = shortDuration(now.Sub(*r.FinishedAt))
 			case r.AcceptedAt != nil:
-				row[4] = short(now.Sub(*r.AcceptedAt))
+				row[4] = shortDuration(now.Sub(*r.AcceptedAt))
 			}
-			row[6] = inShort(v)
+			row[6] = summary(v)
 		}
 		rows = append(rows, row)
 	}
 	column := 3 // the status
 	if vcenters := len(
-		slices.CompactFunc(slices.Clone(all), func(a, b standing) bool { return a.VCenter == b.VCenter }),
+		slices.CompactFunc(slices.Clone(all), func(a, b vmStatus) bool { return a.VCenter == b.VCenter }),
 	); vcenters == 1 {
 		for i := range rows { // the words need the room more
 			rows[i] = rows[i][1:]
@@ -338,8 +341,8 @@ func (c *cli) fleet(all []standing, now time.Time) {
 	})
 }
 
-// inShort is what a run does, or why it ended.
-func inShort(v standing) string {
+// summary says what a run does, or why it ended.
+func summary(v vmStatus) string {
 	r := v.Run
 	switch {
 	case r.FinishedAt == nil:

@@ -17,8 +17,8 @@ import (
 	"github.com/guestflow/guestflow/internal/events"
 )
 
-// awayFor is how long NATS may be away while a command waits.
-const awayFor = time.Minute
+// maxOutage is how long NATS may be away while a command waits.
+const maxOutage = time.Minute
 
 type submitFlags struct {
 	vm, secret, spec, specName, timeout string
@@ -29,19 +29,23 @@ type submitFlags struct {
 	waitTimeout                         time.Duration
 }
 
-// ofRequest are the flags that make a request, where no file holds one.
-var ofRequest = []string{"vm", "secret", "spec", "spec-name", "network", "connect-nics", "run", "timeout", "check-only"}
+// requestFlags are the flags that describe a request, which a file otherwise does.
+var requestFlags = []string{
+	"vm", "secret", "spec", "spec-name", "network", "connect-nics", "run", "timeout", "check-only",
+}
 
 func (c *cli) submitCommand() *cobra.Command {
 	var f submitFlags
 	cmd := &cobra.Command{
 		Use:   "submit [FILE|-]",
 		Short: "Send a request, and wait for its end with --wait",
-		Long: `Sends a request: a FILE (or - for standard input) that holds a whole CloudEvent or the request's data alone, or what the flags say. It is checked first
-with the service's own code, so that what the service would refuse is not sent.
+		Long: `Sends a request: a FILE (or - for standard input) that holds a whole CloudEvent or the data of a request
+alone, or one made from the flags. It is checked first with the service's own code: what the service
+would refuse is not sent.
 
-With --wait its events are shown until it has ended; the exit code says how: 0 succeeded, 1 failed, 2 rejected, 3 canceled, 4 anything else. A request
-that was sent before (the same --source and --id, and the same data) is not run again: --wait then tells how its run goes on, or went.`,
+With --wait it shows the events of the run until the end, and the exit code says how it ended: 0
+succeeded, 1 failed, 2 rejected, 3 canceled, 4 anything else. A request that was sent before (the same
+--source and --id, and the same data) is not run again: --wait then shows the events of its run.`,
 		Example: `  guestflow submit request.json --wait
   guestflow submit --vm vm-42 --check-only --wait
   guestflow submit --vm vm-42 --secret linux-root --spec spec.json --network \
@@ -82,19 +86,19 @@ func (c *cli) submit(cmd *cobra.Command, f submitFlags, args []string) error {
 	whole := client.IsCloudEvent(doc)
 	known := whole || f.id != "" // else the id is new, and so is the run
 	if !whole {
-		ref = named(ref)
+		ref = withDefaults(ref)
 	}
 	m, err := client.New(vcenter, doc, ref)
 	if err == nil && m.Cancel {
 		return fmt.Errorf("%s is a cancel: guestflow cancel sends one", name)
 	}
 	if err != nil {
-		return &exit{exitRejected, fmt.Errorf("%s: %w. Nothing was sent", name, wrong(err))}
+		return &exit{exitRejected, fmt.Errorf("%s: %w. Nothing was sent", name, plainError(err))}
 	}
 	if !c.json {
 		c.warn(m.Warnings)
 	}
-	conn, err := c.dial(cmd.Context(), awayFor)
+	conn, err := c.dial(cmd.Context(), maxOutage)
 	if err != nil {
 		return err
 	}
@@ -102,8 +106,8 @@ func (c *cli) submit(cmd *cobra.Command, f submitFlags, args []string) error {
 	return c.send(cmd.Context(), conn, m, sending{wait: f.wait, timeout: f.waitTimeout, known: known, code: outcome})
 }
 
-// named fills in what a message is called where nobody said.
-func named(ref events.RequestRef) events.RequestRef {
+// withDefaults fills in the source and the id that the command line does not give.
+func withDefaults(ref events.RequestRef) events.RequestRef {
 	if ref.Source == "" {
 		ref.Source = client.Source
 	}
@@ -113,8 +117,8 @@ func named(ref events.RequestRef) events.RequestRef {
 	return ref
 }
 
-// wrong is what is wrong with a document, without the service's code where that says nothing more.
-func wrong(err error) error {
+// plainError is the error about a document, without the code InvalidRequest, which says nothing more.
+func plainError(err error) error {
 	var reject *events.RejectError
 	if !errors.As(err, &reject) || reject.Code != events.InvalidRequest {
 		return err
@@ -125,10 +129,10 @@ func wrong(err error) error {
 	return fmt.Errorf("%s: %s", reject.Field, reject.Message)
 }
 
-// document is the request that is asked for, and what errors call it.
+// document returns the request of the command line, and its name for errors.
 func (c *cli) document(cmd *cobra.Command, f submitFlags, args []string) (doc []byte, name string, err error) {
 	var said []string
-	for _, flag := range ofRequest {
+	for _, flag := range requestFlags {
 		if cmd.Flags().Changed(flag) {
 			said = append(said, "--"+flag)
 		}
@@ -139,7 +143,7 @@ func (c *cli) document(cmd *cobra.Command, f submitFlags, args []string) (doc []
 			strings.Join(said, ", "))
 	case len(args) == 1:
 		doc, err = c.read(args[0])
-		return doc, called(args[0]), err
+		return doc, displayName(args[0]), err
 	case len(said) == 0:
 		return nil, "", errors.New(
 			"nothing to send: name a file (- for standard input), or say --vm and what is to be done; see guestflow " +
@@ -150,8 +154,8 @@ func (c *cli) document(cmd *cobra.Command, f submitFlags, args []string) (doc []
 	return doc, "request", err
 }
 
-// called is what errors call a file.
-func called(file string) string {
+// displayName is the name of a file in errors.
+func displayName(file string) string {
 	if file == "-" {
 		return "standard input"
 	}
@@ -169,6 +173,9 @@ func (c *cli) read(file string) ([]byte, error) {
 	return os.ReadFile(file)
 }
 
+// object is a JSON object.
+type object map[string]any
+
 // fromFlags makes the data of a request; see schemas/requested.v1.json.
 func (c *cli) fromFlags(f submitFlags) ([]byte, error) {
 	if f.vm == "" {
@@ -177,14 +184,36 @@ func (c *cli) fromFlags(f submitFlags) ([]byte, error) {
 	if err := validVM(f.vm); err != nil {
 		return nil, fmt.Errorf("--vm: %w", err)
 	}
-	type object map[string]any
-	data, steps := object{"vm": f.vm}, 0
+	data, err := c.stepsFromFlags(f)
+	if err != nil {
+		return nil, err
+	}
+
+	switch steps := len(data); {
+	case f.checkOnly && steps > 0:
+		return nil, errors.New("--check-only changes nothing in the guest: " +
+			"leave out --spec, --spec-name, --network, --connect-nics and --run")
+	case !f.checkOnly && steps == 0:
+		return nil, fmt.Errorf("what is to be done with %s? "+
+			"Say --spec, --spec-name, --network, --connect-nics or --run; or --check-only to do nothing but ask vCenter", f.vm)
+	case steps > 0 && f.secret == "":
+		return nil, errors.New("--secret is missing: the name of the secret with the guest's credentials, " +
+			"a folder in the service's GUESTFLOW_SECRETS_DIR")
+	}
+
+	data["vm"] = f.vm
 	if f.timeout != "" {
 		data["timeout"] = f.timeout
 	}
 	if f.secret != "" {
 		data["guest"] = object{"credentials": object{"secretRef": f.secret}}
 	}
+	return json.Marshal(data)
+}
+
+// stepsFromFlags makes the sections of a request that are steps.
+func (c *cli) stepsFromFlags(f submitFlags) (object, error) {
+	data := object{}
 	switch {
 	case f.spec != "" && f.specName != "":
 		return nil, errors.New("--spec and --spec-name exclude each other")
@@ -194,22 +223,20 @@ func (c *cli) fromFlags(f submitFlags) ([]byte, error) {
 			return nil, fmt.Errorf("--spec: %w", err)
 		}
 		if spec, err = client.JSON(spec); err != nil {
-			return nil, fmt.Errorf("--spec %s: %w", called(f.spec), err)
+			return nil, fmt.Errorf("--spec %s: %w", displayName(f.spec), err)
 		}
 		data["customize"] = object{"spec": json.RawMessage(spec)}
-		steps++
 	case f.specName != "":
 		data["customize"] = object{"specName": f.specName}
-		steps++
 	}
-	if f.network || f.connectNICs {
-		network := object{}
-		if f.connectNICs {
-			network["connectNics"] = true
-		}
-		data["network"] = network
-		steps++
+
+	switch {
+	case f.connectNICs:
+		data["network"] = object{"connectNics": true}
+	case f.network:
+		data["network"] = object{}
 	}
+
 	var processes []object
 	for _, run := range f.runs {
 		name, path, arguments, err := program(run)
@@ -224,26 +251,8 @@ func (c *cli) fromFlags(f submitFlags) ([]byte, error) {
 	}
 	if len(processes) > 0 {
 		data["processes"] = processes
-		steps++
 	}
-	switch {
-	case f.checkOnly && steps > 0:
-		return nil, errors.New(
-			"--check-only changes nothing in the guest: leave out --spec, --spec-name, --network, --connect-nics " +
-				"and --run",
-		)
-	case !f.checkOnly && steps == 0:
-		return nil, errors.New(
-			"what is to be done with " + f.vm + "? Say --spec, --spec-name, --network, --connect-nics or --run; or " +
-				"--check-only to ask vCenter alone",
-		)
-	case steps > 0 && f.secret == "":
-		return nil, errors.New(
-			"--secret is missing: the name of the secret with the guest's credentials, a folder in the service's " +
-				"GUESTFLOW_SECRETS_DIR",
-		)
-	}
-	return json.Marshal(data)
+	return data, nil
 }
 
 // program reads name=/path args.
@@ -271,7 +280,7 @@ type sending struct {
 	code    func(*client.Event) int
 }
 
-// sent is what is said of a message that is stored, in a pipe.
+// sent describes a stored message in JSON.
 type sent struct {
 	VCenter string            `json:"vcenter"`
 	VM      string            `json:"vm"`
@@ -281,7 +290,7 @@ type sent struct {
 	Seq     uint64            `json:"sequence"`
 }
 
-// send publishes a message, and shows what becomes of it.
+// send publishes a message, and with --wait shows its events until the end.
 func (c *cli) send(ctx context.Context, conn *client.Client, m *client.Message, how sending) error {
 	if how.timeout > 0 {
 		var cancel context.CancelFunc
@@ -300,21 +309,41 @@ func (c *cli) send(ctx context.Context, conn *client.Client, m *client.Message, 
 	if err != nil {
 		return err
 	}
-	what := "request"
-	if m.Cancel {
-		what = "cancel"
+	if c.json && !how.wait {
+		return c.printJSON(sent{m.VCenter, m.VM, m.Ref, m.Run, m.Subject, seq})
 	}
-	switch {
-	case !c.json:
-		c.say("%s %s from %s for %s at %s is stored; run %s", what, c.paint(bold, flat(m.Ref.ID)), flat(m.Ref.Source),
-			c.paint(bold, m.VM), m.VCenter, m.Run)
-	case !how.wait:
-		return c.object(sent{m.VCenter, m.VM, m.Ref, m.Run, m.Subject, seq})
+	if !c.json {
+		c.printf("%s %s from %s for %s at %s is stored; run %s", messageKind(m),
+			c.paint(bold, flat(m.Ref.ID)), flat(m.Ref.Source), c.paint(bold, m.VM), m.VCenter, m.Run)
 	}
 	if !how.wait {
-		c.say("follow it with: guestflow watch %s --vcenter %s", m.VM, m.VCenter)
+		c.printf("follow it with: guestflow watch %s --vcenter %s", m.VM, m.VCenter)
 		return nil
 	}
+
+	end, err := c.waitForEnd(ctx, wait, seq)
+	if err != nil {
+		return fmt.Errorf("%w: not waiting any more. The %s is stored and goes on: "+
+			"guestflow watch %s --vcenter %s shows it; if there are no events, guestflow doctor says why",
+			err, messageKind(m), m.VM, m.VCenter)
+	}
+	c.explainEnd(end)
+	if code := how.code(end); code != exitOK {
+		return &exit{code: code}
+	}
+	return c.writeError()
+}
+
+// messageKind is what texts call a message.
+func messageKind(m *client.Message) string {
+	if m.Cancel {
+		return "cancel"
+	}
+	return "request"
+}
+
+// waitForEnd shows the events of a message's run until its final event, which it returns.
+func (c *cli) waitForEnd(ctx context.Context, wait *client.Wait, seq uint64) (*client.Event, error) {
 	p := c.startProgress("waits for its turn")
 	defer p.stop()
 	end, err := wait.UntilEnd(ctx, seq, func(e *client.Event) {
@@ -325,41 +354,26 @@ func (c *cli) send(ctx context.Context, conn *client.Client, m *client.Message, 
 		}
 		c.event(e, "")
 	})
-	p.stop()
-	if err != nil {
-		if ctx.Err() != nil {
-			err = context.Cause(ctx)
-		}
-		if errors.Is(err, context.Canceled) {
-			err = errors.New("interrupted")
-		}
-		return fmt.Errorf(
-			"%w: not waiting any more. The %s is stored and goes on: guestflow watch %s --vcenter %s shows it; where "+
-				"nothing comes, guestflow doctor says why",
-			err,
-			what,
-			m.VM,
-			m.VCenter,
-		)
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
 	}
-	c.explainEnd(end)
-	if code := how.code(end); code != exitOK {
-		return &exit{code: code}
+	if errors.Is(err, context.Canceled) {
+		err = errors.New("interrupted")
 	}
-	return c.failed()
+	return end, err
 }
 
-// explainEnd tells people why a run did not succeed.
+// explainEnd prints why a run did not succeed.
 func (c *cli) explainEnd(end *client.Event) {
 	if c.json || end.Kind == events.RunSucceeded {
 		return
 	}
-	for _, line := range c.why(&end.Run, true) {
-		c.say("  %s", line)
+	for _, line := range c.failureLines(&end.Run, true) {
+		c.printf("  %s", line)
 	}
 }
 
-// outcome is the exit code of what ended a request.
+// outcome is the exit code for the final event of a request.
 func outcome(e *client.Event) int {
 	switch e.Kind {
 	case events.RunSucceeded:

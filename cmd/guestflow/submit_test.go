@@ -59,7 +59,7 @@ func TestRuns(t *testing.T) {
 			t.Errorf("%d CustomizeGuest_Task", n)
 		}
 		golden(t, "status", strings.ReplaceAll(s.read("status", vm).want(t, 0).out, vm, "VM"))
-		var v standing
+		var v vmStatus
 		if err := json.Unmarshal([]byte(s.do("status", vm).want(t, 0).out),
 			&v); err != nil || v.Run == nil || v.Run.Customize.DecidedBy != "task" ||
 			*v.Unfinished != 0 {
@@ -68,7 +68,7 @@ func TestRuns(t *testing.T) {
 		// The same identity with other data is another thing.
 		s.read("submit", "--vm", vm, "--check-only", "--id", "r-1", "--wait").want(t, 2, "DuplicateRequest")
 		s.read("cancel", vm, "--id", "r-1", "--wait").want(t, 1, "run.succeeded")
-		s.read("cancel", vm).want(t, 2, "no run in hand", "succeeded")
+		s.read("cancel", vm).want(t, 2, "no current run", "succeeded")
 	})
 
 	t.Run("fails", func(t *testing.T) {
@@ -96,7 +96,7 @@ func TestRuns(t *testing.T) {
 		s.read("status", vm).want(t, 0, "2 of 2 unfinished", "r-4 from urn:guestflow:cli")
 		s.read("status", "--only", "running").want(t, 0, vm, "2/2")
 		s.read("cancel", vm, "--id", "r-4", "--reason", "no longer wanted").want(t, 0, "is stored")
-		// watch begins where the run in hand does
+		// watch begins where the current run does
 		follow := s.begin(false, "watch", vm, "--until-end", "--text")
 		follow.out.await(t, "customize.started")
 		s.read("cancel", vm, "--wait").want(t, 0, "run.canceled")

@@ -41,7 +41,7 @@ func TestValidateCases(t *testing.T) {
 func TestValidateWarnings(t *testing.T) {
 	t.Parallel()
 	p := begin(t, nil, false, "", "validate", "../../internal/events/testdata/cases/warnings.json").end().want(t, 0)
-	var got valid
+	var got validation
 	if err := json.Unmarshal([]byte(p.out), &got); err != nil || !got.Valid || len(got.Warnings) != 3 ||
 		got.Warnings[0].Code != "UnknownType" {
 		t.Errorf("%+v, %v", got, err)

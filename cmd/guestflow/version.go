@@ -13,7 +13,7 @@ func (c *cli) versionCommand() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			if c.json {
-				return c.object(
+				return c.printJSON(
 					map[string]string{
 						"version":  version,
 						"commit":   commit,
@@ -22,7 +22,7 @@ func (c *cli) versionCommand() *cobra.Command {
 					},
 				)
 			}
-			c.say("guestflow %s (commit %s, %s, %s/%s)", version, commit, runtime.Version(), runtime.GOOS,
+			c.printf("guestflow %s (commit %s, %s, %s/%s)", version, commit, runtime.Version(), runtime.GOOS,
 				runtime.GOARCH)
 			return nil
 		},

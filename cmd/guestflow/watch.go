@@ -17,8 +17,10 @@ func (c *cli) watchCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "watch [VM]",
 		Short: "Show events as they come: of one VM, of one vCenter, of everything",
-		Long: `Shows events as they come, until it is interrupted: of one VM (its run in hand from its beginning), of one vCenter (--vcenter), or of everything. Into a
-pipe it writes the CloudEvents as they are, one a line. The events are read from JetStream, so none is missed where NATS was away for a while.`,
+		Long: `Shows events as they are published, until it is interrupted: of one VM (from the beginning of its
+current run), of one vCenter (--vcenter), or of everything. Into a pipe it writes the CloudEvents as
+they are, one a line. The events are read from JetStream, so none is missed when NATS was away for a
+while.`,
 		Example: `  guestflow watch vm-42
   guestflow watch --vcenter lab --since 1h
   guestflow watch --json | jq 'select(.type | endswith(".run.failed.v1")) | .data.error'`,
@@ -32,9 +34,8 @@ pipe it writes the CloudEvents as they are, one a line. The events are read from
 		},
 	}
 	cmd.Flags().DurationVar(&since, "since", 0, "begin with what was published this long ago, such as 1h")
-	cmd.Flags().
-		BoolVar(&untilEnd, "until-end", false, "of one VM: stop when a run has ended, with the exit code of "+
-			"submit --wait")
+	cmd.Flags().BoolVar(&untilEnd, "until-end", false, "of one VM: stop when a run has ended, "+
+		"with the exit code of submit --wait")
 	return cmd
 }
 
@@ -83,7 +84,7 @@ func (c *cli) watch(ctx context.Context, vm string, since time.Duration, untilEn
 		}
 		p.see(e)
 		c.event(e, c.who(e, vcenter, vm))
-		if c.failed() != nil { // who read the pipe is gone: head, for one
+		if c.writeError() != nil { // who read the pipe is gone: head, for one
 			return nil
 		}
 		if untilEnd && e.Last() {

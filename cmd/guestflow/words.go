@@ -13,7 +13,7 @@ import (
 // event writes an event: the CloudEvent as it is, or a line for people.
 func (s *screen) event(e *client.Event, who string) {
 	if s.json {
-		s.raw(string(e.Line))
+		s.println(string(e.Line))
 		return
 	}
 	if s.live && e.Kind == events.CustomizeProgressed {
@@ -23,11 +23,11 @@ func (s *screen) event(e *client.Event, who string) {
 	if s.live && s.columns() < narrowScreen {
 		at, n = "15:04:05", ""
 	}
-	s.say("%s", strings.TrimRight(fmt.Sprintf("  %s  %s%s%s  %s", s.paint(dim, e.Time().Local().Format(at)), who, n,
+	s.printf("%s", strings.TrimRight(fmt.Sprintf("  %s  %s%s%s  %s", s.paint(dim, e.Time().Local().Format(at)), who, n,
 		s.paint(kindColour(e.Kind), fmt.Sprintf("%-21s", e.Kind)), detail(e)), " "))
 	if e.Kind == events.CheckCompleted {
 		for _, line := range s.remarks(e.Run.Check) {
-			s.say("%s%s", strings.Repeat(" ", 4+len(at)+len(who)+len(n)-2), line)
+			s.printf("%s%s", strings.Repeat(" ", 4+len(at)+len(who)+len(n)-2), line)
 		}
 	}
 }
@@ -90,52 +90,44 @@ func stateColour(s events.State) colour {
 	return plain
 }
 
-// detail is what an event says beyond its kind, in one line.
+// detail describes an event, except its kind, in one line.
 func detail(e *client.Event) string {
+	r := &e.Run
+	switch step, _, _ := strings.Cut(string(e.Kind), "."); {
+	case e.Kind == events.KindRejected:
+		return errorWords(r)
+	case step == "run":
+		return runWords(e)
+	case step == events.StepCheck && r.Check != nil:
+		return flat(checkWords(r.Check))
+	case e.Kind == events.CustomizeAborting && r.Customize != nil:
+		return flat(r.Customize.Task)
+	case e.Kind == events.CustomizeAborted, e.Kind == events.NetworkStarting:
+		return ""
+	case step == events.StepCustomize && r.Customize != nil:
+		return flat(customizeWords(r.Customize))
+	case step == events.StepNetwork && r.Network != nil:
+		return flat(list(r.Network.Task, endWord(r.Network.State)))
+	case step == events.StepVerify && r.Verify != nil:
+		return flat(verifyWords(r.Verify))
+	case step == events.StepProcess:
+		return processDetail(e)
+	}
+	return ""
+}
+
+// runWords describes an event of the run as a whole.
+func runWords(e *client.Event) string {
 	r := &e.Run
 	switch e.Kind {
 	case events.RunAccepted, events.RunReleased, events.RunResumed:
 		return flat(list(r.VMName, by(r.Owner)))
 	case events.RunWaiting:
 		return waitingWords(r)
-	case events.CheckCompleted:
-		if r.Check != nil {
-			return flat(checkWords(r.Check))
-		}
-	case events.CustomizeAborting:
-		if r.Customize != nil {
-			return flat(r.Customize.Task)
-		}
-	case events.CustomizeStarting, events.CustomizeStarted, events.CustomizeProgressed, events.CustomizeCompleted:
-		if r.Customize != nil {
-			return flat(customizeWords(r.Customize))
-		}
-	case events.NetworkStarted, events.NetworkCompleted:
-		if r.Network != nil {
-			return flat(list(r.Network.Task, endWord(r.Network.State)))
-		}
-	case events.VerifyCompleted:
-		if r.Verify != nil {
-			return flat(verifyWords(r.Verify))
-		}
-	case events.ProcessStarting, events.ProcessStarted, events.ProcessExited, events.ProcessUnreachable:
-		for i := range r.Processes {
-			p := r.Processes[i]
-			if p.Name != r.Process {
-				continue
-			}
-			if e.Kind != events.ProcessStarting {
-				p.Command = "" // that event has told
-			}
-			return flat(processWords(&p))
-		}
-		return flat(r.Process)
 	case events.RunSucceeded:
-		return "in " + took(r, e.Time())
-	case events.RunFailed, events.KindRejected:
-		if r.Error != nil {
-			return flat(string(r.Error.Code) + ": " + r.Error.Message)
-		}
+		return "in " + duration(r, e.Time())
+	case events.RunFailed:
+		return errorWords(r)
 	case events.RunCanceled:
 		if c := r.CanceledBy; c != nil {
 			return flat(list("by "+c.Source, c.Reason))
@@ -144,15 +136,37 @@ func detail(e *client.Event) string {
 	return ""
 }
 
-// in is the place of an error, in words.
-func in(where string) string {
+// errorWords is the error of a run.
+func errorWords(r *events.Run) string {
+	if r.Error == nil {
+		return ""
+	}
+	return flat(string(r.Error.Code) + ": " + r.Error.Message)
+}
+
+// processDetail describes the process that an event is about.
+func processDetail(e *client.Event) string {
+	for _, p := range e.Run.Processes {
+		if p.Name != e.Run.Process {
+			continue
+		}
+		if e.Kind != events.ProcessStarting {
+			p.Command = "" // process.starting has shown it
+		}
+		return flat(processWords(&p))
+	}
+	return flat(e.Run.Process)
+}
+
+// inPlace names the place of an error.
+func inPlace(where string) string {
 	if where == "" {
 		return ""
 	}
 	return " in " + where
 }
 
-// list joins what is there.
+// list joins the parts that are not empty.
 func list(parts ...string) string {
 	var there []string
 	for _, p := range parts {
@@ -175,7 +189,7 @@ func by(o *events.Owner) string {
 	return "by " + o.Instance
 }
 
-// endWord is a state, where something has ended.
+// endWord is a final state; "" if the state is not final.
 func endWord(s events.State) string {
 	if s.Ended() {
 		return string(s)
@@ -183,7 +197,7 @@ func endWord(s events.State) string {
 	return ""
 }
 
-// waitingWords is what a run waits for, and why in the words of who said so.
+// waitingWords says what a run waits for, and why.
 func waitingWords(r *events.Run) string {
 	words := string(r.Waiting)
 	switch r.Waiting {
@@ -221,7 +235,7 @@ func checkWords(c *events.Check) string {
 	return list(what, count(len(c.Blockers), "blocker"), count(len(c.Warnings), "warning"))
 }
 
-// remarks are the check's blockers and warnings, a line each.
+// remarks are the blockers and warnings of a check, a line each.
 func (s *screen) remarks(c *events.Check) (lines []string) {
 	if c == nil {
 		return nil
@@ -295,19 +309,19 @@ func processWords(p *events.Process) string {
 	return p.Name + ": " + what
 }
 
-// took is how long a run took, up to at where it has no end.
-func took(r *events.Run, at time.Time) string {
+// duration is how long a run took; until at, if it has not ended.
+func duration(r *events.Run, at time.Time) string {
 	if r.AcceptedAt == nil {
 		return "0s"
 	}
 	if r.FinishedAt != nil {
 		at = *r.FinishedAt
 	}
-	return short(at.Sub(*r.AcceptedAt))
+	return shortDuration(at.Sub(*r.AcceptedAt))
 }
 
-// short is a duration as people say it: 4.6s, 1m12s, 3h20m.
-func short(d time.Duration) string {
+// shortDuration is a duration as people say it: 4.6s, 1m12s, 3h20m.
+func shortDuration(d time.Duration) string {
 	switch d = max(d, 0); {
 	case d < time.Second:
 		return d.Round(time.Millisecond).String()
@@ -321,9 +335,9 @@ func short(d time.Duration) string {
 	return fmt.Sprintf("%dd", int(d.Hours()/24))
 }
 
-// why are the lines that tell why a run did not succeed, and what was seen. told: its last event has been shown, with
-// its message.
-func (s *screen) why(r *events.Run, told bool) (lines []string) {
+// failureLines say why a run did not succeed, and what was seen of the guest. messageShown: the error's message has
+// been printed already.
+func (s *screen) failureLines(r *events.Run, messageShown bool) (lines []string) {
 	e := r.Error
 	add := func(what, text string) {
 		if text = flat(text); text != "" {
@@ -335,13 +349,13 @@ func (s *screen) why(r *events.Run, told bool) (lines []string) {
 		if e.Process != "" {
 			step += " " + e.Process
 		}
-		if told {
+		if messageShown {
 			add("where", list(step, e.Field))
 		} else {
 			lines = append(
 				lines,
 				s.paint(dim, fmt.Sprintf("%-10s", "error"))+" "+s.paint(red, flat(string(e.Code)))+clean(
-					in(list(step, e.Field)),
+					inPlace(list(step, e.Field)),
 				),
 			)
 			add("", e.Message)

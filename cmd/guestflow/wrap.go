@@ -11,7 +11,7 @@ var (
 	gaps    = regexp.MustCompile(`\S {2,}\S`) // between two columns
 )
 
-// seen is how many columns a text takes on the screen.
+// seen is the width of a text on the screen.
 func seen(s string) int { return utf8.RuneCountInString(colours.ReplaceAllString(s, "")) }
 
 // wrap breaks each line of a text between words where it is wider than the screen, and begins what follows under the
