@@ -19,7 +19,8 @@ const hostile = "a\x00b\x1b[2Jc\x07\r\nd\u009b1mé\u202egnp\u2066\u200f\x7f\xffz
 func TestClean(t *testing.T) {
 	t.Parallel()
 	for in, want := range map[string]string{
-		"plain ü 日本 🙂": "plain ü 日本 🙂", "a\tb\r\nc": "a b  c", "\x1b[31mred": " [31mred", "a\u0085b\u009bc": "a b c", "\u202eevil\u202c \u2066x\u2069\u200e\u061c": "evil x",
+		"plain ü 日本 🙂": "plain ü 日本 🙂", "a\tb\r\nc": "a b  c", "\x1b[31mred": " [31mred", "a\u0085b\u009bc": "a b c",
+		"\u202eevil\u202c \u2066x\u2069\u200e\u061c": "evil x",
 		"\xff\xfea": "\ufffda", "a\u2028b\u2029c": "a b c", "": "",
 	} {
 		if got := Clean(in); got != want {
@@ -53,7 +54,8 @@ func fill(v reflect.Value, s string, but func(path string) bool, path string) {
 	case reflect.Slice:
 		if v.Type() == reflect.TypeFor[json.RawMessage]() {
 			if !but(path) {
-				v.SetBytes([]byte(`{"t":["` + strings.NewReplacer("\x00", `\u0000`, "\x1b", `\u001b`, "\x07", `\u0007`, "\r", `\r`, "\n", `\n`).Replace(s) + `",null],"n":null}`))
+				v.SetBytes([]byte(`{"t":["` + strings.NewReplacer("\x00", `\u0000`, "\x1b", `\u001b`, "\x07", `\u0007`,
+					"\r", `\r`, "\n", `\n`).Replace(s) + `",null],"n":null}`))
 			}
 			return
 		}
@@ -71,18 +73,21 @@ func fill(v reflect.Value, s string, but func(path string) bool, path string) {
 // that is not cleaned fails here.
 func TestWhatOthersWroteIsClean(t *testing.T) {
 	t.Parallel()
-	ours := map[string]bool{"Run.ID": true, "Run.VCenter": true, "Run.VM": true, "Run.Requested": true, "Run.Checkpoint": true, "Run.Owner.Instance": true, "Run.Waiting": true, "Run.Error.Waiting": true,
+	ours := map[string]bool{"Run.ID": true, "Run.VCenter": true, "Run.VM": true, "Run.Requested": true,
+		"Run.Checkpoint": true, "Run.Owner.Instance": true, "Run.Waiting": true, "Run.Error.Waiting": true,
 		"Run.Error.Code": true, "Run.Error.Step": true, "Run.Error.Process": true, "Run.Customize.DecidedBy": true,
 		// Identities: cleaned, they would be others. CloudEvents allows no control characters in them, and the
 		// request's schema none in the names of processes.
-		"Run.Request.Source": true, "Run.Request.ID": true, "Run.CanceledBy.Source": true, "Run.CanceledBy.ID": true, "Run.Processes.Name": true, "Run.Process": true}
+		"Run.Request.Source": true, "Run.Request.ID": true, "Run.CanceledBy.Source": true, "Run.CanceledBy.ID": true,
+		"Run.Processes.Name": true, "Run.Process": true}
 	r := &Run{}
 	fill(reflect.ValueOf(r).Elem(), hostile, func(path string) bool {
 		return ours[path] || strings.HasSuffix(path, ".State") || path == "Run.Status"
 	}, "Run")
 	good := wholeRun()
 	r.ID, r.N, r.VCenter, r.VM, r.Status, r.Owner.Instance = good.ID, 7, "lab", "vm-42", StatusFailed, "pod-a"
-	r.Request, r.Requested, r.Checkpoint = good.Request, json.RawMessage(`{"vm":"vm-42","timeout":null,"customize":{"spec":{"a":null,"b":[null,1]}}}`), good.Checkpoint
+	r.Request, r.Requested, r.Checkpoint = good.Request, json.RawMessage(
+		`{"vm":"vm-42","timeout":null,"customize":{"spec":{"a":null,"b":[null,1]}}}`), good.Checkpoint
 	for _, mode := range []string{Structured, Binary} {
 		h, data, err := EncodeEvent(time.Now(), RunFailed, Attributes{CorrelationID: "1", CausationID: "1"}, r, mode)
 		if err != nil {
@@ -146,7 +151,8 @@ func TestJSONIsCut(t *testing.T) {
 	}
 	tests := []struct{ name, in, want string }{ // want: how it begins; "" where nothing is left
 		{"short", `{"b":1.50,"a":"x"}`, `{"b":1.50,"a":"x"}`}, // the order and numbers as they were
-		{"a long text", `{"reason":"FILE_NOT_FOUND","path":"` + long + `","pid":7}`, `{"reason":"FILE_NOT_FOUND","path":"üü`},
+		{"a long text", `{"reason":"FILE_NOT_FOUND","path":"` + long + `","pid":7}`,
+			`{"reason":"FILE_NOT_FOUND","path":"üü`},
 		{"a text", `"` + long + `"`, `"üü`},
 		{"many members", `{` + many(`"m#":#`, 5000) + `}`, `{"m0":0,"m1":1,`},
 		{"many items", `{"list":[` + many(`"item #"`, 5000) + `]}`, `{"list":["item 0","item 1",`},
@@ -166,7 +172,8 @@ func TestJSONIsCut(t *testing.T) {
 	for _, tt := range tests {
 		for _, l := range limitsOf {
 			got, wasCut := shortJSON(json.RawMessage(tt.in), l.message)
-			if l.message == maxMessage && (!strings.HasPrefix(string(got), tt.want) || (tt.want == "") != (got == nil)) {
+			if l.message == maxMessage && (!strings.HasPrefix(string(got), tt.want) ||
+				(tt.want == "") != (got == nil)) {
 				t.Errorf("%s is cut to %.60s, want %q", tt.name, got, tt.want)
 			}
 			if l.message == maxMessage && wasCut != (len(tt.in) > maxMessage) {
@@ -181,7 +188,8 @@ func TestJSONIsCut(t *testing.T) {
 			if _, err := strictJSON(got); err != nil {
 				t.Errorf("%s cannot be read again: %v: %s", tt.name, err, got)
 			}
-			if len(tt.in) > maxMessage && l.message == maxMessage && !strings.HasPrefix(tt.name, "deep") && len(got) < maxMessage/16 {
+			if len(tt.in) > maxMessage && l.message == maxMessage && !strings.HasPrefix(tt.name, "deep") &&
+				len(got) < maxMessage/16 {
 				t.Errorf("%s: %d bytes are left of %d", tt.name, len(got), len(tt.in))
 			}
 		}
@@ -208,18 +216,27 @@ func TestJSONIsCut(t *testing.T) {
 // A request that guestflow takes makes events that guestflow reads: what cannot be told again is refused.
 func TestWhatIsTakenCanBeTold(t *testing.T) {
 	t.Parallel()
-	const linux = `"identity":{"_typeName":"CustomizationLinuxPrep","domain":"example.test","hostName":{"_typeName":"CustomizationFixedName","name":"web-1"}},"globalIPSettings":{},"nicSettingMap":[]`
+	const linux = `"identity":{"_typeName":"CustomizationLinuxPrep","domain":"example.test",` +
+		`"hostName":{"_typeName":"CustomizationFixedName","name":"web-1"}},"globalIPSettings":{},"nicSettingMap":[]`
 	nested := func(n int) string {
-		return `{"vm":"vm-42","guest":{"credentials":{"secretRef":"a"}},"customize":{"spec":{` + linux + `,"a":` + strings.Repeat("[", n) + strings.Repeat("]", n) + `}}}`
+		return `{"vm":"vm-42","guest":{"credentials":{"secretRef":"a"}},"customize":{"spec":{` + linux + `,"a":` +
+			strings.Repeat("[", n) + strings.Repeat("]", n) + `}}}`
 	}
 	encoded := func(data string) string {
-		return `{"specversion":"1.0","id":"7","source":"/a","type":"` + Type(KindRequested) + `","data_base64":"` + base64.StdEncoding.EncodeToString([]byte(data)) + `"}`
+		return `{"specversion":"1.0","id":"7","source":"/a","type":"` + Type(KindRequested) + `","data_base64":"` +
+			base64.StdEncoding.EncodeToString([]byte(data)) + `"}`
 	}
 	for name, message := range map[string]string{
 		"deep": encoded(nested(9_996)), "deeper than most": encoded(nested(200)), "not so deep": encoded(nested(20)),
-		"no UTF-8 in base64": encoded("{\"vm\":\"vm-42\",\"guest\":{\"credentials\":{\"secretRef\":\"a\"}},\"customize\":{\"spec\":{" + linux + ",\"a\":\"\xff\"}}}"),
-		"a name with a line": encoded(`{"vm":"vm-42","guest":{"credentials":{"secretRef":"a"}},"processes":[{"name":"a\nb","run":{"path":"/a"}}]}`),
-		"a name that turns":  encoded(`{"vm":"vm-42","guest":{"credentials":{"secretRef":"a"}},"processes":[{"name":"a\u202eb","run":{"path":"/a"}}]}`),
+		"no UTF-8 in base64": encoded(
+			"{\"vm\":\"vm-42\",\"guest\":{\"credentials\":{\"secretRef\":\"a\"}},\"customize\":{\"spec\":{" + linux +
+				",\"a\":\"\xff\"}}}"),
+		"a name with a line": encoded(
+			`{"vm":"vm-42","guest":{"credentials":{"secretRef":"a"}},` +
+				`"processes":[{"name":"a\nb","run":{"path":"/a"}}]}`),
+		"a name that turns": encoded(
+			`{"vm":"vm-42","guest":{"credentials":{"secretRef":"a"}},"processes":[{"name":"a\u202eb",` +
+				`"run":{"path":"/a"}}]}`),
 	} {
 		req, err := DecodeRequest("lab", RequestSubject("lab", "vm-42"), nil, []byte(message))
 		var reject *RejectError
@@ -229,7 +246,8 @@ func TestWhatIsTakenCanBeTold(t *testing.T) {
 			}
 			continue
 		}
-		run := &Run{ID: req.RunID, N: 1, VCenter: "lab", VM: "vm-42", Request: &req.Ref, Status: StatusRunning, Requested: req.Data}
+		run := &Run{ID: req.RunID, N: 1, VCenter: "lab", VM: "vm-42", Request: &req.Ref, Status: StatusRunning,
+			Requested: req.Data}
 		for _, p := range req.Spec.Processes {
 			run.Processes = append(run.Processes, Process{Name: p.Name, State: Pending})
 		}
@@ -258,7 +276,8 @@ func TestWhatIsTakenCanBeTold(t *testing.T) {
 func TestTimesThatCannotBeWritten(t *testing.T) {
 	t.Parallel()
 	r, late := wholeRun(), time.Date(10_000, 1, 1, 0, 0, 0, 0, time.UTC)
-	r.Processes[0].StartedAt, r.Processes[0].FinishedAt, r.Customize.Guest.StartTime, r.Observed.Guest.EndTime = &late, &late, &late, &late
+	r.Processes[0].StartedAt, r.Processes[0].FinishedAt, r.Customize.Guest.StartTime, r.Observed.Guest.EndTime = &late,
+		&late, &late, &late
 	h, data, err := EncodeEvent(time.Now(), RunFailed, Attributes{CorrelationID: "1", CausationID: "1"}, r, Structured)
 	if err != nil {
 		t.Fatal(err)

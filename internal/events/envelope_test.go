@@ -46,12 +46,14 @@ func readCase(t *testing.T, name string) []byte {
 func TestAttributesAreWrittenAsCloudEventsHasThem(t *testing.T) {
 	t.Parallel()
 	with := func(members string) []byte {
-		return []byte(`{"specversion":"1.0","id":"7","source":"/a","type":"` + requestedType + `","data":{"vm":"vm-42"},` + members + `}`)
+		return []byte(`{"specversion":"1.0","id":"7","source":"/a","type":"` + requestedType +
+			`","data":{"vm":"vm-42"},` + members + `}`)
 	}
 	core := func(members string) []byte { return []byte(`{"data":{"vm":"vm-42"},` + members + `}`) }
 	const rest = `"type":"` + requestedType + `"`
 	binary := func(more ...string) map[string][]string {
-		return header(append([]string{"ce-specversion", "1.0", "ce-id", "7", "ce-source", "/a", "ce-type", requestedType}, more...)...)
+		return header(append([]string{"ce-specversion", "1.0", "ce-id", "7", "ce-source", "/a", "ce-type",
+			requestedType}, more...)...)
 	}
 	tests := []struct {
 		name   string
@@ -61,25 +63,40 @@ func TestAttributesAreWrittenAsCloudEventsHasThem(t *testing.T) {
 	}{
 		{"a request that expired", nil, readCase(t, "12-expiryTime.json"),
 			[]string{`"correlationId" must be written "correlationid"`, `"expiryTime" must be written "expirytime"`}},
-		{"snake case", nil, with(`"expiry_time":"2020-01-01T00:00:00Z","auth_id":"me"`), []string{`"expiry_time" must be written "expirytime"`, `"authid"`}},
+		{"snake case", nil, with(`"expiry_time":"2020-01-01T00:00:00Z","auth_id":"me"`),
+			[]string{`"expiry_time" must be written "expirytime"`, `"authid"`}},
 		{"a core attribute", nil, with(`"dataContentType":"application/json"`), []string{`"datacontenttype"`}},
 		{"capitals", nil, with(`"TRACEPARENT":"x"`), []string{`"traceparent"`}},
-		{"both forms", nil, with(`"expirytime":"2099-01-01T00:00:00Z","ExpiryTime":"2020-01-01T00:00:00Z"`), []string{`"ExpiryTime" must be written "expirytime"`}},
-		{"specVersion", nil, []byte(`{"specVersion":"1.0","id":"7","source":"/a",` + rest + `,"data":{"vm":"vm-42"}}`), []string{`"specVersion" must be written "specversion"`}},
-		{"Data", nil, []byte(`{"specversion":"1.0","id":"7","source":"/a",` + rest + `,"Data":{"vm":"vm-42"}}`), []string{`"Data" must be written "data"`}},
+		{"both forms", nil, with(`"expirytime":"2099-01-01T00:00:00Z","ExpiryTime":"2020-01-01T00:00:00Z"`),
+			[]string{`"ExpiryTime" must be written "expirytime"`}},
+		{"specVersion", nil, []byte(`{"specVersion":"1.0","id":"7","source":"/a",` + rest + `,"data":{"vm":"vm-42"}}`),
+			[]string{`"specVersion" must be written "specversion"`}},
+		{"Data", nil, []byte(`{"specversion":"1.0","id":"7","source":"/a",` + rest + `,"Data":{"vm":"vm-42"}}`),
+			[]string{`"Data" must be written "data"`}},
 		{"data-base64", nil, with(`"data-base64":"e30="`), []string{`"data_base64"`}},
-		{"letters of no alphabet that is allowed", nil, with(`"ü":"x","":"y"`), []string{`"ü" is not allowed`, `"" is not allowed`}},
-		{"binary, with a dash", binary("ce-expiry-time", "2020-01-01T00:00:00Z"), []byte(`{"vm":"vm-42"}`), []string{`"expiry-time" must be written "expirytime"`}},
+		{"letters of no alphabet that is allowed", nil, with(`"ü":"x","":"y"`),
+			[]string{`"ü" is not allowed`, `"" is not allowed`}},
+		{"binary, with a dash", binary("ce-expiry-time", "2020-01-01T00:00:00Z"), []byte(`{"vm":"vm-42"}`),
+			[]string{`"expiry-time" must be written "expirytime"`}},
 
-		{"specversion as a number", nil, core(`"specversion":1.0,"id":"7","source":"/a",` + rest), []string{`specversion is 1.0`, `write "1.0"`}},
-		{"id as a number", nil, core(`"specversion":"1.0","id":7,"source":"/a",` + rest), []string{`id is 7`, `write "7"`}},
-		{"source as a boolean", nil, core(`"specversion":"1.0","id":"7","source":true,` + rest), []string{`source is true`, `write "true"`}},
-		{"all of them", nil, core(`"specversion":1,"id":7,"source":1,"type":1,"subject":42,"time":5,"dataschema":1,"datacontenttype":false`),
-			[]string{"specversion is", "id is", "source is", "type is", "subject is", "time is", "dataschema is", "datacontenttype is"}},
-		{"id as an object", nil, core(`"specversion":"1.0","id":{},"source":"/a",` + rest), []string{"id is not a string"}},
+		{"specversion as a number", nil, core(`"specversion":1.0,"id":"7","source":"/a",` + rest),
+			[]string{`specversion is 1.0`, `write "1.0"`}},
+		{"id as a number", nil, core(`"specversion":"1.0","id":7,"source":"/a",` + rest),
+			[]string{`id is 7`, `write "7"`}},
+		{"source as a boolean", nil, core(`"specversion":"1.0","id":"7","source":true,` + rest),
+			[]string{`source is true`, `write "true"`}},
+		{"all of them", nil,
+			core(
+				`"specversion":1,"id":7,"source":1,"type":1,"subject":42,"time":5,"dataschema":1,` +
+					`"datacontenttype":false`),
+			[]string{"specversion is", "id is", "source is", "type is", "subject is", "time is", "dataschema is",
+				"datacontenttype is"}},
+		{"id as an object", nil, core(`"specversion":"1.0","id":{},"source":"/a",` + rest),
+			[]string{"id is not a string"}},
 		{"data_base64 as a number", nil, with(`"data_base64":7`), []string{"data_base64 is no base64", "both there"}},
 
-		{"data alone", nil, []byte(`{"vm":"vm-42","customize":{"spec":{}}}`), []string{"no specversion", "Data alone is not enough", "ce- headers"}},
+		{"data alone", nil, []byte(`{"vm":"vm-42","customize":{"spec":{}}}`), []string{"no specversion",
+			"Data alone is not enough", "ce- headers"}},
 		{"UTF-16", nil, []byte("\xff\xfe{\x00}\x00"), []string{"UTF-16", "encode it as UTF-8"}},
 		{"a line of no JSON", nil, []byte("{\n \"id\": 7,\n}"), []string{"line 3"}},
 	}
@@ -95,7 +112,8 @@ func TestAttributesAreWrittenAsCloudEventsHasThem(t *testing.T) {
 		})
 	}
 	// Extensions may be integers and booleans, which JSON writes without quotes.
-	if r, err := events.DecodeRequest("lab", subject, nil, with(`"sequence":7,"sampled":true,"correlationid":12`)); err != nil || r.Attrs.CorrelationID != "12" {
+	if r, err := events.DecodeRequest("lab", subject, nil,
+		with(`"sequence":7,"sampled":true,"correlationid":12`)); err != nil || r.Attrs.CorrelationID != "12" {
 		t.Errorf("%+v, %v", r, err)
 	}
 }
@@ -108,24 +126,29 @@ func TestTimestamps(t *testing.T) {
 	}
 	newYear := time.Date(2017, 1, 1, 0, 0, 0, 0, time.UTC)
 	for text, want := range map[string]time.Time{
-		"2024-01-02T03:04:05Z": day(3, 4, 5), "2024-01-02t03:04:05z": day(3, 4, 5), "2024-01-02t03:04:05.500Z": day(3, 4, 5).Add(time.Second / 2),
+		"2024-01-02T03:04:05Z": day(3, 4, 5), "2024-01-02t03:04:05z": day(3, 4, 5),
+		"2024-01-02t03:04:05.500Z":  day(3, 4, 5).Add(time.Second / 2),
 		"2024-01-02T03:04:05+01:00": day(2, 4, 5), "2024-01-02T03:04:05-00:00": day(3, 4, 5),
-		"2016-12-31T23:59:60Z": newYear, "2016-12-31t23:59:60.25z": newYear, "2016-12-31T15:59:60-08:00": newYear, "2017-01-01T00:59:60+01:00": newYear,
+		"2016-12-31T23:59:60Z": newYear, "2016-12-31t23:59:60.25z": newYear, "2016-12-31T15:59:60-08:00": newYear,
+		"2017-01-01T00:59:60+01:00": newYear,
 	} {
 		t.Run(text, func(t *testing.T) {
 			t.Parallel()
-			r, err := events.DecodeRequest("lab", subject, nil, structured(`{"vm":"vm-42"}`, `,"time":"`+text+`","expirytime":"`+text+`"`))
+			r, err := events.DecodeRequest("lab", subject, nil, structured(`{"vm":"vm-42"}`, `,"time":"`+text+
+				`","expirytime":"`+text+`"`))
 			if err != nil || !r.Expires.Equal(want) {
 				t.Errorf("expires %s, %v; want %s", r.Expires, err, want)
 			}
 		})
 	}
-	for _, text := range []string{"2024-01-02", "2024-01-02 03:04:05Z", "2024-01-02T03:04:05", "2024-01-02T03:04:60Z", "2016-12-31T23:59:61Z", "2024-01-02T3:04:05Z",
+	for _, text := range []string{"2024-01-02", "2024-01-02 03:04:05Z", "2024-01-02T03:04:05", "2024-01-02T03:04:60Z",
+		"2016-12-31T23:59:61Z", "2024-01-02T3:04:05Z",
 		"2024-01-02T03:04:05,5Z", "2024-02-30T03:04:05Z", "2024-01-02T24:00:00Z", "1704164645", ""} {
 		t.Run("no "+text, func(t *testing.T) {
 			t.Parallel()
 			for _, name := range []string{"time", "expirytime"} {
-				if got := refusal(t, nil, structured(`{"vm":"vm-42"}`, `,"`+name+`":"`+text+`"`)); !strings.Contains(got, "attribute "+name+" is") ||
+				got := refusal(t, nil, structured(`{"vm":"vm-42"}`, `,"`+name+`":"`+text+`"`))
+				if !strings.Contains(got, "attribute "+name+" is") ||
 					!strings.Contains(got, "write it as 2026-01-02T15:04:05Z") {
 					t.Errorf("refused with %q", got)
 				}
@@ -133,7 +156,8 @@ func TestTimestamps(t *testing.T) {
 		})
 	}
 	// In the data, too.
-	r, err := events.DecodeRequest("lab", subject, nil, structured(`{"vm":"vm-42",`+creds+`,"processes":[{"name":"a","watch":{"pid":7,"startedAt":"2016-12-31t23:59:60z"}}]}`, ""))
+	r, err := events.DecodeRequest("lab", subject, nil, structured(`{"vm":"vm-42",`+creds+
+		`,"processes":[{"name":"a","watch":{"pid":7,"startedAt":"2016-12-31t23:59:60z"}}]}`, ""))
 	if err != nil || !r.Spec.Processes[0].Watch.StartedAt.Equal(newYear) {
 		t.Errorf("%+v, %v", r.Spec, err)
 	}
@@ -147,9 +171,12 @@ func TestTimestamps(t *testing.T) {
 func TestOneIdentityInEveryForm(t *testing.T) {
 	t.Parallel()
 	for _, ref := range []events.RequestRef{
-		{Source: "/pipe%20line/7", ID: "d-1"}, {Source: "/a", ID: "50%-1"}, {Source: "/a", ID: "100%"}, {Source: "/a", ID: "%zz"}, {Source: "/pipe%20line/7", ID: "d%201"},
-		{Source: "/%C3%BC", ID: "7"}, {Source: "/a%25b", ID: "7"}, {Source: "/a%22", ID: "x"}, {Source: "https://ci.example.com/job?a=b#c", ID: "a b"},
-		{Source: "urn:uuid:6e8bc430-9c3a-11d9-9669-0800200c9a66", ID: "ü"}, {Source: "/a", ID: "plain"}, {Source: "//[2001:db8::1]/x", ID: `"quoted"`}, {Source: "/a", ID: "%FF"},
+		{Source: "/pipe%20line/7", ID: "d-1"}, {Source: "/a", ID: "50%-1"}, {Source: "/a", ID: "100%"},
+		{Source: "/a", ID: "%zz"}, {Source: "/pipe%20line/7", ID: "d%201"},
+		{Source: "/%C3%BC", ID: "7"}, {Source: "/a%25b", ID: "7"}, {Source: "/a%22", ID: "x"}, {
+			Source: "https://ci.example.com/job?a=b#c", ID: "a b"},
+		{Source: "urn:uuid:6e8bc430-9c3a-11d9-9669-0800200c9a66", ID: "ü"}, {Source: "/a", ID: "plain"},
+		{Source: "//[2001:db8::1]/x", ID: `"quoted"`}, {Source: "/a", ID: "%FF"},
 	} {
 		t.Run(ref.Source+" "+ref.ID, func(t *testing.T) {
 			t.Parallel()
@@ -176,7 +203,8 @@ func TestOneIdentityInEveryForm(t *testing.T) {
 			wants(t, "binary of the specification", ref, encoded, body.Bytes())
 
 			var whole bytes.Buffer
-			h, err := natsbinding.WriteMsg(binding.WithForceStructured(context.Background()), binding.ToMessage(&e), &whole)
+			h, err := natsbinding.WriteMsg(binding.WithForceStructured(context.Background()), binding.ToMessage(&e),
+				&whole)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -206,7 +234,8 @@ func TestBinaryValuesAreReadAsOneEncoderWroteThem(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			r, err := events.DecodeRequest("lab", subject, header("ce-specversion", "1.0", "ce-type", requestedType, "ce-source", tt.source, "ce-id", tt.id), []byte(`{"vm":"vm-42"}`))
+			r, err := events.DecodeRequest("lab", subject, header("ce-specversion", "1.0", "ce-type", requestedType,
+				"ce-source", tt.source, "ce-id", tt.id), []byte(`{"vm":"vm-42"}`))
 			if want := (events.RequestRef{Source: tt.wantSource, ID: tt.wantID}); err != nil || r.Ref != want {
 				t.Errorf("%+v, %v; want %+v", r.Ref, err, want)
 			}
@@ -222,7 +251,8 @@ func TestBinaryValuesAreReadAsOneEncoderWroteThem(t *testing.T) {
 	if want := (events.RequestRef{Source: "/pipe%20line/7", ID: "d-1"}); err != nil || r.Ref != want {
 		t.Errorf("%+v, %v", r.Ref, err)
 	}
-	if refusal(t, header("ce-specversion", "1.0", "ce-type", requestedType, "ce-source", "/a", "ce-id", "a%0Ab"), []byte(`{"vm":"vm-42"}`)) == "" {
+	if refusal(t, header("ce-specversion", "1.0", "ce-type", requestedType, "ce-source", "/a", "ce-id", "a%0Ab"),
+		[]byte(`{"vm":"vm-42"}`)) == "" {
 		t.Error("an encoded line end is taken")
 	}
 }
@@ -232,7 +262,8 @@ func FuzzPercentEncoded(f *testing.F) {
 	f.Add("/pipe%20line/7", "50%-1")
 	f.Add("/a", "ü ")
 	f.Fuzz(func(t *testing.T, source, id string) {
-		doc, err := json.Marshal(map[string]any{"specversion": "1.0", "type": requestedType, "source": source, "id": id, "data": map[string]string{"vm": "vm-42"}})
+		doc, err := json.Marshal(map[string]any{"specversion": "1.0", "type": requestedType, "source": source, "id": id,
+			"data": map[string]string{"vm": "vm-42"}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -240,7 +271,8 @@ func FuzzPercentEncoded(f *testing.F) {
 		if err != nil || !events.IsURIReference(whole.Ref.Source) {
 			return
 		}
-		h := header("ce-specversion", "1.0", "ce-type", requestedType, "ce-source", events.PercentEncode(whole.Ref.Source), "ce-id", events.PercentEncode(whole.Ref.ID))
+		h := header("ce-specversion", "1.0", "ce-type", requestedType, "ce-source",
+			events.PercentEncode(whole.Ref.Source), "ce-id", events.PercentEncode(whole.Ref.ID))
 		r, err := events.DecodeRequest("lab", subject, h, []byte(`{"vm":"vm-42"}`))
 		if err != nil || r.Ref != whole.Ref {
 			t.Errorf("%+v, %v; want %+v", r.Ref, err, whole.Ref)

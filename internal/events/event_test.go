@@ -103,7 +103,8 @@ func TestLargeEventsAreCut(t *testing.T) {
 	}
 	for i, raw := range []json.RawMessage{got.Error.VSphere.Messages[1], got.Error.VSphere.Data} {
 		var text string
-		if err := json.Unmarshal(raw, &text); err != nil || len(raw) > maxMessage || len(raw) < maxMessage/2 || !strings.HasPrefix(long, strings.TrimSuffix(text, "…")) {
+		if err := json.Unmarshal(raw, &text); err != nil || len(raw) > maxMessage || len(raw) < maxMessage/2 ||
+			!strings.HasPrefix(long, strings.TrimSuffix(text, "…")) {
 			t.Errorf("vSphere's own %d: %.40s of %d bytes, %v", i, raw, len(raw), err)
 		}
 	}
@@ -115,10 +116,17 @@ func TestLargeEventsAreCut(t *testing.T) {
 	if _, got := read(RunAccepted, accepted); !bytes.Equal(got.Requested, accepted.Requested) {
 		t.Errorf("run.accepted holds %d bytes of the request's %d", len(got.Requested), len(accepted.Requested))
 	}
-	if _, got := read(RunFailed, func() *Run { r := wholeRun(); r.Truncated = false; r.Error.Message = long[:maxMessage]; return r }()); got.Truncated {
+	if _, got := read(RunFailed,
+		func() *Run {
+			r := wholeRun()
+			r.Truncated = false
+			r.Error.Message = long[:maxMessage]
+			return r
+		}()); got.Truncated {
 		t.Error("an event was cut whose words are short enough")
 	}
-	if _, got := read(RunFailed, func() *Run { r := wholeRun(); r.Truncated = false; r.Error.Message = long; return r }()); !got.Truncated {
+	if _, got := read(RunFailed,
+		func() *Run { r := wholeRun(); r.Truncated = false; r.Error.Message = long; return r }()); !got.Truncated {
 		t.Error("a long message was not cut")
 	}
 	many := wholeRun() // of everything that others decide the number of
@@ -126,12 +134,17 @@ func TestLargeEventsAreCut(t *testing.T) {
 	for i := range many.Processes {
 		many.Processes[i].Command, many.Processes[i].Reason = long, long
 	}
-	many.Check.Blockers, many.Check.Warnings = slices.Repeat(many.Check.Blockers, 1000), slices.Repeat(many.Check.Warnings, 1000)
-	many.Check.Blockers[0].Field, many.Verify.HostName, many.Processes[0].Owner = strings.Repeat(long, 10), strings.Repeat(long, 10), strings.Repeat(long, 10)
-	many.Verify.Mismatches, many.Verify.NICs = slices.Repeat([]string{long}, 1000), slices.Repeat(many.Verify.NICs, 1000)
-	many.Verify.NotCompared, many.Verify.Gateways = slices.Repeat([]NotCompared{{Field: long, Reason: long}}, 1000), slices.Repeat([]string{long}, 1000)
+	many.Check.Blockers, many.Check.Warnings = slices.Repeat(many.Check.Blockers, 1000),
+		slices.Repeat(many.Check.Warnings, 1000)
+	many.Check.Blockers[0].Field, many.Verify.HostName, many.Processes[0].Owner = strings.Repeat(long, 10),
+		strings.Repeat(long, 10), strings.Repeat(long, 10)
+	many.Verify.Mismatches, many.Verify.NICs = slices.Repeat([]string{long}, 1000),
+		slices.Repeat(many.Verify.NICs, 1000)
+	many.Verify.NotCompared, many.Verify.Gateways = slices.Repeat([]NotCompared{{Field: long, Reason: long}},
+		1000), slices.Repeat([]string{long}, 1000)
 	many.Verify.NICs[0].IPConfig = slices.Repeat([]IPAddress{{IPAddress: long, State: long}}, 1000)
-	many.Observed.GuestLog, many.Observed.NICs = slices.Repeat([]string{long}, 1000), slices.Repeat(many.Verify.NICs, 1000)
+	many.Observed.GuestLog, many.Observed.NICs = slices.Repeat([]string{long}, 1000),
+		slices.Repeat(many.Verify.NICs, 1000)
 	many.Error.VSphere.Messages = slices.Repeat([]json.RawMessage{json.RawMessage(`"` + long[:2000] + `"`)}, 1000)
 	if size, got := read(RunFailed, many); size > MaxEvent || !got.Truncated {
 		t.Errorf("the event has %d bytes, truncated %v", size, got.Truncated)
@@ -140,7 +153,8 @@ func TestLargeEventsAreCut(t *testing.T) {
 
 func TestPercentEncode(t *testing.T) {
 	t.Parallel()
-	for in, want := range map[string]string{"plain-~!": "plain-~!", "a b": "a%20b", `"%"`: "%22%25%22", "ü€\n": "%C3%BC%E2%82%AC%0A"} {
+	for in, want := range map[string]string{"plain-~!": "plain-~!", "a b": "a%20b", `"%"`: "%22%25%22",
+		"ü€\n": "%C3%BC%E2%82%AC%0A"} {
 		if got := percentEncode(in); got != want {
 			t.Errorf("%q is encoded as %q, want %q", in, got, want)
 		}
@@ -159,22 +173,28 @@ func TestSubjectsAndTypes(t *testing.T) {
 		}
 	}
 	got := map[string]string{
-		"request": RequestSubject("lab", "vm-1"), "cancel": CancelSubject("lab", "vm-1"), "event": EventSubject("lab", "vm-1", RunAccepted),
-		"history": History("lab", "vm-1"), "rejection": RejectionSubject("lab", ""), "deadletter": DeadletterSubject("lab", ""),
+		"request": RequestSubject("lab", "vm-1"), "cancel": CancelSubject("lab", "vm-1"),
+		"event":   EventSubject("lab", "vm-1", RunAccepted),
+		"history": History("lab", "vm-1"), "rejection": RejectionSubject("lab", ""),
+		"deadletter": DeadletterSubject("lab", ""),
 	}
 	want := map[string]string{
-		"request": "guestflow.requests.lab.vm-1", "cancel": "guestflow.cancels.lab.vm-1", "event": "guestflow.events.lab.vm-1.run.accepted",
-		"history": "guestflow.events.lab.vm-1.>", "rejection": "guestflow.rejections.lab._", "deadletter": "guestflow.deadletters.lab._",
+		"request": "guestflow.requests.lab.vm-1", "cancel": "guestflow.cancels.lab.vm-1",
+		"event":   "guestflow.events.lab.vm-1.run.accepted",
+		"history": "guestflow.events.lab.vm-1.>", "rejection": "guestflow.rejections.lab._",
+		"deadletter": "guestflow.deadletters.lab._",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("-want +got\n%s", diff)
 	}
-	for name, want := range map[string]bool{"lab": true, "l": true, "a-b": true, "-a": false, "a-": false, "Lab": false, "a.b": false, "": false, strings.Repeat("a", 33): false} {
+	for name, want := range map[string]bool{"lab": true, "l": true, "a-b": true, "-a": false, "a-": false, "Lab": false,
+		"a.b": false, "": false, strings.Repeat("a", 33): false} {
 		if ValidVCenter(name) != want {
 			t.Errorf("vCenter name %q: %v", name, !want)
 		}
 	}
-	for name, want := range map[string]bool{"vm-42": true, "VM_1": true, "*": false, ">": false, "a.b": false, "": false, "_": false, strings.Repeat("v", 81): false} {
+	for name, want := range map[string]bool{"vm-42": true, "VM_1": true, "*": false, ">": false, "a.b": false,
+		"": false, "_": false, strings.Repeat("v", 81): false} {
 		if ValidVM(name) != want {
 			t.Errorf("VM %q: %v", name, !want)
 		}

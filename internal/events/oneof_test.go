@@ -11,7 +11,8 @@ import (
 // What a request has exactly one of is named, where both are there and where none is.
 func TestExactlyOneOf(t *testing.T) {
 	t.Parallel()
-	const spec, name, run, watch = `"spec":{"identity":{"_typeName":"New"}}`, `"specName":"linux"`, `"run":{"path":"/a"}`, `"watch":{"pid":1}`
+	const spec, name, run, watch = `"spec":{"identity":{"_typeName":"New"}}`, `"specName":"linux"`,
+		`"run":{"path":"/a"}`, `"watch":{"pid":1}`
 	for _, tt := range []struct{ name, data, field, text string }{
 		{"both specs", `"customize":{` + spec + `,` + name + `}`, "customize", "specName"},
 		{"neither spec", `"customize":{"timeout":"5m"}`, "customize", "specName"},
@@ -30,7 +31,8 @@ func TestExactlyOneOf(t *testing.T) {
 			switch errors.As(err, &reject); {
 			case tt.text == "" && err != nil:
 				t.Error(err)
-			case tt.text != "" && (reject == nil || !strings.HasPrefix(reject.Field, tt.field) || !strings.Contains(reject.Message, tt.text)):
+			case tt.text != "" && (reject == nil || !strings.HasPrefix(reject.Field, tt.field) ||
+				!strings.Contains(reject.Message, tt.text)):
 				t.Errorf("refused with %+v, want %s, and %s named", reject, tt.field, tt.text)
 			}
 		})

@@ -12,7 +12,8 @@ import (
 func TestCarried(t *testing.T) {
 	t.Parallel()
 	alone := strings.Fields("process waiting waitingFor observed requested checkpoint")
-	carried := strings.Fields("run n vcenter vm vmName instanceUuid request status owner acceptedAt deadline finishedAt canceledBy check customize network " +
+	carried := strings.Fields("run n vcenter vm vmName instanceUuid request status owner acceptedAt deadline " +
+		"finishedAt canceledBy check customize network " +
 		"verify processes error truncated")
 	var full Run
 	v := reflect.ValueOf(&full).Elem()

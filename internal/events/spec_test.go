@@ -28,33 +28,43 @@ func TestCasesAreRefused(t *testing.T) {
 		field, text string
 		secret      bool
 	}{
-		"04-prefix-in-address.json":    {ip + ".ipAddress", `give "10.0.0.11" here, and the prefix as subnetMask, "255.255.255.0"`, false},
-		"04-300.json":                  {ip + ".ipAddress", "is not an IP address", false},
-		"04-leading-zeros.json":        {ip + ".ipAddress", `leading zeros, which some read as octal: give "10.0.0.11"`, false},
-		"04-empty.json":                {ip + ".ipAddress", "is empty", false},
-		"04-blank-at-the-end.json":     {ip + ".ipAddress", `blanks around it: give "10.0.0.11"`, false},
-		"04-empty-host-name.json":      {name, "is empty", false},
-		"16-cloudinit.json":            {"customize.spec.identity.userdata", `list "spec.identity.userdata" in customize.allowLiteral`, true},
-		"16-environment.json":          {"processes[0].run.environment.DB_PASSWORD", `list "run.environment.DB_PASSWORD" in processes[0].allowLiteral`, true},
-		"16-sysprep.json":              {"customize.spec.identity.value", `{"secretRef": "<name>", "key": "<key>"}`, true},
-		"24-rest-spec.json":            {"customize.spec", "is the specification of the REST API (configuration_spec)", false},
-		"24-spec-item.json":            {"customize.spec", "is a CustomizationSpecItem: give its member spec", false},
-		"25-no-type.json":              {"customize.spec.identity.hostName", `has no _typeName, which says what it is`, false},
-		"25-unwrapped.json":            {"customize.spec.nicSettingMap", "must be an array, not an object", false},
-		"25-depth.json":                {ip, "must be an object, not a string (PowerShell's ConvertTo-Json", false},
-		"26-unknown-name.json":         {"customize.spec.identity.hostName", "give a CustomizationFixedName", false},
-		"26-unknown-ip.json":           {ip, "give a CustomizationFixedIp", false},
-		"27-vmid.json":                 {"vm", "vmId is there, and the field is called vm", false},
-		"29-dots.json":                 {name, `give "web-1", and "example.test" as domain`, false},
-		"29-umlaut.json":               {name, `has 'ü' in it`, false},
-		"29-underscore.json":           {name, `has '_' in it`, false},
-		"29-digits.json":               {name, "digits alone", false},
-		"29-length.json":               {name, "has 64 characters", false},
-		"29-mask.json":                 {"customize.spec.nicSettingMap[0].adapter.subnetMask", "is not a subnet mask", false},
-		"29-mask-as-prefix.json":       {"customize.spec.nicSettingMap[0].adapter.subnetMask", `give "255.255.255.0"`, false},
+		"04-prefix-in-address.json": {ip + ".ipAddress",
+			`give "10.0.0.11" here, and the prefix as subnetMask, "255.255.255.0"`, false},
+		"04-300.json": {ip + ".ipAddress", "is not an IP address", false},
+		"04-leading-zeros.json": {ip + ".ipAddress", `leading zeros, which some read as octal: give "10.0.0.11"`,
+			false},
+		"04-empty.json":            {ip + ".ipAddress", "is empty", false},
+		"04-blank-at-the-end.json": {ip + ".ipAddress", `blanks around it: give "10.0.0.11"`, false},
+		"04-empty-host-name.json":  {name, "is empty", false},
+		"16-cloudinit.json": {"customize.spec.identity.userdata",
+			`list "spec.identity.userdata" in customize.allowLiteral`, true},
+		"16-environment.json": {"processes[0].run.environment.DB_PASSWORD",
+			`list "run.environment.DB_PASSWORD" in processes[0].allowLiteral`, true},
+		"16-sysprep.json": {"customize.spec.identity.value", `{"secretRef": "<name>", "key": "<key>"}`,
+			true},
+		"24-rest-spec.json": {"customize.spec", "is the specification of the REST API (configuration_spec)",
+			false},
+		"24-spec-item.json": {"customize.spec", "is a CustomizationSpecItem: give its member spec", false},
+		"25-no-type.json": {"customize.spec.identity.hostName", `has no _typeName, which says what it is`,
+			false},
+		"25-unwrapped.json":    {"customize.spec.nicSettingMap", "must be an array, not an object", false},
+		"25-depth.json":        {ip, "must be an object, not a string (PowerShell's ConvertTo-Json", false},
+		"26-unknown-name.json": {"customize.spec.identity.hostName", "give a CustomizationFixedName", false},
+		"26-unknown-ip.json":   {ip, "give a CustomizationFixedIp", false},
+		"27-vmid.json":         {"vm", "vmId is there, and the field is called vm", false},
+		"29-dots.json":         {name, `give "web-1", and "example.test" as domain`, false},
+		"29-umlaut.json":       {name, `has 'ü' in it`, false},
+		"29-underscore.json":   {name, `has '_' in it`, false},
+		"29-digits.json":       {name, "digits alone", false},
+		"29-length.json":       {name, "has 64 characters", false},
+		"29-mask.json": {"customize.spec.nicSettingMap[0].adapter.subnetMask", "is not a subnet mask",
+			false},
+		"29-mask-as-prefix.json": {"customize.spec.nicSettingMap[0].adapter.subnetMask", `give "255.255.255.0"`,
+			false},
 		"29-time-zone.json":            {"customize.spec.identity.timeZone", "did you mean Europe/Berlin?", false},
 		"29-time-zone-of-windows.json": {"customize.spec.identity.timeZone", "no name of the tz database", false},
-		"29-mixed-mac.json":            {"customize.spec.nicSettingMap", "either every entry has a macAddress or none", false},
+		"29-mixed-mac.json": {"customize.spec.nicSettingMap", "either every entry has a macAddress or none",
+			false},
 		"27-vm-with-its-type.json":     {"vm", `is not a managed object ID: give "vm-42" alone`, false},
 		"27-vm-of-powercli.json":       {"", "", false}, // it may be an ID: vCenter knows
 		"27-vm-of-another-system.json": {"", "", false},
@@ -75,7 +85,8 @@ func TestCasesAreRefused(t *testing.T) {
 			case want.field == "" && err != nil:
 				t.Error(err)
 			case want.field == "":
-			case reject == nil || reject.Code != events.InvalidRequest || reject.Field != want.field || !strings.Contains(reject.Message, want.text):
+			case reject == nil || reject.Code != events.InvalidRequest || reject.Field != want.field ||
+				!strings.Contains(reject.Message, want.text):
 				t.Errorf("refused with %+v, want %+v", reject, want)
 			case reject.Withhold != want.secret || strings.Contains(reject.Error(), "hunter2"):
 				t.Errorf("withheld %v: %v", reject.Withhold, reject)
@@ -97,7 +108,8 @@ func TestEveryCaseHasARow(t *testing.T) {
 	}
 	others := []string{"12-expiryTime.json", "13-lower-case-rfc3339.json"}
 	for _, file := range files {
-		if name := filepath.Base(file); !bytes.Contains(source, []byte(`"`+name+`"`)) && !slices.Contains(others, name) {
+		if name := filepath.Base(file); !bytes.Contains(source, []byte(`"`+name+`"`)) &&
+			!slices.Contains(others, name) {
 			t.Errorf("no test reads %s", name)
 		}
 	}
@@ -114,7 +126,8 @@ func TestUnknownIsAWarning(t *testing.T) {
 	for _, w := range r.Warnings {
 		got = append(got, w.Code+" "+w.Field)
 	}
-	want := []string{"UnknownType customize.spec.identity.hostName._typeName", "UnknownMember customize.spec.identity.timezone",
+	want := []string{"UnknownType customize.spec.identity.hostName._typeName",
+		"UnknownMember customize.spec.identity.timezone",
 		"DoubtfulValue customize.spec.nicSettingMap[0].adapter.gateway[0]"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("-want +got\n%s", diff)
@@ -146,7 +159,8 @@ func TestByteOrderMarks(t *testing.T) {
 				two := [2]byte{byte(unit), byte(unit >> 8)}
 				wide = append(wide, two[order[0]], two[order[1]])
 			}
-			if got := refusal(t, nil, wide); !strings.Contains(got, "UTF-16") || !strings.Contains(got, "encode it as UTF-8") {
+			if got := refusal(t, nil, wide); !strings.Contains(got, "UTF-16") ||
+				!strings.Contains(got, "encode it as UTF-8") {
 				t.Errorf("%s, mark %q: %q", name, mark, got)
 			}
 		}
@@ -160,24 +174,33 @@ func TestByteOrderMarks(t *testing.T) {
 func TestAllowLiteral(t *testing.T) {
 	t.Parallel()
 	process := func(allow string) string {
-		return `{"vm":"vm-42",` + creds + `,"processes":[{"name":"a","run":{"path":"/a"}},{"name":"b","allowLiteral":[` + allow + `],"run":{"path":"/b",` +
-			`"arguments":"--token abc","environment":{"DB_PASSWORD":"hunter2","DB_PASS":"hunter2","URL":"https://u:hunter2@example.test"}}}]}`
+		return `{"vm":"vm-42",` + creds +
+			`,"processes":[{"name":"a","run":{"path":"/a"}},{"name":"b","allowLiteral":[` + allow +
+			`],"run":{"path":"/b",` +
+			`"arguments":"--token abc","environment":{"DB_PASSWORD":"hunter2","DB_PASS":"hunter2",` +
+			`"URL":"https://u:hunter2@example.test"}}}]}`
 	}
 	customize := func(allow string) string {
-		return `{"vm":"vm-42",` + creds + `,"customize":{"allowLiteral":[` + allow + `],"spec":{"identity":{"_typeName":"CustomizationLinuxPrep",` +
-			`"hostName":{"_typeName":"CustomizationVirtualMachineName"},"password":{"_typeName":"CustomizationPassword","value":"hunter2","plainText":false}}},` +
-			`"configParams":[{"_typeName":"OptionValue","key":"guestinfo.api-token","value":{"_typeName":"string","_value":"hunter2"}}]}}`
+		return `{"vm":"vm-42",` + creds + `,"customize":{"allowLiteral":[` + allow +
+			`],"spec":{"identity":{"_typeName":"CustomizationLinuxPrep",` +
+			`"hostName":{"_typeName":"CustomizationVirtualMachineName"},` +
+			`"password":{"_typeName":"CustomizationPassword","value":"hunter2","plainText":false}}},` +
+			`"configParams":[{"_typeName":"OptionValue","key":"guestinfo.api-token","value":{"_typeName":"string",` +
+			`"_value":"hunter2"}}]}}`
 	}
 	const all = `"run.arguments","run.environment.DB_PASSWORD","run.environment.DB_PASS","run.environment.URL"`
 	for _, row := range []struct{ name, data, field string }{
 		{"nothing listed", process(""), "processes[1].run.arguments"},
 		{"one of them", process(`"run.environment.DB_PASSWORD"`), "processes[1].run.arguments"},
-		{"all but one", process(strings.Replace(all, `"run.environment.DB_PASS",`, "", 1)), "processes[1].run.environment.DB_PASS"},
+		{"all but one", process(strings.Replace(all, `"run.environment.DB_PASS",`, "", 1)),
+			"processes[1].run.environment.DB_PASS"},
 		{"all of them", process(all), ""},
 		{"the whole path", process(`"processes[1].run.arguments"`), "processes[1].run.arguments"},
-		{"in the other process", strings.Replace(process(""), `"name":"a"`, `"name":"a","allowLiteral":[`+all+`]`, 1), "processes[1].run.arguments"},
+		{"in the other process", strings.Replace(process(""), `"name":"a"`, `"name":"a","allowLiteral":[`+all+`]`, 1),
+			"processes[1].run.arguments"},
 		{"customize: nothing", customize(""), "customize.spec.identity.password.value"},
-		{"customize: the password", customize(`"spec.identity.password.value"`), "customize.configParams[0].value._value"},
+		{"customize: the password", customize(`"spec.identity.password.value"`),
+			"customize.configParams[0].value._value"},
 		{"customize: both", customize(`"spec.identity.password.value","configParams[0].value._value"`), ""},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -200,7 +223,8 @@ func TestAllowLiteral(t *testing.T) {
 // in whatever encoding.
 func TestLiteralSecretsAreWithheld(t *testing.T) {
 	t.Parallel()
-	const data = `{"vm":"vm-42",` + creds + `,"processes":[{"name":"a","run":{"path":"/a","environment":{"API_TOKEN":"hunter2","MYSQL_PWD":"hunter2"}}}]}`
+	const data = `{"vm":"vm-42",` + creds +
+		`,"processes":[{"name":"a","run":{"path":"/a","environment":{"API_TOKEN":"hunter2","MYSQL_PWD":"hunter2"}}}]}`
 	decode := func(message []byte) *events.RejectError {
 		_, err := events.DecodeRequest("lab", subject, nil, message)
 		var reject *events.RejectError
@@ -212,7 +236,9 @@ func TestLiteralSecretsAreWithheld(t *testing.T) {
 	if e := decode(structured(data, "")); !strings.Contains(e.Message, "processes[0].run.environment.MYSQL_PWD: ") {
 		t.Errorf("%v names one alone", e)
 	}
-	const userData = `{"vm":"vm-42",` + creds + `,"custmize":{},"customize":{"spec":{"identity":{"_typeName":"CustomizationCloudinitPrep","metadata":"","userdata":"#cloud-config\nchpasswd: {list: 'root:hunter2'}\n"}}}}`
+	const userData = `{"vm":"vm-42",` + creds +
+		`,"custmize":{},"customize":{"spec":{"identity":{"_typeName":"CustomizationCloudinitPrep","metadata":"",` +
+		`"userdata":"#cloud-config\nchpasswd: {list: 'root:hunter2'}\n"}}}}`
 	var wide []byte
 	for _, unit := range utf16.Encode([]rune("\ufeff" + string(structured(data, "")))) {
 		wide = append(wide, byte(unit), byte(unit>>8))
@@ -236,14 +262,16 @@ func TestLiteralSecretsAreWithheld(t *testing.T) {
 func TestNotVM(t *testing.T) {
 	t.Parallel()
 	for vm, want := range map[string]string{
-		"VirtualMachine:vm-42": `give "vm-42" alone`, "urn:vmomi:VirtualMachine:vm-42:0d1f": `give "vm-42" alone`, "web 1": "such as vm-42", "": "such as vm-42",
+		"VirtualMachine:vm-42": `give "vm-42" alone`, "urn:vmomi:VirtualMachine:vm-42:0d1f": `give "vm-42" alone`,
+		"web 1": "such as vm-42", "": "such as vm-42",
 		"VirtualMachine:": "such as vm-42", "web-1.example.test": "govc ls -i",
 	} {
 		if got := events.NotVM(vm); !strings.Contains(got, want) {
 			t.Errorf("%q: %q, want %q", vm, got, want)
 		}
 	}
-	for vm, want := range map[string]string{"vm-42": "", "VirtualMachine-vm-42": "seems to be vm-42", "guest-001": "", "VirtualMachine-": ""} {
+	for vm, want := range map[string]string{"vm-42": "", "VirtualMachine-vm-42": "seems to be vm-42", "guest-001": "",
+		"VirtualMachine-": ""} {
 		if got := events.HintVM(vm); want == "" && got != "" || !strings.Contains(got, want) {
 			t.Errorf("%q: %q, want %q", vm, got, want)
 		}
@@ -254,12 +282,15 @@ func TestNotVM(t *testing.T) {
 func TestInteractiveSessionWithToken(t *testing.T) {
 	t.Parallel()
 	for _, data := range []string{
-		`{"vm":"vm-42","guest":{"credentials":{"secretRef":"a","type":"SAML_BEARER_TOKEN"},"interactiveSession":true},"network":{}}`,
-		`{"vm":"vm-42","guest":{"credentials":{"secretRef":"a"},"interactiveSession":true},"processes":[{"name":"a","run":{"path":"/a"},"credentials":{"secretRef":"b","type":"SAML_BEARER_TOKEN"}}]}`,
+		`{"vm":"vm-42","guest":{"credentials":{"secretRef":"a","type":"SAML_BEARER_TOKEN"},` +
+			`"interactiveSession":true},"network":{}}`,
+		`{"vm":"vm-42","guest":{"credentials":{"secretRef":"a"},"interactiveSession":true},"processes":[{"name":"a",` +
+			`"run":{"path":"/a"},"credentials":{"secretRef":"b","type":"SAML_BEARER_TOKEN"}}]}`,
 	} {
 		_, err := events.DecodeRequest("lab", subject, nil, structured(data, ""))
 		var reject *events.RejectError
-		if !errors.As(err, &reject) || reject.Field != "guest.interactiveSession" || !strings.Contains(reject.Message, "SAML_BEARER_TOKEN") {
+		if !errors.As(err, &reject) || reject.Field != "guest.interactiveSession" ||
+			!strings.Contains(reject.Message, "SAML_BEARER_TOKEN") {
 			t.Errorf("%s: %v", data, err)
 		}
 	}

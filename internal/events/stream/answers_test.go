@@ -19,7 +19,8 @@ func TestPublishAnswers(t *testing.T) {
 	t.Parallel()
 	s := newStation(t, nil)
 	request := func(id string) []byte {
-		return []byte(`{"specversion":"1.0","id":"` + id + `","source":"/provisioner","type":"` + requestedType + `","data":{"vm":"vm-42"}}`)
+		return []byte(`{"specversion":"1.0","id":"` + id + `","source":"/provisioner","type":"` + requestedType +
+			`","data":{"vm":"vm-42"}}`)
 	}
 	for _, tt := range []struct {
 		name string
@@ -27,12 +28,16 @@ func TestPublishAnswers(t *testing.T) {
 		none bool // no stream
 		code jetstream.ErrorCode
 	}{
-		{name: "a vCenter that nobody serves", msg: nats.Msg{Subject: "guestflow.requests.other.vm-42", Data: request("1")}, none: true},
-		{name: "more tokens than the VM", msg: nats.Msg{Subject: "guestflow.requests.lab.vm-42.x", Data: request("1")}, none: true},
+		{name: "a vCenter that nobody serves", msg: nats.Msg{Subject: "guestflow.requests.other.vm-42",
+			Data: request("1")}, none: true},
+		{name: "more tokens than the VM", msg: nats.Msg{Subject: "guestflow.requests.lab.vm-42.x", Data: request("1")},
+			none: true},
 		{name: "taken", msg: nats.Msg{Subject: subject, Data: request("1")}},
-		{name: "too large by its headers", msg: nats.Msg{Subject: subject, Data: request("2"), Header: nats.Header{"X": {strings.Repeat("x", 256<<10)}}},
+		{name: "too large by its headers", msg: nats.Msg{Subject: subject, Data: request("2"),
+			Header: nats.Header{"X": {strings.Repeat("x", 256<<10)}}},
 			code: stream.CodeMessageTooLarge},
-		{name: "too large by its data", msg: nats.Msg{Subject: subject, Data: make([]byte, 256<<10+1)}, code: stream.CodeMessageTooLarge},
+		{name: "too large by its data", msg: nats.Msg{Subject: subject, Data: make([]byte, 256<<10+1)},
+			code: stream.CodeMessageTooLarge},
 		{name: "the VM's second", msg: nats.Msg{Subject: subject, Data: request("3")}},
 		{name: "the VM's third", msg: nats.Msg{Subject: subject, Data: request("4")}, code: stream.CodeSubjectFull},
 		{name: "another VM", msg: nats.Msg{Subject: "guestflow.requests.lab.vm-43", Data: request("5")}},
@@ -58,9 +63,11 @@ func TestPublishAnswers(t *testing.T) {
 func TestNothingToCancelIsNoDeadLetter(t *testing.T) {
 	t.Parallel()
 	s := newStation(t, nil)
-	m := stream.RefusedMessage{VCenter: "lab", VM: "vm-1", Ref: events.RequestRef{Source: "/test", ID: "c1"}, Attrs: testAttrs, Seq: 7,
+	m := stream.RefusedMessage{VCenter: "lab", VM: "vm-1", Ref: events.RequestRef{Source: "/test", ID: "c1"},
+		Attrs: testAttrs, Seq: 7,
 		Subject: "guestflow.cancels.lab.vm-1"}
-	if err := s.conn.Reject(testContext(t), m, &events.RejectError{Code: events.NothingToCancel, Message: "it has ended"}); err != nil {
+	if err := s.conn.Reject(testContext(t), m, &events.RejectError{Code: events.NothingToCancel,
+		Message: "it has ended"}); err != nil {
 		t.Fatal(err)
 	}
 	if n := len(all(testContext(t), t, s.js, events.DeadlettersStream)); n != 0 {
@@ -71,7 +78,8 @@ func TestNothingToCancelIsNoDeadLetter(t *testing.T) {
 		t.Fatalf("%d rejections", len(told))
 	}
 	attrs, run := checkEvent(t, told[0].Header, told[0].Data)
-	if attrs["id"] != "rejected.7" || attrs["causationid"] != testAttrs.CausationID || run.Error == nil || run.Error.Code != events.NothingToCancel ||
+	if attrs["id"] != "rejected.7" || attrs["causationid"] != testAttrs.CausationID || run.Error == nil ||
+		run.Error.Code != events.NothingToCancel ||
 		run.Error.Retryable ||
 		run.Request.ID != "c1" || run.ID != "" || run.N != 0 {
 		t.Errorf("rejection %v: %s", attrs, told[0].Data)
@@ -90,9 +98,11 @@ func TestRefusedMessagesThatAreLarge(t *testing.T) {
 		kept func(h nats.Header, data []byte) bool
 	}{
 		"headers": {
-			m: stream.RefusedMessage{Header: nats.Header{"A": {"small"}, "Large": {long[:64000]}, "Nats-Msg-Id": {"x"}}, Data: []byte("{}")},
+			m: stream.RefusedMessage{Header: nats.Header{"A": {"small"}, "Large": {long[:64000]}, "Nats-Msg-Id": {"x"}},
+				Data: []byte("{}")},
 			kept: func(h nats.Header, data []byte) bool {
-				return h.Get("A") == "small" && h.Get("Guestflow-Original-Nats-Msg-Id") == "x" && h.Get("Guestflow-Dropped-Header") == "Large" && string(data) == "{}"
+				return h.Get("A") == "small" && h.Get("Guestflow-Original-Nats-Msg-Id") == "x" &&
+					h.Get("Guestflow-Dropped-Header") == "Large" && string(data) == "{}"
 			},
 		},
 		"many headers": {
@@ -107,11 +117,17 @@ func TestRefusedMessagesThatAreLarge(t *testing.T) {
 		},
 		"the name of what is wrong": {
 			m: stream.RefusedMessage{Data: []byte("{}")}, why: events.RejectError{Field: long, Withhold: true},
-			kept: func(h nats.Header, data []byte) bool { return len(h.Get("Guestflow-Path")) < 1<<10 && len(data) == 0 },
+			kept: func(h nats.Header, data []byte) bool {
+				return len(h.Get("Guestflow-Path")) < 1<<10 &&
+					len(data) == 0
+			},
 		},
 		"data next to the limit of the server": {
-			m:    stream.RefusedMessage{Data: make([]byte, 1<<20)},
-			kept: func(h nats.Header, data []byte) bool { return len(data) == 0 && h.Get("Guestflow-Size") == "1048576" },
+			m: stream.RefusedMessage{Data: make([]byte, 1<<20)},
+			kept: func(h nats.Header, data []byte) bool {
+				return len(data) == 0 &&
+					h.Get("Guestflow-Size") == "1048576"
+			},
 		},
 	} {
 		vm := "vm-" + strings.ReplaceAll(name, " ", "-")

@@ -96,7 +96,8 @@ func TestConsumeHandsOverAndAcknowledges(t *testing.T) {
 	s.consume(t, func(_ context.Context, r *events.Request) error { got <- r; return nil })
 	seq := s.publish(t, events.KindRequested, "vm-1", "r1", map[string]any{"vm": "vm-1"})
 	r := receive(t, got)
-	if r.Seq != seq || r.Delivered != 1 || r.VM != "vm-1" || r.Ref.ID != "r1" || r.RunID != events.RunID("lab", "vm-1", r.Ref) {
+	if r.Seq != seq || r.Delivered != 1 || r.VM != "vm-1" || r.Ref.ID != "r1" ||
+		r.RunID != events.RunID("lab", "vm-1", r.Ref) {
 		t.Errorf("request: %+v", r)
 	}
 	s.gone(t, 0)
@@ -246,9 +247,11 @@ func TestConsumeRedeliveryOfWhatIsInHand(t *testing.T) {
 func TestConsumeRefuses(t *testing.T) {
 	t.Parallel()
 	const secret = "hunter2"
-	withPassword := map[string]any{"vm": "vm-1", "guest": map[string]any{"credentials": map[string]any{"secretRef": "root"}}, "customize": map[string]any{
-		"spec": map[string]any{"identity": map[string]any{"password": map[string]any{"_typeName": "CustomizationPassword", "value": secret, "plainText": true}}},
-	}}
+	withPassword := map[string]any{"vm": "vm-1",
+		"guest": map[string]any{"credentials": map[string]any{"secretRef": "root"}}, "customize": map[string]any{
+			"spec": map[string]any{"identity": map[string]any{"password": map[string]any{
+				"_typeName": "CustomizationPassword", "value": secret, "plainText": true}}},
+		}}
 	tests := []struct {
 		name     string
 		publish  func(s *station, t *testing.T) uint64
@@ -259,11 +262,15 @@ func TestConsumeRefuses(t *testing.T) {
 		withheld bool
 		header   map[string]string // of the dead letter
 	}{
-		{name: "no event", vm: "vm-1", code: events.InvalidRequest, header: map[string]string{"Guestflow-Original-Nats-Msg-Id": "mine", "X-Own": "kept", "Guestflow-Subject": "guestflow.requests.lab.vm-1"},
+		{name: "no event", vm: "vm-1", code: events.InvalidRequest, header: map[string]string{
+			"Guestflow-Original-Nats-Msg-Id": "mine", "X-Own": "kept",
+			"Guestflow-Subject": "guestflow.requests.lab.vm-1"},
 			publish: func(s *station, t *testing.T) uint64 {
-				return s.send(t, &nats.Msg{Subject: "guestflow.requests.lab.vm-1", Data: []byte("hello"), Header: header("Nats-Msg-Id", "mine", "X-Own", "kept")})
+				return s.send(t, &nats.Msg{Subject: "guestflow.requests.lab.vm-1", Data: []byte("hello"),
+					Header: header("Nats-Msg-Id", "mine", "X-Own", "kept")})
 			}},
-		{name: "an unknown field", vm: "vm-1", code: events.InvalidRequest, field: "verfy", request: true, header: map[string]string{"Guestflow-Reason": "verfy: is not a known field: is it verify?"},
+		{name: "an unknown field", vm: "vm-1", code: events.InvalidRequest, field: "verfy", request: true,
+			header: map[string]string{"Guestflow-Reason": "verfy: is not a known field: is it verify?"},
 			publish: func(s *station, t *testing.T) uint64 {
 				return s.publish(t, events.KindRequested, "vm-1", "r1", map[string]any{"vm": "vm-1", "verfy": 1})
 			}},
@@ -271,7 +278,8 @@ func TestConsumeRefuses(t *testing.T) {
 			publish: func(s *station, t *testing.T) uint64 {
 				return s.publish(t, events.KindRequested, "_x", "r1", map[string]any{"vm": "vm-1"})
 			}},
-		{name: "a literal password", vm: "vm-1", code: events.InvalidRequest, field: "customize.spec.identity.password.value", request: true, withheld: true,
+		{name: "a literal password", vm: "vm-1", code: events.InvalidRequest,
+			field: "customize.spec.identity.password.value", request: true, withheld: true,
 			publish: func(s *station, t *testing.T) uint64 {
 				return s.publish(t, events.KindRequested, "vm-1", "r1", withPassword)
 			}},
@@ -307,10 +315,12 @@ func TestConsumeRefuses(t *testing.T) {
 			if token == "" {
 				token = "_"
 			}
-			if m.Subject != "guestflow.rejections.lab."+token || attrs["id"] != "rejected."+strconv.FormatUint(seq, 10) || attrs["source"] != "/guestflow/lab" {
+			if m.Subject != "guestflow.rejections.lab."+token || attrs["id"] != "rejected."+
+				strconv.FormatUint(seq, 10) || attrs["source"] != "/guestflow/lab" {
 				t.Errorf("rejection on %s: %v", m.Subject, attrs)
 			}
-			if run.Status != events.StatusRejected || run.VM != tt.vm || run.Error.Code != tt.code || run.Error.Field != tt.field || (run.Request != nil) != tt.request {
+			if run.Status != events.StatusRejected || run.VM != tt.vm || run.Error.Code != tt.code ||
+				run.Error.Field != tt.field || (run.Request != nil) != tt.request {
 				t.Errorf("rejection: %s", m.Data)
 			}
 			s.gone(t, 0)
@@ -319,7 +329,9 @@ func TestConsumeRefuses(t *testing.T) {
 				t.Fatalf("%d dead letters", len(letters))
 			}
 			letter := letters[0]
-			if letter.Subject != "guestflow.deadletters.lab."+token || letter.Header.Get("Guestflow-Code") != string(tt.code) || letter.Header.Get("Guestflow-Sequence") != strconv.FormatUint(seq, 10) {
+			if letter.Subject != "guestflow.deadletters.lab."+token ||
+				letter.Header.Get("Guestflow-Code") != string(tt.code) ||
+				letter.Header.Get("Guestflow-Sequence") != strconv.FormatUint(seq, 10) {
 				t.Errorf("dead letter on %s: %v", letter.Subject, letter.Header)
 			}
 			for name, want := range tt.header {
@@ -328,7 +340,9 @@ func TestConsumeRefuses(t *testing.T) {
 				}
 			}
 			if tt.withheld {
-				if len(letter.Data) != 0 || letter.Header.Get("Guestflow-Path") != tt.field || letter.Header.Get("Guestflow-Size") == "" || len(letter.Header.Get("Guestflow-Sha256")) != hex.EncodedLen(sha256.Size) {
+				if len(letter.Data) != 0 || letter.Header.Get("Guestflow-Path") != tt.field ||
+					letter.Header.Get("Guestflow-Size") == "" ||
+					len(letter.Header.Get("Guestflow-Sha256")) != hex.EncodedLen(sha256.Size) {
 					t.Errorf("dead letter of a secret: %v %s", letter.Header, letter.Data)
 				}
 				for _, stream := range []string{events.DeadlettersStream, events.EventsStream} {
@@ -349,9 +363,11 @@ func TestConsumeRefuses(t *testing.T) {
 func TestRejectTwice(t *testing.T) {
 	t.Parallel()
 	s := newStation(t, nil)
-	m := stream.RefusedMessage{VCenter: "lab", VM: "vm-1", Seq: 7, Subject: "guestflow.requests.lab.vm-1", Data: []byte("x")}
+	m := stream.RefusedMessage{VCenter: "lab", VM: "vm-1", Seq: 7, Subject: "guestflow.requests.lab.vm-1",
+		Data: []byte("x")}
 	for range 2 {
-		if err := s.conn.Reject(testContext(t), m, &events.RejectError{Code: events.InvalidRequest, Message: "m"}); err != nil {
+		if err := s.conn.Reject(testContext(t), m,
+			&events.RejectError{Code: events.InvalidRequest, Message: "m"}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -393,7 +409,8 @@ func TestConsumeDrains(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := make(chan uint64, 1)
-	consumeOn(t, connect(t, s.server.URL()), func(_ context.Context, r *events.Request) error { got <- r.Delivered; return nil })
+	consumeOn(t, connect(t, s.server.URL()),
+		func(_ context.Context, r *events.Request) error { got <- r.Delivered; return nil })
 	if n := receive(t, got); n != 2 {
 		t.Errorf("delivery %d after the drain, want 2", n)
 	}
@@ -441,9 +458,11 @@ func TestLine(t *testing.T) {
 	s.publish(t, events.KindRequested, "vm-11", "other", map[string]any{"vm": "vm-11"})
 	broken := s.publish(t, events.KindRequested, "vm-1", "r2", map[string]any{"vm": "vm-2"})
 	third := s.publish(t, events.KindRequested, "vm-1", "r3", map[string]any{"vm": "vm-1"})
-	cancel := s.publish(t, events.KindCancelRequested, "vm-1", "c1", map[string]any{"vm": "vm-1", "request": map[string]any{"source": "/test", "id": "r3"}, "reason": "why"})
+	cancel := s.publish(t, events.KindCancelRequested, "vm-1", "c1", map[string]any{"vm": "vm-1",
+		"request": map[string]any{"source": "/test", "id": "r3"}, "reason": "why"})
 	s.publish(t, events.KindCancelRequested, "vm-1", "c2", map[string]any{"vm": "vm-1"}) // cannot be read
-	if head, err := line.Oldest(ctx, "lab", "vm-1"); err != nil || head == nil || head.Seq != first || head.Ref.ID != "r1" {
+	if head, err := line.Oldest(ctx, "lab", "vm-1"); err != nil || head == nil || head.Seq != first ||
+		head.Ref.ID != "r1" {
 		t.Errorf("head: %+v, %v; want %d", head, err, first)
 	}
 	in, err := line.Unfinished(ctx, "lab", "vm-1")
@@ -452,7 +471,8 @@ func TestLine(t *testing.T) {
 	}
 	ref := func(id string) events.RequestRef { return events.RequestRef{Source: "/test", ID: id} }
 	want := []events.QueuedRequest{
-		{Seq: first, Ref: ref("r1"), RunID: events.RunID("lab", "vm-1", ref("r1"))}, {Seq: broken}, {Seq: third, Ref: ref("r3"), RunID: events.RunID("lab", "vm-1", ref("r3"))},
+		{Seq: first, Ref: ref("r1"), RunID: events.RunID("lab", "vm-1", ref("r1"))}, {Seq: broken}, {Seq: third,
+			Ref: ref("r3"), RunID: events.RunID("lab", "vm-1", ref("r3"))},
 	}
 	if diff := cmp.Diff(want, in.Requests, cmpopts.IgnoreFields(events.QueuedRequest{}, "At")); diff != "" {
 		t.Errorf("requests -want +got\n%s", diff)
@@ -467,7 +487,8 @@ func TestLine(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(cancels) != 1 || cancels[0].Seq != cancel || cancels[0].Request != ref("r3") || cancels[0].Ref != ref("c1") || cancels[0].Reason != "why" ||
+	if len(cancels) != 1 || cancels[0].Seq != cancel || cancels[0].Request != ref("r3") ||
+		cancels[0].Ref != ref("c1") || cancels[0].Reason != "why" ||
 		cancels[0].RunID != events.RunID("lab", "vm-1", ref("r3")) {
 		t.Errorf("cancels: %+v", cancels)
 	}
@@ -500,13 +521,15 @@ func TestWake(t *testing.T) {
 	receive(t, ch)
 	receive(t, second)
 	stopSecond()
-	s.publish(t, events.KindCancelRequested, "vm-1", "c1", map[string]any{"vm": "vm-1", "request": map[string]any{"source": "/test", "id": "r3"}})
+	s.publish(t, events.KindCancelRequested, "vm-1", "c1", map[string]any{"vm": "vm-1",
+		"request": map[string]any{"source": "/test", "id": "r3"}})
 	receive(t, ch)
 	stop()
 	if _, err := j.Append(testContext(t), seq, "id-2", events.RunSucceeded, testAttrs, run("vm-1", 2)); err != nil {
 		t.Fatal(err)
 	}
-	s.publish(t, events.KindCancelRequested, "vm-2", "c1", map[string]any{"vm": "vm-2", "request": map[string]any{"source": "/test", "id": "r3"}})
+	s.publish(t, events.KindCancelRequested, "vm-2", "c1", map[string]any{"vm": "vm-2",
+		"request": map[string]any{"source": "/test", "id": "r3"}})
 	receive(t, other) // behind the event of vm-1, whose waiters have left
 	select {
 	case <-ch:

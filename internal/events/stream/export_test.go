@@ -15,5 +15,6 @@ func (c *Conn) KeepTime(d time.Duration) { c.deadLetterPatience = d }
 
 // ConsumeUnreadable is Consume with a reader that panics at every message.
 func (c *Conn) ConsumeUnreadable(ctx context.Context) error {
-	return c.consume(ctx, "lab", events.RequestsConsumer("lab"), func(delivery) (decoded, error) { panic("broken reader") })
+	return c.consume(ctx, "lab", events.RequestsConsumer("lab"),
+		func(delivery) (decoded, error) { panic("broken reader") })
 }

@@ -99,7 +99,8 @@ func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
 
 func settings(replicas int) stream.Settings {
 	return stream.Settings{
-		Replicas: replicas, EventsMaxAge: 720 * time.Hour, DeadlettersMaxAge: 168 * time.Hour, QueuePerVM: 2, AckWait: 30 * time.Second,
+		Replicas: replicas, EventsMaxAge: 720 * time.Hour, DeadlettersMaxAge: 168 * time.Hour, QueuePerVM: 2,
+		AckWait:     30 * time.Second,
 		MaxInFlight: map[string]int{"lab": 16}, Provision: true,
 	}
 }
@@ -205,7 +206,8 @@ func checkEvent(t *testing.T, h nats.Header, data []byte) (attrs map[string]stri
 // run is a run of the VM as it stands after its event number n.
 func run(vm string, n int) *events.Run {
 	ref := events.RequestRef{Source: "/test", ID: vm}
-	return &events.Run{ID: events.RunID("lab", vm, ref), N: n, VCenter: "lab", VM: vm, Request: &ref, Status: events.StatusRunning}
+	return &events.Run{ID: events.RunID("lab", vm, ref), N: n, VCenter: "lab", VM: vm, Request: &ref,
+		Status: events.StatusRunning}
 }
 
 var testAttrs = events.Attributes{CorrelationID: "corr-1", CausationID: "req-1"}
@@ -213,7 +215,8 @@ var testAttrs = events.Attributes{CorrelationID: "corr-1", CausationID: "req-1"}
 // publish publishes a request or a cancel for the VM and returns its stream sequence.
 func (c client) publish(t *testing.T, kind events.Kind, vm, id string, data any) uint64 {
 	t.Helper()
-	b, err := json.Marshal(map[string]any{"specversion": "1.0", "id": id, "source": "/test", "type": events.Type(kind), "data": data})
+	b, err := json.Marshal(map[string]any{"specversion": "1.0", "id": id, "source": "/test", "type": events.Type(kind),
+		"data": data})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -34,7 +34,8 @@ func TestConsumeMessagesThatLookLikeTheServers(t *testing.T) {
 	t.Cleanup(func() { cancel(); consuming.Wait() })
 	canceled, began := make(chan string, 1), make(chan string, 1)
 	consuming.Go(func() {
-		_ = s.conn.ConsumeCancels(ctx, "lab", func(_ context.Context, c *events.Cancel) error { canceled <- c.VM; return nil })
+		_ = s.conn.ConsumeCancels(ctx, "lab",
+			func(_ context.Context, c *events.Cancel) error { canceled <- c.VM; return nil })
 	})
 	s.consume(t, func(_ context.Context, r *events.Request) error { began <- r.VM; return nil })
 
@@ -42,11 +43,13 @@ func TestConsumeMessagesThatLookLikeTheServers(t *testing.T) {
 	for i, status := range statuses {
 		for _, subject := range []string{"guestflow.requests.lab.vm-", "guestflow.cancels.lab.vm-"} {
 			// 409 of a consumer that is deleted would end a consumer; pending counts would be believed.
-			s.send(t, &nats.Msg{Subject: subject + strconv.Itoa(i), Header: header("Status", status, "Description", "Consumer Deleted", "Nats-Pending-Messages", "9", "Nats-Pin-Id", "x")})
+			s.send(t, &nats.Msg{Subject: subject + strconv.Itoa(i), Header: header("Status", status, "Description",
+				"Consumer Deleted", "Nats-Pending-Messages", "9", "Nats-Pin-Id", "x")})
 		}
 	}
 	s.publish(t, events.KindRequested, "vm-good", "r1", map[string]any{"vm": "vm-good"})
-	s.publish(t, events.KindCancelRequested, "vm-good", "c1", map[string]any{"vm": "vm-good", "request": map[string]any{"source": "/test", "id": "r1"}})
+	s.publish(t, events.KindCancelRequested, "vm-good", "c1", map[string]any{"vm": "vm-good",
+		"request": map[string]any{"source": "/test", "id": "r1"}})
 	if vm := receive(t, began); vm != "vm-good" {
 		t.Errorf("began %s", vm)
 	}
@@ -64,7 +67,8 @@ func TestConsumeMessagesThatLookLikeTheServers(t *testing.T) {
 		t.Errorf("%d rejections, want %d", rejected, want)
 	}
 	// Whoever reads the dead letters with a consumer of the usual kind gets each of them.
-	cons, err := s.js.CreateConsumer(testContext(t), events.DeadlettersStream, jetstream.ConsumerConfig{AckPolicy: jetstream.AckExplicitPolicy})
+	cons, err := s.js.CreateConsumer(testContext(t), events.DeadlettersStream,
+		jetstream.ConsumerConfig{AckPolicy: jetstream.AckExplicitPolicy})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,7 +102,8 @@ func TestConsumeStreamMadeAnew(t *testing.T) {
 		started <- r
 		if strings.HasPrefix(r.Ref.ID, "old") {
 			<-finish
-			err = map[string]error{"old-0": nil, "old-1": events.ErrReleased, "old-2": &events.RetryError{After: time.Hour}}[r.Ref.ID]
+			err = map[string]error{"old-0": nil, "old-1": events.ErrReleased,
+				"old-2": &events.RetryError{After: time.Hour}}[r.Ref.ID]
 			ended <- err
 			return err
 		}
@@ -132,7 +137,8 @@ func TestConsumeStreamMadeAnew(t *testing.T) {
 		_ = receive(t, ended)
 	}
 	s.gone(t, 0)
-	block := s.publish(t, events.KindRequested, "vm-9", "old-0", map[string]any{"vm": "vm-9"}) // in hand beyond the old ones' end
+	// in hand beyond the old ones' end
+	block := s.publish(t, events.KindRequested, "vm-9", "old-0", map[string]any{"vm": "vm-9"})
 	receive(t, started)
 	close(finish)
 	for range requests + 1 {
@@ -257,7 +263,8 @@ func TestConsumeAckWaitChanges(t *testing.T) {
 		receive(t, answers)
 	}
 	if info := s.consumer(t); info.NumRedelivered != 0 || deliveries.Load() != 1 {
-		t.Errorf("delivered %d times, %d again: a healthy owner lost its request", deliveries.Load(), info.NumRedelivered)
+		t.Errorf("delivered %d times, %d again: a healthy owner lost its request", deliveries.Load(),
+			info.NumRedelivered)
 	}
 	close(release)
 	s.gone(t, 0)
@@ -278,7 +285,8 @@ func TestConsumeRefusesWhatPanics(t *testing.T) {
 	if len(rejected) != 1 || calls.Load() != 3 {
 		t.Fatalf("%d events after %d calls", len(rejected), calls.Load())
 	}
-	if _, run := checkEvent(t, rejected[0].Header, rejected[0].Data); run.Error.Code != events.Internal || !strings.Contains(run.Error.Message, "panicked") || strings.Contains(run.Error.Message, "broken") {
+	if _, run := checkEvent(t, rejected[0].Header, rejected[0].Data); run.Error.Code != events.Internal ||
+		!strings.Contains(run.Error.Message, "panicked") || strings.Contains(run.Error.Message, "broken") {
 		t.Errorf("rejection: %+v", run.Error)
 	}
 }
@@ -288,7 +296,8 @@ func TestConsumeRefusesWhatCannotBeStored(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	file := filepath.Join(dir, "nats.conf")
-	if err := os.WriteFile(file, []byte(fmt.Sprintf("jetstream { store_dir: %q }\nport: -1\nmax_payload: 16384\n", dir+"/js")), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte(fmt.Sprintf("jetstream { store_dir: %q }\nport: -1\nmax_payload: 16384\n",
+		dir+"/js")), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	srv := natstest.StartConfig(t, file, nil)
@@ -301,14 +310,17 @@ func TestConsumeRefusesWhatCannotBeStored(t *testing.T) {
 		_, err := journal.Append(ctx, 0, "id", events.RunAccepted, testAttrs, accepted)
 		return err
 	})
-	s.publish(t, events.KindRequested, "vm-1", "big", map[string]any{"vm": "vm-1", "guest": map[string]any{"credentials": map[string]any{"secretRef": "x"}},
-		"customize": map[string]any{"spec": map[string]any{"_typeName": "CustomizationSpec", "identity": map[string]any{"_typeName": "New"}, "pad": strings.Repeat("x", 15800)}}})
+	s.publish(t, events.KindRequested, "vm-1", "big", map[string]any{"vm": "vm-1",
+		"guest": map[string]any{"credentials": map[string]any{"secretRef": "x"}},
+		"customize": map[string]any{"spec": map[string]any{"_typeName": "CustomizationSpec",
+			"identity": map[string]any{"_typeName": "New"}, "pad": strings.Repeat("x", 15800)}}})
 	s.gone(t, 0)
 	rejected := all(testContext(t), t, s.js, events.EventsStream)
 	if len(rejected) != 1 {
 		t.Fatalf("%d events", len(rejected))
 	}
-	if _, run := checkEvent(t, rejected[0].Header, rejected[0].Data); !strings.Contains(run.Error.Message, "max_payload") {
+	_, run := checkEvent(t, rejected[0].Header, rejected[0].Data)
+	if !strings.Contains(run.Error.Message, "max_payload") {
 		t.Errorf("rejection: %+v", run.Error)
 	}
 }
@@ -325,7 +337,8 @@ func raw(t *testing.T, url, subject, header, data string) {
 	if _, err := said.ReadString('\n'); err != nil { // INFO
 		t.Fatal(err)
 	}
-	fmt.Fprintf(conn, "CONNECT {\"verbose\":false,\"headers\":true}\r\nHPUB %s %d %d\r\n%s%s\r\nPING\r\n", subject, len(header), len(header)+len(data), header, data)
+	fmt.Fprintf(conn, "CONNECT {\"verbose\":false,\"headers\":true}\r\nHPUB %s %d %d\r\n%s%s\r\nPING\r\n", subject,
+		len(header), len(header)+len(data), header, data)
 	if line, err := said.ReadString('\n'); err != nil || !strings.HasPrefix(line, "PONG") {
 		t.Fatalf("%s: %q, %v", header, line, err)
 	}
@@ -336,7 +349,8 @@ func raw(t *testing.T, url, subject, header, data string) {
 func TestConsumeBrokenHeaders(t *testing.T) {
 	t.Parallel()
 	s := newStation(t, func(st *stream.Settings) { st.QueuePerVM = 10 })
-	headers := []string{"NATS/1.0 100 Idle Heartbeat\r\n\r\n", "NATS/1.0 409 Consumer Deleted\r\n\r\n", "NATS/1.0\r\nno colon\r\n\r\n", "not a header at all", "NATS/1.0\r\n: no name\r\n\r\n", "\r\n\r\n"}
+	headers := []string{"NATS/1.0 100 Idle Heartbeat\r\n\r\n", "NATS/1.0 409 Consumer Deleted\r\n\r\n",
+		"NATS/1.0\r\nno colon\r\n\r\n", "not a header at all", "NATS/1.0\r\n: no name\r\n\r\n", "\r\n\r\n"}
 	for _, h := range headers {
 		raw(t, s.server.URL(), "guestflow.requests.lab.vm-1", h, "")
 	}
@@ -361,7 +375,8 @@ func TestJunkWithoutDeadLetters(t *testing.T) {
 	const junk, places = 10, 3
 	server := natstest.StartServer(t)
 	var lost atomic.Int64
-	conn, err := stream.Connect(testContext(t), stream.Config{URL: server.URL(), Hooks: stream.Hooks{NotKept: func(string) { lost.Add(1) }}}, testLog(t))
+	conn, err := stream.Connect(testContext(t), stream.Config{URL: server.URL(),
+		Hooks: stream.Hooks{NotKept: func(string) { lost.Add(1) }}}, testLog(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -386,7 +401,8 @@ func TestJunkWithoutDeadLetters(t *testing.T) {
 	if len(told) != junk || lost.Load() != junk {
 		t.Fatalf("%d rejections, %d counted", len(told), lost.Load())
 	}
-	if _, run := checkEvent(t, told[0].Header, told[0].Data); !strings.Contains(run.Error.Message, "could not be kept as a dead letter") {
+	if _, run := checkEvent(t, told[0].Header, told[0].Data); !strings.Contains(run.Error.Message,
+		"could not be kept as a dead letter") {
 		t.Errorf("rejection: %s", run.Error.Message)
 	}
 }
@@ -447,7 +463,8 @@ func TestCancelsThatWaitLeaveOthersTheirPlaces(t *testing.T) {
 	})
 	const waiting = 40
 	cancelRun := func(vm string) {
-		s.publish(t, events.KindCancelRequested, vm, "c1", map[string]any{"vm": vm, "request": map[string]any{"source": "/test", "id": "r1"}})
+		s.publish(t, events.KindCancelRequested, vm, "c1", map[string]any{"vm": vm,
+			"request": map[string]any{"source": "/test", "id": "r1"}})
 	}
 	for i := range waiting {
 		cancelRun("vm-" + strconv.Itoa(i))
@@ -474,7 +491,8 @@ func TestConsumeRefusesWhatPanicsWhenRead(t *testing.T) {
 	if len(rejected) != 1 {
 		t.Fatalf("%d events", len(rejected))
 	}
-	if _, run := checkEvent(t, rejected[0].Header, rejected[0].Data); run.Error.Code != events.Internal || !strings.Contains(run.Error.Message, "panicked") {
+	if _, run := checkEvent(t, rejected[0].Header, rejected[0].Data); run.Error.Code != events.Internal ||
+		!strings.Contains(run.Error.Message, "panicked") {
 		t.Errorf("rejection: %+v", run.Error)
 	}
 	if n := len(all(testContext(t), t, s.js, events.DeadlettersStream)); n != 1 {

@@ -117,31 +117,38 @@ func TestAppendAndLast(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if last.Seq != second || last.MsgID != "id-2" || last.Kind != events.RunWaiting || last.Run.N != 2 || last.Attrs != testAttrs || last.At.IsZero() {
+		if last.Seq != second || last.MsgID != "id-2" || last.Kind != events.RunWaiting || last.Run.N != 2 ||
+			last.Attrs != testAttrs || last.At.IsZero() {
 			t.Errorf("last event: %+v", last)
 		}
-		if _, err := j.Append(ctx, first, "id-3", events.RunWaiting, testAttrs, run("vm-1", 2)); !errors.Is(err, events.ErrFenced) {
+		if _, err := j.Append(ctx, first, "id-3", events.RunWaiting, testAttrs,
+			run("vm-1", 2)); !errors.Is(err, events.ErrFenced) {
 			t.Errorf("append on an old event: %v, want ErrFenced", err)
 		}
-		if _, err := j.Append(ctx, 0, "id-4", events.RunWaiting, testAttrs, run("vm-1", 1)); !errors.Is(err, events.ErrFenced) {
+		if _, err := j.Append(ctx, 0, "id-4", events.RunWaiting, testAttrs,
+			run("vm-1", 1)); !errors.Is(err, events.ErrFenced) {
 			t.Errorf("append as the first event: %v, want ErrFenced", err)
 		}
-		if _, err := j.Append(ctx, second+1000, "id-5", events.RunWaiting, testAttrs, run("vm-1", 3)); !errors.Is(err, events.ErrFenced) || !errors.Is(err, events.ErrForgotten) {
+		if _, err := j.Append(ctx, second+1000, "id-5", events.RunWaiting, testAttrs,
+			run("vm-1", 3)); !errors.Is(err, events.ErrFenced) || !errors.Is(err, events.ErrForgotten) {
 			t.Errorf("append on an event that the stream lost: %v, want ErrForgotten, which is an ErrFenced", err)
 		}
-		if _, err := j.Append(ctx, first, "id-6", events.RunWaiting, testAttrs, run("vm-1", 3)); errors.Is(err, events.ErrForgotten) {
+		if _, err := j.Append(ctx, first, "id-6", events.RunWaiting, testAttrs,
+			run("vm-1", 3)); errors.Is(err, events.ErrForgotten) {
 			t.Errorf("append on an event that another one follows: %v", err)
 		}
 		if err := j.ConfirmNotReplaced(ctx, "lab", "vm-1", events.Mark{Seq: second, MsgID: "id-2"}); err != nil {
 			t.Errorf("my event is the last one: %v", err)
 		}
-		if err := j.ConfirmNotReplaced(ctx, "lab", "vm-1", events.Mark{Seq: second, MsgID: "of a stream that was"}); !errors.Is(err, events.ErrFenced) {
+		if err := j.ConfirmNotReplaced(ctx, "lab", "vm-1",
+			events.Mark{Seq: second, MsgID: "of a stream that was"}); !errors.Is(err, events.ErrFenced) {
 			t.Errorf("another one has the sequence of mine: %v, want ErrFenced", err)
 		}
 		if since, err := j.CompleteSince(ctx); err != nil || since.IsZero() || since.After(last.At) {
 			t.Errorf("reaches back to %s, %v; an event is of %s", since, err, last.At)
 		}
-		if _, err := j.Append(ctx, second, "id-1", events.RunWaiting, testAttrs, run("vm-1", 3)); !errors.Is(err, events.ErrFenced) {
+		if _, err := j.Append(ctx, second, "id-1", events.RunWaiting, testAttrs,
+			run("vm-1", 3)); !errors.Is(err, events.ErrFenced) {
 			t.Errorf("append under a used ID: %v, want ErrFenced", err)
 		}
 	})
@@ -181,7 +188,8 @@ func TestAppendOvertakenAfterLostAnswer(t *testing.T) {
 		if mine != first+1 || overtaken != first+2 {
 			t.Errorf("events at %d, %d, %d: want three in a row", first, mine, overtaken)
 		}
-		if _, err := j.Append(testContext(t), mine, "late", events.RunWaiting, testAttrs, run("vm-1", 3)); !errors.Is(err, events.ErrFenced) {
+		if _, err := j.Append(testContext(t), mine, "late", events.RunWaiting, testAttrs,
+			run("vm-1", 3)); !errors.Is(err, events.ErrFenced) {
 			t.Errorf("append on my overtaken event: %v, want ErrFenced", err)
 		}
 	})
@@ -201,7 +209,8 @@ func TestRace(t *testing.T) {
 				return false
 			}
 			if replicated && !inMemory { // until each of the three refusals was seen
-				return s.count(stream.CodeWrongLastSequence) > 0 && s.count(stream.CodeLastSequenceRace) > 0 && s.count(stream.CodeIDInProcess) > 0
+				return s.count(stream.CodeWrongLastSequence) > 0 && s.count(stream.CodeLastSequenceRace) > 0 &&
+					s.count(stream.CodeIDInProcess) > 0
 			}
 			return true
 		}
@@ -241,7 +250,8 @@ func raceStep(t *testing.T, s stream.Store, vm string, n, writers int, after uin
 		for range 2 {
 			go func() {
 				<-begin
-				seq, err := j.Append(ctx, after, fmt.Sprintf("%s.%d.%d", vm, n, w), events.RunWaiting, testAttrs, run(vm, n))
+				seq, err := j.Append(ctx, after, fmt.Sprintf("%s.%d.%d", vm, n, w), events.RunWaiting, testAttrs,
+					run(vm, n))
 				results <- result{w, seq, err}
 			}()
 		}
@@ -338,7 +348,8 @@ func TestAppendThroughRestart(t *testing.T) {
 					vm := fmt.Sprintf("vm-%d", w)
 					after := uint64(0)
 					for n := 1; n <= appends; n++ {
-						seq, err := j.Append(ctx, after, fmt.Sprintf("%s.%d", vm, n), events.RunWaiting, testAttrs, run(vm, n))
+						seq, err := j.Append(ctx, after, fmt.Sprintf("%s.%d", vm, n), events.RunWaiting, testAttrs,
+							run(vm, n))
 						if err != nil {
 							t.Errorf("%s event %d: %v", vm, n, err)
 							return
@@ -383,7 +394,8 @@ func TestAppendGivesUpWithItsContext(t *testing.T) {
 		}
 	}})
 	go func() { <-tried; cancel(gone) }()
-	if _, err := j.Append(ctx, 0, "id", events.RunAccepted, testAttrs, run("vm-1", 1)); !errors.Is(err, gone) || errors.Is(err, events.ErrFenced) {
+	if _, err := j.Append(ctx, 0, "id", events.RunAccepted, testAttrs, run("vm-1", 1)); !errors.Is(err, gone) ||
+		errors.Is(err, events.ErrFenced) {
 		t.Errorf("append: %v, want %v", err, gone)
 	}
 }

@@ -16,8 +16,10 @@ import (
 // header of it means something to the server but our own, and none was lost.
 func FuzzHeaders(f *testing.F) {
 	f.Add("ce-specversion: 1.0\nCe-Id: 7\nce-source: /a\nce-type: "+requestedType, []byte(`{"vm":"vm-42"}`))
-	f.Add("Content-Type: application/cloudevents+json; charset=utf-8\nNats-Msg-Id: x\nNats-Expected-Last-Sequence: 7\nGuestflow-Code: y", []byte(`{}`))
-	f.Add("ce-specversion: 1.0\nCE-SPECVERSION: 2\nce-expirytime: 2026-01-02T03:04:05Z\nce-authid: %F0%9F%98%80", []byte(`null`))
+	f.Add("Content-Type: application/cloudevents+json; charset=utf-8\nNats-Msg-Id: "+
+		"x\nNats-Expected-Last-Sequence: 7\nGuestflow-Code: y", []byte(`{}`))
+	f.Add("ce-specversion: 1.0\nCE-SPECVERSION: 2\nce-expirytime: 2026-01-02T03:04:05Z\nce-authid: %F0%9F%98%80",
+		[]byte(`null`))
 	f.Add("ce-specversion: 1.0\nce-id: %zz\nce-traceparent: %00\ncontent-type: text/plain", []byte("\xff"))
 	f.Fuzz(func(t *testing.T, block string, data []byte) {
 		h := nats.Header{}
@@ -36,10 +38,12 @@ func FuzzHeaders(f *testing.F) {
 		if reject == nil {
 			return
 		}
-		letter := stream.DeadLetter(stream.RefusedMessage{VCenter: "lab", VM: r.VM, Seq: 7, Subject: subject, Header: h, Data: data}, reject)
+		letter := stream.DeadLetter(stream.RefusedMessage{VCenter: "lab", VM: r.VM, Seq: 7, Subject: subject, Header: h,
+			Data: data}, reject)
 		for name, values := range h {
 			kept := letter.Header[name]
-			if lower := strings.ToLower(name); strings.HasPrefix(lower, "nats-") || strings.HasPrefix(lower, "guestflow-") {
+			if lower := strings.ToLower(name); strings.HasPrefix(lower, "nats-") ||
+				strings.HasPrefix(lower, "guestflow-") {
 				kept = letter.Header["Guestflow-Original-"+name]
 			}
 			if !slices.Equal(kept, values) {

@@ -61,11 +61,13 @@ type nack struct {
 func TestNACK(t *testing.T) {
 	for file, s := range map[string]Settings{
 		"deploy/helm/files/streams.json": {
-			Replicas: 1, EventsMaxAge: 720 * time.Hour, DeadlettersMaxAge: 168 * time.Hour, DeadlettersMaxBytes: 256 << 20, QueuePerVM: 2, AckWait: 30 * time.Second,
+			Replicas: 1, EventsMaxAge: 720 * time.Hour, DeadlettersMaxAge: 168 * time.Hour,
+			DeadlettersMaxBytes: 256 << 20, QueuePerVM: 2, AckWait: 30 * time.Second,
 			MaxInFlight: map[string]int{"VCENTER": 64},
 		},
 		"deploy/helm/tests/testdata/nack.json": {
-			Replicas: 3, EventsMaxAge: 1440 * time.Hour, EventsMaxBytes: 10 << 30, DeadlettersMaxAge: 336 * time.Hour, DeadlettersMaxBytes: 1 << 30, QueuePerVM: 4, AckWait: 20 * time.Second,
+			Replicas: 3, EventsMaxAge: 1440 * time.Hour, EventsMaxBytes: 10 << 30, DeadlettersMaxAge: 336 * time.Hour,
+			DeadlettersMaxBytes: 1 << 30, QueuePerVM: 4, AckWait: 20 * time.Second,
 			MaxInFlight: map[string]int{"lab": 128, "eu-prod": 64},
 		},
 	} {
@@ -88,7 +90,8 @@ func TestNACK(t *testing.T) {
 			t.Fatal(err)
 		}
 		if !bytes.Equal(have, want) {
-			t.Errorf("%s is not what the service makes: run UPDATE_NACK=1 go test ./internal/events -run TestNACK, and the chart's tests", file)
+			t.Errorf("%s is not what the service makes: run UPDATE_NACK=1 go test ./internal/events -run "+
+				"TestNACK, and the chart's tests", file)
 		}
 	}
 }
@@ -97,9 +100,12 @@ func asNACK(s Settings) (all nack) {
 	vcenters := slices.Sorted(maps.Keys(s.MaxInFlight))
 	for _, n := range s.streams(vcenters) {
 		stream := nackStream{
-			Name: n.Name, Description: n.Description, Subjects: n.Subjects, Retention: n.Retention, Storage: n.Storage, Replicas: n.Replicas,
-			MaxBytes: n.MaxBytes, MaxMsgs: n.MaxMsgs, MaxMsgsPerSubject: n.MaxMsgsPerSubject, MaxMsgSize: n.MaxMsgSize, MaxConsumers: n.MaxConsumers,
-			Discard: n.Discard, DiscardPerSubject: n.DiscardNewPerSubject, DuplicateWindow: n.Duplicates.String(), AllowDirect: n.AllowDirect,
+			Name: n.Name, Description: n.Description, Subjects: n.Subjects, Retention: n.Retention, Storage: n.Storage,
+			Replicas: n.Replicas,
+			MaxBytes: n.MaxBytes, MaxMsgs: n.MaxMsgs, MaxMsgsPerSubject: n.MaxMsgsPerSubject, MaxMsgSize: n.MaxMsgSize,
+			MaxConsumers: n.MaxConsumers,
+			Discard:      n.Discard, DiscardPerSubject: n.DiscardNewPerSubject, DuplicateWindow: n.Duplicates.String(),
+			AllowDirect: n.AllowDirect,
 		}
 		if n.Retention == jetstream.WorkQueuePolicy {
 			all.Requests = append(all.Requests, stream)
@@ -111,8 +117,10 @@ func asNACK(s Settings) (all nack) {
 	for _, v := range vcenters {
 		for _, c := range s.consumers(v) {
 			all.Consumers = append(all.Consumers, nackConsumer{
-				DurableName: c.Durable, StreamName: events.RequestsStream(v), FilterSubject: c.FilterSubject, DeliverPolicy: c.DeliverPolicy, AckPolicy: c.AckPolicy,
-				ReplayPolicy: c.ReplayPolicy, AckWait: c.AckWait.String(), MaxDeliver: c.MaxDeliver, MaxAckPending: c.MaxAckPending,
+				DurableName: c.Durable, StreamName: events.RequestsStream(v), FilterSubject: c.FilterSubject,
+				DeliverPolicy: c.DeliverPolicy, AckPolicy: c.AckPolicy,
+				ReplayPolicy: c.ReplayPolicy, AckWait: c.AckWait.String(), MaxDeliver: c.MaxDeliver,
+				MaxAckPending: c.MaxAckPending,
 			})
 		}
 	}

@@ -17,7 +17,8 @@ func TestStreamViewOf(t *testing.T) {
 	later := made.Add(time.Hour)
 	p := events.Place{Stream: made, Seq: 7, At: made.Add(10 * time.Minute)}
 	view := func(change func(*stream.View)) stream.View {
-		v := stream.View{Made: made, First: 3, Last: 9, LastAt: made.Add(11 * time.Minute), Messages: 6, Removed: []uint64{5}, Detailed: true}
+		v := stream.View{Made: made, First: 3, Last: 9, LastAt: made.Add(11 * time.Minute), Messages: 6,
+			Removed: []uint64{5}, Detailed: true}
 		change(&v)
 		return v
 	}
@@ -25,21 +26,36 @@ func TestStreamViewOf(t *testing.T) {
 		view stream.View
 		want stream.Verdict
 	}{
-		"held":                       {view(func(*stream.View) {}), stream.Held},
-		"held, nothing was removed":  {view(func(v *stream.View) { v.First, v.Messages, v.Detailed, v.Removed = 3, 7, false, nil }), stream.Held},
-		"removed":                    {view(func(v *stream.View) { v.Messages, v.Removed = 5, []uint64{5, 7} }), stream.Gone},
-		"before the first":           {view(func(v *stream.View) { v.First, v.Messages, v.Removed = 8, 2, nil }), stream.Gone},
-		"empty, and has seen it":     {view(func(v *stream.View) { v.First, v.Last, v.Messages, v.Removed = 8, 7, 0, nil }), stream.Gone},
-		"details were not asked for": {view(func(v *stream.View) { v.Detailed, v.Removed = false, nil }), stream.Unclear},
+		"held": {view(func(*stream.View) {}), stream.Held},
+		"held, nothing was removed": {view(func(v *stream.View) {
+			v.First, v.Messages, v.Detailed, v.Removed = 3, 7,
+				false, nil
+		}), stream.Held},
+		"removed": {view(func(v *stream.View) { v.Messages, v.Removed = 5, []uint64{5, 7} }),
+			stream.Gone},
+		"before the first": {view(func(v *stream.View) { v.First, v.Messages, v.Removed = 8, 2, nil }),
+			stream.Gone},
+		"empty, and has seen it": {view(func(v *stream.View) {
+			v.First, v.Last, v.Messages, v.Removed = 8, 7, 0,
+				nil
+		}), stream.Gone},
+		"details were not asked for": {view(func(v *stream.View) { v.Detailed, v.Removed = false, nil }),
+			stream.Unclear},
 		"one message behind": {view(func(v *stream.View) {
 			v.Last, v.LastAt, v.Messages = 6, made.Add(9*time.Minute), 3
 		}), stream.NotSeen},
 		"empty, and one message behind": {view(func(v *stream.View) {
 			v.First, v.Last, v.LastAt, v.Messages, v.Removed = 7, 6, made.Add(9*time.Minute), 0, nil
 		}), stream.NotSeen},
-		"a new stream":               {view(func(v *stream.View) { v.Made, v.First, v.Last, v.Messages = later, 0, 0, 0 }), stream.Gone},
-		"a new stream, as far":       {view(func(v *stream.View) { v.Made, v.LastAt = later, later }), stream.Gone},
-		"the stream that was before": {view(func(v *stream.View) { v.Made, v.Messages, v.Removed = made.Add(-time.Hour), 5, []uint64{5, 7} }), stream.NotSeen},
+		"a new stream": {view(func(v *stream.View) {
+			v.Made, v.First, v.Last, v.Messages = later, 0, 0,
+				0
+		}), stream.Gone},
+		"a new stream, as far": {view(func(v *stream.View) { v.Made, v.LastAt = later, later }), stream.Gone},
+		"the stream that was before": {view(func(v *stream.View) {
+			v.Made, v.Messages, v.Removed = made.Add(-time.Hour),
+				5, []uint64{5, 7}
+		}), stream.NotSeen},
 		"a new stream, by a clock that is behind": {view(func(v *stream.View) {
 			v.Made, v.Last, v.LastAt, v.Messages = made.Add(5*time.Minute), 1, made.Add(6*time.Minute), 1
 		}), stream.Gone},
@@ -49,8 +65,14 @@ func TestStreamViewOf(t *testing.T) {
 		"that one, when it has gone on for longer": {view(func(v *stream.View) {
 			v.Made, v.Last, v.LastAt, v.Messages = made.Add(-time.Hour), 2, made.Add(12*time.Minute), 2
 		}), stream.Gone},
-		"the stream lost its end, and goes on": {view(func(v *stream.View) { v.Last, v.LastAt, v.Messages = 6, made.Add(15*time.Minute), 3 }), stream.Gone},
-		"clocks that differ a little":          {view(func(v *stream.View) { v.Last, v.LastAt, v.Messages = 6, p.At.Add(2*time.Second), 3 }), stream.NotSeen},
+		"the stream lost its end, and goes on": {view(func(v *stream.View) {
+			v.Last, v.LastAt, v.Messages = 6,
+				made.Add(15*time.Minute), 3
+		}), stream.Gone},
+		"clocks that differ a little": {view(func(v *stream.View) {
+			v.Last, v.LastAt, v.Messages = 6,
+				p.At.Add(2*time.Second), 3
+		}), stream.NotSeen},
 	} {
 		if got := row.view.Of(p); got != row.want {
 			t.Errorf("%s: verdict %d, want %d", name, got, row.want)

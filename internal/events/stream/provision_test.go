@@ -56,29 +56,36 @@ func TestProvisionCreates(t *testing.T) {
 		}
 	}
 	journal := streamConfig(t, js, "GUESTFLOW_EVENTS")
-	if diff := cmp.Diff([]string{"guestflow.events.>", "guestflow.rejections.>"}, journal.Subjects); diff != "" || journal.Retention != jetstream.LimitsPolicy ||
-		journal.MaxAge != 720*time.Hour || journal.MaxBytes != 1<<30 || journal.Discard != jetstream.DiscardNew || journal.Storage != jetstream.FileStorage ||
+	if diff := cmp.Diff([]string{"guestflow.events.>", "guestflow.rejections.>"}, journal.Subjects); diff != "" ||
+		journal.Retention != jetstream.LimitsPolicy ||
+		journal.MaxAge != 720*time.Hour || journal.MaxBytes != 1<<30 || journal.Discard != jetstream.DiscardNew ||
+		journal.Storage != jetstream.FileStorage ||
 		journal.Duplicates != 2*time.Minute || !journal.AllowDirect || journal.MaxMsgsPerSubject > 0 {
 		t.Errorf("events: %+v", journal)
 	}
 	dead := streamConfig(t, js, "GUESTFLOW_DEADLETTERS")
-	if dead.Subjects[0] != "guestflow.deadletters.>" || dead.MaxAge != 168*time.Hour || dead.Retention != jetstream.LimitsPolicy {
+	if dead.Subjects[0] != "guestflow.deadletters.>" || dead.MaxAge != 168*time.Hour ||
+		dead.Retention != jetstream.LimitsPolicy {
 		t.Errorf("dead letters: %+v", dead)
 	}
 	for vcenter, places := range want.MaxInFlight {
 		requests := streamConfig(t, js, "GUESTFLOW_REQUESTS_"+vcenter)
-		if diff := cmp.Diff([]string{"guestflow.requests." + vcenter + ".*", "guestflow.cancels." + vcenter + ".*"}, requests.Subjects); diff != "" ||
-			requests.Retention != jetstream.WorkQueuePolicy || requests.Discard != jetstream.DiscardNew || !requests.DiscardNewPerSubject ||
+		if diff := cmp.Diff([]string{"guestflow.requests." + vcenter + ".*", "guestflow.cancels." + vcenter + ".*"},
+			requests.Subjects); diff != "" ||
+			requests.Retention != jetstream.WorkQueuePolicy || requests.Discard != jetstream.DiscardNew ||
+			!requests.DiscardNewPerSubject ||
 			requests.MaxMsgsPerSubject != 2 || requests.MaxMsgSize != 256<<10 || requests.MaxAge != 0 {
 			t.Errorf("requests: %+v", requests)
 		}
-		for name, filter := range map[string]string{"guestflow-requests-" + vcenter: "guestflow.requests." + vcenter + ".*", "guestflow-cancels-" + vcenter: "guestflow.cancels." + vcenter + ".*"} {
+		for name, filter := range map[string]string{"guestflow-requests-" + vcenter: "guestflow.requests." + vcenter +
+			".*", "guestflow-cancels-" + vcenter: "guestflow.cancels." + vcenter + ".*"} {
 			cons := consumerConfig(t, js, "GUESTFLOW_REQUESTS_"+vcenter, name)
 			places := places
 			if strings.HasPrefix(name, "guestflow-cancels-") {
 				places = 256
 			}
-			if cons.FilterSubject != filter || cons.AckPolicy != jetstream.AckExplicitPolicy || cons.MaxDeliver != -1 || cons.MaxAckPending != places ||
+			if cons.FilterSubject != filter || cons.AckPolicy != jetstream.AckExplicitPolicy || cons.MaxDeliver != -1 ||
+				cons.MaxAckPending != places ||
 				cons.AckWait != 30*time.Second || len(cons.BackOff) != 0 {
 				t.Errorf("consumer %s: %+v", name, cons)
 			}
@@ -106,17 +113,21 @@ func TestProvisionRaisesOnly(t *testing.T) {
 		t.Helper()
 		requests, journal := streamConfig(t, js, "GUESTFLOW_REQUESTS_lab"), streamConfig(t, js, "GUESTFLOW_EVENTS")
 		cons := consumerConfig(t, js, "GUESTFLOW_REQUESTS_lab", "guestflow-requests-lab")
-		if requests.MaxMsgsPerSubject != perVM || journal.MaxAge != age || journal.MaxBytes != bytes || cons.MaxAckPending != places || cons.AckWait != wait {
-			t.Errorf("per VM %d, age %s, bytes %d, in flight %d, ack wait %s", requests.MaxMsgsPerSubject, journal.MaxAge, journal.MaxBytes, cons.MaxAckPending, cons.AckWait)
+		if requests.MaxMsgsPerSubject != perVM || journal.MaxAge != age || journal.MaxBytes != bytes ||
+			cons.MaxAckPending != places || cons.AckWait != wait {
+			t.Errorf("per VM %d, age %s, bytes %d, in flight %d, ack wait %s", requests.MaxMsgsPerSubject,
+				journal.MaxAge, journal.MaxBytes, cons.MaxAckPending, cons.AckWait)
 		}
 	}
 	apply(func(st *stream.Settings) { st.EventsMaxBytes = 1 << 20 })
 	apply(func(st *stream.Settings) {
-		st.QueuePerVM, st.EventsMaxAge, st.EventsMaxBytes, st.MaxInFlight["lab"], st.AckWait = 4, 800*time.Hour, 2<<20, 32, time.Minute
+		st.QueuePerVM, st.EventsMaxAge, st.EventsMaxBytes, st.MaxInFlight["lab"], st.AckWait = 4, 800*time.Hour, 2<<20,
+			32, time.Minute
 	})
 	check(4, 800*time.Hour, 2<<20, 32, time.Minute)
 	apply(func(st *stream.Settings) {
-		st.QueuePerVM, st.EventsMaxAge, st.EventsMaxBytes, st.MaxInFlight["lab"], st.AckWait = 1, 2*time.Hour, 1<<20, 8, 10*time.Second
+		st.QueuePerVM, st.EventsMaxAge, st.EventsMaxBytes, st.MaxInFlight["lab"], st.AckWait = 1, 2*time.Hour, 1<<20, 8,
+			10*time.Second
 	})
 	check(4, 800*time.Hour, 2<<20, 8, 10*time.Second)
 	apply(func(*stream.Settings) {}) // without a limit of bytes
@@ -161,8 +172,10 @@ func TestProvisionNamesEveryDifference(t *testing.T) {
 	c, js := connect(t, s.URL()), dial(t, s.URL()).js
 	ctx := testContext(t)
 	for _, cfg := range []jetstream.StreamConfig{
-		{Name: "GUESTFLOW_EVENTS", Subjects: []string{"guestflow.events.lab.>"}, MaxAge: time.Hour, Storage: jetstream.MemoryStorage, MaxMsgs: 10, MaxMsgsPerSubject: 5, MaxMsgSize: 1000},
-		{Name: "GUESTFLOW_REQUESTS_lab", Subjects: []string{"guestflow.requests.*.*", "guestflow.cancels.lab.*"}, MaxAge: time.Hour, MaxMsgsPerSubject: 1, NoAck: true},
+		{Name: "GUESTFLOW_EVENTS", Subjects: []string{"guestflow.events.lab.>"}, MaxAge: time.Hour,
+			Storage: jetstream.MemoryStorage, MaxMsgs: 10, MaxMsgsPerSubject: 5, MaxMsgSize: 1000},
+		{Name: "GUESTFLOW_REQUESTS_lab", Subjects: []string{"guestflow.requests.*.*", "guestflow.cancels.lab.*"},
+			MaxAge: time.Hour, MaxMsgsPerSubject: 1, NoAck: true},
 		{Name: "GUESTFLOW_DEADLETTERS", Subjects: []string{"guestflow.deadletters.>"}, MaxMsgsPerSubject: 3}, // fits
 	} {
 		if _, err := js.CreateStream(ctx, cfg); err != nil {
@@ -170,15 +183,19 @@ func TestProvisionNamesEveryDifference(t *testing.T) {
 		}
 	}
 	for _, cfg := range []jetstream.ConsumerConfig{
-		{Durable: "guestflow-requests-lab", AckPolicy: jetstream.AckAllPolicy, MaxDeliver: 3, BackOff: []time.Duration{time.Second}, FilterSubject: "guestflow.requests.lab.vm-1",
+		{Durable: "guestflow-requests-lab", AckPolicy: jetstream.AckAllPolicy, MaxDeliver: 3,
+			BackOff: []time.Duration{time.Second}, FilterSubject: "guestflow.requests.lab.vm-1",
 			DeliverPolicy: jetstream.DeliverNewPolicy, HeadersOnly: true, InactiveThreshold: time.Hour},
-		{Durable: "guestflow-cancels-lab", AckPolicy: jetstream.AckExplicitPolicy, FilterSubject: "guestflow.cancels.lab.*"}, // fits
+		// fits
+		{Durable: "guestflow-cancels-lab", AckPolicy: jetstream.AckExplicitPolicy,
+			FilterSubject: "guestflow.cancels.lab.*"},
 	} {
 		if _, err := js.CreateConsumer(ctx, "GUESTFLOW_REQUESTS_lab", cfg); err != nil {
 			t.Fatal(err)
 		}
 	}
-	before := []any{streamConfig(t, js, "GUESTFLOW_EVENTS"), streamConfig(t, js, "GUESTFLOW_REQUESTS_lab"), consumerConfig(t, js, "GUESTFLOW_REQUESTS_lab", "guestflow-requests-lab")}
+	before := []any{streamConfig(t, js, "GUESTFLOW_EVENTS"), streamConfig(t, js, "GUESTFLOW_REQUESTS_lab"),
+		consumerConfig(t, js, "GUESTFLOW_REQUESTS_lab", "guestflow-requests-lab")}
 	var mismatch *stream.MismatchError
 	if err := c.Provision(ctx, settings(1)); !errors.As(err, &mismatch) {
 		t.Fatalf("provision: %v, want a *MismatchError", err)
@@ -199,7 +216,8 @@ func TestProvisionNamesEveryDifference(t *testing.T) {
 		`consumer guestflow-requests-lab: its filter is "guestflow.requests.lab.vm-1", not guestflow.requests.lab.*`,
 		"consumer guestflow-requests-lab: ack policy is AckAll, not AckExplicit",
 		"consumer guestflow-requests-lab: max_deliver is 3: it must be unlimited, or requests get lost",
-		"consumer guestflow-requests-lab: max_ack_pending is 1000: it lets through more than the 16 requests of MAX_IN_FLIGHT",
+		"consumer guestflow-requests-lab: max_ack_pending is 1000: it lets through more than the 16 " +
+			"requests of MAX_IN_FLIGHT",
 		"consumer guestflow-requests-lab: backoff is set: it replaces the ack wait",
 		"consumer guestflow-requests-lab: deliver policy is new, not all",
 		"consumer guestflow-requests-lab: it delivers headers only",
@@ -213,7 +231,8 @@ func TestProvisionNamesEveryDifference(t *testing.T) {
 			t.Errorf("the error does not say %q", text)
 		}
 	}
-	after := []any{streamConfig(t, js, "GUESTFLOW_EVENTS"), streamConfig(t, js, "GUESTFLOW_REQUESTS_lab"), consumerConfig(t, js, "GUESTFLOW_REQUESTS_lab", "guestflow-requests-lab")}
+	after := []any{streamConfig(t, js, "GUESTFLOW_EVENTS"), streamConfig(t, js, "GUESTFLOW_REQUESTS_lab"),
+		consumerConfig(t, js, "GUESTFLOW_REQUESTS_lab", "guestflow-requests-lab")}
 	if diff := cmp.Diff(before, after); diff != "" {
 		t.Errorf("an administrator's was changed -before +after\n%s", diff)
 	}
@@ -229,8 +248,10 @@ func TestProvisionOff(t *testing.T) {
 	if err := c.Provision(testContext(t), off); !errors.As(err, &mismatch) {
 		t.Fatalf("provision: %v, want a *MismatchError", err)
 	}
-	want := []string{"stream GUESTFLOW_EVENTS: is missing", "stream GUESTFLOW_DEADLETTERS: is missing", "stream GUESTFLOW_REQUESTS_lab: is missing",
-		"consumer guestflow-requests-lab: is missing, as its stream is", "consumer guestflow-cancels-lab: is missing, as its stream is"}
+	want := []string{"stream GUESTFLOW_EVENTS: is missing", "stream GUESTFLOW_DEADLETTERS: is missing",
+		"stream GUESTFLOW_REQUESTS_lab: is missing",
+		"consumer guestflow-requests-lab: is missing, as its stream is",
+		"consumer guestflow-cancels-lab: is missing, as its stream is"}
 	if diff := cmp.Diff(want, mismatch.Differences); diff != "" {
 		t.Errorf("-want +got\n%s", diff)
 	}
@@ -248,17 +269,20 @@ func TestProvisionCannotCreate(t *testing.T) {
 	t.Parallel()
 	s := natstest.StartServer(t)
 	c, js := connect(t, s.URL()), dial(t, s.URL()).js
-	if _, err := js.CreateStream(testContext(t), jetstream.StreamConfig{Name: "AUDIT", Subjects: []string{"guestflow.events.>"}}); err != nil {
+	if _, err := js.CreateStream(testContext(t), jetstream.StreamConfig{Name: "AUDIT",
+		Subjects: []string{"guestflow.events.>"}}); err != nil {
 		t.Fatal(err)
 	}
 	var mismatch *stream.MismatchError
-	if err := c.Provision(testContext(t), settings(1)); !errors.As(err, &mismatch) || !strings.Contains(err.Error(), "stream AUDIT has the subject") {
+	if err := c.Provision(testContext(t), settings(1)); !errors.As(err, &mismatch) ||
+		!strings.Contains(err.Error(), "stream AUDIT has the subject") {
 		t.Errorf("subject taken: %v", err)
 	}
 	if err := js.DeleteStream(testContext(t), "AUDIT"); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Provision(testContext(t), settings(3)); !errors.As(err, &mismatch) || !strings.Contains(err.Error(), "replicas") {
+	if err := c.Provision(testContext(t), settings(3)); !errors.As(err, &mismatch) ||
+		!strings.Contains(err.Error(), "replicas") {
 		t.Errorf("three replicas on one server: %v", err)
 	}
 	s.Stop()
@@ -363,7 +387,8 @@ func TestConnectBeforeTheServerIsThere(t *testing.T) {
 func TestAPIPrefix(t *testing.T) {
 	t.Parallel()
 	s := natstest.StartServer(t)
-	c, err := stream.Connect(testContext(t), stream.Config{URL: s.URL(), JSAPIPrefix: "$JS.API", InboxPrefix: "_INBOX_gf"}, testLog(t))
+	c, err := stream.Connect(testContext(t), stream.Config{URL: s.URL(), JSAPIPrefix: "$JS.API",
+		InboxPrefix: "_INBOX_gf"}, testLog(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -385,7 +410,8 @@ func TestRemovedConsumerComesBack(t *testing.T) {
 	s := newStation(t, nil)
 	took := make(chan string, 1)
 	s.consume(t, func(_ context.Context, r *events.Request) error { took <- r.VM; return nil })
-	if err := s.js.DeleteConsumer(testContext(t), events.RequestsStream("lab"), events.RequestsConsumer("lab")); err != nil {
+	if err := s.js.DeleteConsumer(testContext(t), events.RequestsStream("lab"),
+		events.RequestsConsumer("lab")); err != nil {
 		t.Fatal(err)
 	}
 	s.publish(t, events.KindRequested, "vm-1", "r1", map[string]any{"vm": "vm-1"})

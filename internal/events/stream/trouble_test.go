@@ -94,16 +94,23 @@ func TestTroubles(t *testing.T) {
 			_, err := s.js.PauseConsumer(ctx, requests, durable, time.Now().Add(time.Hour))
 			return err
 		}, stream.ConsumerPaused, true, "nats consumer resume GUESTFLOW_REQUESTS_lab guestflow-requests-lab"},
-		{"fewer places", edit(func(c *jetstream.ConsumerConfig) { c.MaxAckPending = 1 }), stream.FewPlaces, false, "--max-pending 16"},
-		{"more places", edit(func(c *jetstream.ConsumerConfig) { c.MaxAckPending = 1000 }), stream.Unfit, true, "nats consumer edit"},
-		{"deliveries are limited", edit(func(c *jetstream.ConsumerConfig) { c.MaxDeliver = 3 }), stream.Unfit, true, "nats consumer edit"},
-		{"a consumer is removed", func(ctx context.Context, s *station) error { return s.js.DeleteConsumer(ctx, requests, durable) },
+		{"fewer places", edit(func(c *jetstream.ConsumerConfig) { c.MaxAckPending = 1 }), stream.FewPlaces, false,
+			"--max-pending 16"},
+		{"more places", edit(func(c *jetstream.ConsumerConfig) { c.MaxAckPending = 1000 }), stream.Unfit, true,
+			"nats consumer edit"},
+		{"deliveries are limited", edit(func(c *jetstream.ConsumerConfig) { c.MaxDeliver = 3 }), stream.Unfit, true,
+			"nats consumer edit"},
+		{"a consumer is removed",
+			func(ctx context.Context, s *station) error { return s.js.DeleteConsumer(ctx, requests, durable) },
 			stream.ConsumerMissing, true, "GUESTFLOW_PROVISION"},
-		{"the events are removed", func(ctx context.Context, s *station) error { return s.js.DeleteStream(ctx, events.EventsStream) },
+		{"the events are removed",
+			func(ctx context.Context, s *station) error { return s.js.DeleteStream(ctx, events.EventsStream) },
 			stream.StreamMissing, true, "GUESTFLOW_PROVISION"},
-		{"the dead letters are removed", func(ctx context.Context, s *station) error { return s.js.DeleteStream(ctx, events.DeadlettersStream) },
+		{"the dead letters are removed",
+			func(ctx context.Context, s *station) error { return s.js.DeleteStream(ctx, events.DeadlettersStream) },
 			stream.StreamMissing, true, "GUESTFLOW_PROVISION"},
-		{"the requests are removed", func(ctx context.Context, s *station) error { return s.js.DeleteStream(ctx, requests) },
+		{"the requests are removed",
+			func(ctx context.Context, s *station) error { return s.js.DeleteStream(ctx, requests) },
 			stream.StreamMissing, true, "GUESTFLOW_PROVISION"},
 		{"the journal drops what is old", func(ctx context.Context, s *station) error {
 			st, err := s.js.Stream(ctx, events.EventsStream)
@@ -163,7 +170,8 @@ func TestTroublesOfAFullStore(t *testing.T) {
 	ctx, cancel := context.WithCancel(testContext(t))
 	defer cancel()
 	for i := 0; ; i++ { // until it is full
-		if _, err := s.js.Publish(ctx, fmt.Sprintf("guestflow.deadletters.lab.vm-%d", i), make([]byte, 1000)); err != nil {
+		if _, err := s.js.Publish(ctx, fmt.Sprintf("guestflow.deadletters.lab.vm-%d", i),
+			make([]byte, 1000)); err != nil {
 			break
 		}
 	}
@@ -175,7 +183,8 @@ func TestTroublesOfAFullStore(t *testing.T) {
 	}()
 	var found []stream.Trouble
 	until(t, "it is told", func() bool { found = s.troubles(t, stream.NoStorage); return len(found) > 0 })
-	if !found[0].Blocks || found[0].VCenter != "lab" || !strings.Contains(found[0].What, "append run.accepted") || !strings.Contains(found[0].What, "10023") {
+	if !found[0].Blocks || found[0].VCenter != "lab" || !strings.Contains(found[0].What, "append run.accepted") ||
+		!strings.Contains(found[0].What, "10023") {
 		t.Errorf("trouble: %+v", found[0])
 	}
 	dead, err := s.js.Stream(ctx, events.DeadlettersStream)
@@ -197,7 +206,8 @@ func TestTroublesOfAFullStore(t *testing.T) {
 func TestTroublesOfSmallMessages(t *testing.T) {
 	t.Parallel()
 	s := smallStation(t, "", "max_payload: 16384", nil)
-	if found := s.troubles(t, stream.SmallPayload); len(found) != 1 || found[0].Blocks || !strings.Contains(found[0].What, "16384") {
+	if found := s.troubles(t, stream.SmallPayload); len(found) != 1 || found[0].Blocks ||
+		!strings.Contains(found[0].What, "16384") {
 		t.Errorf("troubles: %+v", found)
 	}
 	if err := s.conn.Ready(testContext(t)); err != nil {
@@ -228,7 +238,8 @@ func TestDeadlettersMaxBytes(t *testing.T) {
 	}
 	s := smallStation(t, "max_file_store: 100MB", "", nil) // as an older version made it: without a limit
 	for _, step := range []struct{ set, min, max int64 }{
-		{4 * mb, 4 * mb, 4 * mb}, {8 * mb, 8 * mb, 8 * mb}, {2 * mb, 2 * mb, 2 * mb}, {256 * mb, 20 * mb, 27 * mb}, {256 * mb, 20 * mb, 27 * mb}, {0, 20 * mb, 27 * mb},
+		{4 * mb, 4 * mb, 4 * mb}, {8 * mb, 8 * mb, 8 * mb}, {2 * mb, 2 * mb, 2 * mb}, {256 * mb, 20 * mb, 27 * mb},
+		{256 * mb, 20 * mb, 27 * mb}, {0, 20 * mb, 27 * mb},
 	} {
 		again(s, step.set)
 		if n := maxBytes(s); n < step.min || n > step.max {
@@ -236,7 +247,8 @@ func TestDeadlettersMaxBytes(t *testing.T) {
 		}
 	}
 	for name, s := range map[string]*station{
-		"made": smallStation(t, "max_file_store: 100MB", "", with(256*mb)), "changed": smallStation(t, "max_file_store: 100MB", "", nil),
+		"made":    smallStation(t, "max_file_store: 100MB", "", with(256*mb)),
+		"changed": smallStation(t, "max_file_store: 100MB", "", nil),
 	} {
 		again(s, 256*mb)
 		if n := maxBytes(s); n < 20*mb || n > 27*mb {
@@ -249,11 +261,13 @@ func TestDeadlettersMaxBytes(t *testing.T) {
 	// The oldest go first.
 	s = smallStation(t, "", "", with(1*mb))
 	for i := range 40 {
-		if _, err := s.js.Publish(testContext(t), fmt.Sprintf("guestflow.deadletters.lab.vm-%d", i), make([]byte, 100_000)); err != nil {
+		if _, err := s.js.Publish(testContext(t), fmt.Sprintf("guestflow.deadletters.lab.vm-%d", i),
+			make([]byte, 100_000)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if st, err := s.js.Stream(testContext(t), events.DeadlettersStream); err != nil || st.CachedInfo().State.Bytes > mb || st.CachedInfo().State.LastSeq != 40 {
+	if st, err := s.js.Stream(testContext(t), events.DeadlettersStream); err != nil || st.CachedInfo().
+		State.Bytes > mb || st.CachedInfo().State.LastSeq != 40 {
 		t.Errorf("dead letters: %v", err)
 	}
 }
@@ -263,7 +277,8 @@ func TestProvisionWithoutAFileStore(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	file := filepath.Join(dir, "nats.conf")
-	if err := os.WriteFile(file, []byte(fmt.Sprintf("jetstream { store_dir: %q\nmax_file_store: 0 }\nport: -1\n", dir+"/js")), 0o600); err != nil {
+	if err := os.WriteFile(file, []byte(fmt.Sprintf("jetstream { store_dir: %q\nmax_file_store: 0 }\nport: -1\n",
+		dir+"/js")), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	s := settings(1)
@@ -273,7 +288,9 @@ func TestProvisionWithoutAFileStore(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- conn.Provision(ctx, s) }()
 	until(t, "what is waited for is told, with its cure", func() bool {
-		return slices.ContainsFunc(conn.LongWaits(), func(w stream.Trouble) bool { return w.Reason == stream.NoStorage && w.Cure != "" })
+		return slices.ContainsFunc(conn.LongWaits(), func(w stream.Trouble) bool {
+			return w.Reason == stream.NoStorage && w.Cure != ""
+		})
 	})
 	if err := conn.Ready(ctx); err == nil || !strings.Contains(err.Error(), "10047") {
 		t.Errorf("ready: %v", err)
@@ -308,7 +325,8 @@ func TestWatchTellsOnce(t *testing.T) {
 		mu.Lock()
 		defer mu.Unlock()
 		for _, line := range lines {
-			if strings.Contains(line, "is paused") && strings.Contains(line, level) && strings.Contains(line, "nats consumer resume") == (level == `"warn"`) {
+			if strings.Contains(line, "is paused") && strings.Contains(line, level) &&
+				strings.Contains(line, "nats consumer resume") == (level == `"warn"`) {
 				n++
 			}
 		}
@@ -319,10 +337,12 @@ func TestWatchTellsOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	until(t, "it is seen", func() bool { return len(conn.LastTroubles()) == 1 })
-	if err := s.js.DeleteConsumer(ctx, stream, events.CancelsConsumer("lab")); err != nil { // what follows tells that it was looked again
+	// what follows tells that it was looked again
+	if err := s.js.DeleteConsumer(ctx, stream, events.CancelsConsumer("lab")); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "it is made again", func() bool { _, err := s.js.Consumer(ctx, stream, events.CancelsConsumer("lab")); return err == nil })
+	until(t, "it is made again",
+		func() bool { _, err := s.js.Consumer(ctx, stream, events.CancelsConsumer("lab")); return err == nil })
 	if _, err := s.js.ResumeConsumer(ctx, stream, durable); err != nil {
 		t.Fatal(err)
 	}
@@ -336,8 +356,10 @@ func TestWatchTellsOnce(t *testing.T) {
 // Pull requests that are not permitted are answered by nobody: that requests are not taken is told.
 func TestTroublesOfSilentPulls(t *testing.T) {
 	t.Parallel()
-	s := smallStation(t, "", `authorization { users: [ { user: a, password: a, permissions: { publish: { deny: "$JS.API.CONSUMER.MSG.NEXT.>" } } } ] }
-no_auth_user: a`, nil)
+	s := smallStation(t, "", `no_auth_user: a
+authorization {
+  users: [ { user: a, password: a, permissions: { publish: { deny: "$JS.API.CONSUMER.MSG.NEXT.>" } } } ]
+}`, nil)
 	s.consume(t, func(context.Context, *events.Request) error { return nil })
 	var told []stream.Trouble
 	until(t, "it is told", func() bool { told = s.troubles(t, stream.NoAnswer); return len(told) > 0 })

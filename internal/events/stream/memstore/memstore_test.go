@@ -20,7 +20,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func run(n int) *events.Run {
 	ref := events.RequestRef{Source: "/test", ID: "1"}
-	return &events.Run{ID: events.RunID("lab", "vm-1", ref), N: n, VCenter: "lab", VM: "vm-1", Request: &ref, Status: events.StatusRunning}
+	return &events.Run{ID: events.RunID("lab", "vm-1", ref), N: n, VCenter: "lab", VM: "vm-1", Request: &ref,
+		Status: events.StatusRunning}
 }
 
 func journal(s stream.Store) *stream.Journal {
@@ -131,7 +132,8 @@ func TestDropLast(t *testing.T) {
 		}
 		j := journal(c)
 		mine := events.Mark{Seq: 4, MsgID: "id-4"}
-		if err := j.ConfirmLast(t.Context(), "lab", "vm-1", mine, events.Mark{Seq: 3, MsgID: "id-3"}); !errors.Is(err, events.ErrFenced) {
+		if err := j.ConfirmLast(t.Context(), "lab", "vm-1", mine,
+			events.Mark{Seq: 3, MsgID: "id-3"}); !errors.Is(err, events.ErrFenced) {
 			t.Errorf("read-back: %v", err)
 		}
 		if err := j.ConfirmLast(t.Context(), "lab", "vm-1", mine, events.Mark{Seq: 3, MsgID: "other-3"}); err != nil {
@@ -162,7 +164,8 @@ func TestReads(t *testing.T) {
 			t.Errorf("last, after lost answers: %+v, %v", last, err)
 		}
 		c.StaleReads(2)
-		if _, err := j.Append(t.Context(), 1, "other", events.RunWaiting, events.Attributes{}, run(2)); !errors.Is(err, events.ErrFenced) {
+		if _, err := j.Append(t.Context(), 1, "other", events.RunWaiting, events.Attributes{},
+			run(2)); !errors.Is(err, events.ErrFenced) {
 			t.Errorf("append that is refused, while the reader lags: %v", err)
 		}
 	})
@@ -203,7 +206,8 @@ func TestQueue(t *testing.T) {
 		defer stop()
 		first := publish(events.KindRequested, "vm-1", "1", map[string]any{"vm": "vm-1"})
 		second := publish(events.KindRequested, "vm-1", "2", map[string]any{"vm": "vm-1"})
-		publish(events.KindCancelRequested, "vm-1", "c", map[string]any{"vm": "vm-1", "request": map[string]any{"source": "/test", "id": "2"}})
+		publish(events.KindCancelRequested, "vm-1", "c", map[string]any{"vm": "vm-1",
+			"request": map[string]any{"source": "/test", "id": "2"}})
 		<-ch
 		if _, err := add(t.Context(), s.Client(), 0, "id", 1); err != nil {
 			t.Fatal(err)
@@ -213,10 +217,12 @@ func TestQueue(t *testing.T) {
 			t.Errorf("head %+v, %v", head, err)
 		}
 		in, err := q.Unfinished(t.Context(), "lab", "vm-1")
-		if r := in.Requests; err != nil || len(r) != 2 || r[1].Seq != second || r[1].Ref.ID != "2" || len(in.Cancels) != 1 {
+		if r := in.Requests; err != nil || len(r) != 2 || r[1].Seq != second || r[1].Ref.ID != "2" ||
+			len(in.Cancels) != 1 {
 			t.Errorf("waiting %+v, %v", in, err)
 		}
-		if cancels, err := q.Cancels(t.Context(), "lab", "vm-1"); err != nil || len(cancels) != 1 || cancels[0].Request.ID != "2" {
+		if cancels, err := q.Cancels(t.Context(), "lab", "vm-1"); err != nil || len(cancels) != 1 ||
+			cancels[0].Request.ID != "2" {
 			t.Errorf("cancels %+v, %v", cancels, err)
 		}
 
@@ -258,7 +264,8 @@ func TestQueue(t *testing.T) {
 		}
 		synctest.Wait()
 		want := map[delivery]bool{
-			{"dead", first, 1, 0}: true, {"dead", second, 1, 0}: true, {"living", first, 2, 30 * time.Second}: true, {"living", second, 2, time.Minute}: true,
+			{"dead", first, 1, 0}: true, {"dead", second, 1, 0}: true, {"living", first, 2, 30 * time.Second}: true,
+			{"living", second, 2, time.Minute}: true,
 		}
 		for _, d := range all {
 			if !want[d] {
@@ -281,7 +288,8 @@ func TestQueueLags(t *testing.T) {
 		q := memstore.New(memstore.Options{}).Queue("lab", 30*time.Second)
 		publish := func(id string) *events.Request {
 			t.Helper()
-			seq, err := q.Publish(events.KindRequested, "vm-1", events.RequestRef{Source: "/test", ID: id}, map[string]any{"vm": "vm-1"})
+			seq, err := q.Publish(events.KindRequested, "vm-1", events.RequestRef{Source: "/test", ID: id},
+				map[string]any{"vm": "vm-1"})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -329,7 +337,8 @@ func TestQueueByHand(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		q := memstore.New(memstore.Options{}).Queue("lab", 30*time.Second)
-		seq, err := q.Publish(events.KindRequested, "vm-1", events.RequestRef{Source: "/test", ID: "1"}, map[string]any{"vm": "vm-1"})
+		seq, err := q.Publish(events.KindRequested, "vm-1", events.RequestRef{Source: "/test", ID: "1"},
+			map[string]any{"vm": "vm-1"})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -68,7 +68,8 @@ func TestClusterReplicates(t *testing.T) {
 	defer cancel()
 	c := natstest.StartCluster(t, 3)
 	js := open(t, c.URL())
-	if _, err := js.CreateStream(ctx, jetstream.StreamConfig{Name: "S", Subjects: []string{"s.>"}, Replicas: 3}); err != nil {
+	if _, err := js.CreateStream(ctx, jetstream.StreamConfig{Name: "S", Subjects: []string{"s.>"},
+		Replicas: 3}); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.WaitLeader("S"); err != nil {
