@@ -16,16 +16,16 @@ import (
 	"time"
 )
 
-// certificate is what a simulated vCenter shows its clients: a leaf for the loopback names, signed by an authority of
-// its own.
+// certificate is the server certificate of a simulated vCenter, for the loopback names, with the authority that signed
+// it.
 type certificate struct {
 	pair       tls.Certificate
 	caPEM      []byte
 	thumbprint string
 }
 
-// newCertificate makes an authority and a leaf that are valid for a day around now, so that clocks that differ do no
-// harm.
+// newCertificate makes an authority and a server certificate. Both are valid for a day around now, so that clocks may
+// differ.
 func newCertificate(now time.Time) (certificate, error) {
 	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

@@ -6,7 +6,7 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
-// changeLog remembers when each managed object changed last, in generations that only grow, and wakes those that wait
+// changeLog records when each managed object changed last, as a generation that only grows, and wakes those who wait
 // for a change.
 type changeLog struct {
 	mu      sync.Mutex
@@ -21,7 +21,7 @@ func newChangeLog() *changeLog {
 		blocked: make(map[types.ManagedObjectReference]bool)}
 }
 
-// note notes a change of an object, its making and its end included.
+// note records a change of an object, its creation and its end included.
 func (c *changeLog) note(ref types.ManagedObjectReference) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -31,7 +31,7 @@ func (c *changeLog) note(ref types.ManagedObjectReference) {
 	c.wake = make(chan struct{})
 }
 
-// now is the current generation, and a channel that is closed by the next change.
+// now is the current generation, and a channel that the next change closes.
 func (c *changeLog) now() (gen uint64, wake <-chan struct{}) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -45,7 +45,7 @@ func (c *changeLog) changedSince(ref types.ManagedObjectReference, gen uint64) b
 	return c.last[ref] > gen
 }
 
-// block holds an object's updates back, or ends that.
+// block holds back an object's updates, or ends that.
 func (c *changeLog) block(ref types.ManagedObjectReference, back bool) {
 	c.mu.Lock()
 	was := c.blocked[ref]

@@ -24,12 +24,12 @@ const (
 	maxObjectUpdates = 100
 )
 
-// propertyCollector replaces vcsim's, which loses updates when a connection is cut during a wait and misses objects
-// added to a view during one. It keeps what each answered version showed and tells the difference between that and what
-// is there now, so any version can be asked again, by any number of waits.
+// propertyCollector replaces vcsim's, which loses updates when a connection is cut during a wait, and misses objects
+// that are added to a view during one. It keeps what each answered version showed, and returns the difference between
+// that and the present state. So any version can be asked for again, by any number of waits.
 //
-// vcsim makes the copy of the singleton that each session has with reflect.New: so a zero value must work, and what it
-// needs it finds in the registry.
+// vcsim copies the singleton for each session with reflect.New: so the zero value must work, and it finds what it needs
+// in the registry.
 type propertyCollector struct {
 	simulator.PropertyCollector
 
@@ -82,7 +82,7 @@ func (pc *propertyCollector) lock() func() {
 	return pc.state.mu.Unlock
 }
 
-// CreatePropertyCollector makes a collector of its own for a session.
+// CreatePropertyCollector creates another collector for a session.
 func (pc *propertyCollector) CreatePropertyCollector(
 	ctx *simulator.Context, _ *types.CreatePropertyCollector,
 ) soap.HasFault {
@@ -165,7 +165,7 @@ func (pc *propertyCollector) cancel() {
 	pc.state.canceled = make(chan struct{})
 }
 
-// WaitForUpdates is the deprecated form without a limit of time.
+// WaitForUpdates is the deprecated form without a time limit.
 func (pc *propertyCollector) WaitForUpdates(ctx *simulator.Context, req *types.WaitForUpdates) soap.HasFault {
 	body := new(methods.WaitForUpdatesBody)
 	set, fault := pc.wait(ctx, req.Version, nil)
@@ -177,7 +177,7 @@ func (pc *propertyCollector) WaitForUpdates(ctx *simulator.Context, req *types.W
 	return body
 }
 
-// WaitForUpdatesEx answers what changed since the version asked for, or nothing after maxWaitSeconds. Faults:
+// WaitForUpdatesEx returns what changed since the given version, or nothing after maxWaitSeconds. Faults:
 // InvalidCollectorVersion, RequestCanceled, NotAuthenticated where the session ends during the wait.
 func (pc *propertyCollector) WaitForUpdatesEx(ctx *simulator.Context, req *types.WaitForUpdatesEx) soap.HasFault {
 	body := new(methods.WaitForUpdatesExBody)
@@ -263,8 +263,8 @@ func (pc *propertyCollector) sessionFault(ctx *simulator.Context) *soap.Fault {
 	return nil
 }
 
-// difference tells what changed between a view and now, at most limit objects of it, and keeps what it told as a new
-// version. It is nil where nothing did.
+// difference is what changed between a view and now, at most limit objects, and is kept as a new version. It is nil
+// where nothing changed.
 func (pc *propertyCollector) difference(ctx *simulator.Context, gen uint64, before view, limit int) *types.UpdateSet {
 	unlock := pc.lock()
 	filters := pc.state.filters
@@ -331,7 +331,7 @@ func (pc *propertyCollector) difference(ctx *simulator.Context, gen uint64, befo
 	return set
 }
 
-// objectUpdate tells how an object differs from what was shown of it; was is nil where it was not shown.
+// objectUpdate is how an object differs from what was shown of it; was is nil where it was not shown.
 func objectUpdate(ref types.ManagedObjectReference, was, is *objectState) (types.ObjectUpdate, bool) {
 	u := types.ObjectUpdate{Kind: types.ObjectUpdateKindEnter, Obj: ref, MissingSet: is.missing}
 	old := make(map[string]types.AnyType)
@@ -362,8 +362,7 @@ func objectUpdate(ref types.ManagedObjectReference, was, is *objectState) (types
 	return u, was == nil || len(u.ChangeSet) > 0 || len(u.MissingSet) > 0
 }
 
-// read is what a filter shows now, and its objects in their order. Only what changed since it was read last is read
-// again.
+// read returns what a filter shows now, and its objects in their order. It reads only what changed since the last time.
 func (f *propertyFilter) read(ctx *simulator.Context, pc *propertyCollector, gen uint64) (
 	map[types.ManagedObjectReference]*objectState, []types.ManagedObjectReference,
 ) {
@@ -406,8 +405,8 @@ func (f *propertyFilter) read(ctx *simulator.Context, pc *propertyCollector, gen
 	return next, order
 }
 
-// selectionChanged reports whether the objects that the filter selects may be others than before. With a plain list or
-// one view they are known by the roots.
+// selectionChanged reports whether the filter may select other objects than before. With a plain list or one view, the
+// roots show that.
 func (f *propertyFilter) selectionChanged(changed func(types.ManagedObjectReference, uint64) bool) bool {
 	for _, o := range f.Spec.ObjectSet {
 		if changed(o.Obj, f.gen) {

@@ -221,7 +221,7 @@ func TestTaskIsPushed(t *testing.T) {
 }
 
 // A vCenter that is busy shows nothing for a while, then all of it; a read by itself shows it at once.
-func TestUpdatesHeldBack(t *testing.T) {
+func TestBlockedUpdates(t *testing.T) {
 	t.Parallel()
 	v := start(t, vcsim.Options{})
 	c := newREST(t, v)

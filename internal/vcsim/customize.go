@@ -11,7 +11,7 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
-// guestCustomizationManagerRef is the singleton as a real vCenter names it.
+// guestCustomizationManagerRef is the singleton, with the name that a real vCenter gives it.
 var guestCustomizationManagerRef = types.ManagedObjectReference{
 	Type:  "VirtualMachineGuestCustomizationManager",
 	Value: "GuestCustomizationManager",
@@ -87,7 +87,7 @@ type work struct {
 	killed chan types.BaseMethodFault // how it is to end before its time; holds one
 }
 
-// kill ends a run early; the first reason counts.
+// kill ends work early; the first reason counts.
 func (r *work) kill(why types.BaseMethodFault) {
 	select {
 	case r.killed <- why:
@@ -142,7 +142,8 @@ func (m *guestCustomizationManager) start(
 	return r.task.Self, nil
 }
 
-// descriptionID is the VMODL key of a method's task. That the keys look so is a belief; clients match on the name.
+// descriptionID is the VMODL key of a method's Task. That the keys have this form is a guess; clients match on the
+// name.
 func descriptionID(name string) string {
 	switch name {
 	case customizeGuest:
@@ -154,7 +155,7 @@ func descriptionID(name string) string {
 	}
 }
 
-// refuse is the fault with which vCenter refuses a method at once, nil where it begins a Task. vm.mu is held.
+// refuse is the fault with which vCenter refuses a method at once; nil where a Task begins. vm.mu is held.
 func (vm *VM) refuse(
 	auth types.BaseGuestAuthentication, name string, spec *types.CustomizationSpec,
 ) types.BaseMethodFault {
@@ -206,7 +207,7 @@ func (vm *VM) login(auth types.BaseGuestAuthentication) types.BaseMethodFault {
 	return new(types.InvalidGuestLogin)
 }
 
-// plan is how a run will go, settled when it begins so that a later Configure changes later runs only.
+// plan is how work will go. It is made when the work begins, so that a later Configure changes only later work.
 type plan struct {
 	duration      time.Duration
 	fault         types.BaseMethodFault // how it ends, nil for success
@@ -218,7 +219,7 @@ type plan struct {
 	resets        int // of the VM's, see Reset
 }
 
-// plan notes a run on its VM and plans it. vm.mu is held.
+// plan records work on its VM and plans it. vm.mu is held.
 func (vm *VM) plan(r *work, then identity) plan {
 	g := &vm.guest
 	p := plan{target: then}

@@ -471,7 +471,7 @@ func TestNICsByBusOrder(t *testing.T) {
 var nicSettings = regexp.MustCompile(`(?s)"nicSettingMap":\[.*?\}\}\]\}`)
 
 // What a guest may show, and how a Task may be told, that took guestflow in once.
-func TestMoreLies(t *testing.T) {
+func TestFaults(t *testing.T) {
 	t.Parallel()
 	v := start(t, vcsim.Options{NICs: 2})
 	c := newREST(t, v)

@@ -36,6 +36,7 @@ func Example() {
 		_ = resp.Body.Close()
 		fmt.Println(resp.Status)
 	}
+
 	fmt.Println(v.Count("GET guest/customization", vm.ID()), "calls")
 
 	// Output:

@@ -18,7 +18,7 @@ import (
 	"github.com/vmware/govmomi/vim25/xml"
 )
 
-// soapFaultOf is a fault as vCenter answers it at once.
+// soapFaultOf is the immediate fault of a method.
 func soapFaultOf(fault types.BaseMethodFault) *soap.Fault {
 	return simulator.Fault(faultText(fault, ""), fault)
 }
@@ -27,7 +27,7 @@ func notAuthenticated(object types.ManagedObjectReference) *types.NotAuthenticat
 	return &types.NotAuthenticated{NoPermission: types.NoPermission{Object: &object, PrivilegeId: "System.View"}}
 }
 
-// faultText is a fault in words for people; said counts where it is not empty.
+// faultText is a fault as text for people; said is used where it is not empty.
 func faultText(fault types.BaseMethodFault, said string) string {
 	switch {
 	case said != "":
@@ -42,7 +42,7 @@ func faultText(fault types.BaseMethodFault, said string) string {
 	return "A fault occurred: " + faultName(fault)
 }
 
-// vCenterText is a fault in vCenter's own words, "" where they are not known.
+// vCenterText is a fault in vCenter's own words, "" where those are not known.
 func vCenterText(fault types.BaseMethodFault) string {
 	switch f := fault.(type) {
 	case *types.InvalidPowerState:
@@ -109,7 +109,7 @@ func faultName(fault any) string {
 	return t.Name()
 }
 
-// soapFault is a fault as SOAP answers it.
+// soapFault is the SOAP response with a fault.
 func soapFault(fault types.BaseMethodFault) response {
 	var detail bytes.Buffer
 	name := faultName(fault)
@@ -144,7 +144,7 @@ func soapFault(fault types.BaseMethodFault) response {
 
 var soapFaultName = regexp.MustCompile(`<detail><\w+Fault [^>]*type="(?:\w+:)?(\w+)"`)
 
-// jsonFault is a fault as VI JSON answers it: HTTP 500 with the fault itself.
+// jsonFault is the VI JSON response with a fault: HTTP 500 with the fault itself.
 func jsonFault(fault types.BaseMethodFault) response {
 	return jsonFaultWithText(fault, faultText(fault, ""))
 }
@@ -166,7 +166,7 @@ func jsonSOAPFault(f *soap.Fault) response {
 	return jsonFaultWithText(fault, said)
 }
 
-// pointerTo is a pointer to a copy of a struct, which is what implements the Base interfaces.
+// pointerTo is a pointer to a copy of a struct: pointers implement the Base interfaces.
 func pointerTo(val any) any {
 	rv := reflect.ValueOf(val)
 	if rv.Kind() == reflect.Pointer {
@@ -212,7 +212,7 @@ func jsonFaultWithText(fault any, said string) response {
 	}
 }
 
-// aboutSpec reports whether a fault says by its members alone what is wrong with a specification: vCenter sends it
+// aboutSpec reports whether the members of a fault say what is wrong with a specification: vCenter sends such a fault
 // without a text.
 func aboutSpec(fault types.BaseMethodFault) bool {
 	switch f := fault.(type) {

@@ -57,7 +57,7 @@ func (vm *VM) intercept(name string, p *plan) {
 	}
 }
 
-// finishWork does a run's work in the guest, and ends its status: at once, or WorkAfterTask later. vm.mu is held.
+// finishWork applies work to the guest and ends its status: at once, or WorkAfterTask later. vm.mu is held.
 func (vm *VM) finishWork(name string, p plan, fault types.BaseMethodFault, killed bool) {
 	end := func() {
 		if vm.resets != p.resets {
@@ -97,8 +97,8 @@ func (vm *VM) finishWork(name string, p plan, fault types.BaseMethodFault, kille
 	})
 }
 
-// SetShown makes the guest what a customization that was asked for earlier left, and lets VMware Tools report it at
-// once: a host name, where it is not empty, and addresses by their NIC's number.
+// SetShown puts the guest into the state that an earlier customization left, and lets VMware Tools report it at once: a
+// host name, where it is not empty, and addresses by the number of their NIC.
 func (vm *VM) SetShown(hostName string, addresses map[int]string) {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
@@ -117,8 +117,8 @@ func (vm *VM) SetShown(hostName string, addresses map[int]string) {
 	vm.report()
 }
 
-// BlockUpdates keeps what happens to the VM, and to Tasks on it, out of the property collectors' updates, as a vCenter
-// does that is busy; a read of a property shows it all the same. UnblockUpdates ends it.
+// BlockUpdates keeps changes of the VM, and of Tasks on it, out of the property collectors' updates, as a busy vCenter
+// does. Reads of properties show them all the same. UnblockUpdates ends it.
 func (vm *VM) BlockUpdates() { vm.v.changes.block(vm.ref, true) }
 
 // UnblockUpdates ends what BlockUpdates began: the updates come.
@@ -145,8 +145,8 @@ func (vm *VM) ForgetProcess(pid int64) {
 	vm.procs = slices.DeleteFunc(vm.procs, func(p *process) bool { return p.pid == pid })
 }
 
-// ReusePID gives the process ID of a process, which disappears, to a later one that ends at once with a code of its
-// own.
+// ReusePID gives the process ID of a process, which disappears, to another one that ends at once with its own exit
+// code.
 func (vm *VM) ReusePID(pid, code int64) {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
@@ -184,8 +184,8 @@ func (vm *VM) Remove() {
 	vm.halt()
 }
 
-// Reset makes the VM and its guest as they were at first: honest, running, connected, not customized, with no effects
-// and no rules of its own. Nothing may be under way on it but what an earlier life left behind.
+// Reset puts the VM and its guest into their first state: without faults, running, connected, not customized, with no
+// effects and no rules. No work may be in flight, except what is left from before an earlier Reset.
 func (vm *VM) Reset() {
 	vm.v.clearScriptOf(vm.ID())
 	vm.mu.Lock()
@@ -210,8 +210,8 @@ func (vm *VM) Reset() {
 	vm.boot(0)
 }
 
-// SpawnProcess lets the guest run a process that nobody asked for through vCenter, until it is deleted; it shows
-// command as its command line.
+// SpawnProcess starts a process in the guest that nobody asked vCenter for, until it is deleted; command is its command
+// line.
 func (vm *VM) SpawnProcess(command string) (pid int64) {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()

@@ -21,20 +21,20 @@ const (
 	fileManagerRef = "guestOperationsFileManager"
 )
 
-// transfer is a file on its way out of a guest, once.
+// transfer is a URL for one file of a guest, good for one use.
 type transfer struct {
 	vm    *VM
 	file  string
 	until time.Time // by vCenter's clock
 }
 
-// transfers are those that were begun and not fetched, by token.
+// transfers are the URLs that were made and not used yet, by token.
 type transfers struct {
 	mu  sync.Mutex
 	all map[string]transfer
 }
 
-// guestFileManager is a GuestFileManager that lets the files of Guest.Files be read.
+// guestFileManager is a GuestFileManager that offers the files in Guest.Files.
 type guestFileManager struct {
 	mo.GuestFileManager
 	v *VCenter
@@ -46,8 +46,8 @@ func (v *VCenter) installGuestFileManager() {
 	v.reg.Put(m)
 }
 
-// InitiateFileTransferFromGuest makes a URL for a file in a guest. Its host is "*", vCenter's own. Faults:
-// ManagedObjectNotFound, InvalidPowerState, GuestOperationsUnavailable (tools not running), InvalidGuestLogin,
+// InitiateFileTransferFromGuest makes a URL for a file in a guest. Its host is "*", which stands for vCenter itself.
+// Faults: ManagedObjectNotFound, InvalidPowerState, GuestOperationsUnavailable (tools not running), InvalidGuestLogin,
 // InvalidArgument (path), FileNotFound.
 func (m *guestFileManager) InitiateFileTransferFromGuest(
 	_ *simulator.Context, req *types.InitiateFileTransferFromGuest,
@@ -121,7 +121,7 @@ func (m *guestFileManager) begin(
 	}, nil
 }
 
-// parseFile reads GET /guestFile?id=…&token=…, which needs no session.
+// parseFile parses GET /guestFile?id=…&token=…, which needs no session.
 func (v *VCenter) parseFile(r *http.Request) parsedCall {
 	token := r.URL.Query().Get("token")
 	x := parsedCall{call: Call{Op: "GET guest file", Session: v.session(r.Header.Get(sessionHeader)).name()}}
@@ -143,7 +143,7 @@ func (v *VCenter) parseFile(r *http.Request) parsedCall {
 	return x
 }
 
-// serveFile sends a file and ends its transfer. The statuses of refusals are a belief.
+// serveFile sends a file and ends its transfer. The statuses of its refusals are a guess.
 func (v *VCenter) serveFile(token string) response {
 	v.transfers.mu.Lock()
 	t, ok := v.transfers.all[token]

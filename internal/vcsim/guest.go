@@ -55,7 +55,7 @@ type Guest struct {
 	Locked bool
 	// Cancelable reports whether CancelTask stops the three Tasks.
 	Cancelable bool
-	// Others are what the guest shows before the VM's NICs, such as bridges: their DeviceConfigId is -1.
+	// OtherNICs are what the guest shows before the VM's NICs, such as bridges: their DeviceConfigId is -1.
 	OtherNICs []types.GuestNicInfo
 	// Faults are what this guest says and does that is not so.
 	Faults Faults
@@ -83,7 +83,7 @@ func newGuest() Guest {
 
 // Program is how a guest program behaves.
 type Program struct {
-	// For is how long it runs; less than nothing means until it is deleted.
+	// Duration is how long it runs; a negative one means until it is deleted.
 	Duration time.Duration
 	// ExitCode is what it ends with.
 	ExitCode int64
@@ -95,7 +95,7 @@ type Program struct {
 // Effects are what calls did to a VM, answered or not.
 type Effects struct {
 	Customizations, NetworkStarts, Aborts int // Tasks begun
-	// Command lines started, in order, as the guest's process list shows them.
+	// Processes are the command lines that were started, in order, as the guest's process list shows them.
 	Processes []string
 	Deleted   []int64 // processes that were deleted while they ran
 }

@@ -12,7 +12,7 @@ import (
 // sessionHeader carries the token, in both directions.
 const sessionHeader = "vmware-api-session-id"
 
-// parse tells what a request is about and how to carry it out.
+// parse finds out what a request is about and how to carry it out.
 func (v *VCenter) parse(r *http.Request, body []byte) parsedCall {
 	switch {
 	case strings.HasPrefix(r.URL.Path, vijsonPrefix):
@@ -25,7 +25,7 @@ func (v *VCenter) parse(r *http.Request, body []byte) parsedCall {
 	return v.parseREST(r, body)
 }
 
-// vmOf is the VM that a call is about, "" where that cannot be seen.
+// vmOf is the VM of a call, "" where that cannot be seen.
 func (v *VCenter) vmOf(this types.ManagedObjectReference, req any) string {
 	switch this.Type {
 	case "VirtualMachine":
@@ -63,7 +63,7 @@ func (v *VCenter) vmOfSpecs(specs []types.PropertyFilterSpec) string {
 	return v.vmOf(specs[0].ObjectSet[0].Obj, nil)
 }
 
-// pageResponse is how the proxy in front of vCenter answers what is not served behind it.
+// pageResponse is the response of the proxy in front of vCenter for what is not served behind it.
 func pageResponse(status int) response {
 	return response{status: status, contentType: "text/plain; charset=utf-8", body: []byte(http.StatusText(status))}
 }

@@ -5,8 +5,8 @@ import (
 	"syscall"
 )
 
-// reservePort keeps a port that nothing listens at, so that connections to it are refused and nobody else takes it. The
-// returned func gives it up. Where the port cannot be held it stays free, which is nearly as good.
+// reservePort keeps a port on which nothing listens, so that connections to it are refused and no other program takes
+// it. The returned func gives the port up. Where the port cannot be reserved it stays free, which is nearly as good.
 func reservePort(addr *net.TCPAddr) (release func()) {
 	ip := addr.IP.To4()
 	if ip == nil {

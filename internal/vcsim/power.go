@@ -41,8 +41,8 @@ func (vm *VM) ToolsUp() {
 	}
 }
 
-// RebootGuest restarts the guest: all processes are gone, a customization at work fails, the engine's lock is gone, and
-// what was set is shown.
+// RebootGuest restarts the guest: all processes end, a customization in progress fails, the engine's lock is gone, and
+// what was configured is reported.
 func (vm *VM) RebootGuest() {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
@@ -53,7 +53,7 @@ func (vm *VM) RebootGuest() {
 	vm.boot(vm.guest.BootTime)
 }
 
-// follow brings a guest in line with its VM after clients changed it.
+// follow brings a guest in line with its VM after a client changed the VM.
 func (v *VCenter) follow(id string) {
 	v.inv.mu.Lock()
 	vm := v.inv.vms[id]
@@ -69,7 +69,7 @@ func (v *VCenter) follow(id string) {
 	vm.report()
 }
 
-// followPower starts or stops the guest where the VM's power says otherwise. vm.mu is held.
+// followPower starts or stops the guest where the VM's power state requires it. vm.mu is held.
 func (vm *VM) followPower() {
 	on := vm.power() == types.VirtualMachinePowerStatePoweredOn
 	if on == vm.powered {
@@ -136,7 +136,7 @@ func (vm *VM) startTools() {
 	vm.toolsAt = vm.v.GuestNow().Truncate(time.Second)
 }
 
-// stopTools stops VMware Tools, which forget the exit records that they kept. vm.mu is held.
+// stopTools stops VMware Tools, which lose the exit records that they kept. vm.mu is held.
 func (vm *VM) stopTools() {
 	vm.tools = false
 	now := vm.v.GuestNow()
@@ -146,8 +146,8 @@ func (vm *VM) stopTools() {
 	}
 }
 
-// HangTools makes VMware Tools fall silent, as in a guest that is very busy: guest calls are refused, but what runs in
-// the guest goes on, a customization too, and exit codes are kept. UnhangTools ends it.
+// HangTools keeps VMware Tools from answering, as in a very busy guest: guest calls are refused, but what runs in the
+// guest goes on, a customization too, and exit codes are kept. UnhangTools ends it.
 func (vm *VM) HangTools() {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()

@@ -13,9 +13,9 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
-// Privileges are what the login may do besides System.Anonymous, System.View and System.Read, which are in every role
-// that somebody makes [vim.AuthorizationManager]. Once they are set, a call that needs another one is refused, and so
-// is every call of which this simulator does not know what it needs (see required).
+// Privileges are what the login may do besides System.Anonymous, System.View and System.Read, which every custom role
+// has [vim.AuthorizationManager]. Once they are set, a call that needs another one is refused, and so is every call
+// whose privileges this simulator does not know (see required).
 type Privileges struct {
 	// Root are those on the root folder, which does not pass them on: for what is no part of the inventory, such as
 	// sessions.
@@ -27,7 +27,7 @@ type Privileges struct {
 // systemPrivileges are in every role.
 var systemPrivileges = []string{"System.Anonymous", "System.View", "System.Read"}
 
-// need is what a call needs: privileges on the root folder, and on the VM that the call is about.
+// need is the privileges of a call: on the root folder, and on the VM that the call is about.
 type need struct{ root, vm []string }
 
 func onRoot(privileges ...string) need { return need{root: privileges} }
@@ -130,8 +130,8 @@ func (r *permissions) restricted() bool {
 	return r.held != nil
 }
 
-// checkPrivileges lets the login's privileges be looked at before a call takes effect. One without a living session is
-// left to find that out by itself.
+// checkPrivileges makes a call check the login's privileges before it takes effect. A call without a living session is
+// left to find that out itself.
 func (v *VCenter) checkPrivileges(x parsedCall, r *http.Request, body []byte) parsedCall {
 	serve := x.serve
 	x.serve = func() response {
@@ -199,8 +199,8 @@ func (v *VCenter) loggedIn(r *http.Request) bool {
 
 const permissionDenied = "Permission to perform this operation was denied."
 
-// refuseCall writes a NoPermission as each protocol does. RetrievePropertiesEx succeeds, and says of every property why
-// it is missing.
+// refuseCall writes a NoPermission as each protocol does. RetrievePropertiesEx succeeds, with the fault as the reason
+// for every missing property.
 func (v *VCenter) refuseCall(x parsedCall, r *http.Request, body []byte, fault *types.NoPermission) response {
 	switch {
 	case strings.HasPrefix(r.URL.Path, vijsonPrefix):
@@ -230,7 +230,7 @@ func (v *VCenter) refuseCall(x parsedCall, r *http.Request, body []byte, fault *
 	return a
 }
 
-// allMissing is the answer to a read of properties none of which is shown.
+// allMissing is the result of a read of properties none of which may be shown.
 func allMissing(ask *types.RetrievePropertiesEx, fault *types.NoPermission) types.RetrieveResult {
 	var res types.RetrieveResult
 	for _, spec := range ask.SpecSet {
@@ -251,7 +251,7 @@ func allMissing(ask *types.RetrievePropertiesEx, fault *types.NoPermission) type
 	return res
 }
 
-// authorizationManager is vcsim's, but it knows what the login may do.
+// authorizationManager is vcsim's, with the permissions of the login.
 type authorizationManager struct {
 	*simulator.AuthorizationManager
 	rights *permissions
@@ -263,7 +263,7 @@ func (v *VCenter) installAuthorizationManager() {
 	)
 }
 
-// HasPrivilegeOnEntities tells which privileges the login holds on VMs; on anything else those of the root folder
+// HasPrivilegeOnEntities returns which privileges the login has on VMs; for other objects those of the root folder
 // count. Fault: NoPermission, where System.Read on one of them is missing.
 func (m *authorizationManager) HasPrivilegeOnEntities(req *types.HasPrivilegeOnEntities) soap.HasFault {
 	body := &methods.HasPrivilegeOnEntitiesBody{Res: new(types.HasPrivilegeOnEntitiesResponse)}

@@ -13,7 +13,8 @@ import (
 	"time"
 )
 
-// exitRecordTime is how long VMware Tools keep how a process ended [open-vm-tools VIX_TOOLS_EXITED_PROGRAM_REAP_TIME].
+// exitRecordTime is how long VMware Tools keep the exit record of a process [open-vm-tools
+// VIX_TOOLS_EXITED_PROGRAM_REAP_TIME].
 const exitRecordTime = 5 * time.Minute
 
 // process is a process in a guest, by the guest's clock.
@@ -31,7 +32,7 @@ type process struct {
 // ended reports whether it has ended.
 func (p *process) ended(now time.Time) bool { return !p.until.IsZero() && !now.Before(p.until) }
 
-// listed reports whether VMware Tools still show it.
+// listed reports whether VMware Tools still show the process.
 func (p *process) listed(now time.Time) bool {
 	return !p.ended(now) || !p.orphaned && now.Before(p.until.Add(exitRecordTime))
 }
@@ -77,7 +78,7 @@ func (vm *VM) processes() []*process {
 	return all
 }
 
-// process is the newest one with a process ID, nil where VMware Tools show none. vm.mu is held.
+// process is the newest process with an ID, nil where VMware Tools show none. vm.mu is held.
 func (vm *VM) process(pid int64) *process {
 	var found *process
 	for _, p := range vm.processes() {
@@ -97,7 +98,7 @@ type processSpec struct {
 	StartMinimized   *bool           `json:"start_minimized"`
 }
 
-// readable reports whether the environment is written as the form of the call has maps: under /rest as a list of pairs.
+// readable reports whether the environment has the form of the call's API: under /rest it is a list of pairs.
 func (s processSpec) readable(old bool) bool {
 	if len(s.Environment) == 0 {
 		return true
@@ -116,7 +117,7 @@ func (s processSpec) readable(old bool) bool {
 	return dec.Decode(variables) == nil
 }
 
-// startProcess starts a program; its answer is the process ID. vm.mu is held.
+// startProcess starts a program; its response is the process ID. vm.mu is held.
 func (vm *VM) startProcess(spec processSpec) response {
 	invalid := func(reason, file string) response {
 		return restError("INVALID_ARGUMENT", "com.vmware.api.vcenter.vm.guest.processes.invalid_path",
@@ -179,7 +180,7 @@ func (vm *VM) startProcess(spec processSpec) response {
 	return jsonResponse(http.StatusCreated, p.pid)
 }
 
-// deleteProcess ends a process: SIGTERM does it. vm.mu is held.
+// deleteProcess ends a process: SIGTERM is enough. vm.mu is held.
 func (vm *VM) deleteProcess(p *process) {
 	if now := vm.v.GuestNow(); !p.ended(now) && slices.Contains(vm.procs, p) {
 		p.until, p.exitCode = now, 128+15
@@ -187,7 +188,7 @@ func (vm *VM) deleteProcess(p *process) {
 	}
 }
 
-// program finds out how a command behaves: as configured, else as a shell would do it.
+// program finds out how a command behaves: as configured, else as in a shell.
 func (vm *VM) program(file, arguments string) (Program, bool) {
 	plain := arguments
 	if i := strings.LastIndex(" "+plain, " # "); i >= 0 {
@@ -224,7 +225,7 @@ func (vm *VM) program(file, arguments string) (Program, bool) {
 	return Program{}, false
 }
 
-// script interprets the few shell commands that examples need; any other is not found (127).
+// script interprets the few shell commands that examples use; any other is not found (127).
 func script(text string) (takes time.Duration, code int64) {
 	text = strings.NewReplacer("&&", ";", "\n", ";").Replace(text)
 	for line := range strings.SplitSeq(text, ";") {

@@ -32,7 +32,7 @@ type Call struct {
 	Fault  string
 }
 
-// Phase tells a hook when it is called.
+// Phase is when a hook is called.
 type Phase int
 
 const (
@@ -42,7 +42,7 @@ const (
 	After
 )
 
-// Action is what a hook wants.
+// Action is what a hook wants to happen.
 type Action int
 
 const (
@@ -52,8 +52,8 @@ const (
 	Drop
 )
 
-// Rule scripts what happens to calls. All rules that match a call apply, in the order of their making: their delays add
-// up, the first answer counts.
+// Rule scripts what happens to calls. All rules that match a call apply, in the order in which they were added: their
+// delays add up, and the first response counts.
 type Rule struct {
 	// VM and Op select the calls; "" is any.
 	VM, Op string
@@ -72,7 +72,7 @@ type Rule struct {
 	LoseCall, LoseResponse bool
 }
 
-// Response is a raw HTTP answer, such as a proxy's page.
+// Response is a raw HTTP response, such as a proxy's page.
 type Response struct {
 	Status      int
 	ContentType string
@@ -129,14 +129,14 @@ func (v *VCenter) Script(r Rule) {
 	v.rec.rules = append(v.rec.rules, &activeRule{Rule: r})
 }
 
-// ClearScript takes all rules away. Hooks stay.
+// ClearScript removes all rules. Hooks stay.
 func (v *VCenter) ClearScript() {
 	v.rec.mu.Lock()
 	defer v.rec.mu.Unlock()
 	v.rec.rules = nil
 }
 
-// add records a call and takes the rules that apply to it.
+// add records a call and returns the rules that apply to it.
 func (r *recorder) add(c Call) (n int, apply []Rule) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -176,7 +176,7 @@ func (r *recorder) callHooks(c Call, p Phase) Action {
 	return action
 }
 
-// clearScriptOf takes a VM's rules away.
+// clearScriptOf removes the rules of one VM.
 func (v *VCenter) clearScriptOf(id string) {
 	v.rec.mu.Lock()
 	defer v.rec.mu.Unlock()

@@ -41,7 +41,7 @@ func redact(body []byte) string {
 	return string(out)
 }
 
-// redactValue blanks secrets in a JSON value and reports whether there were any.
+// redactValue hides secrets in a JSON value, and reports whether there were any.
 func redactValue(val any) bool {
 	found := false
 	switch x := val.(type) {

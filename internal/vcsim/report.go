@@ -12,7 +12,7 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
-// apply does a Task's work in the guest. vm.mu is held.
+// apply does the work of a Task in the guest. vm.mu is held.
 func (vm *VM) apply(name string, then identity) {
 	switch name {
 	case customizeGuest:
@@ -33,7 +33,7 @@ func (vm *VM) apply(name string, then identity) {
 	}
 }
 
-// reportConfigured lets VMware Tools report what is set, after ReportDelay. vm.mu is held.
+// reportConfigured lets VMware Tools report what is configured, after ReportDelay. vm.mu is held.
 func (vm *VM) reportConfigured() {
 	set := vm.configured.clone()
 	if vm.guest.ReportDelay <= 0 {
@@ -77,8 +77,8 @@ func (vm *VM) macs() []string {
 	return macs
 }
 
-// report writes what VMware Tools and vCenter know of the guest into the VM's properties, where it differs from what
-// stands there. vm.mu is held.
+// report writes what VMware Tools and vCenter know of the guest into the properties of the VM, where it differs. vm.mu
+// is held.
 func (vm *VM) report() {
 	ctx := vm.v.newContext()
 	obj, ok := ctx.Map.Get(vm.ref).(*simulator.VirtualMachine)
@@ -127,7 +127,7 @@ func (vm *VM) report() {
 	})
 }
 
-// nics are the NICs as VMware Tools report them. vm.mu and the VM's own lock are held.
+// nics are the NICs as VMware Tools report them. The caller holds vm.mu and the lock of the VM.
 func (vm *VM) nics(obj *simulator.VirtualMachine) []types.GuestNicInfo {
 	nics := slices.Clone(vm.guest.OtherNICs)
 	if !vm.powered || !vm.tools {

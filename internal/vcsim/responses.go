@@ -6,8 +6,8 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
-// returns are the types of vcsim's responses by method. govmomi's registry has requests only. A method that is in
-// neither this list nor named …_Task answers as if it returned nothing.
+// returns are the types of vcsim's responses by method: govmomi's registry has only requests. A method that is neither
+// listed nor named …_Task returns nothing.
 var returns = map[string]reflect.Type{
 	"AcquireCloneTicket":            reflect.TypeFor[types.AcquireCloneTicketResponse](),
 	"AcquireGenericServiceTicket":   reflect.TypeFor[types.AcquireGenericServiceTicketResponse](),

@@ -13,7 +13,7 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
-// restCall is a REST call on its way.
+// restCall is one REST call.
 type restCall struct {
 	r       *http.Request
 	body    []byte
@@ -21,7 +21,7 @@ type restCall struct {
 	old     bool // under /rest: answers are wrapped, errors have the older form
 }
 
-// restOperation is how an operation of REST is called and carried out.
+// restOperation is an operation of REST: its name, and how it is carried out.
 type restOperation struct {
 	op    string
 	open  bool // needs no session
@@ -95,7 +95,7 @@ func restError(errorType, id, message string, data any, args ...string) response
 	return a
 }
 
-// oldRESTForm turns an answer into that of /rest: {"value":…}, and
+// oldRESTForm turns a response into that of /rest: {"value":…}, and
 // {"type":"com.vmware.vapi.std.errors.…","value":{"messages":…}} for errors.
 func oldRESTForm(a response) response {
 	if a.status == http.StatusNoContent {
@@ -128,7 +128,7 @@ func oldRESTForm(a response) response {
 	return out
 }
 
-// restRoutes are the paths of REST. Actions are told apart by their query, as REST does: see operation.
+// restRoutes are the paths of REST. Actions differ in their query, see operation.
 func (v *VCenter) restRoutes() *http.ServeMux {
 	mux := http.NewServeMux()
 	none := func(http.ResponseWriter, *http.Request) {} // the mux only finds the pattern and fills in the path's values
@@ -166,7 +166,7 @@ func (v *VCenter) parseREST(r *http.Request, body []byte) parsedCall {
 	return x
 }
 
-// restSession is the living session of a request, if it serves REST.
+// restSession is the living session of a request, if REST accepts it.
 func (v *VCenter) restSession(r *http.Request) *session {
 	s := v.session(r.Header.Get(sessionHeader))
 	if s == nil || !s.rest {
@@ -187,7 +187,7 @@ func (o restOperation) call(c restCall) response {
 	return o.serve(c)
 }
 
-// operation finds the operation that a request calls.
+// operation finds the operation of a request.
 func (v *VCenter) operation(r *http.Request) restOperation {
 	query := r.URL.Query()
 	action := query.Get("action")
@@ -235,7 +235,7 @@ func (v *VCenter) operation(r *http.Request) restOperation {
 	return v.notFound(r.Method + " " + r.URL.Path)
 }
 
-// notFound is an operation that this vCenter does not have.
+// notFound is an operation that this vCenter does not offer.
 func (v *VCenter) notFound(op string) restOperation {
 	return restOperation{op: op, open: true, serve: func(restCall) response {
 		return restError(
@@ -248,8 +248,7 @@ func (v *VCenter) notFound(op string) restOperation {
 	}}
 }
 
-// noSuchPath is what a vCenter says of a path that it does not serve, whoever asks [bodies that people report of 7.0 to
-// 9.1].
+// noSuchPath is the response for a path that is not served, whoever asks [bodies that people report of 7.0 to 9.1].
 func noSuchPath(restCall) response {
 	return restError("NOT_FOUND", "com.vmware.vapi.rest.httpNotFound", "Not found.", nil)
 }
@@ -286,7 +285,7 @@ func (v *VCenter) serveLogout(c restCall) response {
 	return response{status: http.StatusNoContent}
 }
 
-// serveHello answers the first of the caller's releases that this vCenter knows, "" for none.
+// serveHello returns the first of the caller's releases that this vCenter knows, "" for none.
 func (v *VCenter) serveHello(c restCall) response {
 	var in struct {
 		Releases []string `json:"api_releases"`
@@ -301,7 +300,7 @@ func (v *VCenter) serveHello(c restCall) response {
 	return jsonResponse(http.StatusOK, map[string]string{"api_release": release})
 }
 
-// onVM finds the VM of a call and holds it.
+// onVM finds the VM of a call and locks it.
 func (v *VCenter) onVM(serve func(*VM, restCall) response) func(restCall) response {
 	return func(c restCall) response {
 		id := c.r.PathValue("vm")
@@ -342,7 +341,7 @@ func (vm *VM) serveCheck(restCall) response {
 	return jsonResponse(http.StatusOK, out)
 }
 
-// serveStatus is Vcenter.Vm.Guest.Customization.get: guest.customizationInfo in other words.
+// serveStatus is Vcenter.Vm.Guest.Customization.get: guest.customizationInfo in the words of REST.
 func (vm *VM) serveStatus(restCall) response {
 	moment := func(t *time.Time) string {
 		if t == nil {
@@ -389,8 +388,8 @@ func toolsNotRunning() response {
 	)
 }
 
-// loginToGuest reads the body of a call on processes and checks whether the guest can be asked and knows the caller; ok
-// is false where a is the refusal.
+// loginToGuest decodes the body of a call on processes, and checks whether the guest can be reached and accepts the
+// caller; where ok is false, a is the refusal.
 func (vm *VM) loginToGuest(c restCall, in any) (a response, ok bool) {
 	if state := vm.power(); state != types.VirtualMachinePowerStatePoweredOn {
 		return restError(
@@ -477,7 +476,7 @@ func (vm *VM) serveDelete(c restCall) response {
 	return response{status: http.StatusNoContent}
 }
 
-// find is the process that a call names, nil with the refusal where there is none or the guest cannot be asked.
+// find is the process that a call names; nil, with the refusal, where there is none or the guest cannot be reached.
 func (vm *VM) find(c restCall) (*process, response) {
 	if refusal, ok := vm.loginToGuest(c, nil); !ok {
 		return nil, refusal

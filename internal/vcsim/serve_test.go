@@ -231,8 +231,8 @@ func TestTravellingCallWithoutSession(t *testing.T) {
 	}
 }
 
-// TestSecretsAreBlanked looks at what is recorded of bodies that hold secrets in several places.
-func TestSecretsAreBlanked(t *testing.T) {
+// TestSecretsAreRedacted looks at what is recorded of bodies that hold secrets in several places.
+func TestSecretsAreRedacted(t *testing.T) {
 	t.Parallel()
 	v := start(t, vcsim.Options{})
 	c := newREST(t, v)

@@ -1,4 +1,4 @@
-// Package vcsim is a vCenter to test against and to run the sandbox on. It is govmomi's simulator (inventory, tasks,
+// Package vcsim is a simulated vCenter, for tests and for the sandbox. It is govmomi's simulator (inventory, tasks,
 // sessions, views) over TLS, with what that lacks added: VI JSON, the REST calls of sessions, guest customization and
 // guest processes, the VirtualMachineGuestCustomizationManager with real tasks, guests whose host name, addresses and
 // processes behave, and a property collector that survives cut connections. Every call is recorded, and faults, delays
