@@ -2,6 +2,7 @@ package handler
 
 import (
 	"bytes"
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
@@ -76,6 +77,37 @@ func TestRotatedSecret(t *testing.T) {
 		if auth, err := s.guestAuth(t.Context(), &events.CredentialsRef{SecretRef: "root"}, false); err != nil ||
 			auth.Password != password {
 			t.Errorf("%s was not read: %v", password, err)
+		}
+	}
+}
+
+// hider is a vCenter that remembers what it is to hide.
+type hider struct {
+	VCenter
+	held map[int][]string
+	n    int
+}
+
+func (h *hider) Hide(values ...string) func() {
+	h.n++
+	n := h.n
+	h.held[n] = values
+	return func() { delete(h.held, n) }
+}
+
+// A secret that could be read once stays hidden where a later look at all of them is cut off: its mount hangs now.
+func TestHiddenStaysHidden(t *testing.T) {
+	t.Parallel()
+	vc := &hider{held: map[int][]string{}}
+	files := map[string]string{"root/username": "root", "root/password": "pw-of-root"}
+	r := &run{Handler: &Handler{vc: vc, secrets: secretFiles(t, files)},
+		asked: &events.RequestSpec{Guest: &events.GuestSpec{Credentials: &events.CredentialsRef{SecretRef: "root"}}}}
+	cut, cancel := context.WithCancel(context.Background())
+	cancel()
+	for _, ctx := range []context.Context{context.Background(), cut, cut} {
+		r.hide(ctx)
+		if diff := cmp.Diff(map[int][]string{vc.n: {"pw-of-root"}}, vc.held); diff != "" {
+			t.Errorf("-want +got:\n%s", diff)
 		}
 	}
 }

@@ -28,8 +28,9 @@ type run struct {
 	interrupt context.CancelCauseFunc // ends the run's own context, in which it reads
 	close     func()                  // lets go of what the run holds beside its state
 	wake      <-chan struct{}
-	forget    func() // the secrets that are hidden for this run
-	unhidden  bool   // not all of them could be read in time
+	hidden    []string // the secrets that are hidden for this run
+	forget    func()   // lets go of them
+	unhidden  bool     // not all of them could be read in time
 
 	state events.Run
 	point checkpoint

@@ -150,7 +150,12 @@ func (r *run) hide(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, hideTime)
 	defer cancel()
 	all, _ := r.named(ctx)
-	r.unhidden = ctx.Err() != nil
+	if r.unhidden = ctx.Err() != nil; r.unhidden { // what could be read before stays hidden
+		all = append(all, r.hidden...)
+		slices.Sort(all)
+		all = slices.Compact(all)
+	}
+	r.hidden = all
 	before := r.forget
 	if r.forget = r.vc.Hide(all...); before != nil {
 		before()

@@ -21,6 +21,10 @@ const MaxSize = 64 << 10
 // The file is opened and read by a goroutine of its own, because a mount that hangs (NFS, a CSI driver) holds both for
 // as long as it likes; that goroutine then ends when the mount does.
 func Read(ctx context.Context, path string) (string, error) {
+	if ctx.Err() != nil {
+		return "", context.Cause(ctx)
+	}
+
 	type result struct {
 		content string
 		err     error
