@@ -195,7 +195,7 @@ func hasSetting(wrong []string, prefix string) bool {
 func (d *doctor) checkNATS(ctx context.Context) *client.Client {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
-	cfg := reach(d.cfg.NATS, "guestflow doctor")
+	cfg := d.cfg.NATS.Stream("guestflow doctor")
 	conn, err := client.Dial(cfg, client.Options{MaxOutage: time.Second})
 	if err != nil {
 		cure := "see the settings of NATS"

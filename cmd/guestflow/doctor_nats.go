@@ -33,20 +33,11 @@ func (d *doctor) checkStreams(ctx context.Context, conn *client.Client, cfg stre
 		return
 	}
 	defer service.Close()
-	s := d.cfg.Service
-	want := stream.Settings{
-		Replicas:            s.StreamReplicas,
-		EventsMaxAge:        s.EventsMaxAge,
-		EventsMaxBytes:      s.EventsMaxBytes,
-		DeadlettersMaxAge:   s.DeadlettersMaxAge,
-		DeadlettersMaxBytes: s.DeadlettersMaxBytes,
-		QueuePerVM:          s.QueuePerVM,
-		AckWait:             s.AckWait,
-		MaxInFlight:         map[string]int{},
-	}
+	want := d.cfg.Streams()
+	want.Provision = false // only compare
+
 	running := false
 	for _, v := range d.cfg.VCenters {
-		want.MaxInFlight[v.Name] = v.MaxInFlight
 		t, err := conn.Consumers(ctx, v.Name)
 		running = running || err == nil && t.OpenPulls > 0
 	}

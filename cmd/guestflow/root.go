@@ -243,25 +243,7 @@ func (c *cli) nats(ctx context.Context) (stream.Config, error) {
 	if n.JSDomain != "" && n.JSAPIPrefix != "" {
 		return stream.Config{}, errors.New("NATS_JS_DOMAIN and NATS_JS_API_PREFIX: set one of them")
 	}
-	return reach(n, "guestflow command"), nil
-}
-
-// reach says how to reach NATS; name is what the server's monitoring calls the connection.
-func reach(n app.NATS, name string) stream.Config {
-	return stream.Config{
-		URL:          n.URL,
-		CredsFile:    n.CredsFile,
-		NKeyFile:     n.NKeyFile,
-		User:         n.User,
-		PasswordFile: n.PasswordFile,
-		CAFile:       n.CAFile,
-		CertFile:     n.CertFile,
-		KeyFile:      n.KeyFile,
-		JSDomain:     n.JSDomain,
-		JSAPIPrefix:  n.JSAPIPrefix,
-		InboxPrefix:  n.InboxPrefix,
-		Name:         name,
-	}
+	return n.Stream("guestflow command"), nil
 }
 
 // dial connects to NATS. maxOutage is how long NATS may be away later; 0: for ever.

@@ -34,7 +34,9 @@ func Run(ctx context.Context, cfg Config, log zerolog.Logger) error {
 	defer flushTraces(ctx, tracer, log)
 
 	m := newMetrics(cfg.Version, cfg.Commit)
-	conn, err := stream.Connect(ctx, natsConfig(cfg, m), log)
+	natsCfg := cfg.NATS.Stream("guestflow " + cfg.Service.Instance)
+	natsCfg.EventMode, natsCfg.Hooks = cfg.Service.EventMode, m.streamHooks()
+	conn, err := stream.Connect(ctx, natsCfg, log)
 	if err != nil {
 		return err
 	}
@@ -48,7 +50,7 @@ func Run(ctx context.Context, cfg Config, log zerolog.Logger) error {
 	}
 	defer closeHTTP()
 
-	if err := conn.Provision(ctx, streamSettings(cfg)); err != nil {
+	if err := conn.Provision(ctx, cfg.Streams()); err != nil {
 		if ctx.Err() != nil {
 			return stopCause(ctx)
 		}
@@ -76,45 +78,6 @@ func Run(ctx context.Context, cfg Config, log zerolog.Logger) error {
 	return stopCause(ctx)
 }
 
-// natsConfig says how to reach NATS.
-func natsConfig(cfg Config, m *metrics) stream.Config {
-	return stream.Config{
-		Name:         "guestflow " + cfg.Service.Instance,
-		URL:          cfg.NATS.URL,
-		CredsFile:    cfg.NATS.CredsFile,
-		NKeyFile:     cfg.NATS.NKeyFile,
-		User:         cfg.NATS.User,
-		PasswordFile: cfg.NATS.PasswordFile,
-		CAFile:       cfg.NATS.CAFile,
-		CertFile:     cfg.NATS.CertFile,
-		KeyFile:      cfg.NATS.KeyFile,
-		JSDomain:     cfg.NATS.JSDomain,
-		JSAPIPrefix:  cfg.NATS.JSAPIPrefix,
-		InboxPrefix:  cfg.NATS.InboxPrefix,
-		EventMode:    cfg.Service.EventMode,
-		Hooks:        m.streamHooks(),
-	}
-}
-
-// streamSettings are those of the streams and consumers.
-func streamSettings(cfg Config) stream.Settings {
-	s := stream.Settings{
-		Provision:           cfg.Service.Provision,
-		Replicas:            cfg.Service.StreamReplicas,
-		EventsMaxAge:        cfg.Service.EventsMaxAge,
-		EventsMaxBytes:      cfg.Service.EventsMaxBytes,
-		DeadlettersMaxAge:   cfg.Service.DeadlettersMaxAge,
-		DeadlettersMaxBytes: cfg.Service.DeadlettersMaxBytes,
-		QueuePerVM:          cfg.Service.QueuePerVM,
-		AckWait:             cfg.Service.AckWait,
-		MaxInFlight:         map[string]int{},
-	}
-	for _, v := range cfg.VCenters {
-		s.MaxInFlight[v.Name] = v.MaxInFlight
-	}
-	return s
-}
-
 // service is what the vCenters of one process share.
 type service struct {
 	cfg     Config
@@ -137,8 +100,10 @@ func (s *service) startVCenter(ctx context.Context, v VCenter) error {
 	s.metrics.registerVCenter(v.Name, client)
 
 	meter := s.metrics.forVCenter(v.Name)
+	settings := s.cfg.handler(v)
+	settings.Meter, settings.Tracer = meter, s.tracer
 	h := handler.New(
-		s.handlerSettings(v, meter), client, s.journal, s.conn.RequestQueue(),
+		settings, client, s.journal, s.conn.RequestQueue(),
 		handler.Secrets(filepath.Join(s.cfg.Service.SecretsDir, v.Name)),
 		s.log.With().Str("vcenter", v.Name).Logger())
 
@@ -174,27 +139,11 @@ func (s *service) startVCenter(ctx context.Context, v VCenter) error {
 // clientConfig is that of the client of a vCenter.
 func (s *service) clientConfig(v VCenter) vcapi.Config {
 	cfg := v.Client()
-	cfg.TravelTime = v.TravelTime
 	cfg.Tracer = s.tracer.Tracer()
 	cfg.OnCall = s.metrics.onCall(v.Name)
 	cfg.OnLogin = s.metrics.onLogin(v.Name, s.log)
 	cfg.OnAnswer = onReachable(v.Name, s.log)
 	return cfg
-}
-
-// handlerSettings are those of the handler of a vCenter's requests.
-func (s *service) handlerSettings(v VCenter, m meter) handler.Settings {
-	return handler.Settings{
-		VCenter:       v.Name,
-		Instance:      s.cfg.Service.Instance,
-		SendWindow:    v.SendWindow,
-		TravelTime:    v.TravelTime,
-		VisibilityLag: v.VisibilityLag,
-		AckWait:       s.cfg.Service.AckWait,
-		Drain:         s.cfg.Service.DrainTimeout,
-		Meter:         m,
-		Tracer:        s.tracer,
-	}
 }
 
 // stopOnError ends the service if one of its loops has ended with an error.

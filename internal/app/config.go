@@ -23,6 +23,8 @@ import (
 	"github.com/nats-io/nkeys"
 	"github.com/sethvargo/go-envconfig"
 
+	"github.com/guestflow/guestflow/internal/events/stream"
+	"github.com/guestflow/guestflow/internal/handler"
 	"github.com/guestflow/guestflow/internal/secretfile"
 	"github.com/guestflow/guestflow/internal/tracing"
 	"github.com/guestflow/guestflow/internal/vcapi"
@@ -50,6 +52,38 @@ func (c Config) names() []string {
 	return names
 }
 
+// Streams are the settings of the streams and consumers.
+func (c Config) Streams() stream.Settings {
+	s := stream.Settings{
+		Provision:           c.Service.Provision,
+		Replicas:            c.Service.StreamReplicas,
+		EventsMaxAge:        c.Service.EventsMaxAge,
+		EventsMaxBytes:      c.Service.EventsMaxBytes,
+		DeadlettersMaxAge:   c.Service.DeadlettersMaxAge,
+		DeadlettersMaxBytes: c.Service.DeadlettersMaxBytes,
+		QueuePerVM:          c.Service.QueuePerVM,
+		AckWait:             c.Service.AckWait,
+		MaxInFlight:         map[string]int{},
+	}
+	for _, v := range c.VCenters {
+		s.MaxInFlight[v.Name] = v.MaxInFlight
+	}
+	return s
+}
+
+// handler are the settings of the handler of a vCenter's requests.
+func (c Config) handler(v VCenter) handler.Settings {
+	return handler.Settings{
+		VCenter:       v.Name,
+		Instance:      c.Service.Instance,
+		SendWindow:    v.SendWindow,
+		TravelTime:    v.TravelTime,
+		VisibilityLag: v.VisibilityLag,
+		AckWait:       c.Service.AckWait,
+		Drain:         c.Service.DrainTimeout,
+	}
+}
+
 // NATS is how to reach the NATS servers.
 type NATS struct {
 	URL          string `env:"NATS_URL, default=nats://127.0.0.1:4222"` // several, comma separated, for a cluster
@@ -63,6 +97,24 @@ type NATS struct {
 	JSDomain     string `env:"NATS_JS_DOMAIN"`
 	JSAPIPrefix  string `env:"NATS_JS_API_PREFIX"`
 	InboxPrefix  string `env:"NATS_INBOX_PREFIX"`
+}
+
+// Stream is how the stream package reaches NATS. name is what the server's monitoring calls the connection.
+func (n NATS) Stream(name string) stream.Config {
+	return stream.Config{
+		Name:         name,
+		URL:          n.URL,
+		CredsFile:    n.CredsFile,
+		NKeyFile:     n.NKeyFile,
+		User:         n.User,
+		PasswordFile: n.PasswordFile,
+		CAFile:       n.CAFile,
+		CertFile:     n.CertFile,
+		KeyFile:      n.KeyFile,
+		JSDomain:     n.JSDomain,
+		JSAPIPrefix:  n.JSAPIPrefix,
+		InboxPrefix:  n.InboxPrefix,
+	}
 }
 
 // Service is the settings of the process as a whole.
@@ -140,6 +192,7 @@ func (v VCenter) Client() vcapi.Config {
 		Password:   v.password,
 		RootCAs:    v.roots,
 		Thumbprint: v.Thumbprint,
+		TravelTime: v.TravelTime,
 	}
 }
 
