@@ -45,64 +45,81 @@ func secretRefs(tree json.RawMessage) ([]secretRef, error) {
 	if len(tree) == 0 {
 		return nil, nil
 	}
-	var refs []secretRef
-	type object struct {
-		from    int
-		members map[string]string // those that are strings
-		others  bool
-	}
-	var open []*object // nil: an array
-	var name string    // of the member whose value comes next
-	named := false
-	d := json.NewDecoder(bytes.NewReader(tree))
-	d.UseNumber()
+	f := refFinder{decoder: json.NewDecoder(bytes.NewReader(tree))}
+	f.decoder.UseNumber()
 	for {
-		token, err := d.Token()
-		if err != nil {
-			if len(open) == 0 {
-				return refs, nil // the end
-			}
+		token, err := f.decoder.Token()
+		switch {
+		case err != nil && len(f.open) == 0:
+			return f.refs, nil // the end
+		case err != nil:
 			return nil, err
 		}
-		var in *object
-		if len(open) > 0 {
-			in = open[len(open)-1]
-		}
-		if text, ok := token.(string); ok && in != nil && !named {
-			name, named = text, true
-			continue
-		}
-		switch t := token.(type) {
-		case json.Delim:
-			switch t {
-			case '{':
-				open, named = append(open, &object{from: int(d.InputOffset()) - 1, members: map[string]string{}}), false
-				continue
-			case '[':
-				open, named = append(open, nil), false
-				continue
-			}
-			open = open[:len(open)-1]
-			if t == '}' && !in.others && len(in.members) == 2 && in.members["secretRef"] != "" &&
-				in.members["key"] != "" {
-				refs = append(refs, secretRef{name: in.members["secretRef"], key: in.members["key"], from: in.from,
-					to: int(d.InputOffset())})
-			}
-			if len(open) > 0 && open[len(open)-1] != nil {
-				open[len(open)-1].others = true
-			}
-		case string:
-			if in != nil {
-				in.members[name] = t
-			}
-		default:
-			if in != nil {
-				in.others = true
-			}
-		}
-		named = false
+		f.take(token)
 	}
 }
+
+// refFinder reads a tree of JSON, token by token.
+type refFinder struct {
+	decoder *json.Decoder
+	refs    []secretRef
+	open    []*openObject // nil: an array
+	name    string        // of the member whose value comes next
+	named   bool
+}
+
+// openObject is an object whose end is not read yet.
+type openObject struct {
+	from    int
+	members map[string]string // those that are strings
+	others  bool              // it has other members
+}
+
+// around is what the next token stands in, nil for an array or nothing.
+func (f *refFinder) around() *openObject {
+	if len(f.open) == 0 {
+		return nil
+	}
+	return f.open[len(f.open)-1]
+}
+
+// take reads one token.
+func (f *refFinder) take(token json.Token) {
+	in := f.around()
+	text, isText := token.(string)
+	delim, _ := token.(json.Delim)
+	switch {
+	case isText && in != nil && !f.named:
+		f.name, f.named = text, true
+		return
+	case delim == '{':
+		f.open = append(f.open, &openObject{from: f.offset() - 1, members: map[string]string{}})
+	case delim == '[':
+		f.open = append(f.open, nil)
+	case delim == '}', delim == ']':
+		f.end(in)
+	case in != nil && isText:
+		in.members[f.name] = text
+	case in != nil:
+		in.others = true
+	}
+	f.named = false
+}
+
+// end closes an object, or an array, and notes it where it names a secret.
+func (f *refFinder) end(in *openObject) {
+	f.open = f.open[:len(f.open)-1]
+	if in != nil && !in.others && len(in.members) == 2 && in.members["secretRef"] != "" && in.members["key"] != "" {
+		f.refs = append(f.refs, secretRef{name: in.members["secretRef"], key: in.members["key"], from: in.from,
+			to: f.offset()})
+	}
+	if outer := f.around(); outer != nil {
+		outer.others = true
+	}
+}
+
+// offset is behind the token that was read last.
+func (f *refFinder) offset() int { return int(f.decoder.InputOffset()) }
 
 // text is the string that a request gives or names.
 func (s Secrets) text(ctx context.Context, t events.TextOrSecret) (string, error) {
