@@ -51,6 +51,7 @@ func (c *client) StoredSpec(ctx context.Context, name string) (json.RawMessage, 
 	case "other":
 		return json.RawMessage(strings.Replace(storedSpec, "web-1", "web-2", 1)), nil
 	}
+
 	return nil, vcError("NotFound", 500, vcapi.Permanent)
 }
 
@@ -75,9 +76,9 @@ func TestStoredSpecIsPinned(t *testing.T) {
 	} {
 		t.Run(row.becomes+"/"+row.point+"/"+row.do, func(t *testing.T) {
 			t.Parallel()
-			inWorld(t, secrets, func(w *world) {
+			withHarness(t, secrets, func(w *harness) {
 				run := w.run(only(`"verify":{"nicsConnected":false},"customize":{"specName":"linux"}`),
-					[]fate{{point: row.point, do: row.do, fn: func() {
+					[]incident{{point: row.point, do: row.do, fn: func() {
 						w.vc.change(func() { w.vc.stored = row.becomes })
 					}}})
 				if row.code != "" {
@@ -87,6 +88,7 @@ func TestStoredSpecIsPinned(t *testing.T) {
 					w.wantEffects("customize", 0)
 					return
 				}
+
 				mustSucceed(w)
 				told := slices.ContainsFunc(run.Verify.NotCompared,
 					func(n events.NotCompared) bool { return n.Field == "customize.specName" })
@@ -96,6 +98,7 @@ func TestStoredSpecIsPinned(t *testing.T) {
 			})
 		})
 	}
+
 	if digestOf(json.RawMessage(storedSpec)) != digestOf(json.RawMessage(` `+storedSpec)) ||
 		digestOf(json.RawMessage(`{"a":1}`)) == digestOf(json.RawMessage(`{"a":2}`)) {
 		t.Error("a digest is of the content")
@@ -112,12 +115,12 @@ func TestStoredSpec(t *testing.T) {
 	secrets := secretsDir(t)
 	const asks = `{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},"verify":false,"customize":` +
 		`{"specName":`
-	inWorld(t, secrets, func(w *world) {
+	withHarness(t, secrets, func(w *harness) {
 		if run := w.run(asks + `"linux"}}`); run.Status != events.StatusSucceeded {
 			t.Errorf("status %s, error %+v", run.Status, run.Error)
 		}
 	})
-	inWorld(t, secrets, func(w *world) {
+	withHarness(t, secrets, func(w *harness) {
 		run := w.run(asks + `"none"}}`)
 		if run.Error == nil || run.Error.Code != events.NotFound || len(run.Check.Blockers) != 1 ||
 			run.Check.Blockers[0].Field != "customize.specName" {
@@ -130,7 +133,7 @@ func TestStoredSpec(t *testing.T) {
 func TestMissingSecretsAreNamedAtOnce(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	inWorld(t, secrets, func(w *world) {
+	withHarness(t, secrets, func(w *harness) {
 		run := w.run(`{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},
 			"customize":{"spec":{"identity":{"_typeName":"New",
 			"password":{"value":{"secretRef":"gone","key":"a"},"plainText":true}},` + anyNIC + `},
@@ -186,7 +189,7 @@ func TestWatchedProcess(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			inWorld(t, secrets, func(w *world) {
+			withHarness(t, secrets, func(w *harness) {
 				vm := w.vc.vms["vm-42"]
 				if !test.absent {
 					vm.procs = append(vm.procs, &fakeProc{pid: 77, command: `"/bin/old" `, started: time.Now(),
@@ -195,6 +198,7 @@ func TestWatchedProcess(t *testing.T) {
 						w.later(9*time.Second, func() { w.vc.change(func() { vm.procs = nil }) })
 					}
 				}
+
 				run := w.run(test.data)
 				got := strings.TrimPrefix(strings.Join(w.kinds(), " "), "run.accepted check.completed ")
 				if got != test.kinds {
@@ -227,9 +231,9 @@ func (c *client) DisconnectedNICs(ctx context.Context, vm string) (off vcapi.NIC
 	return off, nil
 }
 
-func (c *client) ConnectNICs(ctx context.Context, gate vcapi.Fence, vm string, nics vcapi.NICs) (task string,
+func (c *client) ConnectNICs(ctx context.Context, fence vcapi.Fence, vm string, nics vcapi.NICs) (task string,
 	err error) {
-	return call(ctx, c, gate, "ConnectNICs", func(r rule) (string, error) {
+	return call(ctx, c, fence, "ConnectNICs", func(r rule) (string, error) {
 		m, err := c.seen(vm)
 		if err != nil {
 			return "", err
@@ -244,7 +248,7 @@ func (c *client) ConnectNICs(ctx context.Context, gate vcapi.Fence, vm string, n
 func TestConnectNICs(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	inWorld(t, secrets, func(w *world) {
+	withHarness(t, secrets, func(w *harness) {
 		vm := w.vc.vms["vm-42"]
 		vm.nics = []vcapi.NIC{{MAC: "00:50:56:00:00:01"}}
 		busy := vcError("TaskInProgress", 500, vcapi.Transient)
@@ -276,14 +280,14 @@ func TestConnectNICsUnanswered(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
 	const request = `{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},"network":{"connectNics":true}}`
-	begin := func(w *world) *events.Request {
+	begin := func(w *harness) *events.Request {
 		w.vm.nics = []vcapi.NIC{{MAC: "00:50:56:00:00:01"}}
 		w.vc.on(rule{op: "ConnectNICs sent", times: 1, lost: "answer", delay: 9 * time.Second})
 		return w.request("order-1", request)
 	}
 	t.Run("canceled", func(t *testing.T) {
 		t.Parallel()
-		inBriefWorld(t, secrets, func(w *world) {
+		inBriefHarness(t, secrets, func(w *harness) {
 			req := begin(w)
 			w.later(100*time.Millisecond, func() { w.cancel(req) })
 			w.drive(req)
@@ -291,9 +295,10 @@ func TestConnectNICsUnanswered(t *testing.T) {
 			w.wantEffects("connect", 1)
 		})
 	})
+
 	t.Run("told to stop", func(t *testing.T) {
 		t.Parallel()
-		inBriefWorld(t, secrets, func(w *world) {
+		inBriefHarness(t, secrets, func(w *harness) {
 			req := begin(w)
 			o := w.deliver(req)
 			<-time.After(100 * time.Millisecond)

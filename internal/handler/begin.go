@@ -13,10 +13,11 @@ import (
 // begin starts a run on top of a finished one, or of none.
 func (h *Handler) begin(ctx context.Context, req *events.Request, last *events.Entry, before checkpoint) error {
 	if !req.Expires.IsZero() && time.Now().After(req.Expires) {
-		return &events.RejectError{Code: events.Expired, IfLastSeq: standsAt(last), Message: fmt.Sprintf(
+		return &events.RejectError{Code: events.Expired, IfLastSeq: lastSeqOf(last), Message: fmt.Sprintf(
 			"expirytime %s had passed when the request's turn came: send it again with a later one, under a new id",
 			req.Expires.UTC().Format(time.RFC3339))}
 	}
+
 	r, inRun := h.newRun(h.inTrace(ctx, req), req.VM, req.Attrs)
 	defer r.done()
 	if last != nil {
@@ -39,6 +40,7 @@ func (h *Handler) begin(ctx context.Context, req *events.Request, last *events.E
 	} else if by != nil {
 		return r.end(&canceledError{by: *by})
 	}
+
 	if err := r.baselineWithin(inRun, baselineTime); err != nil && ctx.Err() != nil {
 		return events.ErrReleased
 	}
@@ -92,6 +94,7 @@ func (h *Handler) closeOrphan(ctx context.Context, last *events.Entry, point che
 		r.asked = asked
 		r.hide(inRun)
 	}
+
 	if err := r.takeOver(last, point); err != nil {
 		return err
 	}
@@ -115,6 +118,7 @@ func (h *Handler) newRun(ctx context.Context, vm string, attrs events.Attributes
 	r := &run{Handler: h, vm: vm, attrs: attrs, telemetry: telemetry{meter: h.Meter, tracer: h.Tracer}}
 	r.owner.renew()
 	wake, unwake := h.queue.Wake(h.VCenter, vm)
+
 	// What is in hand when the process is to stop, an append or a call, has the drain time to come to its end.
 	life, kill := context.WithCancel(context.WithoutCancel(ctx))
 	undrain := context.AfterFunc(ctx, func() {
@@ -126,6 +130,7 @@ func (h *Handler) newRun(ctx context.Context, vm string, attrs events.Attributes
 		case <-life.Done():
 		}
 	})
+
 	own, interrupt := context.WithCancelCause(ctx)
 	r.life, r.interrupt, r.wake = life, interrupt, wake
 	r.close = func() {
@@ -134,5 +139,6 @@ func (h *Handler) newRun(ctx context.Context, vm string, attrs events.Attributes
 		interrupt(nil)
 		kill()
 	}
+
 	return r, own
 }

@@ -19,40 +19,40 @@ type blocked struct {
 	by   error    // what the run waited for last
 }
 
-// waitTold is what events have told of a wait.
-type waitTold struct {
+// announcement is what events have told of a wait.
+type announcement struct {
 	why    events.Waiting
 	reason *events.WaitReason
 	names  []string
 }
 
-func (r *run) toldWait() waitTold {
-	return waitTold{r.state.Waiting, r.state.WaitingFor, r.blocked.told}
+func (r *run) announced() announcement {
+	return announcement{r.state.Waiting, r.state.WaitingFor, r.blocked.told}
 }
 
-func (r *run) stillWaits(w waitTold) {
+func (r *run) setAnnounced(w announcement) {
 	r.state.Waiting, r.state.WaitingFor, r.blocked.told = w.why, w.reason, w.names
 }
 
-// wait tells that the run cannot move, and why: once per reason, and per name that vCenter gives it.
-func (r *run) wait(why events.Waiting, err error) error {
+// reportBlocked tells that the run cannot move, and why: once per reason, and per name that vCenter gives it.
+func (r *run) reportBlocked(why events.Waiting, err error) error {
 	r.blocked.by = err
 	r.telemetry.blockedBy(why)
-	if !r.news(why, err) || r.owner.last.Seq == 0 || r.state.N == 0 {
+	if !r.isNews(why, err) || r.owner.last.Seq == 0 || r.state.N == 0 {
 		return nil // told already, or there is no run yet to tell it of
 	}
-	r.tells(why, err)
+	r.announce(why, err)
 	return r.record(events.RunWaiting)
 }
 
-// news reports whether a wait, or its reason, was not told yet.
-func (r *run) news(why events.Waiting, err error) bool {
+// isNews reports whether a wait, or its reason, was not told yet.
+func (r *run) isNews(why events.Waiting, err error) bool {
 	name := reasonName(err)
 	return r.state.Waiting != why || name != "" && !slices.Contains(r.blocked.told, name)
 }
 
-// tells puts a wait into the run's state.
-func (r *run) tells(why events.Waiting, err error) {
+// announce puts a wait into the run's state.
+func (r *run) announce(why events.Waiting, err error) {
 	if r.state.Waiting != why {
 		r.blocked.told = nil
 	}
@@ -64,15 +64,15 @@ func (r *run) tells(why events.Waiting, err error) {
 func (r *run) unreachable(err error) error {
 	r.blocked.by = err
 	r.telemetry.blockedBy(events.WaitingTools)
-	r.tells(events.WaitingTools, err)
+	r.announce(events.WaitingTools, err)
 	return r.record(events.ProcessUnreachable)
 }
 
-// moved ends a wait that no event ends.
-func (r *run) moved(why events.Waiting) {
+// unblocked ends a wait that no event ends.
+func (r *run) unblocked(why events.Waiting) {
 	r.telemetry.unblockedBy(why)
 	if r.state.Waiting == why {
-		r.stillWaits(waitTold{})
+		r.setAnnounced(announcement{})
 	}
 }
 
@@ -100,6 +100,7 @@ func reasonName(err error) string {
 	case errors.As(err, &off):
 		return off.state
 	}
+
 	return ""
 }
 
@@ -118,9 +119,9 @@ func (r *run) powerOf(vm vcapi.VM) error {
 	return &powerError{r.vm, vm.PowerState}
 }
 
-// endsWait reports whether an event tells that the run waits no longer. One that changes its owner does not where
+// unblocks reports whether an event tells that the run waits no longer. One that changes its owner does not where
 // vCenter is away: the next owner must know. Neither does the progress of a Task whose VM is off, nor an intent.
-func (r *run) endsWait(k events.Kind) bool {
+func (r *run) unblocks(k events.Kind) bool {
 	switch k {
 	case events.RunWaiting, events.ProcessUnreachable:
 		return false

@@ -29,6 +29,7 @@ func (h *Handler) cameBack(ctx context.Context, req *events.Request, last *event
 		reached = e.Seq >= last.Seq || ofOneRun(e, last)
 		return !taken && !reached
 	})
+
 	if err != nil || taken || reached {
 		return taken, err
 	}

@@ -40,14 +40,16 @@ func (h *Handler) HandleCancel(ctx context.Context, c *events.Cancel) error {
 		} else if unseen.IsZero() {
 			unseen = time.Now()
 		}
+
 		// A run that was seen and is not any more is most likely in a journal that this answer is older than. Who is
 		// handed the cancel after a refusal that the journal does not take would not know that it was held.
-		if !held || where != unheardOf || time.Since(unseen) > unseenFor {
+		if !held || where != runUnknown || time.Since(unseen) > unseenFor {
 			answered, err := h.answerCancel(ctx, c, queue, last, where, held && where == ended)
 			if answered || err != nil {
 				return err
 			}
 		}
+
 		if pause.WaitOrWake(ctx, wake) != nil {
 			return events.ErrReleased
 		}
@@ -63,7 +65,7 @@ const unseenFor = 15 * time.Second
 func (h *Handler) answerCancel(ctx context.Context, c *events.Cancel, queue events.VMQueue, last *events.Entry,
 	where standingAt, over bool) (bool, error) {
 	switch {
-	case where == byThis, over:
+	case where == endedByThis, over:
 		return true, nil
 	case where == ended:
 		return true, nothingToCancel(c, nil)
@@ -77,9 +79,10 @@ func (h *Handler) answerCancel(ctx context.Context, c *events.Cancel, queue even
 			err = fmt.Errorf("cancel %d for vm %s has left the stream: %w", c.Seq, c.VM, events.ErrFenced)
 		}
 		return false, h.releaseIfStopping(ctx, err)
-	case where == unheardOf:
-		return true, nothingToCancel(c, standsAt(last))
+	case where == runUnknown:
+		return true, nothingToCancel(c, lastSeqOf(last))
 	}
+
 	// An orphan, if its request has left the stream: nobody else may come and close it.
 	point, err := readCheckpoint(last)
 	if err != nil {
@@ -92,6 +95,7 @@ func (h *Handler) answerCancel(ctx context.Context, c *events.Cancel, queue even
 			err = nil
 		}
 	}
+
 	return false, h.releaseIfStopping(ctx, err)
 }
 
@@ -104,8 +108,8 @@ func nothingToCancel(c *events.Cancel, standing *uint64) error {
 		c.Request.Source, c.Request.ID)}
 }
 
-// standsAt is the sequence of the VM's last event, on which a refusal leans; 0 where it has none.
-func standsAt(last *events.Entry) *uint64 {
+// lastSeqOf is the sequence of the VM's last event, on which a refusal leans; 0 where it has none.
+func lastSeqOf(last *events.Entry) *uint64 {
 	var seq uint64
 	if last != nil {
 		seq = last.Seq
@@ -117,32 +121,33 @@ func standsAt(last *events.Entry) *uint64 {
 type standingAt int
 
 const (
-	unheardOf standingAt = iota
+	runUnknown standingAt = iota
 	running
 	ended
-	byThis // ended, by this very cancel
+	endedByThis // ended, by this very cancel
 )
 
 func standing(last *events.Entry, c *events.Cancel) (standingAt, error) {
 	if last == nil {
-		return unheardOf, nil
+		return runUnknown, nil
 	}
 	point, err := readCheckpoint(last)
 	if err != nil {
-		return unheardOf, err
+		return runUnknown, err
 	}
 	switch past, ok := point.past(c.RunID); {
 	case ok && past.Canceled != nil && *past.Canceled == c.Ref:
-		return byThis, nil
+		return endedByThis, nil
 	case ok:
 		return ended, nil
 	case last.Run.ID != c.RunID:
-		return unheardOf, nil
+		return runUnknown, nil
 	case !last.Kind.Last():
 		return running, nil
 	case last.Run.CanceledBy != nil && last.Run.CanceledBy.Source == c.Ref.Source && last.Run.CanceledBy.ID == c.Ref.ID:
-		return byThis, nil
+		return endedByThis, nil
 	}
+
 	return ended, nil
 }
 
@@ -192,6 +197,7 @@ func (h *Handler) sweepOnce(ctx context.Context, vms []string) (open []string, e
 			return nil
 		})
 	}
+
 	_ = group.Wait() // each says by itself what went wrong
 	return open, err
 }
@@ -215,6 +221,7 @@ func (h *Handler) sweep(ctx context.Context, vm string) (told bool, err error) {
 			"left as it is")
 		return true, nil
 	}
+
 	gone, err := h.queue.Gone(ctx, h.VCenter, vm, point.place(last))
 	if err != nil || !gone {
 		return false, err

@@ -15,7 +15,7 @@ import (
 )
 
 // bystander is a handler in a process of its own, which has no request in hand.
-func (w *world) bystander(plan ...fate) (*replica, *Handler) {
+func (w *harness) bystander(plan ...incident) (*replica, *Handler) {
 	o := &replica{w: w, req: &events.Request{}, plan: plan, seen: map[string]int{}, stopped: make(chan struct{})}
 	s := w.settings
 	s.Instance = "pod-bystander"
@@ -35,7 +35,7 @@ type hold struct {
 }
 
 // canceled puts a cancel of req into the stream and reads it back, as its delivery would.
-func (w *world) canceled(req *events.Request, id string) *events.Cancel {
+func (w *harness) canceled(req *events.Request, id string) *events.Cancel {
 	w.t.Helper()
 	data := map[string]any{"vm": vmID, "request": req.Ref, "reason": "no longer needed"}
 	seq, err := w.line.Publish(events.KindCancelRequested, vmID, events.RequestRef{Source: "/test", ID: id}, data)
@@ -50,7 +50,7 @@ func (w *world) canceled(req *events.Request, id string) *events.Cancel {
 }
 
 // hold hands a cancel to a handler of its own, and acknowledges it where the answer says so.
-func (w *world) hold(c *events.Cancel, plan ...fate) *hold {
+func (w *harness) hold(c *events.Cancel, plan ...incident) *hold {
 	o, h := w.bystander(plan...)
 	ctx, stop := context.WithCancel(context.Background())
 	held := &hold{o: o, stop: stop, finished: make(chan struct{})}
@@ -75,7 +75,7 @@ func (w *world) hold(c *events.Cancel, plan ...fate) *hold {
 }
 
 // answer waits for the end of a hold.
-func (h *hold) answer(w *world) error {
+func (h *hold) answer(w *harness) error {
 	w.t.Helper()
 	select {
 	case <-h.finished:
@@ -95,8 +95,8 @@ func refused(err error) bool {
 // What becomes of a cancel, by where its run stands.
 func TestHandleCancel(t *testing.T) {
 	t.Parallel()
-	rows := map[string]func(w *world){
-		"queued": func(w *world) {
+	rows := map[string]func(w *harness){
+		"queued": func(w *harness) {
 			a, b := w.request("a", only(networkOnly)), w.request("b", brief)
 			h := w.hold(w.canceled(b, "c"))
 			w.deliver(a)
@@ -110,21 +110,21 @@ func TestHandleCancel(t *testing.T) {
 			}
 			w.wantEffects("customize", 0)
 		},
-		"unknown": func(w *world) {
+		"unknown": func(w *harness) {
 			w.drive(w.request("a", `{"vm":"vm-42"}`))
 			h := w.hold(w.canceled(&events.Request{Ref: events.RequestRef{Source: "/test", ID: "never"}}, "c"))
 			if err := h.answer(w); !refused(err) {
 				w.t.Errorf("answer %v", err)
 			}
 		},
-		"unknown, an empty journal": func(w *world) {
+		"unknown, an empty journal": func(w *harness) {
 			h := w.hold(w.canceled(&events.Request{Ref: events.RequestRef{Source: "/test", ID: "never"}}, "c"))
 			if err := h.answer(w); !refused(err) {
 				w.t.Errorf("answer %v", err)
 			}
 			w.drive(w.request("a", `{"vm":"vm-42"}`))
 		},
-		"ended": func(w *world) {
+		"ended": func(w *harness) {
 			a := w.request("a", only(networkOnly))
 			w.drive(a)
 			if err := w.hold(w.canceled(a, "c")).answer(w); !refused(err) {
@@ -132,7 +132,7 @@ func TestHandleCancel(t *testing.T) {
 			}
 			w.wantEnds("run.succeeded")
 		},
-		"ended, and the next one runs": func(w *world) {
+		"ended, and the next one runs": func(w *harness) {
 			a := w.request("a", `{"vm":"vm-42"}`)
 			w.drive(a)
 			b := w.request("b", brief)
@@ -144,7 +144,7 @@ func TestHandleCancel(t *testing.T) {
 			w.await(w.owners[len(w.owners)-1])
 			w.wantEnds("run.succeeded", "run.succeeded")
 		},
-		"before its request": func(w *world) {
+		"before its request": func(w *harness) {
 			c := w.canceled(&events.Request{Ref: events.RequestRef{Source: "/test", ID: "a"}}, "c")
 			if err := w.hold(c).answer(w); !refused(err) {
 				w.t.Errorf("answer %v", err)
@@ -152,7 +152,7 @@ func TestHandleCancel(t *testing.T) {
 			w.drive(w.request("a", brief))
 			w.wantEnds("run.succeeded")
 		},
-		"before its request, and not handed out yet": func(w *world) {
+		"before its request, and not handed out yet": func(w *harness) {
 			c := w.canceled(&events.Request{Ref: events.RequestRef{Source: "/test", ID: "a"}}, "c")
 			w.drive(w.request("a", brief))
 			w.wantEnds("run.canceled")
@@ -161,7 +161,7 @@ func TestHandleCancel(t *testing.T) {
 			}
 			w.wantEffects("customize", 0)
 		},
-		"published twice": func(w *world) {
+		"published twice": func(w *harness) {
 			a := w.request("a", brief)
 			w.deliver(a)
 			<-time.After(10 * time.Second)
@@ -176,7 +176,7 @@ func TestHandleCancel(t *testing.T) {
 			}
 			w.wantEnds("run.canceled")
 		},
-		"two cancels for one run": func(w *world) {
+		"two cancels for one run": func(w *harness) {
 			a := w.request("a", brief)
 			w.deliver(a)
 			<-time.After(10 * time.Second)
@@ -191,22 +191,22 @@ func TestHandleCancel(t *testing.T) {
 				w.t.Errorf("canceled by %+v", by)
 			}
 		},
-		"too late": func(w *world) { // held while the run went on, which ended by itself
+		"too late": func(w *harness) { // held while the run went on, which ended by itself
 			a := w.request("a", only(processOnly))
 			var h *hold
-			w.drive(a, []fate{{point: "publish process.exited", do: "call",
+			w.drive(a, []incident{{point: "publish process.exited", do: "call",
 				fn: func() { h = w.hold(w.canceled(a, "c")); <-time.After(time.Second) }}})
 			if err := h.answer(w); err != nil {
 				w.t.Errorf("answer %v", err)
 			}
 			w.wantEnds("run.succeeded")
 		},
-		"delivered again after its run was canceled": func(w *world) {
+		"delivered again after its run was canceled": func(w *harness) {
 			a := w.request("a", brief)
 			w.deliver(a)
 			<-time.After(10 * time.Second)
 			c := w.canceled(a, "c")
-			h := w.hold(c, fate{point: "last #2", do: "crash"}) // sees the run under way, and dies
+			h := w.hold(c, incident{point: "last #2", do: "crash"}) // sees the run under way, and dies
 			<-h.o.stopped
 			w.await(w.owners[0])
 			w.wantEnds("run.canceled")
@@ -214,13 +214,13 @@ func TestHandleCancel(t *testing.T) {
 				w.t.Errorf("answer %v", err)
 			}
 		},
-		"delivered again after its run was canceled and the next one began": func(w *world) {
+		"delivered again after its run was canceled and the next one began": func(w *harness) {
 			a, b := w.request("a", brief), w.request("b", brief)
 			w.deliver(a)
 			w.deliver(b)
 			<-time.After(10 * time.Second)
 			c := w.canceled(a, "c")
-			h := w.hold(c, fate{point: "last #2", do: "crash"})
+			h := w.hold(c, incident{point: "last #2", do: "crash"})
 			<-h.o.stopped
 			w.await(w.owners[0])
 			<-time.After(ackWait)
@@ -230,7 +230,7 @@ func TestHandleCancel(t *testing.T) {
 			w.await(w.owners[1])
 			w.wantEnds("run.canceled", "run.succeeded")
 		},
-		"the process is told to stop": func(w *world) {
+		"the process is told to stop": func(w *harness) {
 			a := w.request("a", brief)
 			w.deliver(a)
 			h := w.hold(w.canceled(w.request("b", brief), "c"))
@@ -241,7 +241,7 @@ func TestHandleCancel(t *testing.T) {
 			}
 			w.line.Remove(2) // b, so that nothing is left to do
 		},
-		"its run is an orphan": func(w *world) {
+		"its run is an orphan": func(w *harness) {
 			a := w.request("a", brief)
 			o := w.deliver(a, crash("CustomizeGuest landed")...)
 			<-o.stopped
@@ -254,7 +254,7 @@ func TestHandleCancel(t *testing.T) {
 				w.t.Errorf("error %+v, customize %+v", last.Error, last.Customize)
 			}
 		},
-		"its request expires in the queue": func(w *world) {
+		"its request expires in the queue": func(w *harness) {
 			a, b := w.request("a", only(networkOnly)), w.request("b", brief)
 			b.Expires = time.Now().Add(time.Second)
 			h := w.hold(w.canceled(b, "c"))
@@ -265,7 +265,7 @@ func TestHandleCancel(t *testing.T) {
 			}
 			w.wantEnds("run.succeeded")
 		},
-		"its request is purged from the queue": func(w *world) {
+		"its request is purged from the queue": func(w *harness) {
 			a, b := w.request("a", only(networkOnly)), w.request("b", brief)
 			w.deliver(a)
 			h := w.hold(w.canceled(b, "c"))
@@ -276,7 +276,7 @@ func TestHandleCancel(t *testing.T) {
 			}
 			w.await(w.owners[0])
 		},
-		"its run was written by another version": func(w *world) {
+		"its run was written by another version": func(w *harness) {
 			a := w.request("a", brief)
 			o := w.deliver(a, crash("stored check.completed")...)
 			<-o.stopped
@@ -290,17 +290,18 @@ func TestHandleCancel(t *testing.T) {
 			w.wantEnds("run.canceled")
 		},
 	}
+
 	secrets := secretsDir(t)
 	for name, row := range rows {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			inBriefWorld(t, secrets, row)
+			inBriefHarness(t, secrets, row)
 		})
 	}
 }
 
 // rewrite changes the journal's newest event, and gives it as it was.
-func (w *world) rewrite(from, to string) *stream.Stored {
+func (w *harness) rewrite(from, to string) *stream.Stored {
 	w.t.Helper()
 	last := w.newest(">")
 	changed := *last
@@ -310,7 +311,7 @@ func (w *world) rewrite(from, to string) *stream.Stored {
 }
 
 // restore puts m in the place of the journal's newest event.
-func (w *world) restore(m *stream.Stored) {
+func (w *harness) restore(m *stream.Stored) {
 	w.t.Helper()
 	w.store.DropLast(1)
 	if _, err := w.journal.Publish(context.Background(),
@@ -324,18 +325,18 @@ func (w *world) restore(m *stream.Stored) {
 func TestHandleCancelAtEveryPoint(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	for _, point := range weighty(points(t, secrets, brief, inBriefWorld)) {
+	for _, point := range lastingPoints(crashPoints(t, secrets, brief, inBriefHarness)) {
 		for _, dies := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s/dies=%v", point, dies), func(t *testing.T) {
 				t.Parallel()
-				inBriefWorld(t, secrets, func(w *world) {
+				inBriefHarness(t, secrets, func(w *harness) {
 					req := w.request("order-1", brief)
 					var c *events.Cancel
 					var h *hold
-					w.drive(req, []fate{{point: point, do: "call", fn: func() {
+					w.drive(req, []incident{{point: point, do: "call", fn: func() {
 						c = w.canceled(req, "c")
 						if dies {
-							h = w.hold(c, fate{point: "last", do: "crash"})
+							h = w.hold(c, incident{point: "last", do: "crash"})
 						} else {
 							h = w.hold(c)
 						}
@@ -354,6 +355,7 @@ func TestHandleCancelAtEveryPoint(t *testing.T) {
 					case last.Status == events.StatusFailed:
 						w.t.Errorf("the run failed: %+v", last.Error)
 					}
+
 					if last.FinishedAt != nil && h.at.Before(*last.FinishedAt) {
 						w.t.Errorf("acknowledged before the last event")
 					}
@@ -367,13 +369,13 @@ func TestHandleCancelAtEveryPoint(t *testing.T) {
 func TestCancelJustMissed(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	for _, deaf := range []bool{false, true} {
-		t.Run(fmt.Sprintf("deaf=%v", deaf), func(t *testing.T) {
+	for _, noWake := range []bool{false, true} {
+		t.Run(fmt.Sprintf("noWake=%v", noWake), func(t *testing.T) {
 			t.Parallel()
-			inBriefWorld(t, secrets, func(w *world) {
-				w.deaf = deaf
+			inBriefHarness(t, secrets, func(w *harness) {
+				w.noWake = noWake
 				req := w.request("order-1", brief)
-				w.drive(req, []fate{{point: "publish run.accepted", do: "call", fn: func() { w.cancel(req) }}})
+				w.drive(req, []incident{{point: "publish run.accepted", do: "call", fn: func() { w.cancel(req) }}})
 				w.wantEnds("run.canceled")
 				if len(w.vc.effects) > 0 {
 					w.t.Errorf("effects %v", w.vc.effects)

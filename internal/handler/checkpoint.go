@@ -40,7 +40,7 @@ type checkpoint struct {
 	Digest string     `json:"digest"`           // of the request's data
 	// Accepted is the sequence of the run's run.accepted in the events stream, in the events behind it.
 	Accepted uint64 `json:"accepted,omitempty"`
-	// Lost says that the run may have had events before its run.accepted, which are gone, until its first act knows
+	// Lost says that the run may have had events before its run.accepted, which are gone, until its first call knows
 	// better.
 	Lost *lost `json:"lost,omitempty"`
 	// Baseline are the Tasks on this VM that vCenter showed before the run made any: a Task among them is not this
@@ -80,11 +80,11 @@ type checkpoint struct {
 	Stood     time.Duration `json:"stood,omitempty"`
 	Still     *time.Time    `json:"still,omitempty"`
 	Released  *release      `json:"released,omitempty"`
-	// In the last event: the acts that may or may not have taken effect.
+	// In the last event: the effects that may or may not have been made.
 	Doubt   []string `json:"doubt,omitempty"`
 	Aborted bool     `json:"aborted,omitempty"` // the customization was aborted and begun again once
 	Abort   bool     `json:"abort,omitempty"`   // the customization must be aborted before the next attempt
-	// The act that is made again although it may have taken effect, as the request asks (effect.key).
+	// The effect that is made again although it may have taken effect, as the request asks (effect.key).
 	Repeat   string   `json:"repeat,omitempty"`
 	Unmarked []string `json:"unmarked,omitempty"` // the processes that were started without our marker, by name
 	Aborting string   `json:"aborting,omitempty"` // the Task of an abort that is not known to have ended
@@ -100,7 +100,7 @@ type pastRun struct {
 	// that yet.
 	Asked string     `json:"asked,omitempty"`
 	Until *time.Time `json:"until,omitempty"`
-	// Doubt names the acts of which this run ended without knowing whether they took effect: their Task may still
+	// Doubt names the effects of which this run ended without knowing whether they took effect: their Task may still
 	// appear, and is nobody's to adopt.
 	Doubt []string `json:"doubt,omitempty"`
 	// Canceled names the cancel that ended it: delivered again, that one has done what it asks for.
@@ -111,14 +111,14 @@ type pastRun struct {
 // happened, is stored.
 type intent struct {
 	Act     string    `json:"act"`               // customize, abort, network, process
-	Process string    `json:"process,omitempty"` // in a process act: which one
+	Process string    `json:"process,omitempty"` // in a process effect: which one
 	At      time.Time `json:"at"`                // vCenter's clock
 	Newest  string    `json:"newest,omitempty"`  // the newest Task on the VM that vCenter showed at that time
 	// Key (public, not its secret ID) of a vCenter session that was alive then: while it lives, vCenter was not
 	// restarted.
 	Session string `json:"session,omitempty"`
-	Guest   string `json:"guest,omitempty"` // in a process act: who vmtoolsd and pid 1 were
-	// In a process act without a marker: the processes of the same program that were there, by pid and start time.
+	Guest   string `json:"guest,omitempty"` // in a process effect: who vmtoolsd and pid 1 were
+	// In a process effect without a marker: the processes of the same program that were there, by pid and start time.
 	Alike []string `json:"alike,omitempty"`
 }
 
@@ -184,6 +184,7 @@ func readCheckpoint(e *events.Entry) (checkpoint, error) {
 		return c, fmt.Errorf("event %s.%d: checkpoint version %d, this build knows %d to %d", e.Run.ID, e.Run.N,
 			c.Version, oldestCheckpoint, checkpointVersion)
 	}
+
 	c.Version = checkpointVersion
 	return c, nil
 }
@@ -208,6 +209,7 @@ func (c *checkpoint) ended(run *events.Run) []pastRun {
 		until := done.FinishedAt.Add(reportedWithin)
 		this.Asked, this.Until = c.Asked, &until
 	}
+
 	if by := run.CanceledBy; by != nil {
 		this.Canceled = &events.RequestRef{Source: by.Source, ID: by.ID}
 	}
@@ -215,19 +217,20 @@ func (c *checkpoint) ended(run *events.Run) []pastRun {
 	if over := len(past) - remembered; over > 0 {
 		past = past[over:]
 	}
-	for i := range len(past) - 1 { // between each of them and the next run that acts stands one more run at least
+	for i := range len(past) - 1 { // between each of them and the next run that calls stands one more run at least
 		if over := len(past[i].Tasks) - olderTasks; over > 0 {
 			past[i].Tasks = past[i].Tasks[over:]
 		}
 	}
+
 	return past
 }
 
-// doubted reports whether the last run of the VM that came as far as an act ended without knowing whether this act took
+// doubted reports whether the last run of the VM that came as far as an effect ended without knowing whether it took
 // effect.
-func (c *checkpoint) doubted(act string) bool {
+func (c *checkpoint) doubted(effect string) bool {
 	for _, p := range slices.Backward(c.Past) {
-		if slices.Contains(p.Doubt, act) {
+		if slices.Contains(p.Doubt, effect) {
 			return true
 		}
 		if len(p.Tasks) > 0 {

@@ -87,6 +87,7 @@ func (c *stepClock) until(ctx context.Context, due time.Time, cause error) (cont
 			cancel(cause)
 		}
 	})
+
 	if !c.still.IsZero() {
 		b.timer.Stop()
 	}

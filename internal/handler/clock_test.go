@@ -69,7 +69,7 @@ var aways = map[string]func(v *fakeVC, away bool){
 }
 
 // awayFor makes vCenter go away when an event is stored, for so long.
-func (w *world) awayFor(how func(*fakeVC, bool), at events.Kind, d time.Duration) {
+func (w *harness) awayFor(how func(*fakeVC, bool), at events.Kind, d time.Duration) {
 	gone := false
 	w.slow = onKind(string(at), func() {
 		if gone {
@@ -86,15 +86,15 @@ func (w *world) awayFor(how func(*fakeVC, bool), at events.Kind, d time.Duration
 func TestVCenterAwayFailsNoRun(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	points := []events.Kind{events.RunAccepted, events.CheckCompleted, events.CustomizeStarting,
+	kinds := []events.Kind{events.RunAccepted, events.CheckCompleted, events.CustomizeStarting,
 		events.CustomizeStarted, events.CustomizeCompleted,
 		events.NetworkStarted, events.NetworkCompleted, events.VerifyCompleted, events.ProcessStarted}
 	for name, how := range aways {
-		for _, point := range points {
+		for _, point := range kinds {
 			for _, takeover := range []bool{false, true} {
 				t.Run(fmt.Sprintf("%s, after %s, takeover %v", name, point, takeover), func(t *testing.T) {
 					t.Parallel()
-					inWorld(t, secrets, func(w *world) {
+					withHarness(t, secrets, func(w *harness) {
 						// Nor has what the step waits for ended when vCenter is back; and tools forget how a process
 						// ended.
 						if !strings.HasSuffix(name, "alone") {
@@ -107,8 +107,9 @@ func TestVCenterAwayFailsNoRun(t *testing.T) {
 								w.vm.programs["/usr/bin/first"] = program{takes: 11 * time.Minute}
 							}
 						}
+
 						w.awayFor(how, point, 10*time.Minute)
-						var plan []fate
+						var plan []incident
 						if takeover {
 							plan = crash("stored run.waiting")
 						}
@@ -130,7 +131,7 @@ func TestVCenterAwayFailsNoRun(t *testing.T) {
 }
 
 // waitsHaveReasons holds that each wait that was told says why.
-func (w *world) waitsHaveReasons() {
+func (w *harness) waitsHaveReasons() {
 	w.t.Helper()
 	for _, e := range w.events() {
 		if told := e.run.Waiting != ""; told && (e.run.WaitingFor == nil || e.run.WaitingFor.Message == "") ||
@@ -153,9 +154,9 @@ func TestTimeGoesOnAfterAnOutage(t *testing.T) {
 		for _, takeover := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s, takeover %v", name, takeover), func(t *testing.T) {
 				t.Parallel()
-				inWorld(t, secrets, func(w *world) {
+				withHarness(t, secrets, func(w *harness) {
 					w.vm.ignores = true
-					var plan []fate
+					var plan []incident
 					if takeover {
 						plan = crash("stored run.waiting")
 					}
@@ -166,6 +167,7 @@ func TestTimeGoesOnAfterAnOutage(t *testing.T) {
 						w.t.Fatalf("error %+v", e)
 					}
 					took := run.Verify.FinishedAt.Sub(*run.Verify.StartedAt)
+
 					// A call that was in the air when vCenter came back has its limit of 30 s, and then there is a
 					// pause.
 					most := 11*time.Minute + 5*time.Second + 30*time.Second + longestPause
@@ -182,7 +184,7 @@ func TestTimeGoesOnAfterAnOutage(t *testing.T) {
 // show it, and nobody noticed.
 func TestVerifyJudgesByAFreshRead(t *testing.T) {
 	t.Parallel()
-	inWorld(t, secretsDir(t), func(w *world) {
+	withHarness(t, secretsDir(t), func(w *harness) {
 		w.vm.outlasts, w.vm.moves = 30*time.Second, false
 		w.slow = onKind("customize.completed", func() { w.vc.change(func() { w.vc.mute = true }) })
 		w.later(10*time.Minute, func() { w.vc.change(func() { w.vc.mute = false }) })
@@ -198,17 +200,17 @@ func TestStepTimeoutIsToldByAFreshRead(t *testing.T) {
 	for _, row := range []struct {
 		name    string
 		request string
-		world   func(w *world)
+		harness func(w *harness)
 	}{
-		{name: "customize", request: `"customize":` + namedIn2m + `,"verify":false`, world: func(w *world) {
+		{name: "customize", request: `"customize":` + namedIn2m + `,"verify":false`, harness: func(w *harness) {
 			w.slow = onKind("customize.started", func() { w.vc.change(func() { w.vc.mute = true }) })
 			w.later(2*time.Minute+10*time.Second, func() { w.vc.change(func() { w.vc.mute = false }) })
 		}},
-		{name: "network", request: `"network":{"timeout":"1m"}`, world: func(w *world) {
+		{name: "network", request: `"network":{"timeout":"1m"}`, harness: func(w *harness) {
 			w.slow = onKind("network.started", func() { w.vc.change(func() { w.vc.mute = true }) })
 			w.later(70*time.Second, func() { w.vc.change(func() { w.vc.mute = false }) })
 		}},
-		{name: "tools", request: `"network":{}`, world: func(w *world) {
+		{name: "tools", request: `"network":{}`, harness: func(w *harness) {
 			w.vm.tools = false
 			w.slow = onKind("run.waiting", func() { w.vc.change(func() { w.vc.mute, w.vm.tools = true, true }) })
 			w.later(302*time.Second, func() { w.vc.change(func() { w.vc.mute = false }) })
@@ -216,8 +218,8 @@ func TestStepTimeoutIsToldByAFreshRead(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
-			inWorld(t, secrets, func(w *world) {
-				row.world(w)
+			withHarness(t, secrets, func(w *harness) {
+				row.harness(w)
 				w.run(only(row.request))
 				mustSucceed(w)
 			})
@@ -237,7 +239,7 @@ func TestAwayHoldsNeitherCancelNorEnd(t *testing.T) {
 			events.ProcessStarted} {
 			t.Run(fmt.Sprintf("%s, after %s", name, point), func(t *testing.T) {
 				t.Parallel()
-				inWorld(t, secrets, func(w *world) {
+				withHarness(t, secrets, func(w *harness) {
 					w.vm.programs["/usr/bin/first"] = program{takes: 2 * time.Hour}
 					w.awayFor(how, point, 100*time.Minute)
 					req := w.request("order-1", hasty)
@@ -248,7 +250,8 @@ func TestAwayHoldsNeitherCancelNorEnd(t *testing.T) {
 						w.t.Errorf("the run ended as %s after %s", run.Status, run.FinishedAt.Sub(*run.AcceptedAt))
 					}
 				})
-				inWorld(t, secrets, func(w *world) {
+
+				withHarness(t, secrets, func(w *harness) {
 					w.vm.programs["/usr/bin/first"] = program{takes: 3 * time.Hour}
 					w.awayFor(how, point, 200*time.Minute)
 					run := w.run(hasty)
@@ -258,7 +261,8 @@ func TestAwayHoldsNeitherCancelNorEnd(t *testing.T) {
 						w.t.Errorf("error %+v", run.Error)
 					}
 				})
-				inWorld(t, secrets, func(w *world) {
+
+				withHarness(t, secrets, func(w *harness) {
 					if point == events.ProcessStarted {
 						w.vm.programs["/usr/bin/first"] = program{takes: 11 * time.Minute}
 					}
@@ -284,7 +288,7 @@ func TestAwayHoldsNeitherCancelNorEnd(t *testing.T) {
 // A guest that hangs is no vCenter that is away: the process's time goes on, and its end says for what it waited.
 func TestHangingGuestIsNoOutage(t *testing.T) {
 	t.Parallel()
-	inWorld(t, secretsDir(t), func(w *world) {
+	withHarness(t, secretsDir(t), func(w *harness) {
 		w.vm.programs["/usr/bin/first"] = program{takes: time.Hour}
 		w.slow = onKind("process.started", func() { w.vc.on(rule{op: "Process", times: 0, hang: true}) })
 		run := w.run(only(`"processes":[{"name":"first","timeout":"3m","run":{"path":"/usr/bin/first"}}]`))
@@ -321,7 +325,7 @@ func TestUnprovenRefusalsAreTold(t *testing.T) {
 	} {
 		t.Run(row.op+" "+row.name, func(t *testing.T) {
 			t.Parallel()
-			inWorld(t, secrets, func(w *world) {
+			withHarness(t, secrets, func(w *harness) {
 				e := vcError(row.name, row.status, vcapi.Transient)
 				e.Sent = vcapi.Unknown
 				w.vc.on(rule{op: row.op + " sent", err: e})
@@ -332,6 +336,7 @@ func TestUnprovenRefusalsAreTold(t *testing.T) {
 					run.Error.VSphere.HTTPStatus != row.status {
 					w.t.Errorf("error %+v", run.Error)
 				}
+
 				kinds := w.kinds()
 				starting := len(slices.DeleteFunc(slices.Clone(kinds),
 					func(k string) bool { return !strings.HasSuffix(k, ".starting") }))
@@ -349,7 +354,7 @@ func TestUnprovenRefusalsAreTold(t *testing.T) {
 // Tools that are away while a process runs: process.unreachable says why, and so does the end of its time.
 func TestUnreachableSaysWhy(t *testing.T) {
 	t.Parallel()
-	inWorld(t, secretsDir(t), func(w *world) {
+	withHarness(t, secretsDir(t), func(w *harness) {
 		w.vm.programs["/usr/bin/first"] = program{takes: time.Hour}
 		w.later(10*time.Second, func() { w.vc.change(func() { w.vm.tools = false }) })
 		run := w.run(only(`"processes":[{"name":"first","timeout":"3m","run":{"path":"/usr/bin/first"}}]`))
@@ -359,6 +364,7 @@ func TestUnreachableSaysWhy(t *testing.T) {
 				w.t.Errorf("%s waits for %q: %+v", e.kind, e.run.Waiting, e.run.WaitingFor)
 			}
 		}
+
 		if e := run.Error; e == nil || e.Code != events.StepTimeout || e.VSphere == nil ||
 			e.VSphere.Name != "SERVICE_UNAVAILABLE" ||
 			e.Waiting != events.WaitingTools || !strings.Contains(e.Message, "VMware Tools") {
@@ -375,7 +381,7 @@ func TestPoweredOffInTheMiddle(t *testing.T) {
 	for _, back := range []bool{false, true} {
 		t.Run(fmt.Sprintf("back %v", back), func(t *testing.T) {
 			t.Parallel()
-			inWorld(t, secrets, func(w *world) {
+			withHarness(t, secrets, func(w *harness) {
 				w.vm.customize = 10 * time.Minute
 				w.later(30*time.Second, func() { w.vc.change(func() { w.vm.power = "poweredOff" }) })
 				if back {
@@ -406,7 +412,7 @@ func TestPoweredOffInTheMiddle(t *testing.T) {
 // After a takeover the first act waits for the former owner's calls, and says so.
 func TestCallsInFlightAreTold(t *testing.T) {
 	t.Parallel()
-	inWorld(t, secretsDir(t), func(w *world) {
+	withHarness(t, secretsDir(t), func(w *harness) {
 		w.run(only(networkOnly), crash("stored check.completed"))
 		mustSucceed(w)
 		if got := strings.Join(w.kinds(), " "); !strings.Contains(got, "run.resumed run.waiting network.starting") {
@@ -425,7 +431,7 @@ func TestCallsInFlightAreTold(t *testing.T) {
 // as well.
 func TestSilenceIsToldSoon(t *testing.T) {
 	t.Parallel()
-	inWorld(t, secretsDir(t), func(w *world) {
+	withHarness(t, secretsDir(t), func(w *harness) {
 		w.vc.silent = true
 		w.later(5*time.Minute, func() { w.vc.change(func() { w.vc.silent, w.vc.refused = false, true }) })
 		w.later(15*time.Minute, func() { w.vc.change(func() { w.vc.refused = false }) })
@@ -445,6 +451,7 @@ func TestSilenceIsToldSoon(t *testing.T) {
 			}
 			told = append(told, string(e.run.Waiting)+" "+name)
 		}
+
 		if want := []string{"vcenter-unavailable ", "vcenter-unavailable InvalidLogin"}; !slices.Equal(told, want) {
 			w.t.Errorf("told %q, want %q", told, want)
 		}
@@ -454,7 +461,7 @@ func TestSilenceIsToldSoon(t *testing.T) {
 // An error of the guest's own status is told, once, in the run's events, whatever it is; the others decide.
 func TestGuestStatusNotRead(t *testing.T) {
 	t.Parallel()
-	inWorld(t, secretsDir(t), func(w *world) {
+	withHarness(t, secretsDir(t), func(w *harness) {
 		w.vc.on(rule{op: "CustomizationStatus", err: vcError("RESOURCE_INACCESSIBLE", 500, vcapi.Transient)})
 		run := w.run(only(customizeOnly))
 		mustSucceed(w)
@@ -476,7 +483,7 @@ func TestGuestsWordSurvivesAnOutage(t *testing.T) {
 			}
 			t.Run(moment+", "+name, func(t *testing.T) {
 				t.Parallel()
-				inWorld(t, secrets, func(w *world) {
+				withHarness(t, secrets, func(w *harness) {
 					w.vm.lies, w.vm.quiet = "FAILED", true
 					away := func() {
 						w.vc.change(func() { how(w.vc, true) })
@@ -500,7 +507,7 @@ func TestGuestsWordSurvivesAnOutage(t *testing.T) {
 // The guest's own status alone hangs: that is no vCenter that is away, and holds nothing up.
 func TestStatusAloneHangs(t *testing.T) {
 	t.Parallel()
-	inWorld(t, secretsDir(t), func(w *world) {
+	withHarness(t, secretsDir(t), func(w *harness) {
 		w.vm.moves = false
 		w.vc.on(rule{op: "CustomizationStatus", times: 0, hang: true})
 		run := w.run(only(customizeOnly))
@@ -514,7 +521,7 @@ func TestStatusAloneHangs(t *testing.T) {
 // A long poll whose answers are not understood: the run says which, and goes on by reads.
 func TestPollIsNotUnderstood(t *testing.T) {
 	t.Parallel()
-	inWorld(t, secretsDir(t), func(w *world) {
+	withHarness(t, secretsDir(t), func(w *harness) {
 		w.vc.pollErr = &vcapi.Error{Op: "WaitForUpdatesEx", Host: "vc", Status: 200, Class: vcapi.Transient,
 			Message: "the answer is not understood: json: cannot unmarshal number into Go struct field " +
 				"updateSet.version of type string"}
@@ -541,7 +548,7 @@ func TestTimeIsGivenBackToAnAct(t *testing.T) {
 		}
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			inWorld(t, secrets, func(w *world) {
+			withHarness(t, secrets, func(w *harness) {
 				w.vc.on(rule{op: "StartGuestNetwork sent", times: 1, err: noAnswer("StartGuestNetwork"), fn: func() {
 					w.vc.change(func() { how(w.vc, true) })
 					w.later(10*time.Minute, func() { w.vc.change(func() { how(w.vc, false) }) })
@@ -557,13 +564,14 @@ func TestTimeIsGivenBackToAnAct(t *testing.T) {
 // A VM that is off when verify's time is over: the mismatch says so.
 func TestVerifyOfAVMThatIsOff(t *testing.T) {
 	t.Parallel()
-	inWorld(t, secretsDir(t), func(w *world) {
+	withHarness(t, secretsDir(t), func(w *harness) {
 		w.slow = onKind("network.completed", func() {
 			w.vc.change(func() {
 				w.vm.power, w.vm.hostName,
 					w.vm.nics = "poweredOff", "", nil
 			})
 		})
+
 		run := w.run(hasty)
 		if e := run.Error; e == nil || e.Code != events.VerifyMismatch || e.Waiting != events.WaitingTools ||
 			!strings.Contains(e.Message, "poweredOff") {
@@ -578,7 +586,7 @@ func TestVerifyOfAVMThatIsOff(t *testing.T) {
 // A run that is canceled while vCenter is away, with a call in flight, says what it still waits for.
 func TestEndSaysWhatItWaitsFor(t *testing.T) {
 	t.Parallel()
-	inWorld(t, secretsDir(t), func(w *world) {
+	withHarness(t, secretsDir(t), func(w *harness) {
 		w.vc.on(rule{op: "StartGuestNetwork sent", times: 1, err: noAnswer("StartGuestNetwork"),
 			fn: func() { w.vc.change(func() { w.vc.refusing = true }) }})
 		req := w.request("order-1", only(networkOnly))
@@ -598,7 +606,7 @@ func TestEndSaysWhatItWaitsFor(t *testing.T) {
 // A VM that was removed while its act was turned away all the step's time: the one read after it tells.
 func TestRemovedWhileTurnedAway(t *testing.T) {
 	t.Parallel()
-	inWorld(t, secretsDir(t), func(w *world) {
+	withHarness(t, secretsDir(t), func(w *harness) {
 		refusal("StartGuestNetwork", "TaskInProgress", 500, vcapi.Transient, 0)(w)
 		w.later(58*time.Second, func() {
 			w.vc.on(rule{op: "VM",
@@ -614,7 +622,7 @@ func TestRemovedWhileTurnedAway(t *testing.T) {
 // A long poll that has not noticed yet that vCenter is back is no wait: nothing is told in the words of what is over.
 func TestWaitThatIsOverIsNotTold(t *testing.T) {
 	t.Parallel()
-	inWorld(t, secretsDir(t), func(w *world) {
+	withHarness(t, secretsDir(t), func(w *harness) {
 		w.slow = onKind("customize.started", func() {
 			w.vc.change(func() { w.vc.pollErr = vcError("ServiceUnavailable", 503, vcapi.Transient) })
 			w.later(200*time.Millisecond, func() { w.vc.change(func() { w.vc.pollErr = nil }) })

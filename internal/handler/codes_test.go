@@ -84,6 +84,7 @@ func TestOutcomeOfEachError(t *testing.T) {
 			}
 		})
 	}
+
 	// What is answered to a question about a process that runs says nothing about its start.
 	for _, name := range []string{"ALREADY_EXISTS", "ALREADY_IN_DESIRED_STATE", "FEATURE_IN_USE",
 		"UNABLE_TO_ALLOCATE_RESOURCE", "NEVER_HEARD_OF"} {
@@ -92,6 +93,7 @@ func TestOutcomeOfEachError(t *testing.T) {
 			t.Errorf("%s of a running process: %+v", name, got)
 		}
 	}
+
 	// The 401 of a guest operation is the guest's, not that of the service's own login.
 	_, s := stepOf(t, "process", events.Starting)
 	if got := s.outcome(vcError("UNAUTHENTICATED", 401, vcapi.GuestCredentials)); got.code != events.GuestLoginRefused {
@@ -105,27 +107,30 @@ func TestRareCodes(t *testing.T) {
 	secrets := secretsDir(t)
 	for _, row := range []struct {
 		name, step string
-		world      func(w *world)
+		harness    func(w *harness)
 		code       events.Code
 		retry      bool
 	}{
 		{name: "vCenter refuses the service's login", step: "check", code: events.Unauthenticated,
-			world: func(w *world) {
+			harness: func(w *harness) {
 				for _, op := range []string{"Now", "VM"} {
 					w.vc.on(rule{op: op, err: vcError("InvalidLogin", 500, vcapi.SessionLost)})
 				}
 			}},
 		{name: "a Task ends because its host is away", step: "network", code: events.CodeUnavailable, retry: true,
-			world: taskEnds("StartGuestNetwork", "HostNotReachable", vcapi.Transient, 1)},
+			harness: taskEnds("StartGuestNetwork", "HostNotReachable", vcapi.Transient, 1)},
 		{name: "an answer that nobody knows", step: "check", code: events.Internal,
-			world: func(w *world) { w.vc.on(rule{op: "CheckCustomization", err: vcError("", 400, vcapi.Permanent)}) }},
+			harness: func(w *harness) {
+				w.vc.on(rule{op: "CheckCustomization",
+					err: vcError("", 400, vcapi.Permanent)})
+			}},
 		{name: "vCenter finds the request wrong", step: "network", code: events.InvalidRequest,
-			world: refusal("StartGuestNetwork", "InvalidArgument", 500, vcapi.Permanent, 0)},
+			harness: refusal("StartGuestNetwork", "InvalidArgument", 500, vcapi.Permanent, 0)},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
-			inWorld(t, secrets, func(w *world) {
-				row.world(w)
+			withHarness(t, secrets, func(w *harness) {
+				row.harness(w)
 				run := w.run(only(networkOnly))
 				if e := run.Error; run.Status != events.StatusFailed || e == nil || e.Code != row.code ||
 					e.Step != row.step || e.Retryable != row.retry {
@@ -139,7 +144,7 @@ func TestRareCodes(t *testing.T) {
 // The first failure ends the run: what was before it stays, what was to come is skipped.
 func TestLaterStepsAreSkipped(t *testing.T) {
 	t.Parallel()
-	inWorld(t, secretsDir(t), func(w *world) {
+	withHarness(t, secretsDir(t), func(w *harness) {
 		taskEnds("StartGuestNetwork", "SystemError", vcapi.Permanent, 1)(w)
 		run := w.run(whole)
 		got := []events.State{run.Check.State, run.Customize.State, run.Network.State, run.Verify.State,
@@ -162,7 +167,7 @@ func TestLaterStepsAreSkipped(t *testing.T) {
 // Tools that go away while a process runs are told once per absence, on the process, and the wait goes on.
 func TestUnreachableProcess(t *testing.T) {
 	t.Parallel()
-	inWorld(t, secretsDir(t), func(w *world) {
+	withHarness(t, secretsDir(t), func(w *harness) {
 		w.vm.programs["/usr/bin/first"] = program{takes: 4 * time.Minute}
 		for i := range 4 { // away, back, away, back
 			w.later(time.Duration(i+1)*40*time.Second, func() { w.vc.change(func() { w.vm.tools = i%2 == 1 }) })
@@ -187,7 +192,7 @@ func TestUnreachableProcess(t *testing.T) {
 // Every event of a run carries what its request brought along.
 func TestEventsCarryTheRequestsAttributes(t *testing.T) {
 	t.Parallel()
-	inBriefWorld(t, secretsDir(t), func(w *world) {
+	inBriefHarness(t, secretsDir(t), func(w *harness) {
 		w.run(`{"vm":"vm-42"}`)
 		before := len(w.store.All())
 		req := w.request("order-2", only(networkOnly))
@@ -225,6 +230,7 @@ func TestEventsCarryTheRequestsAttributes(t *testing.T) {
 				w.t.Errorf("attributes %v, want %v", ce, want)
 			}
 		}
+
 		if len(all) != 6 {
 			w.t.Errorf("%d events", len(all))
 		}

@@ -33,6 +33,7 @@ func compare(e expected, asked events.VerifySpec, vm vcapi.VM, name string) *com
 			c.notCompared = append(c.notCompared, u)
 		}
 	}
+
 	if on(asked.HostName) {
 		c.note(e.host.field, e.host.compare(vm.HostName, name, e.hide))
 	}
@@ -41,6 +42,7 @@ func compare(e expected, asked events.VerifySpec, vm vcapi.VM, name string) *com
 			"and NICs was compared")
 		return c
 	}
+
 	for i := range e.adapters {
 		c.adapter(&e.adapters[i])
 	}
@@ -103,6 +105,7 @@ func (c *comparison) nicOf(a *adapter) *shownNIC {
 		}
 		return nil
 	}
+
 	for i := range c.nics {
 		if sameMAC(a.mac.text, c.nics[i].MAC) {
 			return &c.nics[i]
@@ -127,6 +130,7 @@ func (c *comparison) where(a *adapter, nic *shownNIC) string {
 	case nic != nil && c.sure:
 		return fmt.Sprintf(" on NIC %d (%s)", a.place+1, c.name(nic))
 	}
+
 	return fmt.Sprintf(" on NIC %d", a.place+1)
 }
 
@@ -138,8 +142,10 @@ func (c *comparison) adapter(a *adapter) {
 			c.anywhere(a, want)
 			continue
 		}
+
 		c.address(a, nic, want)
 	}
+
 	if a.dhcp == "" || c.asked.AnyAddress != nil {
 		return
 	}
@@ -168,6 +174,7 @@ func (c *comparison) address(a *adapter, nic *shownNIC, want fixedAddress) {
 			found = &all[i]
 		}
 	}
+
 	if on(c.asked.Addresses) {
 		switch {
 		case !readable:
@@ -180,6 +187,7 @@ func (c *comparison) address(a *adapter, nic *shownNIC, want fixedAddress) {
 			c.differs("address: %s%s is %s, says the guest", want, c.where(a, nic), found.State)
 		}
 	}
+
 	if !on(c.asked.Prefix) || want.prefix == nil || found == nil {
 		return
 	}
@@ -206,6 +214,7 @@ func (c *comparison) elsewhere(ip netip.Addr, but *shownNIC) string {
 			return fmt.Sprintf(" there, but on NIC %d (%s)", i+1, c.name(nic))
 		}
 	}
+
 	return ""
 }
 
@@ -222,6 +231,7 @@ func (c *comparison) anywhere(a *adapter, want fixedAddress) {
 			return
 		}
 	}
+
 	c.address(a, nil, want)
 }
 
@@ -295,6 +305,7 @@ func (c *comparison) gateways() {
 				shown = append(shown, plain(ip))
 			}
 		}
+
 		foreign := slices.Clone(shown)
 		for _, a := range c.e.adapters {
 			for _, via := range a.gateways {
@@ -308,11 +319,13 @@ func (c *comparison) gateways() {
 					met = met || slices.Contains(shown, ip)
 					foreign = slices.DeleteFunc(foreign, func(f netip.Addr) bool { return f == ip })
 				}
+
 				if !met {
 					missing = append(missing, via)
 				}
 			}
 		}
+
 		for _, via := range missing {
 			switch {
 			case c.vm.Routes == 0:
@@ -348,6 +361,7 @@ func (c *comparison) dns() {
 			}
 		}
 	}
+
 	add(c.vm.DNS)
 	for _, nic := range c.nics {
 		add(nic.DNS)
@@ -360,6 +374,7 @@ func (c *comparison) dns() {
 			}
 		}
 	}
+
 	for _, want := range c.e.dns {
 		ip, readable := want.address()
 		switch {
@@ -390,6 +405,7 @@ func (c *comparison) connected() {
 				c.name(nic))
 		}
 	}
+
 	switch {
 	case silent && wanted:
 		c.differs("the guest shows no NIC")
@@ -413,5 +429,6 @@ func (e expected) evidence(vm vcapi.VM, vmName string) map[string]bool {
 			seen[f.field] = len(c.mismatches) == 0
 		}
 	}
+
 	return seen
 }

@@ -43,6 +43,7 @@ func (g guest) nic(device int32, addresses ...string) guest {
 			n.IPConfig = append(n.IPConfig, c)
 		}
 	}
+
 	g.NICs = append(slices.Clone(g.NICs), n)
 	return g
 }
@@ -459,6 +460,7 @@ func TestCompare(t *testing.T) {
 		"no NIC shown where none is asked for": {vm: shows("x"), untold: []string{"verify.nicsConnected: " + mac1}},
 		"no NIC shown, nor hardware":           {vm: guest{}, untold: []string{"verify.nicsConnected: neither"}},
 	}
+
 	for _, name := range slices.Sorted(maps.Keys(rows)) {
 		row := rows[name]
 		t.Run(name, func(t *testing.T) {
@@ -493,6 +495,7 @@ func TestSameMAC(t *testing.T) {
 			t.Errorf("%q is %s", other, mac1)
 		}
 	}
+
 	if sameMAC("", "") || !sameMAC("eth0", "eth0") {
 		t.Error("what is no MAC address is its own text, nothing is none")
 	}
@@ -510,6 +513,7 @@ func TestHiddenSecrets(t *testing.T) {
 			t.Errorf("%s is told as %s", text, got)
 		}
 	}
+
 	for _, text := range []string{"", "web010", "10.0.0.70", "10.0.0.8", mac2} {
 		if got := e.hide(text); got != text {
 			t.Errorf("%q is told as %s", text, got)
@@ -551,15 +555,17 @@ func TestEvidence(t *testing.T) {
 		"all": {shows("web01").two().nic(4000, "10.0.0.7").nic(4001, "10.0.0.8"),
 			map[string]bool{host: true, ip1: true, ip2: true}},
 	}
+
 	for name, row := range rows {
 		if got := e.evidence(row.vm.VM, "vm"); !maps.Equal(got, row.want) {
 			t.Errorf("%s: %v, want %v", name, got, row.want)
 		}
 		r := &run{state: events.Run{VMName: "vm"}}
-		if all := !slices.Contains(slices.Collect(maps.Values(row.want)), false); r.shownAll(e, row.vm.VM) != all {
+		if all := !slices.Contains(slices.Collect(maps.Values(row.want)), false); r.showsAll(e, row.vm.VM) != all {
 			t.Errorf("%s: all shown: %v", name, !all)
 		}
 	}
+
 	unknown := expect([]byte(linux(vmNamed)), secretOf)
 	if got := unknown.evidence(shows("sometld").VM, "some.tld"); len(got) != 0 {
 		t.Errorf("a name that nobody can compare is evidence: %v", got)
@@ -593,6 +599,7 @@ func FuzzExpect(f *testing.F) {
 				}
 			}
 		}
+
 		_ = e.evidence(vm, host)
 		if mac != "" && !sameMAC(mac, mac) {
 			t.Errorf("%q is not itself", mac)

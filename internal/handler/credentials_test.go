@@ -59,6 +59,7 @@ func TestGuestAuth(t *testing.T) {
 				}
 				return
 			}
+
 			if diff := cmp.Diff(row.want, got); err != nil || diff != "" {
 				t.Errorf("%v, -want +got:\n%s", err, diff)
 			}
@@ -134,7 +135,7 @@ func TestSecretIsNoFile(t *testing.T) {
 		if err := put(); err != nil {
 			t.Fatal(err)
 		}
-		inWorld(t, secrets, func(w *world) {
+		withHarness(t, secrets, func(w *harness) {
 			e := w.run(only(processOnly)).Error
 			if e == nil || e.Code != events.UnknownSecret || e.Step != "check" || !strings.Contains(e.Message, name) ||
 				strings.Contains(e.Message, string(secrets)) {

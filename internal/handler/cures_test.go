@@ -26,6 +26,7 @@ func TestEveryFailureSaysWhatToDo(t *testing.T) {
 			}
 		}
 	}
+
 	// A password is nothing that helps where a certificate is not trusted.
 	_, s := stepOf(t, "process", events.Running)
 	if f := s.failure(vcError("UNVERIFIED_PEER", 500, vcapi.Permanent)); f.code != events.Unauthenticated ||
@@ -43,7 +44,7 @@ func TestEveryFailureSaysWhatToDo(t *testing.T) {
 // Who writes a VM's name, or a path, where its managed object ID belongs is told what that is and where to find it.
 func TestNotFoundSaysWhatAnIDIs(t *testing.T) {
 	t.Parallel()
-	inBriefWorld(t, secretsDir(t), func(w *world) {
+	inBriefHarness(t, secretsDir(t), func(w *harness) {
 		w.vm.gone = true
 		run := w.run(`{"vm":"vm-42"}`)
 		for _, text := range []string{run.Error.Message, run.Check.Blockers[0].Message} {
@@ -53,7 +54,8 @@ func TestNotFoundSaysWhatAnIDIs(t *testing.T) {
 			}
 		}
 	})
-	inBriefWorld(t, secretsDir(t), func(w *world) {
+
+	inBriefHarness(t, secretsDir(t), func(w *harness) {
 		w.vc.on(rule{op: "StoredSpec", err: vcError("NotFound", 500, vcapi.Permanent)})
 		run := w.run(`{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},"customize":{"specName":"web"}}`)
 		if text := run.Error.Message; !strings.Contains(text, "VM Customization Specifications") ||
@@ -66,7 +68,7 @@ func TestNotFoundSaysWhatAnIDIs(t *testing.T) {
 // A fault's cause is in the event, under its own name, and in the message.
 func TestCausesAreTold(t *testing.T) {
 	t.Parallel()
-	inBriefWorld(t, secretsDir(t), func(w *world) {
+	inBriefHarness(t, secretsDir(t), func(w *harness) {
 		cause := &vcapi.Error{Name: "GuestComponentsOutOfDate", LocalizedMessage: "too old",
 			Data:  json.RawMessage(`{"x":null,"y":1}`),
 			Cause: &vcapi.Error{Name: "HostCommunication"}}

@@ -60,7 +60,7 @@ func (a *attempts) resolveInFlight(ctx context.Context) (now intent, over bool, 
 	}
 	seen, err := retryRead(ctx, a.step, a.effect.find)
 	if err == nil {
-		err = a.step.foundLost(ctx, &seen)
+		err = a.step.checkLostEvents(ctx, &seen)
 	}
 	if err != nil {
 		return now, false, err
@@ -80,6 +80,7 @@ func (a *attempts) resolveInFlight(ctx context.Context) (now intent, over bool, 
 		a.owner.inFlight, a.point.Intent = false, nil
 		return now, false, a.step.failure(a.owner.inFlightErr)
 	}
+
 	a.owner.answered()
 	return seen.now, false, nil
 }
@@ -92,11 +93,12 @@ func (a *attempts) refuse(ctx context.Context) (intend func(), again bool, err e
 			return nil, done, err
 		}
 	}
+
 	intend, err = a.effect.prepare(ctx)
 	if err != nil {
 		return nil, false, err
 	}
-	return intend, false, a.mayAct(ctx)
+	return intend, false, a.mayCall(ctx)
 }
 
 // recordIntent stores that the call is about to be made. The send window counts from before the intent is first sent,
@@ -107,18 +109,18 @@ func (a *attempts) recordIntent(now intent, intend func()) (from time.Time, err 
 	now.Act, now.Process = a.effect.name, a.step.process
 	a.point.Intent = &now
 	*a.step.state = events.Starting
-	told := a.toldWait()
+	told := a.announced()
 	if err := a.record(a.effect.starting); err != nil {
 		return from, err
 	}
-	a.stillWaits(told) // once per change: the same answer again is no news
+	a.setAnnounced(told) // once per change: the same answer again is no news
 	return from, nil
 }
 
 // send makes the call, behind the fence.
 func (a *attempts) send(from time.Time) error {
 	a.telemetry.calledAt = time.Time{}
-	a.calling()
+	a.callBegins()
 	err := a.effect.call(a.lasting(), a.verifyOwner(from))
 	if err == nil {
 		a.telemetry.calledAt = time.Now()
@@ -152,11 +154,13 @@ func (a *attempts) interpret(ctx context.Context, err error) (over bool, _ error
 		a.logins++ // log in again, once, with an intent of its own
 		return false, nil
 	}
+
 	if a.effect.refused != nil {
 		if err := a.effect.refused(v); err != nil {
 			return false, err
 		}
 	}
+
 	return false, a.step.pause(ctx, err, a.pause)
 }
 
@@ -165,19 +169,20 @@ func (a *attempts) tooLate(ctx context.Context) error {
 	a.owner.inFlight = false
 	if a.late++; a.late > 1 { // once is a process that stood still for a moment
 		err := fmt.Errorf("%s was not sent: %w", a.effect.name, &slowWayError{a.SendWindow})
-		if err := a.wait(events.WaitingVCenterUnavailable, err); err != nil {
+		if err := a.reportBlocked(events.WaitingVCenterUnavailable, err); err != nil {
 			return err
 		}
 	}
+
 	// A journal that is slow now is not helped by more appends. Where ctx ends, the next attempt says why.
 	_ = a.pause.Wait(ctx)
 	return nil
 }
 
-// mayAct looks whether the run may still act: nobody has canceled it, it has time left, and the process goes on. It is
-// the last look before an intent: what takes time has been prepared before, so that it is not old when the act comes.
+// mayCall looks whether the run may still act: nobody has canceled it, it has time left, and the process goes on. It is
+// the last look before an intent: what takes time has been prepared before, so that it is not old when the call comes.
 // That the run is still ours the intent's own append proves.
-func (r *run) mayAct(ctx context.Context) error {
+func (r *run) mayCall(ctx context.Context) error {
 	if !r.stopping {
 		by, err := r.canceledBy(ctx)
 		switch {
@@ -187,6 +192,7 @@ func (r *run) mayAct(ctx context.Context) error {
 			return &canceledError{by: *by}
 		}
 	}
+
 	if ctx.Err() != nil {
 		return r.interrupted(ctx)
 	}
@@ -236,6 +242,7 @@ func (r *run) verifyOwner(from time.Time) vcapi.Fence {
 				return err
 			}
 		}
+
 		// The clock itself: where the process stood still, the deadline's timer may come after us.
 		if time.Since(from) >= r.SendWindow {
 			return errLate
@@ -259,6 +266,7 @@ func (s *step) uncertain() error {
 		return &stepError{step: s.name, process: s.process, code: events.Uncertain, message: message,
 			err: r.owner.inFlightErr, doubt: s.effect.name}
 	}
+
 	r.logger().Warn().Str("step", s.name).Msg("uncertain whether the call took effect: repeated, as the request asks")
 	r.owner.inFlight, r.point.Repeat = false, s.effect.key(s)
 	if s.effect.repeated != nil {

@@ -30,7 +30,7 @@ func (r *run) end(why error) error {
 	case r.life.Err() != nil:
 		return events.ErrReleased
 	default:
-		failed = r.stands().failure(why)
+		failed = r.currentStep().failure(why)
 	}
 
 	if why != nil { // a run that succeeded has recorded the result of every call
@@ -38,6 +38,7 @@ func (r *run) end(why error) error {
 			return err
 		}
 	}
+
 	if err := r.awaitAbort(); err != nil {
 		return err
 	}
@@ -59,7 +60,7 @@ func (r *run) end(why error) error {
 // deadlineExceeded is the end of a run whose time is over.
 func (r *run) deadlineExceeded() *stepError {
 	timeout := r.state.Deadline.Sub(*r.state.AcceptedAt)
-	f := r.stands().timeError(events.DeadlineExceeded, fmt.Sprintf("the run's time is over (timeout %s)", timeout))
+	f := r.currentStep().timeError(events.DeadlineExceeded, fmt.Sprintf("the run's time is over (timeout %s)", timeout))
 	if known := r.point.Failed; known != nil { // it was to be aborted and repeated
 		return &stepError{stored: changedError(known, "; "+f.message)}
 	}
@@ -84,7 +85,7 @@ func (r *run) conclude(canceled *canceledError, failed *stepError) events.Kind {
 		by := canceled.by
 		r.state.Status = events.StatusCanceled
 		r.state.CanceledBy = &events.CanceledBy{Source: by.Ref.Source, ID: by.Ref.ID, Reason: by.Reason}
-		in := r.stands()
+		in := r.currentStep()
 		r.state.Error = &events.Error{Step: in.name, Process: in.process, Code: events.CodeCanceled,
 			Message: canceled.Error()}
 		r.closeSteps(events.Canceled)
@@ -100,9 +101,11 @@ func (r *run) conclude(canceled *canceledError, failed *stepError) events.Kind {
 				"; and nobody can tell whether the last call of step %s took effect: look at the guest",
 				r.point.Doubt[0])
 		}
+
 		r.closeSteps(events.Failed)
 		return events.RunFailed
 	}
+
 	r.state.Status = events.StatusSucceeded
 	r.closeSteps(events.Skipped)
 	return events.RunSucceeded
@@ -143,11 +146,11 @@ func (r *run) resolveBeforeEnd() error {
 		return cmp.Or(onlyFenced(err), events.ErrReleased)
 	}
 
-	s := r.stands()
+	s := r.currentStep()
 	switch {
 	case s.effect == nil:
 		if r.owner.inFlight { // an orphan whose request is gone too: nobody can look
-			r.doubts(r.point.Intent.Act)
+			r.noteUncertain(r.point.Intent.Act)
 		}
 	case *s.state == events.Running, s.state.Ended():
 		// The result of its call is recorded: what was outstanding only stops it, and has landed.
@@ -156,6 +159,7 @@ func (r *run) resolveBeforeEnd() error {
 	default:
 		return s.lookBeforeEnd(ctx)
 	}
+
 	r.owner.inFlight = false
 	return nil
 }
@@ -172,29 +176,30 @@ func (s *step) lookBeforeEnd(ctx context.Context) error {
 			return r.silentIfStopping(s.recordResult())
 		case err == nil:
 			if !seen.sure {
-				r.doubts(s.effect.name)
+				r.noteUncertain(s.effect.name)
 			}
 			r.owner.inFlight = false
 			return nil
 		case !r.owner.inFlight:
 			return nil // nothing was known to be under way, and the wait is over
 		}
-		if err := r.wait(events.WaitingVCenterUnavailable, err); err != nil {
+
+		if err := r.reportBlocked(events.WaitingVCenterUnavailable, err); err != nil {
 			return r.silentIfStopping(err)
 		}
 		if pause.Wait(ctx) != nil {
 			if r.life.Err() != nil {
 				return events.ErrReleased
 			}
-			r.doubts(s.effect.name)
+			r.noteUncertain(s.effect.name)
 			r.owner.inFlight = false
 			return nil
 		}
 	}
 }
 
-// doubts notes that nobody can report whether a call took effect.
-func (r *run) doubts(effect string) {
+// noteUncertain notes that nobody can report whether a call took effect.
+func (r *run) noteUncertain(effect string) {
 	r.Meter.EffectUncertain(effect)
 	r.point.Doubt = append(r.point.Doubt, effect)
 }

@@ -76,7 +76,7 @@ func (r *run) readEngineLog() []string {
 	if err != nil {
 		return nil // the run's own error is the one to tell
 	}
-	secrets, err := r.named(ctx)
+	secrets, err := r.namedSecrets(ctx)
 	if err != nil {
 		return nil // what cannot be read cannot be hidden
 	}

@@ -34,7 +34,7 @@ func TestEngineCodes(t *testing.T) {
 		t.Run(words, func(t *testing.T) {
 			t.Parallel()
 			for _, told := range []string{"Task", "guest"} {
-				inWorld(t, secrets, func(w *world) {
+				withHarness(t, secrets, func(w *harness) {
 					if told == "Task" {
 						w.vc.on(rule{op: "CustomizeGuest sent", times: 1, task: engineFault(words)})
 					} else {
@@ -77,7 +77,7 @@ func TestPrivileges(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
-			inWorld(t, secrets, func(w *world) {
+			withHarness(t, secrets, func(w *harness) {
 				w.vc.lacks = row.lacks
 				run := w.run(row.request)
 				var fields []string
@@ -87,6 +87,7 @@ func TestPrivileges(t *testing.T) {
 					}
 					fields = append(fields, b.Field)
 				}
+
 				if !slices.Equal(fields, row.fields) {
 					w.t.Errorf("blockers of %v, want %v", fields, row.fields)
 				}
@@ -100,18 +101,20 @@ func TestPrivileges(t *testing.T) {
 			})
 		})
 	}
+
 	t.Run("vCenter does not tell", func(t *testing.T) {
 		t.Parallel()
-		inWorld(t, secrets, func(w *world) {
+		withHarness(t, secrets, func(w *harness) {
 			w.vc.lacks = all
 			w.vc.on(rule{op: "MissingPrivileges", err: vcError("NoPermission", 500, vcapi.Permanent)})
 			w.run(only(networkOnly))
 			mustSucceed(w)
 		})
 	})
+
 	t.Run("vCenter is away for a moment", func(t *testing.T) {
 		t.Parallel()
-		inWorld(t, secrets, func(w *world) {
+		withHarness(t, secrets, func(w *harness) {
 			w.vc.on(rule{op: "MissingPrivileges", times: 3, err: vcError("", 503, vcapi.Transient)})
 			w.run(only(networkOnly))
 			mustSucceed(w)
@@ -124,28 +127,30 @@ func TestPrivileges(t *testing.T) {
 func TestEngineLog(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	fails := func(w *world) { w.vc.on(rule{op: "CustomizeGuest sent", times: 1, task: engineFault("ERR,253,eth0")}) }
+	fails := func(w *harness) {
+		w.vc.on(rule{op: "CustomizeGuest sent", times: 1, task: engineFault("ERR,253,eth0")})
+	}
 	long := strings.Repeat("2026-11-21 INFO something was done to the guest\n", 1000)
 	for name, row := range map[string]struct {
 		request string
-		world   func(w *world)
+		harness func(w *harness)
 		want    []string // the last lines
 	}{
-		"fails": {only(customizeOnly), func(w *world) { fails(w); w.vm.log = "one\ntwo\n" }, []string{"one", "two"}},
+		"fails": {only(customizeOnly), func(w *harness) { fails(w); w.vm.log = "one\ntwo\n" }, []string{"one", "two"}},
 		"a long log, with a password": {only(customizeOnly),
-			func(w *world) { fails(w); w.vm.log = long + "login as root with guest-secret\nend\n" },
+			func(w *harness) { fails(w); w.vm.log = long + "login as root with guest-secret\nend\n" },
 			[]string{"login as root with ***", "end"}},
 		"no log":    {only(customizeOnly), fails, nil},
-		"empty log": {only(customizeOnly), func(w *world) { fails(w); w.vm.log = "\n" }, nil},
-		"no engine worked": {only(customizeOnly), func(w *world) {
+		"empty log": {only(customizeOnly), func(w *harness) { fails(w); w.vm.log = "\n" }, nil},
+		"no engine worked": {only(customizeOnly), func(w *harness) {
 			w.vm.log = "of an earlier run\n"
 			w.vm.check = vcapi.Check{Status: "NOT_SUPPORTED"}
 		}, nil},
-		"fails in the network": {only(networkOnly), func(w *world) {
+		"fails in the network": {only(networkOnly), func(w *harness) {
 			w.vc.on(rule{op: "StartGuestNetwork sent", times: 1, task: engineFault("ERR,244,ifup")})
 			w.vm.log = "ifup\n"
 		}, []string{"ifup"}},
-		"cannot be read": {only(customizeOnly), func(w *world) {
+		"cannot be read": {only(customizeOnly), func(w *harness) {
 			fails(w)
 			w.vm.log = "one\n"
 			w.vc.on(rule{op: "GuestFile", hang: true})
@@ -153,8 +158,8 @@ func TestEngineLog(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			inWorld(t, secrets, func(w *world) {
-				row.world(w)
+			withHarness(t, secrets, func(w *harness) {
+				row.harness(w)
 				run := w.run(row.request)
 				if run.Status != events.StatusFailed || run.Observed == nil {
 					w.t.Fatalf("status %s, observed %+v", run.Status, run.Observed)
@@ -179,7 +184,7 @@ func TestEngineLogHoldsNoSecret(t *testing.T) {
 		`"configParams":[{"key":"a","value":{"_typeName":"string","_value":{"secretRef":"keys","key":"params"}}}]},` +
 		`"processes":[{"name":"first","run":{"path":"/usr/bin/first","environment":{"TOKEN":{"secretRef":"keys",` +
 		`"key":"environment"}}}}]}`
-	for _, plan := range [][]fate{nil, crash("stored customize.started"),
+	for _, plan := range [][]incident{nil, crash("stored customize.started"),
 		{{point: "stored customize.started", do: "call, then crash"}}} {
 		dir := secretsDir(t)
 		keys := filepath.Join(string(dir), "keys")
@@ -193,7 +198,8 @@ func TestEngineLogHoldsNoSecret(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		inWorld(t, dir, func(w *world) {
+
+		withHarness(t, dir, func(w *harness) {
 			lost := len(plan) == 1 && plan[0].do != "crash"
 			if lost {
 				plan[0].fn = func() { _ = os.Remove(filepath.Join(keys, "params")) }

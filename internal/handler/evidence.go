@@ -13,7 +13,7 @@ import (
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
 
-// What decides about an act is seen after its call: a Task, the guest's own status, what the guest shows, a process.
+// What decides about a call is seen after its call: a Task, the guest's own status, what the guest shows, a process.
 // One rule for all of it: it speaks for the call only as far as it differs from what was there before. What was there
 // is noted in the checkpoint, with the intent at the latest, so that every owner judges alike; what could not be read
 // then, and what is not shown now, proves nothing.
@@ -30,6 +30,7 @@ func taskMark(t vcapi.Task) string {
 	if t.QueueTime.IsZero() {
 		return t.ID
 	}
+
 	// Whole: what is cut here, and rounded there, is a second apart.
 	return t.ID + "@" + t.QueueTime.UTC().Format(time.RFC3339Nano)
 }
@@ -65,6 +66,7 @@ func (c *checkpoint) known(t vcapi.Task, instance string) bool {
 		return (of == "" || instance == "" || of == instance) &&
 			slices.ContainsFunc(marks, func(mark string) bool { return isTask(mark, t) })
 	}
+
 	there := c.BaselineNewest == nil || !t.QueueTime.After(*c.BaselineNewest) ||
 		sameTime(t.QueueTime, *c.BaselineNewest)
 	return named(c.Baseline, c.Instance) && there || named(c.Tasks, c.Instance) ||
@@ -88,6 +90,7 @@ func madeBy(t vcapi.Task, method string) (yes, maybe bool) {
 	case strings.HasPrefix(key, "customize"):
 		return method == customizeMethod, false
 	}
+
 	return false, true
 }
 
@@ -122,6 +125,7 @@ func (e expected) name() string {
 			all = append(all, f.text)
 		}
 	}
+
 	sum := sha256.Sum256([]byte(strings.Join(all, "\n")))
 	return hex.EncodeToString(sum[:8])
 }
@@ -139,17 +143,17 @@ func (b before) began(g *vcapi.GuestCustomization) bool {
 		(b.GuestStart == nil || g.StartTime.After(*b.GuestStart) && !sameTime(*g.StartTime, *b.GuestStart))
 }
 
-// noteBefore puts it into the checkpoint, with the intent. Where a call of this act was not answered, what was there
+// keepBefore puts it into the checkpoint, with the intent. Where a call of this effect was not answered, what was there
 // before that one stays: the guest may be what it is now by its effect.
-func (r *run) noteBefore(b before) {
+func (r *run) keepBefore(b before) {
 	if !r.owner.lookAgain {
 		r.point.before = b
 	}
 }
 
-// seenBefore reads the VM. VMware Tools that began to run a moment ago have not reported the guest's name yet: for that
-// they have some seconds.
-func (r *run) seenBefore(ctx context.Context) (vm vcapi.VM, err error) {
+// readVMBefore reads the VM. VMware Tools that began to run a moment ago have not reported the guest's name yet: for
+// that they have some seconds.
+func (r *run) readVMBefore(ctx context.Context) (vm vcapi.VM, err error) {
 	within, cancel := context.WithTimeout(ctx, baselineTime)
 	defer cancel()
 	for {
@@ -162,9 +166,9 @@ func (r *run) seenBefore(ctx context.Context) (vm vcapi.VM, err error) {
 	}
 }
 
-// shownOther reports whether a guest shows something else than a spec's host name and addresses. That it shows no
+// showsOther reports whether a guest shows something else than a spec's host name and addresses. That it shows no
 // address at all does not count where the name is right: it may not have told them yet.
-func (r *run) shownOther(e expected, vm vcapi.VM) bool {
+func (r *run) showsOther(e expected, vm vcapi.VM) bool {
 	vm.NICs = slices.Clone(vm.NICs)
 	for i := range vm.NICs { // one that is there and not settled yet is no other one
 		vm.NICs[i].IPConfig = nil
@@ -179,8 +183,8 @@ func (r *run) shownOther(e expected, vm vcapi.VM) bool {
 		(!named || slices.ContainsFunc(nics, hasAddress))
 }
 
-// shownAll reports whether a guest shows a spec's host name and addresses, and that these are something.
-func (r *run) shownAll(e expected, vm vcapi.VM) bool {
+// showsAll reports whether a guest shows a spec's host name and addresses, and that these are something.
+func (r *run) showsAll(e expected, vm vcapi.VM) bool {
 	seen := slices.Collect(maps.Values(e.evidence(vm, r.state.VMName)))
 	return len(seen) > 0 && !slices.Contains(seen, false)
 }

@@ -29,56 +29,61 @@ func engineFaultOf(words string) *vcapi.Error {
 func TestShownBefore(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	shows := func(hostName string, addresses ...string) func(*world) {
-		return func(w *world) {
+	shows := func(hostName string, addresses ...string) func(*harness) {
+		return func(w *harness) {
 			w.vm.hostName = hostName
 			w.vm.nics = []vcapi.NIC{{MAC: "00:50:56:00:00:01", Connected: true, Addresses: addresses}}
 		}
 	}
+
 	asked := shows("web-7", "10.0.0.7")
-	ends := func(fault *vcapi.Error, goes bool) func(*world) {
-		return func(w *world) { w.vc.on(rule{op: "CustomizeGuest sent", task: fault, idle: !goes, goes: goes}) }
+	ends := func(fault *vcapi.Error, goes bool) func(*harness) {
+		return func(w *harness) { w.vc.on(rule{op: "CustomizeGuest sent", task: fault, idle: !goes, goes: goes}) }
 	}
-	shownLater := func(w *world) { w.later(90*time.Second, func() { w.vc.change(func() { asked(w) }) }) }
+	shownLater := func(w *harness) { w.later(90*time.Second, func() { w.vc.change(func() { asked(w) }) }) }
 	for _, row := range []struct {
 		name    string
-		before  func(*world)
-		end     []func(*world)
+		before  func(*harness)
+		end     []func(*harness)
 		decided string
 		vsphere string // "": succeeded
 		calls   int    // Tasks of the customization
 	}{
 		{"a repeat succeeds", asked, nil, "task", "", 1},
 		{"a repeat, the password could not be set", asked,
-			[]func(*world){ends(engineFaultOf("ERR,248,set password failed"), false)}, "task", "CustomizationFault", 1},
-		{"a repeat, the DNS could not be set", asked, []func(*world){ends(engineFaultOf("ERR,252,DNS failed"), false)},
-			"task", "CustomizationFault", 1},
-		{"a repeat, tools away", asked, []func(*world){ends(toolsAway(), false)}, "task", "GuestOperationsUnavailable",
-			2},
-		{"a repeat, general fault", asked, []func(*world){ends(generalFault(), false)}, "task", "CustomizationFault",
-			2},
-		{"a repeat, another fault", asked, []func(*world){ends(engineFault("words"), false)}, "task",
-			"NicSettingMismatch", 1},
-		{"another name before", shows("web-6", "10.0.0.7"), []func(*world){ends(toolsAway(), true)}, "verify", "", 1},
-		{"another address before", shows("web-7", "10.0.0.6"), []func(*world){ends(toolsAway(), true)}, "verify", "",
+			[]func(*harness){ends(engineFaultOf("ERR,248,set password failed"), false)}, "task", "CustomizationFault",
 			1},
-		{"no name before", shows(""), []func(*world){ends(toolsAway(), true)}, "verify", "", 1},
-		{"the name before, and no address yet", shows("web-7"), []func(*world){ends(toolsAway(), false), shownLater},
+		{"a repeat, the DNS could not be set", asked, []func(*harness){ends(engineFaultOf("ERR,252,DNS failed"),
+			false)},
+			"task", "CustomizationFault", 1},
+		{"a repeat, tools away", asked, []func(*harness){ends(toolsAway(), false)}, "task",
+			"GuestOperationsUnavailable",
+			2},
+		{"a repeat, general fault", asked, []func(*harness){ends(generalFault(), false)}, "task", "CustomizationFault",
+			2},
+		{"a repeat, another fault", asked, []func(*harness){ends(engineFault("words"), false)}, "task",
+			"NicSettingMismatch", 1},
+		{"another name before", shows("web-6", "10.0.0.7"), []func(*harness){ends(toolsAway(), true)}, "verify", "", 1},
+		{"another address before", shows("web-7", "10.0.0.6"), []func(*harness){ends(toolsAway(), true)}, "verify", "",
+			1},
+		{"no name before", shows(""), []func(*harness){ends(toolsAway(), true)}, "verify", "", 1},
+		{"the name before, and no address yet", shows("web-7"), []func(*harness){ends(toolsAway(), false), shownLater},
 			"task", "GuestOperationsUnavailable", 2},
 		{"the name before, and a link-local address", shows("web-7", "fe80::1", "169.254.1.1"),
-			[]func(*world){ends(toolsAway(), false), shownLater}, "task",
+			[]func(*harness){ends(toolsAway(), false), shownLater}, "task",
 			"GuestOperationsUnavailable", 2},
-		{"all of it before, and the address not settled yet", func(w *world) {
+		{"all of it before, and the address not settled yet", func(w *harness) {
 			asked(w)
 			w.vm.nics[0].Addresses = append(w.vm.nics[0].Addresses, "2001:db8::9")
 			w.vm.nics[0].IPConfig = []vcapi.Address{{IP: "10.0.0.7", State: "tentative"}}
-		}, []func(*world){ends(toolsAway(), false), shownLater}, "task", "GuestOperationsUnavailable", 2},
+		}, []func(*harness){ends(toolsAway(), false), shownLater}, "task", "GuestOperationsUnavailable", 2},
 		{"the name is told some seconds after tools began to run", shows(""),
-			[]func(*world){ends(toolsAway(), false), func(w *world) {
+			[]func(*harness){ends(toolsAway(), false), func(w *harness) {
 				w.later(2*time.Second, func() { w.vc.change(func() { asked(w) }) })
 			}}, "task", "GuestOperationsUnavailable", 2},
-		{"what was before could not be read", shows("web-6"), []func(*world){func(w *world) {
+		{"what was before could not be read", shows("web-6"), []func(*harness){func(w *harness) {
 			w.vc.on(rule{op: "CustomizeGuest sent", times: 1, task: toolsAway(), goes: true})
+
 			// The last read before it.
 			w.vc.on(rule{op: "Session", times: 1, fn: func() {
 				w.vc.on(rule{op: "VM", times: 1,
@@ -86,19 +91,19 @@ func TestShownBefore(t *testing.T) {
 			}})
 		}}, "task", "", 2}, // by the repeat
 		{"the engine says that it failed, and the guest shows the spec", shows("web-6"),
-			[]func(*world){ends(engineFaultOf("ERR,254,eth0"), true)}, "task",
+			[]func(*harness){ends(engineFaultOf("ERR,254,eth0"), true)}, "task",
 			"CustomizationFault", 1},
 	} {
 		for _, takeover := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s/takeover=%v", row.name, takeover), func(t *testing.T) {
 				t.Parallel()
-				inWorld(t, secrets, func(w *world) {
-					w.vm.moves, w.several = false, true // this guest's engine moves no status
+				withHarness(t, secrets, func(w *harness) {
+					w.vm.moves, w.allowRepeat = false, true // this guest's engine moves no status
 					row.before(w)
 					for _, end := range row.end {
 						end(w)
 					}
-					var plan []fate
+					var plan []incident
 					if takeover {
 						plan = crash("stored customize.started")
 					}
@@ -136,6 +141,7 @@ func TestStatusInOtherPrecisions(t *testing.T) {
 		"ms rounded": rounded(time.Millisecond),
 		"s":          cut(time.Second), "s rounded": rounded(time.Second),
 	}
+
 	for rest, asRead := range precisions {
 		for push, asPushed := range precisions {
 			t.Run(rest+" by REST, "+push+" pushed", func(t *testing.T) {
@@ -144,7 +150,7 @@ func TestStatusInOtherPrecisions(t *testing.T) {
 					for _, fails := range []bool{false, true} {
 						// By one channel alone, or by both.
 						for _, unread := range []string{"", "CustomizationStatus", "VM"} {
-							inBubble(t, secrets, func(w *world) {
+							inBubble(t, secrets, func(w *harness) {
 								w.vc.rest, w.vc.push, w.vm.moves = asRead, asPushed, false
 								start := time.Now().Add(-time.Hour).Truncate(time.Second).Add(499999999)
 								w.vm.guest = &vcapi.GuestCustomization{Status: status, StartTime: &start}
@@ -159,6 +165,7 @@ func TestStatusInOtherPrecisions(t *testing.T) {
 												err: vcError("SERVICE_UNAVAILABLE", 503, vcapi.Transient)})
 										})
 								}
+
 								run := w.run(only(customizeOnly))
 								if run.Customize.DecidedBy != "task" || fails != (run.Status == events.StatusFailed) {
 									w.t.Errorf("old %s, Task fails: %v: the run ended as %s, decided by %q", status,
@@ -173,9 +180,10 @@ func TestStatusInOtherPrecisions(t *testing.T) {
 				}
 			})
 		}
+
 		t.Run(rest+", a new status", func(t *testing.T) {
 			t.Parallel()
-			inBubble(t, secrets, func(w *world) {
+			inBubble(t, secrets, func(w *harness) {
 				w.vc.rest, w.vc.push = asRead, asRead
 				start := time.Now().Add(-time.Minute)
 				w.vm.guest = &vcapi.GuestCustomization{Status: "FAILED", StartTime: &start}
@@ -195,7 +203,7 @@ func TestGuestStaysRunning(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
 	for _, shows := range []bool{true, false} {
-		inWorld(t, secrets, func(w *world) {
+		withHarness(t, secrets, func(w *harness) {
 			w.vm.outlasts = 5 * time.Hour
 			if shows {
 				w.later(70*time.Second,
@@ -243,8 +251,8 @@ func TestKnownFailureIsTold(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
-			inWorld(t, secrets, func(w *world) {
-				w.vm.moves, w.vm.faulty, w.several, w.vm.customize = false, 2, true, row.takes
+			withHarness(t, secrets, func(w *harness) {
+				w.vm.moves, w.vm.faulty, w.allowRepeat, w.vm.customize = false, 2, true, row.takes
 				run := w.run(request(row.run, row.step))
 				e := run.Error
 				if e == nil || e.Code != row.code || e.VSphere == nil || e.VSphere.Name != "CustomizationFault" ||
@@ -282,8 +290,8 @@ func TestGeneralFaultAsTheAnswer(t *testing.T) {
 			for _, channel := range []string{"answer", "Task"} {
 				t.Run(fmt.Sprintf("%s %s %d/%s", name, row.words, row.times, channel), func(t *testing.T) {
 					t.Parallel()
-					inWorld(t, secrets, func(w *world) {
-						w.vm.moves, w.several = false, true
+					withHarness(t, secrets, func(w *harness) {
+						w.vm.moves, w.allowRepeat = false, true
 						e := vcError(name, 500, vcapi.Transient)
 						e.Message = row.words
 						r := rule{op: "CustomizeGuest sent", times: row.times}
@@ -293,6 +301,7 @@ func TestGeneralFaultAsTheAnswer(t *testing.T) {
 							e.Status, e.Sent = 0, vcapi.Answered
 							r.task = e
 						}
+
 						w.vc.on(r)
 						run := w.run(request)
 						w.wantEnds(row.ends)
@@ -323,8 +332,8 @@ func TestShownByTheRunBefore(t *testing.T) {
 		{10 * time.Minute, "web-7", events.StatusSucceeded}, // whoever renamed the guest meanwhile
 		{0, "web-8", events.StatusSucceeded},
 	} {
-		inWorld(t, secrets, func(w *world) {
-			w.vm.moves, w.vm.ignores, w.several = false, true, true
+		withHarness(t, secrets, func(w *harness) {
+			w.vm.moves, w.vm.ignores, w.allowRepeat = false, true, true
 			request := func(name, verify string) string {
 				return only(`"verify":` + verify + `,"customize":` + strings.Replace(named, "web-7", name, 1))
 			}

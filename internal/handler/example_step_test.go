@@ -75,6 +75,7 @@ func withExample(kinds []stepKind) []stepKind {
 			process(r, s)
 		}
 	}
+
 	return append(kinds, exampleKind)
 }
 
@@ -93,10 +94,10 @@ func (c *client) SetExample(ctx context.Context, fence vcapi.Fence, vm string, a
 const withItsExample = `{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},"network":{},` +
 	`"processes":[{"name":"example","watch":{"pid":1}},{"name":"first","run":{"path":"/usr/bin/first"}}]}`
 
-// inExampleWorld runs fn where the step is known, and holds that it is made once.
-func inExampleWorld(t *testing.T, secrets Secrets, fn func(w *world)) {
+// inExampleHarness runs fn where the step is known, and holds that it is made once.
+func inExampleHarness(t *testing.T, secrets Secrets, fn func(w *harness)) {
 	t.Helper()
-	inBriefWorld(t, secrets, func(w *world) {
+	inBriefHarness(t, secrets, func(w *harness) {
 		w.known = withExample
 		fn(w)
 		w.wantEffects("example", 1)
@@ -106,13 +107,13 @@ func inExampleWorld(t *testing.T, secrets Secrets, fn func(w *world)) {
 func TestExampleStep(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	for name, table := range map[string]func(*testing.T, Secrets, inHarness, string){
+	for name, table := range map[string]func(*testing.T, Secrets, runInHarness, string){
 		"crash": crashEverywhere, "calls in flight": crashWithCallsInFlight, "two crashes": crashTwice,
 		"pause": pauseEverywhere, "release": releaseEverywhere,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			table(t, secrets, inExampleWorld, withItsExample)
+			table(t, secrets, inExampleHarness, withItsExample)
 		})
 	}
 }
@@ -120,9 +121,9 @@ func TestExampleStep(t *testing.T) {
 // What a cancel does to it, what its refusals mean and which privileges it needs are its own too.
 func TestExampleStepIsStopped(t *testing.T) {
 	t.Parallel()
-	inExampleWorld(t, secretsDir(t), func(w *world) {
+	inExampleHarness(t, secretsDir(t), func(w *harness) {
 		req := w.request("order-1", withItsExample)
-		w.drive(req, []fate{{point: "stored process.started", do: "call", fn: func() { w.cancel(req) }}})
+		w.drive(req, []incident{{point: "stored process.started", do: "call", fn: func() { w.cancel(req) }}})
 		run := w.last()
 		if p := run.Processes[0]; run.Status != events.StatusCanceled || p.State != events.Canceled {
 			w.t.Errorf("the run ended as %s, its step as %s: %s", run.Status, p.State, p.Reason)
@@ -135,14 +136,15 @@ func TestExampleStepIsStopped(t *testing.T) {
 
 func TestExampleStepIsRefused(t *testing.T) {
 	t.Parallel()
-	inBriefWorld(t, secretsDir(t), func(w *world) {
+	inBriefHarness(t, secretsDir(t), func(w *harness) {
 		w.known = withExample
 		w.vc.on(rule{op: "SetExample sent", err: vcError("NeverHeardOf", 500, vcapi.Permanent)})
 		if e := w.run(withItsExample).Error; e == nil || e.Code != events.ProcessNotStarted || e.Process != "example" {
 			w.t.Errorf("error %+v", e)
 		}
 	})
-	inBriefWorld(t, secretsDir(t), func(w *world) {
+
+	inBriefHarness(t, secretsDir(t), func(w *harness) {
 		w.known = withExample
 		w.vc.lacks = []string{"VirtualMachine.Config.Settings"}
 		if e := w.run(withItsExample).Error; e == nil || e.Code != events.Unauthorized || e.Step != "check" {

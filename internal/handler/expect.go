@@ -133,6 +133,7 @@ func (r *specReader) text(raw json.RawMessage, field string) *setting {
 			}
 		}
 	}
+
 	return &s
 }
 
@@ -142,6 +143,7 @@ func (r *specReader) texts(raw json.RawMessage, field string) (all []setting) {
 			all = append(all, *s)
 		}
 	}
+
 	return all
 }
 
@@ -172,6 +174,7 @@ func expect(spec json.RawMessage, secret func(events.TextOrSecret) (string, erro
 			e.dns = append(e.dns, a.dns...)
 		}
 	}
+
 	e.unread = r.unread
 	return e
 }
@@ -199,6 +202,7 @@ func (r *specReader) identity(raw json.RawMessage, field string) (rule nameRule,
 	} else if absent(name) && !slices.Contains(knownIdentities, kind) {
 		r.untold(field, "%s is not known here", kind)
 	}
+
 	if !absent(name) {
 		r.name(&rule, r.object(name, at), at)
 	}
@@ -277,6 +281,7 @@ func (r *specReader) generator(a *adapter, raw json.RawMessage, field string, ma
 			}
 			return
 		}
+
 		if own := r.text(members["subnetMask"], field+".subnetMask"); own != nil {
 			mask = own
 		}
@@ -304,6 +309,7 @@ func (e expected) settings() []setting {
 		all = append(all, slices.Concat(a.gateways...)...)
 		all = append(all, a.dns...)
 	}
+
 	return all
 }
 
@@ -313,6 +319,7 @@ func (e expected) hide(shown string) string {
 		strings.EqualFold(shown[:len(h.text)], h.text) {
 		return "(" + h.String() + ", and more)"
 	}
+
 	for _, s := range e.settings() {
 		if s.secret == "" || s.text == "" {
 			continue
@@ -324,6 +331,7 @@ func (e expected) hide(shown string) string {
 			return "(" + s.String() + ")"
 		}
 	}
+
 	return shown
 }
 

@@ -38,16 +38,19 @@ func (s *step) kindOf(v *vcapi.Error) faultKind {
 	case v.Name == "CustomizationFault", v.Name == "UnexpectedCustomizationFault":
 		return engineBroken
 	}
+
 	switch o.waiting {
 	case events.WaitingTools:
 		return toolsLost
 	case events.WaitingResourceBusy, events.WaitingGuestLogin:
 		return passes
 	}
+
 	switch o.code {
 	case events.CodeUnavailable, events.CodeCanceled, events.Internal, events.CustomizationFailed:
 		return unknownEnd
 	}
+
 	return final
 }
 

@@ -31,6 +31,7 @@ func (s Secrets) fill(ctx context.Context, tree json.RawMessage) (filled json.Ra
 		filled = slices.Replace(filled, ref.from, ref.to, quoted...)
 		secrets = append(secrets, value)
 	}
+
 	return filled, secrets, nil
 }
 
@@ -55,6 +56,7 @@ func secretRefs(tree json.RawMessage) ([]secretRef, error) {
 		case err != nil:
 			return nil, err
 		}
+
 		f.take(token)
 	}
 }
@@ -103,6 +105,7 @@ func (f *refFinder) take(token json.Token) {
 	case in != nil:
 		in.others = true
 	}
+
 	f.named = false
 }
 
@@ -113,6 +116,7 @@ func (f *refFinder) end(in *openObject) {
 		f.refs = append(f.refs, secretRef{name: in.members["secretRef"], key: in.members["key"], from: in.from,
 			to: f.offset()})
 	}
+
 	if outer := f.around(); outer != nil {
 		outer.others = true
 	}

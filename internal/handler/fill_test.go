@@ -20,6 +20,7 @@ func secretFiles(t *testing.T, files map[string]string) Secrets {
 			t.Fatal(err)
 		}
 	}
+
 	return Secrets(dir)
 }
 
@@ -47,6 +48,7 @@ func TestFillSecrets(t *testing.T) {
 			}
 		})
 	}
+
 	if _, _, err := s.fill(t.Context(), json.RawMessage(`{"a":{"secretRef":"ad","key":"none"}}`)); err == nil ||
 		!missing(err) || strings.Contains(err.Error(), string(s)) {
 		t.Errorf("a secret that is not there: %v", err)

@@ -59,6 +59,7 @@ func (r *run) baseline(ctx context.Context) (struct{}, error) {
 			p.BaselineNewest = &queued
 		}
 	}
+
 	return none, nil
 }
 
@@ -85,6 +86,7 @@ func (r *run) since(now time.Time) time.Time {
 			from = from.Add(now.Sub(expected))
 		}
 	}
+
 	if open := p.Intent; open != nil && open.At.Before(from) {
 		from = open.At
 	}
@@ -97,7 +99,7 @@ func (r *run) since(now time.Time) time.Time {
 // findTask looks for the Task that a call of method may have made: one that is not known. Who asks for the first time,
 // with no other owner before and no call of its own that was not answered, has nothing to look for and only notes what
 // a later look needs.
-func (r *run) findTask(ctx context.Context, act, method string, adopt func(vcapi.Task)) (found, error) {
+func (r *run) findTask(ctx context.Context, effect, method string, adopt func(vcapi.Task)) (found, error) {
 	now, about, err := r.clockOf(ctx)
 	if err != nil {
 		return found{}, err
@@ -133,15 +135,18 @@ func (r *run) findTask(ctx context.Context, act, method string, adopt func(vcapi
 			found = &tasks[i]
 		}
 	}
+
 	r.seen.newestTask = s.now.Newest
 	if found != nil {
-		if r.point.doubted(act) { // it may be the one of which an earlier run ended uncertain
+		if r.point.doubted(effect) { // it may be the one of which an earlier run ended uncertain
 			s.sure = false
 			return s, nil
 		}
+
 		s.adopt = func() { adopt(*found) }
 		return s, nil
 	}
+
 	if open := r.point.Intent; r.owner.inFlight && open != nil {
 		s.sure, err = r.reachesBack(ctx, open, now, tasks, shown, history, vs.UserName)
 	}
@@ -156,7 +161,7 @@ func (r *run) sameVCenter(about vcapi.About) error {
 	if was == "" || about.InstanceUUID == "" || was == about.InstanceUUID {
 		return nil
 	}
-	s := r.stands()
+	s := r.currentStep()
 	f := &stepError{step: s.name, process: s.process, code: events.NotFound, message: fmt.Sprintf(
 		"vCenter %s is another one now (instance UUID %s) than when the run was accepted (%s): its %s may be another "+
 			"VM; look at the VM, then send a new request",
@@ -181,20 +186,24 @@ func (r *run) reachesBack(ctx context.Context, open *intent, now time.Time, task
 	case open.Newest != "" && (shown[open.Newest] || history):
 		return shown[open.Newest], nil
 	}
+
 	for _, t := range tasks {
 		if t.QueueTime.Before(open.At) {
 			return true, nil
 		}
 	}
+
 	if history {
 		older, err := proof(r.vc.AnyTaskBefore(ctx, open.At))
 		if err != nil || older {
 			return older, err
 		}
 	}
+
 	if !inMemory {
 		return false, nil
 	}
+
 	// The list of recent Tasks lives in vCenter's memory: it is whole if vCenter was not restarted, that is, if a
 	// session of that time lives.
 	return proof(r.vc.SessionAlive(ctx, vcapi.Session{Key: open.Session, UserName: user}))

@@ -65,9 +65,9 @@ func TestTasksOfOtherNames(t *testing.T) {
 			for _, how := range []string{"lost answer", "crash"} {
 				t.Run(name+"/"+op+"/"+how, func(t *testing.T) {
 					t.Parallel()
-					inBriefWorld(t, secrets, func(w *world) {
+					inBriefHarness(t, secrets, func(w *harness) {
 						w.vc.naming = naming
-						var plan []fate
+						var plan []incident
 						if how == "crash" {
 							plan = crash(op + " landed")
 						} else {
@@ -97,13 +97,13 @@ func TestClockSetBack(t *testing.T) {
 			for _, tail := range []int{0, 1} { // without the intent, too
 				t.Run(back.String()+"/"+op, func(t *testing.T) {
 					t.Parallel()
-					inBriefWorld(t, secrets, func(w *world) {
+					inBriefHarness(t, secrets, func(w *harness) {
 						w.tail = tail
 						req := w.request("order-1", `{"timeout":"2h",`+only(`"customize":` + spec[:len(spec)-1] +
 							`,"timeout":"1h"},"network":{"timeout":"1h"}`)[1:])
-						first := w.deliver(req, fate{point: "publish check.completed", do: "call",
+						first := w.deliver(req, incident{point: "publish check.completed", do: "call",
 							fn: func() { w.vc.change(func() { w.vc.offset -= back }) }},
-							fate{point: op + " landed", do: "crash"})
+							incident{point: op + " landed", do: "crash"})
 						<-first.stopped
 						w.loseTail()
 						w.tail = 0
@@ -124,20 +124,21 @@ func TestTaskIDsGivenAgain(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
 	for _, ended := range []bool{false, true} { // the run before, or the baseline, named that ID
-		inBriefWorld(t, secrets, func(w *world) {
+		inBriefHarness(t, secrets, func(w *harness) {
 			if ended {
 				w.drive(w.request("order-1", only(networkOnly)))
 			} else {
 				w.vc.tasks = append(w.vc.tasks, &fakeTask{id: "task-103", name: networkMethod, vm: vmID,
 					queued: time.Now(), takes: time.Second})
 			}
+
 			<-time.After(5 * time.Minute)
 			again := w.vc.tasks[0].id
 			req := w.request("order-2", only(networkOnly))
-			o := w.deliver(req, fate{point: "publish network.starting", do: "call", fn: func() {
+			o := w.deliver(req, incident{point: "publish network.starting", do: "call", fn: func() {
 				w.vc.restartNow()
 				w.vc.change(func() { w.vc.tasks = nil })
-			}}, fate{point: "StartGuestNetwork landed #2", do: "call, then crash",
+			}}, incident{point: "StartGuestNetwork landed #2", do: "call, then crash",
 				fn: func() { w.vc.change(func() { w.vc.tasks[0].id = again }) }})
 			<-o.stopped
 			w.drive(req)
@@ -193,18 +194,18 @@ func TestAnotherVCenter(t *testing.T) {
 	secrets := secretsDir(t)
 	for _, row := range []struct {
 		name, point string
-		change      func(w *world)
+		change      func(w *harness)
 		code        events.Code
 	}{
-		{"vCenter, before the call", "stored check.completed", func(w *world) { w.vc.instance = "uuid-2" },
+		{"vCenter, before the call", "stored check.completed", func(w *harness) { w.vc.instance = "uuid-2" },
 			events.NotFound},
 		{"vCenter, with a call in doubt", "CustomizeGuest sent",
-			func(w *world) { w.vc.instance, w.vc.tasks = "uuid-2", nil }, events.Uncertain},
-		{"VM, before the call", "stored check.completed", func(w *world) { w.vm.uuid = "5013" }, events.NotFound},
+			func(w *harness) { w.vc.instance, w.vc.tasks = "uuid-2", nil }, events.Uncertain},
+		{"VM, before the call", "stored check.completed", func(w *harness) { w.vm.uuid = "5013" }, events.NotFound},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
-			inBriefWorld(t, secrets, func(w *world) {
+			inBriefHarness(t, secrets, func(w *harness) {
 				req := w.request("order-1", only(customizeOnly))
 				o := w.deliver(req, crash(row.point)...)
 				<-o.stopped
@@ -217,9 +218,10 @@ func TestAnotherVCenter(t *testing.T) {
 			})
 		})
 	}
+
 	t.Run("the earlier vCenter's Tasks", func(t *testing.T) {
 		t.Parallel()
-		inBriefWorld(t, secrets, func(w *world) {
+		inBriefHarness(t, secrets, func(w *harness) {
 			w.drive(w.request("order-1", only(networkOnly)))
 			again := w.last().Network.Task
 			w.vc.change(func() { w.vc.instance, w.vc.tasks, w.vc.sessions = "uuid-2", nil, map[string]bool{} })
@@ -232,6 +234,7 @@ func TestAnotherVCenter(t *testing.T) {
 					})
 				})
 			})
+
 			w.drive(w.request("order-2", only(networkOnly)))
 			mustSucceed(w)
 			w.wantEffects("network", 2)
@@ -249,7 +252,7 @@ func TestTaskShownLate(t *testing.T) {
 			for _, op := range []string{"", "CustomizeGuest sent"} { // with the answer, and without it
 				t.Run(lag.String(), func(t *testing.T) {
 					t.Parallel()
-					inBriefWorld(t, secrets, func(w *world) {
+					inBriefHarness(t, secrets, func(w *harness) {
 						w.vc.watchLag = lag
 						if everywhere {
 							w.vc.lag = lag
@@ -265,9 +268,10 @@ func TestTaskShownLate(t *testing.T) {
 			}
 		}
 	}
+
 	t.Run("never", func(t *testing.T) {
 		t.Parallel()
-		inBriefWorld(t, secrets, func(w *world) {
+		inBriefHarness(t, secrets, func(w *harness) {
 			w.vm.customize = time.Hour
 			w.later(10*time.Minute, func() { w.vc.change(func() { w.vc.tasks = nil }) })
 			run := w.run(only(customizeOnly))
@@ -288,16 +292,17 @@ func TestBusyWithOurOwnTask(t *testing.T) {
 	secrets := secretsDir(t)
 	for op, act := range map[string]string{"CustomizeGuest": "customize", "StartGuestNetwork": "network"} {
 		for _, takeover := range []bool{false, true} {
-			inBriefWorld(t, secrets, func(w *world) {
+			inBriefHarness(t, secrets, func(w *harness) {
 				w.vm.customize, w.vm.network = 3*time.Minute, 3*time.Minute
 				w.vc.lag = 60 * time.Second // V is 30 s
-				var plan []fate
+				var plan []incident
 				if takeover {
 					plan = crash(op + " landed")
 					w.atOnce = true
 				} else {
 					w.vc.on(rule{op: op + " sent", times: 1, lost: "answer"})
 				}
+
 				w.run(brief, plan)
 				mustSucceed(w)
 				w.wantEffects(act, 1)
@@ -310,7 +315,7 @@ func TestBusyWithOurOwnTask(t *testing.T) {
 // was there before.
 func TestBusyWithOurOwnTaskAndItsStatus(t *testing.T) {
 	t.Parallel()
-	inWorld(t, secretsDir(t), func(w *world) {
+	withHarness(t, secretsDir(t), func(w *harness) {
 		w.vm.customize, w.vm.lies = 3*time.Minute, "FAILED"
 		w.vc.lag = 60 * time.Second
 		w.vc.on(rule{op: "CustomizeGuest sent", times: 1, lost: "answer"})

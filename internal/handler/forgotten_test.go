@@ -12,7 +12,7 @@ import (
 )
 
 // forget removes the events stream and makes it again; other VMs' events come first.
-func (w *world) forget() {
+func (w *harness) forget() {
 	w.anew = true
 	w.store.Anew(1000)
 }
@@ -21,7 +21,7 @@ func (w *world) forget() {
 // successor of an event that is another owner's.
 func TestSequencesOfANewJournal(t *testing.T) {
 	t.Parallel()
-	inBriefWorld(t, secretsDir(t), func(w *world) {
+	inBriefHarness(t, secretsDir(t), func(w *harness) {
 		w.anew = true
 		w.vm.customize = 10 * time.Minute
 		req := w.request("order-1", only(customizeOnly))
@@ -49,13 +49,13 @@ func TestSequencesOfANewJournal(t *testing.T) {
 func TestJournalAnew(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	for _, point := range weighty(points(t, secrets, brief, inBriefWorld)) {
+	for _, point := range lastingPoints(crashPoints(t, secrets, brief, inBriefHarness)) {
 		t.Run(point, func(t *testing.T) {
 			t.Parallel()
-			inBriefWorld(t, secrets, func(w *world) {
+			inBriefHarness(t, secrets, func(w *harness) {
 				var before []event
 				req := w.request("order-1", brief)
-				w.drive(req, []fate{{point: point, do: "call", fn: func() {
+				w.drive(req, []incident{{point: point, do: "call", fn: func() {
 					before = w.events()
 					w.forget()
 				}}})
@@ -66,6 +66,7 @@ func TestJournalAnew(t *testing.T) {
 					}
 					return
 				}
+
 				mustSucceed(w)
 				if len(before) == 0 || len(all) == 0 {
 					return
@@ -90,13 +91,13 @@ func TestJournalAnew(t *testing.T) {
 func TestJournalAnewAndDeliveredAgain(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	for _, point := range weighty(points(t, secrets, brief, inBriefWorld)) {
+	for _, point := range lastingPoints(crashPoints(t, secrets, brief, inBriefHarness)) {
 		for _, after := range []time.Duration{0, 2 * latency, 20 * time.Second} {
 			t.Run(fmt.Sprintf("%s/%s", point, after), func(t *testing.T) {
 				t.Parallel()
-				inBriefWorld(t, secrets, func(w *world) {
+				inBriefHarness(t, secrets, func(w *harness) {
 					req := w.request("order-1", brief)
-					w.deliver(req, fate{point: point, do: "call", fn: func() {
+					w.deliver(req, incident{point: point, do: "call", fn: func() {
 						w.forget()
 						w.later(after, func() {
 							if w.waiting(req) {
@@ -119,7 +120,7 @@ func TestJournalAnewAndDeliveredAgain(t *testing.T) {
 func TestEventsAgedOut(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	for _, point := range weighty(points(t, secrets, brief, inBriefWorld)) {
+	for _, point := range lastingPoints(crashPoints(t, secrets, brief, inBriefHarness)) {
 		if point == "stored run.succeeded" {
 			continue // its acknowledgement was lost, too
 		}
@@ -127,9 +128,9 @@ func TestEventsAgedOut(t *testing.T) {
 			for _, history := range []string{"reaches back", "is younger", "cannot be read"} {
 				t.Run(fmt.Sprintf("%s/%s/history %s", point, decision, history), func(t *testing.T) {
 					t.Parallel()
-					inBriefWorld(t, secrets, func(w *world) {
+					inBriefHarness(t, secrets, func(w *harness) {
 						w.begin(memstore.Options{MaxAge: time.Hour})
-						w.vc.history, w.several = history != "cannot be read", decision == "repeat"
+						w.vc.history, w.allowRepeat = history != "cannot be read", decision == "repeat"
 						if history == "is younger" {
 							w.vc.forever = nil
 						}
@@ -177,7 +178,7 @@ func TestEventsAgedOutOfProcessAndCheck(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			inBriefWorld(t, secrets, func(w *world) {
+			inBriefHarness(t, secrets, func(w *harness) {
 				w.begin(memstore.Options{MaxAge: time.Hour})
 				req := w.request("order-1", row.data)
 				<-time.After(2 * time.Hour) // never delivered: but who knows?
@@ -216,7 +217,7 @@ func TestRedeliveredWithoutEvents(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			inBriefWorld(t, secrets, func(w *world) {
+			inBriefHarness(t, secrets, func(w *harness) {
 				<-time.After(2 * time.Hour)
 				req := w.request("order-1", brief)
 				if row.task != "" || row.uncertain {
@@ -226,6 +227,7 @@ func TestRedeliveredWithoutEvents(t *testing.T) {
 								takes: time.Second, aside: true})
 					})
 				}
+
 				w.drive(req, crash("publish run.accepted"))
 				if code := errorCode(w.last()); (code == events.Uncertain) != row.uncertain {
 					w.t.Errorf("the run ended as %s: %+v", w.last().Status, w.last().Error)

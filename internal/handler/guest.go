@@ -43,5 +43,6 @@ func nicOf(e expected, n vcapi.NIC) events.NIC {
 		nic.IPConfig = append(nic.IPConfig, events.IPAddress{IPAddress: e.hide(a.IP), PrefixLength: a.Prefix,
 			State: a.State})
 	}
+
 	return nic
 }

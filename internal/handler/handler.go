@@ -118,6 +118,7 @@ func (h *Handler) Handle(ctx context.Context, req *events.Request) error {
 				"another version of guestflow")
 			return &events.RetryError{After: unknownVersionDelay, Err: err}
 		}
+
 		ended := last.Kind.Last()
 		if ended {
 			point.Past = point.ended(&last.Run)
@@ -133,18 +134,21 @@ func (h *Handler) Handle(ctx context.Context, req *events.Request) error {
 				return nil
 			}
 		}
+
 		switch {
 		case isPast: // also while a later run is under way: its acknowledgement was lost
 			return repeated(req, past.Digest)
 		case ended:
 			return h.begin(ctx, req, last, point)
 		case ours && (point.isOf(req) || point.Digest == req.Digest):
-			if h.spare(last) {
+			if h.leaveToOwner(last) {
 				return fmt.Errorf("run %s may be alive in the hands of %s: %w", last.Run.ID, last.Run.Owner.Instance,
 					events.ErrFenced)
 			}
+
 			return h.resume(ctx, req, last, point)
 		}
+
 		if err := h.displace(ctx, req, last, point, pause); err != nil {
 			return h.releaseIfStopping(ctx, err)
 		}
@@ -166,18 +170,19 @@ func (h *Handler) displace(ctx context.Context, req *events.Request, last *event
 			return err
 		}
 	}
+
 	if pause.Wait(ctx) != nil {
 		return events.ErrReleased
 	}
 	return nil
 }
 
-// spare reports whether a run is left to its owner, once for each of its events, although its request was delivered
-// again: heartbeats could not be sent while NATS was away, or while a server that was killed had the stream. The
-// request is dropped without a word. If its owner lives, its heartbeats keep it from now on, and no takeover's wait is
-// due; if it does not, the request comes again after the ack wait. A request comes again because its owner is dead no
-// sooner than two thirds of the ack wait after the owner's last event: it sends a heartbeat each third.
-func (h *Handler) spare(last *events.Entry) bool {
+// leaveToOwner reports whether a run is left to its owner, once for each of its events, although its request was
+// delivered again: heartbeats could not be sent while NATS was away, or while a server that was killed had the stream.
+// The request is dropped without a word. If its owner lives, its heartbeats keep it from now on, and no takeover's wait
+// is due; if it does not, the request comes again after the ack wait. A request comes again because its owner is dead
+// no sooner than two thirds of the ack wait after the owner's last event: it sends a heartbeat each third.
+func (h *Handler) leaveToOwner(last *events.Entry) bool {
 	owner := last.Run.Owner
 	if h.AckWait <= 0 || last.Kind == events.RunReleased || owner == nil || owner.Instance == h.Instance {
 		return false
@@ -189,6 +194,7 @@ func (h *Handler) spare(last *events.Entry) bool {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
+
 	// One that is older is not asked for: its event is no longer young, and the outage before it is over for longer
 	// than an ack wait.
 	maps.DeleteFunc(h.spared, func(_ string, s spared) bool { return time.Since(s.at) > 2*h.AckWait })
@@ -250,9 +256,11 @@ func (h *Handler) waitForTurn(ctx context.Context, req *events.Request) error {
 				return fmt.Errorf("request %d for vm %s has left the stream: %w", req.Seq, req.VM, events.ErrFenced)
 			}
 		}
+
 		if first {
 			here = h.Meter.Queued()
 		}
+
 		// The acknowledgement follows the last event that wakes us, some milliseconds later: hence the reads in quick
 		// succession, then rarely.
 		if pause.WaitOrWake(ctx, wake) != nil {

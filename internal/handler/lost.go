@@ -51,15 +51,16 @@ func (h *Handler) mayHaveBegun(ctx context.Context, req *events.Request) (*lost,
 var errForgotten = errors.New("the events of this run from before are gone, and vCenter does not prove that nothing " +
 	"was done")
 
-// foundLost decides, before the first act of a run whose earlier events may be gone, whether it was made before: then
-// what is seen is not sure.
-func (s *step) foundLost(ctx context.Context, seen *found) error {
+// checkLostEvents decides, before the first call of a run whose earlier events may be gone, whether it was made before:
+// then what is seen is not sure.
+func (s *step) checkLostEvents(ctx context.Context, seen *found) error {
 	r := s.run
 	if r.point.Lost == nil || seen.adopt != nil {
 		r.point.Lost = nil // what was found shows how far the run came
 		return nil
 	}
-	nothing, err := retryRead(ctx, s, func(ctx context.Context) (bool, error) { return s.nothingDone(ctx) })
+
+	nothing, err := retryRead(ctx, s, func(ctx context.Context) (bool, error) { return s.provesNothingDone(ctx) })
 	if err != nil {
 		return err
 	}
@@ -70,10 +71,10 @@ func (s *step) foundLost(ctx context.Context, seen *found) error {
 	return nil
 }
 
-// nothingDone reports whether vCenter shows no Task of ours on the VM that is newer than the request and that no run
-// names; where the whole journal of the run may be gone, whether it proves that there was none: its history reaches
+// provesNothingDone reports whether vCenter shows no Task of ours on the VM that is newer than the request and that no
+// run names; where the whole journal of the run may be gone, whether it proves that there was none: its history reaches
 // back behind the request. Of guest processes nothing can be proved: tools forget them.
-func (s *step) nothingDone(ctx context.Context) (bool, error) {
+func (s *step) provesNothingDone(ctx context.Context) (bool, error) {
 	r := s.run
 	now, err := r.vc.Now(ctx)
 	if err != nil {
@@ -92,10 +93,11 @@ func (s *step) nothingDone(ctx context.Context) (bool, error) {
 		switch {
 		case t.QueueTime.Before(since):
 			older = true
-		case r.mayBeOurs(t) && !r.point.named(t):
+		case r.mayBeOurs(t) && !r.point.namedSecrets(t):
 			return false, nil
 		}
 	}
+
 	switch {
 	case !r.point.Lost.All:
 		return true, nil
@@ -104,6 +106,7 @@ func (s *step) nothingDone(ctx context.Context) (bool, error) {
 	case older:
 		return true, nil
 	}
+
 	return proof(r.vc.AnyTaskBefore(ctx, since))
 }
 
@@ -117,17 +120,17 @@ func (h *Handler) mayBeOurs(t vcapi.Task) bool {
 	})
 }
 
-// named reports whether a run of this VM names the Task.
-func (c *checkpoint) named(t vcapi.Task) bool {
+// namedSecrets reports whether a run of this VM names the Task.
+func (c *checkpoint) namedSecrets(t vcapi.Task) bool {
 	other := *c
 	other.Baseline = nil
 	return other.known(t, c.Instance)
 }
 
-// afresh begins the VM's journal again, which is gone, with this run as it stands: the events stream was made anew, or
-// emptied. Whoever else goes on there was before us, which fences us, or is refused. Who owned the run there nobody can
-// tell any more: hence the whole wait of a takeover, before the next act and before a last event.
-func (r *run) afresh(ctx context.Context, k events.Kind) error {
+// restartJournal begins the VM's journal again, which is gone, with this run as it stands: the events stream was made
+// anew, or emptied. Whoever else goes on there was before us, which fences us, or is refused. Who owned the run there
+// nobody can tell any more: hence the whole wait of a takeover, before the next call and before a last event.
+func (r *run) restartJournal(ctx context.Context, k events.Kind) error {
 	r.logger().Warn().Str("event", string(k)).Msg("the VM's journal is gone: this run goes on in a new one")
 	r.owner.last, r.owner.previous = events.Mark{}, events.Mark{}
 	r.point.Accepted = 0 // that event is gone too

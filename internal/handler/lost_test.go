@@ -11,19 +11,19 @@ import (
 func TestLostAppend(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	for _, point := range points(t, secrets, brief, inBriefWorld) {
+	for _, point := range crashPoints(t, secrets, brief, inBriefHarness) {
 		if !strings.HasPrefix(point, "publish ") {
 			continue
 		}
 		t.Run(point, func(t *testing.T) {
 			t.Parallel()
-			for _, f := range []fate{{do: "lose"}, {do: "fail"}, {do: "hold", after: time.Millisecond},
+			for _, f := range []incident{{do: "lose"}, {do: "fail"}, {do: "hold", after: time.Millisecond},
 				{do: "hold", after: time.Minute}} {
 				for _, replicas := range []int{1, 3} {
-					inBriefWorld(t, secrets, func(w *world) {
+					inBriefHarness(t, secrets, func(w *harness) {
 						w.replicate(replicas)
 						f.point = point
-						w.run(brief, []fate{f})
+						w.run(brief, []incident{f})
 						mustSucceed(w)
 						if len(w.owners) != 1 {
 							w.t.Errorf("%d owners: a lost answer fenced its own owner", len(w.owners))
@@ -53,7 +53,7 @@ func TestLostAnswer(t *testing.T) {
 						t.Run(fmt.Sprintf("%s/%s/travel=%s/lag=%s/history=%v", op, lost, travel, lag, history),
 							func(t *testing.T) {
 								t.Parallel()
-								inWorld(t, secrets, func(w *world) {
+								withHarness(t, secrets, func(w *harness) {
 									w.vc.lag, w.vc.history = lag, history
 									w.vc.on(rule{op: op + " sent", times: 2, lost: lost, delay: travel})
 									w.run(brief)
@@ -78,7 +78,7 @@ func TestLostAnswerThenGone(t *testing.T) {
 		for _, lost := range []string{"answer", "call"} {
 			t.Run(op+"/"+lost, func(t *testing.T) {
 				t.Parallel()
-				inWorld(t, secrets, func(w *world) {
+				withHarness(t, secrets, func(w *harness) {
 					w.vc.lag = 29 * time.Second
 					w.vc.on(rule{op: op + " sent", times: 1, lost: lost, delay: 9 * time.Second})
 					req := w.request("order-1", brief)
@@ -105,9 +105,9 @@ func TestClocks(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
 	for _, offset := range []time.Duration{-2 * time.Hour, -5 * time.Second, 5 * time.Second, 2 * time.Hour} {
-		for _, point := range weighty(points(t, secrets, brief, inBriefWorld)) {
+		for _, point := range lastingPoints(crashPoints(t, secrets, brief, inBriefHarness)) {
 			t.Run(fmt.Sprintf("%s/%s", offset, point), func(t *testing.T) {
-				inBriefWorld(t, secrets, func(w *world) {
+				inBriefHarness(t, secrets, func(w *harness) {
 					w.vc.offset, w.vc.guestOffset = offset, -offset
 					w.run(brief, crash(point))
 					mustSucceed(w)
@@ -122,10 +122,10 @@ func TestTailLoss(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
 	for _, tail := range []int{1, 2} {
-		for _, point := range weighty(points(t, secrets, brief, inBriefWorld)) {
+		for _, point := range lastingPoints(crashPoints(t, secrets, brief, inBriefHarness)) {
 			t.Run(fmt.Sprintf("%d/%s", tail, point), func(t *testing.T) {
 				for _, lag := range []time.Duration{0, 29 * time.Second} {
-					inBriefWorld(t, secrets, func(w *world) {
+					inBriefHarness(t, secrets, func(w *harness) {
 						w.tail, w.atOnce, w.vc.lag = tail, true, lag
 						w.run(brief, crash(point))
 						mustSucceed(w)
@@ -133,9 +133,9 @@ func TestTailLoss(t *testing.T) {
 					if !strings.Contains(point, " sent") {
 						continue
 					}
-					inBriefWorld(t, secrets, func(w *world) {
+					inBriefHarness(t, secrets, func(w *harness) {
 						w.tail, w.atOnce, w.vc.lag = tail, true, lag
-						w.run(brief, []fate{{point: point, do: "late", after: 10 * time.Second}})
+						w.run(brief, []incident{{point: point, do: "late", after: 10 * time.Second}})
 						mustSucceed(w)
 					})
 				}
@@ -148,23 +148,24 @@ func TestTailLoss(t *testing.T) {
 func TestWaitsMatter(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	histories := map[string]func(w *world){
-		"late call, takeover": func(w *world) {
-			w.run(brief, []fate{{point: "CustomizeGuest sent", do: "late", after: 9 * time.Second}})
+	histories := map[string]func(w *harness){
+		"late call, takeover": func(w *harness) {
+			w.run(brief, []incident{{point: "CustomizeGuest sent", do: "late", after: 9 * time.Second}})
 		},
-		"late call, answer lost": func(w *world) {
+		"late call, answer lost": func(w *harness) {
 			w.vc.on(rule{op: "CustomizeGuest sent", times: 1, lost: "answer", delay: 9 * time.Second})
 			w.run(brief)
 		},
-		"shown late": func(w *world) {
+		"shown late": func(w *harness) {
 			w.run(brief, crash("StartProcess landed"))
 		},
 	}
+
 	for name, history := range histories {
 		for _, waits := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s/waits=%v", name, waits), func(t *testing.T) {
 				t.Parallel()
-				found := problemsOf(t, secrets, func(w *world) {
+				found := problemsOf(t, secrets, func(w *harness) {
 					w.atOnce, w.vc.lag, w.vm.customize, w.vm.network = true, 29*time.Second, time.Second, time.Second
 					if !waits {
 						w.settings.TravelTime, w.settings.VisibilityLag = 0, 0
@@ -172,6 +173,7 @@ func TestWaitsMatter(t *testing.T) {
 					}
 					history(w)
 				})
+
 				if twice := strings.Contains(strings.Join(found, "\n"), "took effect 2 times"); twice == waits {
 					t.Errorf("problems: %q", found)
 				}

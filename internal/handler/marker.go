@@ -57,6 +57,7 @@ func withMarker(list []vcapi.Process, mark, command string) (found *vcapi.Proces
 			found = &list[i]
 		}
 	}
+
 	return found
 }
 
@@ -68,6 +69,7 @@ func alike(list []vcapi.Process, e *events.ExecSpec) (same []string) {
 			same = append(same, identity(shown))
 		}
 	}
+
 	return same
 }
 
@@ -90,6 +92,7 @@ func guestIdentity(list []vcapi.Process) string {
 			who = append(who, fmt.Sprintf("%s %d %s", p.Name, p.PID, p.Started.UTC().Format(time.RFC3339)))
 		}
 	}
+
 	slices.Sort(who)
 	return strings.Join(who, ", ")
 }

@@ -30,6 +30,7 @@ func TestMarkerReachesNoProgram(t *testing.T) {
 			t.Errorf("arguments %q: the command line does not end in the marker", arguments)
 		}
 	}
+
 	for _, arguments := range []string{
 		"", `--dir /srv/data\`, `--dir /srv/data\\`, `--dir /srv/data\\\`, `'C:\'`, `a\ b`, "a b ", `# a comment\`,
 		"one\\\ntwo", "two\nlines\\", "x\n",
@@ -53,7 +54,7 @@ const agent = `C:\temp\agent.exe`
 const onWindows = `{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},"processes":[{"name":"agent.exe",` +
 	`"run":{"path":"C:\\temp\\agent.exe","arguments":"/i C:\\temp\\agent.msi /qn"}}]}`
 
-func windowsGuest(w *world) {
+func windowsGuest(w *harness) {
 	w.vm.windows = true
 	w.vm.programs[agent] = program{takes: time.Minute}
 }
@@ -61,7 +62,7 @@ func windowsGuest(w *world) {
 // A program of a Windows guest is started as it was asked for: nothing would take a marker away from it.
 func TestWindowsHasNoMarker(t *testing.T) {
 	t.Parallel()
-	inWorld(t, secretsDir(t), func(w *world) {
+	withHarness(t, secretsDir(t), func(w *harness) {
 		windowsGuest(w)
 		run := w.run(onWindows)
 		mustSucceed(w)
@@ -81,14 +82,14 @@ func TestWindowsHasNoMarker(t *testing.T) {
 func TestWindowsProcessInDoubt(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	beside := func(w *world) { // another one of its kind, which was there before
+	beside := func(w *harness) { // another one of its kind, which was there before
 		w.vm.procs = append(w.vm.procs, &fakeProc{pid: 77, name: "AGENT.EXE", command: `"C:\apps\AGENT.EXE" /x`,
 			started: time.Now(), program: program{takes: long}})
 	}
 	for _, row := range []struct {
 		name      string
-		before    func(*world)
-		plan      []fate
+		before    func(*harness)
+		plan      []incident
 		rule      *rule
 		code      events.Code // "": succeeded
 		processes int
@@ -108,7 +109,7 @@ func TestWindowsProcessInDoubt(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
-			inWorld(t, secrets, func(w *world) {
+			withHarness(t, secrets, func(w *harness) {
 				windowsGuest(w)
 				if row.before != nil {
 					row.before(w)
@@ -157,7 +158,7 @@ func TestPidReused(t *testing.T) {
 			for _, canceled := range []bool{false, true} {
 				t.Run(fmt.Sprintf("%s/identity %s/canceled %v", guest, identity, canceled), func(t *testing.T) {
 					t.Parallel()
-					inWorld(t, secrets, func(w *world) {
+					withHarness(t, secrets, func(w *harness) {
 						request := only(processOnly)
 						w.vm.programs["/usr/bin/first"] = program{takes: 30 * time.Second, exit: 17}
 						if guest == "windows" {
@@ -169,7 +170,7 @@ func TestPidReused(t *testing.T) {
 							w.vc.on(rule{op: "Process", times: 1, hang: true})
 						}
 						req := w.request("order-1", request)
-						o := w.deliver(req, fate{point: "stored process.started", do: "crash"})
+						o := w.deliver(req, incident{point: "stored process.started", do: "crash"})
 						<-o.stopped
 						<-time.After(7 * time.Minute)
 						other := &fakeProc{command: `"/usr/sbin/cron" -f`, started: time.Now(),
@@ -222,9 +223,10 @@ func TestExitCodeSigns(t *testing.T) {
 			t.Errorf("%d is shown as %s, want %s", row.b, got, row.text)
 		}
 	}
+
 	secrets := secretsDir(t)
 	for _, codes := range [][2]int64{{3221225477, -1073741819}, {-1073741819, 3221225477}} {
-		inWorld(t, secrets, func(w *world) {
+		withHarness(t, secrets, func(w *harness) {
 			w.vm.programs["/usr/bin/first"] = program{takes: time.Second, exit: codes[1]}
 			run := w.run(only(strings.Replace(processOnly, `"run"`,
 				fmt.Sprintf(`"successExitCodes":[%d],"run"`, codes[0]), 1)))

@@ -52,6 +52,7 @@ func (n nameRule) compare(shown, vm string, hide func(string) string) held {
 		return held{mismatch: fmt.Sprintf("host name: want %s, the guest shows %s", fmt.Sprintf(format, args...),
 			orNothing(hide(shown)))}
 	}
+
 	switch n.kind {
 	case fixedName:
 		want := firstLabel(n.text)
@@ -74,8 +75,10 @@ func (n nameRule) compare(shown, vm string, hide func(string) string) held {
 			return held{untold: fmt.Sprintf("it is not documented which host name vCenter makes of the VM name %q; "+
 				"the guest shows %s", vm, orNothing(hide(shown)))}
 		}
+
 		return n.made(label, vm, longest, false, func() held { return differs("%s, the VM's name", vm) })
 	}
+
 	return held{}
 }
 
@@ -98,11 +101,13 @@ func (n nameRule) made(label, base string, longest int, always bool, differs fun
 			return held{}
 		}
 	}
+
 	const digits = 5
 	if len(base)+digits > longest && strings.EqualFold(cutTo(label, longest-2*digits), cutTo(base, longest-2*digits)) {
 		return held{untold: fmt.Sprintf("it is not documented how vCenter cuts a name that is longer than %d "+
 			"characters with its number", longest)}
 	}
+
 	if !plainName.MatchString(strings.TrimRight(base, "-")) {
 		return held{untold: "it is not documented which host name vCenter makes of such a prefix"}
 	}

@@ -130,6 +130,7 @@ func (s *step) outcomeInAny(v *vcapi.Error) outcome {
 	default:
 		o = outcome{code: cmp.Or(s.fallback, events.Internal)}
 	}
+
 	return o
 }
 
@@ -184,10 +185,12 @@ func (s *step) failure(err error) *stepError {
 			"\n")); words != "" {
 			cure, f.retryable = words, retryable
 		}
+
 		if cure != "" {
 			f.message = strings.TrimSuffix(f.message, ".") + ": " + cure
 		}
 	}
+
 	return f
 }
 
@@ -199,6 +202,7 @@ func missingPrivilege(v *vcapi.Error) string {
 			PrivilegeIDs []string `json:"privilegeIds"`
 		} `json:"missingPrivileges"`
 	}
+
 	if v.Name != "NoPermission" || json.Unmarshal(v.Data, &fault) != nil {
 		return ""
 	}
@@ -231,6 +235,7 @@ func (s *step) timeError(code events.Code, message string) *stepError {
 		// It was turned away all the time; a session that is lost is renewed, and tells nothing.
 		f.code = s.outcome(v).code
 	}
+
 	if loginRefused(r.blocked.by) {
 		f.code, f.retryable = events.Unauthenticated, false
 	}
@@ -238,6 +243,7 @@ func (s *step) timeError(code events.Code, message string) *stepError {
 		f.message += ": " + r.blocked.by.Error()
 		f.err = r.blocked.by
 	}
+
 	if f.waiting == events.WaitingTools {
 		f.message += ": see that VMware Tools run in the guest"
 	}

@@ -91,13 +91,15 @@ func (r *run) waitInFlight(ctx context.Context, also time.Time) error {
 			if err := r.owner.inFlightErr; err != nil {
 				why = fmt.Errorf("the answer does not tell whether the call took effect: %w", err)
 			}
-			if err := r.wait(events.WaitingCallsInFlight, why); err != nil {
+			if err := r.reportBlocked(events.WaitingCallsInFlight, why); err != nil {
 				return err
 			}
 		}
+
 		_, span := r.Tracer.Start(ctx, "until earlier calls must show")
 		defer span.End()
 	}
+
 	if sleepUntil(ctx, until) != nil {
 		return r.interrupted(ctx)
 	}

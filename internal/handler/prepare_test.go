@@ -12,16 +12,16 @@ import (
 var preparations = map[string]struct {
 	request string
 	act     string
-	slow    func(w *world)
+	slow    func(w *harness)
 }{
-	"the guest's own status": {only(customizeOnly), "customize", func(w *world) {
+	"the guest's own status": {only(customizeOnly), "customize", func(w *harness) {
 		w.vc.on(rule{op: "CustomizationStatus", times: 1, hang: true})
 	}},
-	"the NICs that are off": {only(`"network":{"connectNics":true}`), "network", func(w *world) {
+	"the NICs that are off": {only(`"network":{"connectNics":true}`), "network", func(w *harness) {
 		w.vm.nics = []vcapi.NIC{{MAC: "00:50:56:00:00:01"}}
 		w.vc.on(rule{op: "DisconnectedNICs", times: 1, hang: true})
 	}},
-	"the connection of the NICs": {only(`"network":{"connectNics":true}`), "network", func(w *world) {
+	"the connection of the NICs": {only(`"network":{"connectNics":true}`), "network", func(w *harness) {
 		w.vm.nics = []vcapi.NIC{{MAC: "00:50:56:00:00:01"}}
 		w.vc.connects = 10 * time.Second
 	}},
@@ -35,9 +35,9 @@ func TestInterruptedPreparation(t *testing.T) {
 	for name, p := range preparations {
 		t.Run(name+"/canceled", func(t *testing.T) {
 			t.Parallel()
-			for _, deaf := range []bool{false, true} { // a cancel that is not heard is looked for
-				inWorld(t, secrets, func(w *world) {
-					w.deaf = deaf
+			for _, noWake := range []bool{false, true} { // a cancel that is not heard is looked for
+				withHarness(t, secrets, func(w *harness) {
+					w.noWake = noWake
 					p.slow(w)
 					req := w.request("order-1", p.request)
 					w.later(3*time.Second, func() { w.cancel(req) })
@@ -50,9 +50,10 @@ func TestInterruptedPreparation(t *testing.T) {
 				})
 			}
 		})
+
 		t.Run(name+"/out of time", func(t *testing.T) {
 			t.Parallel()
-			inWorld(t, secrets, func(w *world) {
+			withHarness(t, secrets, func(w *harness) {
 				p.slow(w)
 				run := w.run(`{"timeout":"3s",` + p.request[1:])
 				if run.Error == nil || run.Error.Code != events.DeadlineExceeded {
@@ -61,9 +62,10 @@ func TestInterruptedPreparation(t *testing.T) {
 				w.wantEffects(p.act, 0)
 			})
 		})
+
 		t.Run(name+"/told to stop", func(t *testing.T) {
 			t.Parallel()
-			inWorld(t, secrets, func(w *world) {
+			withHarness(t, secrets, func(w *harness) {
 				w.vm.lies = "FAILED"
 				p.slow(w)
 				req := w.request("order-1", p.request)
@@ -90,7 +92,7 @@ func TestInterruptedPreparation(t *testing.T) {
 // accepted any more.
 func TestCanceledBeforeItIsAccepted(t *testing.T) {
 	t.Parallel()
-	inWorld(t, secretsDir(t), func(w *world) {
+	withHarness(t, secretsDir(t), func(w *harness) {
 		w.vc.on(rule{op: "Tasks", times: 1, hang: true})
 		req := w.request("order-1", brief)
 		w.later(3*time.Second, func() { w.cancel(req) })

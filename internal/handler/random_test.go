@@ -18,14 +18,14 @@ var histories = flag.Uint64("histories", 200, "how many random histories TestRan
 func TestRandomHistories(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	usual := weighty(points(t, secrets, brief, inBriefWorld))
-	every := points(t, secrets, brief, inBriefWorld)
+	usual := lastingPoints(crashPoints(t, secrets, brief, inBriefHarness))
+	every := crashPoints(t, secrets, brief, inBriefHarness)
 	for part := range uint64(8) {
 		t.Run(fmt.Sprint(part), func(t *testing.T) {
 			t.Parallel()
 			succeeded := 0
 			for seed := part; seed < *histories; seed += 8 {
-				inBriefWorld(t, secrets, func(w *world) {
+				inBriefHarness(t, secrets, func(w *harness) {
 					rnd := rand.New(rand.NewPCG(seed, 1))
 					one := func(ds ...time.Duration) time.Duration { return ds[rnd.IntN(len(ds))] }
 					w.vc.lag = one(0, 5*time.Second, 29*time.Second)
@@ -34,15 +34,15 @@ func TestRandomHistories(t *testing.T) {
 					w.replicate(1 + 2*rnd.IntN(2))
 					w.vc.offset = one(0, 0, -time.Hour, time.Hour)
 					stale := false
-					var plans [][]fate
+					var plans [][]incident
 					for range 1 + rnd.IntN(4) {
-						var plan []fate
+						var plan []incident
 						for range 1 + rnd.IntN(3) {
 							from := usual
 							if rnd.IntN(3) == 0 {
 								from = every
 							}
-							f := fate{point: from[rnd.IntN(len(from))], do: "crash"}
+							f := incident{point: from[rnd.IntN(len(from))], do: "crash"}
 							switch rnd.IntN(7) {
 							case 0, 1:
 								f.do, f.after, stale = "pause",
@@ -59,13 +59,16 @@ func TestRandomHistories(t *testing.T) {
 										one(time.Millisecond, 3*time.Second, time.Minute)
 								}
 							}
+
 							if f.do == "crash" && strings.Contains(f.point, " sent") {
 								f.do, f.after = "late", one(0, 9*time.Second, 10*time.Second)
 							}
 							plan = append(plan, f)
 						}
+
 						plans = append(plans, plan)
 					}
+
 					if !stale && rnd.IntN(3) == 0 {
 						w.tail = 1 // with a living stale owner nothing closes this hole
 					}
@@ -79,6 +82,7 @@ func TestRandomHistories(t *testing.T) {
 							w.vc.on(rule{op: op + " sent", times: 1, fn: w.vc.expireSessions})
 						}
 					}
+
 					run := w.run(brief, plans...)
 					switch {
 					case run.Status == events.StatusSucceeded:
@@ -88,15 +92,18 @@ func TestRandomHistories(t *testing.T) {
 							run.Error.Code != events.StepTimeout && run.Error.Code != events.ExitCodeUnknown:
 						w.t.Errorf("the run ended as %s: %+v", run.Status, run.Error)
 					}
+
 					if w.t.Failed() {
 						w.t.Logf("seed %d: lag %s, tail %d, history %v, %+v", seed, w.vc.lag, w.tail, w.vc.history,
 							plans)
 					}
 				})
+
 				if t.Failed() {
 					return
 				}
 			}
+
 			t.Logf("%d succeeded", succeeded)
 		})
 	}

@@ -20,9 +20,10 @@ func retryRead[T any](ctx context.Context, s *step, read func(context.Context) (
 	for pause, tries := newPause(askPause), 1; ; tries++ {
 		v, err := readOnce(ctx, s.run, tries == 1, read)
 		if err == nil {
-			s.run.heard()
+			s.run.vCenterAnswered()
 			return v, nil
 		}
+
 		if err := s.pause(ctx, err, pause); err != nil {
 			return v, err
 		}
@@ -31,12 +32,13 @@ func retryRead[T any](ctx context.Context, s *step, read func(context.Context) (
 
 func readOnce[T any](ctx context.Context, r *run, first bool, read func(context.Context) (T, error)) (T, error) {
 	r.asking = true
-	r.calling()
+	r.callBegins()
 	if first {
 		short, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("no answer within %s", patience))
 		defer cancel()
 		ctx = short
 	}
+
 	return read(ctx)
 }
 
@@ -46,13 +48,14 @@ func readDecisive[T any](ctx context.Context, s *step, read func(context.Context
 	for pause, tries := newPause(askPause), 1; ; tries++ {
 		v, err := readOnce(ctx, s.run, tries == 1, read)
 		var said *vcapi.Error
-		if err == nil || ctx.Err() == nil && (!errors.As(err, &said) || !s.run.away(ctx, said)) {
-			s.run.heard()
+		if err == nil || ctx.Err() == nil && (!errors.As(err, &said) || !s.run.isAway(ctx, said)) {
+			s.run.vCenterAnswered()
 			if said != nil && silent(said) && tries == 1 { // vCenter may have come back just before it was asked
 				continue
 			}
 			return v, err
 		}
+
 		if err := s.pause(ctx, err, pause); err != nil {
 			return v, err
 		}
@@ -74,7 +77,7 @@ func (s *step) pause(ctx context.Context, err error, b *backoff.Backoff) error {
 	if why == "" {
 		return s.failure(err)
 	}
-	if err := r.wait(why, err); err != nil {
+	if err := r.reportBlocked(why, err); err != nil {
 		return err
 	}
 	if b.Wait(ctx) != nil {
@@ -87,32 +90,33 @@ func (s *step) pause(ctx context.Context, err error, b *backoff.Backoff) error {
 func (s *step) absence(ctx context.Context, v *vcapi.Error) events.Waiting {
 	r := s.run
 	switch {
-	case r.away(ctx, v):
+	case r.isAway(ctx, v):
 		return events.WaitingVCenterUnavailable
 	case silent(v) && inGuest(v): // it is the guest that hangs
 		return events.WaitingTools
 	}
+
 	return s.outcome(v).waiting
 }
 
-// calling notes that a call is about to be made: if vCenter gives it no answer, it is away since now.
-func (r *run) calling() {
+// callBegins notes that a call is about to be made: if vCenter gives it no answer, it is away since now.
+func (r *run) callBegins() {
 	if r.silentSince.IsZero() {
 		r.silentSince = time.Now()
 	}
 }
 
-// heard notes that vCenter answers.
-func (r *run) heard() {
+// vCenterAnswered notes that vCenter answers.
+func (r *run) vCenterAnswered() {
 	r.silentSince = time.Time{}
 	r.clock.goOn()
 	r.telemetry.unblockedBy(events.WaitingVCenterUnavailable)
 }
 
-// away reports whether vCenter gives no answer of its own; then the steps' clock stands still, since the first call
+// isAway reports whether vCenter gives no answer of its own; then the steps' clock stands still, since the first call
 // that got none. A call to the guest may hang in the guest: that vCenter is away is believed where it does not even
 // tell its time.
-func (r *run) away(ctx context.Context, v *vcapi.Error) bool {
+func (r *run) isAway(ctx context.Context, v *vcapi.Error) bool {
 	gone := silent(v)
 	if gone && inGuest(v) && v.Sent != vcapi.NotSent {
 		once, cancel := context.WithTimeout(ctx, patience)
@@ -121,14 +125,16 @@ func (r *run) away(ctx context.Context, v *vcapi.Error) bool {
 		var said *vcapi.Error
 		if gone = errors.As(err, &said) && silent(said); !gone {
 			_, still := r.clock.stands()
-			r.heard()
+			r.vCenterAnswered()
 			return !still.IsZero() // it was away until now: what the guest did not answer is asked again
 		}
 	}
+
 	if !gone {
-		r.heard()
+		r.vCenterAnswered()
 		return false
 	}
+
 	since := r.silentSince
 	if since.IsZero() {
 		since = time.Now()
@@ -149,6 +155,7 @@ func silent(v *vcapi.Error) bool {
 	case v.FrontEnd():
 		return v.Name == "" || !inGuest(v)
 	}
+
 	return v.Foreign
 }
 
@@ -159,5 +166,6 @@ func inGuest(v *vcapi.Error) bool {
 		"AbortCustomization_Task":
 		return true
 	}
+
 	return v.Guest
 }

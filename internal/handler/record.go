@@ -18,7 +18,7 @@ func (r *run) record(k events.Kind) error {
 	ctx := r.lasting()
 	err := r.append(ctx, k)
 	if errors.Is(err, events.ErrForgotten) && r.owner.stored {
-		if err := r.afresh(ctx, k); err != nil {
+		if err := r.restartJournal(ctx, k); err != nil {
 			return err
 		}
 		err = r.append(ctx, k)
@@ -28,11 +28,12 @@ func (r *run) record(k events.Kind) error {
 
 // append stores the run's state as its event k, on top of the event that this owner knows.
 func (r *run) append(ctx context.Context, k events.Kind) error {
-	if r.endsWait(k) {
-		r.stillWaits(waitTold{})
+	if r.unblocks(k) {
+		r.setAnnounced(announcement{})
 		r.telemetry.unblocked()
 	}
-	r.keepTime()
+
+	r.saveClock()
 	if k != events.RunReleased {
 		r.point.Released = nil
 	}
@@ -41,6 +42,7 @@ func (r *run) append(ctx context.Context, k events.Kind) error {
 			return err
 		}
 	}
+
 	point, err := json.Marshal(r.point)
 	if err != nil {
 		return fmt.Errorf("encode the checkpoint: %w", err)
@@ -60,6 +62,7 @@ func (r *run) append(ctx context.Context, k events.Kind) error {
 		r.owner.renew()
 		return fmt.Errorf("vm %s: run %s: append %s: %w", r.vm, r.state.ID, k, err)
 	}
+
 	r.owner.wrote(seq, id)
 	if k == events.RunAccepted {
 		r.point.Accepted = seq
@@ -82,6 +85,7 @@ func (r *run) publish(ctx context.Context, id string, k events.Kind) (uint64, er
 		r.telemetry.notAppended(span, err)
 		return 0, err
 	}
+
 	r.telemetry.appended(ctx, k, &r.state, time.Since(began))
 	return seq, nil
 }
@@ -102,6 +106,7 @@ func (r *run) logEvent(k events.Kind) {
 		}
 		r.logged = true
 	}
+
 	if r.state.Waiting != "" {
 		l = l.Str("waiting", string(r.state.Waiting)).AnErr("for", r.blocked.by)
 	}

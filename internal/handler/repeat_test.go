@@ -13,17 +13,17 @@ import (
 // faulty is a request whose first customization ends with the general fault, and is aborted and repeated.
 var faulty = only(`"verify":{"timeout":"5s","nicsConnected":false},"customize":` + named)
 
-// inFaultyWorld is a world in which that happens.
-func inFaultyWorld(t *testing.T, secrets Secrets, fn func(w *world)) {
+// inFaultyWorld is a harness in which that happens.
+func inFaultyWorld(t *testing.T, secrets Secrets, fn func(w *harness)) {
 	t.Helper()
-	inBriefWorld(t, secrets, func(w *world) {
-		w.vm.faulty, w.several = 1, true
+	inBriefHarness(t, secrets, func(w *harness) {
+		w.vm.faulty, w.allowRepeat = 1, true
 		fn(w)
 	})
 }
 
 // twice checks that the guest was customized once more, after an abort, and not oftener.
-func (w *world) twice() {
+func (w *harness) twice() {
 	w.t.Helper()
 	mustSucceed(w)
 	w.wantEffects("customize", 2)
@@ -42,17 +42,17 @@ func (w *world) twice() {
 func TestAbortAndRepeat(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	for _, point := range weighty(points(t, secrets, faulty, inFaultyWorld)) {
+	for _, point := range lastingPoints(crashPoints(t, secrets, faulty, inFaultyWorld)) {
 		t.Run(point, func(t *testing.T) {
 			t.Parallel()
-			plans := [][]fate{crash(point), {{point: point, do: "term"}},
+			plans := [][]incident{crash(point), {{point: point, do: "term"}},
 				{{point: point, do: "pause", after: 46 * time.Second}}}
 			if strings.Contains(point, " sent") {
-				plans[2] = []fate{{point: point, do: "late", after: 10 * time.Second}}
+				plans[2] = []incident{{point: point, do: "late", after: 10 * time.Second}}
 			}
 			for _, plan := range plans {
 				for _, lag := range []time.Duration{0, 29 * time.Second} {
-					inFaultyWorld(t, secrets, func(w *world) {
+					inFaultyWorld(t, secrets, func(w *harness) {
 						w.replicate(3)
 						w.atOnce, w.vc.lag = lag > 0, lag
 						w.run(faulty, plan)
@@ -70,21 +70,22 @@ func TestAbortAndRepeat(t *testing.T) {
 func TestAbortAndRepeatCrashPairs(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	for n, first := range weighty(points(t, secrets, faulty, inFaultyWorld)) {
+	for n, first := range lastingPoints(crashPoints(t, secrets, faulty, inFaultyWorld)) {
 		t.Run(first, func(t *testing.T) {
 			t.Parallel()
 			var second []string
-			inFaultyWorld(t, secrets, func(w *world) {
+			inFaultyWorld(t, secrets, func(w *harness) {
 				w.run(faulty, crash(first))
 				if len(w.owners) > 1 {
-					second = weighty(w.owners[1].trace)
+					second = lastingPoints(w.owners[1].trace)
 				}
 			})
+
 			for m, second := range second {
 				if !sampled(n, m) {
 					continue
 				}
-				inFaultyWorld(t, secrets, func(w *world) {
+				inFaultyWorld(t, secrets, func(w *harness) {
 					w.atOnce, w.vc.lag = true, 29*time.Second
 					w.run(faulty, crash(first), crash(second))
 					w.twice()
@@ -105,9 +106,9 @@ func TestAbortInDoubt(t *testing.T) {
 		"stored customize.aborted"} {
 		t.Run(point, func(t *testing.T) {
 			t.Parallel()
-			inFaultyWorld(t, secrets, func(w *world) {
+			inFaultyWorld(t, secrets, func(w *harness) {
 				w.vc.history, w.vc.forever = false, nil
-				w.run(faulty, []fate{{point: point, do: "call, then crash", fn: w.vc.restartNow}})
+				w.run(faulty, []incident{{point: point, do: "call, then crash", fn: w.vc.restartNow}})
 				w.twice()
 			})
 		})
@@ -125,10 +126,11 @@ func TestAbortUnanswered(t *testing.T) {
 		"busy":        {err: vcError("TaskInProgress", 500, vcapi.Transient)},
 		"Task busy":   {task: &vcapi.Error{Name: "TaskInProgress", Class: vcapi.Transient, Sent: vcapi.Answered}},
 	}
+
 	for name, r := range rules {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			inFaultyWorld(t, secrets, func(w *world) {
+			inFaultyWorld(t, secrets, func(w *harness) {
 				r.op, r.times = "AbortCustomization sent", 1
 				w.vc.on(r)
 				w.run(faulty)
@@ -136,9 +138,10 @@ func TestAbortUnanswered(t *testing.T) {
 			})
 		})
 	}
+
 	t.Run("refused", func(t *testing.T) {
 		t.Parallel()
-		inFaultyWorld(t, secrets, func(w *world) {
+		inFaultyWorld(t, secrets, func(w *harness) {
 			w.vc.on(rule{op: "AbortCustomization sent", err: vcError("NotSupported", 500, vcapi.Permanent)})
 			run := w.run(faulty)
 			if run.Status != events.StatusFailed || run.Error.Step != "customize" || run.Error.VSphere == nil ||
@@ -155,14 +158,14 @@ func TestAbortAndRepeatCanceled(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
 	done := false // with all that the run does to the guest, and the looking at it
-	for _, point := range weighty(points(t, secrets, faulty, inFaultyWorld)) {
+	for _, point := range lastingPoints(crashPoints(t, secrets, faulty, inFaultyWorld)) {
 		done = done || point == "publish verify.completed"
 		for _, do := range []string{"call", "call, then crash"} {
 			t.Run(point+"/"+do, func(t *testing.T) {
 				t.Parallel()
-				inFaultyWorld(t, secrets, func(w *world) {
+				inFaultyWorld(t, secrets, func(w *harness) {
 					req := w.request("order-1", faulty)
-					w.drive(req, []fate{{point: point, do: do, fn: func() { w.cancel(req) }}})
+					w.drive(req, []incident{{point: point, do: do, fn: func() { w.cancel(req) }}})
 					if last := w.last(); last.Status != events.StatusCanceled &&
 						(!done || last.Status != events.StatusSucceeded) {
 						w.t.Errorf("the run ended as %s", last.Status)
@@ -189,7 +192,7 @@ func TestAbortOutlivesItsOwner(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
 	for _, canceled := range []bool{false, true} {
-		inFaultyWorld(t, secrets, func(w *world) {
+		inFaultyWorld(t, secrets, func(w *harness) {
 			w.vc.aborts = 100 * time.Second
 			timeout := "90s"
 			if canceled {
@@ -229,8 +232,8 @@ func TestRepeatIsDecidedOnce(t *testing.T) {
 	for _, point := range []string{"stored customize.aborted", "Session", "publish customize.starting"} {
 		t.Run(point, func(t *testing.T) {
 			t.Parallel()
-			inWorld(t, secrets, func(w *world) {
-				w.several = true
+			withHarness(t, secrets, func(w *harness) {
+				w.allowRepeat = true
 				w.vc.naming = func(string) (string, string) { return "", "" } // nobody can tell whose a Task is
 				w.run(`{"onUncertain":"repeat",`+only(customizeOnly)[1:], crash("CustomizeGuest landed"),
 					crash("stored customize.aborted"), crash(point))
@@ -250,15 +253,16 @@ func TestAbortInDoubtAtTheEnd(t *testing.T) {
 	for name, doubtful := range map[string]bool{"after a failure": false, "after a doubt": true} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			inBriefWorld(t, secrets, func(w *world) {
-				w.several, w.vc.history, w.vc.forever = true, false, nil
-				data, plan, want := faulty, []fate(nil), []string(nil)
+			inBriefHarness(t, secrets, func(w *harness) {
+				w.allowRepeat, w.vc.history, w.vc.forever = true, false, nil
+				data, plan, want := faulty, []incident(nil), []string(nil)
 				if doubtful {
 					data, want = `{"onUncertain":"repeat",`+only(customizeOnly)[1:], []string{"customize"}
-					plan = []fate{{point: "CustomizeGuest landed", do: "call, then crash", fn: w.vc.restartNow}}
+					plan = []incident{{point: "CustomizeGuest landed", do: "call, then crash", fn: w.vc.restartNow}}
 				} else {
 					w.vm.faulty = 1
 				}
+
 				req := w.request("order-1", data)
 				w.vc.on(rule{op: "AbortCustomization sent", lost: "answer", fn: func() {
 					w.later(time.Second, w.vc.restartNow)
@@ -279,7 +283,7 @@ func TestAbortInDoubtAtTheEnd(t *testing.T) {
 func TestDoubtOfARepetition(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	inDoubt := func(w *world, effect, want string) {
+	inDoubt := func(w *harness, effect, want string) {
 		w.wantEnds(want)
 		if got := w.pointOf(want).Doubt; !slices.Equal(got, []string{effect}) {
 			w.t.Errorf("doubt about %v, want %s", got, effect)
@@ -288,22 +292,23 @@ func TestDoubtOfARepetition(t *testing.T) {
 			w.t.Errorf("error %+v", e)
 		}
 	}
-	points := []string{"stored customize.aborting", "AbortCustomization landed", "stored customize.aborted"}
-	for _, point := range points {
+	crashPoints := []string{"stored customize.aborting", "AbortCustomization landed", "stored customize.aborted"}
+	for _, point := range crashPoints {
 		for _, end := range []string{"run.canceled", "run.failed"} {
 			t.Run(point+"/"+end, func(t *testing.T) {
 				t.Parallel()
-				inBriefWorld(t, secrets, func(w *world) {
-					w.several, w.vc.history, w.vc.forever = true, false, nil
+				inBriefHarness(t, secrets, func(w *harness) {
+					w.allowRepeat, w.vc.history, w.vc.forever = true, false, nil
 					timeout := map[string]string{"run.canceled": "1h", "run.failed": "80s"}[end]
-					req := w.request("order-1", `{"timeout":"`+timeout+`","onUncertain":"repeat",`+only(customizeOnly)[1:])
-					lost := fate{point: "CustomizeGuest landed", do: "call, then crash", fn: w.vc.restartNow}
-					dies := fate{point: point, do: "call, then crash", fn: func() {
+					req := w.request("order-1",
+						`{"timeout":"`+timeout+`","onUncertain":"repeat",`+only(customizeOnly)[1:])
+					lost := incident{point: "CustomizeGuest landed", do: "call, then crash", fn: w.vc.restartNow}
+					dies := incident{point: point, do: "call, then crash", fn: func() {
 						if end == "run.canceled" {
 							w.cancel(req)
 						}
 					}}
-					w.drive(req, []fate{lost}, []fate{dies})
+					w.drive(req, []incident{lost}, []incident{dies})
 					inDoubt(w, "customize", end)
 				})
 			})
@@ -311,13 +316,13 @@ func TestDoubtOfARepetition(t *testing.T) {
 	}
 	t.Run("the repetition is refused", func(t *testing.T) {
 		t.Parallel()
-		inBriefWorld(t, secrets, func(w *world) {
-			w.several = true
-			lost := fate{point: "StartProcess landed", do: "call, then crash", fn: func() {
+		inBriefHarness(t, secrets, func(w *harness) {
+			w.allowRepeat = true
+			lost := incident{point: "StartProcess landed", do: "call, then crash", fn: func() {
 				w.vc.restartGuest(w.vm)
 				w.vc.on(rule{op: "StartProcess", err: vcError("GuestPermissionDenied", 500, vcapi.Permanent)})
 			}}
-			w.run(`{"onUncertain":"repeat",`+only(processOnly)[1:], []fate{lost})
+			w.run(`{"onUncertain":"repeat",`+only(processOnly)[1:], []incident{lost})
 			inDoubt(w, "process", "run.failed")
 			w.wantEffects("process first", 1)
 		})

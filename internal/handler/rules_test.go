@@ -23,18 +23,19 @@ func TestSequenceUsedAgain(t *testing.T) {
 	for _, row := range rows {
 		t.Run(row.act, func(t *testing.T) {
 			t.Parallel()
-			inBriefWorld(t, secrets, func(w *world) {
+			inBriefHarness(t, secrets, func(w *harness) {
 				w.vm.network = time.Second
+
 				// No wait worth an event.
 				w.settings.SendWindow, w.settings.TravelTime, w.settings.VisibilityLag = 300*time.Millisecond,
 					300*time.Millisecond, 300*time.Millisecond
 				looking, ready, sent := make(chan struct{}), make(chan struct{}), make(chan struct{})
 				req := w.request("order-1", row.request)
 				first := w.deliver(req,
-					fate{point: row.look, do: "call", fn: func() { close(looking); <-ready }},
-					fate{point: row.sent, do: "call", fn: func() { close(sent) }})
+					incident{point: row.look, do: "call", fn: func() { close(looking); <-ready }},
+					incident{point: row.sent, do: "call", fn: func() { close(sent) }})
 				<-looking
-				second := w.deliver(req, fate{point: row.starting, do: "call", fn: func() {
+				second := w.deliver(req, incident{point: row.starting, do: "call", fn: func() {
 					w.store.DropLast(1)
 					close(ready)
 					<-sent
@@ -57,10 +58,10 @@ func TestSessionLostAndOvertaken(t *testing.T) {
 	for op, act := range calls {
 		t.Run(op, func(t *testing.T) {
 			t.Parallel()
-			inBriefWorld(t, secrets, func(w *world) {
+			inBriefHarness(t, secrets, func(w *harness) {
 				w.atOnce, w.vm.customize, w.vm.network = true, time.Second, time.Second
 				w.vc.on(rule{op: op + " sent", times: 1, fn: w.vc.expireSessions})
-				w.run(brief, []fate{{point: op + " landed", do: "pause", after: 100 * time.Second}})
+				w.run(brief, []incident{{point: op + " landed", do: "pause", after: 100 * time.Second}})
 				mustSucceed(w)
 				w.wantEffects(act, 1)
 				if len(w.owners) < 2 {
@@ -78,10 +79,10 @@ func TestTailLossWithoutCheck(t *testing.T) {
 	secrets := secretsDir(t)
 	for _, section := range []string{customizeOnly, networkOnly} {
 		request := `{"check":{"mode":"skip"},` + only(section)[1:]
-		for _, point := range weighty(points(t, secrets, request, inBriefWorld)) {
+		for _, point := range lastingPoints(crashPoints(t, secrets, request, inBriefHarness)) {
 			t.Run(section[:10]+point, func(t *testing.T) {
 				t.Parallel()
-				inBriefWorld(t, secrets, func(w *world) {
+				inBriefHarness(t, secrets, func(w *harness) {
 					w.tail, w.atOnce = 2, true
 					w.run(request, crash(point))
 					mustSucceed(w)
@@ -94,7 +95,7 @@ func TestTailLossWithoutCheck(t *testing.T) {
 // Who waits for its turn is woken by the end of the run before, however long that one took.
 func TestFollowerIsWoken(t *testing.T) {
 	t.Parallel()
-	inBriefWorld(t, secretsDir(t), func(w *world) {
+	inBriefHarness(t, secretsDir(t), func(w *harness) {
 		w.vm.customize = 15 * time.Minute
 		a, b := w.request("a", brief), w.request("b", `{"vm":"vm-42"}`)
 		for _, o := range []*replica{w.deliver(b), w.deliver(a)} {
@@ -110,6 +111,7 @@ func TestFollowerIsWoken(t *testing.T) {
 				next = e.at
 			}
 		}
+
 		if wait := next.Sub(end); wait > 100*time.Millisecond {
 			w.t.Errorf("the next run began %s after the end of the one before", wait)
 		}
@@ -122,10 +124,10 @@ func TestBaselineIsNotAdopted(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
 	request := only(networkOnly)
-	for _, point := range weighty(points(t, secrets, request, inBriefWorld)) {
+	for _, point := range lastingPoints(crashPoints(t, secrets, request, inBriefHarness)) {
 		t.Run(point, func(t *testing.T) {
 			t.Parallel()
-			inBriefWorld(t, secrets, func(w *world) {
+			inBriefHarness(t, secrets, func(w *harness) {
 				w.vc.tasks = append(w.vc.tasks, &fakeTask{id: "task-9", name: "StartGuestNetwork_Task", vm: vmID,
 					queued: time.Now(), takes: time.Second})
 				<-time.After(2 * time.Second)
@@ -146,7 +148,7 @@ func TestBaselineIsNotAdopted(t *testing.T) {
 func TestOldProof(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	all := points(t, secrets, brief, inBriefWorld)
+	all := crashPoints(t, secrets, brief, inBriefHarness)
 	for op, act := range calls {
 		proof := ""
 		for _, p := range all[:slices.Index(all, op+" sent")] {
@@ -157,10 +159,10 @@ func TestOldProof(t *testing.T) {
 		for _, pause := range []time.Duration{4900 * time.Millisecond, 60 * time.Second} {
 			t.Run(op+"/"+pause.String(), func(t *testing.T) {
 				t.Parallel()
-				inBriefWorld(t, secrets, func(w *world) {
+				inBriefHarness(t, secrets, func(w *harness) {
 					w.atOnce, w.vc.lag, w.vm.customize, w.vm.network = true, 29*time.Second, time.Second, time.Second
 					w.vm.programs["/usr/bin/first"] = program{takes: 2 * time.Minute}
-					w.run(brief, []fate{{point: proof, do: "pause", after: pause},
+					w.run(brief, []incident{{point: proof, do: "pause", after: pause},
 						{point: op + " sent", do: "late", after: 10 * time.Second}})
 					mustSucceed(w)
 					w.wantEffects(act, 1)
@@ -178,7 +180,7 @@ func TestOldProof(t *testing.T) {
 // to read.
 func TestAcceptedWithoutBaseline(t *testing.T) {
 	t.Parallel()
-	inBriefWorld(t, secretsDir(t), func(w *world) {
+	inBriefHarness(t, secretsDir(t), func(w *harness) {
 		w.vc.silent = true
 		w.later(time.Minute, func() { w.vc.change(func() { w.vc.silent = false }) })
 		w.vc.tasks = append(w.vc.tasks, &fakeTask{id: "task-9", name: "CreateSnapshot_Task", vm: vmID,
@@ -202,10 +204,10 @@ func TestAcceptedWithoutBaseline(t *testing.T) {
 // the first one's intent, and cannot store its own any more.
 func TestThreeOwners(t *testing.T) {
 	t.Parallel()
-	inBriefWorld(t, secretsDir(t), func(w *world) {
+	inBriefHarness(t, secretsDir(t), func(w *harness) {
 		w.atOnce, w.vm.customize = true, time.Second
 		w.run(only(customizeOnly), crash("stored customize.starting"),
-			[]fate{{point: "CustomizationStatus", do: "pause", after: 100 * time.Second}})
+			[]incident{{point: "CustomizationStatus", do: "pause", after: 100 * time.Second}})
 		mustSucceed(w)
 		if len(w.owners) != 3 {
 			w.t.Errorf("%d owners", len(w.owners))
@@ -218,16 +220,16 @@ func TestThreeOwners(t *testing.T) {
 // its ownership.
 func TestSlowTakeover(t *testing.T) {
 	t.Parallel()
-	inBriefWorld(t, secretsDir(t), func(w *world) {
+	inBriefHarness(t, secretsDir(t), func(w *harness) {
 		w.vc.lag = 29 * time.Second
 		w.vm.programs["/usr/bin/first"] = program{takes: 2 * time.Minute}
 		looking, ready := make(chan struct{}), make(chan struct{})
 		req := w.request("order-1", only(processOnly))
 		first := w.deliver(req,
-			fate{point: "Processes", do: "call", fn: func() { close(looking); <-ready }},
-			fate{point: "StartProcess sent", do: "late", after: 10 * time.Second})
+			incident{point: "Processes", do: "call", fn: func() { close(looking); <-ready }},
+			incident{point: "StartProcess sent", do: "late", after: 10 * time.Second})
 		<-looking
-		second := w.deliver(req, fate{point: "publish run.resumed", do: "call", fn: func() {
+		second := w.deliver(req, incident{point: "publish run.resumed", do: "call", fn: func() {
 			<-time.After(8 * time.Second)
 			close(ready)
 			<-first.stopped
@@ -247,7 +249,7 @@ func TestSlowWay(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
 	for _, times := range []int{4, 0} {
-		inWorld(t, secrets, func(w *world) {
+		withHarness(t, secrets, func(w *harness) {
 			w.vc.on(rule{op: "StartGuestNetwork", times: times, fn: func() { <-time.After(6 * time.Second) }})
 			run := w.run(only(`"network":{"timeout":"2m"}`))
 			waits := 0
@@ -259,6 +261,7 @@ func TestSlowWay(t *testing.T) {
 					}
 				}
 			}
+
 			if waits != 1 {
 				w.t.Errorf("%d times run.waiting: %v", waits, w.kinds())
 			}
@@ -278,7 +281,7 @@ func TestUnprovenAnswerThatPasses(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
 	for op := range calls {
-		inBriefWorld(t, secrets, func(w *world) {
+		inBriefHarness(t, secrets, func(w *harness) {
 			w.vc.on(rule{op: op + " sent", times: 2, err: &vcapi.Error{Name: "ToolsUnavailable", Message: "tools",
 				Status: 500, Class: vcapi.Permanent, Sent: vcapi.Unknown}})
 			w.run(brief)

@@ -89,7 +89,7 @@ type stepError struct {
 	retryable     bool
 	err           error         // beneath: the vSphere fault
 	stored        *events.Error // as an earlier event of this run has it: nothing else is set
-	doubt         string        // the act that may or may not have taken effect
+	doubt         string        // the effect that may or may not have been made
 	waiting       events.Waiting
 }
 
@@ -133,7 +133,7 @@ func (r *run) takeOver(last *events.Entry, point checkpoint) error {
 		r.point.Accepted = last.Seq
 	}
 	r.owner.standsOn(last)
-	r.goOnTiming(last)
+	r.restoreClock(last)
 	owner := events.Owner{Instance: r.Instance, Takeovers: 1}
 	if last.Run.Owner != nil {
 		owner.Takeovers += last.Run.Owner.Takeovers
@@ -145,9 +145,11 @@ func (r *run) takeOver(last *events.Entry, point checkpoint) error {
 		r.owner.inFlight = !r.owner.abortInFlight
 		r.owner.lookAgain = r.owner.inFlight
 	}
+
 	if err := r.record(events.RunResumed); err != nil {
 		return err
 	}
+
 	// Counted from the answer to this very append: a former owner can have proved its ownership only before it.
 	r.owner.notBefore = r.afterOthersCalls()
 	return nil
@@ -172,12 +174,14 @@ func (r *run) walk(ctx context.Context) error {
 			return r.end(&canceledError{by: *by})
 		}
 	}
+
 	go r.listen(ctx, r.state.ID)
 	for _, s := range r.steps {
 		if err := s.toEnd(ctx); err != nil {
 			return r.end(err)
 		}
 	}
+
 	return r.end(nil)
 }
 
@@ -191,6 +195,7 @@ func (r *run) listen(ctx context.Context, id string) {
 			r.interrupt(&canceledError{by: *by})
 			return
 		}
+
 		if pause.WaitOrWake(ctx, r.wake) != nil {
 			return
 		}
@@ -212,6 +217,7 @@ func (r *run) cancelOf(ctx context.Context, id string) (*events.Cancel, error) {
 			return &waiting[i], nil
 		}
 	}
+
 	return nil, nil
 }
 
@@ -223,6 +229,7 @@ func (r *run) interrupted(ctx context.Context) error {
 		errors.Is(cause, errLooked) || errors.Is(cause, errStopTime) {
 		return cause
 	}
+
 	return errDrain
 }
 

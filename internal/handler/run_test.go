@@ -10,7 +10,7 @@ import (
 func TestHappyPath(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	inWorld(t, secrets, func(w *world) {
+	withHarness(t, secrets, func(w *harness) {
 		run := w.run(whole)
 		want := "run.accepted check.completed " +
 			"customize.starting customize.started customize.progressed customize.progressed customize.progressed " +

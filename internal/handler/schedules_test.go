@@ -32,7 +32,7 @@ func TestLimitOfACallWhileTheClockStands(t *testing.T) {
 // A VM that is off in the middle of its Task ends the run in its time, also where the long poll was down meanwhile.
 func TestPowerOffAndPollDown(t *testing.T) {
 	secrets := secretsDir(t)
-	inWorld(t, secrets, func(w *world) {
+	withHarness(t, secrets, func(w *harness) {
 		w.vm.customize = 5 * time.Hour
 		w.slow = onKind("customize.started", func() {
 			w.later(5*time.Second, func() { w.vc.change(func() { w.vm.power = "poweredOff" }) })
@@ -59,7 +59,7 @@ const unnamedAddress = `{"timeout":"2m","spec":{"identity":{"_typeName":"Customi
 // A call without an answer ends by its own limit, and the run goes on when vCenter is back.
 func TestHungCallWhileTheClockStands(t *testing.T) {
 	secrets := secretsDir(t)
-	inWorld(t, secrets, func(w *world) {
+	withHarness(t, secrets, func(w *harness) {
 		w.vm.customize = 118 * time.Second
 		w.slow = onKind("customize.started", func() {
 			w.later(112*time.Second, func() { w.vc.change(func() { w.vc.refusing = true }) })
@@ -80,7 +80,7 @@ func TestHungCallWhileTheClockStands(t *testing.T) {
 // The same, where VMware Tools are waited for.
 func TestLastLookForTools(t *testing.T) {
 	secrets := secretsDir(t)
-	inWorld(t, secrets, func(w *world) {
+	withHarness(t, secrets, func(w *harness) {
 		w.vm.tools = false
 		w.slow = onKind("run.waiting", func() {
 			w.later(30*time.Second, func() {
@@ -88,6 +88,7 @@ func TestLastLookForTools(t *testing.T) {
 					err: vcError("GenericVmConfigFault", 500, vcapi.Transient)})
 			})
 		})
+
 		run := w.run(`{"vm":"vm-42","timeout":"2h","guest":{"credentials":{"secretRef":"linux-root"},` +
 			`"readyTimeout":"1m"},"verify":false,"customize":` + unnamedAddress + `}`)
 		t.Logf("%+v", run.Error)
@@ -101,7 +102,7 @@ func TestLastLookForTools(t *testing.T) {
 // A last look that gets no answer of use is no word about the step's time.
 func TestLastLookIsNotTheStepsTime(t *testing.T) {
 	secrets := secretsDir(t)
-	inWorld(t, secrets, func(w *world) {
+	withHarness(t, secrets, func(w *harness) {
 		w.vm.outlasts = 10 * time.Minute
 		w.slow = onKind("customize.started", func() {
 			w.later(100*time.Second, func() {
@@ -110,6 +111,7 @@ func TestLastLookIsNotTheStepsTime(t *testing.T) {
 			})
 			w.later(155*time.Second, func() { w.vc.change(func() { w.vc.rules = nil }) })
 		})
+
 		run := w.run(`{"vm":"vm-42","timeout":"2h","guest":{"credentials":{"secretRef":"linux-root"},` +
 			`"readyTimeout":"1m"},"verify":{"timeout":"1m"},"customize":` +
 			strings.Replace(unnamedAddress, "2m", "20m", 1) + `}`)
@@ -124,24 +126,24 @@ func TestLastLookIsNotTheStepsTime(t *testing.T) {
 // For the race detector: a cancel is looked for while the run takes its state anew.
 func TestCancelHeardWhileTheJournalIsMadeAnew(t *testing.T) {
 	secrets := secretsDir(t)
-	inBriefWorld(t, secrets, func(w *world) {
+	inBriefHarness(t, secrets, func(w *harness) {
 		other := *w.request("order-2", brief)
 		w.line.Remove(other.Seq)
 		w.cancel(&other)
 		req := w.request("order-1", brief)
-		w.drive(req, []fate{{point: "stored customize.started", do: "call", fn: func() { w.forget() }}})
+		w.drive(req, []incident{{point: "stored customize.started", do: "call", fn: func() { w.forget() }}})
 	})
 }
 
 // Who connects NICs while the journal is made anew does not ask it for ever.
 func TestConnectNICsInAJournalMadeAnew(t *testing.T) {
 	secrets := secretsDir(t)
-	inBriefWorld(t, secrets, func(w *world) {
+	inBriefHarness(t, secrets, func(w *harness) {
 		w.vm.nics = []vcapi.NIC{{MAC: "00:50:56:00:00:01", Device: 4000}}
 		req := w.request("order-1",
 			`{"vm":"vm-42","timeout":"30m","guest":{"credentials":{"secretRef":"linux-root"}},"network":`+
 				`{"connectNics":true},"verify":false}`)
-		o := w.deliver(req, fate{point: "ConnectNICs", do: "call", fn: func() { w.forget() }})
+		o := w.deliver(req, incident{point: "ConnectNICs", do: "call", fn: func() { w.forget() }})
 		select {
 		case <-o.finished:
 			w.line.Remove(req.Seq)
@@ -168,7 +170,7 @@ func (p poisoned) Last(ctx context.Context, vcenter, vm string) (*events.Entry, 
 // One VM whose journal cannot be read keeps no other's orphan open.
 func TestSweepBesideAnUnreadableJournal(t *testing.T) {
 	secrets := secretsDir(t)
-	inBriefWorld(t, secrets, func(w *world) {
+	inBriefHarness(t, secrets, func(w *harness) {
 		w.orphan(brief, "stored customize.started")
 		for round := range 3 {
 			_, h := w.bystander()
@@ -177,6 +179,7 @@ func TestSweepBesideAnUnreadableJournal(t *testing.T) {
 			t.Log(round, err, w.kinds())
 			<-time.After(time.Hour)
 		}
+
 		if last := w.newest(">"); !w.read(*last).kind.Last() {
 			t.Error("the orphan is still open")
 		}
@@ -186,7 +189,7 @@ func TestSweepBesideAnUnreadableJournal(t *testing.T) {
 // A run does not end while an abort of its own, whose answer was lost, may be at work.
 func TestOwnAbortIsWaitedFor(t *testing.T) {
 	secrets := secretsDir(t)
-	inWorld(t, secrets, func(w *world) {
+	withHarness(t, secrets, func(w *harness) {
 		w.vm.faulty, w.vm.moves, w.vm.ignores = 1, false, true
 		w.vc.aborts = 55 * time.Second
 		w.vc.on(rule{op: "AbortCustomization sent", times: 1, lost: "answer"})
@@ -213,7 +216,7 @@ func TestNewestTaskInOtherPrecisions(t *testing.T) {
 // Another's Task of the baseline, whose time the history rounds, is not adopted.
 func TestForeignTaskRounded(t *testing.T) {
 	secrets := secretsDir(t)
-	inBriefWorld(t, secrets, func(w *world) {
+	inBriefHarness(t, secrets, func(w *harness) {
 		<-time.After(time.Minute)
 		foreign := &fakeTask{id: "task-50", name: customizeMethod, vm: vmID, queued: time.Now().Add(-30 * time.Second),
 			takes: time.Second, aside: true}
@@ -243,7 +246,7 @@ func TestTaskMarkInOtherPrecisions(t *testing.T) {
 // those of the runs before it, so that its events can be stored.
 func TestTurnedAwayForHours(t *testing.T) {
 	t.Parallel()
-	inBriefWorld(t, secretsDir(t), func(w *world) {
+	inBriefHarness(t, secretsDir(t), func(w *harness) {
 		busy := &vcapi.Error{Name: "TaskInProgress", Class: vcapi.Transient, Sent: vcapi.Answered}
 		w.vc.on(rule{op: "CustomizeGuest sent", task: busy})
 		w.vm.customize = 0
@@ -255,6 +258,7 @@ func TestTurnedAwayForHours(t *testing.T) {
 				w.t.Errorf("error %+v", e)
 			}
 		}
+
 		for _, e := range w.events() {
 			if len(e.data) > 24<<10 {
 				w.t.Fatalf("%s %s has %d bytes", e.kind, e.id, len(e.data))

@@ -30,6 +30,7 @@ func (s Secrets) read(ctx context.Context, name, key string) (string, error) {
 		return "", fmt.Errorf("secret %q, key %q: names are letters, digits, '-', '.' and '_', and begin and end "+
 			"with a letter or digit", name, key)
 	}
+
 	value, err := secretfile.Read(ctx, filepath.Join(string(s), name, key))
 	if err != nil {
 		var p *fs.PathError
@@ -38,6 +39,7 @@ func (s Secrets) read(ctx context.Context, name, key string) (string, error) {
 		}
 		return "", fmt.Errorf("secret %q, key %q: %w", name, key, err)
 	}
+
 	return value, nil
 }
 
@@ -60,6 +62,7 @@ func (s Secrets) guestAuth(ctx context.Context, c *events.CredentialsRef, intera
 			}
 		}
 	}
+
 	auth := vcapi.GuestAuth{Interactive: interactive && kind == userPassword}
 	var err error
 	if kind == samlToken {
@@ -72,6 +75,7 @@ func (s Secrets) guestAuth(ctx context.Context, c *events.CredentialsRef, intera
 		}
 		return auth, err
 	}
+
 	if auth.Username, err = s.read(ctx, c.SecretRef, "username"); err != nil {
 		return auth, err
 	}
@@ -105,8 +109,9 @@ func (r *run) noSecret(ctx context.Context, step, field string, err error) error
 			r.VCenter)}
 }
 
-// named are the secrets that the request names. What can be read of them comes also where err says that some cannot.
-func (r *run) named(ctx context.Context) (all []string, err error) {
+// namedSecrets are the secrets that the request names. What can be read of them comes also where err says that some
+// cannot.
+func (r *run) namedSecrets(ctx context.Context) (all []string, err error) {
 	add := func(values []string, unread error) {
 		all, err = append(all, values...), errors.Join(err, unread)
 	}
@@ -116,6 +121,7 @@ func (r *run) named(ctx context.Context) (all []string, err error) {
 			add([]string{auth.Password, auth.SAMLToken}, unread)
 		}
 	}
+
 	if r.asked.Guest != nil {
 		of(r.asked.Guest.Credentials)
 	}
@@ -125,6 +131,7 @@ func (r *run) named(ctx context.Context) (all []string, err error) {
 			add(values, unread)
 		}
 	}
+
 	for _, p := range r.asked.Processes {
 		of(p.Credentials)
 		if p.Run == nil {
@@ -137,6 +144,7 @@ func (r *run) named(ctx context.Context) (all []string, err error) {
 			}
 		}
 	}
+
 	return slices.DeleteFunc(all, func(s string) bool { return s == "" }), err
 }
 
@@ -149,7 +157,7 @@ const hideTime = 5 * time.Second
 func (r *run) hide(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, hideTime)
 	defer cancel()
-	all, _ := r.named(ctx)
+	all, _ := r.namedSecrets(ctx)
 	if r.unhidden = ctx.Err() != nil; r.unhidden { // what could be read before stays hidden
 		all = append(all, r.hidden...)
 		slices.Sort(all)

@@ -31,12 +31,14 @@ func (n shownNIC) addresses() (all []shownAddress) {
 		} else if a.ip, err = netip.ParseAddr(text); err != nil {
 			continue
 		}
+
 		a.ip = plain(a.ip)
 		if i := slices.IndexFunc(n.IPConfig, func(c vcapi.Address) bool { return c.IP == text }); i >= 0 {
 			a.Address = n.IPConfig[i]
 		}
 		all = append(all, a)
 	}
+
 	return all
 }
 
@@ -46,6 +48,7 @@ func (a shownAddress) reachable() bool {
 	case "duplicate", "tentative", "invalid", "inaccessible":
 		return false
 	}
+
 	return !a.ip.IsLinkLocalUnicast() && !a.ip.IsLoopback() && !a.ip.IsUnspecified() && !a.ip.IsMulticast()
 }
 
@@ -61,14 +64,17 @@ func nicsOfVM(vm vcapi.VM) (nics []shownNIC, sure bool) {
 				found = append(found, n)
 			}
 		}
+
 		return found
 	}
+
 	if vm.Cards == nil {
 		for _, n := range of(nil) {
 			nics = append(nics, shownNIC{NIC: n, shown: true})
 		}
 		return nics, len(nics) == 1
 	}
+
 	for i := range vm.Cards {
 		card := &vm.Cards[i]
 		nic := shownNIC{NIC: vcapi.NIC{MAC: card.MAC, Connected: card.Connected, Device: card.Key}}
@@ -81,11 +87,14 @@ func nicsOfVM(vm vcapi.VM) (nics []shownNIC, sure bool) {
 					nic.Addresses = append(nic.Addresses, a)
 				}
 			}
+
 			nic.IPConfig = append(nic.IPConfig, n.IPConfig...)
 			nic.DNS = append(nic.DNS, n.DNS...)
 		}
+
 		nics = append(nics, nic)
 	}
+
 	return nics, true
 }
 
@@ -109,6 +118,7 @@ func macOf(text string) (mac [6]byte, ok bool) {
 	} else {
 		groups = []string{text}
 	}
+
 	width := 12 / len(groups) // digits of a group
 	if width*len(groups) != 12 || width < 2 {
 		return mac, false
@@ -123,6 +133,7 @@ func macOf(text string) (mac [6]byte, ok bool) {
 		}
 		digits += g
 	}
+
 	bytes, err := hex.DecodeString(digits)
 	if err != nil {
 		return mac, false

@@ -24,7 +24,7 @@ func TestVerifyTakenOver(t *testing.T) {
 		for _, takeover := range []bool{false, true} {
 			t.Run(fmt.Sprintf("swapped=%v takeover=%v", swapped, takeover), func(t *testing.T) {
 				t.Parallel()
-				inWorld(t, secrets, func(w *world) {
+				withHarness(t, secrets, func(w *harness) {
 					w.vm.cards = twoCards()
 					show := func() {
 						w.vm.show([]byte(specOf(two)))
@@ -36,8 +36,9 @@ func TestVerifyTakenOver(t *testing.T) {
 						w.vm.nics[0], w.vm.nics[1] = w.vm.nics[1], w.vm.nics[0] // guest.net has an order of its own
 						w.vm.connect()
 					}
+
 					w.vm.ignores = true
-					var plan []fate
+					var plan []incident
 					if takeover {
 						plan = crash("stored network.completed")
 					}
@@ -49,6 +50,7 @@ func TestVerifyTakenOver(t *testing.T) {
 					case run.Error == nil || run.Error.Code != events.VerifyMismatch || len(run.Verify.Mismatches) != 2:
 						w.t.Errorf("error %+v, verify %+v", run.Error, run.Verify)
 					}
+
 					if n := run.Verify.NICs; len(n) != 2 || n[0].MAC != mac1 || n[1].MAC != mac2 {
 						w.t.Errorf("NICs %+v, want them in PCI slot order", n)
 					}
@@ -64,7 +66,7 @@ func TestVerifyReadsNewNICs(t *testing.T) {
 	secrets := secretsDir(t)
 	t.Run("added, and without an address", func(t *testing.T) {
 		t.Parallel()
-		inWorld(t, secrets, func(w *world) {
+		withHarness(t, secrets, func(w *harness) {
 			w.later(time.Minute, func() {
 				w.vc.change(func() {
 					w.vm.cards = twoCards()
@@ -72,6 +74,7 @@ func TestVerifyReadsNewNICs(t *testing.T) {
 						{MAC: mac2, Device: 4001, Connected: true, Addresses: []string{"fe80::8"}}}
 				})
 			})
+
 			run := w.run(`{"vm":"vm-42","verify":{"timeout":"2m","anyAddress":true}}`)
 			if e := run.Error; e == nil || e.Code != events.VerifyMismatch || len(run.Verify.Mismatches) != 1 ||
 				!strings.HasPrefix(run.Verify.Mismatches[0], "address: want one on NIC 2") {
@@ -79,9 +82,10 @@ func TestVerifyReadsNewNICs(t *testing.T) {
 			}
 		})
 	})
+
 	t.Run("connected, and not shown", func(t *testing.T) {
 		t.Parallel()
-		inWorld(t, secrets, func(w *world) {
+		withHarness(t, secrets, func(w *harness) {
 			w.vm.cards[0].Connected = false
 			w.slow = onKind("network.starting", func() { w.vc.change(func() { w.vm.cards[0].Connected = true }) })
 			run := w.run(only(`"verify":{"timeout":"10m"},"network":{"connectNics":true}`))
@@ -100,7 +104,7 @@ func TestVerifyTellsNoSecret(t *testing.T) {
 	for _, shown := range []string{"root.example.test", "other"} {
 		t.Run(shown, func(t *testing.T) {
 			t.Parallel()
-			inWorld(t, secrets, func(w *world) {
+			withHarness(t, secrets, func(w *harness) {
 				const spec = `{"spec":{"identity":{"_typeName":"CustomizationLinuxPrep","hostName":` +
 					`{"_typeName":"CustomizationFixedName","name":{"secretRef":"linux-root","key":"username"}}},` +
 					anyNIC + `}}`
@@ -113,6 +117,7 @@ func TestVerifyTellsNoSecret(t *testing.T) {
 					"host name: want the value of secret linux-root, key username, the guest shows other") {
 					w.t.Errorf("error %+v", run.Error)
 				}
+
 				for _, e := range w.events() {
 					told := strings.NewReplacer("linux-root", "", `"root"`, "").Replace(string(e.data))
 					if strings.Contains(told, "root.example") ||
@@ -120,6 +125,7 @@ func TestVerifyTellsNoSecret(t *testing.T) {
 						w.t.Errorf("%s tells it: %s", e.kind, e.data)
 					}
 				}
+
 				if run.Verify.HostName != "other" &&
 					run.Verify.HostName != "(the value of secret linux-root, key username)" {
 					w.t.Errorf("host name %q", run.Verify.HostName)
@@ -178,6 +184,7 @@ func FuzzMAC(f *testing.F) {
 				t.Errorf("%q is not %s", text, other)
 			}
 		}
+
 		mac[5]++
 		if sameMAC(text, fmt.Sprintf("%02x:%02x:%02x:%02x:%02x:%02x", mac[0], mac[1], mac[2], mac[3], mac[4], mac[5])) {
 			t.Errorf("%q is two addresses", text)

@@ -43,7 +43,7 @@ func TestSpare(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			inBriefWorld(t, secrets, func(w *world) {
+			inBriefHarness(t, secrets, func(w *harness) {
 				w.settings.AckWait = ackWait
 				w.vm.customize = 2 * time.Hour
 				req := w.request("order-1",
@@ -88,6 +88,7 @@ func TestSpare(t *testing.T) {
 						w.t.Error("not taken over when it came again")
 					}
 				}
+
 				if err := <-answers; err != nil {
 					w.t.Errorf("answer %v", err)
 				}
@@ -109,11 +110,12 @@ func TestSparedAreForgotten(t *testing.T) {
 		for n := range uint64(1000) {
 			last := &events.Entry{Seq: n + 1, At: time.Now(), Kind: events.CustomizeStarted}
 			last.Run.VM, last.Run.Owner = fmt.Sprintf("vm-%d", n), &events.Owner{Instance: "pod-2"}
-			if !h.spare(last) || h.spare(last) {
+			if !h.leaveToOwner(last) || h.leaveToOwner(last) {
 				t.Fatalf("event %d: not left to its owner once", n)
 			}
 			<-time.After(time.Second)
 		}
+
 		if most := int(2*ackWait/time.Second) + 1; len(h.spared) > most {
 			t.Errorf("%d are remembered", len(h.spared))
 		}

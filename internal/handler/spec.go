@@ -28,6 +28,7 @@ func (s *step) readSpec(ctx context.Context) (json.RawMessage, error) {
 		error) {
 		return r.vc.StoredSpec(ctx, name)
 	})
+
 	if err != nil {
 		return nil, err
 	}
@@ -37,6 +38,7 @@ func (s *step) readSpec(ctx context.Context) (json.RawMessage, error) {
 			"the customization specification %q was changed in vCenter %s after the run's check: send a new request",
 			name, r.VCenter)}
 	}
+
 	r.point.Spec, r.spec.json = digest, spec
 	return r.spec.json, nil
 }
@@ -64,6 +66,7 @@ func digestOf(spec json.RawMessage) string {
 			spec = canonical
 		}
 	}
+
 	sum := sha256.Sum256(spec)
 	return hex.EncodeToString(sum[:])
 }

@@ -23,7 +23,7 @@ func TestStoredSpecIsRead(t *testing.T) {
 		"prefix":               `nicSettingMap[0].adapter.ip.ipAddress: "10.0.0.11/24" is an address with its prefix`,
 		"no type":              "identity.hostName: has no _typeName",
 	} {
-		inWorld(t, secrets, func(w *world) {
+		withHarness(t, secrets, func(w *harness) {
 			run := w.run(asks + `"` + name + `"}}`)
 			if run.Error == nil || run.Error.Code != events.InvalidRequest || run.Error.Step != "check" ||
 				len(run.Check.Blockers) != 1 {
@@ -39,7 +39,8 @@ func TestStoredSpecIsRead(t *testing.T) {
 			}
 		})
 	}
-	inWorld(t, secrets, func(w *world) {
+
+	withHarness(t, secrets, func(w *harness) {
 		run := w.run(asks + `"linux"}}`)
 		if run.Status != events.StatusSucceeded || len(run.Check.Warnings) == 0 {
 			w.t.Fatalf("%+v", run)
@@ -55,7 +56,7 @@ func TestStoredSpecIsRead(t *testing.T) {
 // What the request's own spec is warned of is in the check.
 func TestWarningsOfTheRequest(t *testing.T) {
 	t.Parallel()
-	inWorld(t, secretsDir(t), func(w *world) {
+	withHarness(t, secretsDir(t), func(w *harness) {
 		run := w.run(`{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},"customize":` + spec + `}`)
 		var fields []string
 		for _, warning := range run.Check.Warnings {
@@ -88,7 +89,7 @@ func TestInteractiveSessionWithTokenFile(t *testing.T) {
 			`"processes":[{"name":"p","run":{"path":"/a"},` +
 			`"credentials":{"secretRef":"token"}}]}`: "processes[0].credentials",
 	} {
-		inWorld(t, secrets, func(w *world) {
+		withHarness(t, secrets, func(w *harness) {
 			run := w.run(request)
 			if run.Error == nil || run.Error.Code != events.InvalidRequest || len(run.Check.Blockers) != 1 ||
 				run.Check.Blockers[0].Field != "guest.interactiveSession" ||
@@ -143,7 +144,7 @@ func TestAdaptersAgainstNICs(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
-			inWorld(t, secrets, func(w *world) {
+			withHarness(t, secrets, func(w *harness) {
 				if row.hidden {
 					w.vm.cards = nil
 				}

@@ -14,7 +14,7 @@ import (
 
 // stale makes reads come from replicas that have not caught up: of the requests stream by so much, of the events stream
 // by so much. Each third read is answered by the one that is current, as on a cluster of three of which two are behind.
-func (w *world) stale(requests, journal time.Duration) {
+func (w *harness) stale(requests, journal time.Duration) {
 	w.line.Lag(turns(requests))
 	w.store.Lag(turns(journal))
 }
@@ -50,12 +50,12 @@ var views = map[string]struct{ requests, journal time.Duration }{
 }
 
 // onViews runs fn for each of the views.
-func onViews(t *testing.T, secrets Secrets, fn func(w *world)) {
+func onViews(t *testing.T, secrets Secrets, fn func(w *harness)) {
 	t.Helper()
 	for name, v := range views {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			inBriefWorld(t, secrets, func(w *world) {
+			inBriefHarness(t, secrets, func(w *harness) {
 				w.stale(v.requests, v.journal)
 				fn(w)
 			})
@@ -68,10 +68,10 @@ func onViews(t *testing.T, secrets Secrets, fn func(w *world)) {
 func TestCrashOnStaleViews(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	for _, point := range weighty(points(t, secrets, brief, inBriefWorld)) {
+	for _, point := range lastingPoints(crashPoints(t, secrets, brief, inBriefHarness)) {
 		t.Run(point, func(t *testing.T) {
 			t.Parallel()
-			onViews(t, secrets, func(w *world) {
+			onViews(t, secrets, func(w *harness) {
 				w.atOnce = true
 				w.run(brief, crash(point))
 				mustSucceed(w)
@@ -83,7 +83,7 @@ func TestCrashOnStaleViews(t *testing.T) {
 func TestCrashPairsOnStaleViews(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	all := weighty(points(t, secrets, brief, inBriefWorld))
+	all := lastingPoints(crashPoints(t, secrets, brief, inBriefHarness))
 	for n, first := range all {
 		t.Run(first, func(t *testing.T) {
 			t.Parallel()
@@ -92,7 +92,7 @@ func TestCrashPairsOnStaleViews(t *testing.T) {
 				step = 1
 			}
 			for m := n; m < len(all); m += step {
-				inBriefWorld(t, secrets, func(w *world) {
+				inBriefHarness(t, secrets, func(w *harness) {
 					w.atOnce = true
 					w.stale(time.Hour, 400*time.Millisecond)
 					w.run(brief, crash(first), crash(all[m]))
@@ -112,10 +112,10 @@ func TestSweepOnStaleViews(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
 	for _, catchesUp := range []time.Duration{500 * time.Millisecond, 10 * time.Second, 2 * time.Hour} {
-		for _, point := range weighty(points(t, secrets, brief, inBriefWorld)) {
+		for _, point := range lastingPoints(crashPoints(t, secrets, brief, inBriefHarness)) {
 			t.Run(fmt.Sprintf("%s/%s", point, catchesUp), func(t *testing.T) {
 				t.Parallel()
-				inBriefWorld(t, secrets, func(w *world) {
+				inBriefHarness(t, secrets, func(w *harness) {
 					w.request("of another VM's time", `{"vm":"vm-42"}`)
 					w.line.Remove(1)
 					<-time.After(time.Second)
@@ -123,7 +123,7 @@ func TestSweepOnStaleViews(t *testing.T) {
 					<-time.After(time.Second)
 					swept := make(chan error, 1)
 					req := w.request("order-1", brief)
-					w.deliver(req, fate{point: point, do: "call", fn: func() {
+					w.deliver(req, incident{point: point, do: "call", fn: func() {
 						w.line.Lag(behind(begun, time.Since(begun)+catchesUp))
 						go func() { swept <- w.sweep() }()
 					}})
@@ -145,7 +145,7 @@ func TestSweepOnStaleViews(t *testing.T) {
 func TestOrphanOnStaleViews(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	onViews(t, secrets, func(w *world) {
+	onViews(t, secrets, func(w *harness) {
 		w.orphan(brief, "CustomizeGuest landed")
 		for range 2 { // each hour: on an old view of the journal there is no run yet
 			if err := w.sweep(); err != nil {
@@ -153,6 +153,7 @@ func TestOrphanOnStaleViews(t *testing.T) {
 			}
 			<-time.After(time.Hour)
 		}
+
 		w.wantEnds("run.failed")
 		if last := w.last(); last.Error == nil || last.Error.Code != events.Orphaned || last.Customize.Task == "" {
 			w.t.Errorf("error %+v, customize %+v", last.Error, last.Customize)
@@ -164,7 +165,7 @@ func TestOrphanOnStaleViews(t *testing.T) {
 // an orphan is not waited for.
 func TestTurnsOnStaleViews(t *testing.T) {
 	t.Parallel()
-	onViews(t, secretsDir(t), (*world).runTurns)
+	onViews(t, secretsDir(t), (*harness).runTurns)
 }
 
 // A request whose run has ended comes back, its acknowledgement lost, while a later run of the VM is alive, or after
@@ -177,7 +178,7 @@ func TestOlderRequestComesBack(t *testing.T) {
 			"publish process.exited", "publish run.succeeded", ""} {
 			t.Run(fmt.Sprintf("%d between/%s", between, point), func(t *testing.T) {
 				t.Parallel()
-				inBriefWorld(t, secrets, func(w *world) {
+				inBriefHarness(t, secrets, func(w *harness) {
 					a := w.request("a", only(networkOnly))
 					w.drive(a)
 					for i := range between {
@@ -192,14 +193,16 @@ func TestOlderRequestComesBack(t *testing.T) {
 						w.drive(b)
 						back()
 					} else {
-						w.deliver(b, fate{point: point, do: "call", fn: back})
+						w.deliver(b, incident{point: point, do: "call", fn: back})
 					}
+
 					for n := 0; ; n++ { // the last one may come while the others are waited for
 						if n == len(w.owners) {
 							break
 						}
 						w.await(w.owners[n])
 					}
+
 					if w.waiting(a) || w.waiting(b) {
 						w.t.Error("a request is still in its stream")
 					}
@@ -222,8 +225,8 @@ func TestOlderRequestComesBack(t *testing.T) {
 func TestHandleCancelOnStaleViews(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	rows := map[string]func(w *world, hold func(*events.Cancel) *hold){
-		"its request is not seen yet": func(w *world, hold func(*events.Cancel) *hold) {
+	rows := map[string]func(w *harness, hold func(*events.Cancel) *hold){
+		"its request is not seen yet": func(w *harness, hold func(*events.Cancel) *hold) {
 			a := w.request("a", brief)
 			h := hold(w.canceled(a, "c"))
 			w.drive(a)
@@ -232,7 +235,7 @@ func TestHandleCancelOnStaleViews(t *testing.T) {
 			}
 			w.wantEnds("run.canceled")
 		},
-		"its run is under way": func(w *world, hold func(*events.Cancel) *hold) {
+		"its run is under way": func(w *harness, hold func(*events.Cancel) *hold) {
 			a := w.request("a", brief)
 			w.deliver(a)
 			<-time.After(10 * time.Second)
@@ -241,19 +244,20 @@ func TestHandleCancelOnStaleViews(t *testing.T) {
 			if err := h.answer(w); err != nil {
 				w.t.Errorf("answer %v", err)
 			}
+
 			// Where the owner cannot see the cancel either, its run ends before it does.
 			if last := w.last(); last.Owner.Takeovers != 0 || last.Status == events.StatusFailed {
 				w.t.Errorf("%s after %d takeovers", last.Status, last.Owner.Takeovers)
 			}
 		},
-		"unknown": func(w *world, hold func(*events.Cancel) *hold) {
+		"unknown": func(w *harness, hold func(*events.Cancel) *hold) {
 			w.drive(w.request("a", `{"vm":"vm-42"}`))
 			if err := hold(w.canceled(&events.Request{Ref: events.RequestRef{Source: "/test", ID: "never"}},
 				"c")).answer(w); !refused(err) {
 				w.t.Errorf("answer %v", err)
 			}
 		},
-		"answered by somebody else": func(w *world, hold func(*events.Cancel) *hold) {
+		"answered by somebody else": func(w *harness, hold func(*events.Cancel) *hold) {
 			w.drive(w.request("a", `{"vm":"vm-42"}`))
 			c := w.canceled(&events.Request{Ref: events.RequestRef{Source: "/test", ID: "never"}}, "c")
 			w.line.Remove(c.Seq)
@@ -262,11 +266,12 @@ func TestHandleCancelOnStaleViews(t *testing.T) {
 			}
 		},
 	}
+
 	for name, row := range rows {
 		for _, catchesUp := range []time.Duration{0, time.Second, 3 * time.Minute} {
 			t.Run(fmt.Sprintf("%s/%s", name, catchesUp), func(t *testing.T) {
 				t.Parallel()
-				inBriefWorld(t, secrets, func(w *world) {
+				inBriefHarness(t, secrets, func(w *harness) {
 					w.request("earlier", `{"vm":"vm-42"}`)
 					w.line.Remove(1)
 					<-time.After(time.Second)
@@ -286,7 +291,7 @@ func TestHandleCancelOnStaleViews(t *testing.T) {
 // show the end yet is no reason to tell the publisher that there was nothing to cancel.
 func TestCancelOnAnOldJournal(t *testing.T) {
 	t.Parallel()
-	inBriefWorld(t, secretsDir(t), func(w *world) {
+	inBriefHarness(t, secretsDir(t), func(w *harness) {
 		begun := time.Now()
 		<-time.After(time.Second)
 		a := w.request("a", brief)
@@ -302,6 +307,7 @@ func TestCancelOnAnOldJournal(t *testing.T) {
 				w.t.Fatalf("answer %v, which can be stored", err)
 			}
 		}
+
 		w.store.Lag(nil)
 		if err := w.hold(c).answer(w); err != nil {
 			w.t.Errorf("answer %v", err)
@@ -314,14 +320,14 @@ func TestCancelOnAnOldJournal(t *testing.T) {
 // nothing to cancel.
 func TestHeldCancelOnAnOldJournal(t *testing.T) {
 	t.Parallel()
-	inBriefWorld(t, secretsDir(t), func(w *world) {
+	inBriefHarness(t, secretsDir(t), func(w *harness) {
 		w.request("earlier", `{"vm":"vm-42"}`)
 		w.line.Remove(1)
 		<-time.After(time.Second)
 		begun := time.Now()
 		<-time.After(time.Second)
 		a := w.request("a", brief)
-		w.deliver(a, fate{point: "stored run.succeeded", do: "call", fn: func() {
+		w.deliver(a, incident{point: "stored run.succeeded", do: "call", fn: func() {
 			w.line.Lag(nil)
 			w.store.Lag(behind(begun, time.Since(begun)+5*time.Second))
 		}})
@@ -339,7 +345,7 @@ func TestHeldCancelOnAnOldJournal(t *testing.T) {
 // refused, for its run is under way.
 func TestExpiredOnAnOldJournal(t *testing.T) {
 	t.Parallel()
-	inBriefWorld(t, secretsDir(t), func(w *world) {
+	inBriefHarness(t, secretsDir(t), func(w *harness) {
 		begun := time.Now()
 		<-time.After(time.Second)
 		a := w.request("a", brief)
@@ -362,7 +368,7 @@ func TestExpiredOnAnOldJournal(t *testing.T) {
 // one's turn, and the run of the one that is gone is an orphan.
 func TestRequestsStreamAnew(t *testing.T) {
 	t.Parallel()
-	inBriefWorld(t, secretsDir(t), func(w *world) {
+	inBriefHarness(t, secretsDir(t), func(w *harness) {
 		a := w.request("a", brief)
 		o := w.deliver(a, crash("CustomizeGuest landed")...)
 		<-o.stopped
@@ -394,7 +400,7 @@ func TestRequestsStreamAnew(t *testing.T) {
 // the VM is not stuck until they are used up.
 func TestRequestsStreamLostItsEnd(t *testing.T) {
 	t.Parallel()
-	inBriefWorld(t, secretsDir(t), func(w *world) {
+	inBriefHarness(t, secretsDir(t), func(w *harness) {
 		for _, id := range []string{"x", "y"} {
 			w.line.Remove(w.request(id, brief).Seq)
 		}
@@ -424,7 +430,7 @@ func TestNewRequestLooksOlder(t *testing.T) {
 			for _, behind := range []time.Duration{2 * time.Minute, 10 * time.Minute, 90 * time.Minute} {
 				t.Run(fmt.Sprintf("%s/%s/%s behind", what, before, behind), func(t *testing.T) {
 					t.Parallel()
-					inBriefWorld(t, secrets, func(w *world) {
+					inBriefHarness(t, secrets, func(w *harness) {
 						<-time.After(time.Hour)
 						lost := w.request("lost", only(networkOnly))
 						w.line.Remove(lost.Seq)
@@ -435,6 +441,7 @@ func TestNewRequestLooksOlder(t *testing.T) {
 						} else {
 							w.drive(a)
 						}
+
 						w.line.Clock(-behind)
 						if what == "made anew" {
 							w.line.Anew()
@@ -456,6 +463,7 @@ func TestNewRequestLooksOlder(t *testing.T) {
 								w.line.Remove(seq)
 							}
 						})
+
 						w.drive(b)
 						mustSucceed(w)
 						networks := 2
@@ -475,16 +483,16 @@ func TestNewRequestLooksOlder(t *testing.T) {
 // than that of the run's own, closes the orphan and begins. The run's acceptance went with the old events stream.
 func TestOrphanInNewStreams(t *testing.T) {
 	t.Parallel()
-	inBriefWorld(t, secretsDir(t), func(w *world) {
+	inBriefHarness(t, secretsDir(t), func(w *harness) {
 		for _, id := range []string{"x", "y", "z"} {
 			w.drive(w.request(id, only(networkOnly)))
 		}
 		a := w.request("a", brief)
-		o := w.deliver(a, fate{point: "CustomizeGuest sent", do: "call", fn: func() {
+		o := w.deliver(a, incident{point: "CustomizeGuest sent", do: "call", fn: func() {
 			w.anew = true
 			w.store.Anew(0)
 			w.line.Anew()
-		}}, fate{point: "StartGuestNetwork landed", do: "crash"})
+		}}, incident{point: "StartGuestNetwork landed", do: "crash"})
 		<-o.stopped
 		<-time.After(time.Minute)
 
@@ -510,6 +518,7 @@ func TestReleaseNamesItsStream(t *testing.T) {
 			t.Errorf("%+v: %v", req, !want)
 		}
 	}
+
 	if (*release)(nil).followedBy(&events.Request{}) {
 		t.Error("nothing was released")
 	}
@@ -523,7 +532,7 @@ func TestUnreadableMayBeAnybodys(t *testing.T) {
 	for _, who := range []string{"sweep", "cancel"} {
 		t.Run(who, func(t *testing.T) {
 			t.Parallel()
-			inBriefWorld(t, secrets, func(w *world) {
+			inBriefHarness(t, secrets, func(w *harness) {
 				a := w.orphan(brief, "CustomizeGuest landed") // its copy, in the words of a later version
 				again := w.request("a", strings.Replace(brief, `{"vm"`, `{"ofALaterVersion":true,"vm"`, 1))
 				before := len(w.kinds())
@@ -538,6 +547,7 @@ func TestUnreadableMayBeAnybodys(t *testing.T) {
 					<-time.After(time.Hour)
 					go func() { <-h.finished; close(held) }()
 				}
+
 				if got := len(w.kinds()); got != before {
 					w.t.Errorf("%d events more", got-before)
 				}

@@ -15,7 +15,7 @@ import (
 	"github.com/guestflow/guestflow/internal/vcapi"
 )
 
-// checkStep asks everything that can be known before anything is changed, and tells all that speaks against the run at
+// checkStep reads everything that can be known before anything is changed, and tells all that speaks against the run at
 // once.
 type checkStep struct {
 	*run
@@ -36,6 +36,7 @@ func (c *checkStep) read(ctx context.Context, s *step) error {
 		now := stamp(time.Now())
 		started = &now
 	}
+
 	*c.status, c.why = events.Check{State: events.Pending, StartedAt: started}, nil
 	if err := c.checkSecrets(ctx); err != nil {
 		return err
@@ -56,6 +57,7 @@ func (c *checkStep) read(ctx context.Context, s *step) error {
 		}
 		return s.complete(c.why)
 	}
+
 	if c.status.State != events.Pending { // vCenter's own check was not made
 		return c.record(s.end)
 	}
@@ -94,16 +96,19 @@ func (c *checkStep) checkVM(ctx context.Context, warnings []events.Remark) error
 	case err != nil:
 		return err
 	}
+
 	if c.point.BaselineAt == nil {
 		if _, err := retryRead(ctx, c.step, c.baseline); err != nil {
 			return err
 		}
 	}
+
 	if vm.PowerState != poweredOn {
 		c.block(&stepError{step: c.step.name, code: events.PowerState,
 			message: fmt.Sprintf("vm %s is %s: only a running guest can be customized, power it on", c.vm,
 				vm.PowerState)}, "vm")
 	}
+
 	c.checkAdapters(vm)
 	c.status.Warnings = slices.Concat(warnings, warningsOfVM(vm))
 	for _, s := range c.steps {
@@ -111,6 +116,7 @@ func (c *checkStep) checkVM(ctx context.Context, warnings []events.Remark) error
 			c.status.Warnings = append(c.status.Warnings, s.warnings()...)
 		}
 	}
+
 	if err := c.checkPrivileges(ctx); err != nil {
 		return err
 	}
@@ -127,6 +133,7 @@ func (c *checkStep) checkSecrets(ctx context.Context) error {
 		c.checkTree(ctx, customize.Spec, "customize.spec")
 		c.checkTree(ctx, customize.ConfigParams, "customize.configParams")
 	}
+
 	for i, p := range c.asked.Processes {
 		c.checkCredentials(ctx, p.Credentials, fmt.Sprintf("processes[%d].credentials", i))
 		if p.Run == nil {
@@ -139,6 +146,7 @@ func (c *checkStep) checkSecrets(ctx context.Context) error {
 			}
 		}
 	}
+
 	if ctx.Err() != nil {
 		return c.interrupted(ctx)
 	}
@@ -194,6 +202,7 @@ func (c *checkStep) checkPrivileges(ctx context.Context) error {
 		}
 		return missing, err
 	})
+
 	for _, privilege := range missing {
 		c.block(&stepError{step: c.step.name, code: events.Unauthorized, message: fmt.Sprintf(
 			"the service's login at vCenter %s lacks the privilege %s on vm %s: add it to its role", c.VCenter,
@@ -219,6 +228,7 @@ func (c *checkStep) customizable(ctx context.Context, vm vcapi.VM) error {
 		c.status.State = events.Skipped
 		return nil
 	}
+
 	about, err := retryRead(ctx, c.step, c.vc.About)
 	if err != nil {
 		return err
@@ -227,6 +237,7 @@ func (c *checkStep) customizable(ctx context.Context, vm vcapi.VM) error {
 		c.lacksCheck(about)
 		return nil
 	}
+
 	answer, err := c.askVCenter(ctx)
 	var f *stepError
 	switch {
@@ -239,6 +250,7 @@ func (c *checkStep) customizable(ctx context.Context, vm vcapi.VM) error {
 	case err != nil:
 		return err
 	}
+
 	c.takeAnswer(answer, vm)
 	return nil
 }
@@ -281,12 +293,14 @@ func (c *checkStep) takeAnswer(answer vcapi.Check, vm vcapi.VM) {
 			"vCenter says that the guest OS of vm %s cannot be customized: see the guest OS that is set on the VM; "+
 				"a running guest is a Linux that VMware's guest OS customization supports", c.vm)}, "vm")
 	}
+
 	if power && vm.PowerState == poweredOn { // else that is said already
 		c.block(&stepError{step: c.step.name, code: events.PowerState, message: fmt.Sprintf(
 			"vCenter says that vm %s cannot be customized in its power state: see it in vCenter, and send the "+
 				"request again",
 			c.vm)}, "vm")
 	}
+
 	if answer.Status != "SUPPORTED" && !power && !system {
 		c.block(&stepError{step: c.step.name, code: events.NotCustomizable, retryable: true, message: fmt.Sprintf(
 			"vCenter says %s of vm %s, and no reason: see the VM's guest OS, VMware Tools and host", answer.Status,
@@ -318,11 +332,13 @@ func (c *checkStep) checkSpec() []events.Remark {
 			message: fmt.Sprintf("customization specification %q of vCenter %s: %s: change it there, or give "+
 				"customize.spec", asked.SpecName, c.VCenter, f)}, at)
 	}
+
 	var stored []events.Remark
 	for _, w := range events.Remarks(report.Warnings) {
 		stored = append(stored, events.Remark{Code: w.Code, Field: at,
 			Message: strings.TrimPrefix(w.Field+": "+w.Message, ": ")})
 	}
+
 	return slices.Concat(c.req.Warnings, stored)
 }
 
@@ -345,6 +361,7 @@ func (c *checkStep) checkAdapters(vm vcapi.VM) {
 			field, message = "customize.specName", fmt.Sprintf("customization specification %q of vCenter %s: %s",
 				stored, c.VCenter, f)
 		}
+
 		c.block(&stepError{step: c.step.name, code: events.InvalidRequest, message: message}, field)
 	}
 }
@@ -366,10 +383,12 @@ func warningsOfVM(vm vcapi.VM) []events.Remark {
 			Message: "a customization for the next power-on is pending on the VM (" + vm.PendingCustomization +
 				"): it will change the guest again"})
 	}
+
 	if vm.CloudInit {
 		w = append(w, events.Remark{Code: "CloudInit", Field: "vm",
 			Message: "the VM carries cloud-init data (guestinfo.userdata or guestinfo.metadata): cloud-init may " +
 				"write the network too, and the last one wins"})
 	}
+
 	return w
 }

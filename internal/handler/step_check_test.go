@@ -42,7 +42,7 @@ func TestCheckAnswers(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
-			inWorld(t, secrets, func(w *world) {
+			withHarness(t, secrets, func(w *harness) {
 				w.vm.check = row.answer
 				run := w.run(`{"vm":"vm-42"}`)
 				var codes []events.Code
@@ -59,6 +59,7 @@ func TestCheckAnswers(t *testing.T) {
 						w.t.Errorf("error %+v", run.Error)
 					}
 				}
+
 				c := run.Check
 				if c.State != state || run.Status != status || c.Status != row.answer.Status ||
 					c.SupportedGuestOS == nil != (row.answer.SupportedGuestOS == nil) ||
@@ -95,7 +96,7 @@ func TestCheckModes(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%s %s %v", row.mode, row.version, row.missing), func(t *testing.T) {
 			t.Parallel()
-			inWorld(t, secrets, func(w *world) {
+			withHarness(t, secrets, func(w *harness) {
 				w.vc.apiVersion = row.version
 				if row.missing {
 					w.vc.on(rule{op: "CheckCustomization", err: vcError("OPERATION_NOT_FOUND", 404, vcapi.Permanent)})
@@ -123,6 +124,7 @@ func TestWarnings(t *testing.T) {
 		}
 		return strings.Join(list, ", ")
 	}
+
 	for want, vm := range map[string]vcapi.VM{
 		"":                                      {},
 		"PendingCustomization vm":               {PendingCustomization: "[ds] web-1/imcf-1"},

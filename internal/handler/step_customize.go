@@ -71,6 +71,7 @@ func (c *customizeStep) effect() *effect {
 		}
 		return nil
 	}
+
 	// Repeating a customization that may have begun is the vendor's procedure: abort, then again.
 	e.repeated = func() { c.point.Abort = true }
 	e.before = func(ctx context.Context) (bool, error) {
@@ -79,6 +80,7 @@ func (c *customizeStep) effect() *effect {
 		}
 		return true, c.abort(ctx)
 	}
+
 	return e
 }
 
@@ -104,8 +106,8 @@ func (c *customizeStep) prepare(ctx context.Context, login func(context.Context)
 
 	e := c.expected(ctx)
 	asked := e.name()
-	was, err := c.lookBefore(ctx, func(vm vcapi.VM) bool {
-		return c.shownOther(e, vm) && !c.point.comesBy(asked)
+	was, err := c.readBefore(ctx, func(vm vcapi.VM) bool {
+		return c.showsOther(e, vm) && !c.point.comesBy(asked)
 	})
 	if err != nil {
 		return nil, err
@@ -113,7 +115,7 @@ func (c *customizeStep) prepare(ctx context.Context, login func(context.Context)
 	was.Asked = asked
 	return func() {
 		begin()
-		c.noteBefore(was)
+		c.keepBefore(was)
 	}, nil
 }
 
@@ -131,6 +133,7 @@ func (c *customizeStep) read(ctx context.Context, s *step) error {
 	default:
 		failure, kind = s.taskFailure(task)
 	}
+
 	if kind == passes {
 		return &againError{err: failure.err}
 	}
@@ -142,11 +145,12 @@ func (c *customizeStep) read(ctx context.Context, s *step) error {
 	if err != nil && (failure == nil && !errors.Is(err, errLooked) || !isTimeOver(err)) {
 		return err // but a failure that is known is not dropped for want of time to look further
 	}
-	if err == nil && failure != nil && !seen.tells() && c.mayRepeat(kind) {
+	if err == nil && failure != nil && !seen.decides() && c.mayRepeat(kind) {
 		if again := c.repeatAborted(failure); again != nil {
 			return again
 		}
 	}
+
 	return c.judge(seen, failure)
 }
 
@@ -166,6 +170,7 @@ func (c *customizeStep) judge(seen guestSeen, failure *stepError) error {
 	case failure != nil && seen.shows:
 		by, failure = "verify", nil
 	}
+
 	if seen.status.Status != "" {
 		c.status.Guest = guestOf(&seen.status)
 	}
@@ -180,6 +185,7 @@ func (c *customizeStep) decide(by string, failure *stepError) error {
 		done := 100
 		c.status.Progress = &done
 	}
+
 	return c.step.complete(failure)
 }
 
@@ -194,11 +200,13 @@ func (c *customizeStep) tellProgress() func(vcapi.WatchState) error {
 			guest = c.status.Guest == nil || c.status.Guest.Status != g.Status
 			c.status.Guest = g
 		}
+
 		p := 0
 		if w.Task.Progress != nil {
 			p = *w.Task.Progress
 			c.status.Progress = w.Task.Progress
 		}
+
 		if !guest && (p == max(told, 0) || p < told+progressStep && time.Since(toldAt) < progressTime) {
 			return nil
 		}
@@ -213,8 +221,8 @@ type guestSeen struct {
 	shows  bool                     // it has changed to what is asked for
 }
 
-// tells reports whether it decides about the customization.
-func (g guestSeen) tells() bool { return g.shows || guestEnded(g.status.Status) }
+// decides reports whether it decides about the customization.
+func (g guestSeen) decides() bool { return g.shows || guestEnded(g.status.Status) }
 
 // afterwards looks at the guest once the Task has ended. The guest's own status, where it speaks of this run and has
 // not ended, is waited for. Where look asks for it, so is what the guest shows: its NICs do not count, they come with
@@ -243,9 +251,10 @@ func (c *customizeStep) afterwards(ctx context.Context, failed, look bool) (seen
 		if c.point.began(vm.Customization) {
 			seen.status = *vm.Customization
 		}
-		seen.shows = look && c.shownAll(e, vm)
+		seen.shows = look && c.showsAll(e, vm)
 		return guestEnded(seen.status.Status) || seen.shows && seen.status.Status == ""
 	})
+
 	return seen, err
 }
 
@@ -325,6 +334,7 @@ func (c *customizeStep) abort(ctx context.Context) error {
 		c.owner.abortInFlight = c.owner.abortInFlight || c.owner.inFlight
 		return c.notAborted(err)
 	}
+
 	end, err := s.followTask(ctx, c.point.Aborting, func(vcapi.WatchState) error { return nil })
 	if err != nil {
 		return err
@@ -346,6 +356,7 @@ func (c *customizeStep) abortEffect(s *step) *effect {
 		c.point.Aborting, c.seen.newestTask = task, task
 		c.point.Tasks = append(c.point.Tasks, task)
 	}
+
 	return &effect{
 		name: abortEffect, starting: events.CustomizeAborting, task: true, lostMost: lostMost,
 		find: func(ctx context.Context) (found, error) {
@@ -410,11 +421,11 @@ func (c *customizeStep) notRead(ctx context.Context, err error) {
 	c.logger().Warn().Err(err).Msg("the guest's own status cannot be read: the Task and what the guest shows decide")
 }
 
-// lookBefore reads what there is of the guest before a call. other reports whether a VM shows something else than what
-// the act is to bring about. Where something cannot be read, it costs only this evidence: the Task still tells.
-func (c *customizeStep) lookBefore(ctx context.Context, other func(vcapi.VM) bool) (before, error) {
+// readBefore reads what there is of the guest before a call. other reports whether a VM shows something else than what
+// the call is to bring about. Where something cannot be read, it costs only this evidence: the Task still tells.
+func (c *customizeStep) readBefore(ctx context.Context, other func(vcapi.VM) bool) (before, error) {
 	// A vCenter that is away is waited for, or its evidence would be missing later.
-	vm, unseen := readDecisive(ctx, c.step, c.seenBefore)
+	vm, unseen := readDecisive(ctx, c.step, c.readVMBefore)
 	status, unread := readDecisive(ctx, c.step, c.guestStatus)
 	if ctx.Err() != nil { // what was not read to its end is not what was there
 		return before{}, c.interrupted(ctx)

@@ -50,19 +50,21 @@ func (n *networkStep) effect() *effect {
 				return nil, err
 			}
 		}
+
 		begin, err := login(ctx)
 		if err != nil {
 			return nil, err
 		}
-		vm, unseen := readDecisive(ctx, n.step, n.seenBefore)
+		vm, unseen := readDecisive(ctx, n.step, n.readVMBefore)
 		if ctx.Err() != nil {
 			return nil, n.interrupted(ctx)
 		}
 		return func() {
 			begin()
-			n.noteBefore(before{Other: unseen == nil && !networkUp(vm), Asked: n.point.Asked})
+			n.keepBefore(before{Other: unseen == nil && !networkUp(vm), Asked: n.point.Asked})
 		}, nil
 	}
+
 	return e
 }
 
@@ -76,7 +78,7 @@ func (n *networkStep) connectNICs(ctx context.Context) error {
 		if err != nil || len(nics.Devices) == 0 {
 			return err
 		}
-		if err := n.mayAct(ctx); err != nil { // that read may have taken long
+		if err := n.mayCall(ctx); err != nil { // that read may have taken long
 			return err
 		}
 
@@ -101,6 +103,7 @@ func (n *networkStep) connect(ctx context.Context, nics vcapi.NICs) (over bool, 
 		}
 		err = n.step.harmless(end)
 	}
+
 	var failure *stepError
 	again := new(againError)
 	passes := errors.As(err, &again)
@@ -113,6 +116,7 @@ func (n *networkStep) connect(ctx context.Context, nics vcapi.NICs) (over bool, 
 		// It may be on its way: until it has landed the run neither ends nor is released.
 		n.owner.notBefore = time.Now().Add(n.TravelTime + n.VisibilityLag)
 	}
+
 	if passes {
 		err = again.err
 	}
@@ -142,6 +146,7 @@ func (n *networkStep) read(ctx context.Context, s *step) error {
 			failure = nil
 		}
 	}
+
 	now := stamp(time.Now())
 	n.status.FinishedAt = &now
 	return s.complete(failure)
@@ -157,5 +162,6 @@ func (n *networkStep) cameUp(ctx context.Context) (up bool, err error) {
 		up = networkUp(vm)
 		return up
 	})
+
 	return up, err
 }

@@ -39,11 +39,11 @@ func TestNetworkCutOff(t *testing.T) {
 		for _, takeover := range []bool{false, true} {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
-				inWorld(t, secrets, func(w *world) {
+				withHarness(t, secrets, func(w *harness) {
 					w.vm.nics = row.before
 					w.vc.on(rule{op: "StartGuestNetwork sent", times: 3, task: row.end})
 					w.later(40*time.Second, func() { w.vc.change(func() { w.vm.nics = row.after }) })
-					var plan []fate
+					var plan []incident
 					if takeover && !strings.Contains(name, "time") {
 						plan = crash("stored network.started")
 					}
@@ -54,6 +54,7 @@ func TestNetworkCutOff(t *testing.T) {
 						e.VSphere.Name != row.end.Name {
 						w.t.Errorf("the run ended as %s: %+v", run.Status, e)
 					}
+
 					if n := len(w.vc.tasks); n != 1 {
 						w.t.Errorf("%d Tasks", n)
 					}

@@ -103,6 +103,7 @@ func (p *processStep) answer(v *vcapi.Error, o outcome) outcome {
 	case running && o.code == events.ProcessNotStarted: // it was started: this is about the question
 		o.code = events.Internal
 	}
+
 	return o
 }
 
@@ -133,6 +134,7 @@ func (p *processStep) start() *effect {
 			if err != nil {
 				return err
 			}
+
 			// Its start time makes its identity whole. It is worth one read, not a retry: the marker finds it too.
 			ctx, cancel := context.WithTimeout(ctx, identityTime)
 			defer cancel()
@@ -156,6 +158,7 @@ func (p *processStep) environment(ctx context.Context) (all map[string]string, s
 			secrets = append(secrets, value)
 		}
 	}
+
 	return all, secrets, nil
 }
 
@@ -182,6 +185,7 @@ func (p *processStep) is(shown vcapi.Process) bool {
 	case p.program.Run == nil:
 		return true
 	}
+
 	return mark == "" && strings.TrimRight(shown.Command, " ") == commandLine(p.program.Run, "")
 }
 
@@ -211,7 +215,7 @@ func (p *processStep) shown(ctx context.Context, pid int64) (vcapi.Process, erro
 	if err != nil {
 		return vcapi.Process{}, err
 	}
-	p.calling()
+	p.callBegins()
 	return p.vc.Process(ctx, p.vm, auth, pid)
 }
 
@@ -229,6 +233,7 @@ func (p *processStep) watch(ctx context.Context, s *step) error {
 				"or leave it out to wait for that one",
 			watch.PID, shown.Started.UTC().Format(time.RFC3339), at.UTC().Format(time.RFC3339))}
 	}
+
 	p.status.PID, *s.state = watch.PID, events.Running
 	p.note(shown)
 	return p.record(events.ProcessStarted)
@@ -257,6 +262,7 @@ func (p *processStep) find(ctx context.Context) (found, error) {
 		age := now.Sub(open.At)
 		f.sure = age >= 0 && age < processReach && guest == open.Guest
 	}
+
 	mark := p.mark()
 	if p.owner.inFlight {
 		mark = p.sentMark()
@@ -266,6 +272,7 @@ func (p *processStep) find(ctx context.Context) (found, error) {
 		f.sure = f.sure && !p.mayBeAmong(f.now.Alike, list)
 		return f, nil
 	}
+
 	if shown := withMarker(list, mark, commandLine(p.program.Run, mark)); shown != nil {
 		f.sure = true
 		f.adopt = func() {
@@ -273,6 +280,7 @@ func (p *processStep) find(ctx context.Context) (found, error) {
 			p.note(*shown)
 		}
 	}
+
 	return f, nil
 }
 
@@ -323,9 +331,9 @@ func (p *processStep) read(ctx context.Context, s *step) error {
 
 // showsUp takes in what the guest shows. It reports whether the step is over.
 func (p *processStep) showsUp(s *step, shown vcapi.Process) (over bool, err error) {
-	p.heard()
+	p.vCenterAnswered()
 	p.telemetry.unblocked()
-	p.stillWaits(waitTold{})
+	p.setAnnounced(announcement{})
 	if !p.is(shown) {
 		return true, p.exitLost(s, "its pid belongs to another process now, as far as the guest shows", nil)
 	}
@@ -354,11 +362,12 @@ func (p *processStep) notShown(ctx context.Context, s *step, v *vcapi.Error, err
 	case why == "":
 		return true, s.failure(err)
 	case why != events.WaitingTools: // it is vCenter that does not tell
-		return false, p.wait(why, err)
+		return false, p.reportBlocked(why, err)
 	case !*away:
 		*away = true
 		return false, p.unreachable(err)
 	}
+
 	return false, nil
 }
 
@@ -420,6 +429,7 @@ func (p *processStep) stop(s *step) error {
 		p.status.Reason = "it was started elsewhere, and goes on"
 		return nil
 	}
+
 	auth, err := p.auth(ctx)
 	if err == nil {
 		// Its pid may be another's by now, which is not ours to end.
@@ -428,16 +438,19 @@ func (p *processStep) stop(s *step) error {
 			*s.state = events.Canceled
 			return nil
 		}
-		err = p.insist(ctx, func(fence vcapi.Fence) error {
+
+		err = p.retryUntilFinal(ctx, func(fence vcapi.Fence) error {
 			return p.vc.DeleteProcess(ctx, fence, p.vm, auth,
 				p.status.PID)
 		})
 	}
+
 	var v *vcapi.Error
 	if err != nil && (!errors.As(err, &v) || s.outcome(v).code != events.NotFound) { // not found: it has ended
 		p.status.Reason = fmt.Sprintf("it could not be stopped: %v", err)
 		return onlyFenced(err)
 	}
+
 	*s.state = events.Canceled
 	if shown, unread := p.vc.Process(ctx, p.vm, auth, p.status.PID); unread == nil && p.is(shown) {
 		p.status.FinishedAt = shown.Finished // as the guest tells, if it does

@@ -34,6 +34,7 @@ func TestOddEnds(t *testing.T) {
 		}
 		return p
 	}
+
 	for _, row := range []struct {
 		name, request string
 		process       func(vcapi.Process) vcapi.Process
@@ -47,7 +48,7 @@ func TestOddEnds(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
-			inWorld(t, secrets, func(w *world) {
+			withHarness(t, secrets, func(w *harness) {
 				w.run(`{"vm":"vm-42"}`) // so that more than one run has ended: what this one did is looked at here
 				w.vm.procs = append(w.vm.procs, &fakeProc{pid: 77, command: "old", started: time.Now(),
 					program: program{takes: 10 * time.Second}})
@@ -81,7 +82,7 @@ func TestSuccessExitCodes(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
 	for exit, code := range map[int64]events.Code{3: "", 3010: "", 0: events.ExitCode} {
-		inWorld(t, secrets, func(w *world) {
+		withHarness(t, secrets, func(w *harness) {
 			w.vm.programs["/usr/bin/first"] = program{takes: time.Second, exit: exit}
 			run := w.run(only(strings.Replace(processOnly, `"run"`, `"successExitCodes":[3,3010],"run"`, 1)))
 			if got := run.Error; got == nil != (code == "") || got != nil && got.Code != code {
@@ -97,7 +98,7 @@ func TestSuccessExitCodes(t *testing.T) {
 // A canceled run leaves a process that was started elsewhere alone, and says so.
 func TestCancelLeavesWatchedProcess(t *testing.T) {
 	t.Parallel()
-	inWorld(t, secretsDir(t), func(w *world) {
+	withHarness(t, secretsDir(t), func(w *harness) {
 		old := &fakeProc{pid: 77, command: "old", started: time.Now(), program: program{takes: time.Hour}}
 		w.vm.procs = append(w.vm.procs, old)
 		req := w.request("order-1", only(`"processes":[{"name":"old","watch":{"pid":77},"timeout":"2h"}]`))
@@ -113,7 +114,7 @@ func TestCancelLeavesWatchedProcess(t *testing.T) {
 // The network has a time of its own.
 func TestNetworkTimeout(t *testing.T) {
 	t.Parallel()
-	inWorld(t, secretsDir(t), func(w *world) { // it takes ten seconds
+	withHarness(t, secretsDir(t), func(w *harness) { // it takes ten seconds
 		run := w.run(only(`"network":{"timeout":"5s"}`))
 		if e := run.Error; e == nil || e.Code != events.StepTimeout || e.Step != "network" ||
 			!strings.Contains(e.Message, "timeout 5s") ||
@@ -127,7 +128,7 @@ func TestNetworkTimeout(t *testing.T) {
 // unreachable.
 func TestVCenterAwayWhileAProcessRuns(t *testing.T) {
 	t.Parallel()
-	inWorld(t, secretsDir(t), func(w *world) {
+	withHarness(t, secretsDir(t), func(w *harness) {
 		w.vm.programs["/usr/bin/first"] = program{takes: 4 * time.Minute}
 		for i := range 4 { // away, back, away, back
 			w.later(time.Duration(i+1)*40*time.Second, func() { w.vc.change(func() { w.vc.refusing = i%2 == 0 }) })

@@ -42,9 +42,11 @@ func (v *verifyStep) read(ctx context.Context, s *step) error {
 				return false, err
 			}
 		}
+
 		v.compared(e, vm)
 		return len(v.status.Mismatches) == 0, nil
 	})
+
 	now := stamp(time.Now())
 	v.status.FinishedAt = &now
 	switch {
@@ -58,6 +60,7 @@ func (v *verifyStep) read(ctx context.Context, s *step) error {
 		v.status.FinishedAt = nil
 		return err
 	}
+
 	failure := &stepError{step: s.name, code: events.VerifyMismatch, message: fmt.Sprintf(
 		"after %s the guest does not show what was asked for: %s", v.verifyTimeout(),
 		strings.Join(v.status.Mismatches, "; "))}
@@ -69,6 +72,7 @@ func (v *verifyStep) read(ctx context.Context, s *step) error {
 		failure.waiting = events.WaitingTools
 		failure.message += fmt.Sprintf(", waiting for %s: %v", failure.waiting, v.blocked.by)
 	}
+
 	return s.complete(failure)
 }
 
@@ -76,7 +80,7 @@ func (v *verifyStep) read(ctx context.Context, s *step) error {
 func (v *verifyStep) time(ctx context.Context) (context.Context, context.CancelFunc) {
 	const key = "verify/"
 	if v.point.Step != key || v.point.StepSince == nil {
-		begun := v.begun(key)
+		begun := v.beginPhase(key)
 		v.point.Step, v.point.StepSince, v.point.StepStood = key, &begun.Since, begun.Stood
 		v.status.StartedAt = &begun.Since
 	}
@@ -116,6 +120,7 @@ func (v *verifyStep) withoutNetwork() string {
 		return `: the request asks for no network step: ` +
 			`"network": {"connectNics": true} connects NICs and starts the guest's network`
 	}
+
 	return `: the request asks for no network step: "network": {} starts the guest's network with what was customized`
 }
 

@@ -18,8 +18,8 @@ import (
 func TestOutcomeOfCustomize(t *testing.T) {
 	t.Parallel()
 	asks := func(sections string) string { return only(sections + `"customize":` + named + `,"network":{}`) }
-	fault := func(r rule) func(*world) {
-		return func(w *world) {
+	fault := func(r rule) func(*harness) {
+		return func(w *harness) {
 			r.op, r.times = "CustomizeGuest sent", 1
 			if r.task == nil {
 				r.task = &vcapi.Error{Name: "NicSettingMismatch", Message: "words", Class: vcapi.Permanent,
@@ -28,6 +28,7 @@ func TestOutcomeOfCustomize(t *testing.T) {
 			w.vc.on(r)
 		}
 	}
+
 	long := time.Now().Add(-100 * time.Hour)
 	old := func(status string) *vcapi.GuestCustomization {
 		return &vcapi.GuestCustomization{Status: status, StartTime: &long, EndTime: &long}
@@ -35,7 +36,7 @@ func TestOutcomeOfCustomize(t *testing.T) {
 	rows := []struct {
 		name       string
 		request    string // default: customize and network
-		world      func(w *world)
+		harness    func(w *harness)
 		code       events.Code // empty: succeeded
 		step       string
 		vsphere    string
@@ -47,68 +48,68 @@ func TestOutcomeOfCustomize(t *testing.T) {
 		took       time.Duration // at least
 	}{
 		{name: "the guest's own word", decided: "guest-status"},
-		{name: "the Task alone", world: func(w *world) { w.vm.moves = false }, decided: "task"},
-		{name: "the guest takes longer than its Task", world: func(w *world) { w.vm.outlasts = 90 * time.Second },
+		{name: "the Task alone", harness: func(w *harness) { w.vm.moves = false }, decided: "task"},
+		{name: "the guest takes longer than its Task", harness: func(w *harness) { w.vm.outlasts = 90 * time.Second },
 			decided: "guest-status", took: 150 * time.Second},
 		{name: "the guest takes longer than its Task, and fails",
-			world:   func(w *world) { w.vm.outlasts, w.vm.lies = 90*time.Second, "FAILED" },
+			harness: func(w *harness) { w.vm.outlasts, w.vm.lies = 90*time.Second, "FAILED" },
 			decided: "guest-status", code: events.CustomizationFailed, step: "customize", took: 150 * time.Second},
 		{name: "the guest takes longer than the step may",
 			request: only(`"customize":` + named[:len(named)-1] + `,"timeout":"2m"}`),
-			world:   func(w *world) { w.vm.outlasts = time.Hour }, code: events.StepTimeout, step: "customize"},
-		{name: "an old success, and the Task fails", world: func(w *world) {
+			harness: func(w *harness) { w.vm.outlasts = time.Hour }, code: events.StepTimeout, step: "customize"},
+		{name: "an old success, and the Task fails", harness: func(w *harness) {
 			w.vm.guest, w.vm.moves = old("SUCCEEDED"), false
 			fault(rule{})(w)
 		}, decided: "task", code: events.CustomizationFailed, step: "customize", vsphere: "NicSettingMismatch"},
 		{name: "an old failure, and the Task succeeds",
-			world: func(w *world) { w.vm.guest, w.vm.moves = old("FAILED"), false }, decided: "task"},
+			harness: func(w *harness) { w.vm.guest, w.vm.moves = old("FAILED"), false }, decided: "task"},
 		{name: "an old run that never ended, and the Task succeeds",
-			world: func(w *world) { w.vm.guest, w.vm.moves = old("RUNNING"), false }, decided: "task"},
-		{name: "the Task fails and the guest says that it succeeded", world: fault(rule{goes: true}),
+			harness: func(w *harness) { w.vm.guest, w.vm.moves = old("RUNNING"), false }, decided: "task"},
+		{name: "the Task fails and the guest says that it succeeded", harness: fault(rule{goes: true}),
 			decided: "guest-status"},
-		{name: "the Task fails and the guest shows the spec", world: func(w *world) {
+		{name: "the Task fails and the guest shows the spec", harness: func(w *harness) {
 			w.vm.moves = false
 			fault(rule{goes: true})(w)
 		}, decided: "verify"},
-		{name: "the Task fails and the guest shows the spec late", world: func(w *world) {
+		{name: "the Task fails and the guest shows the spec late", harness: func(w *harness) {
 			w.vm.moves, w.vm.outlasts = false, 2*time.Minute
 			fault(rule{goes: true})(w)
 		}, decided: "verify", took: 3 * time.Minute},
-		{name: "the Task fails and the guest shows the spec too late", world: func(w *world) {
+		{name: "the Task fails and the guest shows the spec too late", harness: func(w *harness) {
 			w.vm.moves, w.vm.outlasts = false, 4*time.Minute
 			fault(rule{goes: true})(w)
 		}, decided: "task", code: events.CustomizationFailed, step: "customize", vsphere: "NicSettingMismatch",
 			took: 4 * time.Minute},
 		{name: "the Task fails, the guest shows the spec, nobody asked to look", request: asks(`"verify":false,`),
-			world: func(w *world) {
+			harness: func(w *harness) {
 				w.vm.moves = false
 				fault(rule{goes: true})(w)
 			}, decided: "task", code: events.CustomizationFailed, step: "customize", vsphere: "NicSettingMismatch",
 			noVerify: true},
-		{name: "general fault", world: func(w *world) { w.vm.moves, w.vm.faulty = false, 1 }, decided: "task",
+		{name: "general fault", harness: func(w *harness) { w.vm.moves, w.vm.faulty = false, 1 }, decided: "task",
 			customized: 2, aborted: 1},
-		{name: "general fault twice", world: func(w *world) { w.vm.moves, w.vm.faulty = false, 2 }, customized: 2,
+		{name: "general fault twice", harness: func(w *harness) { w.vm.moves, w.vm.faulty = false, 2 }, customized: 2,
 			aborted: 1, decided: "task",
 			code: events.CustomizationFailed, step: "customize", vsphere: "CustomizationFault"},
-		{name: "general fault, and the guest shows the spec", world: func(w *world) {
+		{name: "general fault, and the guest shows the spec", harness: func(w *harness) {
 			w.vm.moves = false
 			fault(rule{task: generalFault(), goes: true})(w)
 		}, decided: "verify"},
 		{name: "general fault, and the guest says that it succeeded",
-			world: fault(rule{task: generalFault(), goes: true}), decided: "guest-status"},
-		{name: "general fault, no engine in the guest", world: func(w *world) {
+			harness: fault(rule{task: generalFault(), goes: true}), decided: "guest-status"},
+		{name: "general fault, no engine in the guest", harness: func(w *harness) {
 			w.vm.moves = false
 			e := generalFault()
 			e.Message = "This VM " + noEngine
 			fault(rule{task: e})(w)
 		}, decided: "task", code: events.CustomizationFailed, step: "customize", vsphere: "CustomizationFault"},
-		{name: "general fault, and the second attempt is not answered", world: func(w *world) {
+		{name: "general fault, and the second attempt is not answered", harness: func(w *harness) {
 			w.vm.moves, w.vm.faulty = false, 1
 			w.vc.on(rule{op: "CustomizeGuest sent", times: 1})
 			w.vc.on(rule{op: "CustomizeGuest sent", times: 1, lost: "answer", delay: 9 * time.Second})
 			w.vc.lag = 29 * time.Second
 		}, decided: "task", customized: 2, aborted: 1},
-		{name: "the guest shows nothing of it", world: func(w *world) {
+		{name: "the guest shows nothing of it", harness: func(w *harness) {
 			w.vm.ignores, w.vm.hostName = true,
 				"template.example.com"
 		}, decided: "guest-status",
@@ -116,11 +117,14 @@ func TestOutcomeOfCustomize(t *testing.T) {
 			mismatches: []string{"host name: want web-7, the guest shows template", "address: want 10.0.0.7 on NIC",
 				"the guest shows no NIC"}},
 		{name: "the guest shows nothing of it, nobody asked", request: asks(`"verify":false,`),
-			world: func(w *world) { w.vm.ignores = true }, decided: "guest-status", noVerify: true},
+			harness: func(w *harness) { w.vm.ignores = true }, decided: "guest-status", noVerify: true},
 		{name: "the host name alone is not asked for", request: asks(`"verify":{"hostName":false,"timeout":"10s"},`),
-			world:   func(w *world) { w.later(90*time.Second, func() { w.vc.change(func() { w.vm.hostName = "x" }) }) },
+			harness: func(w *harness) {
+				w.later(90*time.Second,
+					func() { w.vc.change(func() { w.vm.hostName = "x" }) })
+			},
 			decided: "guest-status"},
-		{name: "the guest reports its new host name late", world: func(w *world) {
+		{name: "the guest reports its new host name late", harness: func(w *harness) {
 			w.vm.ignores = true
 			w.later(4*time.Minute,
 				func() { w.vc.change(func() { w.vm.show(json.RawMessage(specOf(named))); w.vm.connect() }) })
@@ -132,18 +136,19 @@ func TestOutcomeOfCustomize(t *testing.T) {
 			named), decided: "guest-status"},
 		{name: "vCenter is away all the time", request: asks(`"verify":{"timeout":"30s"},`), decided: "guest-status",
 			code: events.DeadlineExceeded, step: "verify",
-			world: func(w *world) {
+			harness: func(w *harness) {
 				w.slow = onKind("network.completed", func() { w.vc.change(func() { w.vc.refusing = true }) })
 			}},
 	}
+
 	secrets := secretsDir(t)
 	for _, row := range rows {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
-			inWorld(t, secrets, func(w *world) {
-				w.several = row.customized > 1
-				if row.world != nil {
-					row.world(w)
+			withHarness(t, secrets, func(w *harness) {
+				w.allowRepeat = row.customized > 1
+				if row.harness != nil {
+					row.harness(w)
 				}
 				if row.request == "" {
 					row.request = asks("")
@@ -157,6 +162,7 @@ func TestOutcomeOfCustomize(t *testing.T) {
 					got != nil && got.Name != row.vsphere {
 					w.t.Errorf("vsphere %+v, want %q", got, row.vsphere)
 				}
+
 				if run.Customize.DecidedBy != row.decided {
 					w.t.Errorf("decided by %q, want %q", run.Customize.DecidedBy, row.decided)
 				}
@@ -176,6 +182,7 @@ func TestOutcomeOfCustomize(t *testing.T) {
 						}
 					}
 				}
+
 				if took := run.FinishedAt.Sub(*run.AcceptedAt); took < row.took {
 					w.t.Errorf("it took %s, want at least %s", took, row.took)
 				}
@@ -189,7 +196,7 @@ func TestVerifyWithoutCustomize(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
 	for _, on := range []bool{true, false} {
-		inWorld(t, secrets, func(w *world) {
+		withHarness(t, secrets, func(w *harness) {
 			w.vm.cards = twoCards()
 			w.vm.nics = []vcapi.NIC{{MAC: "00:50:56:00:00:01", Connected: on, Device: 4000},
 				{MAC: "00:50:56:00:00:02", Connected: on, Device: 4001}}
@@ -212,7 +219,7 @@ func TestInterruptedWaitForTheGuest(t *testing.T) {
 	request := only(customizeOnly)
 	t.Run("told to stop", func(t *testing.T) {
 		t.Parallel()
-		inWorld(t, secrets, func(w *world) {
+		withHarness(t, secrets, func(w *harness) {
 			w.vm.outlasts = 150 * time.Second
 			req := w.request("order-1", request)
 			o := w.deliver(req)
@@ -230,9 +237,10 @@ func TestInterruptedWaitForTheGuest(t *testing.T) {
 			}
 		})
 	})
+
 	t.Run("dies", func(t *testing.T) {
 		t.Parallel()
-		inWorld(t, secrets, func(w *world) {
+		withHarness(t, secrets, func(w *harness) {
 			w.vm.outlasts = 150 * time.Second
 			w.run(request, crash("Watch #2"))
 			mustSucceed(w)
@@ -241,9 +249,10 @@ func TestInterruptedWaitForTheGuest(t *testing.T) {
 			}
 		})
 	})
+
 	t.Run("canceled", func(t *testing.T) {
 		t.Parallel()
-		inWorld(t, secrets, func(w *world) {
+		withHarness(t, secrets, func(w *harness) {
 			w.vm.outlasts = 150 * time.Second
 			req := w.request("order-1", request)
 			w.later(3*time.Minute, func() { w.cancel(req) })

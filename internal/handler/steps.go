@@ -116,14 +116,15 @@ func (r *run) plan() {
 	}
 }
 
-// stands is the step that the run stands in: the first that has not succeeded. A run that has no steps, or none left,
-// stands in none of them.
-func (r *run) stands() *step {
+// currentStep is the step that the run stands in: the first that has not succeeded. A run that has no steps, or none
+// left, stands in none of them.
+func (r *run) currentStep() *step {
 	for _, s := range r.steps {
 		if *s.state != events.Succeeded && *s.state != events.Skipped && *s.state != events.Unavailable {
 			return s
 		}
 	}
+
 	return &step{run: r, name: "run"}
 }
 
@@ -150,6 +151,7 @@ func (r *run) closeSteps(last events.State) {
 		default: // the first one is where the run ended, the others were not begun
 			*s.State, last = last, events.Skipped
 		}
+
 		if s.Name != events.StepProcess {
 			endsNow(*s.State, s.FinishedAt)
 		}
@@ -184,6 +186,7 @@ func (s *step) toEnd(ctx context.Context) (err error) {
 			return err
 		}
 	}
+
 	return s.inTime(ctx)
 }
 
@@ -210,6 +213,7 @@ func (s *step) doAndRead(ctx context.Context) error {
 		default:
 			err = s.begin(ctx, s)
 		}
+
 		if err == nil {
 			err = s.read(ctx, s)
 		}
@@ -236,6 +240,7 @@ func (s *step) complete(failure *stepError) error {
 		*s.state = events.Succeeded
 		return r.record(s.end)
 	}
+
 	*s.state = events.Failed
 	r.state.Error = r.errorOf(failure)
 	if err := r.record(s.end); err != nil {

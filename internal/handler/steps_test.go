@@ -21,6 +21,7 @@ func stepOf(t *testing.T, name string, state events.State) (*run, *step) {
 			return r, s
 		}
 	}
+
 	t.Fatalf("no step %s", name)
 	return nil, nil
 }
@@ -42,6 +43,7 @@ func TestEveryStepIsKnown(t *testing.T) {
 			t.Errorf("step %s changes the guest: it has no code, no privileges, or no pause", s.name)
 		}
 	}
+
 	for _, kind := range stepKinds() {
 		if !known[kind.name] {
 			t.Errorf("no request asks for a step %s", kind.name)

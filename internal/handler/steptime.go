@@ -95,9 +95,10 @@ func (s *step) stepSince() time.Time {
 func (s *step) stepTime(ctx context.Context) (context.Context, context.CancelFunc) {
 	r := s.run
 	if key := s.name + "/" + s.process; r.point.Step != key || r.point.StepSince == nil {
-		begun := r.begun(key)
+		begun := r.beginPhase(key)
 		r.point.Step, r.point.StepSince, r.point.StepStood = key, &begun.Since, begun.Stood
 	}
+
 	return r.clock.until(ctx, s.stepEnd(), errStepTime)
 }
 
@@ -107,16 +108,16 @@ func (s *step) stepEnd() time.Time {
 	return phase{Since: *r.point.StepSince, Stood: r.point.StepStood}.end(s.timeout)
 }
 
-// begun is a phase that begins now.
-func (r *run) begun(name string) phase {
+// beginPhase is a phase that begins now.
+func (r *run) beginPhase(name string) phase {
 	now := time.Now()
 	return phase{Step: name, Since: stamp(now), Stood: max(0, now.Sub(r.clock.now()))}
 }
 
 func (p phase) end(limit time.Duration) time.Time { return p.Since.Add(limit - p.Stood) }
 
-// keepTime puts into the checkpoint what the steps' clock shows.
-func (r *run) keepTime() {
+// saveClock puts into the checkpoint what the steps' clock shows.
+func (r *run) saveClock() {
 	stood, still := r.clock.stands()
 	r.point.Stood, r.point.Still = stood, nil
 	if !still.IsZero() {
@@ -125,9 +126,9 @@ func (r *run) keepTime() {
 	}
 }
 
-// goOnTiming takes over the clock of the owner before. Between the two it went, unless the last event says that vCenter
-// was away.
-func (r *run) goOnTiming(last *events.Entry) {
+// restoreClock takes over the clock of the owner before. Between the two it went, unless the last event says that
+// vCenter was away.
+func (r *run) restoreClock(last *events.Entry) {
 	var still time.Time
 	if r.point.Still != nil {
 		still = *r.point.Still
@@ -139,6 +140,7 @@ func (r *run) goOnTiming(last *events.Entry) {
 		r.point.Stood += max(0, last.At.Sub(still))
 		still = time.Time{}
 	}
+
 	r.clock.set(r.point.Stood, still)
 	if !still.IsZero() { // it goes on, in the event of the takeover too
 		r.state.Waiting, r.state.WaitingFor = events.WaitingVCenterUnavailable, last.Run.WaitingFor

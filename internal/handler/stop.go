@@ -21,7 +21,7 @@ const (
 // stop stops, in vCenter, what a canceled run has under way. What cannot be stopped keeps its state and says why, in
 // vCenter's words.
 func (r *run) stop() error {
-	s := r.stands()
+	s := r.currentStep()
 	if s.state == nil || *s.state != events.Running {
 		return nil
 	}
@@ -38,8 +38,8 @@ func (r *run) toStop() (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(r.life, stopTime+r.TravelTime+r.VisibilityLag, errStopTime)
 }
 
-// why is an error in vCenter's words, also where the time for a better answer ended.
-func (r *run) why(err error) string {
+// reasonFor is an error in vCenter's words, also where the time for a better answer ended.
+func (r *run) reasonFor(err error) string {
 	var f *stepError
 	switch {
 	case errors.As(err, &f):
@@ -47,12 +47,14 @@ func (r *run) why(err error) string {
 	case errors.Is(err, errStopTime) && r.blocked.by != nil:
 		return fmt.Sprintf("%v: %v", err, r.blocked.by)
 	}
+
 	return err.Error()
 }
 
-// insist repeats a call that does no harm where it comes late or twice, since it names the very Task or process that it
-// ends, until its answer is one that will not change: InvalidState does not, what has ended does not run again.
-func (r *run) insist(ctx context.Context, call func(vcapi.Fence) error) error {
+// retryUntilFinal repeats a call that does no harm where it comes late or twice, since it names the very Task or
+// process that it ends, until its answer is one that will not change: InvalidState does not, what has ended does not
+// run again.
+func (r *run) retryUntilFinal(ctx context.Context, call func(vcapi.Fence) error) error {
 	for pause := newPause(askPause); ; {
 		err := call(r.stillOwner())
 		var v *vcapi.Error
@@ -60,10 +62,12 @@ func (r *run) insist(ctx context.Context, call func(vcapi.Fence) error) error {
 			errors.Is(err, events.ErrFenced) {
 			return err
 		}
+
 		if lands := time.Now().Add(r.TravelTime); v.Sent == vcapi.Unknown && lands.After(r.owner.notBefore) {
 			// It may still be on its way, also after one that was answered: the run does not end before.
 			r.owner.notBefore = lands
 		}
+
 		if pause.Wait(ctx) != nil {
 			return err
 		}
@@ -88,7 +92,7 @@ func (r *run) awaitAbort() error {
 	}
 	ctx, cancel := context.WithTimeoutCause(r.life, stopTime, errStopTime)
 	defer cancel()
-	s := r.stands()
+	s := r.currentStep()
 	if r.point.Aborting == "" { // of an owner before us
 		seen, err := retryRead(ctx, s, func(ctx context.Context) (found, error) {
 			return r.findTask(ctx, "abort", abortMethod, func(t vcapi.Task) { r.point.Aborting = t.ID })
@@ -98,6 +102,7 @@ func (r *run) awaitAbort() error {
 		}
 		seen.adopt()
 	}
+
 	_, err := s.followTask(ctx, r.point.Aborting, func(vcapi.WatchState) error { return nil })
 	return onlyFenced(err)
 }

@@ -10,7 +10,7 @@ import (
 )
 
 // count is how often a kind was stored.
-func (w *world) stored(kind events.Kind) (n int) {
+func (w *harness) stored(kind events.Kind) (n int) {
 	for _, e := range w.events() {
 		if e.kind == kind {
 			n++
@@ -28,15 +28,15 @@ func TestCancelAfterTheTask(t *testing.T) {
 		for _, and := range []string{"", "takeover"} {
 			t.Run(name+"/"+and, func(t *testing.T) {
 				t.Parallel()
-				inWorld(t, secrets, func(w *world) {
+				withHarness(t, secrets, func(w *harness) {
 					w.vm.outlasts = time.Hour
 					w.vc.on(rule{op: "CustomizeGuest sent", times: 1, task: fault, goes: true})
 					req := w.request("order-1", only(`"customize":`+named))
 					var canceled time.Time
 					w.later(90*time.Second, func() { canceled = time.Now(); w.cancel(req) })
-					var plan []fate
+					var plan []incident
 					if and != "" {
-						plan = []fate{{point: "CancelTask sent", do: "crash"}}
+						plan = []incident{{point: "CancelTask sent", do: "crash"}}
 					}
 					w.drive(req, plan)
 					w.wantEnds("run.canceled")
@@ -77,7 +77,7 @@ func TestRefusedAbort(t *testing.T) {
 		for _, channel := range []string{"answer", "Task"} {
 			t.Run(row.name+"/"+channel, func(t *testing.T) {
 				t.Parallel()
-				inWorld(t, secrets, func(w *world) {
+				withHarness(t, secrets, func(w *harness) {
 					w.vc.on(rule{op: "CancelTask sent", err: vcError("NotSupported", 500, vcapi.Permanent)})
 					e := vcError(row.name, 500, row.class)
 					r := rule{op: "AbortCustomization sent", err: e}
@@ -115,7 +115,7 @@ func TestStopWithoutVCenter(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
 	for _, request := range []string{only(customizeOnly), only(networkOnly), only(processOnly)} {
-		inWorld(t, secrets, func(w *world) {
+		withHarness(t, secrets, func(w *harness) {
 			w.vm.customize, w.vm.network = time.Hour, time.Hour
 			w.vm.programs["/usr/bin/first"] = program{takes: time.Hour}
 			req := w.request("a", request)
@@ -132,6 +132,7 @@ func TestStopWithoutVCenter(t *testing.T) {
 			default:
 				reason = last.Processes[0].Reason
 			}
+
 			if !strings.Contains(reason, "connection refused") {
 				w.t.Errorf("reason %q", reason)
 			}

@@ -12,7 +12,7 @@ import (
 )
 
 // orphan leaves a run unfinished at a point, and its request out of the stream.
-func (w *world) orphan(data, point string) *events.Request {
+func (w *harness) orphan(data, point string) *events.Request {
 	w.t.Helper()
 	req := w.request("order-1", data)
 	o := w.deliver(req, crash(point)...)
@@ -21,13 +21,13 @@ func (w *world) orphan(data, point string) *events.Request {
 	return req
 }
 
-func (w *world) sweep(plan ...fate) error {
+func (w *harness) sweep(plan ...incident) error {
 	_, h := w.bystander(plan...)
 	return h.Sweep(context.Background(), []string{vmID})
 }
 
 // pointOf is the checkpoint of an event.
-func (w *world) pointOf(what string) checkpoint {
+func (w *harness) pointOf(what string) checkpoint {
 	w.t.Helper()
 	var c checkpoint
 	m := w.newest(what)
@@ -44,7 +44,7 @@ func (w *world) pointOf(what string) checkpoint {
 func TestSweep(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	for _, point := range weighty(points(t, secrets, brief, inBriefWorld)) {
+	for _, point := range lastingPoints(crashPoints(t, secrets, brief, inBriefHarness)) {
 		if point == "publish run.accepted" || strings.HasSuffix(point, "run.succeeded") {
 			continue
 		}
@@ -58,12 +58,12 @@ func TestSweep(t *testing.T) {
 			}
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
-				inBriefWorld(t, secrets, func(w *world) {
+				inBriefHarness(t, secrets, func(w *harness) {
 					w.vc.lag = 29 * time.Second
 					req := w.request("order-1", brief)
 					plan := crash(point)
 					if late {
-						plan = []fate{{point: point, do: "late", after: 10 * time.Second}}
+						plan = []incident{{point: point, do: "late", after: 10 * time.Second}}
 					}
 					o := w.deliver(req, plan...)
 					<-o.stopped
@@ -110,7 +110,7 @@ func TestSweepLeavesAlone(t *testing.T) {
 	secrets := secretsDir(t)
 	t.Run("a run whose request is in the queue", func(t *testing.T) {
 		t.Parallel()
-		inBriefWorld(t, secrets, func(w *world) {
+		inBriefHarness(t, secrets, func(w *harness) {
 			req := w.request("order-1", brief)
 			o := w.deliver(req, crash("stored customize.starting")...)
 			<-o.stopped
@@ -125,9 +125,10 @@ func TestSweepLeavesAlone(t *testing.T) {
 			mustSucceed(w)
 		})
 	})
+
 	t.Run("a run under way", func(t *testing.T) {
 		t.Parallel()
-		inBriefWorld(t, secrets, func(w *world) {
+		inBriefHarness(t, secrets, func(w *harness) {
 			w.deliver(w.request("order-1", brief))
 			for range 20 {
 				if err := w.sweep(); err != nil {
@@ -135,6 +136,7 @@ func TestSweepLeavesAlone(t *testing.T) {
 				}
 				<-time.After(5 * time.Second)
 			}
+
 			w.await(w.owners[0])
 			mustSucceed(w)
 			if n := w.last().Owner.Takeovers; n != 0 {
@@ -142,9 +144,10 @@ func TestSweepLeavesAlone(t *testing.T) {
 			}
 		})
 	})
+
 	t.Run("a VM without a journal, an ended run", func(t *testing.T) {
 		t.Parallel()
-		inBriefWorld(t, secrets, func(w *world) {
+		inBriefHarness(t, secrets, func(w *harness) {
 			_, h := w.bystander()
 			if err := h.Sweep(context.Background(), []string{vmID}); err != nil {
 				w.t.Error(err)
@@ -156,9 +159,10 @@ func TestSweepLeavesAlone(t *testing.T) {
 			mustSucceed(w)
 		})
 	})
+
 	t.Run("a run of another version", func(t *testing.T) {
 		t.Parallel()
-		inBriefWorld(t, secrets, func(w *world) {
+		inBriefHarness(t, secrets, func(w *harness) {
 			w.orphan(brief, "stored check.completed")
 			last := w.rewrite(ours, unknown)
 			if err := w.sweep(); err != nil {
@@ -183,10 +187,10 @@ func TestSweepAsTheRunEnds(t *testing.T) {
 	secrets := secretsDir(t)
 	for _, point := range []string{"publish run.succeeded", "stored run.succeeded", "publish process.exited"} {
 		for after := time.Duration(0); after < 8*latency; after += latency / 2 {
-			inBriefWorld(t, secrets, func(w *world) {
+			inBriefHarness(t, secrets, func(w *harness) {
 				swept := make(chan error, 1)
 				req := w.request("order-1", brief)
-				w.drive(req, []fate{{point: point, do: "call", fn: func() {
+				w.drive(req, []incident{{point: point, do: "call", fn: func() {
 					w.later(after, func() { swept <- w.sweep() })
 				}}})
 				if err := <-swept; err != nil {
@@ -206,17 +210,17 @@ func TestSweepAsTheRunEnds(t *testing.T) {
 func TestSweepOfALivingOwner(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	for _, point := range weighty(points(t, secrets, brief, inBriefWorld)) {
+	for _, point := range lastingPoints(crashPoints(t, secrets, brief, inBriefHarness)) {
 		if point == "publish run.accepted" {
 			continue
 		}
 		t.Run(point, func(t *testing.T) {
 			t.Parallel()
-			inBriefWorld(t, secrets, func(w *world) {
+			inBriefHarness(t, secrets, func(w *harness) {
 				w.vc.lag = 29 * time.Second
 				req := w.request("order-1", brief)
 				swept := make(chan error, 1)
-				o := w.deliver(req, fate{point: point, do: "call", fn: func() {
+				o := w.deliver(req, incident{point: point, do: "call", fn: func() {
 					w.line.Remove(req.Seq)
 					go func() { swept <- w.sweep() }()
 				}})
@@ -243,7 +247,7 @@ func (forgetful) RequestData(context.Context, string, string, string, uint64) (j
 // and its end says so: the next run does not take a Task that appears for its own.
 func TestOrphanWithoutItsRequest(t *testing.T) {
 	t.Parallel()
-	inBriefWorld(t, secretsDir(t), func(w *world) {
+	inBriefHarness(t, secretsDir(t), func(w *harness) {
 		w.orphan(only(customizeOnly), "CustomizeGuest sent")
 		_, h := w.bystander()
 		h.journal = forgetful{h.journal}

@@ -20,6 +20,7 @@ func (r *run) taskEffect(name, method string, task *string, startedAt **time.Tim
 		r.point.Tasks = append(r.point.Tasks, id)
 		r.seen.newestTask = id
 	}
+
 	return &effect{
 		name: name, task: true, lostMost: lostMost,
 		find: func(ctx context.Context) (found, error) {
@@ -64,6 +65,7 @@ func (s *step) followTask(ctx context.Context, id string, each func(vcapi.WatchS
 			tasks, _, err := r.vc.Tasks(ctx, r.vm, r.since(now))
 			return tasks, err
 		})
+
 		if err != nil {
 			return end, err
 		}
@@ -77,6 +79,7 @@ func (s *step) followTask(ctx context.Context, id string, each func(vcapi.WatchS
 				message: "vCenter no longer knows " + id +
 					": how it ended can not be told; look at the guest, then send a new request"}
 		}
+
 		if pause.Wait(ctx) != nil {
 			return end, r.interrupted(ctx)
 		}
@@ -93,6 +96,7 @@ func (s *step) watchTask(ctx context.Context, id string, each func(vcapi.WatchSt
 			gone = true
 			return true, nil
 		}
+
 		if w.Task == nil {
 			return false, nil
 		}
@@ -103,6 +107,7 @@ func (s *step) watchTask(ctx context.Context, id string, each func(vcapi.WatchSt
 		}
 		return false, each(w)
 	})
+
 	return end, gone, err
 }
 
@@ -127,6 +132,7 @@ func (s *step) taskFailure(t vcapi.Task) (*stepError, faultKind) {
 			message: fmt.Sprintf("%s %s ended in state %s without a fault: see it in vCenter's recent tasks", t.Name,
 				t.ID, t.State)}, unknownEnd
 	}
+
 	return s.failure(fmt.Errorf("%s: %w", t.ID, t.Err)), s.kindOf(t.Err) // which names its method
 }
 
@@ -148,7 +154,7 @@ func (s *step) stopTask(id string, reason *string, other func(context.Context) e
 	r := s.run
 	ctx, cancel := r.toStop()
 	defer cancel()
-	err := r.insist(ctx, func(gate vcapi.Fence) error { return r.vc.CancelTask(ctx, gate, id) })
+	err := r.retryUntilFinal(ctx, func(fence vcapi.Fence) error { return r.vc.CancelTask(ctx, fence, id) })
 	if err != nil && !errors.Is(err, events.ErrFenced) {
 		// It may have ended already: by a CancelTask without an answer, or by itself, which of a customization says
 		// nothing about the guest.
@@ -157,16 +163,19 @@ func (s *step) stopTask(id string, reason *string, other func(context.Context) e
 			err = nil
 		}
 	}
+
 	aborted := err != nil && other != nil && !errors.Is(err, events.ErrFenced)
 	if aborted {
 		own, done := r.toStop()
 		err = other(own)
 		done()
 	}
+
 	if err != nil {
-		*reason = "it could not be stopped: " + r.why(err)
+		*reason = "it could not be stopped: " + r.reasonFor(err)
 		return onlyFenced(err)
 	}
+
 	stopped, done := context.WithTimeoutCause(r.life, stopTime, errStopTime)
 	defer done()
 	end, err := s.followTask(stopped, id, func(vcapi.WatchState) error { return nil })
@@ -179,6 +188,7 @@ func (s *step) stopTask(id string, reason *string, other func(context.Context) e
 	default:
 		*s.state = events.Canceled
 	}
+
 	endsNow(*s.state, s.finished)
 	return nil
 }

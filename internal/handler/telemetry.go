@@ -176,6 +176,7 @@ func (t *telemetry) notAppended(span trace.Span, err error) {
 		t.meter.Fenced()
 		return
 	}
+
 	tracing.Failed(span, "not stored")
 }
 

@@ -77,52 +77,55 @@ func (m *tally) StepEnded(ctx context.Context, step string, outcome events.State
 func TestMeasuredOnce(t *testing.T) {
 	t.Parallel()
 	networkAlone := only(`"network":{}`)
-	var fates []string
+	var incidents []string
 	for _, point := range []string{"run.accepted", "check.completed", "network.starting", "network.started",
 		"network.completed", "run.succeeded"} {
-		fates = append(fates, "publish "+point)
+		incidents = append(incidents, "publish "+point)
 	}
-	fates = append(fates, "StartGuestNetwork sent")
+	incidents = append(incidents, "StartGuestNetwork sent")
 	type schedule struct {
 		name, data string
-		world      func(w *world)
-		plans      [][]fate
+		harness    func(w *harness)
+		plans      [][]incident
 		counts     map[string]int // beside those of a run of check and network that succeeds; 0: not there
 	}
+
 	schedules := []schedule{
 		{name: "plain", data: networkAlone},
 		{name: "no check", data: `{"vm":"vm-42","check":{"mode":"skip"},"guest":{"credentials":` +
 			`{"secretRef":"linux-root"}},"network":{}}`,
 			counts: map[string]int{"check succeeded": 0}},
 		{name: "the answer is lost", data: networkAlone,
-			world:  func(w *world) { w.vc.on(rule{op: "StartGuestNetwork sent", times: 1, lost: "answer"}) },
-			counts: map[string]int{"adopted network": 1, "end of network stored": 0}},
+			harness: func(w *harness) { w.vc.on(rule{op: "StartGuestNetwork sent", times: 1, lost: "answer"}) },
+			counts:  map[string]int{"adopted network": 1, "end of network stored": 0}},
 		{name: "it fails, and its owner dies before it can say so", data: networkAlone,
-			world:  taskEnds("StartGuestNetwork", "SystemError", vcapi.Permanent, 1),
-			plans:  [][]fate{crash("publish run.failed")},
-			counts: map[string]int{"network succeeded": 0, "network failed": 1}},
+			harness: taskEnds("StartGuestNetwork", "SystemError", vcapi.Permanent, 1),
+			plans:   [][]incident{crash("publish run.failed")},
+			counts:  map[string]int{"network succeeded": 0, "network failed": 1}},
 		{name: "the owner is paused at the end of a step, and another one goes on", data: networkAlone,
-			plans:  [][]fate{{{point: "publish network.completed", do: "pause", after: 5 * time.Minute}}},
+			plans:  [][]incident{{{point: "publish network.completed", do: "pause", after: 5 * time.Minute}}},
 			counts: map[string]int{"fenced": 1, "end of network stored": 0}},
 	}
-	for _, point := range fates {
+
+	for _, point := range incidents {
 		for _, do := range []string{"crash", "term"} {
 			schedules = append(schedules, schedule{name: do + " at " + point, data: networkAlone,
-				plans: [][]fate{{{point: point, do: do}}},
+				plans: [][]incident{{{point: point, do: do}}},
 				counts: map[string]int{"began": -1, "fenced": -1, "adopted network": -1, "end of network stored": -1,
 					"check succeeded": -1, "network succeeded": -1}})
 		}
 	}
+
 	for _, s := range schedules {
 		t.Run(s.name, func(t *testing.T) {
 			t.Parallel()
 			spans := tracetest.NewInMemoryExporter()
 			meter := &tally{counts: map[string]int{}, gauges: map[string]int{}}
-			inBubble(t, secretsDir(t), func(w *world) {
+			inBubble(t, secretsDir(t), func(w *harness) {
 				w.settings.Meter, w.settings.Tracer = meter,
 					tracing.To(sdk.NewSimpleSpanProcessor(spans), resource.Empty())
-				if s.world != nil {
-					s.world(w)
+				if s.harness != nil {
+					s.harness(w)
 				}
 				w.run(s.data, s.plans...)
 			})
@@ -136,6 +139,7 @@ func TestMeasuredOnce(t *testing.T) {
 					t.Errorf("%s: %d times", what, meter.counts[what])
 				}
 			}
+
 			for name, n := range meter.gauges {
 				if n != 0 {
 					t.Errorf("gauge %s is left at %d", name, n)
@@ -164,6 +168,7 @@ func checkSpans(t *testing.T, spans tracetest.SpanStubs) {
 			t.Errorf("span %s ends before it begins", s.Name)
 		}
 	}
+
 	for _, s := range spans {
 		if _, ok := byID[s.Parent.SpanID()]; !ok && s.Name != "run" {
 			t.Errorf("the parent of span %s is not reported; all: %s", s.Name, strings.Join(names, ", "))
@@ -177,7 +182,7 @@ func checkSpans(t *testing.T, spans tracetest.SpanStubs) {
 // A step whose completion the stream refuses for good costs no panic.
 func TestEndThatCannotBeStored(t *testing.T) {
 	t.Parallel()
-	inBubble(t, secretsDir(t), func(w *world) {
+	inBubble(t, secretsDir(t), func(w *harness) {
 		refused := false
 		w.slow = func(_ int, m stream.Message) (f memstore.Fault) {
 			if strings.HasSuffix(m.Subject, "network.completed") && !refused {
@@ -185,6 +190,7 @@ func TestEndThatCannotBeStored(t *testing.T) {
 			}
 			return f
 		}
+
 		if end := w.run(only(`"network":{}`)); end.Status != events.StatusFailed {
 			t.Errorf("ended as %s", end.Status)
 		}

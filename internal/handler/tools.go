@@ -24,29 +24,32 @@ func (s *step) ready(ctx context.Context) error {
 		r.point.Ready = nil
 		return nil
 	}
+
 	limit := r.asked.Guest.ReadyTimeout.Or(readyDefault)
 	if limit == 0 {
 		return s.notReady(vm, limit)
 	}
-	if err := r.wait(events.WaitingTools, r.noTools(vm)); err != nil {
+	if err := r.reportBlocked(events.WaitingTools, r.noTools(vm)); err != nil {
 		return err
 	}
 	if key := s.name + "/" + s.process; r.point.Ready == nil || r.point.Ready.Step != key {
-		begun := r.begun(key)
+		begun := r.beginPhase(key)
 		r.point.Ready = &begun
 	}
+
 	within, cancel := r.clock.until(ctx, r.point.Ready.end(limit), errStepTime)
 	defer cancel()
 	shown, err := s.shown(ctx, within, func(now vcapi.VM) (bool, error) {
 		vm = now
 		return toolsReady(now), nil
 	})
+
 	if err == nil && !shown || errors.Is(err, errLooked) {
 		err = s.notReady(vm, limit)
 	}
 	if err == nil {
 		r.point.Ready = nil
-		r.moved(events.WaitingTools)
+		r.unblocked(events.WaitingTools)
 	}
 	return err
 }

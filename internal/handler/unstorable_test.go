@@ -20,13 +20,14 @@ func TestEventThatCannotBeStoredEndsTheRun(t *testing.T) {
 		for _, code := range []int{stream.CodeMessageTooLarge, stream.CodeHeadersTooLarge} {
 			t.Run(string(kind), func(t *testing.T) {
 				t.Parallel()
-				inWorld(t, secrets, func(w *world) {
+				withHarness(t, secrets, func(w *harness) {
 					w.slow = func(_ int, m stream.Message) memstore.Fault {
 						if strings.HasSuffix(m.Subject, "."+string(kind)) {
 							return memstore.Fault{Refuse: code}
 						}
 						return memstore.Fault{}
 					}
+
 					req := w.request("order-1", whole)
 					o := w.deliver(req)
 					w.await(o)

@@ -9,7 +9,7 @@ import (
 )
 
 // VCenter is what a run needs of its vCenter; vcapi.Client is the real one. Asks may be repeated. Acts, at the end,
-// change the guest: each calls its gate between dialling and sending, and sends nothing where the gate refuses.
+// change the guest: each calls its fence between dialling and sending, and sends nothing where the fence refuses.
 type VCenter interface {
 	Hide(secrets ...string) (forget func())
 	About(ctx context.Context) (vcapi.About, error)
@@ -30,13 +30,13 @@ type VCenter interface {
 	Process(ctx context.Context, vm string, auth vcapi.GuestAuth, pid int64) (vcapi.Process, error)
 	Watch(ctx context.Context, vm, task string, fn func(vcapi.WatchState) (done bool)) error
 
-	CustomizeGuest(ctx context.Context, gate vcapi.Fence, vm string, auth vcapi.GuestAuth, spec,
+	CustomizeGuest(ctx context.Context, fence vcapi.Fence, vm string, auth vcapi.GuestAuth, spec,
 		configParams json.RawMessage) (task string, err error)
-	StartGuestNetwork(ctx context.Context, gate vcapi.Fence, vm string, auth vcapi.GuestAuth) (task string, err error)
-	AbortCustomization(ctx context.Context, gate vcapi.Fence, vm string, auth vcapi.GuestAuth) (task string, err error)
-	StartProcess(ctx context.Context, gate vcapi.Fence, vm string, auth vcapi.GuestAuth,
+	StartGuestNetwork(ctx context.Context, fence vcapi.Fence, vm string, auth vcapi.GuestAuth) (task string, err error)
+	AbortCustomization(ctx context.Context, fence vcapi.Fence, vm string, auth vcapi.GuestAuth) (task string, err error)
+	StartProcess(ctx context.Context, fence vcapi.Fence, vm string, auth vcapi.GuestAuth,
 		p vcapi.ProcessSpec) (pid int64, err error)
-	ConnectNICs(ctx context.Context, gate vcapi.Fence, vm string, nics vcapi.NICs) (task string, err error)
-	DeleteProcess(ctx context.Context, gate vcapi.Fence, vm string, auth vcapi.GuestAuth, pid int64) error
-	CancelTask(ctx context.Context, gate vcapi.Fence, task string) error
+	ConnectNICs(ctx context.Context, fence vcapi.Fence, vm string, nics vcapi.NICs) (task string, err error)
+	DeleteProcess(ctx context.Context, fence vcapi.Fence, vm string, auth vcapi.GuestAuth, pid int64) error
+	CancelTask(ctx context.Context, fence vcapi.Fence, task string) error
 }

@@ -159,6 +159,7 @@ func told(g vcapi.GuestCustomization, as func(time.Time) time.Time) vcapi.GuestC
 			*t = &at
 		}
 	}
+
 	return g
 }
 
@@ -208,6 +209,7 @@ func (v *fakeVC) rule(op string) rule {
 			return *r
 		}
 	}
+
 	return rule{}
 }
 
@@ -339,7 +341,7 @@ func (c *client) login() {
 	c.sessions[c.session] = true
 }
 
-// dial is the way of every call: the owner's fate, a round trip, vCenter's mood.
+// dial is the way of every call: the owner's incident, a round trip, vCenter's mood.
 func (c *client) dial(ctx context.Context, op string) error {
 	if err := c.o.at(op); err != nil {
 		return notSent(op, err)
@@ -358,6 +360,7 @@ func (c *client) dial(ctx context.Context, op string) error {
 			return silence(ctx, op)
 		}
 	}
+
 	c.fakeVC.mu.Lock()
 	refusing, silent, page, refused := c.refusing, c.silent, c.page ||
 		c.noReads && !inProcess(op) && !actNames[op], c.refused
@@ -370,6 +373,7 @@ func (c *client) dial(ctx context.Context, op string) error {
 		}
 		return e
 	}
+
 	if refused {
 		return &vcapi.Error{Op: "Login", Host: "vc", Status: 500, Name: "InvalidLogin", Class: vcapi.SessionLost,
 			Sent: vcapi.NotSent, Message: "Cannot complete login"}
@@ -503,6 +507,7 @@ func (c *client) info(t *fakeTask) vcapi.Task {
 		}
 		return i
 	}
+
 	end := t.end().Add(c.offset)
 	i.CompleteTime = &end
 	switch {
@@ -513,6 +518,7 @@ func (c *client) info(t *fakeTask) vcapi.Task {
 	default:
 		i.State, i.Progress = "success", &p
 	}
+
 	return i
 }
 
@@ -539,6 +545,7 @@ func (c *client) Tasks(ctx context.Context, vm string, since time.Time) ([]vcapi
 			shown = append(shown, i)
 		}
 	}
+
 	return shown, c.history, nil
 }
 
@@ -590,6 +597,7 @@ func (c *client) guest(vm string, auth vcapi.GuestAuth) (*fakeVM, error) {
 	case auth.Password != m.password:
 		return nil, vcError("UNAUTHENTICATED", 401, vcapi.GuestCredentials)
 	}
+
 	return m, nil
 }
 
@@ -650,6 +658,7 @@ func (c *client) Process(ctx context.Context, vm string, auth vcapi.GuestAuth, p
 		}
 		return i, nil
 	}
+
 	return vcapi.Process{}, vcError("NOT_FOUND", 404, vcapi.Permanent)
 }
 
@@ -673,6 +682,7 @@ func (c *client) Watch(ctx context.Context, vm, task string, fn func(vcapi.Watch
 				return context.Cause(ctx)
 			}
 		}
+
 		if m, err := c.seen(vm); err != nil {
 			w.VMGone = true
 		} else {
@@ -691,6 +701,7 @@ func (c *client) Watch(ctx context.Context, vm, task string, fn func(vcapi.Watch
 				}
 			}
 		}
+
 		for _, t := range c.tasks {
 			if left := c.watchLag - time.Since(t.queued); t.id == task && left > 0 {
 				next = left
@@ -704,6 +715,7 @@ func (c *client) Watch(ctx context.Context, vm, task string, fn func(vcapi.Watch
 				return nil
 			}
 		}
+
 		select {
 		case <-changed:
 		case <-time.After(next):
@@ -715,7 +727,8 @@ func (c *client) Watch(ctx context.Context, vm, task string, fn func(vcapi.Watch
 
 // call is the way of every call that changes the guest: dial, gate, travel, land, answer. Each is a point at which the
 // owner may die.
-func call[T any](ctx context.Context, c *client, gate vcapi.Fence, op string, land func(r rule) (T, error)) (T, error) {
+func call[T any](ctx context.Context, c *client, fence vcapi.Fence, op string, land func(r rule) (T, error)) (T,
+	error) {
 	var none T
 	if err := c.dial(ctx, op); err != nil {
 		return none, err
@@ -728,7 +741,7 @@ func call[T any](ctx context.Context, c *client, gate vcapi.Fence, op string, la
 	c.mu.Unlock()
 	c.fakeVC.mu.Unlock()
 	r := c.rule(op + " sent")
-	if err := gate(ctx); err != nil {
+	if err := fence(ctx); err != nil {
 		return none, notSent(op, err)
 	}
 	c.mu.Lock()
@@ -759,6 +772,7 @@ func call[T any](ctx context.Context, c *client, gate vcapi.Fence, op string, la
 		v, err := land(r)
 		return answer{v, err}
 	}
+
 	f := c.o.reached(op + " sent")
 	if f.do == "late" { // the owner dies, its call travels on
 		c.o.w.later(f.after, func() { landed() })
@@ -816,6 +830,7 @@ func (c *client) guestTask(vm string, auth vcapi.GuestAuth) (*fakeVM, error) {
 	case auth.Password != m.password:
 		return nil, vcError("InvalidGuestLogin", 500, vcapi.GuestCredentials)
 	}
+
 	for _, t := range c.tasks {
 		if t.vm == vm && !t.aside && time.Now().Before(t.end()) {
 			return nil, vcError("TaskInProgress", 500, vcapi.Transient)
@@ -839,6 +854,7 @@ func (m *fakeVM) show(spec json.RawMessage) {
 			}
 		}
 	}
+
 	if err := json.Unmarshal(spec, &s); err != nil {
 		panic(err) // specs of tests
 	}
@@ -854,13 +870,14 @@ func (m *fakeVM) show(spec json.RawMessage) {
 				nic.IPConfig = append(nic.IPConfig, vcapi.Address{IP: a.IPAddress, Prefix: 24, State: "preferred"})
 			}
 		}
+
 		m.nics = append(m.nics, nic)
 	}
 }
 
-func (c *client) CustomizeGuest(ctx context.Context, gate vcapi.Fence, vm string, auth vcapi.GuestAuth, spec,
+func (c *client) CustomizeGuest(ctx context.Context, fence vcapi.Fence, vm string, auth vcapi.GuestAuth, spec,
 	_ json.RawMessage) (task string, err error) {
-	return call(ctx, c, gate, "CustomizeGuest", func(r rule) (string, error) {
+	return call(ctx, c, fence, "CustomizeGuest", func(r rule) (string, error) {
 		m, err := c.guestTask(vm, auth)
 		if err != nil {
 			return "", err
@@ -885,6 +902,7 @@ func (c *client) CustomizeGuest(ctx context.Context, gate vcapi.Fence, vm string
 				})
 			})
 		}
+
 		if (r.task == nil || r.goes) && !m.ignores {
 			c.o.w.later(m.customize+m.outlasts, func() { c.change(func() { m.show(spec) }) })
 		}
@@ -892,9 +910,10 @@ func (c *client) CustomizeGuest(ctx context.Context, gate vcapi.Fence, vm string
 	})
 }
 
-func (c *client) StartGuestNetwork(ctx context.Context, gate vcapi.Fence, vm string, auth vcapi.GuestAuth) (task string,
+func (c *client) StartGuestNetwork(ctx context.Context, fence vcapi.Fence, vm string,
+	auth vcapi.GuestAuth) (task string,
 	err error) {
-	return call(ctx, c, gate, "StartGuestNetwork", func(r rule) (string, error) {
+	return call(ctx, c, fence, "StartGuestNetwork", func(r rule) (string, error) {
 		m, err := c.guestTask(vm, auth)
 		if err != nil {
 			return "", err
@@ -916,9 +935,9 @@ func (m *fakeVM) connect() {
 	}
 }
 
-func (c *client) AbortCustomization(ctx context.Context, gate vcapi.Fence, vm string, _ vcapi.GuestAuth) (task string,
+func (c *client) AbortCustomization(ctx context.Context, fence vcapi.Fence, vm string, _ vcapi.GuestAuth) (task string,
 	err error) {
-	return call(ctx, c, gate, "AbortCustomization", func(r rule) (string, error) {
+	return call(ctx, c, fence, "AbortCustomization", func(r rule) (string, error) {
 		if _, err := c.seen(vm); err != nil {
 			return "", err
 		}
@@ -932,9 +951,9 @@ func (c *client) AbortCustomization(ctx context.Context, gate vcapi.Fence, vm st
 	})
 }
 
-func (c *client) StartProcess(ctx context.Context, gate vcapi.Fence, vm string, auth vcapi.GuestAuth,
+func (c *client) StartProcess(ctx context.Context, fence vcapi.Fence, vm string, auth vcapi.GuestAuth,
 	p vcapi.ProcessSpec) (pid int64, err error) {
-	return call(ctx, c, gate, "StartProcess", func(rule) (int64, error) {
+	return call(ctx, c, fence, "StartProcess", func(rule) (int64, error) {
 		m, err := c.guest(vm, auth)
 		if err != nil {
 			return 0, err
@@ -974,12 +993,13 @@ func (c *client) GuestFile(ctx context.Context, vm string, auth vcapi.GuestAuth,
 	case path != engineLog || m.log == "":
 		return nil, vcError("FileNotFound", 500, vcapi.Permanent)
 	}
+
 	return []byte(m.log[max(0, len(m.log)-most):]), nil
 }
 
-func (c *client) DeleteProcess(ctx context.Context, gate vcapi.Fence, vm string, auth vcapi.GuestAuth,
+func (c *client) DeleteProcess(ctx context.Context, fence vcapi.Fence, vm string, auth vcapi.GuestAuth,
 	pid int64) error {
-	_, err := call(ctx, c, gate, "DeleteProcess", func(rule) (struct{}, error) {
+	_, err := call(ctx, c, fence, "DeleteProcess", func(rule) (struct{}, error) {
 		m, err := c.guest(vm, auth)
 		if err != nil {
 			return struct{}{}, err
@@ -988,17 +1008,19 @@ func (c *client) DeleteProcess(ctx context.Context, gate vcapi.Fence, vm string,
 			if p.pid == pid {
 				c.effect(vm, "delete process")
 				p.killed = true
+
 				// The guest tells its end, as of every process.
 				p.program.takes = min(p.program.takes, time.Since(p.started))
 			}
 		}
+
 		return struct{}{}, nil
 	})
 	return err
 }
 
-func (c *client) CancelTask(ctx context.Context, gate vcapi.Fence, task string) error {
-	_, err := call(ctx, c, gate, "CancelTask", func(rule) (struct{}, error) {
+func (c *client) CancelTask(ctx context.Context, fence vcapi.Fence, task string) error {
+	_, err := call(ctx, c, fence, "CancelTask", func(rule) (struct{}, error) {
 		for _, t := range c.tasks {
 			if t.id == task && time.Now().Before(t.end()) {
 				c.effect(t.vm, "cancel Task")
@@ -1006,6 +1028,7 @@ func (c *client) CancelTask(ctx context.Context, gate vcapi.Fence, task string) 
 				return struct{}{}, nil
 			}
 		}
+
 		return struct{}{}, vcError("InvalidState", 500, vcapi.Transient)
 	})
 	return err

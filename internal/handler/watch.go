@@ -16,12 +16,13 @@ func (r *run) readVM(ctx context.Context) (vcapi.VM, error) {
 		return vm, err
 	}
 	if was := r.state.InstanceUUID; was != "" && vm.InstanceUUID != "" && was != vm.InstanceUUID {
-		s := r.stands()
+		s := r.currentStep()
 		return vm, &stepError{step: s.name, process: s.process, code: events.NotFound, message: fmt.Sprintf(
 			"%s is another VM now (%s, instance UUID %s) than when the run began (%s): vCenter gave its ID again; "+
 				"see which VM is meant, then send a new request",
 			r.vm, vm.Name, vm.InstanceUUID, was)}
 	}
+
 	r.noteVM(vm)
 	return vm, nil
 }
@@ -58,6 +59,7 @@ func (s *step) watch(ctx context.Context, task string, fn func(vcapi.WatchState)
 				message: fmt.Sprintf("vm %s is no longer in vCenter %s: it was removed, or moved to another vCenter",
 					r.vm, r.VCenter)}
 		}
+
 		if w.VM.Cards == nil { // the long poll does not carry the VM's hardware
 			w.VM.Cards = r.seen.cards
 		}
@@ -67,6 +69,7 @@ func (s *step) watch(ctx context.Context, task string, fn func(vcapi.WatchState)
 		}
 		return false, power.see(ctx, w.VM)
 	}
+
 	again := false
 	for pause := newPause(askPause); ; {
 		down, err := r.poll(within, task, see)
@@ -80,13 +83,15 @@ func (s *step) watch(ctx context.Context, task string, fn func(vcapi.WatchState)
 		case err != nil || down == nil:
 			return err
 		}
+
 		// What the poll says may be from before vCenter came back: one read tells. Where reads are answered and the
 		// poll goes on not to be, that is what the run waits for.
 		if again {
-			if err := r.wait(events.WaitingVCenterUnavailable, down); err != nil {
+			if err := r.reportBlocked(events.WaitingVCenterUnavailable, down); err != nil {
 				return err
 			}
 		}
+
 		again = true
 		if done, err := s.pollByHand(ctx, task, see); done || err != nil {
 			return err
@@ -107,14 +112,16 @@ func (r *run) poll(ctx context.Context, task string, see func(vcapi.WatchState) 
 			}
 			return true
 		}
-		r.heard()
+
+		r.vCenterAnswered()
 		if r.state.Waiting == events.WaitingVCenterUnavailable {
-			r.moved(events.WaitingVCenterUnavailable)
+			r.unblocked(events.WaitingVCenterUnavailable)
 		}
 		var done bool
 		done, failed = see(w)
 		return done || failed != nil
 	})
+
 	switch {
 	case failed != nil:
 		return nil, failed
@@ -123,6 +130,7 @@ func (r *run) poll(ctx context.Context, task string, see func(vcapi.WatchState) 
 	case err != nil && ctx.Err() != nil:
 		return nil, r.interrupted(ctx)
 	}
+
 	return down, err
 }
 
@@ -140,6 +148,7 @@ func (s *step) pollByHand(ctx context.Context, task string, see func(vcapi.Watch
 		w.Task, w.TaskGone = &t, gone(err)
 		return w, ignored(err, w.TaskGone)
 	})
+
 	var v *vcapi.Error
 	switch {
 	case ctx.Err() != nil:
@@ -151,11 +160,12 @@ func (s *step) pollByHand(ctx context.Context, task string, see func(vcapi.Watch
 	case !errors.As(err, &v):
 		return false, err
 	}
+
 	why := s.absence(ctx, v)
 	if why == "" {
 		why = events.WaitingVCenterUnavailable
 	}
-	return false, r.wait(why, err)
+	return false, r.reportBlocked(why, err)
 }
 
 // gone reports whether vCenter says that there is no such object.
@@ -200,7 +210,7 @@ func (p *powerWatch) see(ctx context.Context, vm vcapi.VM) error {
 		return nil
 	case err == nil:
 		p.on()
-		p.r.moved(events.WaitingTools)
+		p.r.unblocked(events.WaitingTools)
 		return nil
 	case !p.off && p.task != "":
 		end := p.end
@@ -212,11 +222,12 @@ func (p *powerWatch) see(ctx context.Context, vm vcapi.VM) error {
 			}
 		})
 	}
+
 	if p.off && p.r.state.Waiting == events.WaitingVCenterUnavailable {
 		return nil // told already; both are so, and each in turn would be no news
 	}
 	p.off = true
-	return p.r.wait(events.WaitingTools, err)
+	return p.r.reportBlocked(events.WaitingTools, err)
 }
 
 // on forgets that the VM was off.

@@ -61,8 +61,8 @@ const brief = `{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"}},
 	`,"network":{},` +
 	`"processes":[{"name":"first","run":{"path":"/usr/bin/first"}}]}`
 
-// world is everything around the handlers: a journal, a vCenter, the requests stream, and the deliveries of it.
-type world struct {
+// harness is everything around the handlers: a journal, a vCenter, the requests stream, and the deliveries of it.
+type harness struct {
 	t        *testing.T
 	settings Settings
 	secrets  Secrets
@@ -76,13 +76,13 @@ type world struct {
 	rejected []*events.RejectError
 	tail     int // how many of the newest events each crash drops
 	// What a dead owner held is delivered again at once, not after the ack wait.
-	atOnce bool
-	deaf   bool          // no signal of the line is heard
-	far    time.Duration // what a look for cancels takes
+	atOnce          bool
+	noWake          bool          // no signal of the line is heard
+	cancelReadDelay time.Duration // what a look for cancels takes
 	// The journal was made anew: its first event is not the first of its run.
-	anew    bool
-	several bool // an act may take effect again, as the request asks
-	// What befalls the appends, where they are not at a fate's point.
+	anew        bool
+	allowRepeat bool // an act may take effect again, as the request asks
+	// What befalls the appends, where they are not at a incident's point.
 	slow   func(n int, m stream.Message) memstore.Fault
 	known  func([]stepKind) []stepKind // the steps that the handlers know, where they are others
 	strict bool                        // every event is checked against its schema
@@ -103,30 +103,30 @@ func secretsDir(t *testing.T) Secrets {
 	return Secrets(dir)
 }
 
-// inWorld runs fn in a bubble with a world of its own and checks, at the end, what must hold for every history, and
-// every event against its schema.
-func inWorld(t *testing.T, secrets Secrets, fn func(w *world)) {
+// withHarness runs fn in a bubble with a harness of its own and checks, at the end, what must hold for every history,
+// and every event against its schema.
+func withHarness(t *testing.T, secrets Secrets, fn func(w *harness)) {
 	t.Helper()
-	inBubble(t, secrets, func(w *world) {
+	inBubble(t, secrets, func(w *harness) {
 		w.strict = true
 		fn(w)
 	})
 }
 
-// inBriefWorld is inWorld for histories of which there are many: with a guest that tells no progress, and without the
-// schema.
-func inBriefWorld(t *testing.T, secrets Secrets, fn func(w *world)) {
+// inBriefHarness is withHarness for histories of which there are many: with a guest that tells no progress, and without
+// the schema.
+func inBriefHarness(t *testing.T, secrets Secrets, fn func(w *harness)) {
 	t.Helper()
-	inBubble(t, secrets, func(w *world) {
+	inBubble(t, secrets, func(w *harness) {
 		w.vm.moves, w.vm.quiet = false, true
 		fn(w)
 	})
 }
 
-func inBubble(t *testing.T, secrets Secrets, fn func(w *world)) {
+func inBubble(t *testing.T, secrets Secrets, fn func(w *harness)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, secrets)
+		w := newHarness(t, secrets)
 		fn(w)
 		w.finish()
 		for _, problem := range w.problems() {
@@ -139,36 +139,37 @@ func inBubble(t *testing.T, secrets Secrets, fn func(w *world)) {
 }
 
 // problemsOf is what is wrong with a history that is meant to go wrong.
-func problemsOf(t *testing.T, secrets Secrets, fn func(w *world)) (found []string) {
+func problemsOf(t *testing.T, secrets Secrets, fn func(w *harness)) (found []string) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, secrets)
+		w := newHarness(t, secrets)
 		fn(w)
 		w.finish()
 		found = w.problems()
 	})
+
 	return found
 }
 
-func newWorld(t *testing.T, secrets Secrets) *world {
-	w := &world{t: t, settings: settings, secrets: secrets, vc: newFakeVC(), over: make(chan struct{})}
+func newHarness(t *testing.T, secrets Secrets) *harness {
+	w := &harness{t: t, settings: settings, secrets: secrets, vc: newFakeVC(), over: make(chan struct{})}
 	w.replicate(1)
 	w.vm = w.vc.addVM(vmID)
 	return w
 }
 
 // replicate begins with an empty journal of so many replicas.
-func (w *world) replicate(n int) { w.begin(memstore.Options{Replicas: n}) }
+func (w *harness) replicate(n int) { w.begin(memstore.Options{Replicas: n}) }
 
 // begin begins with an empty journal.
-func (w *world) begin(o memstore.Options) {
+func (w *harness) begin(o memstore.Options) {
 	w.store = memstore.New(o)
 	w.journal = w.store.Client()
 	w.line = w.store.Queue(vcenter, ackWait)
 }
 
 // request puts a request into the stream, as a publisher does.
-func (w *world) request(id, data string) *events.Request {
+func (w *harness) request(id, data string) *events.Request {
 	w.t.Helper()
 	req := &events.Request{VCenter: vcenter, VM: vmID, Ref: events.RequestRef{Source: "/test", ID: id}}
 	req.RunID = events.RunID(vcenter, vmID, req.Ref)
@@ -180,7 +181,7 @@ func (w *world) request(id, data string) *events.Request {
 }
 
 // cancel puts a cancel of req into the stream.
-func (w *world) cancel(req *events.Request) {
+func (w *harness) cancel(req *events.Request) {
 	data := map[string]any{"vm": vmID, "request": req.Ref, "reason": "no longer needed"}
 	if _, err := w.line.Publish(events.KindCancelRequested, vmID,
 		events.RequestRef{Source: "/test", ID: "cancel-" + req.Ref.ID}, data); err != nil {
@@ -189,15 +190,15 @@ func (w *world) cancel(req *events.Request) {
 }
 
 // waiting reports whether req is still in the stream.
-func (w *world) waiting(req *events.Request) bool { return w.line.Has(req.Seq) }
+func (w *harness) waiting(req *events.Request) bool { return w.line.Has(req.Seq) }
 
 // newest is the newest message under a subject, or a filter, of the VM's journal; nil where there is none.
-func (w *world) newest(what string) *stream.Stored {
+func (w *harness) newest(what string) *stream.Stored {
 	return w.store.Newest(strings.TrimSuffix(events.History(vcenter, vmID), ">") + what)
 }
 
 // later runs fn after d.
-func (w *world) later(d time.Duration, fn func()) {
+func (w *harness) later(d time.Duration, fn func()) {
 	go func() {
 		<-time.After(d)
 		fn()
@@ -205,7 +206,7 @@ func (w *world) later(d time.Duration, fn func()) {
 }
 
 // deliver hands req to an owner of its own, with what is to happen to it.
-func (w *world) deliver(req *events.Request, plan ...fate) *replica {
+func (w *harness) deliver(req *events.Request, plan ...incident) *replica {
 	w.t.Helper()
 	delivery, err := w.line.Deliver(req.Seq)
 	if err != nil {
@@ -244,13 +245,14 @@ func (w *world) deliver(req *events.Request, plan ...fate) *replica {
 				w.line.Remove(req.Seq)
 			}
 		}
+
 		o.result <- err
 	}()
 	return o
 }
 
 // stands reports whether a refusal can be stored: the journal is where it leans on it.
-func (w *world) stands(reject *events.RejectError) bool {
+func (w *harness) stands(reject *events.RejectError) bool {
 	if reject.IfLastSeq == nil {
 		return true
 	}
@@ -262,7 +264,7 @@ func (w *world) stands(reject *events.RejectError) bool {
 }
 
 // await waits for the owner's answer.
-func (w *world) await(o *replica) {
+func (w *harness) await(o *replica) {
 	w.t.Helper()
 	select {
 	case <-o.finished:
@@ -271,15 +273,15 @@ func (w *world) await(o *replica) {
 	}
 }
 
-// drive delivers req until it is acknowledged: plans[0] is the first owner's fate, and so on; who has none lives.
-func (w *world) drive(req *events.Request, plans ...[]fate) {
+// drive delivers req until it is acknowledged: plans[0] is the first owner's incident, and so on; who has none lives.
+func (w *harness) drive(req *events.Request, plans ...[]incident) {
 	w.t.Helper()
 	for n := 0; w.waiting(req); n++ {
 		if n == 20 {
 			w.t.Errorf("request %s was delivered %d times and has not ended", req.Ref.ID, n)
 			return
 		}
-		var plan []fate
+		var plan []incident
 		if n < len(plans) {
 			plan = plans[n]
 		}
@@ -306,6 +308,7 @@ func (w *world) drive(req *events.Request, plans ...[]fate) {
 			w.t.Errorf("request %s: owner %d has not come to an end in %s", req.Ref.ID, n+1, long)
 			return
 		}
+
 		if w.waiting(req) {
 			<-time.After(wait)
 		}
@@ -313,21 +316,21 @@ func (w *world) drive(req *events.Request, plans ...[]fate) {
 }
 
 // run puts a request into the stream and drives it to its end.
-func (w *world) run(data string, plans ...[]fate) *events.Run {
+func (w *harness) run(data string, plans ...[]incident) *events.Run {
 	w.t.Helper()
 	req := w.request("order-1", data)
 	w.drive(req, plans...)
 	return w.last()
 }
 
-func (w *world) loseTail() {
+func (w *harness) loseTail() {
 	if w.tail > 0 {
 		w.store.DropLast(w.tail)
 	}
 }
 
 // finish lets everything come to its end: what is paused goes on, what travels lands, then what is dead returns.
-func (w *world) finish() {
+func (w *harness) finish() {
 	<-time.After(4 * long)
 	for _, o := range w.owners {
 		if o.alive() {
@@ -338,6 +341,7 @@ func (w *world) finish() {
 			}
 		}
 	}
+
 	close(w.over)
 	for _, o := range w.owners {
 		o.stop()
@@ -356,7 +360,7 @@ type event struct {
 	data json.RawMessage
 }
 
-func (w *world) read(m stream.Stored) event {
+func (w *harness) read(m stream.Stored) event {
 	var ce struct {
 		ID   string          `json:"id"`
 		Type string          `json:"type"`
@@ -373,7 +377,7 @@ func (w *world) read(m stream.Stored) event {
 	return e
 }
 
-func (w *world) events() []event {
+func (w *harness) events() []event {
 	var all []event
 	for _, m := range w.store.All() {
 		all = append(all, w.read(m))
@@ -381,7 +385,7 @@ func (w *world) events() []event {
 	return all
 }
 
-func (w *world) kinds() []string {
+func (w *harness) kinds() []string {
 	var all []string
 	for _, e := range w.events() {
 		all = append(all, string(e.kind))
@@ -390,7 +394,7 @@ func (w *world) kinds() []string {
 }
 
 // last is the state of the newest run, after its last event.
-func (w *world) last() *events.Run {
+func (w *harness) last() *events.Run {
 	w.t.Helper()
 	m := w.newest(">")
 	if m == nil {
@@ -405,7 +409,7 @@ func (w *world) last() *events.Run {
 }
 
 // problems is what is wrong with what happened, whatever happened.
-func (w *world) problems() []string {
+func (w *harness) problems() []string {
 	var all []string
 	say := func(format string, args ...any) { all = append(all, fmt.Sprintf(format, args...)) }
 	for _, o := range w.owners {
@@ -417,6 +421,7 @@ func (w *world) problems() []string {
 		default:
 		}
 	}
+
 	ended := map[string]event{}
 	n := map[string]int{}
 	for _, e := range w.events() {
@@ -458,6 +463,7 @@ func (w *world) problems() []string {
 			}
 		}
 	}
+
 	for run, count := range n {
 		if _, over := ended[run]; !over {
 			say("run %s has %d events and no last one", run, count)
@@ -477,6 +483,7 @@ func (w *world) problems() []string {
 			say("owner %s returned %v", o, o.err)
 		}
 	}
+
 	return all
 }
 
@@ -490,11 +497,12 @@ func wrongEnds(run *events.Run) []string {
 			wrong = append(wrong, s.Name)
 		}
 	}
+
 	return wrong
 }
 
 // wrongEffects holds what was done in vCenter against the end of the only run.
-func (w *world) wrongEffects(end event) []string {
+func (w *harness) wrongEffects(end event) []string {
 	var all []string
 	asked := w.owners[0].req.Spec
 	acts := map[string]bool{"customize": asked.Customize != nil, "network": asked.Network != nil}
@@ -503,13 +511,14 @@ func (w *world) wrongEffects(end event) []string {
 	}
 	for act, wanted := range acts {
 		count := w.vc.count(vmID, act)
-		if count > 1 && !w.several {
+		if count > 1 && !w.allowRepeat {
 			all = append(all, fmt.Sprintf("%s took effect %d times", act, count))
 		}
 		if end.kind == events.RunSucceeded && wanted != (count > 0) {
 			all = append(all, fmt.Sprintf("the run succeeded and %s took effect %d times", act, count))
 		}
 	}
+
 	for _, e := range w.vc.effects {
 		if e.at.After(end.at) {
 			all = append(all, fmt.Sprintf("%s took effect %s after the last event", e.act, e.at.Sub(end.at)))
@@ -519,7 +528,7 @@ func (w *world) wrongEffects(end event) []string {
 }
 
 // history is what happened, for a failed test's log.
-func (w *world) history() string {
+func (w *harness) history() string {
 	var b strings.Builder
 	type line struct {
 		at   time.Time
@@ -539,6 +548,7 @@ func (w *world) history() string {
 		}
 		lines = append(lines, line{e.at, text})
 	}
+
 	for _, e := range w.vc.effects {
 		lines = append(lines, line{e.at, "     EFFECT " + e.act})
 	}
@@ -557,8 +567,8 @@ func (w *world) history() string {
 	return b.String()
 }
 
-// fate is what happens to an owner at a point of its way.
-type fate struct {
+// incident is what happens to an owner at a point of its way.
+type incident struct {
 	point string
 	fn    func()        // call: what happens then
 	do    string        // crash, pause, term, call; at "<act> sent": late; at "publish … ": lose, fail, hold
@@ -566,12 +576,12 @@ type fate struct {
 	at    time.Time     // when it was met
 }
 
-func crash(point string) []fate { return []fate{{point: point, do: "crash"}} }
+func crash(point string) []incident { return []incident{{point: point, do: "crash"}} }
 
 // replica is one delivery of a request in the hands of one handler. All its operations pass through it, so that it can
 // be dead: then none returns before the test ends, and none has an effect.
 type replica struct {
-	w        *world
+	w        *harness
 	req      *events.Request
 	stop     context.CancelFunc
 	result   chan error
@@ -581,10 +591,10 @@ type replica struct {
 	hides    atomic.Int32 // secrets
 
 	mu    sync.Mutex
-	plan  []fate
+	plan  []incident
 	seen  map[string]int
 	trace []string
-	met   []fate
+	met   []incident
 	dead  bool
 	halts bool
 	told  bool // to stop
@@ -610,11 +620,11 @@ var errDead = errors.New("this owner is dead")
 
 // reached notes that the owner has come to a point, and gives what is to happen there. The second time at a point is
 // named "<point> #2".
-func (o *replica) reached(point string) fate {
+func (o *replica) reached(point string) incident {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.dead {
-		return fate{do: "crash"}
+		return incident{do: "crash"}
 	}
 	if o.seen[point]++; o.seen[point] > 1 {
 		point = fmt.Sprintf("%s #%d", point, o.seen[point])
@@ -637,13 +647,14 @@ func (o *replica) reached(point string) fate {
 		}
 		return f
 	}
-	return fate{}
+
+	return incident{}
 }
 
 // at passes a point: an error means that the owner is dead.
 func (o *replica) at(point string) error { return o.meet(o.reached(point)) }
 
-func (o *replica) meet(f fate) error {
+func (o *replica) meet(f incident) error {
 	switch f.do {
 	case "call":
 		f.fn()
@@ -701,7 +712,7 @@ func (l *replicaQueue) Cancels(ctx context.Context, vcenter, vm string) ([]event
 	if err := l.reach(ctx); err != nil {
 		return nil, err
 	}
-	if err := spend(ctx, l.o.w.far); err != nil {
+	if err := spend(ctx, l.o.w.cancelReadDelay); err != nil {
 		return nil, err
 	}
 	return l.Queue.Cancels(ctx, vcenter, vm)
@@ -709,7 +720,7 @@ func (l *replicaQueue) Cancels(ctx context.Context, vcenter, vm string) ([]event
 
 func (l *replicaQueue) Wake(vcenter, vm string) (<-chan struct{}, func()) {
 	c, stop := l.Queue.Wake(vcenter, vm)
-	if l.o.w.deaf {
+	if l.o.w.noWake {
 		c = make(chan struct{})
 	}
 	return c, stop
@@ -737,6 +748,7 @@ func (s *replicaStore) Publish(ctx context.Context, m stream.Message) (stream.Ac
 		s.o.w.later(f.after, func() { _, _ = s.Client.Publish(context.WithoutCancel(ctx), m) })
 		return stream.Ack{}, nats.ErrTimeout
 	}
+
 	ack, err := s.Client.Publish(ctx, m)
 	if dead := s.o.at("stored " + kind); dead != nil {
 		return stream.Ack{}, dead

@@ -13,18 +13,18 @@ import (
 )
 
 // ends are the kinds of the last events of the journal's runs, in order.
-func (w *world) ends() []string {
+func (w *harness) ends() []string {
 	return slices.DeleteFunc(w.kinds(), func(k string) bool { return !events.Kind(k).Last() })
 }
 
-func (w *world) wantEnds(want ...string) {
+func (w *harness) wantEnds(want ...string) {
 	w.t.Helper()
 	if got := w.ends(); !slices.Equal(got, want) {
 		w.t.Errorf("runs ended as %v, want %v", got, want)
 	}
 }
 
-func (w *world) wantEffects(act string, want int) {
+func (w *harness) wantEffects(act string, want int) {
 	w.t.Helper()
 	if got := w.vc.count(vmID, act); got != want {
 		w.t.Errorf("%s took effect %d times, want %d", act, got, want)
@@ -33,7 +33,7 @@ func (w *world) wantEffects(act string, want int) {
 
 // runTurns delivers a request, the next one and a copy of the first, in another order than the stream's: the two run
 // one after another in the stream's order, and the copy does nothing.
-func (w *world) runTurns() {
+func (w *harness) runTurns() {
 	w.t.Helper()
 	a, b := w.request("a", brief), w.request("b", only(networkOnly))
 	copyOfA := w.request("a", brief)
@@ -44,6 +44,7 @@ func (w *world) runTurns() {
 			w.t.Errorf("request %d: %v", o.req.Seq, o.err)
 		}
 	}
+
 	w.wantEnds("run.succeeded", "run.succeeded")
 	w.wantEffects("customize", 1)
 	w.wantEffects("network", 2)
@@ -61,7 +62,7 @@ func (w *world) runTurns() {
 
 func TestTurns(t *testing.T) {
 	t.Parallel()
-	inWorld(t, secretsDir(t), (*world).runTurns)
+	withHarness(t, secretsDir(t), (*harness).runTurns)
 }
 
 // An ended run's request comes again, also after a later run: nothing happens. Other data under its name is refused.
@@ -72,7 +73,7 @@ func TestRepeat(t *testing.T) {
 		for _, other := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%d runs between/other data %v", between, other), func(t *testing.T) {
 				t.Parallel()
-				inBriefWorld(t, secrets, func(w *world) {
+				inBriefHarness(t, secrets, func(w *harness) {
 					w.drive(w.request("a", only(networkOnly)))
 					for i := range between {
 						w.drive(w.request(fmt.Sprintf("b%d", i), `{"vm":"vm-42"}`))
@@ -103,10 +104,10 @@ func TestRepeat(t *testing.T) {
 func TestPastTaskIsNotAdopted(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	for _, point := range weighty(points(t, secrets, only(networkOnly), inBriefWorld)) {
+	for _, point := range lastingPoints(crashPoints(t, secrets, only(networkOnly), inBriefHarness)) {
 		t.Run(point, func(t *testing.T) {
 			t.Parallel()
-			inBriefWorld(t, secrets, func(w *world) {
+			inBriefHarness(t, secrets, func(w *harness) {
 				w.vc.lag, w.vm.network, w.atOnce = 29*time.Second, time.Second, true
 				w.drive(w.request("a", only(networkOnly)))
 				w.drive(w.request("b", only(networkOnly)), crash(point))
@@ -119,7 +120,7 @@ func TestPastTaskIsNotAdopted(t *testing.T) {
 
 func TestExpired(t *testing.T) {
 	t.Parallel()
-	inWorld(t, secretsDir(t), func(w *world) {
+	withHarness(t, secretsDir(t), func(w *harness) {
 		a, b := w.request("a", only(networkOnly)), w.request("b", brief)
 		b.Expires = time.Now().Add(5 * time.Second) // the network takes ten
 		w.deliver(a)
@@ -137,18 +138,18 @@ func TestExpired(t *testing.T) {
 func TestOrphan(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	for _, point := range weighty(points(t, secrets, brief, inBriefWorld)) {
+	for _, point := range lastingPoints(crashPoints(t, secrets, brief, inBriefHarness)) {
 		t.Run(point, func(t *testing.T) {
 			t.Parallel()
 			for _, late := range []bool{false, true} {
 				if late && !strings.Contains(point, " sent") {
 					continue
 				}
-				inBriefWorld(t, secrets, func(w *world) {
+				inBriefHarness(t, secrets, func(w *harness) {
 					w.vc.lag = 29 * time.Second
 					plan := crash(point)
 					if late {
-						plan = []fate{{point: point, do: "late", after: 10 * time.Second}}
+						plan = []incident{{point: point, do: "late", after: 10 * time.Second}}
 					}
 					a := w.request("a", brief)
 					o := w.deliver(a, plan...)
@@ -169,6 +170,7 @@ func TestOrphan(t *testing.T) {
 					default:
 						w.wantEnds("run.failed", "run.succeeded")
 					}
+
 					for op, act := range calls {
 						want := done[act] + 1
 						if late && strings.HasPrefix(point, op) {
@@ -176,6 +178,7 @@ func TestOrphan(t *testing.T) {
 						}
 						w.wantEffects(act, want)
 					}
+
 					for _, e := range w.events() {
 						if e.kind == events.RunFailed && e.run.Error.Code != events.Orphaned {
 							w.t.Errorf("error %v", e.run.Error)
@@ -202,7 +205,7 @@ func TestCheckpointVersions(t *testing.T) {
 		for _, of := range []string{"this run", "the run before"} {
 			t.Run(version+" "+of, func(t *testing.T) {
 				t.Parallel()
-				inBriefWorld(t, secrets, func(w *world) {
+				inBriefHarness(t, secrets, func(w *harness) {
 					req := w.request("a", brief)
 					if of == "this run" {
 						first := w.deliver(req, crash("stored check.completed")...)
@@ -211,6 +214,7 @@ func TestCheckpointVersions(t *testing.T) {
 						w.drive(req)
 						req = w.request("b", only(networkOnly))
 					}
+
 					last, before := w.rewrite(ours, `"checkpoint":{"version":`+version), len(w.kinds())
 					if !known {
 						o := w.deliver(req)
@@ -221,6 +225,7 @@ func TestCheckpointVersions(t *testing.T) {
 						}
 						w.restore(last)
 					}
+
 					w.drive(req)
 					mustSucceed(w)
 					for _, e := range w.events()[before:] {
@@ -236,7 +241,7 @@ func TestCheckpointVersions(t *testing.T) {
 
 func TestCancelQueued(t *testing.T) {
 	t.Parallel()
-	inWorld(t, secretsDir(t), func(w *world) {
+	withHarness(t, secretsDir(t), func(w *harness) {
 		a, b := w.request("a", only(networkOnly)), w.request("b", brief)
 		w.cancel(b)
 		w.deliver(a)
@@ -254,13 +259,13 @@ func TestCancelQueued(t *testing.T) {
 func TestCancel(t *testing.T) {
 	t.Parallel()
 	secrets := secretsDir(t)
-	for _, point := range points(t, secrets, whole, inWorld) {
+	for _, point := range crashPoints(t, secrets, whole, withHarness) {
 		for _, and := range []string{"", "crash"} {
 			t.Run(point+"/"+and, func(t *testing.T) {
 				t.Parallel()
-				inWorld(t, secrets, func(w *world) {
+				withHarness(t, secrets, func(w *harness) {
 					var req *events.Request
-					plan := []fate{{point: point, do: "call", fn: func() { w.cancel(req) }}}
+					plan := []incident{{point: point, do: "call", fn: func() { w.cancel(req) }}}
 					if and != "" {
 						plan[0].do = "call, then crash"
 					}
@@ -296,10 +301,10 @@ func TestCancelUnheard(t *testing.T) {
 	} {
 		t.Run(point, func(t *testing.T) {
 			t.Parallel()
-			inBriefWorld(t, secrets, func(w *world) {
-				w.deaf = true
+			inBriefHarness(t, secrets, func(w *harness) {
+				w.noWake = true
 				req := w.request("order-1", brief)
-				w.drive(req, []fate{{point: point, do: "call", fn: func() { w.cancel(req) }}})
+				w.drive(req, []incident{{point: point, do: "call", fn: func() { w.cancel(req) }}})
 				w.wantEnds("run.canceled")
 				w.wantEffects(act, 0)
 			})
@@ -310,7 +315,7 @@ func TestCancelUnheard(t *testing.T) {
 // The customization cannot be canceled as a Task: it is aborted.
 func TestCancelAborts(t *testing.T) {
 	t.Parallel()
-	inWorld(t, secretsDir(t), func(w *world) {
+	withHarness(t, secretsDir(t), func(w *harness) {
 		w.vc.on(rule{op: "CancelTask sent", err: vcError("NotSupported", 500, vcapi.Permanent)})
 		req := w.request("a", whole)
 		w.later(20*time.Second, func() { w.cancel(req) })
@@ -327,7 +332,7 @@ func TestCancelAborts(t *testing.T) {
 // something to stop.
 func TestCancelWithLostAnswer(t *testing.T) {
 	t.Parallel()
-	inWorld(t, secretsDir(t), func(w *world) {
+	withHarness(t, secretsDir(t), func(w *harness) {
 		w.vc.lag = 29 * time.Second
 		w.vm.customize = 10 * time.Minute
 		w.vc.on(rule{op: "CustomizeGuest sent", times: 1, lost: "answer", delay: 9 * time.Second})
@@ -364,7 +369,7 @@ func TestStopUnanswered(t *testing.T) {
 			for _, goesOn := range []bool{false, true} {
 				t.Run(fmt.Sprintf("%s/%s/%v", step, name, goesOn), func(t *testing.T) {
 					t.Parallel()
-					inBriefWorld(t, secrets, func(w *world) {
+					inBriefHarness(t, secrets, func(w *harness) {
 						w.vm.customize, w.vm.network = 10*time.Minute, 10*time.Minute
 						w.vm.programs["/usr/bin/first"] = program{takes: 10 * time.Minute}
 						first := r
@@ -395,6 +400,7 @@ func TestStopUnanswered(t *testing.T) {
 										last.Processes[0].Reason
 								},
 							}
+
 							if state, reason := states[step](); state != events.Canceled || reason != "" {
 								w.t.Errorf("%s is %s: %s", step, state, reason)
 							}
@@ -413,8 +419,8 @@ func TestCancelBetweenOwners(t *testing.T) {
 	for _, point := range []string{"stored process.started", "stored customize.started"} {
 		t.Run(point, func(t *testing.T) {
 			t.Parallel()
-			inBriefWorld(t, secrets, func(w *world) {
-				w.deaf, w.far = true, 3*time.Second
+			inBriefHarness(t, secrets, func(w *harness) {
+				w.noWake, w.cancelReadDelay = true, 3*time.Second
 				data := only(processOnly)
 				if strings.Contains(point, "customize") {
 					data = only(customizeOnly)
@@ -434,20 +440,21 @@ func TestCancelBetweenOwners(t *testing.T) {
 // vCenter, or the guest, forgot what an unanswered call made: it cannot be known, and the request decides.
 func TestUncertain(t *testing.T) {
 	t.Parallel()
-	forgets := map[string]func(w *world){
-		"vCenter restarted, no history": func(w *world) { w.vc.history = false; w.vc.restartNow() },
-		"eleven minutes, no history": func(w *world) {
+	forgets := map[string]func(w *harness){
+		"vCenter restarted, no history": func(w *harness) { w.vc.history = false; w.vc.restartNow() },
+		"eleven minutes, no history": func(w *harness) {
 			w.vc.history = false
 			<-time.After(11 * time.Minute)
 		},
-		"eleven minutes, an older Task still runs": func(w *world) {
+		"eleven minutes, an older Task still runs": func(w *harness) {
 			w.vc.history = false
 			<-time.After(11 * time.Minute)
 		},
-		"clock set back":  func(w *world) { w.vc.change(func() { w.vc.offset -= time.Hour }) },
-		"guest restarted": func(w *world) { w.vc.restartGuest(w.vm) },
-		"five minutes":    func(w *world) { <-time.After(5*time.Minute + 10*time.Second) },
+		"clock set back":  func(w *harness) { w.vc.change(func() { w.vc.offset -= time.Hour }) },
+		"guest restarted": func(w *harness) { w.vc.restartGuest(w.vm) },
+		"five minutes":    func(w *harness) { <-time.After(5*time.Minute + 10*time.Second) },
 	}
+
 	rows := []struct {
 		call, forgets string
 		certain       bool // that there was none
@@ -463,15 +470,16 @@ func TestUncertain(t *testing.T) {
 		{"StartProcess", "five minutes", false},
 		{"StartProcess", "vCenter restarted, no history", true},
 	}
+
 	secrets := secretsDir(t)
 	for _, row := range rows {
 		for _, decision := range []string{"fail", "repeat"} {
 			for _, point := range []string{row.call + " landed", row.call + " sent"} {
 				t.Run(point+"/"+row.forgets+"/"+decision, func(t *testing.T) {
 					t.Parallel()
-					inBubble(t, secrets, func(w *world) {
+					inBubble(t, secrets, func(w *harness) {
 						w.vm.moves = false
-						w.several = true
+						w.allowRepeat = true
 						w.vc.forever = nil
 						if strings.HasSuffix(row.forgets, "still runs") {
 							w.vc.tasks = append(w.vc.tasks,
@@ -479,6 +487,7 @@ func TestUncertain(t *testing.T) {
 									takes: 2 * time.Hour, aside: true})
 							<-time.After(time.Second)
 						}
+
 						req := w.request("a", `{"onUncertain":"`+decision+`",`+brief[1:])
 						first := w.deliver(req, crash(point)...)
 						<-first.stopped
@@ -504,6 +513,7 @@ func TestUncertain(t *testing.T) {
 								want = 0
 							}
 						}
+
 						w.wantEffects(calls[row.call], want)
 						if aborts := w.vc.count(vmID, "abort"); aborts > 0 && row.call != "CustomizeGuest" {
 							w.t.Errorf("%d aborts", aborts)
@@ -523,7 +533,7 @@ func TestDoubtIsPassedOn(t *testing.T) {
 	for _, decision := range []string{"fail", "repeat"} {
 		t.Run(decision, func(t *testing.T) {
 			t.Parallel()
-			inBubble(t, secrets, func(w *world) {
+			inBubble(t, secrets, func(w *harness) {
 				w.vm.moves, w.vc.history, w.vc.forever = false, false, nil
 				a := w.request("a", only(customizeOnly))
 				o := w.deliver(a, crash("CustomizeGuest sent")...)
