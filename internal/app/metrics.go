@@ -30,96 +30,94 @@ type metrics struct {
 
 func newMetrics(version, commit string) *metrics {
 	m := &metrics{registry: prometheus.NewRegistry()}
-	register := m.registry.MustRegister
-	gauge := func(name, help string, labels ...string) *prometheus.GaugeVec {
-		v := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, labels)
-		register(v)
-		return v
-	}
-	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
-		v := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
-		register(v)
-		return v
-	}
-	// Native histograms, with classic buckets for a Prometheus that does not scrape those.
-	times := func(name, help string, buckets []float64, labels ...string) *prometheus.HistogramVec {
-		v := prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: name, Help: help, Buckets: buckets,
-			NativeHistogramBucketFactor:     1.1,
-			NativeHistogramMaxBucketNumber:  100,
-			NativeHistogramMinResetDuration: time.Hour,
-		}, labels)
-		register(v)
-		return v
-	}
-	short := prometheus.DefBuckets                                                     // 5 ms to 10 s
-	long := []float64{.1, .5, 1, 5, 10, 30, 60, 120, 300, 600, 1200, 2400, 3600, 7200} // seconds
+	m.registerGauges()
+	m.registerCounters()
+	m.registerTimes()
 
-	m.requestsInFlight = gauge("guestflow_requests_in_hand",
-		"Requests that this process holds: at work, or waiting for their VM's earlier one.",
-		"vcenter")
-	m.requestsQueued = gauge("guestflow_requests_behind",
-		"Requests that this process holds and that wait for their VM's earlier one.",
-		"vcenter")
-	m.runsInStep = gauge("guestflow_runs_in_flight",
-		"Runs at work in this process, by the step that they stand in.",
-		"vcenter", "step")
-	m.runsBlocked = gauge("guestflow_runs_waiting",
-		"Runs of this process that go on but cannot move, by reason.",
-		"vcenter", "reason")
-	m.runsStarted = counter("guestflow_runs_started_total", "Runs that began.", "vcenter")
-	m.runsFinished = counter("guestflow_runs_finished_total",
-		"Runs that ended, by outcome and error code.",
-		"vcenter", "outcome", "code")
-	m.messagesRefused = counter("guestflow_requests_refused_total",
-		"Messages that were refused, by error code: requests and cancels.",
-		"vcenter", "code")
-	m.deadLettersLost = counter("guestflow_deadletters_lost_total",
-		"Messages that were refused and could not be kept as dead letters.",
-		"vcenter")
-	m.deliveriesFailed = counter("guestflow_deliveries_failed_total",
-		"Messages that were left alone or given back for a while: they are delivered again.",
-		"vcenter")
-	m.eventsStored = counter("guestflow_events_stored_total",
-		"Events that this process stored, by kind.",
-		"vcenter", "kind")
-	m.appendsFenced = counter("guestflow_events_refused_total",
-		"Appends that were refused because another owner goes on with the run.",
-		"vcenter")
-	m.takeovers = counter("guestflow_takeovers_total", "Runs taken over from another owner.", "vcenter")
-	m.effectsFound = counter("guestflow_calls_adopted_total",
-		"Effects that were found of calls without an answer, and taken for the run's own.",
-		"vcenter", "act")
-	m.effectsUncertain = counter("guestflow_calls_uncertain_total",
-		"Calls of which nobody can tell whether they took effect.",
-		"vcenter", "act")
-	m.calls = counter("guestflow_vcenter_calls_total",
-		"Calls to vCenter, by endpoint and result.",
-		"vcenter", "endpoint", "result")
-	m.logins = counter("guestflow_vcenter_logins_total", "Logins at vCenter, by result.", "vcenter", "result")
-	m.queueTime = times("guestflow_queue_seconds",
-		"From a request's place in the stream to the begin of its run.",
-		long, "vcenter")
-	m.runTime = times("guestflow_run_seconds", "From run.accepted to the run's last event.", long, "vcenter", "outcome")
-	m.stepTime = times("guestflow_step_seconds",
-		"Duration of the steps, by outcome.",
-		long, "vcenter", "step", "outcome")
-	m.finalEventLag = times("guestflow_end_to_event_seconds",
-		"From the end of a Task or of a guest process to its stored event.",
-		short, "vcenter", "step")
-	m.storeTime = times("guestflow_event_store_seconds",
-		"From the first try to store an event until it was stored.",
-		short, "vcenter")
-	m.callTime = times("guestflow_vcenter_call_seconds",
-		"Duration of the calls to vCenter.",
-		short, "vcenter", "endpoint")
-	build := gauge("guestflow_build_info", "1; which guestflow this is.", "version", "commit")
+	build := m.gauge("guestflow_build_info", "1; which guestflow this is.", "version", "commit")
 	build.WithLabelValues(version, commit).Set(1)
-	register(
+	m.registry.MustRegister(
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		collectors.NewBuildInfoCollector())
 	return m
+}
+
+func (m *metrics) registerGauges() {
+	m.requestsInFlight = m.gauge("guestflow_requests_in_hand",
+		"Requests that this process holds: at work, or waiting for their VM's earlier one.", "vcenter")
+	m.requestsQueued = m.gauge("guestflow_requests_behind",
+		"Requests that this process holds and that wait for their VM's earlier one.", "vcenter")
+	m.runsInStep = m.gauge("guestflow_runs_in_flight",
+		"Runs at work in this process, by the step that they stand in.", "vcenter", "step")
+	m.runsBlocked = m.gauge("guestflow_runs_waiting",
+		"Runs of this process that go on but cannot move, by reason.", "vcenter", "reason")
+}
+
+func (m *metrics) registerCounters() {
+	m.runsStarted = m.counter("guestflow_runs_started_total", "Runs that began.", "vcenter")
+	m.runsFinished = m.counter("guestflow_runs_finished_total",
+		"Runs that ended, by outcome and error code.", "vcenter", "outcome", "code")
+	m.messagesRefused = m.counter("guestflow_requests_refused_total",
+		"Messages that were refused, by error code: requests and cancels.", "vcenter", "code")
+	m.deadLettersLost = m.counter("guestflow_deadletters_lost_total",
+		"Messages that were refused and could not be kept as dead letters.", "vcenter")
+	m.deliveriesFailed = m.counter("guestflow_deliveries_failed_total",
+		"Messages that were left alone or given back for a while: they are delivered again.", "vcenter")
+	m.eventsStored = m.counter("guestflow_events_stored_total",
+		"Events that this process stored, by kind.", "vcenter", "kind")
+	m.appendsFenced = m.counter("guestflow_events_refused_total",
+		"Appends that were refused because another owner goes on with the run.", "vcenter")
+	m.takeovers = m.counter("guestflow_takeovers_total", "Runs taken over from another owner.", "vcenter")
+	m.effectsFound = m.counter("guestflow_calls_adopted_total",
+		"Effects that were found of calls without an answer, and taken for the run's own.", "vcenter", "act")
+	m.effectsUncertain = m.counter("guestflow_calls_uncertain_total",
+		"Calls of which nobody can tell whether they took effect.", "vcenter", "act")
+	m.calls = m.counter("guestflow_vcenter_calls_total",
+		"Calls to vCenter, by endpoint and result.", "vcenter", "endpoint", "result")
+	m.logins = m.counter("guestflow_vcenter_logins_total", "Logins at vCenter, by result.", "vcenter", "result")
+}
+
+func (m *metrics) registerTimes() {
+	short := prometheus.DefBuckets                                                     // 5 ms to 10 s
+	long := []float64{.1, .5, 1, 5, 10, 30, 60, 120, 300, 600, 1200, 2400, 3600, 7200} // seconds
+
+	m.queueTime = m.times("guestflow_queue_seconds",
+		"From a request's place in the stream to the begin of its run.", long, "vcenter")
+	m.runTime = m.times("guestflow_run_seconds",
+		"From run.accepted to the run's last event.", long, "vcenter", "outcome")
+	m.stepTime = m.times("guestflow_step_seconds",
+		"Duration of the steps, by outcome.", long, "vcenter", "step", "outcome")
+	m.finalEventLag = m.times("guestflow_end_to_event_seconds",
+		"From the end of a Task or of a guest process to its stored event.", short, "vcenter", "step")
+	m.storeTime = m.times("guestflow_event_store_seconds",
+		"From the first try to store an event until it was stored.", short, "vcenter")
+	m.callTime = m.times("guestflow_vcenter_call_seconds",
+		"Duration of the calls to vCenter.", short, "vcenter", "endpoint")
+}
+
+func (m *metrics) gauge(name, help string, labels ...string) *prometheus.GaugeVec {
+	v := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, labels)
+	m.registry.MustRegister(v)
+	return v
+}
+
+func (m *metrics) counter(name, help string, labels ...string) *prometheus.CounterVec {
+	v := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
+	m.registry.MustRegister(v)
+	return v
+}
+
+// times makes a native histogram, with classic buckets for a Prometheus that does not scrape those.
+func (m *metrics) times(name, help string, buckets []float64, labels ...string) *prometheus.HistogramVec {
+	v := prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: name, Help: help, Buckets: buckets,
+		NativeHistogramBucketFactor:     1.1,
+		NativeHistogramMaxBucketNumber:  100,
+		NativeHistogramMinResetDuration: time.Hour,
+	}, labels)
+	m.registry.MustRegister(v)
+	return v
 }
 
 // scrapesAtOnce bounds the scrapes under way: each asks NATS for the state of the streams.
