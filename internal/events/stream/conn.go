@@ -67,15 +67,26 @@ type Conn struct {
 
 	queue *RequestQueue
 
-	mu                 sync.Mutex
-	streams            *Settings // as Provision was asked for; nil before
-	troubles           []Trouble // as Watch saw them last
-	consumers          []*consumer
-	deadLetterPatience time.Duration
+	mu        sync.Mutex
+	streams   *Settings // as Provision was asked for; nil before
+	troubles  []Trouble // as Watch saw them last
+	consumers []*consumer
+	patience  patience
 	// by vCenter: since when no dead letter of it could be stored; absent: the last one could
 	notKeptSince map[string]time.Time
 	// how long events are kept, 0 as long as not known: a run's timeout is shorter
 	eventsMaxAge time.Duration
+}
+
+// patience is for how long something is waited for before more is done about it.
+type patience struct {
+	deadLetter   time.Duration // a dead letter that cannot be stored, while events can: then its message is refused without
+	otherVersion time.Duration // a message that may be of another version: for so long it is left to the others
+	report       time.Duration // NATS: an election of leaders takes 6 to 8 s, then the wait is a trouble
+}
+
+var usualPatience = patience{
+	deadLetter: 30 * time.Second, otherVersion: 30 * time.Second, report: 15 * time.Second,
 }
 
 // Connect makes the connection. Where NATS cannot be reached it is tried again for ever: the error is about the
@@ -86,7 +97,7 @@ func Connect(_ context.Context, cfg Config, log zerolog.Logger) (*Conn, error) {
 		return nil, err
 	}
 	w := &waitRegister{open: map[*waiter]openWait{}}
-	c := &Conn{log: waitLog{log, w}, waits: w, deadLetterPatience: deadLetterPatience,
+	c := &Conn{log: waitLog{log, w}, waits: w, patience: usualPatience,
 		notKeptSince: map[string]time.Time{}, eventMode: cfg.EventMode, hooks: cfg.Hooks,
 		apiPrefix: jetstream.DefaultAPIPrefix}
 	c.queue = newRequestQueue(c)

@@ -10,8 +10,10 @@ import (
 // DeadLetter is deadLetter, for tests from outside.
 var DeadLetter = deadLetter
 
-// KeepTime sets how long refused messages wait for their dead letters' stream alone.
-func (c *Conn) KeepTime(d time.Duration) { c.deadLetterPatience = d }
+// SetPatience sets for how long a dead letter that cannot be stored, a message of another version and NATS are waited for.
+func (c *Conn) SetPatience(deadLetter, otherVersion, report time.Duration) {
+	c.patience = patience{deadLetter: deadLetter, otherVersion: otherVersion, report: report}
+}
 
 // ConsumeUnreadable is Consume with a reader that panics at every message.
 func (c *Conn) ConsumeUnreadable(ctx context.Context) error {

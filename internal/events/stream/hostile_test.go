@@ -385,7 +385,7 @@ func TestJunkWithoutDeadLetters(t *testing.T) {
 	set := settings(1)
 	set.MaxInFlight["lab"] = places
 	provision(t, conn, server.URL(), set)
-	conn.KeepTime(100 * time.Millisecond)
+	conn.SetPatience(100*time.Millisecond, time.Minute, time.Minute)
 	if err := s.js.DeleteStream(testContext(t), events.DeadlettersStream); err != nil {
 		t.Fatal(err)
 	}
@@ -411,7 +411,7 @@ func TestJunkWithoutDeadLetters(t *testing.T) {
 func TestJunkOfAFullStore(t *testing.T) {
 	t.Parallel()
 	s := smallStation(t, "max_file_store: 40KB", "", nil)
-	s.conn.KeepTime(10 * time.Millisecond)
+	s.conn.SetPatience(10*time.Millisecond, time.Minute, time.Second)
 	const junk = 5
 	for i := range junk {
 		s.send(t, &nats.Msg{Subject: "guestflow.requests.lab.vm-" + strconv.Itoa(i), Data: []byte("junk")})

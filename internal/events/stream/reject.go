@@ -41,10 +41,6 @@ func (m RefusedMessage) msgID(what string) string {
 // errJournalMoved is a refusal that was not stored: the VM's journal has gone on from where it leans on it.
 var errJournalMoved = errors.New("the VM's journal has gone on since it was read")
 
-// deadLetterPatience is how long refused messages wait for their dead letters' stream alone, before they are refused
-// without.
-const deadLetterPatience = 30 * time.Second
-
 // Reject keeps a refused message as a dead letter, then tells its publisher by a rejected event, both under IDs by
 // which a redelivery does not store them twice. It tries until ctx ends. The caller acknowledges the message
 // afterwards. Where the refusal leans on the VM's journal, and that has gone on from there, it is not told: errMoved.
@@ -63,7 +59,7 @@ func (c *Conn) Reject(ctx context.Context, m RefusedMessage, why *events.RejectE
 		if err == nil {
 			break
 		}
-		if late > c.deadLetterPatience {
+		if late > c.patience.deadLetter {
 			without := *why
 			without.Message += "; it could not be kept as a dead letter"
 			event, told := rejection(m, &without, c.eventMode, time.Now())
@@ -144,9 +140,6 @@ func (c *Conn) publish(ctx context.Context, msg *nats.Msg) error {
 	return err
 }
 
-// otherVersionRetry is how long a message that may be of a later version is left to the others.
-const otherVersionRetry = 30 * time.Second
-
 // guardRefusal reports whether a request that this build cannot read may be refused: an error that gives it back for a
 // while where it may be that of the run that is under way, which another version of guestflow began. A run may be its
 // own by its identity, or where that cannot be read either. What was read of the journal may be older than the truth,
@@ -159,7 +152,7 @@ func (c *Conn) guardRefusal(
 	}
 	last, err := NewJournal(c, c.eventMode).Last(ctx, vcenter, vm)
 	if err != nil {
-		return &events.RetryError{After: otherVersionRetry, Err: fmt.Errorf("%w; whether its run is "+
+		return &events.RetryError{After: c.patience.otherVersion, Err: fmt.Errorf("%w; whether its run is "+
 			"under way cannot be read: %w", why, err)}
 	}
 	leaning := *why
@@ -169,7 +162,7 @@ func (c *Conn) guardRefusal(
 	}
 	*leaning.IfLastSeq = last.Seq
 	if !last.Kind.Last() && (ref == (events.RequestRef{}) || last.Run.ID == events.RunID(vcenter, vm, ref)) {
-		return &events.RetryError{After: otherVersionRetry, Err: fmt.Errorf("its run is under way, begun by "+
+		return &events.RetryError{After: c.patience.otherVersion, Err: fmt.Errorf("its run is under way, begun by "+
 			"another version of guestflow: %w", why)}
 	}
 	return &leaning

@@ -205,7 +205,7 @@ func (c *Conn) Watch(ctx context.Context) {
 			if silent.IsZero() {
 				silent = time.Now()
 			}
-			if all = c.LongWaits(); time.Since(silent) > reportWaitAfter {
+			if all = c.LongWaits(); time.Since(silent) > c.patience.report {
 				all = append(all, Trouble{Reason: NoAnswer, What: err.Error(), Cure: cures[NoAnswer], Blocks: true})
 			}
 		}
@@ -246,7 +246,7 @@ func (c *Conn) LastTroubles() []Trouble {
 }
 
 // LongWaits are what has been waiting for NATS for longer than an election takes.
-func (c *Conn) LongWaits() []Trouble { return c.waits.longerThan(reportWaitAfter) }
+func (c *Conn) LongWaits() []Trouble { return c.waits.longerThan(c.patience.report) }
 
 // Ready makes a round trip to each stream and consumer that Provision was asked for. Its error says what keeps requests
 // from being taken, or runs from going on, with the cure.

@@ -167,6 +167,7 @@ func TestWatchMakesAgain(t *testing.T) {
 func TestTroublesOfAFullStore(t *testing.T) {
 	t.Parallel()
 	s := smallStation(t, "max_file_store: 8KB", "", nil)
+	s.conn.SetPatience(time.Minute, time.Minute, time.Second)
 	ctx, cancel := context.WithCancel(testContext(t))
 	defer cancel()
 	for i := 0; ; i++ { // until it is full
@@ -284,6 +285,7 @@ func TestProvisionWithoutAFileStore(t *testing.T) {
 	s := settings(1)
 	s.DeadlettersMaxBytes = 1 << 20
 	conn := connect(t, natstest.StartConfig(t, file, nil).URL())
+	conn.SetPatience(time.Minute, time.Minute, time.Second)
 	ctx, stop := context.WithCancel(testContext(t))
 	ended := make(chan error, 1)
 	go func() { ended <- conn.Provision(ctx, s) }()
@@ -360,6 +362,7 @@ func TestTroublesOfSilentPulls(t *testing.T) {
 authorization {
   users: [ { user: a, password: a, permissions: { publish: { deny: "$JS.API.CONSUMER.MSG.NEXT.>" } } } ]
 }`, nil)
+	s.conn.SetPatience(time.Minute, time.Minute, time.Second)
 	s.consume(t, func(context.Context, *events.Request) error { return nil })
 	var told []stream.Trouble
 	until(t, "it is told", func() bool { told = s.troubles(t, stream.NoAnswer); return len(told) > 0 })

@@ -14,9 +14,6 @@ import (
 	"github.com/rs/zerolog"
 )
 
-// reportWaitAfter is how long NATS may let something wait before it is told: an election of leaders takes 6 to 8 s.
-const reportWaitAfter = 15 * time.Second
-
 // waitLog is the log, and who is told of what waits for NATS.
 type waitLog struct {
 	zerolog.Logger
