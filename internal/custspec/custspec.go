@@ -82,7 +82,7 @@ type checker struct {
 func (c *checker) report(at string) Report {
 	if c.more > 0 {
 		c.Warnings = append(
-			c.Warnings, Finding{DoubtfulValue, at, fmt.Sprintf("has %d more warnings, which are not told", c.more)},
+			c.Warnings, Finding{DoubtfulValue, at, fmt.Sprintf("has %d more warnings, which are not listed", c.more)},
 		)
 	}
 	return c.Report

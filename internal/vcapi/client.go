@@ -118,7 +118,7 @@ func checkConfig(cfg Config) (*url.URL, error) {
 	case cfg.Username == "":
 		return nil, errors.New("vcenter username: is empty")
 	case cfg.Password == nil:
-		return nil, errors.New("vcenter password: no way to read it was given")
+		return nil, errors.New("vcenter password: Config.Password, which reads it, is not set")
 	}
 
 	return u, nil

@@ -177,7 +177,7 @@ func readHead(conn io.Reader, req *http.Request) (*http.Response, error) {
 	head := &io.LimitedReader{R: conn, N: maxHead}
 	resp, err := readFinalResponse(bufio.NewReader(head), req)
 	if err != nil && head.N <= 0 {
-		err = fmt.Errorf("its head is larger than %d KiB", maxHead>>10)
+		err = fmt.Errorf("its headers are larger than %d KiB", maxHead>>10)
 	}
 	head.N = math.MaxInt64
 	return resp, err
@@ -192,7 +192,7 @@ func readFinalResponse(r *bufio.Reader, req *http.Request) (*http.Response, erro
 			return resp, err
 		}
 	}
-	return nil, errors.New("only interim answers")
+	return nil, errors.New("only interim answers (1xx) came")
 }
 
 // notSentError is the error of an effect that its fence, or the end of ctx, kept from being sent.

@@ -30,6 +30,7 @@ func Example() {
 		fmt.Println(err)
 		return
 	}
+
 	ctx, cancel := context.WithCancel(context.Background())
 	defer c.Close(context.Background())
 	defer cancel()
@@ -39,6 +40,7 @@ func Example() {
 	vm := v.VMs()[0]
 	guest := vcapi.GuestAuth{Username: vcsim.DefaultGuestUsername, Password: vcsim.DefaultGuestPassword}
 	task, err := c.StartGuestNetwork(ctx, fence, vm, guest)
+
 	if err != nil {
 		fmt.Println(err)
 		return

@@ -15,7 +15,7 @@ import (
 // last.
 const maxGuestFile = 8 << 20
 
-// GuestFile reads the last bytes of a file in a guest, at most most of them. path is absolute, and neither a directory
+// GuestFile reads the last bytes of a file in a guest, at most limit of them. path is absolute, and neither a directory
 // nor a symbolic link. It changes nothing and may be repeated. A file of more than 8 MiB is an error: only its
 // beginning could be had.
 //
@@ -28,7 +28,7 @@ const maxGuestFile = 8 << 20
 //
 // Source: VI JSON, GuestFileManager.InitiateFileTransferFromGuest, FileTransferInformation. Privileges:
 // VirtualMachine.GuestOperations.Query on the VM; System.View for GuestOperationsManager.fileManager.
-func (c *Client) GuestFile(ctx context.Context, vm string, auth GuestAuth, path string, most int) ([]byte, error) {
+func (c *Client) GuestFile(ctx context.Context, vm string, auth GuestAuth, path string, limit int) ([]byte, error) {
 	var manager moRef
 	if err := c.callVIM(ctx, guestOperations, "GuestOperationsManager", "fileManager", nil, &manager); err != nil {
 		return nil, err
@@ -65,7 +65,7 @@ func (c *Client) GuestFile(ctx context.Context, vm string, auth GuestAuth, path 
 		return nil, e
 	}
 
-	return c.download(ctx, vm, u, transfer.Size, most)
+	return c.download(ctx, vm, u, transfer.Size, limit)
 }
 
 // transferURL parses the URL of a transfer. The URL is a secret: the error does not quote it.
@@ -87,7 +87,7 @@ func (c *Client) transferURL(text string) (*url.URL, error) {
 
 // download reads a guest's file from the URL that vCenter made for it. The URL carries a token of its own: no session
 // goes there.
-func (c *Client) download(ctx context.Context, vm string, u *url.URL, size int64, most int) (end []byte, err error) {
+func (c *Client) download(ctx context.Context, vm string, u *url.URL, size int64, limit int) (end []byte, err error) {
 	cl := &call{
 		op:      "GET guest file",
 		method:  http.MethodGet,
@@ -121,11 +121,11 @@ func (c *Client) download(ctx context.Context, vm string, u *url.URL, size int64
 		return nil, c.transportError(cl, err)
 	}
 	defer func() { _ = resp.Body.Close() }()
-	return c.readFile(cl, resp, most)
+	return c.readFile(cl, resp, limit)
 }
 
 // readFile reads the response to the download of a file.
-func (c *Client) readFile(cl *call, resp *http.Response, most int) ([]byte, error) {
+func (c *Client) readFile(cl *call, resp *http.Response, limit int) ([]byte, error) {
 	switch status := resp.StatusCode; {
 	case status >= 300 && status < 400: // the location is not quoted: it may hold a token, too
 		return nil, c.fileError(cl, status, Permanent, "redirected, which is not followed", nil)
@@ -141,7 +141,7 @@ func (c *Client) readFile(cl *call, resp *http.Response, most int) ([]byte, erro
 		return nil, e
 	}
 
-	file := tail{limit: max(most, 0)}
+	file := tail{limit: max(limit, 0)}
 	n, err := io.Copy(&file, io.LimitReader(resp.Body, maxGuestFile+1))
 	switch {
 	case err != nil:

@@ -432,9 +432,9 @@ func TestSimulatedGuestFile(t *testing.T) {
 func TestTail(t *testing.T) {
 	t.Parallel()
 	const text = "the quick brown fox jumps over the lazy dog"
-	for most := range len(text) + 3 {
+	for limit := range len(text) + 3 {
 		for piece := 1; piece <= len(text); piece++ {
-			got := tail{limit: most}
+			got := tail{limit: limit}
 			for rest := text; rest != ""; {
 				n := min(piece, len(rest))
 				if wrote, err := got.Write([]byte(rest[:n])); wrote != n || err != nil {
@@ -443,8 +443,8 @@ func TestTail(t *testing.T) {
 				rest = rest[n:]
 			}
 
-			if want := text[max(len(text)-most, 0):]; string(got.kept) != want {
-				t.Fatalf("most %d, pieces of %d: got %q, want %q", most, piece, got.kept, want)
+			if want := text[max(len(text)-limit, 0):]; string(got.kept) != want {
+				t.Fatalf("most %d, pieces of %d: got %q, want %q", limit, piece, got.kept, want)
 			}
 		}
 	}

@@ -42,7 +42,7 @@ func (c *Client) loginVIM(ctx context.Context, password string) (s *session, err
 	token := resp.header.Get(sessionHeader)
 	if token == "" {
 		return nil, c.notUnderstood(
-			cl, resp, errors.New("the login was taken, but came without the header "+sessionHeader),
+			cl, resp, errors.New("the login succeeded, but its answer lacks the header "+sessionHeader),
 		)
 	}
 
@@ -137,7 +137,7 @@ func (c *Client) openREST(ctx context.Context, password string, v *session) (s *
 
 	var token string
 	if err := json.Unmarshal(unwrap(resp.body), &token); err != nil || token == "" {
-		return nil, c.notUnderstood(cl, resp, errors.New("the login was taken, but its answer is no session id"))
+		return nil, c.notUnderstood(cl, resp, errors.New("the login succeeded, but its answer is not a session ID"))
 	}
 
 	c.secrets.addToken(token)

@@ -285,7 +285,7 @@ func (c *Client) StartProcess(
 		return 0, c.notUnderstood(cl, resp, err)
 	}
 	if pid, err = number.Int64(); err != nil || pid <= 0 {
-		return 0, c.notUnderstood(cl, resp, fmt.Errorf("it is no process id: %s", oneLine(resp.body)))
+		return 0, c.notUnderstood(cl, resp, fmt.Errorf("it is not a process ID: %s", oneLine(resp.body)))
 	}
 
 	return pid, nil

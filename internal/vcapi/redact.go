@@ -237,7 +237,7 @@ func (m *secretStore) addToken(value string) {
 	m.pushRecent(&m.recentTokens, maxRecentTokens, []string{value})
 }
 
-func (m *secretStore) pushRecent(r *recentSecrets, most int, values []string) {
+func (m *secretStore) pushRecent(r *recentSecrets, limit int, values []string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 
@@ -252,7 +252,7 @@ func (m *secretStore) pushRecent(r *recentSecrets, most int, values []string) {
 
 		m.add(value)
 		r.members[value] = true
-		if r.order = append(r.order, value); len(r.order) > most {
+		if r.order = append(r.order, value); len(r.order) > limit {
 			m.remove(r.order[0])
 			delete(r.members, r.order[0])
 			r.order = slices.Delete(r.order, 0, 1)

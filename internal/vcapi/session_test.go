@@ -564,7 +564,7 @@ func TestLoginWithoutSession(t *testing.T) {
 	f := newFake(t, "8.0.2.0")
 	f.reply("POST /api/session", 201, `{}`)
 	_, err := f.client(t).CustomizationStatus(context.Background(), "vm-1")
-	if e := asError(t, err); e.Op != "POST session" || !strings.Contains(e.Message, "no session id") {
+	if e := asError(t, err); e.Op != "POST session" || !strings.Contains(e.Message, "not a session ID") {
 		t.Errorf("got %v", err)
 	}
 

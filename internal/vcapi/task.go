@@ -6,8 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
-	"sort"
+	"slices"
 	"strings"
 	"time"
 )
@@ -24,7 +25,7 @@ func (c *Client) Task(ctx context.Context, id string) (Task, error) {
 
 	task, ok := decodeTask(properties{"info": raw}, c.secrets.redactor())
 	if !ok {
-		e := &Error{Status: http.StatusOK, Class: Permanent, Message: "the answer is no TaskInfo: " + oneLine(raw)}
+		e := &Error{Status: http.StatusOK, Class: Permanent, Message: "the answer is not a TaskInfo: " + oneLine(raw)}
 		return Task{}, e.withCall("GET Task/info", "GET Task/"+id+"/info", c.host)
 	}
 	return task, nil
@@ -37,7 +38,6 @@ func (c *Client) Task(ctx context.Context, id string) (Task, error) {
 //
 // Source: VI JSON, TaskManager.recentTask, TaskManager.CreateCollectorForTasks, TaskHistoryCollector.ReadNextTasks.
 func (c *Client) Tasks(ctx context.Context, vm string, since time.Time) (tasks []Task, history bool, err error) {
-	byID := make(map[string]Task)
 	recent, err := c.recentTasks(ctx, vm)
 	if err != nil {
 		return nil, false, err
@@ -65,21 +65,14 @@ func (c *Client) Tasks(ctx context.Context, vm string, since time.Time) (tasks [
 		return nil, false, err
 	}
 
-	for _, task := range append(past, recent...) { // the recent ones are the fresher ones
+	byID := make(map[string]Task)
+	for _, task := range append(past, recent...) { // what recentTask says is newer
 		byID[task.ID] = task
 	}
 
-	for _, task := range byID {
-		tasks = append(tasks, task)
-	}
-
-	sort.Slice(tasks, func(i, j int) bool {
-		if !tasks[i].QueueTime.Equal(tasks[j].QueueTime) {
-			return tasks[i].QueueTime.Before(tasks[j].QueueTime)
-		}
-		return tasks[i].ID < tasks[j].ID
+	tasks = slices.SortedFunc(maps.Values(byID), func(a, b Task) int {
+		return cmp.Or(a.QueueTime.Compare(b.QueueTime), cmp.Compare(a.ID, b.ID))
 	})
-
 	return tasks, history, nil
 }
 
@@ -167,15 +160,15 @@ func isGone(err error) bool {
 
 // taskHistory reads the Tasks of the history that filter selects, from the oldest on, at most limit (0: all). readable
 // is false where vCenter does not give the history; err is only that it did not answer.
-func (c *Client) taskHistory(ctx context.Context, filter any, most int) (tasks []Task, readable bool, err error) {
-	// A collector lives in its session: all in one, and once more with the next session where this one was lost.
+func (c *Client) taskHistory(ctx context.Context, filter any, limit int) (tasks []Task, readable bool, err error) {
+	// A collector exists only in its session: where that is lost, the whole read begins again in the next one, once.
 	for renewed := false; ; renewed = true {
 		s, err := c.vimLogin.get(ctx)
 		if err != nil {
 			return nil, false, err
 		}
 
-		tasks, err = c.readHistory(ctx, s, filter, most)
+		tasks, err = c.readHistory(ctx, s, filter, limit)
 		var e *Error
 		switch {
 		case err == nil:
@@ -188,7 +181,7 @@ func (c *Client) taskHistory(ctx context.Context, filter any, most int) (tasks [
 				return nil, false, err
 			}
 		case e.Name == "InvalidState" && !renewed && s.historyCollectors.Load() > 0:
-			// No place for more collectors: some of ours are left, which end with the session.
+			// vCenter allows no further collector. Some of ours are left, and end with the session.
 			c.forgetSession(s, false)
 		case e.Name == "" || e.Status == http.StatusTooManyRequests:
 			if e.Class == Transient { // a proxy's answer, not vCenter's word on the history
@@ -206,22 +199,15 @@ func (c *Client) taskHistory(ctx context.Context, filter any, most int) (tasks [
 const maxHistoryReads = 16
 
 // readHistory creates a collector, reads its pages and destroys it.
-func (c *Client) readHistory(ctx context.Context, s *session, filter any, most int) ([]Task, error) {
+func (c *Client) readHistory(ctx context.Context, s *session, filter any, limit int) ([]Task, error) {
 	select {
 	case c.historySlots <- struct{}{}:
 	case <-ctx.Done():
 		return nil, c.canceledError(ctx, createHistoryCollector)
 	}
 
-	collector, err := c.cleaner.create(
-		ctx,
-		s,
-		taskManager,
-		"TaskManager",
-		createHistoryCollector,
-		map[string]any{"filter": filter},
-		func() { <-c.historySlots },
-	)
+	in, release := map[string]any{"filter": filter}, func() { <-c.historySlots }
+	collector, err := c.cleaner.create(ctx, s, taskManager, "TaskManager", createHistoryCollector, in, release)
 	if err != nil {
 		return nil, err
 	}
@@ -229,17 +215,16 @@ func (c *Client) readHistory(ctx context.Context, s *session, filter any, most i
 	here := objectRef(collector.ref.Type, collector.ref.Value)
 	defer c.cleaner.remove(ctx, collector)
 	page := 100
-	if most > 0 {
-		page = most
+	if limit > 0 {
+		page = limit
 	}
 
 	var tasks []Task
 	seen := make(map[string]bool)
 	for {
 		var raw json.RawMessage
-		if err := c.callVIMIn(
-			ctx, s, here, "TaskHistoryCollector", "ReadNextTasks", map[string]int{"maxCount": page}, &raw,
-		); err != nil {
+		in := map[string]int{"maxCount": page}
+		if err := c.callVIMIn(ctx, s, here, "TaskHistoryCollector", "ReadNextTasks", in, &raw); err != nil {
 			return nil, err
 		}
 
@@ -252,7 +237,7 @@ func (c *Client) readHistory(ctx context.Context, s *session, filter any, most i
 			}
 		})
 
-		if fresh == 0 || most > 0 && len(tasks) >= most { // [] is the end; so is a page that repeats
+		if fresh == 0 || limit > 0 && len(tasks) >= limit { // an empty page is the end, and so is a repeated one
 			return tasks, nil
 		}
 	}

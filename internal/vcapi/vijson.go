@@ -143,7 +143,7 @@ func (c *Client) Now(ctx context.Context) (time.Time, error) {
 
 	now := anyTime(raw)
 	if now == nil {
-		e := &Error{Status: http.StatusOK, Class: Permanent, Message: "the answer is no time: " + oneLine(raw)}
+		e := &Error{Status: http.StatusOK, Class: Permanent, Message: "the answer is not a time: " + oneLine(raw)}
 		return time.Time{}, e.withCall("CurrentTime", "POST ServiceInstance/ServiceInstance/CurrentTime", c.host)
 	}
 	return *now, nil
