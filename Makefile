@@ -108,6 +108,13 @@ fuzz: ## each fuzz target for FUZZTIME=30s (8 min)
 
 ##@ Tests: long ones, by hand
 
+# Needs Linux: what processes use is read in /proc.
+BENCH_ARGS ?=
+.PHONY: bench
+bench: consumer ## guestflow beside a bare loop: runs per second, CPU, calls, memory; docs/develop/benchmarks.md (20 min)
+	$(GO) build -o bin/bench ./test/bench
+	bin/bench $(BENCH_ARGS)
+
 .PHONY: campaign
 campaign: ## every crash point, every pair of crashes, 1,000 requests, 12 servers killed, 2,000 runs of truth (40 min)
 	$(GO) test -vet=off -count=1 -v -timeout 2h ./internal/handler -all-schedules

@@ -207,7 +207,7 @@ func (l *lab) publish(ctx context.Context, data func(vm string) map[string]any, 
 		if _, err := l.js.PublishMsgAsync(&nats.Msg{
 			Subject: events.RequestSubject(vcenterName, vm), Data: body,
 			Header: nats.Header{"Content-Type": {"application/cloudevents+json"}},
-		}); err != nil {
+		}, jetstream.WithStallWait(time.Minute)); err != nil {
 			return err
 		}
 	}
