@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 
@@ -12,19 +14,20 @@ import (
 // bench is what the modes have in common.
 type bench struct {
 	settings
-	dir   string // of the service that is built for profiles
-	out   *os.File
-	crowd *crowd // the runs that wait, once there are some
+	dir     string // of the service that is built for profiles
+	say     io.Writer
+	records *os.File // the figures of each round
+	crowd   *crowd   // the runs that wait, once there are some
 }
 
-func newBench(s settings) (*bench, error) {
-	b := &bench{settings: s}
+func newBench(s settings, say io.Writer) (*bench, error) {
+	b := &bench{settings: s, say: say}
 	var err error
 	if b.dir, err = os.MkdirTemp("", "guestflow-bench-"); err != nil {
 		return nil, err
 	}
 	if s.json != "" {
-		if b.out, err = os.Create(s.json); err != nil {
+		if b.records, err = os.Create(s.json); err != nil {
 			return nil, err
 		}
 	}
@@ -40,17 +43,17 @@ func newBench(s settings) (*bench, error) {
 
 func (b *bench) close() {
 	_ = os.RemoveAll(b.dir)
-	if b.out != nil {
-		_ = b.out.Close()
+	if b.records != nil {
+		_ = b.records.Close()
 	}
 }
 
 // write keeps the figures of a round.
 func (b *bench) write(v any) error {
-	if b.out == nil {
+	if b.records == nil {
 		return nil
 	}
-	return json.NewEncoder(b.out).Encode(v)
+	return json.NewEncoder(b.records).Encode(v)
 }
 
 // contender is what is measured.
@@ -125,3 +128,6 @@ func fullRequest(vm string) map[string]any {
 		"run": map[string]any{"path": "/bin/sh", "arguments": "-c 'exit 0'"}}}
 	return data
 }
+
+// printf tells the reader something.
+func (b *bench) printf(format string, args ...any) { _, _ = fmt.Fprintf(b.say, format, args...) }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"strings"
@@ -28,17 +29,21 @@ type settings struct {
 	json     string
 }
 
+// roles are what this program is, where its first argument says so: the processes that the benchmark starts.
+func roles() map[string]func() error {
+	return map[string]func() error{"nats": natsRole, "vcenter": vcenterRole, "loop": loopRole}
+}
+
 func main() {
-	roles := map[string]func() error{"nats": natsRole, "vcenter": vcenterRole, "loop": loopRole}
-	if len(os.Args) > 1 && roles[os.Args[1]] != nil {
-		if err := roles[os.Args[1]](); err != nil {
+	if len(os.Args) > 1 && roles()[os.Args[1]] != nil {
+		if err := roles()[os.Args[1]](); err != nil {
 			fmt.Fprintf(os.Stderr, "bench %s: %v\n", os.Args[1], err)
 			os.Exit(1)
 		}
 		return
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, os.Args[1:])
+	err := run(ctx, os.Stdout, os.Args[1:])
 	stop()
 	if err != nil && !errors.Is(err, flag.ErrHelp) {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -55,7 +60,7 @@ var modes = map[string]func(*bench, context.Context) error{
 	"resume":   (*bench).resume,
 }
 
-func run(ctx context.Context, args []string) error {
+func run(ctx context.Context, out io.Writer, args []string) error {
 	var s settings
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	names := flags.String("modes", "check,full,waiting,reaction,resume", "what to measure, comma separated")
@@ -79,12 +84,12 @@ func run(ctx context.Context, args []string) error {
 		}
 	}
 
-	b, err := newBench(s)
+	b, err := newBench(s, out)
 	if err != nil {
 		return err
 	}
 	defer b.close()
-	describeMachine(os.Stdout)
+	describeMachine(out)
 	for _, name := range s.modes {
 		if err = modes[name](b, ctx); err != nil {
 			err = fmt.Errorf("mode %s: %w", name, err)

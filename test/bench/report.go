@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -83,7 +84,7 @@ func ratios(a, b []float64) []float64 {
 
 func spread(all []float64) string {
 	least, most := slices.Min(all), slices.Max(all)
-	if least == most {
+	if least == most || math.IsNaN(least) || math.IsNaN(most) {
 		return number(least)
 	}
 	return fmt.Sprintf("%s (%s to %s)", number(median(all)), number(least), number(most))
@@ -96,6 +97,8 @@ func median(all []float64) float64 {
 
 func number(x float64) string {
 	switch {
+	case math.IsNaN(x) || math.IsInf(x, 0): // a ratio to nothing: too few runs for the clock of the processes
+		return "-"
 	case x >= 100:
 		return fmt.Sprintf("%.0f", x)
 	case x >= 10:

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
 	"time"
 
 	"github.com/guestflow/guestflow/test/bench/fakevc"
@@ -40,8 +39,8 @@ func (b *bench) throughput(ctx context.Context, j job) error {
 			}
 		}
 	}
-	fmt.Printf("\n%s: %d rounds of %d runs, %d in flight\n\n", j.mode, b.rounds, b.runs, b.inFlight)
-	report(os.Stdout, rounds)
+	b.printf("\n%s: %d rounds of %d runs, %d in flight\n\n", j.mode, b.rounds, b.runs, b.inFlight)
+	report(b.say, rounds)
 	return nil
 }
 

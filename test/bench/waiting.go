@@ -62,7 +62,7 @@ func (b *bench) gather(ctx context.Context) (*crowd, error) {
 	}); err != nil {
 		return nil, err
 	}
-	fmt.Printf("\n%d runs, each waits for its Task: all do after %.1f s; RSS before %d MiB\n", c.runs,
+	b.printf("\n%d runs, each waits for its Task: all do after %.1f s; RSS before %d MiB\n", c.runs,
 		time.Since(began).Seconds(), idle/1024)
 	return c, nil
 }
@@ -92,11 +92,11 @@ func (b *bench) disperse(ctx context.Context) error {
 	if err := c.lab.ended(ctx, c.service, time.Hour); err != nil {
 		return err
 	}
-	fmt.Printf("\n%d Tasks end at once: all runs have ended after %.1f s\n", c.runs-c.ended, time.Since(began).Seconds())
+	b.printf("\n%d Tasks end at once: all runs have ended after %.1f s\n", c.runs-c.ended, time.Since(began).Seconds())
 	if err := c.once(ctx, c.runs, fakevc.Effects{Customized: 1}); err != nil {
 		return err
 	}
-	fmt.Printf("each of the %d runs succeeded and has customized its VM once\n", c.runs)
+	b.printf("each of the %d runs succeeded and has customized its VM once\n", c.runs)
 	return nil
 }
 
@@ -155,13 +155,13 @@ func (b *bench) waiting(ctx context.Context) error {
 	}
 
 	seconds := after.at.Sub(before.at).Seconds()
-	fmt.Printf("\nwaiting: %d runs, for %.0f s in which nothing happens\n\n", c.runs, seconds)
-	fmt.Printf("RSS %d MiB: %.1f KiB per run; live heap %.1f KiB per run; %.2f goroutines per run\n", rss/1024,
+	b.printf("\nwaiting: %d runs, for %.0f s in which nothing happens\n\n", c.runs, seconds)
+	b.printf("RSS %d MiB: %.1f KiB per run; live heap %.1f KiB per run; %.2f goroutines per run\n", rss/1024,
 		float64(rss)/float64(c.runs), metrics["go_memstats_next_gc_bytes"]/2/1024/float64(c.runs),
 		metrics["go_goroutines"]/float64(c.runs))
-	fmt.Printf("CPU: %.3f cores; nats-server's %.3f; JetStream API requests: %d\n",
+	b.printf("CPU: %.3f cores; nats-server's %.3f; JetStream API requests: %d\n",
 		(after.cpu-before.cpu).Seconds()/seconds, (after.nats-before.nats).Seconds()/seconds, after.api-before.api)
-	fmt.Printf("calls to vCenter: %v\n", stats.Calls)
+	b.printf("calls to vCenter: %v\n", stats.Calls)
 	return b.write(map[string]any{"Mode": "waiting", "Runs": c.runs, "RSSKiB": rss, "Seconds": seconds,
 		"CPUSeconds": (after.cpu - before.cpu).Seconds(), "APIRequests": after.api - before.api,
 		"Calls": stats.Calls, "Goroutines": metrics["go_goroutines"]})
@@ -232,8 +232,8 @@ func (b *bench) reaction(ctx context.Context) error {
 	if len(took) != n {
 		return fmt.Errorf("%d Tasks were ended, %d events say so", n, len(took))
 	}
-	fmt.Printf("\nreaction: %d Tasks end, %d a second (0: all at once), while %d runs wait\n\n", n, b.rate, c.runs-c.ended)
-	fmt.Printf("from a Task's end to its event in the stream: p50 %s, p99 %s, most %s; CPU %.2f ms per end\n",
+	b.printf("\nreaction: %d Tasks end, %d a second (0: all at once), while %d runs wait\n\n", n, b.rate, c.runs-c.ended)
+	b.printf("from a Task's end to its event in the stream: p50 %s, p99 %s, most %s; CPU %.2f ms per end\n",
 		quantile(took, 0.5), quantile(took, 0.99), quantile(took, 1),
 		float64(after-before)/float64(time.Millisecond)/float64(n))
 	return b.write(map[string]any{"Mode": "reaction", "Waiting": c.runs - c.ended, "Ends": n, "Rate": b.rate,
@@ -320,11 +320,11 @@ func (b *bench) resume(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("\nresume: the service is killed with %d runs in flight, and started again (ack wait %s)\n\n", left, ackWait)
-	fmt.Printf("all resumed %.1f s after the kill, %.1f s after the first; CPU %.2f ms per run; "+
+	b.printf("\nresume: the service is killed with %d runs in flight, and started again (ack wait %s)\n\n", left, ackWait)
+	b.printf("all resumed %.1f s after the kill, %.1f s after the first; CPU %.2f ms per run; "+
 		"JetStream API requests %.2f per run\n", last.Sub(killed).Seconds(), last.Sub(first).Seconds(),
 		float64(used)/float64(time.Millisecond)/float64(left), float64(now-api)/float64(left))
-	fmt.Printf("calls to vCenter: %v\n", stats.Calls)
+	b.printf("calls to vCenter: %v\n", stats.Calls)
 	return b.write(map[string]any{"Mode": "resume", "Runs": left, "Seconds": last.Sub(killed).Seconds(),
 		"FirstToLast": last.Sub(first).Seconds(), "Calls": stats.Calls})
 }
