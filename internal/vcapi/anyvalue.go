@@ -69,6 +69,27 @@ func forEachElement(raw json.RawMessage, fn func(json.RawMessage)) {
 	}
 }
 
+// decodeElements decodes the elements of an array, bare or boxed (ArrayOfX): all at once, or, where one of them is
+// malformed, each by itself, and of that one what can be decoded. It returns nil where raw is no array.
+func decodeElements[T any](raw json.RawMessage) []T {
+	var boxed struct {
+		Value []T `json:"_value"`
+	}
+	if bytes.HasPrefix(bytes.TrimSpace(raw), []byte("{")) && json.Unmarshal(raw, &boxed) == nil && boxed.Value != nil {
+		return boxed.Value
+	}
+
+	var elements []json.RawMessage
+	if json.Unmarshal(anyValue(raw), &elements) != nil || elements == nil {
+		return nil
+	}
+	all := make([]T, len(elements))
+	for i, element := range elements {
+		_ = json.Unmarshal(element, &all[i])
+	}
+	return all
+}
+
 // dropNull drops a null.
 func dropNull(raw json.RawMessage) json.RawMessage {
 	if bytes.Equal(bytes.TrimSpace(raw), []byte("null")) {

@@ -2,6 +2,7 @@ package vcapi
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"io"
@@ -52,6 +53,38 @@ func TestFence(t *testing.T) {
 		if other.remote == r[0].remote {
 			t.Error("the act shared a connection with a read")
 		}
+	}
+}
+
+// TestEffectsResume: an effect has a connection of its own, but its handshake resumes the TLS session of one before, and
+// the certificate counts as before.
+func TestEffectsResume(t *testing.T) {
+	t.Parallel()
+	f := newFake(t, "9.0.0.0")
+	f.reply("StartGuestNetwork_Task", 200, `{"type":"Task","value":"task-1"}`)
+	c := f.client(t)
+	for range 3 {
+		if _, err := c.StartGuestNetwork(context.Background(), nil, "vm-1", testAuth); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	remotes := make(map[string]bool)
+	for _, r := range f.of("StartGuestNetwork_Task") {
+		if remotes[r.remote] = true; !r.resumed {
+			t.Error("an effect made a full handshake although the login had made one before")
+		}
+	}
+	if len(remotes) != 3 {
+		t.Errorf("3 effects used %d connections", len(remotes))
+	}
+
+	// A client that trusts another certificate does not get in by a session: the cache is its own.
+	cfg := f.config()
+	cfg.RootCAs = x509.NewCertPool()
+	_, err := newClient(t, cfg).StartGuestNetwork(context.Background(), nil, "vm-1", testAuth)
+	if e := asError(t, err); e.Sent != NotSent || len(f.of("StartGuestNetwork_Task")) != 3 {
+		t.Errorf("got %s: %v", e.Sent, err)
 	}
 }
 

@@ -40,6 +40,8 @@ type request struct {
 	body   string
 	proto  string
 	remote string
+	// The TLS handshake of its connection resumed an earlier session.
+	resumed bool
 }
 
 // fake is a TLS server that answers with raw bytes, as a vCenter might. Keys are a method and the path, or the path's
@@ -123,7 +125,8 @@ func (f *fake) serve(w http.ResponseWriter, r *http.Request) {
 	body, _ := io.ReadAll(r.Body)
 	key := r.Method + " " + r.URL.EscapedPath()
 	f.mu.Lock()
-	f.seen = append(f.seen, request{key, r.URL.RawQuery, r.Header.Clone(), string(body), r.Proto, r.RemoteAddr})
+	f.seen = append(f.seen, request{key, r.URL.RawQuery, r.Header.Clone(), string(body), r.Proto, r.RemoteAddr,
+		r.TLS.DidResume})
 	h := f.on[key]
 	if h == nil {
 		h = f.on[key[strings.LastIndexByte(key, '/')+1:]]

@@ -119,25 +119,24 @@ func decodeDNS(raw json.RawMessage) (servers []string) {
 // hands its settings out (CustomizationAdapterMapping.macAddress). Where a slot is not told all stand by their keys,
 // which vCenter gives in the order of their making.
 func decodeCards(devices json.RawMessage) []Card {
-	var all []json.RawMessage
-	if json.Unmarshal(anyValue(devices), &all) != nil || all == nil {
+	type device struct {
+		Key         json.RawMessage `json:"key"`
+		MAC         *string         `json:"macAddress"` // VirtualEthernetCard and its kinds have one
+		Connectable struct {
+			Connected json.RawMessage `json:"connected"`
+		} `json:"connectable"`
+		SlotInfo struct {
+			PCISlotNumber json.RawMessage `json:"pciSlotNumber"`
+		} `json:"slotInfo"`
+	}
+
+	all := decodeElements[device](devices)
+	if all == nil {
 		return nil // not known, which differs from no NICs
 	}
 
 	cards := []Card{}
-	for _, raw := range all {
-		var wire struct {
-			Key         json.RawMessage `json:"key"`
-			MAC         *string         `json:"macAddress"` // VirtualEthernetCard and its kinds have one
-			Connectable struct {
-				Connected json.RawMessage `json:"connected"`
-			} `json:"connectable"`
-			SlotInfo struct {
-				PCISlotNumber json.RawMessage `json:"pciSlotNumber"`
-			} `json:"slotInfo"`
-		}
-
-		_ = json.Unmarshal(raw, &wire)
+	for _, wire := range all {
 		if wire.MAC == nil {
 			continue
 		}

@@ -132,6 +132,27 @@ func (c *Client) retrieveParts(ctx context.Context, kind string, paths []string,
 	return props, nil
 }
 
+// retrieveResult is a response to RetrievePropertiesEx.
+type retrieveResult struct {
+	Objects []objectContent `json:"objects"`
+}
+
+// decodeBody decodes the response at once; only where that fails, object by object, for a large one is read twice then.
+func (r *retrieveResult) decodeBody(body []byte) error {
+	var whole struct {
+		Objects []plainObject `json:"objects"`
+	}
+	if json.Unmarshal(body, &whole) != nil {
+		return json.Unmarshal(body, r)
+	}
+
+	r.Objects = make([]objectContent, len(whole.Objects))
+	for i := range whole.Objects {
+		r.Objects[i] = objectContent(whole.Objects[i])
+	}
+	return nil
+}
+
 // objectContent is one object in the result of RetrievePropertiesEx.
 type objectContent struct {
 	Obj     moRef `json:"obj"`
@@ -145,11 +166,22 @@ type objectContent struct {
 
 // UnmarshalJSON keeps what is malformed in one object from making the others unreadable.
 func (o *objectContent) UnmarshalJSON(raw []byte) error {
-	type plain objectContent
-	if err := json.Unmarshal(raw, (*plain)(o)); err != nil {
+	if err := json.Unmarshal(raw, (*plainObject)(o)); err != nil {
 		*o = objectContent{Obj: objectOf(raw), decodeErr: err}
 	}
 	return nil
+}
+
+// plainObject is an objectContent that is decoded strictly.
+type plainObject objectContent
+
+// properties are those that it shows, by path.
+func (o *objectContent) properties() properties {
+	props := make(properties, len(o.PropSet))
+	for _, p := range o.PropSet {
+		props[p.Name] = p.Val
+	}
+	return props
 }
 
 // objectOf finds the object of an element that cannot be decoded as a whole.
@@ -170,9 +202,7 @@ func (c *Client) retrieveOnce(ctx context.Context, kind string, paths, ids []str
 		spec.ObjectSet = append(spec.ObjectSet, objectSpec{TypeName: "ObjectSpec", Obj: refTo(kind, id)})
 	}
 
-	var result struct {
-		Objects []objectContent `json:"objects"`
-	}
+	var result retrieveResult
 	err := c.withSupportedProps(paths, func(paths []string) error {
 		spec.PropSet = []propertySpec{propertiesOf(kind, paths)}
 		return c.callVIM(ctx, propertyCollector, "PropertyCollector", "RetrievePropertiesEx", map[string]any{
@@ -197,12 +227,7 @@ func (c *Client) retrieveOnce(ctx context.Context, kind string, paths, ids []str
 			continue
 		}
 
-		props := make(properties, len(object.PropSet))
-		for _, p := range object.PropSet {
-			props[p.Name] = p.Val
-		}
-
-		all[object.Obj.Value] = props
+		all[object.Obj.Value] = object.properties()
 	}
 
 	return all, nil

@@ -311,8 +311,17 @@ func (c *Client) decode(cl *call, resp *response, out any) error {
 	if out == nil || len(resp.body) == 0 || bytes.Equal(resp.body, []byte("null")) {
 		return nil
 	}
-	if err := json.Unmarshal(resp.body, out); err != nil {
+	var err error
+	if own, ok := out.(bodyDecoder); ok {
+		err = own.decodeBody(resp.body)
+	} else {
+		err = json.Unmarshal(resp.body, out)
+	}
+	if err != nil {
 		return c.notUnderstood(cl, resp, err)
 	}
 	return nil
 }
+
+// bodyDecoder decodes a body in a way of its own.
+type bodyDecoder interface{ decodeBody(body []byte) error }

@@ -8,11 +8,37 @@ import (
 
 // updateSet has the members of vmodl.query.PropertyCollector.UpdateSet that are used. Others cannot make it unreadable.
 type updateSet struct {
-	Version   string `json:"version"`
-	Truncated *bool  `json:"truncated"`
-	FilterSet []struct {
-		ObjectSet []objectUpdate `json:"objectSet"`
-	} `json:"filterSet"`
+	Version   string         `json:"version"`
+	Truncated *bool          `json:"truncated"`
+	FilterSet []filterUpdate `json:"filterSet"`
+}
+
+type filterUpdate struct {
+	ObjectSet []objectUpdate `json:"objectSet"`
+}
+
+// decodeBody decodes the response at once; only where that fails, object by object, for a large one is read twice then.
+func (set *updateSet) decodeBody(body []byte) error {
+	var whole struct {
+		Version   string `json:"version"`
+		Truncated *bool  `json:"truncated"`
+		FilterSet []struct {
+			ObjectSet []plainUpdate `json:"objectSet"`
+		} `json:"filterSet"`
+	}
+	if json.Unmarshal(body, &whole) != nil {
+		return json.Unmarshal(body, set)
+	}
+
+	set.Version, set.Truncated, set.FilterSet = whole.Version, whole.Truncated, make([]filterUpdate, len(whole.FilterSet))
+	for i, filter := range whole.FilterSet {
+		objects := make([]objectUpdate, len(filter.ObjectSet))
+		for k := range filter.ObjectSet {
+			objects[k] = objectUpdate(filter.ObjectSet[k])
+		}
+		set.FilterSet[i].ObjectSet = objects
+	}
+	return nil
 }
 
 // hasMore reports whether another page can be had at once.
@@ -34,8 +60,7 @@ type objectUpdate struct {
 // UnmarshalJSON accepts an update that cannot be decoded as a whole, as long as it names its object: that object is
 // read by itself then, and the others are not delayed.
 func (u *objectUpdate) UnmarshalJSON(raw []byte) error {
-	type plain objectUpdate
-	err := json.Unmarshal(raw, (*plain)(u))
+	err := json.Unmarshal(raw, (*plainUpdate)(u))
 	if err == nil {
 		return nil
 	}
@@ -44,6 +69,9 @@ func (u *objectUpdate) UnmarshalJSON(raw []byte) error {
 	}
 	return err
 }
+
+// plainUpdate is an objectUpdate that is decoded strictly.
+type plainUpdate objectUpdate
 
 // apply stores a response of the poll. first is that it is the first of its generation; works, that it proves that the
 // poll works: then the poll is no longer down, and its watchers see that together with what the response shows.

@@ -1,9 +1,11 @@
 package vcapi
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
+	"slices"
 	"strings"
 )
 
@@ -78,25 +80,28 @@ func decodeVM(p properties, s redactor) VM {
 	forEachElement(p["guest.net"], func(raw json.RawMessage) { vm.NICs = append(vm.NICs, decodeNIC(raw)) })
 	forEachElement(p["guest.ipStack"], func(raw json.RawMessage) { decodeStack(raw, &vm) })
 	vm.Cards = decodeCards(p["config.hardware.device"])
-	forEachElement(p["config.extraConfig"], func(raw json.RawMessage) {
-		var option struct {
-			Key   string          `json:"key"`
-			Value json.RawMessage `json:"value"`
-		}
-		_ = json.Unmarshal(raw, &option)
-		if (option.Key == "guestinfo.userdata" || option.Key == "guestinfo.metadata") && anyString(option.Value) != "" {
-			vm.CloudInit = true
-		}
-	})
-
-	forEachElement(p["recentTask"], func(raw json.RawMessage) {
-		var ref moRef
-		if json.Unmarshal(raw, &ref) == nil && ref.Value != "" {
+	vm.CloudInit = hasCloudInit(p["config.extraConfig"])
+	for _, ref := range decodeElements[moRef](p["recentTask"]) {
+		if ref.Value != "" {
 			vm.RecentTasks = append(vm.RecentTasks, ref.Value)
 		}
-	})
+	}
 
 	return vm
+}
+
+// hasCloudInit reports whether the options of a VM (config.extraConfig) hold data for cloud-init.
+func hasCloudInit(options json.RawMessage) bool {
+	if !bytes.Contains(options, []byte("guestinfo.")) {
+		return false // of dozens of options, and none of these: they need not be decoded
+	}
+	type option struct {
+		Key   string          `json:"key"`
+		Value json.RawMessage `json:"value"`
+	}
+	return slices.ContainsFunc(decodeElements[option](options), func(o option) bool {
+		return (o.Key == "guestinfo.userdata" || o.Key == "guestinfo.metadata") && anyString(o.Value) != ""
+	})
 }
 
 // decodeCustomizationInfo reads guest.customizationInfo (GuestInfoCustomizationInfo); nil where there is none.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strings"
 	"testing"
@@ -36,10 +37,12 @@ func TestBench(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out.String())
 	}
+	if !regexp.MustCompile(`(?m)^CustomizeGuest_Task +1.00 +1.00$`).MatchString(out.String()) {
+		t.Errorf("it does not say that each run customized its VM once:\n%s", out.String())
+	}
 	for _, want := range []string{
 		"check: 2 rounds of 8 runs, 4 in flight",
 		"full: 2 rounds of 8 runs, 4 in flight",
-		"1.00 CustomizeGuest_Task",
 		"reaction: 4 Tasks end",
 		"each of the 12 runs succeeded and has customized its VM once",
 	} {

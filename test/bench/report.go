@@ -57,12 +57,33 @@ func report(w io.Writer, rounds [][]*figures) {
 	}
 	_ = t.Flush()
 
-	for _, of := range rounds[:len(rounds)-1] {
-		_, _ = fmt.Fprintf(w, "\ncalls of %s per run:\n", of[0].Name)
-		for _, op := range slices.Sorted(maps.Keys(of[0].CallsBy)) {
-			_, _ = fmt.Fprintf(w, "  %6.2f %s\n", median(values(of, func(f *figures) float64 { return f.CallsBy[op] })), op)
+	_, _ = fmt.Fprintln(w, "\ncalls to vCenter per run, median:")
+	reportCalls(w, rounds)
+}
+
+// reportCalls prints how often each contender makes each call.
+func reportCalls(w io.Writer, rounds [][]*figures) {
+	ops := map[string]bool{}
+	head := []string{""}
+	for _, of := range rounds {
+		head = append(head, of[0].Name)
+		for _, f := range of {
+			for op := range f.CallsBy {
+				ops[op] = true
+			}
 		}
 	}
+	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
+	_, _ = fmt.Fprintln(t, strings.Join(head, "\t"))
+	for _, op := range slices.Sorted(maps.Keys(ops)) {
+		cells := []string{op}
+		for _, of := range rounds {
+			calls := median(values(of, func(f *figures) float64 { return f.CallsBy[op] }))
+			cells = append(cells, fmt.Sprintf("%.2f", calls))
+		}
+		_, _ = fmt.Fprintln(t, strings.Join(cells, "\t"))
+	}
+	_ = t.Flush()
 }
 
 func values(of []*figures, figure func(*figures) float64) []float64 {
