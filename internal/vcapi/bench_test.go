@@ -68,8 +68,8 @@ func BenchmarkDecodeUpdateSet(b *testing.B) {
 		if i > 0 {
 			body.WriteByte(',')
 		}
-		fmt.Fprintf(&body, `{"_typeName":"ObjectUpdate","kind":"enter","obj":{"type":"VirtualMachine","value":"vm-%d"},`+
-			`"changeSet":%s}`, i, changes)
+		fmt.Fprintf(&body, `{"_typeName":"ObjectUpdate","kind":"enter",`+
+			`"obj":{"type":"VirtualMachine","value":"vm-%d"},"changeSet":%s}`, i, changes)
 	}
 	body.WriteString(`]}]}`)
 

@@ -252,14 +252,14 @@ func (l *lab) count(ctx context.Context, kind events.Kind) (n int, last time.Tim
 	}
 	if kind == "" {
 		state := s.CachedInfo().State
-		return int(state.Msgs), state.LastTime, nil //nolint:gosec // a count
+		return int(state.Msgs), state.LastTime, nil
 	}
 	info, err := s.Info(ctx, jetstream.WithSubjectFilter(events.EventSubject(vcenterName, "*", kind)))
 	if err != nil {
 		return 0, last, err
 	}
 	for _, messages := range info.State.Subjects {
-		n += int(messages) //nolint:gosec // a count
+		n += int(messages)
 	}
 	return n, info.State.LastTime, nil
 }

@@ -200,7 +200,7 @@ func (l *loop) handle(ctx context.Context, m jetstream.Msg) error {
 
 // call makes one call to vCenter, and reads its answer to the end.
 func (l *loop) call(method, path string, body []byte) (http.Header, error) {
-	req, err := http.NewRequest(method, l.vcenter+path, bytes.NewReader(body)) //nolint:noctx // it has no time limit
+	req, err := http.NewRequest(method, l.vcenter+path, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}

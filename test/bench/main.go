@@ -68,7 +68,8 @@ func run(ctx context.Context, out io.Writer, args []string) error {
 	flags.IntVar(&s.runs, "runs", 1000, "runs of a round, in the modes check and full")
 	flags.IntVar(&s.rounds, "rounds", 5, "rounds, in the modes check and full")
 	flags.IntVar(&s.inFlight, "in-flight", 256, "runs at once, in the modes check and full")
-	flags.IntVar(&s.waiting, "waiting", 10000, "runs that wait for their Tasks, in the modes waiting, reaction and resume")
+	flags.IntVar(&s.waiting, "waiting", 10000,
+		"runs that wait for their Tasks, in the modes waiting, reaction and resume")
 	flags.IntVar(&s.ends, "ends", 2000, "Tasks that end, in the mode reaction")
 	flags.IntVar(&s.rate, "rate", 100, "Tasks that end in a second, in the mode reaction; 0: all at once")
 	flags.StringVar(&s.profile, "profile", "", "a folder for profiles of the service, which is built for that: "+

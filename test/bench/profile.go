@@ -38,7 +38,7 @@ func buildProfiled(dir string) (binary string, err error) {
 		return "", err
 	}
 	binary = filepath.Join(dir, "consumer")
-	build := exec.Command("go", "build", "-overlay", overlay, "-o", binary, service) //nolint:gosec // our own paths
+	build := exec.Command("go", "build", "-overlay", overlay, "-o", binary, service)
 	build.Stderr = os.Stderr
 	return binary, build.Run()
 }

@@ -31,16 +31,6 @@ type line struct {
 	Header nats.Header // of an event
 }
 
-// calls and events count the lines.
-func (s *script) calls() (n int) {
-	for _, l := range s.Lines {
-		if l.Method != "" {
-			n++
-		}
-	}
-	return n
-}
-
 // record lets a service make two runs, and records the second: the first one finds out what vCenter can do.
 func record(ctx context.Context, binary string, data func(vm string) map[string]any) (*script, error) {
 	l, err := newLab(ctx, 4)

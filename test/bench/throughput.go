@@ -180,7 +180,8 @@ func (l *lab) once(ctx context.Context, runs int, want fakevc.Effects) error {
 	}
 	for i := range runs {
 		if vm := vmID(i); stats.VMs[vm] != want {
-			return fmt.Errorf("%s: done %+v, want %+v: something was done twice, or not at all", vm, stats.VMs[vm], want)
+			return fmt.Errorf("%s: done %+v, want %+v: something was done twice, or not at all",
+				vm, stats.VMs[vm], want)
 		}
 	}
 	return nil

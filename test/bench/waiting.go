@@ -141,6 +141,10 @@ func (b *bench) waiting(ctx context.Context) error {
 	if err := b.stopProfile(ctx, "guestflow", "waiting"); err != nil {
 		return err
 	}
+	return b.reportWaiting(ctx, c, before, after)
+}
+
+func (b *bench) reportWaiting(ctx context.Context, c *crowd, before, after snapshot) error {
 	stats, err := c.stats(ctx)
 	if err != nil {
 		return err
@@ -154,17 +158,18 @@ func (b *bench) waiting(ctx context.Context) error {
 		return err
 	}
 
-	seconds := after.at.Sub(before.at).Seconds()
+	runs, seconds := float64(c.runs), after.at.Sub(before.at).Seconds()
+	live := metrics["go_memstats_next_gc_bytes"] / 2 // the next collection is due when what the last one left has doubled
+	used, natsUsed := (after.cpu - before.cpu).Seconds(), (after.nats - before.nats).Seconds()
 	b.printf("\nwaiting: %d runs, for %.0f s in which nothing happens\n\n", c.runs, seconds)
 	b.printf("RSS %d MiB: %.1f KiB per run; live heap %.1f KiB per run; %.2f goroutines per run\n", rss/1024,
-		float64(rss)/float64(c.runs), metrics["go_memstats_next_gc_bytes"]/2/1024/float64(c.runs),
-		metrics["go_goroutines"]/float64(c.runs))
-	b.printf("CPU: %.3f cores; nats-server's %.3f; JetStream API requests: %d\n",
-		(after.cpu-before.cpu).Seconds()/seconds, (after.nats-before.nats).Seconds()/seconds, after.api-before.api)
+		float64(rss)/runs, live/1024/runs, metrics["go_goroutines"]/runs)
+	b.printf("CPU: %.3f cores; nats-server's %.3f; JetStream API requests: %d\n", used/seconds, natsUsed/seconds,
+		after.api-before.api)
 	b.printf("calls to vCenter: %v\n", stats.Calls)
 	return b.write(map[string]any{"Mode": "waiting", "Runs": c.runs, "RSSKiB": rss, "Seconds": seconds,
-		"CPUSeconds": (after.cpu - before.cpu).Seconds(), "APIRequests": after.api - before.api,
-		"Calls": stats.Calls, "Goroutines": metrics["go_goroutines"]})
+		"CPUSeconds": used, "APIRequests": after.api - before.api, "Calls": stats.Calls,
+		"Goroutines": metrics["go_goroutines"]})
 }
 
 func pause(ctx context.Context, d time.Duration) error {
@@ -213,7 +218,7 @@ func (b *bench) reaction(ctx context.Context) error {
 	c.ended += n
 	if err := waitFor(ctx, "the runs whose Tasks have ended", 10*time.Minute, func() (bool, error) {
 		left, err := c.left(ctx)
-		return int(left) == c.runs-c.ended, err //nolint:gosec // a count
+		return int(left) == c.runs-c.ended, err
 	}); err != nil {
 		return err
 	}
@@ -232,7 +237,8 @@ func (b *bench) reaction(ctx context.Context) error {
 	if len(took) != n {
 		return fmt.Errorf("%d Tasks were ended, %d events say so", n, len(took))
 	}
-	b.printf("\nreaction: %d Tasks end, %d a second (0: all at once), while %d runs wait\n\n", n, b.rate, c.runs-c.ended)
+	b.printf("\nreaction: %d Tasks end, %d a second (0: all at once), while %d runs wait\n\n",
+		n, b.rate, c.runs-c.ended)
 	b.printf("from a Task's end to its event in the stream: p50 %s, p99 %s, most %s; CPU %.2f ms per end\n",
 		quantile(took, 0.5), quantile(took, 0.99), quantile(took, 1),
 		float64(after-before)/float64(time.Millisecond)/float64(n))
@@ -299,6 +305,15 @@ func (b *bench) resume(ctx context.Context) error {
 	if err := b.stopProfile(ctx, "guestflow", "resume"); err != nil {
 		return err
 	}
+	now, err := c.apiCalls(ctx)
+	if err != nil {
+		return err
+	}
+	return b.reportResume(ctx, c, left, killed, now-api)
+}
+
+func (b *bench) reportResume(ctx context.Context, c *crowd, left int, killed time.Time, api int64) error {
+	var first, last time.Time
 	if err := c.each(ctx, events.EventSubject(vcenterName, "*", events.RunResumed), true,
 		func(_ jetstream.Msg, at time.Time) {
 			if first.IsZero() {
@@ -316,14 +331,13 @@ func (b *bench) resume(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	now, err := c.apiCalls(ctx)
-	if err != nil {
-		return err
-	}
-	b.printf("\nresume: the service is killed with %d runs in flight, and started again (ack wait %s)\n\n", left, ackWait)
+
+	runs := float64(left)
+	b.printf("\nresume: the service is killed with %d runs in flight, and started again (ack wait %s)\n\n",
+		left, ackWait)
 	b.printf("all resumed %.1f s after the kill, %.1f s after the first; CPU %.2f ms per run; "+
 		"JetStream API requests %.2f per run\n", last.Sub(killed).Seconds(), last.Sub(first).Seconds(),
-		float64(used)/float64(time.Millisecond)/float64(left), float64(now-api)/float64(left))
+		float64(used)/float64(time.Millisecond)/runs, float64(api)/runs)
 	b.printf("calls to vCenter: %v\n", stats.Calls)
 	return b.write(map[string]any{"Mode": "resume", "Runs": left, "Seconds": last.Sub(killed).Seconds(),
 		"FirstToLast": last.Sub(first).Seconds(), "Calls": stats.Calls})

@@ -15,7 +15,9 @@ func (s *Server) Control() http.Handler {
 	mux.HandleFunc("GET /record", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, s.recorded()) })
 	mux.HandleFunc("GET /held", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, s.heldTasks()) })
 	mux.HandleFunc("GET /ends", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, s.endTimes()) })
-	mux.HandleFunc("POST /reset", func(_ http.ResponseWriter, r *http.Request) { s.reset(r.FormValue("record") == "true") })
+	mux.HandleFunc("POST /reset", func(_ http.ResponseWriter, r *http.Request) {
+		s.reset(r.FormValue("record") == "true")
+	})
 	mux.HandleFunc("POST /hold", func(http.ResponseWriter, *http.Request) { s.holdTasks() })
 	mux.HandleFunc("POST /end", func(_ http.ResponseWriter, r *http.Request) {
 		n, _ := strconv.Atoi(r.FormValue("n"))

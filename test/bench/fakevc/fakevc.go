@@ -5,6 +5,7 @@ package fakevc
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -147,7 +148,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func writeFault(w http.ResponseWriter, err error) {
 	status, name := http.StatusInternalServerError, err.Error()
-	if f, ok := err.(*fault); ok {
+	if f := new(fault); errors.As(err, &f) {
 		status = f.status
 	}
 	w.Header().Set("Content-Type", "application/json")

@@ -151,7 +151,8 @@ type process struct {
 
 func (p process) json(exit bool) string {
 	command, _ := json.Marshal(p.command)
-	text := fmt.Sprintf(`{"pid":%d,"name":"sh","owner":"root","command":%s,"started":"%s"`, p.pid, command, stamp(p.began))
+	text := fmt.Sprintf(`{"pid":%d,"name":"sh","owner":"root","command":%s,"started":"%s"`,
+		p.pid, command, stamp(p.began))
 	if exit {
 		text += fmt.Sprintf(`,"finished":"%s","exit_code":0`, stamp(p.began))
 	}

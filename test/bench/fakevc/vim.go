@@ -156,7 +156,7 @@ func (s *Server) exists(o moRef) bool {
 func (s *Server) writeProps(b *bytes.Buffer, o moRef, paths []string, element, op string) {
 	first := true
 	for _, path := range paths {
-		value := ""
+		var value string
 		if o.Type == "Task" {
 			value = string(s.tasks[o.Value].info())
 		} else {
@@ -189,7 +189,8 @@ func (s *Server) privileges(r *request, _ http.ResponseWriter) ([]byte, error) {
 	for _, e := range in.Entity {
 		var granted []string
 		for _, id := range in.PrivID {
-			granted = append(granted, fmt.Sprintf(`{"_typeName":"PrivilegeAvailability","privId":%q,"isGranted":true}`, id))
+			granted = append(granted,
+				fmt.Sprintf(`{"_typeName":"PrivilegeAvailability","privId":%q,"isGranted":true}`, id))
 		}
 		entities = append(entities, fmt.Sprintf(`{"_typeName":"EntityPrivilege","entity":%s,"privAvailability":[%s]}`,
 			ref(e.Type, e.Value), strings.Join(granted, ",")))
