@@ -159,7 +159,7 @@ func (b *bench) reportWaiting(ctx context.Context, c *crowd, before, after snaps
 	}
 
 	runs, seconds := float64(c.runs), after.at.Sub(before.at).Seconds()
-	live := metrics["go_memstats_next_gc_bytes"] / 2 // the next collection is due when what the last one left has doubled
+	live := metrics["go_memstats_next_gc_bytes"] / 2 // the next collection is due when the live heap has doubled
 	used, natsUsed := (after.cpu - before.cpu).Seconds(), (after.nats - before.nats).Seconds()
 	b.printf("\nwaiting: %d runs, for %.0f s in which nothing happens\n\n", c.runs, seconds)
 	b.printf("RSS %d MiB: %.1f KiB per run; live heap %.1f KiB per run; %.2f goroutines per run\n", rss/1024,
@@ -292,7 +292,6 @@ func (b *bench) resume(ctx context.Context) error {
 	if err := b.startProfile(ctx, "guestflow"); err != nil {
 		return err
 	}
-	var first, last time.Time
 	if err := waitFor(ctx, "all runs to be resumed", 10*time.Minute, func() (bool, error) {
 		if err := pause(ctx, time.Second); err != nil {
 			return false, err

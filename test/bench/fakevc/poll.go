@@ -211,7 +211,8 @@ func (s *Server) updates(c *collector, most int) []byte {
 	return b.Bytes()
 }
 
-// changedPaths are the properties that an update shows: all of an object that enters, of a VM what a Task's end changes.
+// changedPaths are the properties that an update shows: all, but of a VM that was shown before those that a Task's end
+// changes.
 func (c *collector) changedPaths(o moRef, kind string) []string {
 	if kind == "modify" && o.Type == "VirtualMachine" {
 		return []string{"guest.hostName", "guest.net", "guest.ipStack", "guest.customizationInfo"}
