@@ -61,7 +61,8 @@ func newLab(ctx context.Context, inFlight int) (l *lab, err error) {
 	if l.conn, err = nats.Connect(l.natsAt.URL); err != nil {
 		return l, err
 	}
-	if l.js, err = jetstream.New(l.conn, jetstream.WithPublishAsyncMaxPending(256)); err != nil {
+	if l.js, err = jetstream.New(l.conn, jetstream.WithPublishAsyncMaxPending(256),
+		jetstream.WithDefaultTimeout(time.Minute)); err != nil { // what asks here may wait, and must not fail
 		return l, err
 	}
 	if err := l.provision(ctx); err != nil {

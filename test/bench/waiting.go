@@ -284,6 +284,10 @@ func (b *bench) resume(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	stored, _, err := c.count(ctx, "")
+	if err != nil {
+		return err
+	}
 	killed := time.Now()
 	c.service.kill()
 	if c.service, err = c.startService(ctx, c.binary, "bench-2", b.profileEnv()...); err != nil {
@@ -293,11 +297,8 @@ func (b *bench) resume(ctx context.Context) error {
 		return err
 	}
 	if err := waitFor(ctx, "all runs to be resumed", 10*time.Minute, func() (bool, error) {
-		if err := pause(ctx, time.Second); err != nil {
-			return false, err
-		}
-		n, _, err := c.count(ctx, events.RunResumed)
-		return n >= left, err
+		n, _, err := c.count(ctx, "") // while all wait, nothing else is stored
+		return n >= stored+left, err
 	}); err != nil {
 		return err
 	}
@@ -313,14 +314,19 @@ func (b *bench) resume(ctx context.Context) error {
 
 func (b *bench) reportResume(ctx context.Context, c *crowd, left int, killed time.Time, api int64) error {
 	var first, last time.Time
+	resumed := 0
 	if err := c.each(ctx, events.EventSubject(vcenterName, "*", events.RunResumed), true,
 		func(_ jetstream.Msg, at time.Time) {
 			if first.IsZero() {
 				first = at
 			}
 			last = at
+			resumed++
 		}); err != nil {
 		return err
+	}
+	if resumed != left {
+		return fmt.Errorf("%d of %d runs were resumed", resumed, left)
 	}
 	used, err := c.service.cpu()
 	if err != nil {
