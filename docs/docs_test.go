@@ -25,7 +25,8 @@ var bin string
 
 var (
 	update     = flag.Bool("update", false, "write the examples and outputs that a run produced into the pages")
-	everything = flag.Bool("all", false, "run the snippets too that need programs of others: nats, Python, Node.js, Terraform, Ansible")
+	everything = flag.Bool("all", false,
+		"run the snippets too that need programs of others: nats, Python, Node.js, Terraform, Ansible")
 )
 
 func TestMain(m *testing.M) {

@@ -35,7 +35,8 @@ const (
 	wide   = 150 // an example's lines are broken beyond this
 )
 
-// stage is a sandbox on which every kind of event comes about: two replicas, and a second vCenter whose VM loses its tools at the right moment.
+// stage is a sandbox on which every kind of event comes about: two replicas, and a second vCenter whose VM loses its
+// tools at the right moment.
 type stage struct {
 	t    *testing.T
 	box  *sandbox.Sandbox
@@ -49,7 +50,8 @@ type stage struct {
 func newStage(t *testing.T) *stage {
 	t.Helper()
 	dir := t.TempDir()
-	s := &stage{t: t, box: start(t, sandbox.Options{Dir: dir, NoService: true}), env: map[string]string{}, seen: map[string]json.RawMessage{}}
+	s := &stage{t: t, box: start(t, sandbox.Options{Dir: dir, NoService: true}), env: map[string]string{},
+		seen: map[string]json.RawMessage{}}
 	prod, err := vcsim.Start(vcsim.Options{VMs: 1})
 	if err != nil {
 		t.Fatal(err)
@@ -67,7 +69,8 @@ func newStage(t *testing.T) *stage {
 	if err := os.WriteFile(ca, prod.CAPEM(), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	maps.Copy(s.env, map[string]string{"GUESTFLOW_VCENTERS": sandbox.VCenter + ",prod", "VCENTER_PROD_URL": prod.URL(), "VCENTER_PROD_USERNAME": prod.Username(),
+	maps.Copy(s.env, map[string]string{"GUESTFLOW_VCENTERS": sandbox.VCenter + ",prod", "VCENTER_PROD_URL": prod.URL(),
+		"VCENTER_PROD_USERNAME": prod.Username(),
 		"VCENTER_PROD_PASSWORD": prod.Password(), "VCENTER_PROD_CA_FILE": ca})
 	nc := connect(t, s.box.NATSURL())
 	if s.js, err = jetstream.New(nc); err != nil {
@@ -106,10 +109,12 @@ func (s *stage) serve(instance string) (end func()) {
 // publish sends a message as soon as its stream is there, and returns it as the page shows it.
 func (s *stage) publish(subject, kind, id, vm, data string) json.RawMessage {
 	s.t.Helper()
-	event := json.RawMessage(fmt.Sprintf(`{"specversion":"1.0","type":"%s%s.v1","source":"/provisioning","id":%q,"subject":%q,"datacontenttype":"application/json","data":%s}`,
+	event := json.RawMessage(fmt.Sprintf(`{"specversion":"1.0","type":"%s%s.v1","source":"/provisioning","id":%q,`+
+		`"subject":%q,"datacontenttype":"application/json","data":%s}`,
 		prefix, kind, id, vm, data))
 	m := &nats.Msg{Subject: subject, Data: event, Header: nats.Header{"Content-Type": {"application/cloudevents+json"}}}
-	if _, err := s.js.PublishMsg(patient(s.t), m, jetstream.WithRetryAttempts(600), jetstream.WithRetryWait(100*time.Millisecond)); err != nil {
+	if _, err := s.js.PublishMsg(patient(s.t), m, jetstream.WithRetryAttempts(600),
+		jetstream.WithRetryWait(100*time.Millisecond)); err != nil {
 		s.t.Fatal(err)
 	}
 	return event
@@ -158,8 +163,10 @@ func (s *stage) journal() jetstream.MessagesContext {
 // play has every kind of event come about.
 func (s *stage) play() {
 	s.t.Helper()
-	s.want = map[string]string{"run.released": "order-2", "run.resumed": "order-2", "run.canceled": "order-2", "run.failed": "order-3", "run.waiting": "order-4",
-		"process.unreachable": "order-5", "rejected": "order-6", "customize.aborting": "order-7", "customize.aborted": "order-7"}
+	s.want = map[string]string{"run.released": "order-2", "run.resumed": "order-2", "run.canceled": "order-2",
+		"run.failed": "order-3", "run.waiting": "order-4",
+		"process.unreachable": "order-5", "rejected": "order-6", "customize.aborting": "order-7",
+		"customize.aborted": "order-7"}
 	vms := map[string]sandbox.VM{}
 	for _, vm := range s.box.VMs() {
 		if _, twice := vms[vm.Ends]; !twice {
@@ -176,7 +183,8 @@ func (s *stage) play() {
 		return s.publish("guestflow.requests.lab."+vm.ID, "requested", id, vm.ID, string(vm.Request))
 	}
 	processes := func(vm string) string {
-		return fmt.Sprintf(`{"vm":%q,"guest":{"credentials":{"secretRef":"linux-root"}},"processes":[{"name":"join-domain","run":{"path":"/usr/bin/join-domain"}}]}`, vm)
+		return fmt.Sprintf(`{"vm":%q,"guest":{"credentials":{"secretRef":"linux-root"}},`+
+			`"processes":[{"name":"join-domain","run":{"path":"/usr/bin/join-domain"}}]}`, vm)
 	}
 	// A replica that is drained gives its run back; another takes it over; the run is canceled.
 	first := s.serve("pod-a")
@@ -188,15 +196,20 @@ func (s *stage) play() {
 	first()
 	s.until(journal, "order-2", "run.resumed")
 	s.seen["cancel.requested"] = s.publish("guestflow.cancels.lab."+canceled, "cancel.requested", "cancel-1", canceled,
-		fmt.Sprintf(`{"vm":%q,"request":{"source":"/provisioning","id":"order-2"},"reason":"no longer wanted"}`, canceled))
+		fmt.Sprintf(`{"vm":%q,"request":{"source":"/provisioning","id":"order-2"},"reason":"no longer wanted"}`,
+			canceled))
 	s.until(journal, "order-2", "run.canceled")
 
 	request("order-3", vms["run.failed ExitCode"])
 	request("order-4", vms["busy"])
 	aborted := vms["aborted"].ID
-	s.publish("guestflow.requests.lab."+aborted, "requested", "order-7", aborted, fmt.Sprintf(`{"vm":%q,"guest":{"credentials":{"secretRef":"linux-root"}},`+
-		`"customize":{"spec":{"identity":{"_typeName":"CustomizationLinuxPrep","hostName":{"_typeName":"CustomizationFixedName","name":"web-7"},"domain":"example.com"},"globalIPSettings":{},`+
-		`"nicSettingMap":[{"adapter":{"ip":{"_typeName":"CustomizationDhcpIpGenerator"}}}]}},"verify":false}`, aborted))
+	s.publish("guestflow.requests.lab."+aborted, "requested", "order-7", aborted,
+		fmt.Sprintf(`{"vm":%q,"guest":{"credentials":{"secretRef":"linux-root"}},`+
+			`"customize":{"spec":{"identity":{"_typeName":"CustomizationLinuxPrep",`+
+			`"hostName":{"_typeName":"CustomizationFixedName","name":"web-7"},"domain":"example.com"},`+
+			`"globalIPSettings":{},`+
+			`"nicSettingMap":[{"adapter":{"ip":{"_typeName":"CustomizationDhcpIpGenerator"}}}]}},"verify":false}`,
+			aborted))
 	guest := s.prod.VM(s.prod.VMs()[0])
 	guest.Configure(func(g *vcsim.Guest) { g.Programs["/usr/bin/join-domain"] = vcsim.Program{Duration: time.Hour} })
 	s.publish("guestflow.requests.prod."+guest.ID(), "requested", "order-5", guest.ID(), processes(guest.ID()))
@@ -207,11 +220,13 @@ func (s *stage) play() {
 		fmt.Sprintf(`{"vm":%q,"request":{"source":"/provisioning","id":"order-5"}}`, guest.ID()))
 	guest.UnhangTools()
 	well := vms["run.succeeded"]
-	s.publish("guestflow.requests.lab."+well.ID, "requested", "order-6", well.ID, fmt.Sprintf(`{"vm":%q,"customise":{}}`, well.ID))
+	s.publish("guestflow.requests.lab."+well.ID, "requested", "order-6", well.ID,
+		fmt.Sprintf(`{"vm":%q,"customise":{}}`, well.ID))
 	s.until(journal, "order-6", "rejected")
 	s.seen["requested"] = request("order-1", well)
 	s.until(journal, "order-1", "run.succeeded")
-	for id, kind := range map[string]string{"order-3": "run.failed", "order-4": "run.waiting", "order-7": "customize.aborted"} {
+	for id, kind := range map[string]string{"order-3": "run.failed", "order-4": "run.waiting",
+		"order-7": "customize.aborted"} {
 		if s.seen[kind] == nil {
 			s.until(journal, id, kind)
 		}
@@ -271,7 +286,8 @@ var changing = []struct {
 	{regexp.MustCompile(`("id":"RUN|"id":"rejected)\.\d+`), `$1.0`},
 	// whether a process that was told to stop is read once more before its run's end
 	{regexp.MustCompile(`("command":"(?:[^"\\]|\\.)*","startedAt":"TIME"),"finishedAt":"TIME"`), `$1`},
-	{regexp.MustCompile(`,"guest":\{"status":"RUNNING","startTime":"TIME"\}`), ``}, // the guest's status and the Task's progress come side by side
+	// the guest's status and the Task's progress come side by side
+	{regexp.MustCompile(`,"guest":\{"status":"RUNNING","startTime":"TIME"\}`), ``},
 }
 
 func stable(t *testing.T, raw string) string {
@@ -317,7 +333,8 @@ func TestEvents(t *testing.T) {
 		}
 		valid(t, kind, old[1])
 		if differ := diff.Diff(stable(t, old[1]), stable(t, fresh)); differ != "" {
-			t.Errorf("%s: the page has another event than a run (go test ./docs -run TestEvents -update writes it): -page +run\n%s", kind, differ)
+			t.Errorf("%s: the page has another event than a run (go test ./docs -run TestEvents -update writes it): "+
+				"-page +run\n%s", kind, differ)
 		}
 	}
 	if *update {

@@ -126,11 +126,13 @@ func TestCommandsInSentences(t *testing.T) {
 }
 
 var (
-	saysCommand = regexp.MustCompile(`(?m)(?:^|[|;&(]|\$\(|\bsudo(?: -u \w+)?|-- |')\s*(?:bin/)?(guestflow|make|nats|git) ([^|;&)\n>']*)`)
-	saysFile    = regexp.MustCompile(`\b(?:deploy|examples|schemas|docs)/[\w./-]*\w`)
+	saysCommand = regexp.MustCompile(
+		`(?m)(?:^|[|;&(]|\$\(|\bsudo(?: -u \w+)?|-- |')\s*(?:bin/)?(guestflow|make|nats|git) ([^|;&)\n>']*)`)
+	saysFile = regexp.MustCompile(`\b(?:deploy|examples|schemas|docs)/[\w./-]*\w`)
 )
 
-// shell holds a script that is not run: the shell understands it, its commands of ours and of NATS have these flags, its files are there.
+// shell holds a script that is not run: the shell understands it, its commands of ours and of NATS have these flags,
+// its files are there.
 func shell(t *testing.T, where string, b block) {
 	t.Helper()
 	cmd := exec.CommandContext(patient(t), "sh", "-n")
@@ -173,7 +175,8 @@ func commands(t *testing.T, where, text string) (found int) {
 	return found
 }
 
-// command says what is wrong with the words behind a program's name: subcommands, then arguments and flags in any order.
+// command says what is wrong with the words behind a program's name: subcommands, then arguments and flags in any
+// order.
 func command(t *testing.T, program string, words []string) string {
 	t.Helper()
 	said, more := []string{program}, true // subcommands may follow
@@ -215,7 +218,8 @@ func helpOf(t *testing.T, words []string) string {
 	line := strings.Join(words, " ")
 	help, asked := helps.of[line]
 	if !asked {
-		said, err := exec.CommandContext(patient(t), filepath.Join(programs(t), words[0]), append(slices.Clone(words[1:]), "--help")...).CombinedOutput()
+		said, err := exec.CommandContext(patient(t), filepath.Join(programs(t), words[0]),
+			append(slices.Clone(words[1:]), "--help")...).CombinedOutput()
 		if help = string(said); err != nil {
 			help = ""
 		}
@@ -275,16 +279,20 @@ func unit(t *testing.T, where string, b block) {
 		}
 	}
 	cfg, err := app.LoadConfig(envconfig.MapLookuper(nil))
-	if stop, wrong := strconv.Atoi(values["TimeoutStopSec"]); wrong != nil || time.Duration(stop)*time.Second <= cfg.Service.DrainTimeout {
-		t.Errorf("%s: TimeoutStopSec=%s is not longer than the service takes, %s (%v)", where, values["TimeoutStopSec"], cfg.Service.DrainTimeout, err)
+	if stop, wrong := strconv.Atoi(values["TimeoutStopSec"]); wrong != nil ||
+		time.Duration(stop)*time.Second <= cfg.Service.DrainTimeout {
+		t.Errorf("%s: TimeoutStopSec=%s is not longer than the service takes, %s (%v)", where, values["TimeoutStopSec"],
+			cfg.Service.DrainTimeout, err)
 	}
 	if verify, err := exec.LookPath("systemd-analyze"); err == nil {
 		file := filepath.Join(t.TempDir(), "guestflow.service")
 		text := regexp.MustCompile(`(?m)^(ExecStart=).*`).ReplaceAllString(b.text, "${1}/bin/true")
-		if err := os.WriteFile(file, []byte(regexp.MustCompile(`(?m)^User=.*`).ReplaceAllString(text, "")), 0o600); err != nil {
+		if err := os.WriteFile(file, []byte(regexp.MustCompile(`(?m)^User=.*`).ReplaceAllString(text, "")),
+			0o600); err != nil {
 			t.Fatal(err)
 		}
-		if said, err := exec.CommandContext(patient(t), verify, "verify", "--man=no", file).CombinedOutput(); err != nil || strings.Contains(string(said), "guestflow.service:") {
+		if said, err := exec.CommandContext(patient(t), verify, "verify", "--man=no",
+			file).CombinedOutput(); err != nil || strings.Contains(string(said), "guestflow.service:") {
 			t.Errorf("%s: systemd-analyze verify: %v\n%s", where, err, said)
 		}
 	}
@@ -319,7 +327,8 @@ func environment(t *testing.T, where string, b block) {
 	}
 }
 
-// manifest holds a part of a pod: its fields are Kubernetes's, what it mounts is there, and the secrets are where the service looks for them.
+// manifest holds a part of a pod: its fields are Kubernetes's, what it mounts is there, and the secrets are where the
+// service looks for them.
 func manifest(t *testing.T, where string, b block) {
 	t.Helper()
 	var pod struct {
@@ -393,7 +402,8 @@ func resolves(t *testing.T, where string, files []string) {
 	dir := t.TempDir()
 	start(t, sandbox.Options{Dir: dir, NoService: true})
 	found := 0
-	if err := fs.WalkDir(os.DirFS(filepath.Join(dir, "secrets")), ".", func(path string, d fs.DirEntry, err error) error {
+	if err := fs.WalkDir(os.DirFS(filepath.Join(dir, "secrets")), ".", func(path string, d fs.DirEntry,
+		err error) error {
 		if err == nil && !d.IsDir() {
 			if found++; !slices.Contains(files, path) {
 				t.Errorf("%s: %s is not shown in %s", where, path, files)
@@ -427,7 +437,8 @@ func included(t *testing.T, where string, b block) {
 // refusal holds the words of a start with wrong settings.
 func refusal(t *testing.T, where string, b block) {
 	t.Helper()
-	_, err := app.LoadConfig(envconfig.MapLookuper(map[string]string{"GUESTFLOW_VCENTERS": "lab", "VCENTER_LAB_URL": "http://vc"}))
+	_, err := app.LoadConfig(envconfig.MapLookuper(map[string]string{"GUESTFLOW_VCENTERS": "lab",
+		"VCENTER_LAB_URL": "http://vc"}))
 	if err == nil || !sameLines(err.Error(), b.text) {
 		t.Errorf("%s: the service says\n%v", where, err)
 	}
@@ -504,7 +515,8 @@ func picture(t *testing.T, where string, b block) {
 			t.Fatal(err)
 		}
 		there := slices.Contains(constants(t, "Kind"), name[0]) || slices.ContainsFunc(files, func(f string) bool {
-			return regexp.MustCompile(`(?m)(^func (\([^)]*\) )?` + name[2] + `\(|^	` + name[2] + ` )`).MatchString(read(t, f))
+			return regexp.MustCompile(`(?m)(^func (\([^)]*\) )?` + name[2] + `\(|^	` + name[2] +
+				` )`).MatchString(read(t, f))
 		})
 		if !there {
 			t.Errorf("%s: there is no %s", where, name[0])

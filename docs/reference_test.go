@@ -103,10 +103,13 @@ func TestAsyncAPI(t *testing.T) {
 		t.Fatal(err)
 	}
 	references(t, tree, tree)
-	address := map[string]string{"requests": events.RequestSubject("{vcenter}", "{vm}"), "cancels": events.CancelSubject("{vcenter}", "{vm}"),
-		"events": events.EventSubject("{vcenter}", "{vm}", "{step}.{verb}"), "rejections": events.RejectionSubject("{vcenter}", "{vm}"),
+	address := map[string]string{"requests": events.RequestSubject("{vcenter}", "{vm}"),
+		"cancels": events.CancelSubject("{vcenter}", "{vm}"),
+		"events":  events.EventSubject("{vcenter}", "{vm}", "{step}.{verb}"), "rejections": events.RejectionSubject(
+			"{vcenter}", "{vm}"),
 		"deadletters": events.DeadletterSubject("{vcenter}", "{vm}")}
-	action := map[string]string{"requests": "receive", "cancels": "receive", "events": "send", "rejections": "send", "deadletters": "send"}
+	action := map[string]string{"requests": "receive", "cancels": "receive", "events": "send", "rejections": "send",
+		"deadletters": "send"}
 	channelOf := map[string]string{}
 	for name, c := range doc.Channels {
 		if c.Address != address[name] {
@@ -210,7 +213,8 @@ func references(t *testing.T, root, node any) {
 func TestLinks(t *testing.T) {
 	t.Parallel()
 	for _, page := range glob(t, "*.md", "*/*.md", "../*.md", "../deploy/*/*.md") {
-		for _, link := range regexp.MustCompile(`\]\(([^)#:]*)(?:#([^)]*))?\)`).FindAllStringSubmatch(read(t, page), -1) {
+		for _, link := range regexp.MustCompile(`\]\(([^)#:]*)(?:#([^)]*))?\)`).FindAllStringSubmatch(
+			read(t, page), -1) {
 			file := page
 			if link[1] != "" {
 				file = filepath.Join(filepath.Dir(page), filepath.FromSlash(link[1]))
@@ -248,9 +252,11 @@ func TestProseLines(t *testing.T) {
 			if strings.HasPrefix(text, "```") {
 				inBlock = !inBlock
 			}
-			whole := strings.HasPrefix(text, "|") || linkTarget.MatchString(text) // a row of a table, or where a link leads
+			// a row of a table, or where a link leads
+			whole := strings.HasPrefix(text, "|") || linkTarget.MatchString(text)
 			if !inBlock && !whole && utf8.RuneCountInString(line) > longest {
-				t.Errorf("%s:%d is longer than %d characters: begin a new line with a sentence or a clause", page, i+1, longest)
+				t.Errorf("%s:%d is longer than %d characters: begin a new line with a sentence or a clause",
+					page, i+1, longest)
 			}
 		}
 	}
@@ -258,7 +264,8 @@ func TestProseLines(t *testing.T) {
 
 var saysPage = regexp.MustCompile(`\bdocs/([\w/-]+\.(?:md|yaml))(?:#([\w-]+))?`)
 
-// What the rest of the repository says of a page, in an alert, a cure or a comment, leads to it, and to a heading in it.
+// What the rest of the repository says of a page, in an alert, a cure or a comment, leads to it, and to a heading in
+// it.
 func TestMentions(t *testing.T) {
 	t.Parallel()
 	found := 0
@@ -272,7 +279,8 @@ func TestMentions(t *testing.T) {
 			}
 			return nil
 		}
-		if !slices.Contains([]string{".go", ".md", ".yaml", ".yml", ".json", ".conf", ".mjs", ".py", ".sh", ""}, filepath.Ext(file)) {
+		if !slices.Contains([]string{".go", ".md", ".yaml", ".yml", ".json", ".conf", ".mjs", ".py", ".sh", ""},
+			filepath.Ext(file)) {
 			return nil
 		}
 		text := strings.ReplaceAll(read(t, file), "guestflow/guestflow/blob/main/docs/", "docs/")

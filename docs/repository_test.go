@@ -46,7 +46,8 @@ func TestDependencyUpdates(t *testing.T) {
 		t.Fatal(err)
 	}
 	ecosystems := map[string]string{
-		"go.mod": "gomod", "Dockerfile": "docker", "package.json": "npm", "requirements.txt": "pip", "ci.yml": "github-actions",
+		"go.mod": "gomod", "Dockerfile": "docker", "package.json": "npm", "requirements.txt": "pip",
+		"ci.yml": "github-actions",
 	}
 	for _, file := range files(t, func(path string) bool { return ecosystems[filepath.Base(path)] != "" }) {
 		ecosystem, folder := ecosystems[filepath.Base(file)], filepath.Join("/", filepath.Dir(file))
@@ -105,7 +106,9 @@ func TestWorkflows(t *testing.T) {
 func TestIssueForms(t *testing.T) {
 	t.Parallel()
 	kinds := []string{"markdown", "textarea", "input", "dropdown", "checkboxes"}
-	for _, file := range files(t, func(path string) bool { return strings.HasPrefix(path, ".github/ISSUE_TEMPLATE/") }) {
+	for _, file := range files(t, func(path string) bool {
+		return strings.HasPrefix(path, ".github/ISSUE_TEMPLATE/")
+	}) {
 		var form struct {
 			Name, Description string
 			Labels            []string
@@ -129,7 +132,8 @@ func TestIssueForms(t *testing.T) {
 			t.Errorf("%s: a form needs name, description and body", file)
 		}
 		for i, field := range form.Body {
-			named := field.ID != "" && field.Attributes.Label != "" || field.Type == "markdown" && field.Attributes.Value != ""
+			named := field.ID != "" && field.Attributes.Label != "" || field.Type == "markdown" &&
+				field.Attributes.Value != ""
 			if !slices.Contains(kinds, field.Type) || !named {
 				t.Errorf("%s: field %d is %+v", file, i+1, field)
 			}

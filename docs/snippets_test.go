@@ -20,14 +20,18 @@ import (
 	"github.com/guestflow/guestflow/sandbox"
 )
 
-// block is a fenced block of a page. What its first line says behind the language is for these tests, and TestEveryBlock wants one of these:
+// block is a fenced block of a page. What its first line says behind the language is for these tests, and
+// TestEveryBlock wants one of these:
 //
-//	```sh run                   runs with sh -e, in the page's own folder, against the page's own sandbox; exit=N: that is its exit code
-//	```sh run needs=node        only with -all, where that program is; a block that calls nats needs it without saying so
+//	```sh run                   runs with sh -e, in the page's own folder, against the page's own sandbox;
+//	                            exit=N: that is its exit code
+//	```sh run needs=node        only with -all, where that program is; a block that calls nats needs it anyway
 //	```sh run fresh             against a second NATS and vCenter without a service, where nothing has happened yet
-//	```sh run interrupt         until it has printed the last line that the page shows; then Ctrl-C. with=--x,--y adds to its command
+//	```sh run interrupt         until it has printed the last line that the page shows; then Ctrl-C.
+//	                            with=--x,--y adds to its command
 //	                            make demo is what make runs for it, bin/demo: the binaries are built
-//	```text output              what the block before it printed: go test ./docs -run TestSnippets -update writes it; a line with … stands for any number of them
+//	```text output              what the block before it printed: go test ./docs -run TestSnippets -update writes it;
+//	                            a line with … stands for any number of them
 //	```json file=request.json   a file in that folder
 //	```go from=FILE             cut out of that file
 //	```sh held=WORD             is not run; the table held says why, and what holds it true
@@ -107,10 +111,12 @@ func (b block) needs() string {
 	return "nats"
 }
 
-// others are the programs of others that pages use, with what shows that one is here, and what fetches the packages of its example.
+// others are the programs of others that pages use, with what shows that one is here, and what fetches the packages of
+// its example.
 var others = map[string]struct{ here, fetch string }{
-	"nats":             {here: "true"}, // it is built
-	"python3":          {here: "python3 -m venv python", fetch: "python/bin/pip install --quiet --retries 0 -r examples/python/requirements.txt"},
+	"nats": {here: "true"}, // it is built
+	"python3": {here: "python3 -m venv python",
+		fetch: "python/bin/pip install --quiet --retries 0 -r examples/python/requirements.txt"},
 	"node":             {here: "npm --version", fetch: "npm install --prefix examples/js --no-audit --no-fund"},
 	"terraform":        {here: "terraform version"},
 	"ansible-playbook": {here: "ansible-playbook --version"},
@@ -163,7 +169,8 @@ func play(t *testing.T, page string, all []block) {
 	t.Helper()
 	bin := programs(t)
 	box, dir := start(t, sandbox.Options{}), t.TempDir()
-	for _, f := range []string{"go.mod", "go.sum"} { // the examples, and nothing else of this module: they need nothing else
+	// the examples, and nothing else of this module: they need nothing else
+	for _, f := range []string{"go.mod", "go.sum"} {
 		if err := os.WriteFile(filepath.Join(dir, f), []byte(read(t, filepath.Join("..", f))), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -172,7 +179,8 @@ func play(t *testing.T, page string, all []block) {
 		t.Fatal(err)
 	}
 	env := append(append(os.Environ(), box.Env()...), "HOME="+dir, "XDG_CONFIG_HOME="+dir, "GOFLAGS=-mod=mod",
-		"PATH="+strings.Join([]string{bin, filepath.Join(dir, "python", "bin"), os.Getenv("PATH")}, string(os.PathListSeparator)))
+		"PATH="+strings.Join([]string{bin, filepath.Join(dir, "python", "bin"), os.Getenv("PATH")},
+			string(os.PathListSeparator)))
 	for _, key := range []string{"GOPATH", "GOCACHE", "GOMODCACHE"} { // they follow HOME
 		value, err := exec.CommandContext(patient(t), "go", "env", key).Output()
 		if err != nil {
@@ -204,7 +212,8 @@ func play(t *testing.T, page string, all []block) {
 		if _, other := b.args["fresh"]; other {
 			with = append(slices.Clone(env), start(t, sandbox.Options{NoService: true}).Env()...)
 		}
-		said, code := perform(t, b, strings.NewReplacer("nats://127.0.0.1:4222", box.NATSURL(), "/tmp/guestflow", kept, "make demo", "bin/demo").Replace(b.text), dir, with, shown)
+		said, code := perform(t, b, strings.NewReplacer("nats://127.0.0.1:4222", box.NATSURL(), "/tmp/guestflow", kept,
+			"make demo", "bin/demo").Replace(b.text), dir, with, shown)
 		want := "0"
 		if b.args["exit"] != "" {
 			want = b.args["exit"]
@@ -223,7 +232,8 @@ func play(t *testing.T, page string, all []block) {
 			renewed = strings.Replace(renewed, text[b.from:next.to], text[b.from:next.from]+got, 1)
 			continue
 		}
-		t.Errorf("%s:%d prints something else than the page says (go test ./docs -run TestSnippets -update writes it, but where lines are left out): -page +run\n%s", page, b.line,
+		t.Errorf("%s:%d prints something else than the page says (go test ./docs -run TestSnippets -update writes "+
+			"it, but where lines are left out): -page +run\n%s", page, b.line,
 			cmp.Diff(settled(shown), settled(got)))
 	}
 	if *update && renewed != text {
@@ -246,7 +256,8 @@ func perform(t *testing.T, b block, script, dir string, env []string, shown stri
 	cmd.Stdout, cmd.Stderr = out, out
 	if interrupt {
 		lines := strings.Split(strings.TrimSpace(shown), "\n")
-		out.last, out.then = lines[len(lines)-1], func() { _ = cmd.Process.Signal(os.Interrupt) } // it may have ended: its exit code tells
+		// it may have ended: its exit code tells
+		out.last, out.then = lines[len(lines)-1], func() { _ = cmd.Process.Signal(os.Interrupt) }
 	}
 	if err := cmd.Run(); cmd.ProcessState == nil {
 		t.Fatalf("%s: %v", script, err)
@@ -334,17 +345,21 @@ func TestExcerpts(t *testing.T) {
 }
 
 var (
-	saysSubject = regexp.MustCompile(`guestflow\.(requests|cancels|events|rejections|deadletters)((\.([A-Za-z0-9_*>-]+|[$]?\{\w+\}|<\w+>|\$\w+|" ?\+ ?\w+( ?\+ ?")?))*)`)
-	saysType    = regexp.MustCompile(`io\.guestflow\.customization\.([a-z.]+)\.v1`)
-	saysToken   = regexp.MustCompile(`\.([A-Za-z0-9_*>-]+|[$]?\{\w+\}|<\w+>|\$\w+|" ?\+ ?\w+( ?\+ ?")?)`)
+	saysSubject = regexp.MustCompile(
+		`guestflow\.(requests|cancels|events|rejections|deadletters)((\.([A-Za-z0-9_*>-]+|[$]?\{\w+\}|<\w+>|\$\w+|" ` +
+			`?\+ ?\w+( ?\+ ?")?))*)`)
+	saysType  = regexp.MustCompile(`io\.guestflow\.customization\.([a-z.]+)\.v1`)
+	saysToken = regexp.MustCompile(`\.([A-Za-z0-9_*>-]+|[$]?\{\w+\}|<\w+>|\$\w+|" ?\+ ?\w+( ?\+ ?")?)`)
 )
 
-// Where neither Python nor Node.js is at hand, this still holds: what the examples and pages say are subjects, types, streams and codes of the contract.
+// Where neither Python nor Node.js is at hand, this still holds: what the examples and pages say are subjects, types,
+// streams and codes of the contract.
 func TestExamplesSpeakTheContract(t *testing.T) {
 	t.Parallel()
 	kinds := constants(t, "Kind")
 	tokens := map[string]int{"requests": 2, "cancels": 2, "rejections": 2, "deadletters": 2, "events": 4}
-	for file, least := range map[string]int{"../examples/go/main.go": 5, "../examples/python/submit.py": 5, "../examples/js/submit.mjs": 6, "../examples/shell/submit.sh": 3,
+	for file, least := range map[string]int{"../examples/go/main.go": 5, "../examples/python/submit.py": 5,
+		"../examples/js/submit.mjs": 6, "../examples/shell/submit.sh": 3,
 		"use/integrator.md": 20} {
 		text := read(t, file)
 		found := 0
@@ -356,7 +371,8 @@ func TestExamplesSpeakTheContract(t *testing.T) {
 				t.Errorf("%s: %s has %d tokens, want %d", file, m[0], n, tokens[m[1]])
 			}
 			if m[1] == "events" && len(parts) == 4 {
-				if kind := parts[2][1] + "." + parts[3][1]; !strings.Contains(kind, "*") && !slices.Contains(kinds, kind) {
+				if kind := parts[2][1] + "." + parts[3][1]; !strings.Contains(kind, "*") &&
+					!slices.Contains(kinds, kind) {
 					t.Errorf("%s: %s: there is no kind %s", file, m[0], kind)
 				}
 			}
@@ -374,20 +390,24 @@ func TestExamplesSpeakTheContract(t *testing.T) {
 				t.Errorf("%s: there is no type %s", file, m[0])
 			}
 		}
-		for _, stream := range regexp.MustCompile(`GUESTFLOW_(EVENTS|DEADLETTERS|REQUESTS_)\b`).FindAllString(text, -1) {
-			if stream != events.EventsStream && stream != events.DeadlettersStream && stream != events.RequestsStream("") {
+		for _, stream := range regexp.MustCompile(`GUESTFLOW_(EVENTS|DEADLETTERS|REQUESTS_)\b`).FindAllString(text,
+			-1) {
+			if stream != events.EventsStream && stream != events.DeadlettersStream &&
+				stream != events.RequestsStream("") {
 				t.Errorf("%s: there is no stream %s", file, stream)
 			}
 		}
 		for _, number := range regexp.MustCompile(`\b100\d\d\b`).FindAllString(text, -1) {
 			const noResources = "10023" // the server's own
-			if number != fmt.Sprint(stream.CodeSubjectFull) && number != fmt.Sprint(stream.CodeMessageTooLarge) && number != noResources {
+			if number != fmt.Sprint(stream.CodeSubjectFull) && number != fmt.Sprint(stream.CodeMessageTooLarge) &&
+				number != noResources {
 				t.Errorf("%s: error code %s", file, number)
 			}
 		}
 	}
 	for program, check := range map[string][]string{
-		"python3": {"-c", "import ast; ast.parse(open('../examples/python/submit.py').read())"}, "node": {"--check", "../examples/js/submit.mjs"},
+		"python3": {"-c", "import ast; ast.parse(open('../examples/python/submit.py').read())"}, "node": {"--check",
+			"../examples/js/submit.mjs"},
 		"sh": {"-n", "../examples/shell/submit.sh"},
 	} {
 		if _, err := exec.LookPath(program); err != nil {

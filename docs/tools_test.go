@@ -13,7 +13,8 @@ import (
 	"github.com/guestflow/guestflow/sandbox"
 )
 
-// Where neither Ansible nor Terraform is at hand, this still holds: the commands within their examples publish the request that stands there, and wait.
+// Where neither Ansible nor Terraform is at hand, this still holds: the commands within their examples publish the
+// request that stands there, and wait.
 func TestToolExamples(t *testing.T) {
 	t.Parallel()
 	box := start(t, sandbox.Options{})
@@ -59,11 +60,13 @@ func playbook(t *testing.T, vm string) *exec.Cmd {
 			} `yaml:"ansible.builtin.command"`
 		}
 	}
-	if err := yaml.Unmarshal([]byte(read(t, filepath.Join("..", "examples", "ansible", "playbook.yml"))), &plays); err != nil {
+	if err := yaml.Unmarshal([]byte(read(t, filepath.Join("..", "examples", "ansible", "playbook.yml"))),
+		&plays); err != nil {
 		t.Fatal(err)
 	}
 	set := func(text string) string {
-		return strings.NewReplacer("{{ vm }}", vm, "{{ vcenter }}", sandbox.VCenter, "{{ host_name }}", "web-1", "{{ address }}", "10.0.0.11", "{{ id }}", "ansible-"+vm).Replace(text)
+		return strings.NewReplacer("{{ vm }}", vm, "{{ vcenter }}", sandbox.VCenter, "{{ host_name }}", "web-1",
+			"{{ address }}", "10.0.0.11", "{{ id }}", "ansible-"+vm).Replace(text)
 	}
 	request, err := json.Marshal(plays[0].Vars["request"])
 	if err != nil {

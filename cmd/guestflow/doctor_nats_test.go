@@ -203,9 +203,12 @@ func TestDoctorFindsASmallMaxPayload(t *testing.T) {
 	s.says("broken   the server takes messages of 16384 bytes (max_payload)", "cure: set max_payload to 1MB")
 	vm := s.vc.VMs()[0]
 	data := fmt.Sprintf(
-		`{"vm":%q,"guest":{"credentials":{"secretRef":"linux-root"}},"customize":{"spec":{"_typeName":"CustomizationSpec",`+
-			`"identity":{"_typeName":"CustomizationLinuxPrep","hostName":{"_typeName":"CustomizationFixedName","name":"web-1"},"domain":"example.test"},`+
-			`"globalIPSettings":{"_typeName":"CustomizationGlobalIPSettings"},"nicSettingMap":[{"_typeName":"CustomizationAdapterMapping",`+
+		`{"vm":%q,"guest":{"credentials":{"secretRef":"linux-root"}},`+
+			`"customize":{"spec":{"_typeName":"CustomizationSpec",`+
+			`"identity":{"_typeName":"CustomizationLinuxPrep","hostName":{"_typeName":"CustomizationFixedName",`+
+			`"name":"web-1"},"domain":"example.test"},`+
+			`"globalIPSettings":{"_typeName":"CustomizationGlobalIPSettings"},`+
+			`"nicSettingMap":[{"_typeName":"CustomizationAdapterMapping",`+
 			`"adapter":{"_typeName":"CustomizationIPSettings","ip":{"_typeName":"CustomizationDhcpIpGenerator"}}}]},`+
 			`"configParams":[{"_typeName":"OptionValue","key":"k","value":{"_typeName":"string","_value":%q}}]}}`,
 		vm,
@@ -303,7 +306,8 @@ func TestDoctorLooksIntoTheQueue(t *testing.T) {
 		}
 		vm := fmt.Sprintf("vm-%d", i)
 		s.publish(events.RequestSubject("lab", vm), "application/cloudevents+json", fmt.Sprintf(
-			`{"specversion":"1.0","type":"io.guestflow.customization.requested.v1","source":%q,"id":"%d","data":{"vm":%q}}`,
+			`{"specversion":"1.0","type":"io.guestflow.customization.requested.v1","source":%q,"id":"%d",`+
+				`"data":{"vm":%q}}`,
 			source,
 			i,
 			vm,

@@ -236,7 +236,8 @@ func (c *cli) try(ctx context.Context, o tryOptions) error {
 	}
 	defer t.vc.Close(context.WithoutCancel(ctx))
 	if err := t.prepare(ctx, name); err != nil {
-		t.report(broken, "guestflow doctor --vm "+o.vm+" checks the connection to vCenter, the login and the privileges", "%v",
+		t.report(broken,
+			"guestflow doctor --vm "+o.vm+" checks the connection to vCenter, the login and the privileges", "%v",
 			err)
 		return &exit{code: exitFailed}
 	}
@@ -259,7 +260,8 @@ func (t *trial) prepare(ctx context.Context, vcenter string) (err error) {
 	if t.vmState, err = t.vc.VM(ctx, t.tryOptions.vm); err != nil {
 		return err
 	}
-	t.report(passed, "", "%s, API %s; %s is %s, VMware Tools %s, guest %s", t.api.Name, t.api.APIVersion, t.tryOptions.vm,
+	t.report(passed, "", "%s, API %s; %s is %s, VMware Tools %s, guest %s", t.api.Name, t.api.APIVersion,
+		t.tryOptions.vm,
 		t.vmState.PowerState, or(t.vmState.ToolsRunningStatus, "not known"), or(t.vmState.GuestFamily, "not known"))
 	if t.secret == "" {
 		return nil

@@ -61,8 +61,9 @@ func newSiteOn(t *testing.T, url string, opts vcsim.Options) *site {
 	if err := os.MkdirAll(secret, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	for file, content := range map[string]string{filepath.Join(secret, "username"): vcsim.DefaultGuestUsername, filepath.Join(secret, "password"): vcsim.DefaultGuestPassword,
-		filepath.Join(dir, "password"): vc.Password(), filepath.Join(dir, "ca.pem"): string(vc.CAPEM())} {
+	for file, content := range map[string]string{filepath.Join(secret, "username"): vcsim.DefaultGuestUsername,
+		filepath.Join(secret, "password"): vcsim.DefaultGuestPassword,
+		filepath.Join(dir, "password"):    vc.Password(), filepath.Join(dir, "ca.pem"): string(vc.CAPEM())} {
 		if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -317,9 +318,11 @@ func (s *site) publish(subject, contentType string, data string) {
 }
 
 const spec = `{"_typeName":"CustomizationSpec","identity":{"_typeName":"CustomizationLinuxPrep","domain":"example.test",
-"hostName":{"_typeName":"CustomizationFixedName","name":"web-1"}},"globalIPSettings":{"_typeName":"CustomizationGlobalIPSettings","dnsServerList":["10.0.0.2"]},
+"hostName":{"_typeName":"CustomizationFixedName","name":"web-1"}},
+"globalIPSettings":{"_typeName":"CustomizationGlobalIPSettings","dnsServerList":["10.0.0.2"]},
 "nicSettingMap":[{"_typeName":"CustomizationAdapterMapping","adapter":{"_typeName":"CustomizationIPSettings",
-"ip":{"_typeName":"CustomizationFixedIp","ipAddress":"10.0.0.7"},"subnetMask":"255.255.255.0","gateway":["10.0.0.1"]}}]}`
+"ip":{"_typeName":"CustomizationFixedIp","ipAddress":"10.0.0.7"},
+"subnetMask":"255.255.255.0","gateway":["10.0.0.1"]}}]}`
 
 // file writes a file of the test.
 func (s *site) file(name, content string) string {

@@ -195,7 +195,8 @@ func (c *cli) fromFlags(f submitFlags) ([]byte, error) {
 			"leave out --spec, --spec-name, --network, --connect-nics and --run")
 	case !f.checkOnly && steps == 0:
 		return nil, fmt.Errorf("what is to be done with %s? "+
-			"Say --spec, --spec-name, --network, --connect-nics or --run; or --check-only to do nothing but ask vCenter", f.vm)
+			"Say --spec, --spec-name, --network, --connect-nics or --run; "+
+			"or --check-only to do nothing but ask vCenter", f.vm)
 	case steps > 0 && f.secret == "":
 		return nil, errors.New("--secret is missing: the name of the secret with the guest's credentials, " +
 			"a folder in the service's GUESTFLOW_SECRETS_DIR")

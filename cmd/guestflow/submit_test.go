@@ -20,7 +20,9 @@ func TestRuns(t *testing.T) {
 	vms := s.vc.VMs()
 	for _, vm := range vms {
 		s.vc.VM(vm).
-			Configure(func(g *vcsim.Guest) { g.CustomizeTime, g.NetworkTime = 100*time.Millisecond, 50*time.Millisecond })
+			Configure(func(g *vcsim.Guest) {
+				g.CustomizeTime, g.NetworkTime = 100*time.Millisecond, 50*time.Millisecond
+			})
 	}
 	s.serve()
 
@@ -75,7 +77,8 @@ func TestRuns(t *testing.T) {
 		t.Parallel()
 		s := &site{t, s.url, s.vc, s.env}
 		vm := vms[1]
-		r := s.read("submit", "--vm", vm, "--secret", "linux-root", "--run", "join-domain=/bin/sh -c 'exit 3'", "--id", "r-2", "--wait").
+		r := s.read("submit", "--vm", vm, "--secret", "linux-root", "--run", "join-domain=/bin/sh -c 'exit 3'", "--id",
+			"r-2", "--wait").
 			want(t, 1)
 		golden(t, "submit-failed", normalNIC(strings.ReplaceAll(r.out, vm, "VM")))
 		golden(t, "status-failed", normalNIC(strings.ReplaceAll(s.read("status", vm).want(t, 0).out, vm, "VM")))
@@ -144,7 +147,8 @@ func TestRuns(t *testing.T) {
 		}
 		whole := s.file(
 			"event.json",
-			`{"specversion":"1.0","type":"io.guestflow.customization.requested.v1","source":"/provisioning","id":"order-1","subject":"`+vm+
+			`{"specversion":"1.0","type":"io.guestflow.customization.requested.v1","source":"/provisioning",`+
+				`"id":"order-1","subject":"`+vm+
 				`","datacontenttype":"application/json","data":`+data(
 				vm,
 			)+`}`,
@@ -210,25 +214,38 @@ func TestCheckedBeforeItIsSent(t *testing.T) {
 		{"unknown field", `{"vm":"vm-42","custmize":{}}`, []string{"submit", "-"}, 2, "custmize: is not a known field"},
 		{"no vm", `{}`, []string{"submit", "-"}, 2, "vm: is required"},
 		{"no JSON", "{\n\n]", []string{"submit", "-"}, 2, "line 3"},
-		{"a password", `{"vm":"vm-42","customize":{"spec":{"identity":{"password":{"plainText":true,"value":"hunter2"}}}}}`, []string{"submit", "-"}, 2,
+		{"a password",
+			`{"vm":"vm-42","customize":{"spec":{"identity":{"password":{"plainText":true,"value":"hunter2"}}}}}`,
+			[]string{"submit", "-"}, 2,
 			"customize.spec.identity.password.value: holds a literal password"},
-		{"no credentials", `{"vm":"vm-42","network":{}}`, []string{"submit", "-"}, 2, "guest.credentials: is required for network"},
-		{"expired", `{"specversion":"1.0","type":"io.guestflow.customization.requested.v1","source":"/a","id":"1","expirytime":"2020-01-01T00:00:00Z","data":{"vm":"vm-42"}}`,
+		{"no credentials", `{"vm":"vm-42","network":{}}`, []string{"submit", "-"}, 2,
+			"guest.credentials: is required for network"},
+		{"expired", `{"specversion":"1.0","type":"io.guestflow.customization.requested.v1","source":"/a","id":"1",` +
+			`"expirytime":"2020-01-01T00:00:00Z","data":{"vm":"vm-42"}}`,
 			[]string{"submit", "-"}, 2, "has passed"},
-		{"another type", `{"specversion":"1.0","type":"com.example.other","source":"/a","id":"1","data":{"vm":"vm-42"}}`, []string{"submit", "-"}, 2, "type is"},
-		{"a cancel", `{"specversion":"1.0","type":"io.guestflow.customization.cancel.requested.v1","source":"/a","id":"1","data":{"vm":"vm-42","request":{"source":"/a","id":"2"}}}`,
+		{"another type",
+			`{"specversion":"1.0","type":"com.example.other","source":"/a","id":"1","data":{"vm":"vm-42"}}`, []string{
+				"submit", "-"}, 2, "type is"},
+		{"a cancel", `{"specversion":"1.0","type":"io.guestflow.customization.cancel.requested.v1","source":"/a",` +
+			`"id":"1","data":{"vm":"vm-42","request":{"source":"/a","id":"2"}}}`,
 			[]string{"submit", "-"}, 4, "guestflow cancel"},
-		{"too large", `{"vm":"vm-42","customize":{"specName":"` + strings.Repeat("x", 300<<10) + `"}}`, []string{"submit", "-"}, 2, "too large"},
+		{"too large", `{"vm":"vm-42","customize":{"specName":"` + strings.Repeat("x", 300<<10) + `"}}`,
+			[]string{"submit", "-"}, 2, "too large"},
 		{"nothing", "", []string{"submit"}, 4, "nothing to send"},
 		{"nothing to do", "", []string{"submit", "--vm", "vm-42"}, 4, "--check-only"},
 		{"no secret", "", []string{"submit", "--vm", "vm-42", "--network"}, 4, "--secret is missing"},
-		{"no run", "", []string{"submit", "--vm", "vm-42", "--secret", "s", "--run", "x"}, 4, "is not 'name=/path args'"},
-		{"check and more", "", []string{"submit", "--vm", "vm-42", "--secret", "s", "--check-only", "--network"}, 4, "changes nothing"},
-		{"two specs", "", []string{"submit", "--vm", "vm-42", "--secret", "s", "--spec", "x", "--spec-name", "y"}, 4, "exclude each other"},
+		{"no run", "", []string{"submit", "--vm", "vm-42", "--secret", "s", "--run", "x"}, 4,
+			"is not 'name=/path args'"},
+		{"check and more", "", []string{"submit", "--vm", "vm-42", "--secret", "s", "--check-only", "--network"}, 4,
+			"changes nothing"},
+		{"two specs", "", []string{"submit", "--vm", "vm-42", "--secret", "s", "--spec", "x", "--spec-name", "y"}, 4,
+			"exclude each other"},
 		{"file and flags", "", []string{"submit", "x.json", "--vm", "vm-42"}, 4, "leave out --vm"},
-		{"timeout", "", []string{"submit", "--vm", "vm-42", "--check-only", "--timeout", "soon"}, 2, "timeout: must be a duration"},
+		{"timeout", "", []string{"submit", "--vm", "vm-42", "--check-only", "--timeout", "soon"}, 2,
+			"timeout: must be a duration"},
 		{"vm", "", []string{"submit", "--vm", "web*1", "--check-only"}, 4, "not a managed object ID"},
-		{"vcenter", "", []string{"submit", "--vm", "vm-42", "--check-only", "--vcenter", "LAB"}, 4, "no name of a vCenter"},
+		{"vcenter", "", []string{"submit", "--vm", "vm-42", "--check-only", "--vcenter", "LAB"}, 4,
+			"no name of a vCenter"},
 		{"flag", "", []string{"submit", "--nonsense"}, 4, "see guestflow submit --help"},
 		{"command", "", []string{"nonsense"}, 4, "unknown command"},
 		{"json and text", "", []string{"version", "--json", "--text"}, 4, "json text"},

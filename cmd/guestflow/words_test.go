@@ -16,7 +16,8 @@ func TestVerifyWords(t *testing.T) {
 		"web-1, 00:50:56:00:00:01 10.0.0.7; not compared: customize.spec.identity.hostName: it is not " +
 			"documented": {HostName: "web-1", NICs: nics, NotCompared: untold},
 		"host name: want web-1; address: want 10.0.0.7; not compared: customize.spec.identity.hostName: it is not " +
-			"documented": {HostName: "x", NICs: nics, Mismatches: []string{"host name: want web-1", "address: want 10.0.0.7"}, NotCompared: untold},
+			"documented": {HostName: "x", NICs: nics, Mismatches: []string{"host name: want web-1",
+			"address: want 10.0.0.7"}, NotCompared: untold},
 	} {
 		if got := verifyWords(&v); got != want {
 			t.Errorf("%q, want %q", got, want)

@@ -61,7 +61,9 @@ func JSON(doc []byte) ([]byte, error) {
 	case len(bytes.TrimSpace(doc)) == 0:
 		return nil, errors.New(`it is empty: write a request into it, such as {"vm": "vm-42"}`)
 	case !utf8.Valid(doc), bytes.IndexByte(doc, 0) >= 0:
-		return nil, errors.New("it is no text in UTF-8, but a binary file or a text in another encoding: name the file that holds the request as JSON")
+		return nil,
+			errors.New("it is no text in UTF-8, but a binary file or a text in another encoding: name the file that " +
+				"holds the request as JSON")
 	}
 	if foreign := custspec.ForeignText(doc); foreign != "" {
 		return nil, errors.New(foreign)
@@ -95,7 +97,8 @@ func New(vcenter string, doc []byte, ref events.RequestRef) (*Message, error) {
 	}
 	m.Data = data
 	err = m.check()
-	if reject := (*events.RejectError)(nil); errors.As(err, &reject) { // the event around the data is ours: its publisher knows no "data"
+	// the event around the data is ours: its publisher knows no "data"
+	if reject := (*events.RejectError)(nil); errors.As(err, &reject) {
 		other := *reject
 		other.Message = strings.TrimPrefix(other.Message, "data.")
 		err = &other

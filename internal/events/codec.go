@@ -249,6 +249,32 @@ func isURIReference(s string) bool {
 // uriCharacters are unreserved, reserved, and percent-encoded ones (RFC 3986, 2).
 var uriCharacters = regexp.MustCompile(`^([-A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=]|%[0-9A-Fa-f]{2})*$`)
 
+// setAttribute gives an event of the SDK an attribute; its time is checked here, for the SDK takes fewer forms.
+func setAttribute(e *event.Event, name, v string) error {
+	switch name {
+	case "specversion":
+	case "id":
+		e.SetID(v)
+	case "source":
+		e.SetSource(v)
+	case "type":
+		e.SetType(v)
+	case "subject":
+		e.SetSubject(v)
+	case "dataschema":
+		e.SetDataSchema(v)
+	case "datacontenttype":
+		e.SetDataContentType(v)
+	case "time":
+		if _, err := parseTimestamp(v); err != nil {
+			return fmt.Errorf("attribute time %w", err)
+		}
+	default:
+		e.SetExtension(name, v)
+	}
+	return nil
+}
+
 // validate holds the attributes against CloudEvents 1.0, with the SDK's rules, and against what guestflow can carry.
 func (e *envelope) validate() error {
 	if v := e.attrs["specversion"]; v != event.CloudEventsVersionV1 {
@@ -264,26 +290,8 @@ func (e *envelope) validate() error {
 			return fmt.Errorf("attribute %.40s holds control characters, which CloudEvents does "+
 				"not allow: leave them out", name)
 		}
-		switch name {
-		case "specversion":
-		case "id":
-			c.SetID(v)
-		case "source":
-			c.SetSource(v)
-		case "type":
-			c.SetType(v)
-		case "subject":
-			c.SetSubject(v)
-		case "dataschema":
-			c.SetDataSchema(v)
-		case "datacontenttype":
-			c.SetDataContentType(v)
-		case "time":
-			if _, err := parseTimestamp(v); err != nil {
-				return fmt.Errorf("attribute time %w", err)
-			}
-		default:
-			c.SetExtension(name, v)
+		if err := setAttribute(&c, name, v); err != nil {
+			return err
 		}
 	}
 	if err := c.Validate(); err != nil {

@@ -44,7 +44,8 @@ func (h *Handler) cameBack(ctx context.Context, req *events.Request, last *event
 // ofOneRun reports whether two events are of one run, and not of two that one request made, one after the other. Where
 // its acceptance stands in the stream does not tell: that event may be gone, and the stream may have been made anew.
 func ofOneRun(a, b *events.Entry) bool {
-	return a.Run.ID == b.Run.ID && a.Run.AcceptedAt != nil && b.Run.AcceptedAt != nil && a.Run.AcceptedAt.Equal(*b.Run.AcceptedAt)
+	return a.Run.ID == b.Run.ID && a.Run.AcceptedAt != nil && b.Run.AcceptedAt != nil &&
+		a.Run.AcceptedAt.Equal(*b.Run.AcceptedAt)
 }
 
 // olderViewDelay is when a journal is read again whose reader has not caught up.
