@@ -69,8 +69,10 @@ func Start(ctx context.Context, o Options) (s *Sandbox, err error) {
 	}
 
 	if s.natsURL == "" {
-		if o.NATSListen, err = free(ctx, o.NATSListen); err != nil {
-			return s, err
+		if o.NATSListen != "" { // else the server itself takes a port that is free
+			if o.NATSListen, err = free(ctx, o.NATSListen); err != nil {
+				return s, err
+			}
 		}
 		if s.nats, err = natstest.RunAt(o.NATSListen, filepath.Join(s.dir, "nats")); err != nil {
 			return s, err
