@@ -306,6 +306,42 @@ func TestMentions(t *testing.T) {
 	}
 }
 
+// ARCHITECTURE and never-twice name files, tests, functions and types that are there.
+func TestNamesOfTheCode(t *testing.T) {
+	t.Parallel()
+	files, code := map[string]bool{}, strings.Builder{}
+	for _, file := range glob(t, "*.go", "../*/*.go", "../*/*/*.go", "../*/*/*/*.go", "../*/*/*/*/*.go") {
+		files[filepath.Base(file)] = true
+		code.WriteString(read(t, file))
+	}
+	declared := map[string]bool{}
+	declares := regexp.MustCompile(`(?m)^(?:func (?:\([^)]*\) )?|type |\t)(\w+)`)
+	for _, m := range declares.FindAllStringSubmatch(code.String(), -1) {
+		declared[m[1]] = true
+	}
+
+	found := 0
+	for _, page := range []string{"develop/ARCHITECTURE.md", "develop/never-twice.md"} {
+		text := read(t, page)
+		for _, name := range regexp.MustCompile(`\b\w+\.go\b`).FindAllString(text, -1) {
+			if found++; !files[name] {
+				t.Errorf("%s: there is no file %s", page, name)
+			}
+		}
+		named := regexp.MustCompile("\\b(Test[A-Z]\\w*)|`\\*?(?:events|stream|handler|vcapi|step|run)\\.(\\w+)`")
+		for _, m := range named.FindAllStringSubmatch(text, -1) {
+			if name := m[1] + m[2]; name != "go" && !declared[name] {
+				t.Errorf("%s: there is no %s", page, name)
+			} else {
+				found++
+			}
+		}
+	}
+	if found < 200 {
+		t.Errorf("only %d names were found", found)
+	}
+}
+
 // anchors are the headings of a page as links name them: in lower case, "-" for a space, other signs left out.
 func anchors(page string) (all []string) {
 	for _, heading := range regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(page, -1) {
