@@ -78,11 +78,14 @@ type Conn struct {
 	eventsMaxAge time.Duration
 }
 
-// patience is for how long something is waited for before more is done about it.
+// patience is how long something is waited for before more is done about it.
 type patience struct {
-	deadLetter   time.Duration // a dead letter that cannot be stored, while events can: then its message is refused without
-	otherVersion time.Duration // a message that may be of another version: for so long it is left to the others
-	report       time.Duration // NATS: an election of leaders takes 6 to 8 s, then the wait is a trouble
+	// deadLetter: where dead letters cannot be stored, while events can, a message is then refused without one.
+	deadLetter time.Duration
+	// otherVersion: a message that may be of another version of guestflow is put off for so long.
+	otherVersion time.Duration
+	// report: a wait for NATS that is longer is reported as a trouble. An election of leaders takes 6 to 8 s.
+	report time.Duration
 }
 
 var usualPatience = patience{

@@ -8,6 +8,6 @@
 //   - Conn.Reject keeps a refused message as a dead letter and tells its publisher.
 //   - Conn.Troubles says what on NATS's side keeps requests from being taken, and the cure.
 //
-// NATS is asked again until it answers: errors are for what will not pass. See docs/develop/ARCHITECTURE.md for what must
-// stay true of all this.
+// NATS is asked again until it answers: errors are for what will not pass. See docs/develop/ARCHITECTURE.md for what
+// must stay true of all this.
 package stream

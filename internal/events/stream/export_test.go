@@ -10,7 +10,8 @@ import (
 // DeadLetter is deadLetter, for tests from outside.
 var DeadLetter = deadLetter
 
-// SetPatience sets for how long a dead letter that cannot be stored, a message of another version and NATS are waited for.
+// SetPatience sets for how long a dead letter that cannot be stored, a message of another version and NATS are waited
+// for.
 func (c *Conn) SetPatience(deadLetter, otherVersion, report time.Duration) {
 	c.patience = patience{deadLetter: deadLetter, otherVersion: otherVersion, report: report}
 }

@@ -151,8 +151,8 @@ func waitToAppend(ctx context.Context, w *waiter, m Message, err error) error {
 }
 
 // findAppended looks whether an append that was refused, or that was a duplicate of an older event, is stored all the
-// same: then it is the next event behind after, for all that follow stand on it. 0: nothing is stored there, or this read
-// is older than the truth. ErrFenced: it cannot be stored any more.
+// same: then it is the next event behind after, for all that follow stand on it. 0: nothing is stored there, or this
+// read is older than the truth. ErrFenced: it cannot be stored any more.
 func (j *Journal) findAppended(
 	ctx context.Context, run *events.Run, after uint64, msgID string, ack Ack, refusal error,
 ) (seq uint64, err error) {

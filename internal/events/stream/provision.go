@@ -263,7 +263,7 @@ func (c *Conn) withRoom(ctx context.Context, need streamNeed, cfg jetstream.Stre
 	}
 	if fits == 0 {
 		c.log.Warn().Str("stream", cfg.Name).
-			Msg("JetStream has no room to reserve for the dead letters: they have no limit of their own")
+			Msg("JetStream has no room left to reserve for dead letters: their stream has no limit of its own")
 		cfg.MaxBytes = -1
 		return apply(ctx, cfg)
 	}
@@ -281,8 +281,8 @@ func (c *Conn) withRoom(ctx context.Context, need streamNeed, cfg jetstream.Stre
 	cfg.MaxBytes = max(fits/4, leastStore)
 	if st, err = c.js.UpdateStream(ctx, cfg); err == nil {
 		c.log.Warn().Str("stream", cfg.Name).Int64("asked", asked).Int64("has", fits).Int64("taken", cfg.MaxBytes).
-			Msg("JetStream has less to give than GUESTFLOW_DEADLETTERS_MAX_BYTES: the dead letters may " +
-				"hold a quarter of what it has")
+			Msg("JetStream has less room than GUESTFLOW_DEADLETTERS_MAX_BYTES: " +
+				"the stream of dead letters gets a quarter of what is there")
 	}
 	return st, err
 }

@@ -177,7 +177,7 @@ func (q *RequestQueue) subscribe(subject string) bool {
 	})
 	if err != nil {
 		q.conn.log.Error().Err(err).Str("subject", subject).
-			Msg("cannot subscribe: who waits for a VM looks at it less often")
+			Msg("cannot subscribe: requests that wait for their turn notice it later")
 	}
 	return err == nil
 }

@@ -74,7 +74,7 @@ func (c *Conn) Reject(ctx context.Context, m RefusedMessage, why *events.RejectE
 				return nil
 			case told == nil:
 				c.log.Error().Err(err).Str("vcenter", m.VCenter).Str("vm", m.VM).Uint64("seq", m.Seq).
-					Msg("a refused message is not kept: dead letters cannot be stored, and events can")
+					Msg("a refused message is lost: its dead letter cannot be stored. Its publisher was told")
 				if c.hooks.NotKept != nil {
 					c.hooks.NotKept(m.VCenter)
 				}

@@ -221,7 +221,7 @@ func (c *Conn) Watch(ctx context.Context) {
 		}
 		for key, t := range told {
 			if _, still := now[key]; !still {
-				c.log.Info().Str("vcenter", t.VCenter).Str("reason", string(t.Reason)).Msg("no longer so: " + t.What)
+				c.log.Info().Str("vcenter", t.VCenter).Str("reason", string(t.Reason)).Msg("solved: " + t.What)
 			}
 		}
 		told = now
@@ -230,7 +230,7 @@ func (c *Conn) Watch(ctx context.Context) {
 		c.mu.Unlock()
 		if missing {
 			if err := c.restore(ctx); err != nil && ctx.Err() == nil {
-				c.log.Warn().Err(err).Msg("cannot make again what is missing, trying again")
+				c.log.Warn().Err(err).Msg("cannot create again the streams and consumers that are missing, trying again")
 			}
 		}
 	}
