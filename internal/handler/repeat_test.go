@@ -314,6 +314,19 @@ func TestDoubtOfARepetition(t *testing.T) {
 			})
 		}
 	}
+	t.Run("the repetition takes effect, and a later step fails", func(t *testing.T) {
+		t.Parallel()
+		inBriefWorld(t, secrets, func(w *world) {
+			w.several, w.vc.history, w.vc.forever = true, false, nil
+			w.vm.programs["/usr/bin/first"] = program{takes: time.Second, exit: 1}
+			lost := fate{point: "CustomizeGuest landed", do: "call, then crash", fn: w.vc.restartNow}
+			w.run(`{"onUncertain":"repeat",`+brief[1:], []fate{lost})
+			if e := w.last().Error; e == nil || e.Code != events.ExitCode || len(w.pointOf("run.failed").Doubt) != 0 {
+				w.t.Errorf("error %+v", e)
+			}
+			w.wantEffects("customize", 2)
+		})
+	})
 	t.Run("the repetition is refused", func(t *testing.T) {
 		t.Parallel()
 		inBriefHarness(t, secrets, func(w *harness) {

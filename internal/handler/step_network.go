@@ -94,7 +94,7 @@ func (n *networkStep) connectNICs(ctx context.Context) error {
 
 // connect makes one attempt, and waits for its Task. over: what has come of it will not pass.
 func (n *networkStep) connect(ctx context.Context, nics vcapi.NICs) (over bool, err error) {
-	task, err := n.vc.ConnectNICs(n.life, n.stillOwner(), n.vm, nics)
+	task, err := n.vc.ConnectNICs(n.lasting(), n.stillOwner(), n.vm, nics)
 	if err == nil {
 		n.seen.newestTask = task
 		end, unknown := n.step.followTask(ctx, task, func(vcapi.WatchState) error { return nil })
