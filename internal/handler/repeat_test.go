@@ -316,11 +316,11 @@ func TestDoubtOfARepetition(t *testing.T) {
 	}
 	t.Run("the repetition takes effect, and a later step fails", func(t *testing.T) {
 		t.Parallel()
-		inBriefWorld(t, secrets, func(w *world) {
-			w.several, w.vc.history, w.vc.forever = true, false, nil
+		inBriefHarness(t, secrets, func(w *harness) {
+			w.allowRepeat, w.vc.history, w.vc.forever = true, false, nil
 			w.vm.programs["/usr/bin/first"] = program{takes: time.Second, exit: 1}
-			lost := fate{point: "CustomizeGuest landed", do: "call, then crash", fn: w.vc.restartNow}
-			w.run(`{"onUncertain":"repeat",`+brief[1:], []fate{lost})
+			lost := incident{point: "CustomizeGuest landed", do: "call, then crash", fn: w.vc.restartNow}
+			w.run(`{"onUncertain":"repeat",`+brief[1:], []incident{lost})
 			if e := w.last().Error; e == nil || e.Code != events.ExitCode || len(w.pointOf("run.failed").Doubt) != 0 {
 				w.t.Errorf("error %+v", e)
 			}
