@@ -205,8 +205,8 @@ func TestDoctorFindsASmallMaxPayload(t *testing.T) {
 	data := fmt.Sprintf(
 		`{"vm":%q,"guest":{"credentials":{"secretRef":"linux-root"}},`+
 			`"customize":{"spec":{"_typeName":"CustomizationSpec",`+
-			`"identity":{"_typeName":"CustomizationLinuxPrep","hostName":{"_typeName":"CustomizationFixedName",`+
-			`"name":"web-1"},"domain":"example.test"},`+
+			`"identity":{"_typeName":"CustomizationLinuxPrep","domain":"example.test",`+
+			`"hostName":{"_typeName":"CustomizationFixedName","name":"web-1"}},`+
 			`"globalIPSettings":{"_typeName":"CustomizationGlobalIPSettings"},`+
 			`"nicSettingMap":[{"_typeName":"CustomizationAdapterMapping",`+
 			`"adapter":{"_typeName":"CustomizationIPSettings","ip":{"_typeName":"CustomizationDhcpIpGenerator"}}}]},`+

@@ -260,8 +260,8 @@ func (t *trial) prepare(ctx context.Context, vcenter string) (err error) {
 	if t.vmState, err = t.vc.VM(ctx, t.tryOptions.vm); err != nil {
 		return err
 	}
-	t.report(passed, "", "%s, API %s; %s is %s, VMware Tools %s, guest %s", t.api.Name, t.api.APIVersion,
-		t.tryOptions.vm,
+	t.report(passed, "", "%s, API %s; %s is %s, VMware Tools %s, guest %s",
+		t.api.Name, t.api.APIVersion, t.tryOptions.vm,
 		t.vmState.PowerState, or(t.vmState.ToolsRunningStatus, "not known"), or(t.vmState.GuestFamily, "not known"))
 	if t.secret == "" {
 		return nil

@@ -116,8 +116,12 @@ func TestDoctorTryTellsWhatItSaw(t *testing.T) {
 	vm.PowerOff()
 	check(try("--try-secret", "linux-user"), "one-at-a-time", "not-checkable", "poweredOff")
 	s.read("doctor", "--try", "vm-404404").want(t, 1, "broken", "vm-404404")
-	for _, wrong := range [][]string{{"--allow", "abort"}, {"--try", id, "--allow", "abort"},
-		{"--try", id, "--try-secret", "x", "--allow", "all"}, {"--try", "a.b"}} {
+	for _, wrong := range [][]string{
+		{"--allow", "abort"},
+		{"--try", id, "--allow", "abort"},
+		{"--try", id, "--try-secret", "x", "--allow", "all"},
+		{"--try", "a.b"},
+	} {
 		s.read(append([]string{"doctor"}, wrong...)...).want(t, 4)
 	}
 	s.read("doctor", "--try", id, "--try-secret", "nobody").want(t, 1, "secret nobody")

@@ -114,8 +114,8 @@ func (d *doctor) checkCustomizationManager(ctx context.Context, vc *vcapi.Client
 		d.report(passed, "", "the guest customization manager exists")
 		return
 	}
-	d.report(broken, "guests of this vCenter cannot be customized while they run: it takes vCenter 8.0 Update 1 or "+
-		"newer",
+	d.report(broken,
+		"guests of this vCenter cannot be customized while they run: it takes vCenter 8.0 Update 1 or newer",
 		"guest customization manager: %v", err)
 }
 

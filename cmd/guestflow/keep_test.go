@@ -81,10 +81,11 @@ func TestDeadlettersOfTheService(t *testing.T) {
 	s.do("deadletters", "show", "1").want(t, 0, `"data":{"specversion"`)
 	s.read("deadletters", "replay", "1").want(t, 2, "would be refused again")
 	s.read("deadletters", "replay", "1", "--force").want(t, 0, "published again")
-	for _, r := range []result{s.read("deadletters", "show", "2").want(t, 0, "withheld",
-		"customize.spec.identity.password.value"),
-		s.do("deadletters", "show", "2").want(t, 0, `"withheld"`), s.read("deadletters", "replay", "2",
-			"--force").want(t, 2, "cannot be replayed")} {
+	for _, r := range []result{
+		s.read("deadletters", "show", "2").want(t, 0, "withheld", "customize.spec.identity.password.value"),
+		s.do("deadletters", "show", "2").want(t, 0, `"withheld"`),
+		s.read("deadletters", "replay", "2", "--force").want(t, 2, "cannot be replayed"),
+	} {
 		if strings.Contains(r.out+r.err, "hunter2") {
 			t.Error("a secret is printed")
 		}
@@ -143,10 +144,9 @@ func TestReplayIsTheOriginal(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if string(m.Data) != data("vm-42") || m.Header["Guestflow-Thing"][0] != "kept" ||
-		m.Header["ce-source"][0] != "/a%20b" ||
-		m.Header["Nats-Msg-Id"] != nil ||
-		m.Header["Nats-Expected-Last-Sequence"] != nil ||
+	if string(m.Data) != data("vm-42") ||
+		m.Header["Guestflow-Thing"][0] != "kept" || m.Header["ce-source"][0] != "/a%20b" ||
+		m.Header["Nats-Msg-Id"] != nil || m.Header["Nats-Expected-Last-Sequence"] != nil ||
 		m.Header["Guestflow-Code"] != nil {
 		t.Errorf("replayed: %q %s", m.Header, m.Data)
 	}
@@ -196,8 +196,9 @@ func TestVersionCompletionMan(t *testing.T) {
 		want(t, 0, "lab\nprod\n")
 	dir := filepath.Join(t.TempDir(), "man")
 	begin(t, nil, false, "", "man", dir).end().want(t, 0)
-	for _, page := range []string{"guestflow.1", "guestflow-submit.1", "guestflow-deadletters-replay.1",
-		"guestflow-doctor.1"} {
+	for _, page := range []string{
+		"guestflow.1", "guestflow-submit.1", "guestflow-deadletters-replay.1", "guestflow-doctor.1",
+	} {
 		b, err := os.ReadFile(filepath.Join(dir, page))
 		if err != nil || !strings.Contains(string(b), ".SH SYNOPSIS") {
 			t.Errorf("%s: %v", page, err)

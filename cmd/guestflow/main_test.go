@@ -61,9 +61,12 @@ func newSiteOn(t *testing.T, url string, opts vcsim.Options) *site {
 	if err := os.MkdirAll(secret, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	for file, content := range map[string]string{filepath.Join(secret, "username"): vcsim.DefaultGuestUsername,
+	for file, content := range map[string]string{
+		filepath.Join(secret, "username"): vcsim.DefaultGuestUsername,
 		filepath.Join(secret, "password"): vcsim.DefaultGuestPassword,
-		filepath.Join(dir, "password"):    vc.Password(), filepath.Join(dir, "ca.pem"): string(vc.CAPEM())} {
+		filepath.Join(dir, "password"):    vc.Password(),
+		filepath.Join(dir, "ca.pem"):      string(vc.CAPEM()),
+	} {
 		if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}

@@ -90,10 +90,12 @@ func TestOthersWordsMoveNoCursor(t *testing.T) {
 		Error: &events.Error{Step: hostile, Process: hostile, Code: hostile, Message: hostile, Field: hostile,
 			VSphere: &events.VSphere{Name: hostile, HTTPStatus: 500, LocalizedMessage: hostile}},
 	}
-	for i, kind := range []events.Kind{events.RunAccepted, events.RunWaiting, events.CheckCompleted,
-		events.CustomizeStarting, events.CustomizeStarted, events.CustomizeProgressed,
-		events.CustomizeCompleted, events.NetworkCompleted, events.VerifyCompleted, events.ProcessStarting,
-		events.ProcessStarted, events.ProcessExited, events.RunFailed} {
+	for i, kind := range []events.Kind{
+		events.RunAccepted, events.RunWaiting, events.CheckCompleted,
+		events.CustomizeStarting, events.CustomizeStarted, events.CustomizeProgressed, events.CustomizeCompleted,
+		events.NetworkCompleted, events.VerifyCompleted,
+		events.ProcessStarting, events.ProcessStarted, events.ProcessExited, events.RunFailed,
+	} {
 		run.N, run.Waiting = i+1, events.Waiting(hostile)
 		data, err := json.Marshal(
 			map[string]any{

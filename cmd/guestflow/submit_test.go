@@ -19,10 +19,9 @@ func TestRuns(t *testing.T) {
 	s := newSite(t, vcsim.Options{VMs: 12})
 	vms := s.vc.VMs()
 	for _, vm := range vms {
-		s.vc.VM(vm).
-			Configure(func(g *vcsim.Guest) {
-				g.CustomizeTime, g.NetworkTime = 100*time.Millisecond, 50*time.Millisecond
-			})
+		s.vc.VM(vm).Configure(func(g *vcsim.Guest) {
+			g.CustomizeTime, g.NetworkTime = 100*time.Millisecond, 50*time.Millisecond
+		})
 	}
 	s.serve()
 
@@ -77,9 +76,8 @@ func TestRuns(t *testing.T) {
 		t.Parallel()
 		s := &site{t, s.url, s.vc, s.env}
 		vm := vms[1]
-		r := s.read("submit", "--vm", vm, "--secret", "linux-root", "--run", "join-domain=/bin/sh -c 'exit 3'", "--id",
-			"r-2", "--wait").
-			want(t, 1)
+		r := s.read("submit", "--vm", vm, "--secret", "linux-root",
+			"--run", "join-domain=/bin/sh -c 'exit 3'", "--id", "r-2", "--wait").want(t, 1)
 		golden(t, "submit-failed", normalNIC(strings.ReplaceAll(r.out, vm, "VM")))
 		golden(t, "status-failed", normalNIC(strings.ReplaceAll(s.read("status", vm).want(t, 0).out, vm, "VM")))
 		s.read("watch", vm, "--since", "1h", "--until-end").want(t, 1, "run.accepted", "ExitCode")
@@ -148,10 +146,7 @@ func TestRuns(t *testing.T) {
 		whole := s.file(
 			"event.json",
 			`{"specversion":"1.0","type":"io.guestflow.customization.requested.v1","source":"/provisioning",`+
-				`"id":"order-1","subject":"`+vm+
-				`","datacontenttype":"application/json","data":`+data(
-				vm,
-			)+`}`,
+				`"id":"order-1","subject":"`+vm+`","datacontenttype":"application/json","data":`+data(vm)+`}`,
 		)
 		s.read("submit", whole, "--wait").want(t, 0, "order-1 from /provisioning", "run.succeeded")
 		s.read("submit", whole, "--id", "order-2", "--wait").want(t, 0, "order-2 from /provisioning", "run.succeeded")
@@ -205,58 +200,48 @@ func normalNIC(s string) string {
 func TestCheckedBeforeItIsSent(t *testing.T) {
 	t.Parallel()
 	env := map[string]string{"NATS_URL": "nats://127.0.0.1:1", "GUESTFLOW_VCENTERS": "lab"}
+	const cloudEvent = `{"specversion":"1.0","source":"/a","id":"1","type":"io.guestflow.customization.`
+	password := `{"vm":"vm-42","customize":{"spec":{"identity":{"password":{"plainText":true,"value":"hunter2"}}}}}`
+	expired := cloudEvent + `requested.v1","expirytime":"2020-01-01T00:00:00Z","data":{"vm":"vm-42"}}`
+	another := `{"specversion":"1.0","source":"/a","id":"1","type":"com.example.other","data":{"vm":"vm-42"}}`
+	cancel := cloudEvent + `cancel.requested.v1","data":{"vm":"vm-42","request":{"source":"/a","id":"2"}}}`
+	large := `{"vm":"vm-42","customize":{"specName":"` + strings.Repeat("x", 300<<10) + `"}}`
+	noCredentials := `{"vm":"vm-42","network":{}}`
 	for _, test := range []struct {
-		name, in string
-		args     []string
-		code     int
-		says     string
+		name, in, args string // args: after "guestflow"
+		code           int
+		says           string
 	}{
-		{"unknown field", `{"vm":"vm-42","custmize":{}}`, []string{"submit", "-"}, 2, "custmize: is not a known field"},
-		{"no vm", `{}`, []string{"submit", "-"}, 2, "vm: is required"},
-		{"no JSON", "{\n\n]", []string{"submit", "-"}, 2, "line 3"},
-		{"a password",
-			`{"vm":"vm-42","customize":{"spec":{"identity":{"password":{"plainText":true,"value":"hunter2"}}}}}`,
-			[]string{"submit", "-"}, 2,
-			"customize.spec.identity.password.value: holds a literal password"},
-		{"no credentials", `{"vm":"vm-42","network":{}}`, []string{"submit", "-"}, 2,
-			"guest.credentials: is required for network"},
-		{"expired", `{"specversion":"1.0","type":"io.guestflow.customization.requested.v1","source":"/a","id":"1",` +
-			`"expirytime":"2020-01-01T00:00:00Z","data":{"vm":"vm-42"}}`,
-			[]string{"submit", "-"}, 2, "has passed"},
-		{"another type",
-			`{"specversion":"1.0","type":"com.example.other","source":"/a","id":"1","data":{"vm":"vm-42"}}`, []string{
-				"submit", "-"}, 2, "type is"},
-		{"a cancel", `{"specversion":"1.0","type":"io.guestflow.customization.cancel.requested.v1","source":"/a",` +
-			`"id":"1","data":{"vm":"vm-42","request":{"source":"/a","id":"2"}}}`,
-			[]string{"submit", "-"}, 4, "guestflow cancel"},
-		{"too large", `{"vm":"vm-42","customize":{"specName":"` + strings.Repeat("x", 300<<10) + `"}}`,
-			[]string{"submit", "-"}, 2, "too large"},
-		{"nothing", "", []string{"submit"}, 4, "nothing to send"},
-		{"nothing to do", "", []string{"submit", "--vm", "vm-42"}, 4, "--check-only"},
-		{"no secret", "", []string{"submit", "--vm", "vm-42", "--network"}, 4, "--secret is missing"},
-		{"no run", "", []string{"submit", "--vm", "vm-42", "--secret", "s", "--run", "x"}, 4,
-			"is not 'name=/path args'"},
-		{"check and more", "", []string{"submit", "--vm", "vm-42", "--secret", "s", "--check-only", "--network"}, 4,
-			"changes nothing"},
-		{"two specs", "", []string{"submit", "--vm", "vm-42", "--secret", "s", "--spec", "x", "--spec-name", "y"}, 4,
-			"exclude each other"},
-		{"file and flags", "", []string{"submit", "x.json", "--vm", "vm-42"}, 4, "leave out --vm"},
-		{"timeout", "", []string{"submit", "--vm", "vm-42", "--check-only", "--timeout", "soon"}, 2,
-			"timeout: must be a duration"},
-		{"vm", "", []string{"submit", "--vm", "web*1", "--check-only"}, 4, "not a managed object ID"},
-		{"vcenter", "", []string{"submit", "--vm", "vm-42", "--check-only", "--vcenter", "LAB"}, 4,
-			"no name of a vCenter"},
-		{"flag", "", []string{"submit", "--nonsense"}, 4, "see guestflow submit --help"},
-		{"command", "", []string{"nonsense"}, 4, "unknown command"},
-		{"json and text", "", []string{"version", "--json", "--text"}, 4, "json text"},
-		{"NATS away", data("vm-42"), []string{"submit", "-"}, 4, "Set NATS_URL, or --server"},
-		{"only", "", []string{"status", "--only", "nonsense"}, 4, "one of queued"},
-		{"until end of what", "", []string{"watch", "--until-end"}, 4, "name it"},
-		{"source alone", "", []string{"cancel", "vm-42", "--source", "/a"}, 4, "say --id too"},
+		{"unknown field", `{"vm":"vm-42","custmize":{}}`, "submit -", 2, "custmize: is not a known field"},
+		{"no vm", `{}`, "submit -", 2, "vm: is required"},
+		{"no JSON", "{\n\n]", "submit -", 2, "line 3"},
+		{"a password", password, "submit -", 2, "customize.spec.identity.password.value: holds a literal password"},
+		{"no credentials", noCredentials, "submit -", 2, "guest.credentials: is required for network"},
+		{"expired", expired, "submit -", 2, "has passed"},
+		{"another type", another, "submit -", 2, "type is"},
+		{"a cancel", cancel, "submit -", 4, "guestflow cancel"},
+		{"too large", large, "submit -", 2, "too large"},
+		{"nothing", "", "submit", 4, "nothing to send"},
+		{"nothing to do", "", "submit --vm vm-42", 4, "--check-only"},
+		{"no secret", "", "submit --vm vm-42 --network", 4, "--secret is missing"},
+		{"no run", "", "submit --vm vm-42 --secret s --run x", 4, "is not 'name=/path args'"},
+		{"check and more", "", "submit --vm vm-42 --secret s --check-only --network", 4, "changes nothing"},
+		{"two specs", "", "submit --vm vm-42 --secret s --spec x --spec-name y", 4, "exclude each other"},
+		{"file and flags", "", "submit x.json --vm vm-42", 4, "leave out --vm"},
+		{"timeout", "", "submit --vm vm-42 --check-only --timeout soon", 2, "timeout: must be a duration"},
+		{"vm", "", "submit --vm web*1 --check-only", 4, "not a managed object ID"},
+		{"vcenter", "", "submit --vm vm-42 --check-only --vcenter LAB", 4, "no name of a vCenter"},
+		{"flag", "", "submit --nonsense", 4, "see guestflow submit --help"},
+		{"command", "", "nonsense", 4, "unknown command"},
+		{"json and text", "", "version --json --text", 4, "json text"},
+		{"NATS away", data("vm-42"), "submit -", 4, "Set NATS_URL, or --server"},
+		{"only", "", "status --only nonsense", 4, "one of queued"},
+		{"until end of what", "", "watch --until-end", 4, "name it"},
+		{"source alone", "", "cancel vm-42 --source /a", 4, "say --id too"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			r := begin(t, env, false, test.in, test.args...).end().want(t, test.code, test.says)
+			r := begin(t, env, false, test.in, strings.Fields(test.args)...).end().want(t, test.code, test.says)
 			if strings.Contains(r.out+r.err, "hunter2") {
 				t.Error("a secret is printed")
 			}
@@ -268,7 +253,7 @@ func TestCheckedBeforeItIsSent(t *testing.T) {
 		want(t, 4, "names lab, prod")
 }
 
-// Where nobody serves a vCenter the publish says so, and who is served.
+// A publish for a vCenter without a service says so, and names those that have one.
 func TestNobodyServes(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, vcsim.Options{}).serve()

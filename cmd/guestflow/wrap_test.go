@@ -68,8 +68,10 @@ func written(
 // On a terminal no line is wider than it, but commands that somebody copies.
 func TestHelpFits(t *testing.T) {
 	t.Parallel()
-	for _, args := range [][]string{{}, {"submit"}, {"watch"}, {"status"}, {"cancel"}, {"validate"}, {"deadletters"},
-		{"deadletters", "replay"}, {"doctor"}, {"sandbox"}} {
+	for _, args := range [][]string{
+		{}, {"submit"}, {"watch"}, {"status"}, {"cancel"}, {"validate"},
+		{"deadletters"}, {"deadletters", "replay"}, {"doctor"}, {"sandbox"},
+	} {
 		out, _, code := written(t, 80, nil, nil, append(args, "--help")...)
 		piped, _, _ := written(t, 80, nil, func(c *console) { c.tty = false }, append(args, "--help")...)
 		if code != 0 || strings.Join(strings.Fields(out), " ") != strings.Join(strings.Fields(piped), " ") {
