@@ -224,9 +224,7 @@ func (r *userData) scanLine(code string) string {
 			code = list
 		}
 
-		if pair := chpasswdPair.FindStringSubmatch(
-			code,
-		); pair != nil && !isRandomMarker(pair[2]) &&
+		if pair := chpasswdPair.FindStringSubmatch(code); pair != nil && !isRandomMarker(pair[2]) &&
 			SecretValue(pair[2]) {
 			return "passwords of chpasswd"
 		}

@@ -137,9 +137,8 @@ func TestNamedSpansAreTheSameEverywhere(t *testing.T) {
 		}
 	}
 
-	if got, state, ok := Of(
-		ctx,
-	); !ok || got != "00-4bf92f3577b34da6a3ce929d0e0e4736-"+run.SpanContext().SpanID().String()+"-01" ||
+	if got, state, ok := Of(ctx); !ok ||
+		got != "00-4bf92f3577b34da6a3ce929d0e0e4736-"+run.SpanContext().SpanID().String()+"-01" ||
 		state != "vendor=x" {
 		t.Errorf("handed on as %s, %s, %t", got, state, ok)
 	}

@@ -100,9 +100,8 @@ func TestCheckForms(t *testing.T) {
 			t.Errorf("%s: %+v, %v", body, got, err)
 		}
 
-		if sent := f.of(
-			"/guest/customization",
-		); len(sent) != 1 || sent[0].query != "action=check" || sent[0].body != "" ||
+		if sent := f.of("/guest/customization"); len(sent) != 1 || sent[0].query != "action=check" ||
+			sent[0].body != "" ||
 			sent[0].header.Get(sessionHeader) == "" {
 			t.Errorf("sent %+v", sent)
 		}

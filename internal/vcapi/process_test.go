@@ -385,9 +385,8 @@ func TestProcessAPIShared(t *testing.T) {
 				t.Error(err)
 			}
 
-			if _, err := c.StartProcess(
-				context.Background(), nil, "vm-1", testAuth, ProcessSpec{Path: "/bin/sh"},
-			); err != nil {
+			if _, err := c.StartProcess(context.Background(), nil, "vm-1", testAuth,
+				ProcessSpec{Path: "/bin/sh"}); err != nil {
 				t.Error(err)
 			}
 		})

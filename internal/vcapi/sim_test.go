@@ -137,9 +137,8 @@ func TestSimulatedRun(t *testing.T) {
 				t.Fatal(err)
 			}
 
-			if s := until(
-				t, c, vm, task, ended,
-			); s.Task.State != "success" || s.Task.ID != task || s.Task.Name != "CustomizeGuest_Task" ||
+			if s := until(t, c, vm, task, ended); s.Task.State != "success" || s.Task.ID != task ||
+				s.Task.Name != "CustomizeGuest_Task" ||
 				s.Task.Entity != vm {
 				t.Errorf("task %+v", s.Task)
 			}

@@ -671,9 +671,7 @@ func TestPollNotUnderstood(t *testing.T) {
 			run(t, c)
 			s := until(t, c, "vm-42", "", func(s WatchState) bool { return s.Down })
 
-			if e := asError(
-				t, s.Err,
-			); !errors.Is(s.Err, ErrNotUnderstood) || !strings.Contains(e.Message, tt.want) ||
+			if e := asError(t, s.Err); !errors.Is(s.Err, ErrNotUnderstood) || !strings.Contains(e.Message, tt.want) ||
 				e.Op != "WaitForUpdatesEx" {
 				t.Errorf("told %v, want %q in it", s.Err, tt.want)
 			}

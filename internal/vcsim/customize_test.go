@@ -410,9 +410,8 @@ func TestInterrupted(t *testing.T) {
 				t.Errorf("task: %+v", info)
 			}
 
-			if res := c.do(
-				"POST", "/sdk/vim25/8.0.1.0/Task/"+task+"/CancelTask", "",
-			); res.status != http.StatusInternalServerError {
+			cancel := "/sdk/vim25/8.0.1.0/Task/" + task + "/CancelTask"
+			if res := c.do("POST", cancel, ""); res.status != http.StatusInternalServerError {
 				t.Errorf("cancel of what has ended: %d %s", res.status, res.body)
 			}
 		})

@@ -28,10 +28,9 @@ func (c *rest) transfer(vm *vcsim.VM, path string, size int64) string {
 		URL      string
 	}
 
-	if err := json.Unmarshal(
-		[]byte(res.body), &info,
-	); err != nil || res.status != http.StatusOK || info.TypeName != "FileTransferInformation" ||
-		info.Size != size {
+	err := json.Unmarshal([]byte(res.body), &info)
+	if err != nil || res.status != http.StatusOK ||
+		info.TypeName != "FileTransferInformation" || info.Size != size {
 		c.t.Fatalf("transfer: %d %s (%v)", res.status, res.body, err)
 	}
 

@@ -110,9 +110,8 @@ func TestPrivileges(t *testing.T) {
 	}
 
 	v.SetPrivileges(nil)
-	if res := c.do(
-		"POST", manager+"DoesCustomizationSpecExist", `{"name":"vcsim-linux"}`,
-	); res.status != http.StatusOK {
+	exists := manager + "DoesCustomizationSpecExist"
+	if res := c.do("POST", exists, `{"name":"vcsim-linux"}`); res.status != http.StatusOK {
 		t.Errorf("with all privileges: %d %s", res.status, res.body)
 	}
 }
@@ -151,9 +150,8 @@ func TestDeniedOnOneVM(t *testing.T) {
 		t.Errorf("properties of the VM: %s", body)
 	}
 
-	if res := c.do(
-		"POST", "/api/vcenter/vm/"+denied+"/guest/customization?action=check", "",
-	); res.status != http.StatusForbidden {
+	check := "/api/vcenter/vm/" + denied + "/guest/customization?action=check"
+	if res := c.do("POST", check, ""); res.status != http.StatusForbidden {
 		t.Errorf("check: %d %s", res.status, res.body)
 	}
 

@@ -99,10 +99,8 @@ func TestSessions(t *testing.T) {
 			api.loginREST()
 			var user struct{ Key, UserName string }
 
-			if err := json.Unmarshal(
-				[]byte(res.body), &user,
-			); err != nil || user.UserName != v.Username() || user.Key == vim.token ||
-				len(vim.token) != 40 {
+			if err := json.Unmarshal([]byte(res.body), &user); err != nil ||
+				user.UserName != v.Username() || user.Key == vim.token || len(vim.token) != 40 {
 				t.Errorf("login: %s (token %s), %v", res.body, vim.token, err)
 			}
 
@@ -329,10 +327,8 @@ func TestProcesses(t *testing.T) {
 	}
 
 	res := c.do("POST", path+"?action=list", creds)
-	if err := json.Unmarshal(
-		[]byte(res.body), &list,
-	); err != nil || len(list) != 11 || list[0].PID != 1 || list[1].Name != "vmtoolsd" ||
-		list[2].ExitCode != nil {
+	if err := json.Unmarshal([]byte(res.body), &list); err != nil || len(list) != 11 ||
+		list[0].PID != 1 || list[1].Name != "vmtoolsd" || list[2].ExitCode != nil {
 		t.Fatalf("list: %s, %v", res.body, err)
 	}
 
@@ -429,9 +425,8 @@ func TestProcessesRefused(t *testing.T) {
 	}
 
 	vm.Configure(func(g *vcsim.Guest) { g.SAMLToken = "assertion" })
-	if res := c.do(
-		"POST", path+"?action=list", `{"credentials":{"type":"SAML_BEARER_TOKEN","saml_token":"assertion"}}`,
-	); res.status != http.StatusOK {
+	token := `{"credentials":{"type":"SAML_BEARER_TOKEN","saml_token":"assertion"}}`
+	if res := c.do("POST", path+"?action=list", token); res.status != http.StatusOK {
 		t.Errorf("token: %d %s", res.status, res.body)
 	}
 
