@@ -77,8 +77,9 @@ func TestFailures(t *testing.T) {
 			kinds:   "run.accepted check.completed run.failed",
 			harness: func(w *harness) { w.vc.lacks = []string{"VirtualMachine.Provisioning.Customize"} }},
 		{name: "check required, vCenter too old", request: `{"vm":"vm-42","check":{"mode":"required"}}`, step: "check",
-			code:  events.Unsupported,
-			kinds: "run.accepted check.completed run.failed", harness: func(w *harness) { w.vc.apiVersion = "8.0.3.0" }},
+			code:    events.Unsupported,
+			kinds:   "run.accepted check.completed run.failed",
+			harness: func(w *harness) { w.vc.apiVersion = "8.0.3.0" }},
 		{name: "powered off after the check", step: "customize", code: events.PowerState, vsphere: "InvalidPowerState",
 			kinds:   "check.completed customize.starting run.failed",
 			harness: refusal("CustomizeGuest", "InvalidPowerState", 500, vcapi.Permanent, 0)},
@@ -169,9 +170,10 @@ func TestFailures(t *testing.T) {
 		{name: "tools not awaited",
 			request: `{"vm":"vm-42","guest":{"credentials":{"secretRef":"linux-root"},"readyTimeout":"0s"},` +
 				`"customize":` + spec[:len(spec)-1] + `,"timeout":"1m"}}`, step: "customize",
-			code:  events.ToolsNotRunning,
-			retry: true,
-			kinds: "run.accepted check.completed run.failed", harness: func(w *harness) { w.vm.tools = false }},
+			code:    events.ToolsNotRunning,
+			retry:   true,
+			kinds:   "run.accepted check.completed run.failed",
+			harness: func(w *harness) { w.vm.tools = false }},
 		{name: "VM removed while it is customized", step: "customize", code: events.NotFound, effects: 1,
 			kinds: "customize.progressed customize.progressed run.failed", harness: func(w *harness) {
 				w.later(20*time.Second, func() { w.vc.change(func() { w.vm.gone = true }) })
