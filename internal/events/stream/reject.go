@@ -41,50 +41,23 @@ func (m RefusedMessage) msgID(what string) string {
 // errJournalMoved is a refusal that was not stored: the VM's journal has gone on from where it leans on it.
 var errJournalMoved = errors.New("the VM's journal has gone on since it was read")
 
-// Reject keeps a refused message as a dead letter, then tells its publisher by a rejected event, both under IDs by
-// which a redelivery does not store them twice. It tries until ctx ends. The caller acknowledges the message
-// afterwards. Where the refusal leans on the VM's journal, and that has gone on from there, it is not told: errMoved.
+// Reject keeps a refused message as a dead letter, then tells its publisher by an event, both under IDs by which a
+// redelivery does not store them twice. It tries until ctx ends. The caller acknowledges the message afterwards. Where
+// the refusal depends on what the VM's journal was, and that has gone on since, nothing is told: errJournalMoved.
 //
-// Until then the message holds one of the places of its vCenter. Where nothing can be stored, no run could go on
-// either: it waits, and nothing is lost. Where only dead letters cannot, and events can, a message is refused without
-// one after a while, and its rejection says so: junk must not keep good requests from their runs, and its publisher has
-// it.
+// Until then the message takes one of its vCenter's places in flight. Where nothing can be stored, no run could go on
+// either: the message waits, and nothing is lost. Where only dead letters cannot be stored, a message is refused
+// without one after a while, and its rejection says so: junk must not keep good requests from their runs, and its
+// publisher has it.
 func (c *Conn) Reject(ctx context.Context, m RefusedMessage, why *events.RejectError) error {
 	why = why.Short()
-	w := newWaiter(c.log, m.VCenter, m.VM, "keep a dead letter")
-	defer w.done()
-	for why.Code != events.NothingToCancel { // a cancel that came too late is nothing to look into
-		err := c.keepDeadLetter(ctx, m, why)
-		late := c.noteDeadLetter(m.VCenter, err != nil)
-		if err == nil {
-			break
-		}
-		if late > c.patience.deadLetter {
-			without := *why
-			without.Message += "; it could not be kept as a dead letter"
-			event, told := rejection(m, &without, c.eventMode, time.Now())
-			if told == nil {
-				told = c.publishOnce(ctx, event)
-			}
-			switch {
-			case errors.Is(told, errJournalMoved):
-				return told
-			case told == nil && c.keepDeadLetter(ctx, m, why) == nil: // there was room again between the two
-				c.noteDeadLetter(m.VCenter, false)
-				return nil
-			case told == nil:
-				c.log.Error().Err(err).Str("vcenter", m.VCenter).Str("vm", m.VM).Uint64("seq", m.Seq).
-					Msg("a refused message is lost: its dead letter cannot be stored. Its publisher was told")
-				if c.hooks.NotKept != nil {
-					c.hooks.NotKept(m.VCenter)
-				}
-				return nil
-			}
-		}
-		if err := w.wait(ctx, err); err != nil {
-			return fmt.Errorf("vm %s: keep a dead letter: %w", m.VM, err)
+	if why.Code != events.NothingToCancel { // nobody looks into a cancel that came too late
+		rejected, err := c.keepOrRejectWithout(ctx, m, why)
+		if rejected || err != nil {
+			return err
 		}
 	}
+
 	event, err := rejection(m, why, c.eventMode, time.Now())
 	if err != nil {
 		return err
@@ -94,7 +67,58 @@ func (c *Conn) Reject(ctx context.Context, m RefusedMessage, why *events.RejectE
 	return err
 }
 
-// noteDeadLetter notes whether a dead letter of this vCenter could be stored, and tells for how long none could.
+// keepOrRejectWithout tries to keep the dead letter until ctx ends. Where that fails for too long, while events can be
+// stored, it rejects the message without.
+func (c *Conn) keepOrRejectWithout(
+	ctx context.Context, m RefusedMessage, why *events.RejectError,
+) (rejected bool, err error) {
+	w := newWaiter(c.log, m.VCenter, m.VM, "keep a dead letter")
+	defer w.done()
+
+	for {
+		err := c.keepDeadLetter(ctx, m, why)
+		failing := c.noteDeadLetter(m.VCenter, err != nil)
+		if err == nil {
+			return false, nil
+		}
+
+		if failing > c.patience.deadLetter {
+			told := c.rejectWithout(ctx, m, why, err)
+			if told == nil || errors.Is(told, errJournalMoved) {
+				return true, told
+			}
+		}
+		if err := w.wait(ctx, err); err != nil {
+			return false, fmt.Errorf("vm %s: keep a dead letter: %w", m.VM, err)
+		}
+	}
+}
+
+// rejectWithout tells the publisher, with one attempt, that its message is refused and not kept, for keepErr.
+func (c *Conn) rejectWithout(ctx context.Context, m RefusedMessage, why *events.RejectError, keepErr error) error {
+	without := *why
+	without.Message += "; it could not be kept as a dead letter"
+	event, err := rejection(m, &without, c.eventMode, time.Now())
+	if err == nil {
+		err = c.publishOnce(ctx, event)
+	}
+	if err != nil {
+		return err
+	}
+
+	if c.keepDeadLetter(ctx, m, why) == nil { // there was room again between the two
+		c.noteDeadLetter(m.VCenter, false)
+		return nil
+	}
+	c.log.Error().Err(keepErr).Str("vcenter", m.VCenter).Str("vm", m.VM).Uint64("seq", m.Seq).
+		Msg("a refused message is lost: its dead letter cannot be stored. Its publisher was told")
+	if c.hooks.NotKept != nil {
+		c.hooks.NotKept(m.VCenter)
+	}
+	return nil
+}
+
+// noteDeadLetter notes whether a dead letter of this vCenter could be stored, and returns for how long none could.
 func (c *Conn) noteDeadLetter(vcenter string, failed bool) time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -140,10 +164,10 @@ func (c *Conn) publish(ctx context.Context, msg *nats.Msg) error {
 	return err
 }
 
-// guardRefusal reports whether a request that this build cannot read may be refused: an error that gives it back for a
-// while where it may be that of the run that is under way, which another version of guestflow began. A run may be its
-// own by its identity, or where that cannot be read either. What was read of the journal may be older than the truth,
-// so the refusal leans on it.
+// guardRefusal decides about a request that this build cannot read. It may be the request of the run that is under way,
+// begun by another version of guestflow: by its identity, or where that cannot be read either. Then it is given back
+// for a while. Else it is refused, but only as long as the journal stands where it was read, for that read may be older
+// than the truth.
 func (c *Conn) guardRefusal(
 	ctx context.Context, vcenter, vm string, ref events.RequestRef, why *events.RejectError,
 ) error {
@@ -155,17 +179,19 @@ func (c *Conn) guardRefusal(
 		return &events.RetryError{After: c.patience.otherVersion, Err: fmt.Errorf("%w; whether its run is "+
 			"under way cannot be read: %w", why, err)}
 	}
-	leaning := *why
-	leaning.IfLastSeq = new(uint64)
+
+	refusal := *why
+	refusal.IfLastSeq = new(uint64)
 	if last == nil {
-		return &leaning
+		return &refusal
 	}
-	*leaning.IfLastSeq = last.Seq
+	*refusal.IfLastSeq = last.Seq
+
 	if !last.Kind.Last() && (ref == (events.RequestRef{}) || last.Run.ID == events.RunID(vcenter, vm, ref)) {
 		return &events.RetryError{After: c.patience.otherVersion, Err: fmt.Errorf("its run is under way, begun by "+
 			"another version of guestflow: %w", why)}
 	}
-	return &leaning
+	return &refusal
 }
 
 const (
