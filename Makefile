@@ -44,7 +44,7 @@ fmt: ## gofmt, go.mod and go.sum as they should be (seconds)
 
 .PHONY: lint
 lint: $(LINT) ## golangci-lint, vet among its linters (2 min the first time, for the linter is built; then 20 s)
-	$(LINT) run ./...
+	$(LINT) run --allow-parallel-runners ./...
 
 # Built from its module, in a module of its own: its dependencies are not ours.
 $(LINT): tools/lint/go.mod tools/lint/go.sum

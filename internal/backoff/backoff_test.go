@@ -22,8 +22,8 @@ func within(t *testing.T, what string, got, want time.Duration) {
 func TestPausesGrow(t *testing.T) {
 	t.Parallel()
 	b := backoff.New(time.Second, 5*time.Second)
-	for i, want := range []time.Duration{1, 2, 4, 5, 5} {
-		within(t, fmt.Sprint("pause ", i), b.Next(), want*time.Second)
+	for i, seconds := range []int{1, 2, 4, 5, 5} {
+		within(t, fmt.Sprint("pause ", i), b.Next(), time.Duration(seconds)*time.Second)
 	}
 
 	b.Reset()

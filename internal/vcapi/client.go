@@ -138,8 +138,8 @@ func tlsConfig(cfg Config, host string) (*tls.Config, error) {
 		RootCAs:    cfg.RootCAs,
 		ServerName: host,
 		NextProtos: []string{"http/1.1"},
-		// Every effect dials. A resumed handshake spares vCenter its signature, and this end the check of a chain that it
-		// has checked: the certificate must still be valid, and in these roots.
+		// Every effect dials. A resumed handshake spares vCenter its signature, and this end the check of a chain that
+		// it has checked: the certificate must still be valid, and in these roots.
 		ClientSessionCache: tls.NewLRUClientSessionCache(0),
 	}
 

@@ -56,8 +56,8 @@ func TestFence(t *testing.T) {
 	}
 }
 
-// TestEffectsResume: an effect has a connection of its own, but its handshake resumes the TLS session of one before, and
-// the certificate counts as before.
+// TestEffectsResume: an effect has a connection of its own, but its handshake resumes the TLS session of one before,
+// and the certificate counts as before.
 func TestEffectsResume(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, "9.0.0.0")

@@ -30,7 +30,8 @@ func (set *updateSet) decodeBody(body []byte) error {
 		return json.Unmarshal(body, set)
 	}
 
-	set.Version, set.Truncated, set.FilterSet = whole.Version, whole.Truncated, make([]filterUpdate, len(whole.FilterSet))
+	set.Version, set.Truncated = whole.Version, whole.Truncated
+	set.FilterSet = make([]filterUpdate, len(whole.FilterSet))
 	for i, filter := range whole.FilterSet {
 		objects := make([]objectUpdate, len(filter.ObjectSet))
 		for k := range filter.ObjectSet {

@@ -230,7 +230,8 @@ func (c *Conn) Watch(ctx context.Context) {
 		c.mu.Unlock()
 		if missing {
 			if err := c.restore(ctx); err != nil && ctx.Err() == nil {
-				c.log.Warn().Err(err).Msg("cannot create again the streams and consumers that are missing, trying again")
+				c.log.Warn().Err(err).Msg(
+					"cannot create again the streams and consumers that are missing, trying again")
 			}
 		}
 	}

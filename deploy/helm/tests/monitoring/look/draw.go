@@ -39,7 +39,8 @@ const style = `<!doctype html><meta charset="utf-8"><style>
 body{background:#111217;color:#ccccdc;font:12px Inter,Helvetica,Arial,sans-serif;margin:0}
 h1{font-size:17px;font-weight:500;margin:10px 12px}h1 small{color:#8e8e98;font-size:12px;font-weight:400}
 .g{position:relative}
-.p{position:absolute;background:#181b1f;border:1px solid #2b2d33;border-radius:2px;overflow:hidden;box-sizing:border-box}
+.p{position:absolute;background:#181b1f;border:1px solid #2b2d33;
+border-radius:2px;overflow:hidden;box-sizing:border-box}
 .p b{display:block;font-weight:500;padding:5px 8px}.row{position:absolute;font-size:14px;padding:8px 4px}
 .stat{font-size:30px;text-align:center;padding-top:18px}
 .l{padding:0 8px;line-height:15px;font-size:11px}.l span{margin-right:10px;white-space:nowrap}
