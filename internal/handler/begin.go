@@ -23,7 +23,7 @@ func (h *Handler) begin(ctx context.Context, req *events.Request, last *events.E
 	if last != nil {
 		r.owner.standsOn(last)
 	}
-	r.req, r.asked = req, &req.Spec
+	r.req, r.spec = req, &req.Spec
 	r.point = checkpoint{Version: checkpointVersion, Digest: req.Digest, Past: before.Past}
 	r.point.stands(req.Place())
 	r.state = events.Run{ID: req.RunID, VCenter: req.VCenter, VM: req.VM, Request: &req.Ref,
@@ -66,7 +66,7 @@ func (h *Handler) begin(ctx context.Context, req *events.Request, last *events.E
 func (h *Handler) resume(ctx context.Context, req *events.Request, last *events.Entry, point checkpoint) error {
 	r, inRun := h.newRun(h.inTrace(ctx, req), req.VM, req.Attrs)
 	defer r.done()
-	r.req, r.asked = req, &req.Spec
+	r.req, r.spec = req, &req.Spec
 	trusted := last.Kind == events.RunReleased && point.Released.followedBy(req)
 	point.stands(req.Place())
 	if err := r.takeOver(last, point); err != nil {
@@ -90,8 +90,8 @@ func (h *Handler) closeOrphan(ctx context.Context, last *events.Entry, point che
 	if err != nil {
 		return err
 	}
-	if asked := new(events.RequestSpec); data != nil && json.Unmarshal(data, asked) == nil {
-		r.asked = asked
+	if spec := new(events.RequestSpec); data != nil && json.Unmarshal(data, spec) == nil {
+		r.spec = spec
 		r.hide(inRun)
 	}
 

@@ -102,7 +102,7 @@ func TestHiddenStaysHidden(t *testing.T) {
 	vc := &hider{held: map[int][]string{}}
 	files := map[string]string{"root/username": "root", "root/password": "pw-of-root"}
 	r := &run{Handler: &Handler{vc: vc, secrets: secretFiles(t, files)},
-		asked: &events.RequestSpec{Guest: &events.GuestSpec{Credentials: &events.CredentialsRef{SecretRef: "root"}}}}
+		spec: &events.RequestSpec{Guest: &events.GuestSpec{Credentials: &events.CredentialsRef{SecretRef: "root"}}}}
 	cut, cancel := context.WithCancel(context.Background())
 	cancel()
 	for _, ctx := range []context.Context{context.Background(), cut, cut} {

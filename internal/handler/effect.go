@@ -256,7 +256,7 @@ func (r *run) verifyOwner(from time.Time) vcapi.Fence {
 func (s *step) uncertain() error {
 	r := s.run
 	r.Meter.EffectUncertain(s.effect.name)
-	if r.asked.OnUncertain != "repeat" {
+	if r.spec.OnUncertain != "repeat" {
 		message := "a crash or a lost answer hid whether the call was made, and vCenter can no longer tell: look at " +
 			"the guest, then send a new request"
 		if r.owner.inFlightErr != nil {

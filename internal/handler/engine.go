@@ -63,7 +63,7 @@ const (
 // readEngineLog gives the end of the engine's log in the guest, where the run made the engine work and the log can be
 // read.
 func (r *run) readEngineLog() []string {
-	if r.asked == nil || len(r.point.Tasks) == 0 {
+	if r.spec == nil || len(r.point.Tasks) == 0 {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(r.life, observeTime)

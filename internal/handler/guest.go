@@ -11,10 +11,10 @@ import (
 
 // verifyTimeout is how long the guest may take to show what the spec says.
 func (r *run) verifyTimeout() time.Duration {
-	if r.asked.Verify == nil {
+	if r.spec.Verify == nil {
 		return defaultVerify
 	}
-	return r.asked.Verify.Timeout.Or(defaultVerify)
+	return r.spec.Verify.Timeout.Or(defaultVerify)
 }
 
 const defaultVerify = 3 * time.Minute

@@ -20,8 +20,8 @@ type run struct {
 	*Handler
 	vm    string
 	attrs events.Attributes
-	req   *events.Request // nil where an orphan is closed
-	asked *events.RequestSpec
+	req   *events.Request     // nil where an orphan is closed
+	spec  *events.RequestSpec // nil where nothing tells any more what was asked for
 
 	// Outlasts the run's own by the drain time: appends and calls, which may not be left half done, live in it.
 	life      context.Context
@@ -36,12 +36,12 @@ type run struct {
 	point checkpoint
 	steps []*step // that the state lists
 
-	owner     owner     // what this process holds of the run
-	telemetry telemetry // what metrics and traces show of it
-	blocked   blocked   // what events have told of why it cannot move
-	clock     stepClock
-	seen      seen
-	spec      specInUse
+	owner      owner     // what this process holds of the run
+	telemetry  telemetry // what metrics and traces show of it
+	blocked    blocked   // what events have told of why it cannot move
+	clock      stepClock
+	seen       seen
+	customSpec specInUse
 
 	silentSince time.Time // when the first call was made that vCenter gave no answer of its own to; zero: it answers
 	asking      bool      // vCenter was asked at all

@@ -85,11 +85,11 @@ func (s Secrets) guestAuth(ctx context.Context, c *events.CredentialsRef, intera
 
 // guestAuth reads the run's guest credentials, at each use.
 func (r *run) guestAuth(ctx context.Context, step string) (vcapi.GuestAuth, error) {
-	return r.authOf(ctx, r.asked.Guest.Credentials, step, "guest.credentials")
+	return r.authOf(ctx, r.spec.Guest.Credentials, step, "guest.credentials")
 }
 
 func (r *run) authOf(ctx context.Context, c *events.CredentialsRef, step, field string) (vcapi.GuestAuth, error) {
-	auth, err := r.secrets.guestAuth(ctx, c, r.asked.Guest != nil && r.asked.Guest.InteractiveSession)
+	auth, err := r.secrets.guestAuth(ctx, c, r.spec.Guest != nil && r.spec.Guest.InteractiveSession)
 	if err != nil {
 		return auth, r.noSecret(ctx, step, field, err)
 	}
@@ -122,17 +122,17 @@ func (r *run) namedSecrets(ctx context.Context) (all []string, err error) {
 		}
 	}
 
-	if r.asked.Guest != nil {
-		of(r.asked.Guest.Credentials)
+	if r.spec.Guest != nil {
+		of(r.spec.Guest.Credentials)
 	}
-	if c := r.asked.Customize; c != nil {
+	if c := r.spec.Customize; c != nil {
 		for _, tree := range []json.RawMessage{c.Spec, c.ConfigParams} {
 			_, values, unread := r.secrets.fill(ctx, tree)
 			add(values, unread)
 		}
 	}
 
-	for _, p := range r.asked.Processes {
+	for _, p := range r.spec.Processes {
 		of(p.Credentials)
 		if p.Run == nil {
 			continue

@@ -156,7 +156,7 @@ func TestWithoutNetwork(t *testing.T) {
 		"verify alone, something else":     {events.RequestSpec{}, false, ""},
 		"network without customize, a NIC": {events.RequestSpec{Network: network}, true, "NICs to be connected"},
 	} {
-		v := &verifyStep{run: &run{asked: &row.asked}, status: &events.Verify{NICs: []events.NIC{{MAC: mac1,
+		v := &verifyStep{run: &run{spec: &row.asked}, status: &events.Verify{NICs: []events.NIC{{MAC: mac1,
 			Connected: !row.off}}}}
 		if got := v.withoutNetwork(); (got == "") != (row.want == "") ||
 			!strings.Contains(strings.Replace(got, "does not ask for NICs", "asks for NICs", 1), row.want) {

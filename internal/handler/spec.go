@@ -16,13 +16,13 @@ import (
 // customized with.
 func (s *step) readSpec(ctx context.Context) (json.RawMessage, error) {
 	r := s.run
-	if r.spec.json != nil || r.asked.Customize == nil {
-		return r.spec.json, nil
+	if r.customSpec.json != nil || r.spec.Customize == nil {
+		return r.customSpec.json, nil
 	}
-	name := r.asked.Customize.SpecName
+	name := r.spec.Customize.SpecName
 	if name == "" {
-		r.spec.json = r.asked.Customize.Spec
-		return r.spec.json, nil
+		r.customSpec.json = r.spec.Customize.Spec
+		return r.customSpec.json, nil
 	}
 	spec, err := retryRead(ctx, s, func(ctx context.Context) (json.RawMessage,
 		error) {
@@ -39,8 +39,8 @@ func (s *step) readSpec(ctx context.Context) (json.RawMessage, error) {
 			name, r.VCenter)}
 	}
 
-	r.point.Spec, r.spec.json = digest, spec
-	return r.spec.json, nil
+	r.point.Spec, r.customSpec.json = digest, spec
+	return r.customSpec.json, nil
 }
 
 // readSpecSince is readSpec once the guest was customized: where the stored spec has changed since, or is gone, nothing
@@ -49,8 +49,8 @@ func (s *step) readSpecSince(ctx context.Context) error {
 	r := s.run
 	_, err := s.readSpec(ctx)
 	var f *stepError
-	if errors.As(err, &f) && r.asked.Customize.SpecName != "" {
-		r.spec.gone = f.message
+	if errors.As(err, &f) && r.spec.Customize.SpecName != "" {
+		r.customSpec.gone = f.message
 		return nil
 	}
 	return err
@@ -91,13 +91,13 @@ func dropPasswords(tree any) {
 // expected is what the run's spec says that the guest will show; nothing, where one that is stored in vCenter was not
 // read.
 func (r *run) expected(ctx context.Context) expected {
-	spec := r.spec.json
-	if spec == nil && r.asked != nil && r.asked.Customize != nil {
-		spec = r.asked.Customize.Spec
+	spec := r.customSpec.json
+	if spec == nil && r.spec != nil && r.spec.Customize != nil {
+		spec = r.spec.Customize.Spec
 	}
 	e := expect(spec, func(t events.TextOrSecret) (string, error) { return r.secrets.text(ctx, t) })
-	if r.spec.gone != "" {
-		e.unread = append(e.unread, events.NotCompared{Field: "customize.specName", Reason: r.spec.gone})
+	if r.customSpec.gone != "" {
+		e.unread = append(e.unread, events.NotCompared{Field: "customize.specName", Reason: r.customSpec.gone})
 	}
 	return e
 }

@@ -80,7 +80,7 @@ func (c *checkStep) checkStoredSpec(ctx context.Context) error {
 		return err
 	}
 	f.message = fmt.Sprintf("vCenter %s gives no customization specification %q: %s", c.VCenter,
-		c.asked.Customize.SpecName, f.message)
+		c.spec.Customize.SpecName, f.message)
 	c.block(f, "customize.specName")
 	return nil
 }
@@ -126,15 +126,15 @@ func (c *checkStep) checkVM(ctx context.Context, warnings []events.Remark) error
 // checkSecrets reads every secret that the request names, so that a missing one is known before anything is changed. It
 // fails where ctx ends.
 func (c *checkStep) checkSecrets(ctx context.Context) error {
-	if guest := c.asked.Guest; guest != nil {
+	if guest := c.spec.Guest; guest != nil {
 		c.checkCredentials(ctx, guest.Credentials, "guest.credentials")
 	}
-	if customize := c.asked.Customize; customize != nil {
+	if customize := c.spec.Customize; customize != nil {
 		c.checkTree(ctx, customize.Spec, "customize.spec")
 		c.checkTree(ctx, customize.ConfigParams, "customize.configParams")
 	}
 
-	for i, p := range c.asked.Processes {
+	for i, p := range c.spec.Processes {
 		c.checkCredentials(ctx, p.Credentials, fmt.Sprintf("processes[%d].credentials", i))
 		if p.Run == nil {
 			continue
@@ -160,7 +160,7 @@ func (c *checkStep) checkCredentials(ctx context.Context, named *events.Credenti
 	}
 	auth, err := c.authOf(ctx, named, c.step.name, field)
 	c.noSecretFor(err, field)
-	if auth.SAMLToken != "" && c.asked.Guest != nil && c.asked.Guest.InteractiveSession {
+	if auth.SAMLToken != "" && c.spec.Guest != nil && c.spec.Guest.InteractiveSession {
 		c.block(&stepError{step: c.step.name, code: events.InvalidRequest,
 			message: fmt.Sprintf("guest.interactiveSession needs user name and password, and %s, secret %q, holds a "+
 				"token: "+
@@ -224,7 +224,7 @@ const (
 
 // customizable puts vCenter's own check (9.0 and later) into the run.
 func (c *checkStep) customizable(ctx context.Context, vm vcapi.VM) error {
-	if c.asked.Check.Mode == "skip" {
+	if c.spec.Check.Mode == "skip" {
 		c.status.State = events.Skipped
 		return nil
 	}
@@ -258,7 +258,7 @@ func (c *checkStep) customizable(ctx context.Context, vm vcapi.VM) error {
 // lacksCheck notes that this vCenter cannot check.
 func (c *checkStep) lacksCheck(about vcapi.About) {
 	c.status.State = events.Unavailable
-	if c.asked.Check.Mode == "required" {
+	if c.spec.Check.Mode == "required" {
 		c.block(&stepError{step: c.step.name, code: events.Unsupported, message: fmt.Sprintf(
 			"vCenter %s speaks vSphere API %s, the check needs 9.0: update it, or ask for check.mode auto or skip",
 			c.VCenter, about.APIVersion)}, "check.mode")
@@ -321,12 +321,12 @@ func olderThan9(apiVersion string) bool {
 // checkSpec holds the spec against VI JSON and vSphere's rules. What the request alone shows was refused before; a
 // stored one is read here first, and what vCenter would refuse of it is a blocker.
 func (c *checkStep) checkSpec() []events.Remark {
-	asked := c.asked.Customize
-	if asked == nil || asked.SpecName == "" || c.spec.json == nil {
+	asked := c.spec.Customize
+	if asked == nil || asked.SpecName == "" || c.customSpec.json == nil {
 		return c.req.Warnings
 	}
 	const at = "customize.specName"
-	report := custspec.CheckJSON(c.spec.json, "")
+	report := custspec.CheckJSON(c.customSpec.json, "")
 	for _, f := range report.Refused {
 		c.block(&stepError{step: c.step.name, code: events.InvalidRequest,
 			message: fmt.Sprintf("customization specification %q of vCenter %s: %s: change it there, or give "+
@@ -344,18 +344,18 @@ func (c *checkStep) checkSpec() []events.Remark {
 
 // checkAdapters holds the spec's adapters against the VM's NICs, where vCenter shows them.
 func (c *checkStep) checkAdapters(vm vcapi.VM) {
-	if c.spec.json == nil || vm.Cards == nil {
+	if c.customSpec.json == nil || vm.Cards == nil {
 		return
 	}
 	var macs []string
 	for _, card := range vm.Cards {
 		macs = append(macs, card.MAC)
 	}
-	at, stored := "customize.spec", c.asked.Customize.SpecName
+	at, stored := "customize.spec", c.spec.Customize.SpecName
 	if stored != "" {
 		at = ""
 	}
-	for _, f := range custspec.CheckAdapters(c.spec.json, macs, at) {
+	for _, f := range custspec.CheckAdapters(c.customSpec.json, macs, at) {
 		field, message := f.Field, f.String()
 		if stored != "" {
 			field, message = "customize.specName", fmt.Sprintf("customization specification %q of vCenter %s: %s",

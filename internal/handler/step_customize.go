@@ -47,7 +47,7 @@ type customization struct {
 
 func newCustomizeStep(r *run, s *step) {
 	c := &customizeStep{run: r, step: s, status: r.state.Customize}
-	s.timeout = r.asked.Customize.Timeout.Or(customizeTimeout)
+	s.timeout = r.spec.Customize.Timeout.Or(customizeTimeout)
 	s.effect, s.read, s.outOfTime = c.effect(), c.read, c.outOfTime
 	s.ended = func(ctx context.Context) (bool, error) { return r.taskOver(ctx, c.status.Task) }
 	s.stop = func(s *step) error { return s.stopTask(c.status.Task, &c.status.Reason, c.abort) }
@@ -94,7 +94,7 @@ func (c *customizeStep) prepare(ctx context.Context, login func(context.Context)
 	if err != nil {
 		return nil, c.noSecret(ctx, c.step.name, "customize.spec", err)
 	}
-	params, paramSecrets, err := c.secrets.fill(ctx, c.asked.Customize.ConfigParams)
+	params, paramSecrets, err := c.secrets.fill(ctx, c.spec.Customize.ConfigParams)
 	if err != nil {
 		return nil, c.noSecret(ctx, c.step.name, "customize.configParams", err)
 	}

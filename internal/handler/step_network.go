@@ -24,14 +24,14 @@ type networkStep struct {
 
 func newNetworkStep(r *run, s *step) {
 	n := &networkStep{run: r, step: s, status: r.state.Network}
-	s.timeout = r.asked.Network.Timeout.Or(networkTimeout)
+	s.timeout = r.spec.Network.Timeout.Or(networkTimeout)
 	s.effect, s.read = n.effect(), n.read
 	s.ended = func(ctx context.Context) (bool, error) { return r.taskOver(ctx, n.status.Task) }
 	s.stop = func(s *step) error { return s.stopTask(n.status.Task, &n.status.Reason, nil) }
 	s.end, s.fallback = events.NetworkCompleted, events.NetworkFailed
 
 	s.privileges = map[string]string{mayCustomize: "network"}
-	if r.asked.Network.ConnectNICs {
+	if r.spec.Network.ConnectNICs {
 		s.privileges[mayConnect], s.privileges[mayEdit] = "network.connectNics", "network.connectNics"
 	}
 }
@@ -45,7 +45,7 @@ func (n *networkStep) effect() *effect {
 	e.starting, e.started = events.NetworkStarting, events.NetworkStarted
 	login := e.prepare
 	e.prepare = func(ctx context.Context) (func(), error) {
-		if n.asked.Network.ConnectNICs {
+		if n.spec.Network.ConnectNICs {
 			if err := n.connectNICs(ctx); err != nil {
 				return nil, err
 			}
@@ -155,7 +155,7 @@ func (n *networkStep) read(ctx context.Context, s *step) error {
 // cameUp looks, after a Task whose error does not report whether it ran, whether the guest's network came up since the
 // call.
 func (n *networkStep) cameUp(ctx context.Context) (up bool, err error) {
-	if !n.point.Other || n.asked.Verify != nil && n.asked.Verify.Off {
+	if !n.point.Other || n.spec.Verify != nil && n.spec.Verify.Off {
 		return false, nil
 	}
 	err = n.step.lookUntil(ctx, true, func(vm vcapi.VM) bool {

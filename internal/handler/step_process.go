@@ -42,7 +42,7 @@ type processStep struct {
 
 func newProcessStep(r *run, s *step) {
 	i := slices.IndexFunc(r.state.Processes, func(p events.Process) bool { return p.Name == s.process })
-	p := &processStep{run: r, step: s, program: &r.asked.Processes[i], field: fmt.Sprintf("processes[%d]", i),
+	p := &processStep{run: r, step: s, program: &r.spec.Processes[i], field: fmt.Sprintf("processes[%d]", i),
 		status: &r.state.Processes[i]}
 	s.timeout, s.timeoutField = p.program.Timeout.Or(processTimeout), "timeout of process "+s.process
 	s.read, s.ended, s.stop, s.answer, s.warnings = p.read, p.ended, p.stop, p.answer, p.warnings

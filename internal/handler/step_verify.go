@@ -30,7 +30,7 @@ func (v *verifyStep) read(ctx context.Context, s *step) error {
 		return err
 	}
 	e := v.expected(ctx)
-	if n := v.asked.Network; n != nil && n.ConnectNICs {
+	if n := v.spec.Network; n != nil && n.ConnectNICs {
 		v.seen.cards = nil // they were read before that
 	}
 	within, cancel := v.time(ctx)
@@ -65,7 +65,7 @@ func (v *verifyStep) read(ctx context.Context, s *step) error {
 		"after %s the guest does not show what was asked for: %s", v.verifyTimeout(),
 		strings.Join(v.status.Mismatches, "; "))}
 	failure.message += v.withoutNetwork()
-	if v.asked.Customize != nil {
+	if v.spec.Customize != nil {
 		failure.message += ": see the guest's own log, /var/log/vmware-gosc/instant_clone_customization.log"
 	}
 	if v.state.Waiting == events.WaitingTools && v.blocked.by != nil {
@@ -112,9 +112,9 @@ func cardsAreOld(vm vcapi.VM) bool {
 func (v *verifyStep) withoutNetwork() string {
 	off := slices.ContainsFunc(v.status.NICs, func(n events.NIC) bool { return !n.Connected })
 	switch {
-	case v.asked.Network != nil && (v.asked.Network.ConnectNICs || !off), v.asked.Customize == nil && !off:
+	case v.spec.Network != nil && (v.spec.Network.ConnectNICs || !off), v.spec.Customize == nil && !off:
 		return ""
-	case v.asked.Network != nil:
+	case v.spec.Network != nil:
 		return `: the request does not ask for NICs to be connected: "network": {"connectNics": true}`
 	case off:
 		return `: the request asks for no network step: ` +
@@ -127,8 +127,8 @@ func (v *verifyStep) withoutNetwork() string {
 // compare holds what the guest shows against the spec, as far as the request asks for it.
 func (v *verifyStep) compare(e expected, vm vcapi.VM) *comparison {
 	var asked events.VerifySpec
-	if v.asked.Verify != nil {
-		asked = *v.asked.Verify
+	if v.spec.Verify != nil {
+		asked = *v.spec.Verify
 	}
 	return compare(e, asked, vm, v.state.VMName)
 }

@@ -104,7 +104,7 @@ type found struct {
 // of it can be done.
 func (r *run) plan() {
 	r.steps = nil
-	if r.asked == nil {
+	if r.spec == nil {
 		return
 	}
 	for _, of := range r.state.Steps() {
@@ -131,9 +131,9 @@ func (r *run) currentStep() *step {
 // accept fills in the run's first state: what was asked for is pending.
 func (r *run) accept() {
 	now := stamp(time.Now())
-	deadline := now.Add(r.asked.Timeout.Or(events.DefaultTimeout))
+	deadline := now.Add(r.spec.Timeout.Or(events.DefaultTimeout))
 	r.state.AcceptedAt, r.state.Deadline = &now, &deadline
-	r.state.Plan(r.asked)
+	r.state.Plan(r.spec)
 	r.plan()
 }
 

@@ -10,8 +10,8 @@ import (
 // stepOf is a step of a run for every step, where it stands in one of its states.
 func stepOf(t *testing.T, name string, state events.State) (*run, *step) {
 	t.Helper()
-	r := &run{Handler: &Handler{kinds: stepKinds()}, asked: new(events.RequestSpec)}
-	if err := json.Unmarshal([]byte(whole), r.asked); err != nil {
+	r := &run{Handler: &Handler{kinds: stepKinds()}, spec: new(events.RequestSpec)}
+	if err := json.Unmarshal([]byte(whole), r.spec); err != nil {
 		t.Fatal(err)
 	}
 	r.accept()

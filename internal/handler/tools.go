@@ -25,7 +25,7 @@ func (s *step) ready(ctx context.Context) error {
 		return nil
 	}
 
-	limit := r.asked.Guest.ReadyTimeout.Or(readyDefault)
+	limit := r.spec.Guest.ReadyTimeout.Or(readyDefault)
 	if limit == 0 {
 		return s.notReady(vm, limit)
 	}

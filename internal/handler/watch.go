@@ -240,10 +240,10 @@ func (p *powerWatch) on() {
 }
 
 func (p *powerWatch) limit() time.Duration {
-	if p.r.asked == nil {
+	if p.r.spec == nil {
 		return readyDefault
 	}
-	return p.r.asked.Guest.ReadyTimeout.Or(readyDefault)
+	return p.r.spec.Guest.ReadyTimeout.Or(readyDefault)
 }
 
 // decide ends the wait, by one read made after the VM's time was over.
