@@ -1,12 +1,12 @@
-// Asks guestflow for a run on one VM and waits for its end; asks how a VM stands; cancels a run:
+// Sends a request for one VM and waits for the end of its run; asks for the state of a VM; cancels a run:
 //
 //	go run ./examples/go submit lab vm-42 request.json [id]
 //	go run ./examples/go ask lab vm-42
 //	go run ./examples/go cancel lab vm-42 id
 //
-// request.json is the data of the request without "vm"; see schemas/requested.v1.json. NATS is at NATS_URL. Exit code
-// 0: succeeded, 1: failed, 2: rejected, 3: canceled, 4: not known; of a cancel 0: canceled, 1: it ended otherwise, 2:
-// rejected.
+// request.json is the data of the request without "vm"; see schemas/requested.v1.json. NATS_URL says where
+// NATS is. Exit codes: 0 succeeded, 1 failed, 2 rejected, 3 canceled, 4 unknown; of a cancel: 0 canceled, 1 the run
+// ended in another way, 2 rejected.
 package main
 
 import (

@@ -1,13 +1,16 @@
-// Asks guestflow for a run on one VM and waits for its end; asks how a VM stands; cancels a run:
+// Sends a request for one VM and waits for the end of its run; asks for the state of a VM; cancels a run:
 //
 //   node submit.mjs submit lab vm-42 request.json [id]
 //   node submit.mjs ask lab vm-42
 //   node submit.mjs cancel lab vm-42 id
 //
-// request.json is the data of the request without "vm"; see schemas/requested.v1.json. The same id again is the same run, never a second one.
-// It needs the permissions of the publisher's role alone (docs/operate/nats-permissions.md): it hears core NATS, and asks the stream whether what it heard is so.
-// Settings: NATS_URL, NATS_USER, NATS_PASSWORD, NATS_INBOX_PREFIX. Exit code 0: succeeded, 1: failed, 2: rejected, 3: canceled, 4: not known; of a cancel
-// 0: canceled, 1: it ended otherwise, 2: rejected.
+// request.json is the data of the request without "vm"; see schemas/requested.v1.json.
+// Sending the same id again is the same run, never a second one.
+// The permissions of the publisher's role are enough (docs/operate/nats-permissions.md):
+// it subscribes in core NATS, and believes an end only when the stream holds it.
+// Settings: NATS_URL, NATS_USER, NATS_PASSWORD, NATS_INBOX_PREFIX.
+// Exit codes: 0 succeeded, 1 failed, 2 rejected, 3 canceled, 4 unknown;
+// of a cancel: 0 canceled, 1 the run ended in another way, 2 rejected.
 import { readFile } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
 import { randomUUID } from "node:crypto";

@@ -1,11 +1,13 @@
-"""Asks guestflow for a run on one VM and waits for its end; asks how a VM stands; cancels a run:
+"""Sends a request for one VM and waits for the end of its run; asks for the state of a VM; cancels a run:
 
     python3 submit.py submit lab vm-42 request.json [id]
     python3 submit.py ask lab vm-42
     python3 submit.py cancel lab vm-42 id
 
-request.json is the data of the request without "vm"; see schemas/requested.v1.json. NATS is at NATS_URL. Exit code 0: succeeded, 1: failed,
-2: rejected, 3: canceled, 4: not known; of a cancel 0: canceled, 1: it ended otherwise, 2: rejected. Needs nats-py and cloudevents: see requirements.txt.
+request.json is the data of the request without "vm"; see schemas/requested.v1.json. NATS_URL says where NATS is.
+Exit codes: 0 succeeded, 1 failed, 2 rejected, 3 canceled, 4 unknown;
+of a cancel: 0 canceled, 1 the run ended in another way, 2 rejected.
+It needs nats-py and cloudevents: see requirements.txt.
 """
 
 import asyncio

@@ -1,9 +1,10 @@
 #!/bin/sh
-# Asks guestflow for a run on one VM and waits for its end, with the nats command alone:
+# Sends a request for one VM and waits for the end of its run. It needs only the nats command:
 #
 #   submit.sh lab vm-42 request.json [id]
 #
-# request.json is the whole data of the request, "vm" included. NATS is at NATS_URL. Exit code 0: succeeded, 1: failed, 2: rejected, 3: canceled, 4: not known.
+# request.json is the whole data of the request, "vm" included. NATS_URL says where NATS is.
+# Exit codes: 0 succeeded, 1 failed, 2 rejected, 3 canceled, 4 unknown.
 set -eu
 vcenter=$1 vm=$2 file=$3 id=${4:-$(date +%s)-$$}
 answer=$(nats pub --jetstream -H ce-specversion:1.0 -H "ce-id:$id" -H ce-source:/examples/shell -H ce-type:io.guestflow.customization.requested.v1 \

@@ -1,4 +1,5 @@
-# Publishes a request and waits for its end: terraform apply fails where the run does. It needs no provider; `guestflow` is on the PATH, NATS_URL is set.
+# Publishes a request and waits for the end of its run; terraform apply fails if the run fails.
+# It needs no provider, but `guestflow` on the PATH, and NATS_URL.
 terraform {
   required_version = ">= 1.4"
 }
@@ -13,7 +14,7 @@ variable "vm" {
 }
 
 variable "attempt" {
-  description = "A run that has failed is not run again under its id: count up to try again with nothing else changed."
+  description = "A failed run is not repeated with the same id: increase this number to try again without another change."
   type        = number
   default     = 1
 }
@@ -43,7 +44,7 @@ locals {
     } }
     network = {}
   })
-  # The same request is the same run, however often it is applied; a changed one is a new run.
+  # Applying the same request again is the same run; a changed request is a new run.
   id = "${substr(sha256(local.request), 0, 16)}-${var.attempt}"
 }
 
