@@ -98,6 +98,8 @@ truth: ## RUNS=300 runs against guests that misbehave, other ones at each call; 
 	@echo "truth campaign: RUNS=$(RUNS) FIRST_RUN=$(FIRST_RUN)"
 	$(GO) test -vet=off -count=1 -timeout 4h -run 'TestTruth$$' ./test/e2e -runs $(RUNS) -first-run $(FIRST_RUN)
 
+##@ Tests: long ones, by hand
+
 FUZZTIME ?= 30s
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZTIME=30s (8 min)
@@ -105,8 +107,6 @@ fuzz: ## each fuzz target for FUZZTIME=30s (8 min)
 		echo "$$(dirname $$file) $$name"; \
 		$(GO) test -vet=off -run XXX -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) ./$$(dirname $$file) || exit 1; \
 	done
-
-##@ Tests: long ones, by hand
 
 # Needs Linux: what processes use is read in /proc.
 BENCH_ARGS ?=
@@ -147,8 +147,8 @@ dashboard-look: build bin/prometheus bin/promtool ## the dashboards with data, a
 	bin/promtool test rules deploy/helm/tests/monitoring/alerts_test.yaml
 	$(GO) run -C deploy/helm/tests/monitoring ./look $(LOOK_ARGS)
 
-.PHONY: bench
-bench: ## the benchmarks (1 min)
+.PHONY: microbench
+microbench: ## the benchmarks of single functions (1 min)
 	$(GO) test -vet=off -run XXX -bench . -benchmem ./internal/...
 
 ##@ See
