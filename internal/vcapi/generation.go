@@ -27,6 +27,7 @@ type generation struct {
 	readers   sync.WaitGroup // the reads of single objects
 	readSlots chan struct{}
 	inView    map[moRef]bool
+	passTook  time.Duration       // how long the last pass over all objects took, of maintainView
 	removed   map[moRef]time.Time // objects that were recently removed from the view
 }
 

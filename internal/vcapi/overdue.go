@@ -17,7 +17,9 @@ const maxReaders = 8
 // It does not wait for the reads: an object that vCenter is slow about must not delay the others, nor those to be
 // added.
 func (g *generation) readOverdue(ctx context.Context) (next time.Time, err error) {
-	read, restart, next := g.p.overdue(time.Now())
+	began := time.Now()
+	read, restart, next := g.p.overdue(began)
+	g.passTook += time.Since(began)
 	if restart {
 		return next, errRestart
 	}

@@ -76,6 +76,9 @@ const (
 	oversizedPause = 10 * time.Second // between two reads of an object that is too large for the poll
 	// Between an update and the next poll: changes that come together cost one call.
 	gatherTime = 50 * time.Millisecond
+	// Between a change of what is watched and the next pass over all objects, see gather.
+	shortestGather = time.Millisecond
+	longestGather  = 250 * time.Millisecond
 )
 
 func newPoller(c *Client) *poller {

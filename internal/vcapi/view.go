@@ -29,8 +29,25 @@ func (g *generation) maintainView(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-g.p.changed:
+			g.gather(ctx)
 		case <-timer:
 		}
+	}
+}
+
+// passShare bounds the passes over all objects to a fifth of the time.
+const passShare = 5
+
+// gather lets changes come together where passes over all objects take long: thousands of objects are watched then, and
+// something changes all the time.
+func (g *generation) gather(ctx context.Context) {
+	pause := min((passShare-1)*g.passTook, longestGather)
+	if pause < shortestGather {
+		return
+	}
+	select {
+	case <-ctx.Done():
+	case <-time.After(pause):
 	}
 }
 
@@ -38,7 +55,9 @@ func (g *generation) maintainView(ctx context.Context) error {
 //
 // Source: VI JSON, ListView.ModifyListView, which returns the objects that vCenter could not resolve.
 func (g *generation) syncView(ctx context.Context) error {
+	began := time.Now()
 	add, remove := g.p.viewChanges(g.inView, g.removed)
+	g.passTook = time.Since(began)
 	for len(add)+len(remove) > 0 {
 		params := make(map[string]any)
 		if len(add) > 0 {
