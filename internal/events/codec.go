@@ -435,13 +435,15 @@ func strictJSON(b []byte) (any, error) {
 	if !json.Valid(b) { // also bounds how deep it is nested
 		return nil, notJSON(b)
 	}
-	d := json.NewDecoder(bytes.NewReader(b))
-	d.UseNumber()
-	v, err := orderedValue(d)
-	if err != nil {
+	scan := memberScanner{text: b}
+	if err := scan.value(); err != nil {
 		return nil, err
 	}
-	return unordered(v)
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.UseNumber()
+	var v any
+	err := d.Decode(&v)
+	return v, err
 }
 
 // twiceError is an object that names a member twice.
@@ -458,29 +460,101 @@ func within(err error, around string) error {
 	return err
 }
 
-// unordered is v with maps in the place of its objects.
-func unordered(v any) (any, error) {
-	var err error
-	switch v := v.(type) {
-	case []any:
-		for i := range v {
-			if v[i], err = unordered(v[i]); err != nil {
-				return nil, within(err, fmt.Sprintf("[%d]", i))
-			}
-		}
-	case object:
-		members := make(map[string]any, len(v))
-		for _, m := range v {
-			if _, twice := members[m.name]; twice {
-				return nil, &twiceError{Cut(m.name, 40)}
-			}
-			if members[m.name], err = unordered(m.value); err != nil {
-				return nil, within(err, Cut(m.name, 40))
-			}
-		}
-		return members, nil
+// memberScanner looks in a valid JSON text for an object that names a member twice.
+type memberScanner struct {
+	text []byte
+	at   int
+}
+
+// value passes over one value, and the white space around it.
+func (s *memberScanner) value() error {
+	s.space()
+	defer s.space()
+	switch s.text[s.at] {
+	case '{':
+		return s.object()
+	case '[':
+		return s.array()
+	case '"':
+		s.quoted()
+		return nil
 	}
-	return v, nil
+	for s.at < len(s.text) && !bytes.ContainsRune([]byte(",]} \t\r\n"), rune(s.text[s.at])) {
+		s.at++
+	}
+	return nil
+}
+
+func (s *memberScanner) object() error {
+	names := map[string]bool{}
+	for s.at++; ; s.at++ { // behind the brace, or the comma
+		if s.space(); s.text[s.at] == '}' {
+			s.at++
+			return nil
+		}
+		name := s.name()
+		if names[name] {
+			return &twiceError{Cut(name, 40)}
+		}
+		names[name] = true
+		s.space()
+		s.at++ // the colon
+		if err := s.value(); err != nil {
+			return within(err, Cut(name, 40))
+		}
+		if s.text[s.at] == '}' {
+			s.at++
+			return nil
+		}
+	}
+}
+
+func (s *memberScanner) array() error {
+	s.at++
+	if s.space(); s.text[s.at] == ']' {
+		s.at++
+		return nil
+	}
+	for i := 0; ; i++ {
+		if err := s.value(); err != nil {
+			return within(err, fmt.Sprintf("[%d]", i))
+		}
+		s.at++ // the comma, or the bracket
+		if s.text[s.at-1] == ']' {
+			return nil
+		}
+	}
+}
+
+// name passes over a member's name, and decodes it: two names may be one that is written in two ways.
+func (s *memberScanner) name() string {
+	raw := s.quoted()
+	plain := raw[1 : len(raw)-1]
+	if !slices.ContainsFunc(plain, func(c byte) bool { return c == '\\' || c >= utf8.RuneSelf }) {
+		return string(plain)
+	}
+	var text string
+	_ = json.Unmarshal(raw, &text) // it is a string: the text is valid
+	return text
+}
+
+// quoted passes over a string.
+func (s *memberScanner) quoted() []byte {
+	begin := s.at
+	for s.at++; s.text[s.at] != '"'; s.at++ {
+		if s.text[s.at] == '\\' {
+			s.at++
+		}
+	}
+	s.at++
+	return s.text[begin:s.at]
+}
+
+func (s *memberScanner) space() {
+	for s.at < len(s.text) && (s.text[s.at] == ' ' || s.text[s.at] == '\n' || s.text[s.at] == '\t' ||
+		s.text[s.at] == '\r') {
+		s.at++
+	}
 }
 
 // notJSON is why a text is no JSON, and where.
