@@ -143,20 +143,22 @@ func (p *poller) viewChanges(inView map[moRef]bool, removed map[moRef]time.Time)
 
 	now := time.Now()
 	for ref, o := range p.objects {
-		switch idle := len(o.watchers) == 0; {
-		case idle && inView[ref] && now.Sub(o.idleSince) < p.lingerTime:
+		idle, isIn := len(o.watchers) == 0, inView[ref]
+		switch {
+		case !idle && isIn: // nearly all of them
+		case idle && isIn && now.Sub(o.idleSince) < p.lingerTime:
 			// The run's next step may watch it soon.
 		case idle:
 			delete(p.objects, ref)
-			if inView[ref] && p.oversized[ref] {
+			if isIn && p.oversized[ref] {
 				delete(inView, ref)
-			} else if inView[ref] {
+			} else if isIn {
 				remove = append(remove, ref)
 			}
-		case !inView[ref] && p.oversized[ref]:
+		case p.oversized[ref]:
 			inView[ref] = true // treated as if it were
 			o.shown, o.reAdded, o.mustRead, o.checkAt = false, false, true, time.Time{}
-		case !inView[ref]:
+		default:
 			add = append(add, ref)
 			o.shown, o.reAdded, o.checkAt = false, false, now.Add(p.showGrace())
 			if _, recently := removed[ref]; recently && !p.missesAdded {
