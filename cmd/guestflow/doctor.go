@@ -77,7 +77,7 @@ type doctor struct {
 	vm        string
 	subject   string
 	broken    bool
-	toldCures map[string]bool // the cures that were told
+	toldCures map[string]bool // cures that were printed
 }
 
 func (d *doctor) report(v verdict, cure, what string, args ...any) {
