@@ -26,11 +26,11 @@ func TestTakenTooLate(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	i := &consumer{conn: &Conn{nc: nc}, inFlight: map[uint64]*inFlight{}, drained: true, log: zerolog.Nop()}
-	i.handlers.Wait()
-	i.receive(&nats.Msg{Subject: "guestflow.requests.lab.vm-1", Reply: reply, Sub: answers})
-	if len(i.inFlight) != 0 {
-		t.Error("it is in hand")
+	c := &consumer{conn: &Conn{nc: nc}, inFlight: map[uint64]*inFlight{}, drained: true, log: zerolog.Nop()}
+	c.handlers.Wait()
+	c.receive(&nats.Msg{Subject: "guestflow.requests.lab.vm-1", Reply: reply, Sub: answers})
+	if len(c.inFlight) != 0 {
+		t.Error("it is in flight")
 	}
 	answer, err := answers.NextMsg(10 * time.Second)
 	if err != nil || string(answer.Data) != "-NAK" {
@@ -41,19 +41,19 @@ func TestTakenTooLate(t *testing.T) {
 // What panicked here once, and ended in another process, is not remembered for ever; what goes on panicking is refused.
 func TestPanicsAreForgotten(t *testing.T) {
 	t.Parallel()
-	i := &consumer{panics: map[identity]panicked{}, log: zerolog.Nop()}
+	c := &consumer{panics: map[identity]panicked{}, log: zerolog.Nop()}
 	for n := range uint64(100) {
-		i.panics[identity{seq: n}] = panicked{times: 1, last: time.Now().Add(-panicsKept - time.Second)}
+		c.panics[identity{seq: n}] = panicked{times: 1, last: time.Now().Add(-panicsKept - time.Second)}
 	}
 	h := &inFlight{identity: identity{seq: 1000}}
 	for n := 1; n <= maxPanics; n++ {
-		err := i.asRefusal(h, &panicError{value: "boom"})
+		err := c.asRefusal(h, &panicError{value: "boom"})
 		var reject *events.RejectError
 		if refused := errors.As(err, &reject); refused != (n == maxPanics) {
 			t.Errorf("panic %d: %v", n, err)
 		}
 	}
-	if len(i.panics) != 0 {
-		t.Errorf("%d are remembered", len(i.panics))
+	if len(c.panics) != 0 {
+		t.Errorf("%d are remembered", len(c.panics))
 	}
 }
