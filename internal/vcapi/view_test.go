@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// TestGather: the longer a pass over all watched objects takes, the longer the next one waits for more changes; with few
-// objects, or where the poll ends, there is no wait.
+// TestGather: the longer a pass over all watched objects takes, the longer the next one waits for more changes; with
+// few objects, or where the poll ends, there is no wait.
 func TestGather(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {

@@ -76,7 +76,8 @@ func BenchmarkConfirmLast(b *testing.B) {
 		marks[i].MsgID = fmt.Sprintf("%s.%d.token", run.ID, run.N)
 		var err error
 		after := marks[0].Seq // 0 for the first
-		if marks[i].Seq, err = j.Append(b.Context(), after, marks[i].MsgID, events.RunWaiting, goldenAttrs, run); err != nil {
+		if marks[i].Seq, err = j.Append(b.Context(), after, marks[i].MsgID, events.RunWaiting, goldenAttrs,
+			run); err != nil {
 			b.Fatal(err)
 		}
 	}
