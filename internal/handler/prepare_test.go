@@ -12,16 +12,17 @@ import (
 var preparations = map[string]struct {
 	request string
 	act     string
+	takes   time.Duration // so long, and some milliseconds
 	slow    func(w *harness)
 }{
-	"the guest's own status": {only(customizeOnly), "customize", func(w *harness) {
+	"the guest's own status": {only(customizeOnly), "customize", baselineTime, func(w *harness) {
 		w.vc.on(rule{op: "CustomizationStatus", times: 1, hang: true})
 	}},
-	"the NICs that are off": {only(`"network":{"connectNics":true}`), "network", func(w *harness) {
+	"the NICs that are off": {only(`"network":{"connectNics":true}`), "network", patience, func(w *harness) {
 		w.vm.nics = []vcapi.NIC{{MAC: "00:50:56:00:00:01"}}
 		w.vc.on(rule{op: "DisconnectedNICs", times: 1, hang: true})
 	}},
-	"the connection of the NICs": {only(`"network":{"connectNics":true}`), "network", func(w *harness) {
+	"the connection of the NICs": {only(`"network":{"connectNics":true}`), "network", 10 * time.Second, func(w *harness) {
 		w.vm.nics = []vcapi.NIC{{MAC: "00:50:56:00:00:01"}}
 		w.vc.connects = 10 * time.Second
 	}},
@@ -35,12 +36,13 @@ func TestInterruptedPreparation(t *testing.T) {
 	for name, p := range preparations {
 		t.Run(name+"/canceled", func(t *testing.T) {
 			t.Parallel()
-			for _, noWake := range []bool{false, true} { // a cancel that is not heard is looked for
+			// One that is not heard comes so late that who listens does not look for it before the intent.
+			for noWake, after := range map[bool]time.Duration{false: 3 * time.Second, true: p.takes} {
 				withHarness(t, secrets, func(w *harness) {
 					w.noWake = noWake
 					p.slow(w)
 					req := w.request("order-1", p.request)
-					w.later(3*time.Second, func() { w.cancel(req) })
+					w.later(after, func() { w.cancel(req) })
 					w.drive(req)
 					w.wantEnds("run.canceled")
 					w.wantEffects(p.act, 0)
