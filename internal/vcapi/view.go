@@ -83,6 +83,7 @@ func (g *generation) syncView(ctx context.Context) error {
 		for _, ref := range add {
 			g.inView[ref] = true
 		}
+		g.p.noteAdded(add)
 
 		for _, ref := range remove {
 			delete(g.inView, ref)
@@ -175,6 +176,20 @@ func (p *poller) viewChanges(inView map[moRef]bool, removed map[moRef]time.Time)
 	}
 
 	return add, remove
+}
+
+// noteAdded lets the time in which the poll must show objects begin when they are in the view: the call that adds
+// thousands of them takes long itself.
+func (p *poller) noteAdded(refs []moRef) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+
+	due := time.Now().Add(p.showGrace())
+	for _, ref := range refs {
+		if o := p.objects[ref]; o != nil && !o.shown && !o.mustRead {
+			o.checkAt = due
+		}
+	}
 }
 
 // requestRead notes that the poll cannot show a watched object, so that it is read by itself.

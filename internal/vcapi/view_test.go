@@ -3,6 +3,9 @@ package vcapi
 import (
 	"context"
 	"fmt"
+	"net/http"
+	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -37,6 +40,38 @@ func TestGather(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestSlowViewCall: where the call that adds objects to the view takes longer than showTimeout, as one with thousands of
+// objects may, they are not overdue when it returns: the poll could not show them before.
+func TestSlowViewCall(t *testing.T) {
+	t.Parallel()
+	p := newPollServer(t)
+	waiting, added := make(chan struct{}, 1), make(chan struct{})
+	answered := sync.OnceFunc(func() { close(added) })
+	p.handle("ModifyListView", func(w http.ResponseWriter, _ *http.Request) {
+		<-time.After(1500 * time.Millisecond)
+		answered()
+		writeJSON(w, 200, `[]`)
+	})
+	p.handle("WaitForUpdatesEx", func(w http.ResponseWriter, r *http.Request) {
+		wake(waiting)
+		if all := p.of("WaitForUpdatesEx"); strings.Contains(all[len(all)-1].body, `"version"`) {
+			<-r.Context().Done()
+			return
+		}
+		select {
+		case <-added:
+			<-time.After(200 * time.Millisecond) // after the call's response was read
+			writeJSON(w, 200, updateOf("1", "enter", "VirtualMachine", "vm-42", change("name", `"forty-two"`)))
+		case <-r.Context().Done():
+		}
+	})
+
+	c := p.polling(t, func(c *Client) { c.poller.showTimeout = time.Second })
+	<-waiting // the first poll waits, over an empty view
+	until(t, c, "vm-42", "", named42)
+	p.wantCount(t, "CreateFilter", 1)
 }
 
 // One pass over 20,000 objects that are watched and in the view.
