@@ -34,7 +34,7 @@ type row struct {
 
 var (
 	quoted   = regexp.MustCompile("`([^`]+)`")
-	testName = regexp.MustCompile(`^([a-z0-9]+)\.((?:Test|Fuzz|Benchmark)\w+)(?:/(.+))?$`)
+	testName = regexp.MustCompile(`^([a-z0-9]+)\.((?:Test|Fuzz|Benchmark|Example)\w+)(?:/(.+))?$`)
 )
 
 // tables are the document's rows by the heading that they stand under.

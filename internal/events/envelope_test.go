@@ -19,7 +19,8 @@ import (
 	"github.com/guestflow/guestflow/internal/events"
 )
 
-func refusal(t *testing.T, h map[string][]string, data []byte) string {
+// refusal is why a message is refused.
+func refusal(t *testing.T, h map[string][]string, data []byte) *events.RejectError {
 	t.Helper()
 	_, err := events.DecodeRequest("lab", subject, h, data)
 	var reject *events.RejectError
@@ -29,7 +30,7 @@ func refusal(t *testing.T, h map[string][]string, data []byte) string {
 	if reject.Code != events.InvalidRequest {
 		t.Errorf("refused with %s", reject.Code)
 	}
-	return reject.Message
+	return reject
 }
 
 func readCase(t *testing.T, name string) []byte {
@@ -97,13 +98,12 @@ func TestAttributesAreWrittenAsCloudEventsHasThem(t *testing.T) {
 
 		{"data alone", nil, []byte(`{"vm":"vm-42","customize":{"spec":{}}}`), []string{"no specversion",
 			"Data alone is not enough", "ce- headers"}},
-		{"UTF-16", nil, []byte("\xff\xfe{\x00}\x00"), []string{"UTF-16", "encode it as UTF-8"}},
 		{"a line of no JSON", nil, []byte("{\n \"id\": 7,\n}"), []string{"line 3"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			got := refusal(t, tt.header, tt.data)
+			got := refusal(t, tt.header, tt.data).Message
 			for _, want := range tt.want {
 				if !strings.Contains(got, want) {
 					t.Errorf("refused with %q, want %q", got, want)
@@ -143,13 +143,13 @@ func TestTimestamps(t *testing.T) {
 	}
 	for _, text := range []string{"2024-01-02", "2024-01-02 03:04:05Z", "2024-01-02T03:04:05", "2024-01-02T03:04:60Z",
 		"2016-12-31T23:59:61Z", "2024-01-02T3:04:05Z",
-		"2024-01-02T03:04:05,5Z", "2024-02-30T03:04:05Z", "2024-01-02T24:00:00Z", "1704164645", ""} {
+		"2024-01-02T03:04:05,5Z", "2024-02-30T03:04:05Z", "2024-01-02T24:00:00Z", "1704164645", "today", ""} {
 		t.Run("no "+text, func(t *testing.T) {
 			t.Parallel()
 			for _, name := range []string{"time", "expirytime"} {
-				got := refusal(t, nil, structured(`{"vm":"vm-42"}`, `,"`+name+`":"`+text+`"`))
-				if !strings.Contains(got, "attribute "+name+" is") ||
-					!strings.Contains(got, "write it as 2026-01-02T15:04:05Z") {
+				got := refusal(t, nil, structured(`{"vm":"vm-42"}`, `,"`+name+`":"`+text+`"`)).Message
+				if !strings.Contains(got, "attribute "+name+` is "`+text+
+					`", which is no RFC 3339 time: write it as 2026-01-02T15:04:05Z`) {
 					t.Errorf("refused with %q", got)
 				}
 			}
@@ -251,10 +251,8 @@ func TestBinaryValuesAreReadAsOneEncoderWroteThem(t *testing.T) {
 	if want := (events.RequestRef{Source: "/pipe%20line/7", ID: "d-1"}); err != nil || r.Ref != want {
 		t.Errorf("%+v, %v", r.Ref, err)
 	}
-	if refusal(t, header("ce-specversion", "1.0", "ce-type", requestedType, "ce-source", "/a", "ce-id", "a%0Ab"),
-		[]byte(`{"vm":"vm-42"}`)) == "" {
-		t.Error("an encoded line end is taken")
-	}
+	refusal(t, header("ce-specversion", "1.0", "ce-type", requestedType, "ce-source", "/a", "ce-id", "a%0Ab"),
+		[]byte(`{"vm":"vm-42"}`)) // with a line end in it
 }
 
 // Whatever a publisher means, its encoding by the specification is read as it was, where the source is a URI reference.

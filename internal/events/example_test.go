@@ -45,6 +45,7 @@ func ExampleDecodeRequest() {
 
 // The ID of a run follows from the request, so a client knows it before guestflow has begun.
 func ExampleRunID() {
+	// printf 'lab\nvm-42\n/provisioner\n7f3c' | sha256sum | xxd -r -p | base32 | tr A-Z a-z | cut -c1-26
 	fmt.Println(events.RunID("lab", "vm-42", events.RequestRef{Source: "/provisioner", ID: "7f3c"}))
 	// Output: 5pqkd5cmmksy6vba2psrnysvuv
 }
