@@ -42,8 +42,8 @@ func TestGather(t *testing.T) {
 	}
 }
 
-// TestSlowViewCall: where the call that adds objects to the view takes longer than showTimeout, as one with thousands of
-// objects may, they are not overdue when it returns: the poll could not show them before.
+// TestSlowViewCall: where the call that adds objects to the view takes longer than showTimeout, as one with thousands
+// of objects may, they are not overdue when it returns: the poll could not show them before.
 func TestSlowViewCall(t *testing.T) {
 	t.Parallel()
 	p := newPollServer(t)
