@@ -1,7 +1,6 @@
 package vcsim_test
 
 import (
-	"encoding/json"
 	"net/http"
 	"slices"
 	"strings"
@@ -14,12 +13,9 @@ import (
 // listView makes a list view of VMs and returns its path.
 func (c *rest) listView(vms ...string) (id, path string) {
 	c.t.Helper()
-	res := c.do("POST", "/sdk/vim25/8.0.1.0/ViewManager/ViewManager/CreateListView", `{"obj":[`+refs(vms...)+`]}`)
-	var ref struct{ Value string }
-	if err := json.Unmarshal([]byte(res.body), &ref); err != nil || res.status != http.StatusOK {
-		c.t.Fatalf("CreateListView: %d %s", res.status, res.body)
-	}
-	return ref.Value, "/sdk/vim25/8.0.1.0/ListView/" + ref.Value + "/ModifyListView"
+	const create = "/sdk/vim25/8.0.1.0/ViewManager/ViewManager/CreateListView"
+	id = c.ref("ListView", create, `{"obj":[`+refs(vms...)+`]}`)
+	return id, "/sdk/vim25/8.0.1.0/ListView/" + id + "/ModifyListView"
 }
 
 func refs(ids ...string) string {
@@ -69,9 +65,7 @@ func (c *rest) background(method, path, body string) <-chan response {
 
 func TestViewChangesDuringWait(t *testing.T) {
 	t.Parallel()
-	v := start(t, vcsim.Options{VMs: 3})
-	c := newREST(t, v)
-	c.login()
+	v, c, _ := loggedIn(t, vcsim.Options{VMs: 3})
 	vms := v.VMs()
 	id, modify := c.listView(vms[0])
 	p := c.poll(viewFilter(id))
@@ -128,10 +122,7 @@ func TestViewChangesDuringWait(t *testing.T) {
 // TestVersionAskedAgain loses an answer of the long poll and asks for the same version again.
 func TestVersionAskedAgain(t *testing.T) {
 	t.Parallel()
-	v := start(t, vcsim.Options{})
-	c := newREST(t, v)
-	c.login()
-	vm := first(v)
+	v, c, vm := loggedIn(t, vcsim.Options{})
 	p := c.poll(filterOf("VirtualMachine", vm.ID(), "guest.hostName"))
 	p.next()
 
@@ -170,9 +161,7 @@ func TestVersionAskedAgain(t *testing.T) {
 // TestManyUpdates gives more updates than one answer may have.
 func TestManyUpdates(t *testing.T) {
 	t.Parallel()
-	v := start(t, vcsim.Options{VMs: 5})
-	c := newREST(t, v)
-	c.login()
+	v, c, _ := loggedIn(t, vcsim.Options{VMs: 5})
 	id, _ := c.listView(v.VMs()...)
 	p := c.poll(viewFilter(id))
 	var seen []string
@@ -200,10 +189,7 @@ func TestManyUpdates(t *testing.T) {
 
 func TestTaskIsPushed(t *testing.T) {
 	t.Parallel()
-	v := start(t, vcsim.Options{})
-	c := newREST(t, v)
-	c.login()
-	vm := first(v)
+	v, c, vm := loggedIn(t, vcsim.Options{})
 	id, modify := c.listView(vm.ID())
 	p := c.poll(viewFilter(id))
 	p.next()
@@ -223,10 +209,7 @@ func TestTaskIsPushed(t *testing.T) {
 // A vCenter that is busy shows nothing for a while, then all of it; a read by itself shows it at once.
 func TestBlockedUpdates(t *testing.T) {
 	t.Parallel()
-	v := start(t, vcsim.Options{})
-	c := newREST(t, v)
-	c.login()
-	vm := first(v)
+	_, c, vm := loggedIn(t, vcsim.Options{})
 	id, modify := c.listView(vm.ID())
 	p := c.poll(viewFilter(id))
 	p.next()

@@ -15,38 +15,6 @@ import (
 	"github.com/guestflow/guestflow/internal/vcsim"
 )
 
-func TestCustomizeThenNetwork(t *testing.T) {
-	t.Parallel()
-	v := start(t, vcsim.Options{})
-	c := newREST(t, v)
-	c.login()
-	vm := first(v)
-
-	info := c.end(c.act("CustomizeGuest_Task", customizeBody(vm, "web01", "10.0.0.7")))
-	if info.State != "success" || info.Name != "CustomizeGuest_Task" || info.Entity.Value != vm.ID() ||
-		info.Progress != 100 {
-		t.Fatalf("task: %+v", info)
-	}
-
-	if got := vm.HostName(); got != "template" {
-		t.Errorf("host name before the network is started: %q", got)
-	}
-
-	info = c.end(c.act("StartGuestNetwork_Task", onVM(vm)))
-	if info.State != "success" || info.Name != "StartGuestNetwork_Task" {
-		t.Fatalf("task: %+v", info)
-	}
-	if got := vm.HostName(); got != "web01" {
-		t.Errorf("host name: %q", got)
-	}
-	if got := vm.Addresses(); len(got) != 1 || got[0] != "10.0.0.7" {
-		t.Errorf("addresses: %q", got)
-	}
-	if e := vm.Effects(); e.Customizations != 1 || e.NetworkStarts != 1 || e.Aborts != 0 {
-		t.Errorf("effects: %+v", e)
-	}
-}
-
 func TestRefused(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct {
@@ -94,10 +62,7 @@ func TestRefused(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			v := start(t, vcsim.Options{})
-			c := newREST(t, v)
-			c.login()
-			vm := first(v)
+			v, c, vm := loggedIn(t, vcsim.Options{})
 			body := customizeBody(vm, "web01", "10.0.0.7")
 			if tc.before != nil {
 				tc.before(vm)
@@ -218,10 +183,7 @@ func TestValuesRefused(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			v := start(t, vcsim.Options{})
-			c := newREST(t, v)
-			c.login()
-			vm := first(v)
+			_, c, vm := loggedIn(t, vcsim.Options{})
 			res := c.do("POST", gcmPath+"CustomizeGuest_Task", tc.edit(customizeBody(vm, "web01", "10.0.0.7")))
 
 			switch {
@@ -300,14 +262,16 @@ func TestTaskEnds(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			v := start(t, vcsim.Options{GuestClockOffset: -time.Hour})
-			c := newREST(t, v)
-			c.login()
-			vm := first(v)
+			_, c, vm := loggedIn(t, vcsim.Options{GuestClockOffset: -time.Hour})
 			vm.Configure(tc.guest)
 			info := c.end(c.act("CustomizeGuest_Task", customizeBody(vm, "web01", "10.0.0.7")))
-			if string(info.State) != tc.state || info.CompleteTime == nil {
+			if string(info.State) != tc.state || info.CompleteTime == nil ||
+				info.Name != "CustomizeGuest_Task" || info.Entity.Value != vm.ID() ||
+				(info.Progress == 100) != (tc.state == "success") {
 				t.Fatalf("task: %+v", info)
+			}
+			if got := vm.HostName(); got != "template" {
+				t.Errorf("host name before the network is started: %q", got)
 			}
 
 			if tc.fault != "" {
@@ -315,9 +279,18 @@ func TestTaskEnds(t *testing.T) {
 				mustContain(t, "error", said, tc.fault)
 			}
 
-			c.end(c.act("StartGuestNetwork_Task", onVM(vm)))
+			info = c.end(c.act("StartGuestNetwork_Task", onVM(vm)))
+			if info.State != "success" || info.Name != "StartGuestNetwork_Task" {
+				t.Fatalf("task: %+v", info)
+			}
 			if got := vm.HostName(); got != tc.host {
 				t.Errorf("host name: %q", got)
+			}
+			if got := vm.Addresses(); slices.Equal(got, []string{"10.0.0.7"}) != (tc.host == "web01") {
+				t.Errorf("addresses: %q", got)
+			}
+			if e := vm.Effects(); e.Customizations != 1 || e.NetworkStarts != 1 || e.Aborts != 0 {
+				t.Errorf("effects: %+v", e)
 			}
 
 			mustContain(
@@ -332,10 +305,7 @@ func TestTaskEnds(t *testing.T) {
 
 func TestBusyAbortAndCrash(t *testing.T) {
 	t.Parallel()
-	v := start(t, vcsim.Options{})
-	c := newREST(t, v)
-	c.login()
-	vm := first(v)
+	_, c, vm := loggedIn(t, vcsim.Options{})
 	vm.Configure(func(g *vcsim.Guest) { g.CustomizeTime = time.Hour })
 	body := customizeBody(vm, "web01", "10.0.0.7")
 	busy := c.act("CustomizeGuest_Task", body)
@@ -396,10 +366,7 @@ func TestInterrupted(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			v := start(t, vcsim.Options{})
-			c := newREST(t, v)
-			c.login()
-			vm := first(v)
+			_, c, vm := loggedIn(t, vcsim.Options{})
 			vm.Configure(func(g *vcsim.Guest) { g.CustomizeTime = time.Hour })
 			task := c.act("CustomizeGuest_Task", customizeBody(vm, "web01", "10.0.0.7"))
 			tc.by(c, vm, task)
@@ -420,10 +387,7 @@ func TestInterrupted(t *testing.T) {
 
 func TestRebootShowsWhatIsSet(t *testing.T) {
 	t.Parallel()
-	v := start(t, vcsim.Options{})
-	c := newREST(t, v)
-	c.login()
-	vm := first(v)
+	v, c, vm := loggedIn(t, vcsim.Options{})
 	c.end(c.act("CustomizeGuest_Task", customizeBody(vm, "web01", "10.0.0.7")))
 	vm.RebootGuest()
 	if got := vm.HostName(); got != "web01" {
@@ -446,10 +410,7 @@ func TestRebootShowsWhatIsSet(t *testing.T) {
 // TestNICsByBusOrder customizes two NICs without naming them.
 func TestNICsByBusOrder(t *testing.T) {
 	t.Parallel()
-	v := start(t, vcsim.Options{NICs: 2})
-	c := newREST(t, v)
-	c.login()
-	vm := first(v)
+	_, c, vm := loggedIn(t, vcsim.Options{NICs: 2})
 	vm.Configure(func(g *vcsim.Guest) { g.AppliesAtOnce = true })
 	nic := func(ip string) string {
 		return `{"adapter":{"ip":{"_typeName":"CustomizationFixedIp","ipAddress":"` + ip + `"}}}`
@@ -472,10 +433,7 @@ var nicSettings = regexp.MustCompile(`(?s)"nicSettingMap":\[.*?\}\}\]\}`)
 // What a guest may show, and how a Task may be told, that took guestflow in once.
 func TestFaults(t *testing.T) {
 	t.Parallel()
-	v := start(t, vcsim.Options{NICs: 2})
-	c := newREST(t, v)
-	c.login()
-	vm := first(v)
+	_, c, vm := loggedIn(t, vcsim.Options{NICs: 2})
 	vm.SetShown("web01", map[int]string{1: "10.0.0.9"})
 	if got := vm.Addresses(); vm.HostName() != "web01" || len(got) != 2 || got[1] != "10.0.0.9" {
 		t.Errorf("shown beforehand: %s %q", vm.HostName(), got)

@@ -154,25 +154,8 @@ func TestOnlyRest(t *testing.T) {
 				t.Errorf("without a session: %d %s", res.status, res.body)
 			}
 
-			req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, v.URL()+sessions, nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-
-			req.SetBasicAuth(v.Username(), v.Password())
-			res, err := c.http.Do(req)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer func() { _ = res.Body.Close() }()
 			var login struct{ Value string }
-
-			if err := json.NewDecoder(res.Body).
-				Decode(&login); err != nil || res.StatusCode != http.StatusOK ||
-				login.Value == "" {
-				t.Fatalf("login: %d %+v, %v", res.StatusCode, login, err)
-			}
-
+			c.loginAt(sessions, http.StatusOK, &login)
 			c.token = login.Value
 			mustContain(t, "session", c.do("POST", sessions+"?~action=get", "").body, `{"value":{"user":"`+v.Username())
 			absent()

@@ -218,13 +218,8 @@ func TestGovmomi(t *testing.T) {
 // TestGovmomiFaults sees that faults have their types, also in a Task.
 func TestGovmomiFaults(t *testing.T) {
 	t.Parallel()
-	v := start(t, vcsim.Options{})
 	ctx := within(t)
-	c := vimClient(t, v, true)
-	if err := session.NewManager(c).Login(ctx, url.UserPassword(v.Username(), v.Password())); err != nil {
-		t.Fatal(err)
-	}
-
+	v, c := vimSession(t, true)
 	vm := first(v)
 	vm.PowerOff()
 	ref := types.ManagedObjectReference{Type: "VirtualMachine", Value: vm.ID()}
@@ -271,13 +266,8 @@ func TestGovmomiFaults(t *testing.T) {
 // TestReconfigureNIC sees that an operator's change of a NIC reaches the guest.
 func TestReconfigureNIC(t *testing.T) {
 	t.Parallel()
-	v := start(t, vcsim.Options{})
 	ctx := within(t)
-	c := vimClient(t, v, true)
-	if err := session.NewManager(c).Login(ctx, url.UserPassword(v.Username(), v.Password())); err != nil {
-		t.Fatal(err)
-	}
-
+	v, c := vimSession(t, true)
 	vm := first(v)
 	vm.SetNICs(false)
 	o := object.NewVirtualMachine(c, types.ManagedObjectReference{Type: "VirtualMachine", Value: vm.ID()})
@@ -341,13 +331,8 @@ func TestReconfigureNIC(t *testing.T) {
 // TestWhatElseClientsRead are reads that a client of customizations makes beside the great ones.
 func TestWhatElseClientsRead(t *testing.T) {
 	t.Parallel()
-	v := start(t, vcsim.Options{})
 	ctx := within(t)
-	c := vimClient(t, v, true)
-	if err := session.NewManager(c).Login(ctx, url.UserPassword(v.Username(), v.Password())); err != nil {
-		t.Fatal(err)
-	}
-
+	v, c := vimSession(t, true)
 	specs := object.NewCustomizationSpecManager(c)
 	item := types.CustomizationSpecItem{
 		Info: types.CustomizationSpecInfo{Name: "web", Type: "Linux"},

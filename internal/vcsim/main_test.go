@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vmware/govmomi/session"
 	"github.com/vmware/govmomi/vim25"
 	"github.com/vmware/govmomi/vim25/soap"
 	"github.com/vmware/govmomi/vim25/types"
@@ -109,6 +110,15 @@ func (c *rest) do(method, path, body string) response {
 	return res
 }
 
+// loggedIn is a running simulator, a client with a session of VI JSON, and the first VM.
+func loggedIn(t *testing.T, opts vcsim.Options) (*vcsim.VCenter, *rest, *vcsim.VM) {
+	t.Helper()
+	v := start(t, opts)
+	c := newREST(t, v)
+	c.login()
+	return v, c, first(v)
+}
+
 // want checks an answer; the body is compared as JSON, "" is no body.
 func (c *rest) want(method, path, body string, status int, want string) response {
 	c.t.Helper()
@@ -158,7 +168,13 @@ func (c *rest) login() response {
 // loginREST opens a session by REST and keeps its token.
 func (c *rest) loginREST() {
 	c.t.Helper()
-	req, err := http.NewRequestWithContext(c.t.Context(), http.MethodPost, c.v.URL()+"/api/session", nil)
+	c.loginAt("/api/session", http.StatusCreated, &c.token)
+}
+
+// loginAt opens a session of REST with the user's password; its answer is decoded into into.
+func (c *rest) loginAt(path string, status int, into any) {
+	c.t.Helper()
+	req, err := http.NewRequestWithContext(c.t.Context(), http.MethodPost, c.v.URL()+path, nil)
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -169,10 +185,10 @@ func (c *rest) loginREST() {
 		c.t.Fatal(err)
 	}
 	defer func() { _ = res.Body.Close() }()
-	if res.StatusCode != http.StatusCreated {
-		c.t.Fatalf("POST /api/session: %d", res.StatusCode)
+	if res.StatusCode != status {
+		c.t.Fatalf("POST %s: %d", path, res.StatusCode)
 	}
-	if err := json.NewDecoder(res.Body).Decode(&c.token); err != nil {
+	if err := json.NewDecoder(res.Body).Decode(into); err != nil {
 		c.t.Fatal(err)
 	}
 }
@@ -224,10 +240,16 @@ func onVM(vm *vcsim.VM) string {
 // act calls a method of the guest customization manager and returns its Task.
 func (c *rest) act(method, body string) string {
 	c.t.Helper()
-	res := c.do("POST", gcmPath+method, body)
+	return c.ref("Task", gcmPath+method, body)
+}
+
+// ref calls a method that answers with an object of a kind, and returns the object's ID.
+func (c *rest) ref(kind, path, body string) string {
+	c.t.Helper()
+	res := c.do("POST", path, body)
 	var ref struct{ Type, Value string }
-	if err := json.Unmarshal([]byte(res.body), &ref); err != nil || res.status != http.StatusOK || ref.Type != "Task" {
-		c.t.Fatalf("%s: %d %s (%v)", method, res.status, res.body, err)
+	if err := json.Unmarshal([]byte(res.body), &ref); err != nil || res.status != http.StatusOK || ref.Type != kind {
+		c.t.Fatalf("%s: %d %s (%v)", path, res.status, res.body, err)
 	}
 	return ref.Value
 }
@@ -274,12 +296,9 @@ type poll struct {
 
 func (c *rest) poll(filter string) *poll {
 	c.t.Helper()
-	res := c.do("POST", "/sdk/vim25/8.0.1.0/PropertyCollector/propertyCollector/CreatePropertyCollector", "")
-	var ref struct{ Value string }
-	if err := json.Unmarshal([]byte(res.body), &ref); err != nil || res.status != http.StatusOK {
-		c.t.Fatalf("CreatePropertyCollector: %d %s", res.status, res.body)
-	}
-	p := &poll{c: c, path: "/sdk/vim25/8.0.1.0/PropertyCollector/" + url.PathEscape(ref.Value) + "/"}
+	const create = "/sdk/vim25/8.0.1.0/PropertyCollector/propertyCollector/CreatePropertyCollector"
+	id := c.ref("PropertyCollector", create, "")
+	p := &poll{c: c, path: "/sdk/vim25/8.0.1.0/PropertyCollector/" + url.PathEscape(id) + "/"}
 	if res := c.do("POST", p.path+"CreateFilter", filter); res.status != http.StatusOK {
 		c.t.Fatalf("CreateFilter: %d %s", res.status, res.body)
 	}
@@ -328,7 +347,19 @@ func changes(set types.UpdateSet) []string {
 	return all
 }
 
-// vimClient is govmomi's client, logged in.
+// vimSession is a running simulator and govmomi's client, logged in.
+func vimSession(t *testing.T, useJSON bool) (*vcsim.VCenter, *vim25.Client) {
+	t.Helper()
+	v := start(t, vcsim.Options{})
+	c := vimClient(t, v, useJSON)
+	user := url.UserPassword(v.Username(), v.Password())
+	if err := session.NewManager(c).Login(within(t), user); err != nil {
+		t.Fatal(err)
+	}
+	return v, c
+}
+
+// vimClient is govmomi's client, without a session.
 func vimClient(t *testing.T, v *vcsim.VCenter, useJSON bool) *vim25.Client {
 	t.Helper()
 	u, err := soap.ParseURL(v.URL() + "/sdk")

@@ -2,7 +2,6 @@ package vcsim_test
 
 import (
 	"net/http"
-	"net/url"
 	"os"
 	"slices"
 	"strings"
@@ -10,7 +9,6 @@ import (
 
 	"github.com/vmware/govmomi/fault"
 	"github.com/vmware/govmomi/object"
-	"github.com/vmware/govmomi/session"
 	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/types"
 
@@ -175,13 +173,8 @@ func TestDeniedOnOneVM(t *testing.T) {
 // not know.)
 func TestRolesCanBeMade(t *testing.T) {
 	t.Parallel()
-	v := start(t, vcsim.Options{})
 	ctx := within(t)
-	c := vimClient(t, v, false)
-	if err := session.NewManager(c).Login(ctx, url.UserPassword(v.Username(), v.Password())); err != nil {
-		t.Fatal(err)
-	}
-
+	v, c := vimSession(t, false)
 	m := object.NewAuthorizationManager(c)
 	for _, name := range []string{"root", "vm"} {
 		content, err := os.ReadFile("../../deploy/vcenter/role-" + name + ".txt")

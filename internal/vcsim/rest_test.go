@@ -226,9 +226,7 @@ func TestWrongLogin(t *testing.T) {
 func TestExpiredReads(t *testing.T) {
 	t.Parallel()
 	for _, missing := range []bool{false, true} {
-		v := start(t, vcsim.Options{MissingNotAuthenticated: missing})
-		c := newREST(t, v)
-		c.login()
+		v, c, _ := loggedIn(t, vcsim.Options{MissingNotAuthenticated: missing})
 		v.ExpireSessions()
 		res := c.do("POST", "/sdk/vim25/8.0.3.0/PropertyCollector/propertyCollector/RetrievePropertiesEx",
 			`{"specSet":[{"propSet":[{"type":"VirtualMachine","pathSet":["name"]}],

@@ -16,9 +16,7 @@ import (
 func TestScript(t *testing.T) {
 	t.Parallel()
 	const check = "guest/customization check"
-	v := start(t, vcsim.Options{})
-	c := newREST(t, v)
-	c.login()
+	v, c, _ := loggedIn(t, vcsim.Options{})
 	one, two := first(v), v.VM(v.VMs()[1])
 	path := func(vm *vcsim.VM) string { return "/api/vcenter/vm/" + vm.ID() + "/guest/customization?action=check" }
 	status := func(vm *vcsim.VM) int {
@@ -112,10 +110,7 @@ func TestSOAPFault(t *testing.T) {
 // TestHooks stops calls before and after their effect.
 func TestHooks(t *testing.T) {
 	t.Parallel()
-	v := start(t, vcsim.Options{})
-	c := newREST(t, v)
-	c.login()
-	vm := first(v)
+	v, c, vm := loggedIn(t, vcsim.Options{})
 	var mu sync.Mutex
 	var seen []string
 	drop := map[vcsim.Phase]bool{}
@@ -160,10 +155,7 @@ func TestHooks(t *testing.T) {
 // TestTravellingCall gives up on a call that takes effect later, all the same.
 func TestTravellingCall(t *testing.T) {
 	t.Parallel()
-	v := start(t, vcsim.Options{})
-	c := newREST(t, v)
-	c.login()
-	vm := first(v)
+	v, c, vm := loggedIn(t, vcsim.Options{})
 	arrived, cut, landed := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	v.OnCall(func(call vcsim.Call, p vcsim.Phase) vcsim.Action {
 		if call.Op == "AbortCustomization_Task" {
@@ -200,10 +192,7 @@ func TestTravellingCall(t *testing.T) {
 // TestTravellingCallWithoutSession ends the session of a call that is on its way: it is refused when it lands.
 func TestTravellingCallWithoutSession(t *testing.T) {
 	t.Parallel()
-	v := start(t, vcsim.Options{})
-	c := newREST(t, v)
-	c.login()
-	vm := first(v)
+	v, c, vm := loggedIn(t, vcsim.Options{})
 	v.OnCall(func(call vcsim.Call, p vcsim.Phase) vcsim.Action {
 		if call.VM == vm.ID() && p == vcsim.Before {
 			v.ExpireSessions()
@@ -258,9 +247,7 @@ func TestSecretsAreRedacted(t *testing.T) {
 
 func TestStopAndResume(t *testing.T) {
 	t.Parallel()
-	v := start(t, vcsim.Options{})
-	c := newREST(t, v)
-	c.login()
+	v, c, _ := loggedIn(t, vcsim.Options{})
 	url := v.URL()
 
 	for range 3 {

@@ -36,18 +36,9 @@ func (c *rest) recent(vm *vcsim.VM) []string {
 // history reads the task history with a filter; members are those of a TaskFilterSpec.
 func (c *rest) history(members string) []types.TaskInfo {
 	c.t.Helper()
-	res := c.do(
-		"POST",
-		"/sdk/vim25/8.0.1.0/TaskManager/TaskManager/CreateCollectorForTasks",
-		`{"filter":{"_typeName":"TaskFilterSpec"`+members+`}}`,
-	)
-
-	var ref struct{ Value string }
-	if err := json.Unmarshal([]byte(res.body), &ref); err != nil || res.status != http.StatusOK {
-		c.t.Fatalf("CreateCollectorForTasks: %d %s", res.status, res.body)
-	}
-
-	path := "/sdk/vim25/8.0.1.0/TaskHistoryCollector/" + ref.Value + "/"
+	const create = "/sdk/vim25/8.0.1.0/TaskManager/TaskManager/CreateCollectorForTasks"
+	id := c.ref("TaskHistoryCollector", create, `{"filter":{"_typeName":"TaskFilterSpec"`+members+`}}`)
+	path := "/sdk/vim25/8.0.1.0/TaskHistoryCollector/" + id + "/"
 	defer c.do("POST", path+"DestroyCollector", "")
 	var all []types.TaskInfo
 	for {
@@ -77,9 +68,7 @@ func queued(at time.Time, bound string) string {
 
 func TestHistory(t *testing.T) {
 	t.Parallel()
-	v := start(t, vcsim.Options{ClockOffset: -5 * time.Hour})
-	c := newREST(t, v)
-	c.login()
+	v, c, _ := loggedIn(t, vcsim.Options{ClockOffset: -5 * time.Hour})
 	one, two := first(v), v.VM(v.VMs()[1])
 	var made []string // the VMs: a history that reaches back before the test
 
@@ -193,9 +182,7 @@ func TestVisibilityLag(t *testing.T) {
 
 func TestTooManyCollectors(t *testing.T) {
 	t.Parallel()
-	v := start(t, vcsim.Options{})
-	c := newREST(t, v)
-	c.login()
+	_, c, _ := loggedIn(t, vcsim.Options{})
 	const path = "/sdk/vim25/8.0.1.0/TaskManager/TaskManager/CreateCollectorForTasks"
 
 	for range 32 {
