@@ -2,7 +2,7 @@ package docs_test
 
 import (
 	"encoding/json"
-	"io/fs"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -209,6 +209,18 @@ func references(t *testing.T, root, node any) {
 	}
 }
 
+// leads says why a mention of a page, or of a heading in it, leads nowhere; "" where it leads there.
+func leads(t *testing.T, page, heading string) string {
+	t.Helper()
+	if _, err := os.Stat(page); err != nil {
+		return err.Error()
+	}
+	if heading != "" && !slices.Contains(anchors(read(t, page)), heading) {
+		return fmt.Sprintf("%s has no heading #%s", page, heading)
+	}
+	return ""
+}
+
 // Every link of a page of this repository to another leads to a file that is there, and to a heading in it.
 func TestLinks(t *testing.T) {
 	t.Parallel()
@@ -219,10 +231,8 @@ func TestLinks(t *testing.T) {
 			if link[1] != "" {
 				file = filepath.Join(filepath.Dir(page), filepath.FromSlash(link[1]))
 			}
-			if _, err := os.Stat(file); err != nil {
-				t.Errorf("%s: %v", page, err)
-			} else if link[2] != "" && !slices.Contains(anchors(read(t, file)), link[2]) {
-				t.Errorf("%s: %s has no heading #%s", page, file, link[2])
+			if wrong := leads(t, file, link[2]); wrong != "" {
+				t.Errorf("%s: %s", page, wrong)
 			}
 		}
 	}
@@ -269,21 +279,9 @@ var saysPage = regexp.MustCompile(`\bdocs/([\w/-]+\.(?:md|yaml))(?:#([\w-]+))?`)
 func TestMentions(t *testing.T) {
 	t.Parallel()
 	found := 0
-	err := filepath.WalkDir("..", func(file string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		if d.IsDir() {
-			if name := d.Name(); name == ".git" || name == "bin" || name == "node_modules" {
-				return filepath.SkipDir
-			}
-			return nil
-		}
-		if !slices.Contains([]string{".go", ".md", ".yaml", ".yml", ".json", ".conf", ".mjs", ".py", ".sh", ""},
-			filepath.Ext(file)) {
-			return nil
-		}
-		text := strings.ReplaceAll(read(t, file), "guestflow/guestflow/blob/main/docs/", "docs/")
+	kinds := []string{".go", ".md", ".yaml", ".yml", ".json", ".conf", ".mjs", ".py", ".sh", ""}
+	for _, file := range files(t, func(path string) bool { return slices.Contains(kinds, filepath.Ext(path)) }) {
+		text := strings.ReplaceAll(read(t, filepath.Join("..", file)), "guestflow/guestflow/blob/main/docs/", "docs/")
 		for _, m := range saysPage.FindAllStringSubmatchIndex(text, -1) {
 			if m[0] > 0 && text[m[0]-1] == '/' && !strings.HasSuffix(text[:m[0]], "../") {
 				continue // another repository's
@@ -293,16 +291,13 @@ func TestMentions(t *testing.T) {
 			if m[4] >= 0 {
 				heading = text[m[4]:m[5]]
 			}
-			if _, err := os.Stat(page); err != nil {
-				t.Errorf("%s speaks of docs/%s: %v", file, page, err)
-			} else if heading != "" && !slices.Contains(anchors(read(t, page)), heading) {
-				t.Errorf("%s: docs/%s has no heading #%s", file, page, heading)
+			if wrong := leads(t, page, heading); wrong != "" {
+				t.Errorf("%s speaks of docs/%s: %s", file, page, wrong)
 			}
 		}
-		return nil
-	})
-	if err != nil || found < 50 {
-		t.Errorf("%d mentions, %v", found, err)
+	}
+	if found < 50 {
+		t.Errorf("%d mentions", found)
 	}
 }
 

@@ -325,16 +325,14 @@ func settled(text string) string {
 	return text
 }
 
-// What the page cuts out of an example is there, word for word.
+// The page shows each part of a client in every language. (That its excerpts are in the examples, word for word,
+// TestEveryBlock tests.)
 func TestExcerpts(t *testing.T) {
 	t.Parallel()
 	languages := map[string]int{}
 	for _, b := range blocks(read(t, "use/integrator.md")) {
-		if from := b.args["from"]; from != "" {
+		if b.args["from"] != "" {
 			languages[b.lang]++
-			if !strings.Contains(read(t, filepath.Join("..", from)), b.text) {
-				t.Errorf("use/integrator.md:%d is not in %s", b.line, from)
-			}
 		}
 	}
 	for _, lang := range []string{"go", "python", "js"} {

@@ -38,15 +38,15 @@ func settings(t *testing.T, change map[string]string) envconfig.Lookuper {
 	return envconfig.MapLookuper(env)
 }
 
+// What is not set, or empty, has its default; a replica that is not given a name is called by its host's.
 func TestLoadConfigDefaults(t *testing.T) {
 	t.Parallel()
-	cfg, err := app.LoadConfig(settings(t, map[string]string{"GUESTFLOW_INSTANCE": "pod-a", "GUESTFLOW_ACK_WAIT": ""}))
+	host, err := os.Hostname()
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := app.Service{
 		SecretsDir:          "/var/run/secrets/guestflow",
-		Instance:            "pod-a",
 		StreamReplicas:      1,
 		EventsMaxAge:        720 * time.Hour,
 		DeadlettersMaxAge:   168 * time.Hour,
@@ -60,17 +60,25 @@ func TestLoadConfigDefaults(t *testing.T) {
 		LogLevel:            "info",
 		LogFormat:           "json",
 	}
-	if diff := cmp.Diff(want, cfg.Service); diff != "" {
-		t.Errorf("service settings (-want +got):\n%s", diff)
-	}
-	if cfg.NATS.URL != "nats://127.0.0.1:4222" {
-		t.Errorf("NATS_URL: got %q", cfg.NATS.URL)
-	}
-	v := cfg.VCenters[0]
-	if v.Name != "lab" || v.MaxInFlight != 64 || v.SendWindow != 5*time.Second || v.TravelTime != 10*time.Second ||
-		v.VisibilityLag != 30*time.Second {
-		t.Errorf("vCenter: got %s with %d in flight, T %s, D %s, V %s", v, v.MaxInFlight, v.SendWindow, v.TravelTime,
-			v.VisibilityLag)
+	for given, instance := range map[string]string{"pod-a": "pod-a", "": host, "-": host} {
+		cfg, err := app.LoadConfig(
+			settings(t, map[string]string{"GUESTFLOW_INSTANCE": given, "GUESTFLOW_ACK_WAIT": ""}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want.Instance = instance
+		if diff := cmp.Diff(want, cfg.Service); diff != "" {
+			t.Errorf("GUESTFLOW_INSTANCE %q: service settings (-want +got):\n%s", given, diff)
+		}
+		if cfg.NATS.URL != "nats://127.0.0.1:4222" {
+			t.Errorf("NATS_URL: got %q", cfg.NATS.URL)
+		}
+		v := cfg.VCenters[0]
+		if v.Name != "lab" || v.MaxInFlight != 64 || v.SendWindow != 5*time.Second || v.TravelTime != 10*time.Second ||
+			v.VisibilityLag != 30*time.Second {
+			t.Errorf("vCenter: got %s with %d in flight, T %s, D %s, V %s", v, v.MaxInFlight, v.SendWindow,
+				v.TravelTime, v.VisibilityLag)
+		}
 	}
 }
 

@@ -8,16 +8,13 @@ import (
 	"go/token"
 	"io/fs"
 	"maps"
-	"os"
 	"path/filepath"
-	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
 
-	"github.com/guestflow/guestflow/internal/app"
 	"github.com/guestflow/guestflow/schemas"
 )
 
@@ -40,12 +37,8 @@ var (
 // tables are the document's rows by the heading that they stand under.
 func tables(t *testing.T) map[string][]row {
 	t.Helper()
-	page, err := os.ReadFile(filepath.Join(root, coveragePage))
-	if err != nil {
-		t.Fatal(err)
-	}
 	all, heading := map[string][]row{}, ""
-	for i, line := range strings.Split(string(page), "\n") {
+	for i, line := range strings.Split(page(t, coveragePage), "\n") {
 		if h, ok := strings.CutPrefix(line, "## "); ok {
 			heading = h
 		}
@@ -169,7 +162,7 @@ func TestCoverageIsComplete(t *testing.T) {
 			fields(t, schemas.Run), constants(t, "Status"), constants(t, "State"), constants(t, "Waiting")),
 		"Request":  fields(t, schemas.Requested),
 		"Cancel":   fields(t, schemas.CancelRequested),
-		"Settings": append(settingsOf(), "GUESTFLOW_VCENTERS"),
+		"Settings": slices.Collect(maps.Keys(defaults())),
 	} {
 		if len(want) < 4 {
 			t.Errorf("%s: only %v was found in the code", heading, want)
@@ -296,23 +289,4 @@ func fields(t *testing.T, schema string) []string {
 	}
 	walk(whole, "")
 	return slices.Sorted(maps.Keys(found))
-}
-
-// settingsOf are the names of all settings, those of a vCenter with <NAME> for its name.
-func settingsOf() (names []string) {
-	for _, of := range []struct {
-		prefix string
-		typ    reflect.Type
-	}{
-		{"", reflect.TypeFor[app.NATS]()},
-		{"", reflect.TypeFor[app.Service]()},
-		{"VCENTER_<NAME>_", reflect.TypeFor[app.VCenter]()},
-	} {
-		for i := range of.typ.NumField() {
-			if name, _, _ := strings.Cut(of.typ.Field(i).Tag.Get("env"), ","); name != "" {
-				names = append(names, of.prefix+name)
-			}
-		}
-	}
-	return names
 }

@@ -3,10 +3,8 @@ package app_test
 import (
 	"encoding/json"
 	"maps"
-	"os"
 	"os/exec"
 	"path"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -15,41 +13,28 @@ import (
 
 const module = "github.com/guestflow/guestflow/"
 
-// dependencies lists what a package is linked from.
-func dependencies(t *testing.T, pkg string) []string {
-	t.Helper()
-	out, err := exec.Command("go", "list", "-deps", module+pkg).Output()
-	if err != nil {
-		t.Fatalf("go list -deps %s: %v", pkg, err)
-	}
-	return strings.Fields(string(out))
-}
-
-// linkedWith fails for each dependency of pkg that is one of not, or below it.
-func linkedWith(t *testing.T, pkg string, not ...string) {
-	t.Helper()
-	for _, d := range dependencies(t, pkg) {
-		for _, n := range not {
-			if d == n || strings.HasPrefix(d, n+"/") {
-				t.Errorf("%s is linked with %s", pkg, d)
+// The simulated vCenter and the nats-server are for tests and the demo: neither may ever be linked into the service. The
+// contract, and what decides by it, are free of NATS's client.
+func TestLinkedPackages(t *testing.T) {
+	t.Parallel()
+	for pkg, not := range map[string][]string{ // and what is below it
+		"cmd/consumer": {module + "internal/vcsim", "github.com/vmware/govmomi", "github.com/nats-io/nats-server",
+			"testing", module + "internal/events/stream/natstest", module + "internal/events/stream/memstore",
+			module + "internal/client", "github.com/spf13/cobra"},
+		"internal/events":  {"github.com/nats-io"},
+		"internal/handler": {"github.com/nats-io"},
+	} {
+		out, err := exec.Command("go", "list", "-deps", module+pkg).Output()
+		if err != nil {
+			t.Fatalf("go list -deps %s: %v", pkg, err)
+		}
+		for d := range strings.FieldsSeq(string(out)) {
+			for _, n := range not {
+				if d == n || strings.HasPrefix(d, n+"/") {
+					t.Errorf("%s is linked with %s", pkg, d)
+				}
 			}
 		}
-	}
-}
-
-// The simulated vCenter and the nats-server are for tests and the demo: neither may ever be linked into the service.
-func TestServiceIsLinkedFromServiceOnly(t *testing.T) {
-	t.Parallel()
-	linkedWith(t, "cmd/consumer", module+"internal/vcsim", "github.com/vmware/govmomi",
-		"github.com/nats-io/nats-server", "testing", module+"internal/events/stream/natstest",
-		module+"internal/events/stream/memstore", module+"internal/client", "github.com/spf13/cobra")
-}
-
-// The contract, and what decides by it, are free of NATS's client.
-func TestContractIsFreeOfNATS(t *testing.T) {
-	t.Parallel()
-	for _, pkg := range []string{"internal/events", "internal/handler"} {
-		linkedWith(t, pkg, "github.com/nats-io")
 	}
 }
 
@@ -94,14 +79,7 @@ func named(t *testing.T, text string, all map[string]listed) []string {
 	return found
 }
 
-func architecture(t *testing.T) string {
-	t.Helper()
-	page, err := os.ReadFile(filepath.Join(root, "docs", "develop", "ARCHITECTURE.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(page)
-}
+const architecturePage = "docs/develop/ARCHITECTURE.md"
 
 // The map in docs/develop/ARCHITECTURE.md says which package imports which; each has a row, and no row says more than
 // there is.
@@ -109,7 +87,7 @@ func TestImports(t *testing.T) {
 	t.Parallel()
 	all := packages(t)
 	allowed, folders := map[string][]string{}, regexp.MustCompile("`([^`]+)`")
-	rows := regexp.MustCompile(`(?m)^\| (.+?) \| .+ \| (.*)\|$`).FindAllStringSubmatch(architecture(t), -1)
+	rows := regexp.MustCompile(`(?m)^\| (.+?) \| .+ \| (.*)\|$`).FindAllStringSubmatch(page(t, architecturePage), -1)
 	for _, row := range rows {
 		for _, folder := range folders.FindAllStringSubmatch(row[1], -1) {
 			for name := range all {
@@ -146,7 +124,7 @@ func TestProtocolsAreSpokenWhereThePageSays(t *testing.T) {
 		"HTTP": {"net/http"},
 	}
 	sentences := regexp.MustCompile(`(?ms)^- (NATS|HTTP) is spoken only in (.+?)\.$`).
-		FindAllStringSubmatch(architecture(t), -1)
+		FindAllStringSubmatch(page(t, architecturePage), -1)
 	if len(sentences) != len(libraries) {
 		t.Fatalf("docs/develop/ARCHITECTURE.md has %d sentences of where NATS and HTTP are spoken", len(sentences))
 	}
