@@ -12,9 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	"github.com/rs/zerolog"
 
 	"github.com/guestflow/guestflow/internal/client"
 	"github.com/guestflow/guestflow/internal/events"
@@ -67,39 +65,33 @@ func TestDoctorFinds(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, vcsim.Options{APIVersion: "8.0.3.0"})
 	vm := s.vc.VMs()[0]
-	with := func(set map[string]string) *site {
-		env := maps.Clone(s.env)
-		maps.Copy(env, set)
-		return &site{t, s.url, s.vc, env}
+	for name, test := range map[string]struct {
+		set  map[string]string
+		code int
+		says []string
+	}{
+		"nothing has run yet": {nil, 0, []string{"warning  not there yet: stream GUESTFLOW_EVENTS, ", "start the service",
+			"it has no customization check"}},
+		"no streams, and none are made": {map[string]string{"GUESTFLOW_PROVISION": "false"}, 1,
+			[]string{"broken   stream GUESTFLOW_EVENTS: is missing", "GUESTFLOW_PROVISION=true"}},
+		"no NATS": {map[string]string{"NATS_URL": "nats://127.0.0.1:1"}, 1,
+			[]string{"cannot connect to NATS", "logged in at"}},
+		"wrong settings": {map[string]string{"NATS_URL": "http://x", "VCENTER_LAB_URL": ""}, 1,
+			[]string{"VCENTER_LAB_URL: required", "NATS_URL:", "not checked"}},
+		"wrong password": {map[string]string{"VCENTER_LAB_PASSWORD_FILE": "", "VCENTER_LAB_PASSWORD": "hunter2"}, 1,
+			[]string{"InvalidLogin", "VCENTER_LAB_USERNAME (with its domain"}},
+		"no CA": {map[string]string{"VCENTER_LAB_CA_FILE": ""}, 1, []string{"cure: set VCENTER_LAB_CA_FILE"}},
+		"another thumbprint": {map[string]string{"VCENTER_LAB_THUMBPRINT": strings.Repeat("ab", 32)}, 1,
+			[]string{"VCENTER_LAB_THUMBPRINT to the SHA-256"}},
+		"no vCenter": {map[string]string{"VCENTER_LAB_URL": "https://127.0.0.1:1"}, 1,
+			[]string{"whether this host may reach it"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			env := maps.Clone(s.env)
+			maps.Copy(env, test.set)
+			(&site{t, s.url, s.vc, env}).read("doctor").want(t, test.code, test.says...)
+		})
 	}
-	s.read("doctor").
-		want(t, 0, "warning  not there yet: stream "+
-			"GUESTFLOW_EVENTS, ", "start the service", "it has no customization check")
-	with(
-		map[string]string{"GUESTFLOW_PROVISION": "false"},
-	).read("doctor").
-		want(t, 1, "broken   stream GUESTFLOW_EVENTS: is missing", "GUESTFLOW_PROVISION=true")
-	with(
-		map[string]string{"NATS_URL": "nats://127.0.0.1:1"},
-	).read("doctor").
-		want(t, 1, "cannot connect to NATS", "logged in at")
-	with(
-		map[string]string{"NATS_URL": "http://x", "VCENTER_LAB_URL": ""},
-	).read("doctor").
-		want(t, 1, "VCENTER_LAB_URL: required", "NATS_URL:", "not checked")
-	with(
-		map[string]string{"VCENTER_LAB_PASSWORD_FILE": "", "VCENTER_LAB_PASSWORD": "hunter2"},
-	).read("doctor").
-		want(t, 1, "InvalidLogin", "VCENTER_LAB_USERNAME (with its domain")
-	with(map[string]string{"VCENTER_LAB_CA_FILE": ""}).read("doctor").want(t, 1, "cure: set VCENTER_LAB_CA_FILE")
-	with(
-		map[string]string{"VCENTER_LAB_THUMBPRINT": strings.Repeat("ab", 32)},
-	).read("doctor").
-		want(t, 1, "VCENTER_LAB_THUMBPRINT to the SHA-256")
-	with(
-		map[string]string{"VCENTER_LAB_URL": "https://127.0.0.1:1"},
-	).read("doctor").
-		want(t, 1, "whether this host may reach it")
 
 	s.vc.Script(
 		vcsim.Rule{
@@ -136,40 +128,13 @@ func TestDoctorFinds(t *testing.T) {
 func TestDoctorCountsRequests(t *testing.T) {
 	t.Parallel()
 	s := newSite(t, vcsim.Options{})
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	service, err := stream.Connect(ctx, stream.Config{URL: s.url}, zerolog.Nop())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer service.Close()
-	if err := service.Provision(
-		ctx,
-		stream.Settings{
-			Provision:         true,
-			Replicas:          1,
-			EventsMaxAge:      720 * time.Hour,
-			DeadlettersMaxAge: 168 * time.Hour,
-			QueuePerVM:        2,
-			AckWait:           30 * time.Second,
-			MaxInFlight:       map[string]int{"lab": 64},
-		},
-	); err != nil {
-		t.Fatal(err)
-	}
+	provision(t, s.url)
 	for _, vm := range s.vc.VMs()[:3] {
 		s.publish(events.RequestSubject("lab", vm), "application/json", "{}")
 	}
-	nc, err := nats.Connect(s.url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Fatal(err)
-	}
-	consumer, err := js.Consumer(ctx, events.RequestsStream("lab"), events.RequestsConsumer("lab"))
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	consumer, err := s.jetStream().Consumer(ctx, events.RequestsStream("lab"), events.RequestsConsumer("lab"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,30 +18,20 @@ import (
 	"github.com/guestflow/guestflow/internal/vcsim"
 )
 
-// streamsOnly are NATS with guestflow's streams, and no service.
-func streamsOnly(t *testing.T) (*site, *stream.Conn) {
+// provision makes guestflow's streams as the service does.
+func provision(t *testing.T, url string) *stream.Conn {
 	t.Helper()
-	s := &site{t: t, url: natstest.StartServer(t).URL()}
-	s.env = map[string]string{"NATS_URL": s.url, "GUESTFLOW_VCENTERS": "lab"}
-	conn, err := stream.Connect(t.Context(), stream.Config{URL: s.url}, zerolog.Nop())
+	conn, err := stream.Connect(t.Context(), stream.Config{URL: url}, zerolog.Nop())
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(conn.Close)
-	if err := conn.Provision(
-		t.Context(),
-		stream.Settings{
-			EventsMaxAge:      720 * time.Hour,
-			DeadlettersMaxAge: 168 * time.Hour,
-			QueuePerVM:        2,
-			AckWait:           30 * time.Second,
-			MaxInFlight:       map[string]int{"lab": 4},
-			Provision:         true,
-		},
-	); err != nil {
+	if err := conn.Provision(t.Context(), stream.Settings{Provision: true, Replicas: 1, QueuePerVM: 2,
+		EventsMaxAge: 720 * time.Hour, DeadlettersMaxAge: 168 * time.Hour, AckWait: 30 * time.Second,
+		MaxInFlight: map[string]int{"lab": 64}}); err != nil {
 		t.Fatal(err)
 	}
-	return s, conn
+	return conn
 }
 
 // Dead letters as the service makes them.
@@ -99,7 +89,9 @@ func TestDeadlettersOfTheService(t *testing.T) {
 // What is replayed is the message as it was, and not what only the server was to read.
 func TestReplayIsTheOriginal(t *testing.T) {
 	t.Parallel()
-	s, conn := streamsOnly(t)
+	s := &site{t: t, url: natstest.StartServer(t).URL()}
+	s.env = map[string]string{"NATS_URL": s.url, "GUESTFLOW_VCENTERS": "lab"}
+	conn := provision(t, s.url)
 	original := nats.Header{
 		"ce-specversion": {"1.0"},
 		"ce-type":        {"io.guestflow.customization.requested.v1"},

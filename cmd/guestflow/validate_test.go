@@ -51,15 +51,25 @@ func TestValidateWarnings(t *testing.T) {
 // A file for --spec that is no CustomizationSpec in JSON is named with what it is.
 func TestSpecFiles(t *testing.T) {
 	t.Parallel()
-	submit := func(spec, in string) *running {
-		return begin(t, map[string]string{"NATS_URL": "nats://127.0.0.1:1", "GUESTFLOW_VCENTERS": "lab"}, false, in,
-			"submit", "--vm", "vm-29", "--secret", "linux-root", "--spec", spec)
+	for name, test := range map[string]struct {
+		spec, in string
+		code     int
+		says     []string
+	}{
+		"XML": {"testdata/cases/24-spec.xml", "", 4, []string{
+			"--spec testdata/cases/24-spec.xml: it is XML, a specification exported from vCenter", "--spec-name"}},
+		"YAML":    {"testdata/cases/24-spec.yaml", "", 4, []string{"it is YAML, and JSON is wanted"}},
+		"no JSON": {"-", "{\n\n]", 4, []string{"--spec standard input: it is not valid JSON: line 3"}},
+		"of REST": {"-", `{"configuration_spec":{}}`, 2, []string{
+			"customize.spec: is the specification of the REST API"}},
+		"a request":   {"-", `{"vm":"vm-29"}`, 2, []string{"customize.spec.identity: is required"}},
+		"it is taken": {"-", "\ufeff" + spec, 4, []string{"Set NATS_URL"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			begin(t, map[string]string{"NATS_URL": "nats://127.0.0.1:1", "GUESTFLOW_VCENTERS": "lab"}, false, test.in,
+				"submit", "--vm", "vm-29", "--secret", "linux-root", "--spec", test.spec).end().
+				want(t, test.code, test.says...)
+		})
 	}
-	submit("testdata/cases/24-spec.xml", "").end().
-		want(t, 4, "--spec testdata/cases/24-spec.xml: it is XML, a specification exported from vCenter", "--spec-name")
-	submit("testdata/cases/24-spec.yaml", "").end().want(t, 4, "it is YAML, and JSON is wanted")
-	submit("-", "{\n\n]").end().want(t, 4, "--spec standard input: it is not valid JSON: line 3")
-	submit("-", `{"configuration_spec":{}}`).end().want(t, 2, "customize.spec: is the specification of the REST API")
-	submit("-", `{"vm":"vm-29"}`).end().want(t, 2, "customize.spec.identity: is required")
-	submit("-", "\ufeff"+spec).end().want(t, 4, "Set NATS_URL") // it is taken
 }
