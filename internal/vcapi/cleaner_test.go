@@ -39,6 +39,28 @@ func histories(f *fake) <-chan string {
 	return gone
 }
 
+// logouts answers each Logout of f, and sends the token of its session on the channel.
+func logouts(f *fake) <-chan string {
+	tokens := make(chan string, 10)
+	f.handle("Logout", func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(http.StatusNoContent)
+		tokens <- r.Header.Get(sessionHeader)
+	})
+	return tokens
+}
+
+// leaveViews gives list views of a session to the cleaner of c.
+func leaveViews(t *testing.T, c *Client, s *session, ids ...string) {
+	t.Helper()
+	for _, id := range ids {
+		down, err := c.newVIMCall(s.service, objectRef("ListView", id), "ListView", "DestroyView", noParams)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.cleaner.removeLater(&serverObject{ref: refTo("ListView", id), session: s, removeCall: down})
+	}
+}
+
 // TestCleanerLateResponse: an object that is created after its caller gave up is removed all the same, whatever its
 // kind.
 func TestCleanerLateResponse(t *testing.T) {
@@ -160,14 +182,7 @@ func TestCleanerStubbornObject(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	for _, id := range []string{"stubborn", "other"} {
-		down, err := c.newVIMCall(s.service, objectRef("ListView", id), "ListView", "DestroyView", noParams)
-		if err != nil {
-			t.Fatal(err)
-		}
-		c.cleaner.removeLater(&serverObject{ref: refTo("ListView", id), session: s, removeCall: down})
-	}
-
+	leaveViews(t, c, s, "stubborn", "other")
 	within(t, "the other", gone)
 }
 
@@ -175,20 +190,11 @@ func TestCleanerStubbornObject(t *testing.T) {
 // names were lost, and those that cannot be removed. The next call opens another session.
 func TestCleanerEndsSession(t *testing.T) {
 	t.Parallel()
-	ended := func(f *fake) <-chan string {
-		tokens := make(chan string, 10)
-		f.handle("Logout", func(w http.ResponseWriter, r *http.Request) {
-			w.WriteHeader(http.StatusNoContent)
-			tokens <- r.Header.Get(sessionHeader)
-		})
-		return tokens
-	}
-
 	t.Run("names lost", func(t *testing.T) {
 		t.Parallel()
 		f := newFake(t, "9.0.0.0")
 		histories(f)
-		tokens := ended(f)
+		tokens := logouts(f)
 		f.handle("CreateCollectorForTasks", func(w http.ResponseWriter, _ *http.Request) { cut(w) })
 		c := f.client(t)
 
@@ -213,7 +219,7 @@ func TestCleanerEndsSession(t *testing.T) {
 	t.Run("not taken down", func(t *testing.T) {
 		t.Parallel()
 		f := newFake(t, "9.0.0.0")
-		tokens := ended(f)
+		tokens := logouts(f)
 		c := f.client(t)
 		s, err := c.vimLogin.get(context.Background())
 		if err != nil {
@@ -222,14 +228,7 @@ func TestCleanerEndsSession(t *testing.T) {
 
 		f.handle("DestroyView", func(w http.ResponseWriter, _ *http.Request) { cut(w) })
 		for i := range maxPending {
-			down, err := c.newVIMCall(
-				s.service, objectRef("ListView", fmt.Sprint(i)), "ListView", "DestroyView", noParams,
-			)
-			if err != nil {
-				t.Fatal(err)
-			}
-
-			c.cleaner.removeLater(&serverObject{ref: refTo("ListView", fmt.Sprint(i)), session: s, removeCall: down})
+			leaveViews(t, c, s, fmt.Sprint(i))
 		}
 
 		if token := within(t, "Logout", tokens); token != "vim-token-1" {
@@ -240,7 +239,6 @@ func TestCleanerEndsSession(t *testing.T) {
 	t.Run("not used any more", func(t *testing.T) { // at once, not only when the client ends
 		t.Parallel()
 		f := newFake(t, "9.0.0.0")
-		tokens := ended(f)
 		c := f.client(t)
 		s, err := c.vimLogin.get(context.Background())
 		if err != nil {
@@ -256,7 +254,6 @@ func TestCleanerEndsSession(t *testing.T) {
 			w.WriteHeader(http.StatusNoContent)
 		})
 
-		_ = tokens
 		c.forgetSession(s, false)
 		if _, err := c.Session(context.Background()); err != nil {
 			t.Error(err)
@@ -371,15 +368,10 @@ func TestLoginLate(t *testing.T) {
 func TestLoginOddAnswer(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, "9.0.0.0")
-	gone := make(chan string, 10)
+	gone := logouts(f)
 	f.handle("Login", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set(sessionHeader, "odd-token")
 		writeJSON(w, 200, `{"key":7}`)
-	})
-
-	f.handle("Logout", func(w http.ResponseWriter, r *http.Request) {
-		w.WriteHeader(http.StatusNoContent)
-		gone <- r.Header.Get(sessionHeader)
 	})
 
 	if _, err := f.client(t).Now(context.Background()); !errors.Is(err, ErrNotUnderstood) {
@@ -396,14 +388,7 @@ func TestLostLoginBackoff(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		tries, sent := 0, NotSent
-		c, err := New(
-			Config{URL: "https://vc.test", Username: "u", Password: func() (string, error) { return "p", nil }},
-		)
-		if err != nil {
-			t.Fatal(err)
-		}
-
-		l := newLogin(c, func(context.Context, string) (*session, error) {
+		l := newTestLogin(t, func(context.Context, string) (*session, error) {
 			tries++
 			return nil, &Error{Op: opLogin, Class: Transient, Sent: sent}
 		})

@@ -16,23 +16,12 @@ import (
 	"github.com/guestflow/guestflow/internal/vcsim"
 )
 
-// TestFence: the connection is open before the fence is asked, nothing is written before the fence agrees, and its
-// error is returned whole.
+// TestFence: the connection is open before the fence is asked, and nothing is written before the fence agrees.
 func TestFence(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, "9.0.0.0")
 	f.reply("StartGuestNetwork_Task", 200, `{"type":"Task","value":"task-1"}`)
 	c := f.client(t)
-	fenced := errors.New("fenced")
-	_, err := c.StartGuestNetwork(context.Background(), func(context.Context) error { return fenced }, "vm-1", testAuth)
-
-	if e := asError(t, err); e.Sent != NotSent || !errors.Is(err, fenced) ||
-		!strings.Contains(err.Error(), "not sent: fenced") {
-		t.Errorf("got %s: %v", e.Sent, err)
-	}
-
-	f.wantCount(t, "StartGuestNetwork_Task", 0)
-
 	// With the server gone after the dial, the fence is still reached: the handshake was over before.
 	asked := false
 	task, err := c.StartGuestNetwork(context.Background(), func(context.Context) error {
@@ -113,46 +102,99 @@ func TestFenceAfterDial(t *testing.T) {
 	}
 }
 
-// TestEffectContext: where ctx ends before the write, the effect is not sent; after it, unknown. The cause is in the
-// error.
-func TestEffectContext(t *testing.T) {
+// TestEffectUnanswered: without an answer, an effect was not sent where it ended before the write, and else it is not
+// known whether it took place. Why it ended is in the error.
+func TestEffectUnanswered(t *testing.T) {
 	t.Parallel()
-	cause := errors.New("drained")
-	f := newFake(t, "9.0.0.0")
-	c := f.client(t)
-	ctx, cancel := context.WithCancelCause(context.Background())
-	_, err := c.StartGuestNetwork(ctx, func(context.Context) error { cancel(cause); return nil }, "vm-1", testAuth)
-	if e := asError(t, err); e.Sent != NotSent || !errors.Is(err, cause) {
-		t.Errorf("before: got %s: %v", e.Sent, err)
+	const op = "StartGuestNetwork_Task"
+	fenced, drained := errors.New("fenced"), errors.New("drained")
+	type scene struct {
+		*fake
+		*Client
+		cancel context.CancelCauseFunc
 	}
+	hang := func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() } // until the client hangs up
 
-	f.wantCount(t, "StartGuestNetwork_Task", 0)
+	for _, row := range []struct {
+		name    string
+		prepare func(scene)
+		fence   func(scene) error
+		want    outcome
+		calls   int
+		is      func(error) bool // whether it says why
+	}{
+		{
+			name:  "the fence refuses",
+			fence: func(scene) error { return fenced },
+			want:  outcome{"", Transient, NotSent},
+			is: func(err error) bool {
+				return errors.Is(err, fenced) && strings.Contains(err.Error(), "not sent: fenced")
+			},
+		},
+		{
+			name:  "its context ends before the write",
+			fence: func(s scene) error { s.cancel(drained); return nil },
+			want:  outcome{"", Transient, NotSent},
+			is:    func(err error) bool { return errors.Is(err, drained) },
+		},
+		{
+			name: "its context ends after the write",
+			prepare: func(s scene) {
+				s.handle(op, func(w http.ResponseWriter, r *http.Request) { s.cancel(drained); hang(w, r) })
+			},
+			want: outcome{"", Transient, Unknown}, calls: 1,
+			is: func(err error) bool { return errors.Is(err, drained) },
+		},
+		{
+			name:    "no response in time",
+			prepare: func(s scene) { s.responseTimeout = 50 * time.Millisecond; s.handle(op, hang) },
+			want:    outcome{"", Transient, Unknown}, calls: 1,
+			is: func(err error) bool {
+				var timeout net.Error
+				return errors.As(err, &timeout) && timeout.Timeout()
+			},
+		},
+		{
+			name: "the login is cut",
+			prepare: func(s scene) {
+				s.handle("Login", func(w http.ResponseWriter, _ *http.Request) { cut(w) })
+			},
+			want: outcome{"", Transient, NotSent},
+		},
+		// Nobody can tell a request that died on the way from one whose answer did.
+		{
+			name:    "cut after the write",
+			prepare: func(s scene) { s.handle(op, func(w http.ResponseWriter, _ *http.Request) { cut(w) }) },
+			want:    outcome{"", Transient, Unknown}, calls: 1,
+		},
+		{
+			name:  "cut before the write",
+			fence: func(s scene) error { s.srv.CloseClientConnections(); return nil },
+			want:  outcome{"", Transient, Unknown},
+		},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			f := newFake(t, "9.0.0.0")
+			ctx, cancel := context.WithCancelCause(context.Background())
+			defer cancel(nil)
+			s := scene{f, f.client(t), cancel}
+			if row.prepare != nil {
+				row.prepare(s)
+			}
+			var fence Fence
+			if row.fence != nil {
+				fence = func(context.Context) error { return row.fence(s) }
+			}
 
-	ctx, cancel = context.WithCancelCause(context.Background())
-	f.handle("StartGuestNetwork_Task", func(_ http.ResponseWriter, r *http.Request) {
-		cancel(cause)
-		<-r.Context().Done() // until the client hangs up
-	})
-
-	_, err = c.StartGuestNetwork(ctx, nil, "vm-1", testAuth)
-	if e := asError(t, err); e.Sent != Unknown || !errors.Is(err, cause) || e.Class != Transient {
-		t.Errorf("after: got %s, %s: %v", e.Sent, e.Class, err)
-	}
-
-	f.wantCount(t, "StartGuestNetwork_Task", 1)
-}
-
-// TestEffectResponseTimeout: the wait for the response has an end.
-func TestEffectResponseTimeout(t *testing.T) {
-	t.Parallel()
-	f := newFake(t, "9.0.0.0")
-	c := f.client(t)
-	c.responseTimeout = 50 * time.Millisecond
-	f.handle("StartGuestNetwork_Task", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
-	_, err := c.StartGuestNetwork(context.Background(), nil, "vm-1", testAuth)
-	var timeout net.Error
-	if e := asError(t, err); e.Sent != Unknown || !errors.As(err, &timeout) || !timeout.Timeout() {
-		t.Errorf("got %s: %v", e.Sent, err)
+			_, err := s.StartGuestNetwork(ctx, fence, "vm-1", testAuth)
+			e := asError(t, err)
+			row.want.check(t, e)
+			if e.Err == nil || e.Status != 0 || row.is != nil && !row.is(err) {
+				t.Errorf("HTTP %d, %v", e.Status, err)
+			}
+			f.wantCount(t, op, row.calls)
+		})
 	}
 }
 
@@ -254,17 +296,6 @@ func TestEffectSessionLost(t *testing.T) {
 	f.wantCount(t, "Login", 2)
 }
 
-// TestEffectLoginFails: an effect that could not log in was not sent, however the login ended.
-func TestEffectLoginFails(t *testing.T) {
-	t.Parallel()
-	f := newFake(t, "9.0.0.0")
-	f.handle("Login", func(w http.ResponseWriter, _ *http.Request) { cut(w) })
-	_, err := f.client(t).StartGuestNetwork(context.Background(), nil, "vm-1", testAuth)
-	if e := asError(t, err); e.Sent != NotSent || e.Class != Transient {
-		t.Errorf("got %s, %s: %v", e.Sent, e.Class, err)
-	}
-}
-
 // TestGuest401: the 401 of a guest process call is of the guest's login or of the session; asking for the session shows
 // which.
 func TestGuest401(t *testing.T) {
@@ -363,39 +394,6 @@ func TestNoCustomizationManager(t *testing.T) {
 	if !strings.Contains(err.Error(), guestCustomizationManager) {
 		t.Errorf("it says %v", err)
 	}
-}
-
-// TestLostBeforeAndAfter: the caller cannot distinguish a connection that was cut before the request was read whole
-// from one cut after it took effect: unknown.
-func TestLostBeforeAndAfter(t *testing.T) {
-	t.Parallel()
-	f := newFake(t, "9.0.0.0")
-	c := f.client(t)
-	if _, err := c.Session(context.Background()); err != nil {
-		t.Fatal(err)
-	}
-
-	f.handle("StartGuestNetwork_Task", func(w http.ResponseWriter, _ *http.Request) { cut(w) })
-	_, err := c.StartGuestNetwork(context.Background(), nil, "vm-1", testAuth)
-	if e := asError(t, err); e.Sent != Unknown || e.Err == nil || e.Status != 0 {
-		t.Errorf("after: got %s: %v", e.Sent, err)
-	}
-
-	f.wantCount(t, "StartGuestNetwork_Task", 1)
-
-	// Cut in the fence, so that the write meets a dead connection: nobody can tell it from one that died on the way.
-	_, err = c.StartGuestNetwork(
-		context.Background(),
-		func(context.Context) error { f.srv.CloseClientConnections(); return nil },
-		"vm-1",
-		testAuth,
-	)
-
-	if e := asError(t, err); e.Sent != Unknown {
-		t.Errorf("before: got %s: %v", e.Sent, err)
-	}
-
-	f.wantCount(t, "StartGuestNetwork_Task", 1)
 }
 
 // TestOnCall: every call is reported, with a bounded label and its error.

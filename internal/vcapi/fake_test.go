@@ -154,6 +154,12 @@ func (f *fake) of(name string) (list []request) {
 	return list
 }
 
+// last is the newest request whose path ends in name.
+func (f *fake) last(name string) request {
+	all := f.of(name)
+	return all[len(all)-1]
+}
+
 func (f *fake) wantCount(t *testing.T, name string, want int) {
 	t.Helper()
 	if got := len(f.of(name)); got != want {

@@ -221,7 +221,7 @@ func TestLargePageUnasked(t *testing.T) {
 
 	page := `{"version":"1","filterSet":[{"objectSet":[` + strings.Join(objects, ",") + `]}]}`
 	p.handle("WaitForUpdatesEx", func(w http.ResponseWriter, r *http.Request) {
-		if all := p.of("WaitForUpdatesEx"); strings.Contains(all[len(all)-1].body, `"version"`) {
+		if strings.Contains(p.last("WaitForUpdatesEx").body, `"version"`) {
 			<-r.Context().Done()
 			return
 		}
@@ -338,8 +338,7 @@ func TestOddObject(t *testing.T) {
 	)
 
 	p.handle("RetrievePropertiesEx", func(w http.ResponseWriter, _ *http.Request) {
-		all := p.of("RetrievePropertiesEx")
-		if strings.Contains(all[len(all)-1].body, `"vm-1"`) {
+		if strings.Contains(p.last("RetrievePropertiesEx").body, `"vm-1"`) {
 			writeJSON(
 				w,
 				200,
@@ -415,8 +414,7 @@ func TestForgottenWithTheServer(t *testing.T) {
 	i.objects["vm-42"] = map[string]string{"name": `"forty-two"`}
 	old := true
 	i.handle("RetrievePropertiesEx", func(w http.ResponseWriter, r *http.Request) {
-		all := i.of("RetrievePropertiesEx")
-		if old && strings.Contains(all[len(all)-1].body, "guest.customizationInfo") {
+		if old && strings.Contains(i.last("RetrievePropertiesEx").body, "guest.customizationInfo") {
 			writeJSON(w, 500, `{"_typeName":"InvalidProperty","name":"guest.customizationInfo"}`)
 			return
 		}
@@ -438,15 +436,13 @@ func TestForgottenWithTheServer(t *testing.T) {
 		if _, err := c.VM(t.Context(), "vm-42"); err != nil {
 			t.Fatal(err)
 		}
-		all := i.of("RetrievePropertiesEx")
-		if got := strings.Count(all[len(all)-1].body, "guest.customizationInfo"); got != info {
+		if got := strings.Count(i.last("RetrievePropertiesEx").body, "guest.customizationInfo"); got != info {
 			t.Errorf("guest.customizationInfo was asked for: %d", got)
 		}
 		if _, err := c.CustomizationStatus(t.Context(), "vm-42"); err != nil {
 			t.Fatal(err)
 		}
-		all = i.of("customization")
-		if got := all[len(all)-1].header.Get(sessionHeader); got != token {
+		if got := i.last("customization").header.Get(sessionHeader); got != token {
 			t.Errorf("REST was called with %q, want %q", got, token)
 		}
 	}

@@ -491,8 +491,7 @@ func TestOldSessionShared(t *testing.T) {
 			want = "vim-token-1"
 		}
 
-		all := f.of("/processes/7")
-		if token := all[len(all)-1].header.Get(sessionHeader); token != want {
+		if token := f.last("/processes/7").header.Get(sessionHeader); token != want {
 			t.Errorf("called with %q, want %q", token, want)
 		}
 	}

@@ -392,8 +392,7 @@ func TestWrongPassword(t *testing.T) {
 	f.reply("CurrentTime", 200, `"2026-11-20T10:00:00Z"`)
 	right := f.on["Login"]
 	f.handle("Login", func(w http.ResponseWriter, r *http.Request) {
-		all := f.of("Login")
-		if !strings.Contains(all[len(all)-1].body, "right") {
+		if !strings.Contains(f.last("Login").body, "right") {
 			writeJSON(
 				w,
 				500,
@@ -439,19 +438,22 @@ func TestWrongPassword(t *testing.T) {
 	}
 }
 
+// newTestLogin is a login whose sessions are opened by open.
+func newTestLogin(t *testing.T, open func(context.Context, string) (*session, error)) *login {
+	t.Helper()
+	c, err := New(Config{URL: "https://vc.test", Username: "u", Password: func() (string, error) { return "p", nil }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return newLogin(c, open)
+}
+
 // TestRefusedBackoff: the pause after refusals grows up to its limit, and ends with a success.
 func TestRefusedBackoff(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		refuse, tries := true, 0
-		c, err := New(
-			Config{URL: "https://vc.test", Username: "u", Password: func() (string, error) { return "p", nil }},
-		)
-		if err != nil {
-			t.Fatal(err)
-		}
-
-		l := newLogin(c, func(context.Context, string) (*session, error) {
+		l := newTestLogin(t, func(context.Context, string) (*session, error) {
 			tries++
 			if refuse {
 				return nil, &Error{Name: "InvalidLogin", Status: 500, Class: SessionLost}
@@ -491,14 +493,7 @@ func TestLoginShared(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tries := 0
 		broken := &Error{Class: Transient, Message: "down"}
-		c, err := New(
-			Config{URL: "https://vc.test", Username: "u", Password: func() (string, error) { return "p", nil }},
-		)
-		if err != nil {
-			t.Fatal(err)
-		}
-
-		l := newLogin(c, func(ctx context.Context, _ string) (*session, error) {
+		l := newTestLogin(t, func(ctx context.Context, _ string) (*session, error) {
 			tries++
 			select {
 			case <-time.After(time.Second):

@@ -56,14 +56,14 @@ func TestSlowViewCall(t *testing.T) {
 	})
 	p.handle("WaitForUpdatesEx", func(w http.ResponseWriter, r *http.Request) {
 		wake(waiting)
-		if all := p.of("WaitForUpdatesEx"); strings.Contains(all[len(all)-1].body, `"version"`) {
+		if strings.Contains(p.last("WaitForUpdatesEx").body, `"version"`) {
 			<-r.Context().Done()
 			return
 		}
 		select {
 		case <-added:
 			<-time.After(200 * time.Millisecond) // after the call's response was read
-			writeJSON(w, 200, updateOf("1", "enter", "VirtualMachine", "vm-42", change("name", `"forty-two"`)))
+			writeJSON(w, 200, updateOf42("1", "enter", "forty-two"))
 		case <-r.Context().Done():
 		}
 	})

@@ -64,6 +64,15 @@ func updateOf(version, kind, object, id, changes string) string {
 	)
 }
 
+// updateOf42 is an UpdateSet with the name of vm-42.
+func updateOf42(version, kind, name string) string {
+	return updateOf(version, kind, virtualMachine, "vm-42", change("name", quote(name)))
+}
+
+// read42 is a read of vm-42 by itself.
+const read42 = `{"objects":[{"obj":{"type":"VirtualMachine","value":"vm-42"},` +
+	`"propSet":[{"name":"name","val":"forty-two"}]}]}`
+
 func change(name, val string) string {
 	return fmt.Sprintf(`{"_typeName":"PropertyChange","name":%q,"op":"assign","val":%s}`, name, val)
 }
@@ -89,7 +98,7 @@ func TestPollNothing(t *testing.T) {
 	p.push(200, `null`)
 	p.push(204, ``)
 	p.push(200, ``)
-	p.push(200, updateOf("7", "enter", "VirtualMachine", "vm-42", change("name", `"old"`)))
+	p.push(200, updateOf42("7", "enter", "old"))
 	p.push(200, ` null `)
 	p.answers <- func(w http.ResponseWriter, _ *http.Request) { _ = http.NewResponseController(w).Flush() }
 	p.push(
@@ -219,21 +228,6 @@ func TestPollParts(t *testing.T) {
 	}
 }
 
-// TestPollTruncated: where a response is truncated, the rest is fetched at once.
-func TestPollTruncated(t *testing.T) {
-	t.Parallel()
-	p := newPollServer(t)
-	p.push(
-		200,
-		strings.TrimSuffix(
-			updateOf("1", "enter", "VirtualMachine", "vm-41", change("name", `"other"`)), "}",
-		)+`,"truncated":true}`,
-	)
-
-	p.push(200, updateOf("2", "enter", "VirtualMachine", "vm-42", change("name", `"forty-two"`)))
-	until(t, p.polling(t, nil), "vm-42", "", named42)
-}
-
 // TestWatchersShare: two watches of one VM share its place in the view until the last one ends; each gets the state.
 func TestWatchersShare(t *testing.T) {
 	t.Parallel()
@@ -255,7 +249,7 @@ func TestWatchersShare(t *testing.T) {
 		})
 	}
 
-	p.push(200, updateOf("1", "enter", "VirtualMachine", "vm-42", change("name", `"forty-two"`)))
+	p.push(200, updateOf42("1", "enter", "forty-two"))
 	known.Wait()
 	until(t, c, "vm-42", "", named42) // known already: at once
 	removed := make(chan struct{})
@@ -288,14 +282,14 @@ func TestPollMissesAdded(t *testing.T) {
 	p := newPollServer(t)
 	waiting := make(chan struct{}, 1)
 	p.handle("WaitForUpdatesEx", func(w http.ResponseWriter, r *http.Request) {
-		if all := p.of("WaitForUpdatesEx"); strings.Contains(all[len(all)-1].body, `"version"`) ||
+		if strings.Contains(p.last("WaitForUpdatesEx").body, `"version"`) ||
 			len(p.of("ModifyListView")) == 0 {
 			wake(waiting)
 			<-r.Context().Done()
 			return
 		}
 
-		writeJSON(w, 200, updateOf("1", "enter", "VirtualMachine", "vm-42", change("name", `"forty-two"`)))
+		writeJSON(w, 200, updateOf42("1", "enter", "forty-two"))
 	})
 
 	c := p.polling(t, func(c *Client) { c.poller.showTimeout = 20 * time.Millisecond })
@@ -320,18 +314,14 @@ func TestPollNeverShows(t *testing.T) {
 	t.Parallel()
 	p := newPollServer(t)
 	p.handle("WaitForUpdatesEx", func(w http.ResponseWriter, r *http.Request) {
-		if all := p.of("WaitForUpdatesEx"); !strings.Contains(all[len(all)-1].body, `"version"`) {
+		if !strings.Contains(p.last("WaitForUpdatesEx").body, `"version"`) {
 			writeJSON(w, 200, `{"version":"1"}`)
 			return
 		}
 		<-r.Context().Done()
 	})
 
-	p.reply(
-		"RetrievePropertiesEx",
-		200,
-		`{"objects":[{"obj":{"type":"VirtualMachine","value":"vm-42"},"propSet":[{"name":"name","val":"forty-two"}]}]}`,
-	)
+	p.reply("RetrievePropertiesEx", 200, read42)
 
 	c := p.polling(t, func(c *Client) { c.poller.showTimeout = 20 * time.Millisecond })
 	until(t, c, "vm-42", "", named42)
@@ -350,7 +340,7 @@ func TestPollStaleRead(t *testing.T) {
 	p := newPollServer(t)
 	applied := make(chan struct{}, 1)
 	p.handle("WaitForUpdatesEx", func(w http.ResponseWriter, r *http.Request) {
-		if all := p.of("WaitForUpdatesEx"); strings.Contains(all[len(all)-1].body, `"version":"3"`) {
+		if strings.Contains(p.last("WaitForUpdatesEx").body, `"version":"3"`) {
 			wake(applied)
 		}
 		select {
@@ -360,10 +350,10 @@ func TestPollStaleRead(t *testing.T) {
 		}
 	})
 
-	p.push(200, updateOf("1", "enter", "VirtualMachine", "vm-42", change("name", `"first"`)))
+	p.push(200, updateOf42("1", "enter", "first"))
 	p.push(200, updateOf("2", "leave", "VirtualMachine", "vm-42", ""))
 	p.handle("RetrievePropertiesEx", func(w http.ResponseWriter, _ *http.Request) {
-		p.push(200, updateOf("3", "enter", "VirtualMachine", "vm-42", change("name", `"forty-two"`)))
+		p.push(200, updateOf42("3", "enter", "forty-two"))
 		<-applied
 		writeJSON(
 			w,
@@ -391,11 +381,7 @@ func TestPollPart(t *testing.T) {
 	t.Parallel()
 	p := newPollServer(t)
 	p.push(200, updateOf("1", "modify", "VirtualMachine", "vm-42", change("guest.hostName", `"h"`)))
-	p.reply(
-		"RetrievePropertiesEx",
-		200,
-		`{"objects":[{"obj":{"type":"VirtualMachine","value":"vm-42"},"propSet":[{"name":"name","val":"forty-two"}]}]}`,
-	)
+	p.reply("RetrievePropertiesEx", 200, read42)
 
 	until(t, p.polling(t, nil), "vm-42", "", func(s WatchState) bool {
 		if !named42(s) {
@@ -431,7 +417,7 @@ func TestPollSlowRead(t *testing.T) {
 	within(t, "the read of vm-1", asked)
 	p.handle("ModifyListView", func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(http.StatusNoContent)
-		p.push(200, updateOf("2", "enter", "VirtualMachine", "vm-42", change("name", `"forty-two"`)))
+		p.push(200, updateOf42("2", "enter", "forty-two"))
 	})
 
 	until(t, c, "vm-42", "", named42)
@@ -441,13 +427,9 @@ func TestPollSlowRead(t *testing.T) {
 func TestPollLeave(t *testing.T) {
 	t.Parallel()
 	p := newPollServer(t)
-	p.push(200, updateOf("1", "enter", "VirtualMachine", "vm-42", change("name", `"x"`)))
+	p.push(200, updateOf42("1", "enter", "x"))
 	p.push(200, updateOf("2", "leave", "VirtualMachine", "vm-42", ""))
-	p.reply(
-		"RetrievePropertiesEx",
-		200,
-		`{"objects":[{"obj":{"type":"VirtualMachine","value":"vm-42"},"propSet":[{"name":"name","val":"forty-two"}]}]}`,
-	)
+	p.reply("RetrievePropertiesEx", 200, read42)
 
 	c := p.polling(t, nil)
 	gone := false
@@ -492,7 +474,7 @@ func TestPollUnresolved(t *testing.T) {
 			p := newPollServer(t)
 			p.handle("ModifyListView", modify)
 			p.reply("RetrievePropertiesEx", 500, `{"_typeName":"ManagedObjectNotFound"}`)
-			p.push(200, updateOf("1", "enter", "VirtualMachine", "vm-42", change("name", `"forty-two"`)))
+			p.push(200, updateOf42("1", "enter", "forty-two"))
 			s := until(
 				t,
 				p.polling(t, nil),
@@ -515,15 +497,14 @@ func TestPollOldServer(t *testing.T) {
 	p := newPollServer(t)
 	p.reply("CreatePropertyCollector", 500, `{"_typeName":"NotSupported"}`)
 	p.handle("CreateFilter", func(w http.ResponseWriter, r *http.Request) {
-		all := p.of("CreateFilter")
-		if strings.Contains(all[len(all)-1].body, "guest.customizationInfo") {
+		if strings.Contains(p.last("CreateFilter").body, "guest.customizationInfo") {
 			writeJSON(w, 500, `{"_typeName":"InvalidProperty","name":"guest.customizationInfo"}`)
 			return
 		}
 		writeJSON(w, 200, `{"type":"PropertyFilter","value":"f"}`)
 	})
 
-	p.push(200, updateOf("1", "enter", "VirtualMachine", "vm-42", change("name", `"forty-two"`)))
+	p.push(200, updateOf42("1", "enter", "forty-two"))
 	c := p.client(t)
 	ctx, stop := context.WithCancel(context.Background())
 	over := make(chan error)
@@ -588,11 +569,11 @@ func TestPollNewGeneration(t *testing.T) {
 				all := p.of("WaitForUpdatesEx")
 				switch n := len(all); {
 				case n == 1:
-					writeJSON(w, 200, updateOf("1", "enter", "VirtualMachine", "vm-42", change("name", `"first"`)))
+					writeJSON(w, 200, updateOf42("1", "enter", "first"))
 				case n == 2:
 					tt.end(w, r)
 				case !strings.Contains(all[n-1].body, `"version"`):
-					writeJSON(w, 200, updateOf("1", "enter", "VirtualMachine", "vm-42", change("name", `"forty-two"`)))
+					writeJSON(w, 200, updateOf42("1", "enter", "forty-two"))
 				default:
 					<-r.Context().Done()
 				}
@@ -632,7 +613,7 @@ func TestPollNewGeneration(t *testing.T) {
 // the watches and OnAnswer learn which field it was, once; it is up again when its responses are right.
 func TestPollNotUnderstood(t *testing.T) {
 	t.Parallel()
-	good := updateOf("1", "enter", "VirtualMachine", "vm-42", change("name", `"forty-two"`))
+	good := updateOf42("1", "enter", "forty-two")
 	tests := []struct {
 		name, first, later, want string
 	}{
@@ -649,8 +630,7 @@ func TestPollNotUnderstood(t *testing.T) {
 			t.Parallel()
 			p := newPollServer(t)
 			p.handle("WaitForUpdatesEx", func(w http.ResponseWriter, r *http.Request) {
-				all := p.of("WaitForUpdatesEx")
-				if strings.Contains(all[len(all)-1].body, `"version"`) {
+				if strings.Contains(p.last("WaitForUpdatesEx").body, `"version"`) {
 					writeJSON(w, 200, tt.later)
 					return
 				}
@@ -688,8 +668,7 @@ func TestPollNotUnderstood(t *testing.T) {
 			}
 
 			p.handle("WaitForUpdatesEx", func(w http.ResponseWriter, r *http.Request) {
-				all := p.of("WaitForUpdatesEx")
-				if body := all[len(all)-1].body; strings.Contains(body, `"version":"2"`) {
+				if body := p.last("WaitForUpdatesEx").body; strings.Contains(body, `"version":"2"`) {
 					<-r.Context().Done()
 				} else if strings.Contains(body, `"version":"1"`) {
 					writeJSON(
@@ -757,8 +736,7 @@ func TestTaskHistory(t *testing.T) {
 
 	infos := func(f *fake) { // task-4 vanished meanwhile
 		f.handle("RetrievePropertiesEx", func(w http.ResponseWriter, _ *http.Request) {
-			all := f.of("RetrievePropertiesEx")
-			switch body := all[len(all)-1].body; {
+			switch body := f.last("RetrievePropertiesEx").body; {
 			case strings.Contains(body, "recentTask"):
 				writeJSON(w, 200, recent)
 			case strings.Contains(body, "task-4"):
