@@ -130,12 +130,11 @@ func (e expected) name() string {
 	return hex.EncodeToString(sum[:8])
 }
 
-// precision is that of the coarsest source of times, seconds. The same moment comes in milliseconds by REST, in
-// microseconds by the long poll, and in seconds from a person: cut by one and rounded by the other, it is a whole
-// second apart.
+// precision is that of the coarsest source of times, seconds. The same moment comes in milliseconds by REST and in
+// microseconds by the long poll, cut or rounded: moments that are closer to each other are one.
 const precision = time.Second
 
-func sameTime(a, b time.Time) bool { return a.Sub(b).Abs() <= precision }
+func sameTime(a, b time.Time) bool { return a.Sub(b).Abs() < precision }
 
 // began reports whether the guest's status speaks of a customization that began after the one read before the call.
 func (b before) began(g *vcapi.GuestCustomization) bool {

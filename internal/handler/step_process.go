@@ -173,8 +173,9 @@ func (p *processStep) intend() {
 }
 
 // is reports whether what the guest shows under the pid of the process is that process, and not another one that got
-// its pid later: by our marker, else by the start time that was read at its beginning. Where that could not be read,
-// the command line must be the one that was sent; of a process that was started elsewhere nothing else is known.
+// its pid later: by our marker, else by the start time that was read at its beginning. Both times are the guest's, by the
+// same call, so that a second between them is another process. Where none could be read, the command line must be the
+// one that was sent; of a process that was started elsewhere nothing else is known.
 func (p *processStep) is(shown vcapi.Process) bool {
 	mark := p.sentMark()
 	switch {
@@ -226,7 +227,8 @@ func (p *processStep) watch(ctx context.Context, s *step) error {
 	if err != nil {
 		return err
 	}
-	if at := watch.StartedAt; at != nil && !sameTime(shown.Started, *at) {
+	// The request's time comes from somewhere else: cut by one and rounded by the other, it is a whole second apart.
+	if at := watch.StartedAt; at != nil && shown.Started.Sub(*at).Abs() > precision {
 		return &stepError{step: s.name, process: s.process, code: events.NotFound, message: fmt.Sprintf(
 			"pid %d was started at %s, the request names one of %s: another process has the pid now; correct "+
 				"startedAt, "+

@@ -30,7 +30,7 @@ func TestOddEnds(t *testing.T) {
 	noTime := func(p vcapi.Process) vcapi.Process { p.Finished = nil; return p }
 	reused := func(p vcapi.Process) vcapi.Process {
 		if p.Finished != nil {
-			p.Started, p.Command = p.Started.Add(2*time.Second), "another"
+			p.Started, p.Command = p.Started.Add(time.Second), "another"
 		}
 		return p
 	}
