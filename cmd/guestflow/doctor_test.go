@@ -70,8 +70,8 @@ func TestDoctorFinds(t *testing.T) {
 		code int
 		says []string
 	}{
-		"nothing has run yet": {nil, 0, []string{"warning  not there yet: stream GUESTFLOW_EVENTS, ", "start the service",
-			"it has no customization check"}},
+		"nothing has run yet": {nil, 0, []string{"warning  not there yet: stream GUESTFLOW_EVENTS, ",
+			"start the service", "it has no customization check"}},
 		"no streams, and none are made": {map[string]string{"GUESTFLOW_PROVISION": "false"}, 1,
 			[]string{"broken   stream GUESTFLOW_EVENTS: is missing", "GUESTFLOW_PROVISION=true"}},
 		"no NATS": {map[string]string{"NATS_URL": "nats://127.0.0.1:1"}, 1,

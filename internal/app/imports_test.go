@@ -13,8 +13,8 @@ import (
 
 const module = "github.com/guestflow/guestflow/"
 
-// The simulated vCenter and the nats-server are for tests and the demo: neither may ever be linked into the service. The
-// contract, and what decides by it, are free of NATS's client.
+// The simulated vCenter and the nats-server are for tests and the demo: neither may ever be linked into the service.
+// The contract, and what decides by it, are free of NATS's client.
 func TestLinkedPackages(t *testing.T) {
 	t.Parallel()
 	for pkg, not := range map[string][]string{ // and what is below it

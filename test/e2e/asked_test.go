@@ -1,28 +1,21 @@
 package e2e
 
 import (
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/guestflow/guestflow/internal/vcsim"
 )
 
-// Secrets that a request names reach the guest, and nothing that anybody can read.
+// Secrets that a request names reach the guest. (That they are in nothing that anybody can read is looked at at the end
+// of every test: see checkNoSecrets, and launch.)
 func TestNamedSecretsStaySecret(t *testing.T) {
 	t.Parallel()
 	s := newHarness(t, startNATS(t), vcsim.Options{})
 	fastGuests(s.vc)
 	const canary = "canary-7f1d"
-	ad := filepath.Join(s.secrets, "lab", "ad")
-	if err := os.MkdirAll(ad, 0o700); err != nil {
-		t.Fatal(err)
-	}
 	for _, key := range []string{"join", "param", "token"} {
-		if err := os.WriteFile(filepath.Join(ad, key), []byte(canary+"-"+key+"\n"), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		s.secret("ad", key, canary+"-"+key)
 	}
 	data := fullRequest("exit 0")
 	customize := data["customize"].(map[string]any)
@@ -52,16 +45,8 @@ func TestNamedSecretsStaySecret(t *testing.T) {
 		!strings.Contains(sent, canary+"-token") || strings.Contains(sent, "secretRef") {
 		t.Errorf("vCenter was sent %s", sent)
 	}
-	for _, e := range s.events("r-1") {
-		if strings.Contains(string(e.Data), canary) {
-			t.Errorf("%s holds a secret: %s", e.kind, e.Data)
-		}
-	}
 	if err := p.stop(); err != nil {
 		t.Error(err)
-	}
-	if strings.Contains(p.log.String(), canary) {
-		t.Errorf("the log holds a secret:\n%s", p.log)
 	}
 }
 

@@ -96,8 +96,8 @@ func TestStartsWithoutNATS(t *testing.T) {
 	s.once("r-1", vm)
 }
 
-// A vCenter that is away, or takes calls and does not answer, delays no run of another one; its own runs go on when it
-// is back.
+// A vCenter that is away, or takes calls and does not answer, delays neither the service's start nor a run of another
+// one; its own runs go on when it is back.
 func TestDeadVCenterDelaysNoOther(t *testing.T) {
 	t.Parallel()
 	for _, how := range []string{"stopped", "silent"} {
@@ -144,9 +144,13 @@ func TestDeadVCenterDelaysNoOther(t *testing.T) {
 					}
 				}
 			}
-			if _, body := p.get("/metrics"); how == "stopped" &&
-				!strings.Contains(body, `guestflow_vcenter_up{vcenter="dead"} 0`) {
-				t.Error("guestflow_vcenter_up of the dead vCenter is not 0")
+			if how == "stopped" {
+				if e := dead.await("dead 0", "run.waiting"); e.run.Waiting != "vcenter-unavailable" {
+					t.Errorf("waiting for %q, want vcenter-unavailable", e.run.Waiting)
+				}
+				if _, body := p.get("/metrics"); !strings.Contains(body, `guestflow_vcenter_up{vcenter="dead"} 0`) {
+					t.Error("guestflow_vcenter_up of the dead vCenter is not 0")
+				}
 			}
 			if status, body := p.get("/readyz"); status != http.StatusOK {
 				t.Errorf("/readyz: %d %s", status, body)

@@ -262,29 +262,31 @@ func TestEachPrivilegeIsNeeded(t *testing.T) {
 	}
 
 	vms = vms[len(tests):]
-	t.Run("cancel of a customization", func(t *testing.T) {
-		s.vc.Deny(vms[0], "Global.CancelTask")
-		s.vc.VM(vms[0]).Configure(func(g *vcsim.Guest) { g.CustomizeTime = forEver })
-		s.publish(vms[0], t.Name(), fullRequest("exit 0"))
-		s.await(t.Name(), "customize.started")
-		s.cancel(vms[0], "cancel of "+t.Name(), t.Name())
-		if e := s.ended(t.Name()); e.kind != "run.canceled" || e.run.Customize.State != "canceled" ||
-			s.vc.VM(vms[0]).Effects().Aborts != 1 {
-			t.Errorf("ended with %s: %s", e.kind, e.Data)
-		}
-	})
-	t.Run("cancel of a network start", func(t *testing.T) {
-		s.vc.Deny(vms[1], "Global.CancelTask")
-		s.vc.VM(vms[1]).Configure(func(g *vcsim.Guest) { g.NetworkTime = forEver })
-		s.publish(vms[1], t.Name(), fullRequest("exit 0"))
-		s.await(t.Name(), "network.started")
-		s.cancel(vms[1], "cancel of "+t.Name(), t.Name())
-		e := s.ended(t.Name())
-		if e.kind != "run.canceled" || e.run.Network.State != "running" ||
-			!strings.Contains(string(e.Data), "could not be stopped") {
-			t.Errorf("ended with %s: %s", e.kind, e.Data)
-		}
-	})
+	for i, test := range []struct {
+		name, at string
+		guest    func(*vcsim.Guest)
+		ended    func(e event) bool
+	}{
+		{"cancel of a customization", "customize.started", func(g *vcsim.Guest) { g.CustomizeTime = forEver },
+			func(e event) bool {
+				return e.run.Customize.State == "canceled" && s.vc.VM(vms[0]).Effects().Aborts == 1
+			}},
+		{"cancel of a network start", "network.started", func(g *vcsim.Guest) { g.NetworkTime = forEver },
+			func(e event) bool {
+				return e.run.Network.State == "running" && strings.Contains(string(e.Data), "could not be stopped")
+			}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s.vc.Deny(vms[i], "Global.CancelTask")
+			s.vc.VM(vms[i]).Configure(test.guest)
+			s.publish(vms[i], t.Name(), fullRequest("exit 0"))
+			s.await(t.Name(), test.at)
+			s.cancel(vms[i], "cancel of "+t.Name(), t.Name())
+			if e := s.ended(t.Name()); e.kind != "run.canceled" || !test.ended(e) {
+				t.Errorf("ended with %s: %s", e.kind, e.Data)
+			}
+		})
+	}
 	t.Run("stored specification", func(t *testing.T) {
 		s.vc.SetPrivileges(&vcsim.Privileges{Root: allBut(role.Root, "VirtualMachine.Provisioning.ReadCustSpecs"),
 			VMs: role.VMs})

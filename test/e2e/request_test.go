@@ -98,28 +98,6 @@ func TestFailuresAreNamed(t *testing.T) {
 	}
 }
 
-// A vCenter that is away, and NATS that is away, stop no start; a run goes on once they are back.
-func TestStartsWithoutVCenter(t *testing.T) {
-	t.Parallel()
-	s := newHarness(t, startNATS(t), vcsim.Options{})
-	fastGuests(s.vc)
-	s.vc.Stop()
-	p := s.start()
-	vm := s.vc.VMs()[0]
-	s.publish(vm, "r-1", fullRequest("exit 0"))
-	if e := s.await("r-1", "run.waiting"); e.run.Waiting != "vcenter-unavailable" {
-		t.Errorf("waiting for %q, want vcenter-unavailable", e.run.Waiting)
-	}
-	if _, body := p.get("/metrics"); !strings.Contains(body, `guestflow_vcenter_up{vcenter="lab"} 0`) {
-		t.Error("guestflow_vcenter_up is not 0 while the vCenter is away")
-	}
-	s.vc.Resume()
-	if e := s.ended("r-1"); e.kind != "run.succeeded" {
-		t.Fatalf("ended with %s: %s", e.kind, e.Data)
-	}
-	s.once("r-1", vm)
-}
-
 // While a guest customizes, its run makes no call of its own: the one long poll of the vCenter tells.
 func TestWaitingMakesNoCall(t *testing.T) {
 	t.Parallel()

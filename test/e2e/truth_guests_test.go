@@ -729,10 +729,17 @@ func (l *scenario) first(do func()) {
 	l.then(one(l, "guest/processes create", "guest/processes get"), vcsim.After, 1, do)
 }
 
-// earlier leaves a status of a customization that was an hour ago.
-func (l *scenario) earlier(status string) {
-	start := l.vc.GuestNow().Add(-time.Hour).Truncate(time.Second)
+// earlier leaves a status of a customization that was an hour ago, earlierWithin one whose start has a fraction of a
+// second.
+func (l *scenario) earlier(status string) { l.earlierWithin(status, 0) }
+
+func (l *scenario) earlierWithin(status string, fraction time.Duration) {
+	start := l.vc.GuestNow().Add(-time.Hour).Truncate(time.Second).Add(fraction)
 	end := start.Add(time.Minute)
+	if status == "RUNNING" {
+		l.vm.SetStatus(status, "", &start, nil)
+		return
+	}
 	l.vm.SetStatus(status, "", &start, &end)
 }
 

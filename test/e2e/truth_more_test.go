@@ -34,6 +34,29 @@ func (l *scenario) hostNameOf(name map[string]any) {
 	l.section("customize")["spec"].(map[string]any)["identity"].(map[string]any)["hostName"] = name
 }
 
+// secretHostName puts a host name into the spec that is a secret.
+func (l *scenario) secretHostName() {
+	l.hostName = fmt.Sprintf("sec-%d-ret", l.n)
+	l.secret(l.id, "host", l.hostName)
+	l.hostNameOf(map[string]any{"_typeName": "CustomizationFixedName", "name": map[string]any{"secretRef": l.id,
+		"key": "host"}})
+}
+
+// lateTask loses the answer of op's first call, and shows its Task late.
+func (l *scenario) lateTask(op string) bool {
+	l.on(op, vcsim.After, 1, lose)
+	return l.guest(func(g *vcsim.Guest) { g.Faults.TaskLag = time.Duration(100+l.rnd.IntN(700)) * time.Millisecond })
+}
+
+// holdUpdates has vCenter tell nothing of the VM for a while from op's first call on.
+func (l *scenario) holdUpdates(op string) bool {
+	l.then(op, vcsim.Before, 1, func() {
+		l.vm.BlockUpdates()
+		l.later(time.Duration(200+l.rnd.IntN(2000))*time.Millisecond, l.vm.UnblockUpdates)
+	})
+	return true
+}
+
 // adapter is one of the spec's.
 func (l *scenario) adapter(n int) map[string]any {
 	mapping := l.section("customize")["spec"].(map[string]any)["nicSettingMap"].([]any)[n].(map[string]any)
@@ -176,17 +199,10 @@ var customizingMore = []behaviour{
 		return l.fail("customize", "CustomizationFailed")
 	}},
 	{"Task shown late, answer lost", func(l *scenario) bool { // within V
-		l.on("CustomizeGuest_Task", vcsim.After, 1, lose)
-		return l.guest(func(g *vcsim.Guest) {
-			g.Faults.TaskLag = time.Duration(100+l.rnd.IntN(700)) * time.Millisecond
-		})
+		return l.lateTask("CustomizeGuest_Task")
 	}},
 	{"updates held back during customization", func(l *scenario) bool {
-		l.then("CustomizeGuest_Task", vcsim.Before, 1, func() {
-			l.vm.BlockUpdates()
-			l.later(time.Duration(200+l.rnd.IntN(2000))*time.Millisecond, l.vm.UnblockUpdates)
-		})
-		return true
+		return l.holdUpdates("CustomizeGuest_Task")
 	}},
 	{"guest restarted during customization", func(l *scenario) bool {
 		l.moves, l.looked = false, true
@@ -227,18 +243,12 @@ var customizingMore = []behaviour{
 		return true
 	}},
 	{"host name by a secret", func(l *scenario) bool {
-		l.hostName = fmt.Sprintf("sec-%d-ret", l.n)
-		l.secret(l.id, "host", l.hostName)
-		l.hostNameOf(map[string]any{"_typeName": "CustomizationFixedName", "name": map[string]any{"secretRef": l.id,
-			"key": "host"}})
+		l.secretHostName()
 		l.before()
 		return true
 	}},
 	{"host name by a secret, nothing applied", func(l *scenario) bool {
-		l.hostName = fmt.Sprintf("sec-%d-ret", l.n)
-		l.secret(l.id, "host", l.hostName)
-		l.hostNameOf(map[string]any{"_typeName": "CustomizationFixedName", "name": map[string]any{"secretRef": l.id,
-			"key": "host"}})
+		l.secretHostName()
 		l.verifyWithin(short)
 		l.guest(func(g *vcsim.Guest) { g.IgnoreSpec = true })
 		// the host name was another before, also where the rest was so
@@ -295,17 +305,6 @@ func (l *scenario) engine(applied bool) bool {
 	return l.fail("customize", "CustomizationFailed")
 }
 
-// earlierWithin is earlier with a start that has a fraction of a second.
-func (l *scenario) earlierWithin(status string, fraction time.Duration) {
-	start := l.vc.GuestNow().Add(-time.Hour).Truncate(time.Second).Add(fraction)
-	var end *time.Time
-	if status != "RUNNING" {
-		e := start.Add(time.Minute)
-		end = &e
-	}
-	l.vm.SetStatus(status, "", &start, end)
-}
-
 // startingMore are those of the network's start.
 var startingMore = []behaviour{
 	{"StartGuestNetwork_Task: a fault as the answer", func(l *scenario) bool {
@@ -338,17 +337,10 @@ var startingMore = []behaviour{
 		return true
 	}},
 	{"network Task shown late, answer lost", func(l *scenario) bool {
-		l.on("StartGuestNetwork_Task", vcsim.After, 1, lose)
-		return l.guest(func(g *vcsim.Guest) {
-			g.Faults.TaskLag = time.Duration(100+l.rnd.IntN(700)) * time.Millisecond
-		})
+		return l.lateTask("StartGuestNetwork_Task")
 	}},
 	{"updates held back during the network's start", func(l *scenario) bool {
-		l.then("StartGuestNetwork_Task", vcsim.Before, 1, func() {
-			l.vm.BlockUpdates()
-			l.later(time.Duration(200+l.rnd.IntN(2000))*time.Millisecond, l.vm.UnblockUpdates)
-		})
-		return true
+		return l.holdUpdates("StartGuestNetwork_Task")
 	}},
 	{"NIC goes off after the network's start", func(l *scenario) bool {
 		if len(l.fails) > 0 || l.section("verify")["nicsConnected"] != nil {

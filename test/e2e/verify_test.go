@@ -108,13 +108,7 @@ func TestWhatGuestsShow(t *testing.T) {
 			opts.NICs = 2
 		}
 		s := newHarness(t, startNATS(t), opts)
-		names := filepath.Join(s.secrets, "lab", "names")
-		if err := os.MkdirAll(names, 0o700); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(names, "host"), []byte("web01\n"), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		s.secret("names", "host", "web01")
 		fastGuests(s.vc)
 		s.start()
 		sites[two] = s
@@ -153,29 +147,6 @@ func TestWhatGuestsShow(t *testing.T) {
 				t.Errorf("the message does not say what is missing: %s", e.run.Error.Message)
 			}
 		})
-	}
-}
-
-// A spec whose address is none ends no run as succeeded, whether it is refused before anything is done or not.
-func TestAddressesThatAreNone(t *testing.T) {
-	t.Parallel()
-	s := newHarness(t, startNATS(t), vcsim.Options{})
-	fastGuests(s.vc)
-	s.start()
-	names := []string{"04-address-not-read", "04-address-not-read-300", "04-address-not-read-zeros"}
-	for i, name := range names {
-		id := s.vc.VMs()[i]
-		vm := s.vc.VM(id)
-		vm.Configure(func(g *vcsim.Guest) { g.IgnoreSpec = true })
-		vm.SetHostName("web-1")
-		vm.SetAddresses(vm.MACs()[0], "169.254.7.7/16")
-		s.publish(id, name, caseRequest(t, name))
-	}
-	for _, name := range names {
-		if e := s.ended(name); e.kind == "run.succeeded" || e.run.Error.Code != "VerifyMismatch" &&
-			e.run.Error.Code != "InvalidRequest" {
-			t.Errorf("%s ended with %s: %s", name, e.kind, e.Data)
-		}
 	}
 }
 
