@@ -46,24 +46,12 @@ var prefixes = map[string]string{
 // changes what was read.
 func guarded(t *testing.T, edit func(*server.Options)) (login func(user string) stream.Config) {
 	t.Helper()
-	dir := t.TempDir()
-	conf := "port: -1\njetstream { store_dir: \"" + dir + "\" }\n" +
-		"authorization { users: [\n{ user: admin, password: admin }\n"
+	users := []natstest.User{{Name: "admin", Password: "admin"}}
 	for role := range prefixes {
-		file, err := filepath.Abs(filepath.Join("..", "..", "deploy", "nats", role+".conf"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if file, err = filepath.Rel(dir, file); err != nil {
-			t.Fatal(err)
-		}
-		conf += fmt.Sprintf("{ user: %s, password: %s, permissions {\n include %q\n} }\n", role, role, file)
+		users = append(users, natstest.User{Name: role, Password: role,
+			Permissions: filepath.Join("..", "..", "deploy", "nats", role+".conf")})
 	}
-	file := filepath.Join(dir, "server.conf")
-	if err := os.WriteFile(file, []byte(conf+"] }\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	s := natstest.StartConfig(t, file, edit)
+	s, dir := natstest.StartUsers(t, users, edit), t.TempDir()
 	return func(user string) stream.Config {
 		password := filepath.Join(dir, user+".password")
 		if err := os.WriteFile(password, []byte(user+"\n"), 0o600); err != nil {

@@ -26,7 +26,6 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/vmware/govmomi/vim25/types"
 
-	"github.com/guestflow/guestflow/internal/events/stream/natstest"
 	"github.com/guestflow/guestflow/internal/vcsim"
 )
 
@@ -284,18 +283,9 @@ func TestSearchFindsLeaks(t *testing.T) {
 func TestNoSecretGetsOut(t *testing.T) {
 	t.Parallel()
 	const natsPassword = "canary-nats/4e1f&"
-	dir := t.TempDir()
-	conf := filepath.Join(dir, "server.conf")
-	if err := os.WriteFile(conf,
-		fmt.Appendf(nil, "port: -1\njetstream { store_dir: %q }\nauthorization { user: svc, password: %q }\n", dir,
-			natsPassword), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	server := natstest.StartConfig(t, conf, nil)
-	passwordFile := filepath.Join(dir, "nats-password")
-	if err := os.WriteFile(passwordFile, []byte(natsPassword+"\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	server := configured(t, fmt.Sprintf("%sauthorization { user: svc, password: %q }\n", jetStream(t, ""),
+		natsPassword))
+	passwordFile := write(t, "nats-password", natsPassword+"\n")
 	const guestPassword, token, hidden, inSpec = `canary-guest "<7a>" \& ü`, "canary-saml-token+/8b==",
 		"canary-env 9c'$(x)", `canary-spec{"0d"}`
 	s := newHarness(t, server.URL(), vcsim.Options{VMs: 40, Password: "canary-vcenter <6f>&\"é"}, nats.UserInfo("svc",

@@ -148,7 +148,7 @@ func nkeyReach(t *testing.T) reach {
 	dir := t.TempDir()
 	text := fmt.Sprintf("port: -1\n%sauthorization { users: [\n{ user: admin, password: admin }\n{ nkey: %s, "+
 		"permissions {\n include %q\n} }\n] }\n",
-		jetStream(t, ""), user, included(t, dir, "service"))
+		jetStream(t, ""), user, natstest.Included(t, dir, filepath.Join(permissionFiles, "service.conf")))
 	file := filepath.Join(dir, "server.conf")
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)

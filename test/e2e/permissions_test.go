@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -45,31 +44,12 @@ type guarded struct {
 // guard starts a server that includes the permission files. edit (may be nil) changes what was read from them.
 func guard(t *testing.T, edit func(*server.Options)) *guarded {
 	t.Helper()
-	dir := t.TempDir()
-	conf := "port: -1\njetstream { store_dir: \"" + dir + "\" }\nauthorization { users: [\n{ user: admin, password: " +
-		password("admin") + " }\n"
+	users := []natstest.User{{Name: "admin", Password: password("admin")}}
 	for role := range roles {
-		conf += fmt.Sprintf("{ user: %s, password: %s, permissions {\n include %q\n} }\n", role, password(role),
-			included(t, dir, role))
+		users = append(users, natstest.User{Name: role, Password: password(role),
+			Permissions: filepath.Join(permissionFiles, role+".conf")})
 	}
-	file := filepath.Join(dir, "server.conf")
-	if err := os.WriteFile(file, []byte(conf+"] }\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return &guarded{Server: natstest.StartConfig(t, file, edit), t: t}
-}
-
-// included is the path of a role's file, as a configuration in dir has to write it.
-func included(t *testing.T, dir, role string) string {
-	t.Helper()
-	file, err := filepath.Abs(filepath.Join(permissionFiles, role+".conf"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if file, err = filepath.Rel(dir, file); err != nil {
-		t.Fatal(err)
-	}
-	return file
+	return &guarded{Server: natstest.StartUsers(t, users, edit), t: t}
 }
 
 // as is the server's URL with a user's name and password in it.
@@ -80,12 +60,8 @@ func (g *guarded) as(user string) string {
 // service is what the service needs in its environment to be the role.
 func (g *guarded) service(role string) []string {
 	g.t.Helper()
-	file := filepath.Join(g.t.TempDir(), "password")
-	if err := os.WriteFile(file, []byte(password(role)+"\n"), 0o600); err != nil {
-		g.t.Fatal(err)
-	}
-	return []string{"NATS_URL=" + g.URL(), "NATS_USER=" + role, "NATS_PASSWORD_FILE=" + file, "NATS_INBOX_PREFIX=" +
-		roles[role]}
+	return []string{"NATS_URL=" + g.URL(), "NATS_USER=" + role, "NATS_INBOX_PREFIX=" + roles[role],
+		"NATS_PASSWORD_FILE=" + write(g.t, "password", password(role)+"\n")}
 }
 
 // violations are what the server has refused so far.

@@ -2,6 +2,8 @@ package natstest
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 
@@ -27,6 +29,42 @@ func StartConfig(t T, file string, edit func(*server.Options)) *Server {
 	}
 	t.Cleanup(s.Stop)
 	return s
+}
+
+// User is who may log in to a server of StartUsers. Permissions is the file that grants what the user may do; empty:
+// the user may do everything.
+type User struct{ Name, Password, Permissions string }
+
+// StartUsers is StartConfig for a server with these users.
+func StartUsers(t T, users []User, edit func(*server.Options)) *Server {
+	t.Helper()
+	dir := t.TempDir()
+	conf := fmt.Sprintf("port: -1\njetstream { store_dir: %q }\nauthorization { users: [\n", dir)
+	for _, u := range users {
+		permissions := ""
+		if u.Permissions != "" {
+			permissions = fmt.Sprintf(", permissions {\n include %q\n}", Included(t, dir, u.Permissions))
+		}
+		conf += fmt.Sprintf("{ user: %s, password: %s%s }\n", u.Name, u.Password, permissions)
+	}
+	file := filepath.Join(dir, "server.conf")
+	if err := os.WriteFile(file, []byte(conf+"] }\n"), 0o600); err != nil {
+		t.Fatalf("nats-server configuration: %v", err)
+	}
+	return StartConfig(t, file, edit)
+}
+
+// Included is the path of a file as a configuration in dir has to write it.
+func Included(t T, dir, file string) string {
+	t.Helper()
+	whole, err := filepath.Abs(file)
+	if err == nil {
+		whole, err = filepath.Rel(dir, whole)
+	}
+	if err != nil {
+		t.Fatalf("nats-server configuration: %v", err)
+	}
+	return whole
 }
 
 // Log is what a server of StartConfig has said so far that is not fine: its warnings and errors, one a line. A publish
