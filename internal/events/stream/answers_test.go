@@ -70,10 +70,10 @@ func TestNothingToCancelIsNoDeadLetter(t *testing.T) {
 		Message: "it has ended"}); err != nil {
 		t.Fatal(err)
 	}
-	if n := len(all(testContext(t), t, s.js, events.DeadlettersStream)); n != 0 {
+	if n := len(s.stored(t, events.DeadlettersStream)); n != 0 {
 		t.Errorf("%d dead letters", n)
 	}
-	told := all(testContext(t), t, s.js, events.EventsStream)
+	told := s.stored(t, events.EventsStream)
 	if len(told) != 1 {
 		t.Fatalf("%d rejections", len(told))
 	}

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"strconv"
 	"strings"
 	"sync"
@@ -16,95 +15,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/guestflow/guestflow/internal/events"
 	"github.com/guestflow/guestflow/internal/events/stream"
-	"github.com/guestflow/guestflow/internal/events/stream/natstest"
 )
-
-// station is a server with streams, a publisher, and a guestflow that consumes.
-type station struct {
-	client
-	server *natstest.Server
-	conn   *stream.Conn
-}
-
-func newStation(t *testing.T, change func(*stream.Settings)) *station {
-	t.Helper()
-	server := natstest.StartServer(t)
-	s := settings(1)
-	if change != nil {
-		change(&s)
-	}
-	st := &station{client: dial(t, server.URL()), server: server, conn: connect(t, server.URL())}
-	provision(t, st.conn, server.URL(), s)
-	return st
-}
-
-// consume consumes until stop is called, which waits for its end; the end of the test calls it at the latest.
-func (s *station) consume(t *testing.T, handle func(ctx context.Context, r *events.Request) error) (stop func()) {
-	t.Helper()
-	return consumeOn(t, s.conn, handle)
-}
-
-func consumeOn(t *testing.T, c *stream.Conn, handle func(ctx context.Context, r *events.Request) error) (stop func()) {
-	t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- c.Consume(ctx, "lab", handle) }()
-	stop = sync.OnceFunc(func() {
-		cancel()
-		if err := receive(t, done); err != nil {
-			t.Errorf("consume: %v", err)
-		}
-	})
-	t.Cleanup(stop)
-	return stop
-}
-
-// left is how many requests and cancels are in the stream.
-func (s *station) left(t *testing.T) uint64 {
-	t.Helper()
-	st, err := s.js.Stream(testContext(t), events.RequestsStream("lab"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return st.CachedInfo().State.Msgs
-}
-
-// gone waits until the stream holds n messages: right after a confirmed acknowledgement it may still show one that is
-// gone.
-func (s *station) gone(t *testing.T, n uint64) {
-	t.Helper()
-	until(t, fmt.Sprintf("%d messages are left in the stream", n), func() bool { return s.left(t) == n })
-}
-
-func (s *station) consumer(t *testing.T) *jetstream.ConsumerInfo {
-	t.Helper()
-	c, err := s.js.Consumer(testContext(t), events.RequestsStream("lab"), events.RequestsConsumer("lab"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c.CachedInfo()
-}
-
-func TestConsumeHandsOverAndAcknowledges(t *testing.T) {
-	t.Parallel()
-	s := newStation(t, nil)
-	got := make(chan *events.Request, 1)
-	s.consume(t, func(_ context.Context, r *events.Request) error { got <- r; return nil })
-	seq := s.publish(t, events.KindRequested, "vm-1", "r1", map[string]any{"vm": "vm-1"})
-	r := receive(t, got)
-	if r.Seq != seq || r.Delivered != 1 || r.VM != "vm-1" || r.Ref.ID != "r1" ||
-		r.RunID != events.RunID("lab", "vm-1", r.Ref) {
-		t.Errorf("request: %+v", r)
-	}
-	s.gone(t, 0)
-	if err := s.conn.Ready(testContext(t)); err != nil {
-		t.Errorf("ready: %v", err)
-	}
-}
 
 // A deep backlog, slow handlers and a short ack wait: heartbeats keep every request in hand, none is handed over before
 // there is a place for it.
@@ -143,16 +57,19 @@ func TestConsumeSlowHandlers(t *testing.T) {
 	}
 }
 
+// What a handler returns, or that it panics, decides when its request comes again; the next time it is acknowledged.
 func TestConsumeVerdicts(t *testing.T) {
 	t.Parallel()
+	returns := func(err error) func() error { return func() error { return err } }
 	tests := []struct {
 		name    string
-		verdict error
+		verdict func() error
 	}{
-		{"released", events.ErrReleased},
-		{"later", &events.RetryError{After: 10 * time.Millisecond, Err: errors.New("busy")}},
-		{"fenced: the ack wait passes", events.ErrFenced},
-		{"any error: the ack wait passes", errors.New("any")},
+		{"released", returns(events.ErrReleased)},
+		{"later", returns(&events.RetryError{After: 10 * time.Millisecond, Err: errors.New("busy")})},
+		{"fenced: the ack wait passes", returns(events.ErrFenced)},
+		{"any error: the ack wait passes", returns(errors.New("any"))},
+		{"a panic, which costs its own request only: the ack wait passes", func() error { panic("broken") }},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -162,42 +79,24 @@ func TestConsumeVerdicts(t *testing.T) {
 			s.consume(t, func(_ context.Context, r *events.Request) error {
 				got <- r
 				if r.Delivered == 1 {
-					return tt.verdict
+					return tt.verdict()
 				}
 				return nil
 			})
-			s.publish(t, events.KindRequested, "vm-1", "r1", map[string]any{"vm": "vm-1"})
-			if r := receive(t, got); r.Delivered != 1 {
-				t.Errorf("first delivery is number %d", r.Delivered)
-			}
-			if r := receive(t, got); r.Delivered != 2 {
-				t.Errorf("second delivery is number %d", r.Delivered)
+			seq := s.publish(t, events.KindRequested, "vm-1", "r1", map[string]any{"vm": "vm-1"})
+			for n := uint64(1); n <= 2; n++ {
+				if r := receive(t, got); r.Delivered != n || r.Seq != seq || r.VM != "vm-1" || r.Ref.ID != "r1" ||
+					r.RunID != events.RunID("lab", "vm-1", r.Ref) {
+					t.Errorf("delivery %d: %+v", n, r)
+				}
 			}
 			s.gone(t, 0)
-			if n := len(all(testContext(t), t, s.js, events.DeadlettersStream)); n != 0 {
-				t.Errorf("%d dead letters", n)
+			s.wantRefused(t, 0)
+			if err := s.conn.Ready(testContext(t)); err != nil {
+				t.Errorf("ready: %v", err)
 			}
 		})
 	}
-}
-
-// A handler's panic costs its own request only.
-func TestConsumeSurvivesPanic(t *testing.T) {
-	t.Parallel()
-	s := newStation(t, func(st *stream.Settings) { st.AckWait = 300 * time.Millisecond })
-	got := make(chan uint64, 16)
-	s.consume(t, func(_ context.Context, r *events.Request) error {
-		got <- r.Delivered
-		if r.Delivered == 1 {
-			panic("broken")
-		}
-		return nil
-	})
-	s.publish(t, events.KindRequested, "vm-1", "r1", map[string]any{"vm": "vm-1"})
-	if first, second := receive(t, got), receive(t, got); first != 1 || second != 2 {
-		t.Errorf("deliveries %d and %d", first, second)
-	}
-	s.gone(t, 0)
 }
 
 // The request in hand is delivered again (here: by a stray nak): nothing is started twice, and its end acknowledges the
@@ -216,12 +115,7 @@ func TestConsumeRedeliveryOfWhatIsInHand(t *testing.T) {
 		return nil
 	})
 	t.Cleanup(end)
-	answers := make(chan *nats.Msg, 64)
-	sub, err := s.ChanSubscribe("$JS.ACK.>", answers)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = sub.Unsubscribe() }()
+	answers := s.answers(t)
 	s.publish(t, events.KindRequested, "vm-1", "r1", map[string]any{"vm": "vm-1"})
 	receive(t, begun)
 	first := receive(t, answers) // the first heartbeat
@@ -324,7 +218,7 @@ func TestConsumeRefuses(t *testing.T) {
 				t.Errorf("rejection: %s", m.Data)
 			}
 			s.gone(t, 0)
-			letters := all(testContext(t), t, s.js, events.DeadlettersStream)
+			letters := s.stored(t, events.DeadlettersStream)
 			if len(letters) != 1 {
 				t.Fatalf("%d dead letters", len(letters))
 			}
@@ -346,7 +240,7 @@ func TestConsumeRefuses(t *testing.T) {
 					t.Errorf("dead letter of a secret: %v %s", letter.Header, letter.Data)
 				}
 				for _, stream := range []string{events.DeadlettersStream, events.EventsStream} {
-					for _, m := range all(testContext(t), t, s.js, stream) {
+					for _, m := range s.stored(t, stream) {
 						if strings.Contains(string(m.Data), secret) {
 							t.Errorf("stream %s holds the secret", stream)
 						}
@@ -371,11 +265,7 @@ func TestRejectTwice(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, stream := range []string{events.DeadlettersStream, events.EventsStream} {
-		if n := len(all(testContext(t), t, s.js, stream)); n != 1 {
-			t.Errorf("stream %s holds %d", stream, n)
-		}
-	}
+	s.wantRefused(t, 1)
 }
 
 // At the end of its context Consume takes nothing more, tells its handlers to stop, waits for them, and gives what they
@@ -492,13 +382,6 @@ func TestLine(t *testing.T) {
 		cancels[0].RunID != events.RunID("lab", "vm-1", ref("r3")) {
 		t.Errorf("cancels: %+v", cancels)
 	}
-	// A fourth request finds the VM's queue full, another VM's does not.
-	_, err = s.js.Publish(ctx, events.RequestSubject("lab", "vm-1"), []byte("x"))
-	var api *jetstream.APIError
-	if !errors.As(err, &api) || api.ErrorCode != stream.CodeSubjectFull {
-		t.Errorf("publish to a full queue: %v", err)
-	}
-	s.publish(t, events.KindRequested, "vm-3", "r", map[string]any{"vm": "vm-3"})
 }
 
 func TestWake(t *testing.T) {

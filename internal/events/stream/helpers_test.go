@@ -69,7 +69,12 @@ func dial(t *testing.T, url string) client {
 
 func connect(t *testing.T, url string) *stream.Conn {
 	t.Helper()
-	c, err := stream.Connect(testContext(t), stream.Config{URL: url, Name: t.Name()}, testLog(t))
+	return connectAs(t, stream.Config{URL: url, Name: t.Name()}, testLog(t))
+}
+
+func connectAs(t *testing.T, cfg stream.Config, log zerolog.Logger) *stream.Conn {
+	t.Helper()
+	c, err := stream.Connect(testContext(t), cfg, log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,18 +124,7 @@ func checkStored(t *testing.T, url string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), testTimeout) // the test's own is over
 	defer cancel()
-	nc, err := nats.Connect(url)
-	if err != nil {
-		t.Error(err)
-		return
-	}
-	defer nc.Close()
-	js, err := jetstream.New(nc)
-	if err != nil {
-		t.Error(err)
-		return
-	}
-	for _, m := range all(ctx, t, js, events.EventsStream) {
+	for _, m := range all(ctx, t, dial(t, url).js, events.EventsStream) {
 		checkEvent(t, m.Header, m.Data)
 	}
 }

@@ -5,12 +5,9 @@ import (
 	"context"
 	"fmt"
 	"net"
-	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -29,14 +26,8 @@ func TestConsumeMessagesThatLookLikeTheServers(t *testing.T) {
 	t.Parallel()
 	const places = 2
 	s := newStation(t, func(st *stream.Settings) { st.MaxInFlight["lab"] = places })
-	ctx, cancel := context.WithCancel(testContext(t))
-	var consuming sync.WaitGroup
-	t.Cleanup(func() { cancel(); consuming.Wait() })
 	canceled, began := make(chan string, 1), make(chan string, 1)
-	consuming.Go(func() {
-		_ = s.conn.ConsumeCancels(ctx, "lab",
-			func(_ context.Context, c *events.Cancel) error { canceled <- c.VM; return nil })
-	})
+	s.consumeCancels(t, func(_ context.Context, c *events.Cancel) error { canceled <- c.VM; return nil })
 	s.consume(t, func(_ context.Context, r *events.Request) error { began <- r.VM; return nil })
 
 	statuses := []string{"100", "404", "408", "409", "423", "503", "400", "9"}
@@ -58,7 +49,7 @@ func TestConsumeMessagesThatLookLikeTheServers(t *testing.T) {
 	}
 	s.gone(t, 0)
 	var rejected int
-	for _, m := range all(testContext(t), t, s.js, events.EventsStream) {
+	for _, m := range s.stored(t, events.EventsStream) {
 		if strings.HasPrefix(m.Subject, "guestflow.rejections.lab.") {
 			rejected++
 		}
@@ -122,13 +113,7 @@ func TestConsumeStreamMadeAnew(t *testing.T) {
 		return first
 	}
 	before := publish("old")
-	if err := s.js.DeleteStream(testContext(t), events.RequestsStream("lab")); err != nil {
-		t.Fatal(err)
-	}
-	until(t, "stream and consumer are there again", func() bool {
-		_, err := s.js.Consumer(testContext(t), events.RequestsStream("lab"), events.RequestsConsumer("lab"))
-		return err == nil
-	})
+	s.removeRequests(t)
 	after := publish("new")
 	if !after.Stream.After(before.Stream) || before.Stream.IsZero() {
 		t.Errorf("the stream was made at %s, then at %s", before.Stream, after.Stream)
@@ -168,28 +153,14 @@ func TestConsumeAnswersNoStranger(t *testing.T) {
 	})
 	s.publish(t, events.KindRequested, "vm-1", "old", map[string]any{"vm": "vm-1"})
 	receive(t, started)
-	if err := s.js.DeleteStream(testContext(t), events.RequestsStream("lab")); err != nil {
-		t.Fatal(err)
-	}
-	until(t, "the stream is there again", func() bool {
-		_, err := s.js.Stream(testContext(t), events.RequestsStream("lab"))
-		return err == nil
-	})
+	s.removeRequests(t)
 	if seq := s.publish(t, events.KindRequested, "vm-2", "new", map[string]any{"vm": "vm-2"}); seq != 1 {
 		t.Fatalf("sequence %d", seq)
 	}
 	if id := receive(t, started); id != "new" {
 		t.Fatalf("started %s", id)
 	}
-	answers := make(chan *nats.Msg, 64)
-	sub, err := s.ChanSubscribe("$JS.ACK.>", answers)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = sub.Unsubscribe() }()
-	if err := s.Flush(); err != nil {
-		t.Fatal(err)
-	}
+	answers := s.answers(t)
 	close(finish)
 	close(hold)
 	s.gone(t, 0)
@@ -212,19 +183,9 @@ func TestRejectAfterStreamMadeAnew(t *testing.T) {
 	for range 2 {
 		s.send(t, &nats.Msg{Subject: "guestflow.requests.lab.vm-1", Data: []byte("junk")})
 		s.gone(t, 0)
-		if err := s.js.DeleteStream(testContext(t), events.RequestsStream("lab")); err != nil {
-			t.Fatal(err)
-		}
-		until(t, "the stream is there again", func() bool {
-			_, err := s.js.Stream(testContext(t), events.RequestsStream("lab"))
-			return err == nil
-		})
+		s.removeRequests(t)
 	}
-	for _, stream := range []string{events.DeadlettersStream, events.EventsStream} {
-		if n := len(all(testContext(t), t, s.js, stream)); n != 2 {
-			t.Errorf("stream %s holds %d", stream, n)
-		}
-	}
+	s.wantRefused(t, 2)
 }
 
 // The ack wait is made shorter, by another replica that starts with a new setting or by hand, while a request is in
@@ -253,12 +214,7 @@ func TestConsumeAckWaitChanges(t *testing.T) {
 		t.Errorf("the ack wait is %s", wait)
 	}
 	consumeOn(t, other, handle)
-	answers := make(chan *nats.Msg, 64)
-	sub, err := s.ChanSubscribe("$JS.ACK.>", answers)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = sub.Unsubscribe() }()
+	answers := s.answers(t)
 	for range 10 { // heartbeats, by the new ack wait
 		receive(t, answers)
 	}
@@ -270,58 +226,58 @@ func TestConsumeAckWaitChanges(t *testing.T) {
 	s.gone(t, 0)
 }
 
-// A request that makes its handler panic again and again is refused, and told.
-func TestConsumeRefusesWhatPanics(t *testing.T) {
+// A request that nobody can go on with is refused, and told, instead of coming round for ever.
+func TestConsumeRefusesWhatNobodyCanHandle(t *testing.T) {
 	t.Parallel()
-	s := newStation(t, func(st *stream.Settings) { st.AckWait = 200 * time.Millisecond })
-	var calls atomic.Int64
-	s.consume(t, func(context.Context, *events.Request) error {
-		calls.Add(1)
-		panic("broken")
-	})
-	s.publish(t, events.KindRequested, "vm-1", "r1", map[string]any{"vm": "vm-1"})
-	s.gone(t, 0)
-	rejected := all(testContext(t), t, s.js, events.EventsStream)
-	if len(rejected) != 1 || calls.Load() != 3 {
-		t.Fatalf("%d events after %d calls", len(rejected), calls.Load())
-	}
-	if _, run := checkEvent(t, rejected[0].Header, rejected[0].Data); run.Error.Code != events.Internal ||
-		!strings.Contains(run.Error.Message, "panicked") || strings.Contains(run.Error.Message, "broken") {
-		t.Errorf("rejection: %+v", run.Error)
-	}
-}
-
-// A request whose event the server can never store is refused, and told, instead of coming round for ever.
-func TestConsumeRefusesWhatCannotBeStored(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	file := filepath.Join(dir, "nats.conf")
-	if err := os.WriteFile(file, []byte(fmt.Sprintf("jetstream { store_dir: %q }\nport: -1\nmax_payload: 16384\n",
-		dir+"/js")), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	srv := natstest.StartConfig(t, file, nil)
-	s := &station{client: dial(t, srv.URL()), server: srv, conn: connect(t, srv.URL())}
-	provision(t, s.conn, srv.URL(), settings(1))
-	journal := stream.NewJournal(s.conn, events.Structured)
-	s.consume(t, func(ctx context.Context, r *events.Request) error {
-		accepted := run("vm-1", 1)
-		accepted.Requested = r.Data
-		_, err := journal.Append(ctx, 0, "id", events.RunAccepted, testAttrs, accepted)
-		return err
-	})
-	s.publish(t, events.KindRequested, "vm-1", "big", map[string]any{"vm": "vm-1",
-		"guest": map[string]any{"credentials": map[string]any{"secretRef": "x"}},
-		"customize": map[string]any{"spec": map[string]any{"_typeName": "CustomizationSpec",
-			"identity": map[string]any{"_typeName": "New"}, "pad": strings.Repeat("x", 15800)}}})
-	s.gone(t, 0)
-	rejected := all(testContext(t), t, s.js, events.EventsStream)
-	if len(rejected) != 1 {
-		t.Fatalf("%d events", len(rejected))
-	}
-	_, run := checkEvent(t, rejected[0].Header, rejected[0].Data)
-	if !strings.Contains(run.Error.Message, "max_payload") {
-		t.Errorf("rejection: %+v", run.Error)
+	spec := map[string]any{"_typeName": "CustomizationSpec", "identity": map[string]any{"_typeName": "New"},
+		"pad": strings.Repeat("x", 15800)}
+	for name, row := range map[string]struct {
+		consume func(ctx context.Context, c *stream.Conn, calls *atomic.Int64) error
+		calls   int64
+		text    string
+	}{
+		"its handler panics": {func(ctx context.Context, c *stream.Conn, calls *atomic.Int64) error {
+			return c.Consume(ctx, "lab", func(context.Context, *events.Request) error {
+				calls.Add(1)
+				panic("broken")
+			})
+		}, 3, "panicked"},
+		"guestflow panics as it reads it": {func(ctx context.Context, c *stream.Conn, _ *atomic.Int64) error {
+			return c.ConsumeUnreadable(ctx)
+		}, 0, "panicked"},
+		"the server can never store its event": {func(ctx context.Context, c *stream.Conn, calls *atomic.Int64) error {
+			journal := stream.NewJournal(c, events.Structured)
+			return c.Consume(ctx, "lab", func(ctx context.Context, r *events.Request) error {
+				calls.Add(1)
+				accepted := run("vm-1", 1)
+				accepted.Requested = r.Data
+				_, err := journal.Append(ctx, 0, "id", events.RunAccepted, testAttrs, accepted)
+				return err
+			})
+		}, 1, "max_payload"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := smallStation(t, "", "max_payload: 16384",
+				func(st *stream.Settings) { st.AckWait = 200 * time.Millisecond })
+			var calls atomic.Int64
+			during(t, func(ctx context.Context) { _ = row.consume(ctx, s.conn, &calls) })
+			s.publish(t, events.KindRequested, "vm-1", "r1", map[string]any{"vm": "vm-1",
+				"guest":     map[string]any{"credentials": map[string]any{"secretRef": "x"}},
+				"customize": map[string]any{"spec": spec}})
+			s.gone(t, 0)
+			if s.wantRefused(t, 1); t.Failed() {
+				return
+			}
+			told := s.stored(t, events.EventsStream)[0]
+			if _, run := checkEvent(t, told.Header, told.Data); run.Error.Code != events.Internal ||
+				!strings.Contains(run.Error.Message, row.text) || strings.Contains(run.Error.Message, "broken") {
+				t.Errorf("rejection: %+v", run.Error)
+			}
+			if n := calls.Load(); n != row.calls {
+				t.Errorf("handled %d times, want %d", n, row.calls)
+			}
+		})
 	}
 }
 
@@ -364,7 +320,7 @@ func TestConsumeBrokenHeaders(t *testing.T) {
 	s.publish(t, events.KindRequested, "vm-1", "good", map[string]any{"vm": "vm-1"})
 	receive(t, began)
 	s.gone(t, 0)
-	if n := len(all(testContext(t), t, s.js, events.DeadlettersStream)); n != len(headers) {
+	if n := len(s.stored(t, events.DeadlettersStream)); n != len(headers) {
 		t.Errorf("%d dead letters", n)
 	}
 }
@@ -375,16 +331,9 @@ func TestJunkWithoutDeadLetters(t *testing.T) {
 	const junk, places = 10, 3
 	server := natstest.StartServer(t)
 	var lost atomic.Int64
-	conn, err := stream.Connect(testContext(t), stream.Config{URL: server.URL(),
+	conn := connectAs(t, stream.Config{URL: server.URL(),
 		Hooks: stream.Hooks{NotKept: func(string) { lost.Add(1) }}}, testLog(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(conn.Close)
-	s := &station{client: dial(t, server.URL()), server: server, conn: conn}
-	set := settings(1)
-	set.MaxInFlight["lab"] = places
-	provision(t, conn, server.URL(), set)
+	s := stationOn(t, server, conn, func(st *stream.Settings) { st.MaxInFlight["lab"] = places })
 	conn.SetPatience(100*time.Millisecond, time.Minute, time.Minute)
 	if err := s.js.DeleteStream(testContext(t), events.DeadlettersStream); err != nil {
 		t.Fatal(err)
@@ -397,7 +346,7 @@ func TestJunkWithoutDeadLetters(t *testing.T) {
 	s.publish(t, events.KindRequested, "vm-good", "good", map[string]any{"vm": "vm-good"})
 	receive(t, began)
 	s.gone(t, 0)
-	told := all(testContext(t), t, s.js, events.EventsStream)
+	told := s.stored(t, events.EventsStream)
 	if len(told) != junk || lost.Load() != junk {
 		t.Fatalf("%d rejections, %d counted", len(told), lost.Load())
 	}
@@ -434,33 +383,24 @@ func TestJunkOfAFullStore(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.gone(t, 0)
-	for _, stream := range []string{events.DeadlettersStream, events.EventsStream} {
-		if n := len(all(testContext(t), t, s.js, stream)); n != junk {
-			t.Errorf("stream %s holds %d", stream, n)
-		}
-	}
+	s.wantRefused(t, junk)
 }
 
 // Many cancels that wait for the ends of their runs keep no other from being taken.
 func TestCancelsThatWaitLeaveOthersTheirPlaces(t *testing.T) {
 	t.Parallel()
 	s := newStation(t, func(st *stream.Settings) { st.MaxInFlight["lab"] = 2 })
-	ctx, cancel := context.WithCancel(testContext(t))
-	var consuming sync.WaitGroup
-	hold := make(chan struct{})
-	t.Cleanup(func() { close(hold); cancel(); consuming.Wait() })
-	held, other := make(chan struct{}, 64), make(chan struct{}, 1)
-	consuming.Go(func() {
-		_ = s.conn.ConsumeCancels(ctx, "lab", func(_ context.Context, c *events.Cancel) error {
-			if c.VM == "vm-other" {
-				other <- struct{}{}
-				return nil
-			}
-			held <- struct{}{}
-			<-hold
+	held, other, hold := make(chan struct{}, 64), make(chan struct{}, 1), make(chan struct{})
+	s.consumeCancels(t, func(_ context.Context, c *events.Cancel) error {
+		if c.VM == "vm-other" {
+			other <- struct{}{}
 			return nil
-		})
+		}
+		held <- struct{}{}
+		<-hold
+		return nil
 	})
+	t.Cleanup(func() { close(hold) })
 	const waiting = 40
 	cancelRun := func(vm string) {
 		s.publish(t, events.KindCancelRequested, vm, "c1", map[string]any{"vm": vm,
@@ -474,28 +414,4 @@ func TestCancelsThatWaitLeaveOthersTheirPlaces(t *testing.T) {
 	}
 	cancelRun("vm-other")
 	receive(t, other)
-}
-
-// A message at whose reading guestflow panics does not end the process, and the next one after it: it is refused as one
-// that its handler panics at.
-func TestConsumeRefusesWhatPanicsWhenRead(t *testing.T) {
-	t.Parallel()
-	s := newStation(t, func(st *stream.Settings) { st.AckWait = 200 * time.Millisecond })
-	ctx, cancel := context.WithCancel(testContext(t))
-	var consuming sync.WaitGroup
-	t.Cleanup(func() { cancel(); consuming.Wait() })
-	consuming.Go(func() { _ = s.conn.ConsumeUnreadable(ctx) })
-	s.publish(t, events.KindRequested, "vm-1", "r1", map[string]any{"vm": "vm-1"})
-	s.gone(t, 0)
-	rejected := all(testContext(t), t, s.js, events.EventsStream)
-	if len(rejected) != 1 {
-		t.Fatalf("%d events", len(rejected))
-	}
-	if _, run := checkEvent(t, rejected[0].Header, rejected[0].Data); run.Error.Code != events.Internal ||
-		!strings.Contains(run.Error.Message, "panicked") {
-		t.Errorf("rejection: %+v", run.Error)
-	}
-	if n := len(all(testContext(t), t, s.js, events.DeadlettersStream)); n != 1 {
-		t.Errorf("%d dead letters", n)
-	}
 }

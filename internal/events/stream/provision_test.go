@@ -384,26 +384,6 @@ func TestConnectBeforeTheServerIsThere(t *testing.T) {
 	}
 }
 
-func TestAPIPrefix(t *testing.T) {
-	t.Parallel()
-	s := natstest.StartServer(t)
-	c, err := stream.Connect(testContext(t), stream.Config{URL: s.URL(), JSAPIPrefix: "$JS.API",
-		InboxPrefix: "_INBOX_gf"}, testLog(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	provision(t, c, s.URL(), settings(1))
-	j := stream.NewJournal(c, events.Binary)
-	seq, err := j.Append(testContext(t), 0, "id", events.RunAccepted, testAttrs, run("vm-1", 1))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if last, err := j.Last(testContext(t), "lab", "vm-1"); err != nil || last.Seq != seq {
-		t.Errorf("last: %+v, %v", last, err)
-	}
-}
-
 // A durable that somebody removes while the service runs is made again, and its requests are taken.
 func TestRemovedConsumerComesBack(t *testing.T) {
 	t.Parallel()

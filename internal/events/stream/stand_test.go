@@ -47,7 +47,7 @@ func TestRefusalLeansOnTheJournal(t *testing.T) {
 	s.publish(t, events.KindRequested, "vm-2", "r", map[string]any{"vm": "vm-2"})
 	s.gone(t, 0)
 	stored := 0
-	for _, m := range all(testContext(t), t, s.js, events.EventsStream) {
+	for _, m := range s.stored(t, events.EventsStream) {
 		if strings.HasPrefix(m.Subject, "guestflow.rejections.") {
 			stored++
 		}

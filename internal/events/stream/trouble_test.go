@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -20,32 +18,10 @@ import (
 	"github.com/guestflow/guestflow/internal/events/stream/natstest"
 )
 
-// smallStation is a station on a server with a configuration of its own.
-func smallStation(t *testing.T, jetStream, more string, change func(*stream.Settings)) *station {
-	t.Helper()
-	dir := t.TempDir()
-	file := filepath.Join(dir, "nats.conf")
-	conf := fmt.Sprintf("jetstream { store_dir: %q\n%s }\nport: -1\n%s\n", dir+"/js", jetStream, more)
-	if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	server := natstest.StartConfig(t, file, nil)
-	s := settings(1)
-	if change != nil {
-		change(&s)
-	}
-	st := &station{client: dial(t, server.URL()), server: server, conn: connect(t, server.URL())}
-	provision(t, st.conn, server.URL(), s)
-	return st
-}
-
 // watch has the connection look after its streams until the end of the test.
 func (s *station) watch(t *testing.T) {
 	t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
-	var watching sync.WaitGroup
-	watching.Go(func() { s.conn.Watch(ctx) })
-	t.Cleanup(func() { cancel(); watching.Wait() })
+	during(t, s.conn.Watch)
 }
 
 // troubles are those of this reason.
@@ -276,15 +252,9 @@ func TestDeadlettersMaxBytes(t *testing.T) {
 // A server without a file store: nothing can be made, and it is said what to do.
 func TestProvisionWithoutAFileStore(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	file := filepath.Join(dir, "nats.conf")
-	if err := os.WriteFile(file, []byte(fmt.Sprintf("jetstream { store_dir: %q\nmax_file_store: 0 }\nport: -1\n",
-		dir+"/js")), 0o600); err != nil {
-		t.Fatal(err)
-	}
 	s := settings(1)
 	s.DeadlettersMaxBytes = 1 << 20
-	conn := connect(t, natstest.StartConfig(t, file, nil).URL())
+	conn := connect(t, configured(t, "max_file_store: 0", "").URL())
 	conn.SetPatience(time.Minute, time.Minute, time.Second)
 	ctx, stop := context.WithCancel(testContext(t))
 	ended := make(chan error, 1)
@@ -315,13 +285,8 @@ func TestWatchTellsOnce(t *testing.T) {
 		lines = append(lines, string(b))
 		return len(b), nil
 	}))
-	conn, err := stream.Connect(testContext(t), stream.Config{URL: server.URL()}, log)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(conn.Close)
-	s := &station{client: dial(t, server.URL()), server: server, conn: conn}
-	provision(t, conn, server.URL(), settings(1))
+	conn := connectAs(t, stream.Config{URL: server.URL()}, log)
+	s := stationOn(t, server, conn, nil)
 	s.watch(t)
 	said := func(level string) (n int) {
 		mu.Lock()
