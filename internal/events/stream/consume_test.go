@@ -29,7 +29,7 @@ func TestConsumeSlowHandlers(t *testing.T) {
 	s := newStation(t, func(st *stream.Settings) { st.AckWait, st.MaxInFlight["lab"] = ackWait, places })
 	for i := range requests {
 		vm := "vm-" + strconv.Itoa(i)
-		s.publish(t, events.KindRequested, vm, "r", map[string]any{"vm": vm})
+		s.request(t, vm, "r")
 	}
 	var inHand, most, again atomic.Int64
 	done := make(chan struct{}, requests)
@@ -83,7 +83,7 @@ func TestConsumeVerdicts(t *testing.T) {
 				}
 				return nil
 			})
-			seq := s.publish(t, events.KindRequested, "vm-1", "r1", map[string]any{"vm": "vm-1"})
+			seq := s.request(t, "vm-1", "r1")
 			for n := uint64(1); n <= 2; n++ {
 				if r := receive(t, got); r.Delivered != n || r.Seq != seq || r.VM != "vm-1" || r.Ref.ID != "r1" ||
 					r.RunID != events.RunID("lab", "vm-1", r.Ref) {
@@ -116,7 +116,7 @@ func TestConsumeRedeliveryOfWhatIsInHand(t *testing.T) {
 	})
 	t.Cleanup(end)
 	answers := s.answers(t)
-	s.publish(t, events.KindRequested, "vm-1", "r1", map[string]any{"vm": "vm-1"})
+	s.request(t, "vm-1", "r1")
 	receive(t, begun)
 	first := receive(t, answers) // the first heartbeat
 	if string(first.Data) != "+WPI" {
@@ -183,7 +183,7 @@ func TestConsumeRefuses(t *testing.T) {
 			}},
 		{name: "by the handler", vm: "vm-1", code: events.Expired, request: true,
 			publish: func(s *station, t *testing.T) uint64 {
-				return s.publish(t, events.KindRequested, "vm-1", "expired", map[string]any{"vm": "vm-1"})
+				return s.request(t, "vm-1", "expired")
 			}},
 	}
 	for _, tt := range tests {
@@ -283,7 +283,7 @@ func TestConsumeDrains(t *testing.T) {
 			return events.ErrReleased
 		})
 	}()
-	s.publish(t, events.KindRequested, "vm-1", "r1", map[string]any{"vm": "vm-1"})
+	s.request(t, "vm-1", "r1")
 	handling := receive(t, begun)
 	cancel()
 	select {
@@ -318,7 +318,7 @@ func TestConsumeThroughRestart(t *testing.T) {
 		<-release
 		return nil
 	})
-	s.publish(t, events.KindRequested, "vm-1", "before", map[string]any{"vm": "vm-1"})
+	s.request(t, "vm-1", "before")
 	receive(t, begun)
 	s.server.Stop()
 	until(t, "the connections are lost", func() bool { return !s.conn.Connected() && !s.IsConnected() })
@@ -330,7 +330,7 @@ func TestConsumeThroughRestart(t *testing.T) {
 	}
 	until(t, "the publisher is connected again", s.IsConnected)
 	close(release)
-	s.publish(t, events.KindRequested, "vm-2", "after", map[string]any{"vm": "vm-2"})
+	s.request(t, "vm-2", "after")
 	if id := receive(t, begun); id != "after" {
 		t.Errorf("request %q", id)
 	}
@@ -344,10 +344,10 @@ func TestLine(t *testing.T) {
 	if head, err := line.Oldest(ctx, "lab", "vm-1"); err != nil || head != nil {
 		t.Errorf("head of nothing: %+v, %v", head, err)
 	}
-	first := s.publish(t, events.KindRequested, "vm-1", "r1", map[string]any{"vm": "vm-1"})
-	s.publish(t, events.KindRequested, "vm-11", "other", map[string]any{"vm": "vm-11"})
+	first := s.request(t, "vm-1", "r1")
+	s.request(t, "vm-11", "other")
 	broken := s.publish(t, events.KindRequested, "vm-1", "r2", map[string]any{"vm": "vm-2"})
-	third := s.publish(t, events.KindRequested, "vm-1", "r3", map[string]any{"vm": "vm-1"})
+	third := s.request(t, "vm-1", "r3")
 	cancel := s.publish(t, events.KindCancelRequested, "vm-1", "c1", map[string]any{"vm": "vm-1",
 		"request": map[string]any{"source": "/test", "id": "r3"}, "reason": "why"})
 	s.publish(t, events.KindCancelRequested, "vm-1", "c2", map[string]any{"vm": "vm-1"}) // cannot be read
@@ -404,15 +404,13 @@ func TestWake(t *testing.T) {
 	receive(t, ch)
 	receive(t, second)
 	stopSecond()
-	s.publish(t, events.KindCancelRequested, "vm-1", "c1", map[string]any{"vm": "vm-1",
-		"request": map[string]any{"source": "/test", "id": "r3"}})
+	s.cancel(t, "vm-1", "c1", "r3")
 	receive(t, ch)
 	stop()
 	if _, err := j.Append(testContext(t), seq, "id-2", events.RunSucceeded, testAttrs, run("vm-1", 2)); err != nil {
 		t.Fatal(err)
 	}
-	s.publish(t, events.KindCancelRequested, "vm-2", "c1", map[string]any{"vm": "vm-2",
-		"request": map[string]any{"source": "/test", "id": "r3"}})
+	s.cancel(t, "vm-2", "c1", "r3")
 	receive(t, other) // behind the event of vm-1, whose waiters have left
 	select {
 	case <-ch:

@@ -221,6 +221,19 @@ func (c client) publish(t *testing.T, kind events.Kind, vm, id string, data any)
 	return c.send(t, &nats.Msg{Subject: subject, Data: b})
 }
 
+// request publishes the smallest request for the VM.
+func (c client) request(t *testing.T, vm, id string) uint64 {
+	t.Helper()
+	return c.publish(t, events.KindRequested, vm, id, map[string]any{"vm": vm})
+}
+
+// cancel publishes a cancel of the VM's request.
+func (c client) cancel(t *testing.T, vm, id, request string) uint64 {
+	t.Helper()
+	return c.publish(t, events.KindCancelRequested, vm, id, map[string]any{"vm": vm,
+		"request": map[string]any{"source": "/test", "id": request}})
+}
+
 func (c client) send(t *testing.T, m *nats.Msg) uint64 {
 	t.Helper()
 	ack, err := c.js.PublishMsg(testContext(t), m)

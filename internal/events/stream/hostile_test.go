@@ -38,9 +38,8 @@ func TestConsumeMessagesThatLookLikeTheServers(t *testing.T) {
 				"Consumer Deleted", "Nats-Pending-Messages", "9", "Nats-Pin-Id", "x")})
 		}
 	}
-	s.publish(t, events.KindRequested, "vm-good", "r1", map[string]any{"vm": "vm-good"})
-	s.publish(t, events.KindCancelRequested, "vm-good", "c1", map[string]any{"vm": "vm-good",
-		"request": map[string]any{"source": "/test", "id": "r1"}})
+	s.request(t, "vm-good", "r1")
+	s.cancel(t, "vm-good", "c1", "r1")
 	if vm := receive(t, began); vm != "vm-good" {
 		t.Errorf("began %s", vm)
 	}
@@ -104,7 +103,7 @@ func TestConsumeStreamMadeAnew(t *testing.T) {
 	publish := func(kind string) (first *events.Request) {
 		for i := range requests {
 			vm := fmt.Sprintf("vm-%s-%d", kind, i)
-			s.publish(t, events.KindRequested, vm, fmt.Sprintf("%s-%d", kind, i), map[string]any{"vm": vm})
+			s.request(t, vm, fmt.Sprintf("%s-%d", kind, i))
 			first = receive(t, started)
 			if !strings.HasPrefix(first.Ref.ID, kind) {
 				t.Fatalf("started %s", first.Ref.ID)
@@ -123,7 +122,7 @@ func TestConsumeStreamMadeAnew(t *testing.T) {
 	}
 	s.gone(t, 0)
 	// in hand beyond the old ones' end
-	block := s.publish(t, events.KindRequested, "vm-9", "old-0", map[string]any{"vm": "vm-9"})
+	block := s.request(t, "vm-9", "old-0")
 	receive(t, started)
 	close(finish)
 	for range requests + 1 {
@@ -151,10 +150,10 @@ func TestConsumeAnswersNoStranger(t *testing.T) {
 		<-hold
 		return nil
 	})
-	s.publish(t, events.KindRequested, "vm-1", "old", map[string]any{"vm": "vm-1"})
+	s.request(t, "vm-1", "old")
 	receive(t, started)
 	s.removeRequests(t)
-	if seq := s.publish(t, events.KindRequested, "vm-2", "new", map[string]any{"vm": "vm-2"}); seq != 1 {
+	if seq := s.request(t, "vm-2", "new"); seq != 1 {
 		t.Fatalf("sequence %d", seq)
 	}
 	if id := receive(t, started); id != "new" {
@@ -202,7 +201,7 @@ func TestConsumeAckWaitChanges(t *testing.T) {
 		return nil
 	}
 	s.consume(t, handle)
-	s.publish(t, events.KindRequested, "vm-1", "r", map[string]any{"vm": "vm-1"})
+	s.request(t, "vm-1", "r")
 	receive(t, begun)
 	other := connect(t, s.server.URL())
 	st := settings(1)
@@ -317,7 +316,7 @@ func TestConsumeBrokenHeaders(t *testing.T) {
 	}
 	began := make(chan string, 1)
 	s.consume(t, func(_ context.Context, r *events.Request) error { began <- r.Ref.ID; return nil })
-	s.publish(t, events.KindRequested, "vm-1", "good", map[string]any{"vm": "vm-1"})
+	s.request(t, "vm-1", "good")
 	receive(t, began)
 	s.gone(t, 0)
 	if n := len(s.stored(t, events.DeadlettersStream)); n != len(headers) {
@@ -343,7 +342,7 @@ func TestJunkWithoutDeadLetters(t *testing.T) {
 	}
 	began := make(chan string, 1)
 	s.consume(t, func(_ context.Context, r *events.Request) error { began <- r.Ref.ID; return nil })
-	s.publish(t, events.KindRequested, "vm-good", "good", map[string]any{"vm": "vm-good"})
+	s.request(t, "vm-good", "good")
 	receive(t, began)
 	s.gone(t, 0)
 	told := s.stored(t, events.EventsStream)
@@ -403,8 +402,7 @@ func TestCancelsThatWaitLeaveOthersTheirPlaces(t *testing.T) {
 	t.Cleanup(func() { close(hold) })
 	const waiting = 40
 	cancelRun := func(vm string) {
-		s.publish(t, events.KindCancelRequested, vm, "c1", map[string]any{"vm": vm,
-			"request": map[string]any{"source": "/test", "id": "r1"}})
+		s.cancel(t, vm, "c1", "r1")
 	}
 	for i := range waiting {
 		cancelRun("vm-" + strconv.Itoa(i))

@@ -104,7 +104,7 @@ func TestLineGone(t *testing.T) {
 			c, ctx, line := dial(t, url), testContext(t), conn.RequestQueue()
 			place := func(vm, id string) events.Place {
 				t.Helper()
-				c.publish(t, events.KindRequested, vm, id, map[string]any{"vm": vm})
+				c.request(t, vm, id)
 				in, err := line.Unfinished(ctx, "lab", vm)
 				if err != nil || len(in.Requests) == 0 {
 					t.Fatalf("waiting %+v, %v", in, err)

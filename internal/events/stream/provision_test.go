@@ -394,6 +394,6 @@ func TestRemovedConsumerComesBack(t *testing.T) {
 		events.RequestsConsumer("lab")); err != nil {
 		t.Fatal(err)
 	}
-	s.publish(t, events.KindRequested, "vm-1", "r1", map[string]any{"vm": "vm-1"})
+	s.request(t, "vm-1", "r1")
 	receive(t, took)
 }

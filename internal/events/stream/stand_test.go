@@ -39,12 +39,12 @@ func TestRefusalLeansOnTheJournal(t *testing.T) {
 		}
 		return &events.RejectError{Code: events.Expired, Message: "too late", IfLastSeq: &at}
 	})
-	s.publish(t, events.KindRequested, "vm-1", "r", map[string]any{"vm": "vm-1"})
+	s.request(t, "vm-1", "r")
 	s.gone(t, 0)
 	if n := calls.Load(); n != 2 {
 		t.Errorf("handled %d times", n)
 	}
-	s.publish(t, events.KindRequested, "vm-2", "r", map[string]any{"vm": "vm-2"})
+	s.request(t, "vm-2", "r")
 	s.gone(t, 0)
 	stored := 0
 	for _, m := range s.stored(t, events.EventsStream) {
