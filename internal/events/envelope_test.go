@@ -19,6 +19,29 @@ import (
 	"github.com/guestflow/guestflow/internal/events"
 )
 
+// wantRefusal fails the test unless err refuses a request for this field, with this in its message, and withholds its
+// data or not, and quotes no secret; where neither is wanted the request must be taken.
+func wantRefusal(t *testing.T, err error, field, text string, withhold bool) {
+	t.Helper()
+	if field == "" && text == "" {
+		if err != nil {
+			t.Error(err)
+		}
+		return
+	}
+	var reject *events.RejectError
+	if !errors.As(err, &reject) {
+		t.Fatalf("error %v, want a *RejectError", err)
+	}
+	if reject.Code != events.InvalidRequest || reject.Field != field || !strings.Contains(reject.Message, text) ||
+		reject.Withhold != withhold {
+		t.Errorf("refused with %+v, want field %q and %q, withheld %v", reject, field, text, withhold)
+	}
+	if strings.Contains(reject.Error(), "hunter2") {
+		t.Errorf("the refusal quotes the secret: %v", reject)
+	}
+}
+
 // refusal is why a message is refused.
 func refusal(t *testing.T, h map[string][]string, data []byte) *events.RejectError {
 	t.Helper()

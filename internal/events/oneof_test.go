@@ -1,8 +1,6 @@
 package events_test
 
 import (
-	"errors"
-	"strings"
 	"testing"
 
 	"github.com/guestflow/guestflow/internal/events"
@@ -27,14 +25,7 @@ func TestExactlyOneOf(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			_, err := events.DecodeRequest("lab", subject, nil, structured(`{"vm":"vm-42",`+creds+`,`+tt.data+`}`, ""))
-			var reject *events.RejectError
-			switch errors.As(err, &reject); {
-			case tt.text == "" && err != nil:
-				t.Error(err)
-			case tt.text != "" && (reject == nil || !strings.HasPrefix(reject.Field, tt.field) ||
-				!strings.Contains(reject.Message, tt.text)):
-				t.Errorf("refused with %+v, want %s, and %s named", reject, tt.field, tt.text)
-			}
+			wantRefusal(t, err, tt.field, tt.text, false)
 		})
 	}
 }
