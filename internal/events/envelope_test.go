@@ -274,7 +274,7 @@ func TestBinaryValuesAreReadAsOneEncoderWroteThem(t *testing.T) {
 	if want := (events.RequestRef{Source: "/pipe%20line/7", ID: "d-1"}); err != nil || r.Ref != want {
 		t.Errorf("%+v, %v", r.Ref, err)
 	}
-	refusal(t, header("ce-specversion", "1.0", "ce-type", requestedType, "ce-source", "/a", "ce-id", "a%0Ab"),
+	_ = refusal(t, header("ce-specversion", "1.0", "ce-type", requestedType, "ce-source", "/a", "ce-id", "a%0Ab"),
 		[]byte(`{"vm":"vm-42"}`)) // with a line end in it
 }
 

@@ -214,7 +214,8 @@ func TestLiteralSecretsAreWithheld(t *testing.T) {
 	t.Parallel()
 	const data = `{"vm":"vm-42",` + creds +
 		`,"processes":[{"name":"a","run":{"path":"/a","environment":{"API_TOKEN":"hunter2","MYSQL_PWD":"hunter2"}}}]}`
-	if e := refusal(t, nil, structured(data, "")); !strings.Contains(e.Message, "processes[0].run.environment.MYSQL_PWD: ") {
+	if e := refusal(t, nil, structured(data, "")); !strings.Contains(e.Message,
+		"processes[0].run.environment.MYSQL_PWD: ") {
 		t.Errorf("%v names one alone", e)
 	}
 	const userData = `{"vm":"vm-42",` + creds +

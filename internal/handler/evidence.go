@@ -18,7 +18,8 @@ import (
 // is noted in the checkpoint, with the intent at the latest, so that every owner judges alike; what could not be read
 // then, and what is not shown now, proves nothing.
 //
-//	a Task              is none of those that vCenter showed before, and none that an earlier run made: checkpoint.known
+//	a Task              is none of those that vCenter showed before, and none that an earlier run made:
+//	                    checkpoint.known
 //	the guest's status  of a customization that began later than the one read before the call: before.began
 //	what it shows       all that is asked for, where it was seen to show something else before: before.other
 //	a process           bears the run's marker, or has a pid and start time that were not there before:

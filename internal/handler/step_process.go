@@ -173,9 +173,9 @@ func (p *processStep) intend() {
 }
 
 // is reports whether what the guest shows under the pid of the process is that process, and not another one that got
-// its pid later: by our marker, else by the start time that was read at its beginning. Both times are the guest's, by the
-// same call, so that a second between them is another process. Where none could be read, the command line must be the
-// one that was sent; of a process that was started elsewhere nothing else is known.
+// its pid later: by our marker, else by the start time that was read at its beginning. Both times are the guest's, by
+// the same call, so that a second between them is another process. Where none could be read, the command line must be
+// the one that was sent; of a process that was started elsewhere nothing else is known.
 func (p *processStep) is(shown vcapi.Process) bool {
 	mark := p.sentMark()
 	switch {
