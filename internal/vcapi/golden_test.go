@@ -283,12 +283,8 @@ func golden(t *testing.T, r request) []byte {
 		body = "null"
 	}
 
-	for _, err := range []error{
-		json.Compact(&bytes.Buffer{}, []byte(body)), // it is JSON
-	} {
-		if err != nil {
-			t.Fatalf("the body is no JSON: %v\n%s", err, r.body)
-		}
+	if err := json.Compact(&bytes.Buffer{}, []byte(body)); err != nil {
+		t.Fatalf("the body is no JSON: %v\n%s", err, r.body)
 	}
 
 	b.WriteString("{\"method\": " + quote(method) + ",\n \"path\": " + quote(path) + ",\n")
@@ -354,6 +350,12 @@ func TestNoSpec(t *testing.T) {
 func TestLenientAnswers(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
+	create := func(c *Client) (any, error) {
+		return c.StartProcess(ctx, nil, "vm-1", testAuth, ProcessSpec{Path: "x"})
+	}
+	list := func(c *Client) (any, error) { return c.Processes(ctx, "vm-1", testAuth) }
+	status := func(c *Client) (any, error) { return c.CustomizationStatus(ctx, "vm-1") }
+	alive := func(c *Client) (any, error) { return c.SessionAlive(ctx, Session{}) }
 	tests := []struct {
 		name   string
 		key    string
@@ -362,14 +364,8 @@ func TestLenientAnswers(t *testing.T) {
 		call   func(c *Client) (any, error)
 		want   any
 	}{
-		{"create in an envelope, 200", "processes", 200, `{"value": 7}`,
-			func(c *Client) (any, error) {
-				return c.StartProcess(ctx, nil, "vm-1", testAuth, ProcessSpec{Path: "x"})
-			}, int64(7)},
-		{"create as a string", "processes", 201, `"7"`,
-			func(c *Client) (any, error) {
-				return c.StartProcess(ctx, nil, "vm-1", testAuth, ProcessSpec{Path: "x"})
-			}, int64(7)},
+		{"create in an envelope, 200", "processes", 200, `{"value": 7}`, create, int64(7)},
+		{"create as a string", "processes", 201, `"7"`, create, int64(7)},
 		{
 			"get in an envelope, running",
 			"7",
@@ -380,16 +376,14 @@ func TestLenientAnswers(t *testing.T) {
 			Process{PID: 7, Name: "sh", Owner: "root", Command: "sh",
 				Started: at2026(10, 0, 0)},
 		},
-		{"list in an envelope", "processes", 200, `{"value":[]}`,
-			func(c *Client) (any, error) { return c.Processes(ctx, "vm-1", testAuth) }, []Process{}},
-		{"list null", "processes", 200, `null`,
-			func(c *Client) (any, error) { return c.Processes(ctx, "vm-1", testAuth) }, []Process{}},
+		{"list in an envelope", "processes", 200, `{"value":[]}`, list, []Process{}},
+		{"list null", "processes", 200, `null`, list, []Process{}},
 		{
 			"status in an envelope",
 			"GET /api/vcenter/vm/vm-1/guest/customization",
 			200,
 			`{"value":{"status":"IDLE"}}`,
-			func(c *Client) (any, error) { return c.CustomizationStatus(ctx, "vm-1") },
+			status,
 			GuestCustomization{Status: "IDLE"},
 		},
 		{
@@ -397,7 +391,7 @@ func TestLenientAnswers(t *testing.T) {
 			"GET /api/vcenter/vm/vm-1/guest/customization",
 			200,
 			`{"status":"PENDING","start_time":null,"error":null}`,
-			func(c *Client) (any, error) { return c.CustomizationStatus(ctx, "vm-1") },
+			status,
 			GuestCustomization{Status: "PENDING"},
 		},
 		{
@@ -411,10 +405,8 @@ func TestLenientAnswers(t *testing.T) {
 		},
 		{"time boxed", "CurrentTime", 200, `{"_typeName":"dateTime","_value":"2026-11-20T11:00:00+01:00"}`,
 			func(c *Client) (any, error) { return c.Now(ctx) }, at2026(10, 0, 0)},
-		{"active boxed", "SessionIsActive", 200, `{"_typeName":"boolean","_value":true}`,
-			func(c *Client) (any, error) { return c.SessionAlive(ctx, Session{}) }, true},
-		{"active by 204", "SessionIsActive", 204, ``,
-			func(c *Client) (any, error) { return c.SessionAlive(ctx, Session{}) }, false},
+		{"active boxed", "SessionIsActive", 200, `{"_typeName":"boolean","_value":true}`, alive, true},
+		{"active by 204", "SessionIsActive", 204, ``, alive, false},
 		{
 			"task by key only, odd members",
 			"info",
@@ -462,47 +454,34 @@ func TestLenientAnswers(t *testing.T) {
 func TestNotUnderstood(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
-	tests := []struct {
-		name, key, body string
-		call            func(c *Client) error
-	}{
-		{
-			"task ref",
-			"StartGuestNetwork_Task",
-			`{"type":"Task"}`,
-			func(c *Client) error { _, err := c.StartGuestNetwork(ctx, nil, "vm-1", testAuth); return err },
+	calls := map[string]func(c *Client) error{
+		"StartGuestNetwork_Task": func(c *Client) error {
+			_, err := c.StartGuestNetwork(ctx, nil, "vm-1", testAuth)
+			return err
 		},
-		{
-			"task ref missing",
-			"StartGuestNetwork_Task",
-			`null`,
-			func(c *Client) error { _, err := c.StartGuestNetwork(ctx, nil, "vm-1", testAuth); return err },
-		},
-		{
-			"task ref broken",
-			"StartGuestNetwork_Task",
-			`{"type":`,
-			func(c *Client) error { _, err := c.StartGuestNetwork(ctx, nil, "vm-1", testAuth); return err },
-		},
-		{"pid", "processes", `"abc"`, func(c *Client) error {
+		"processes": func(c *Client) error {
 			_, err := c.StartProcess(ctx, nil, "vm-1", testAuth, ProcessSpec{Path: "x"})
 			return err
-		}},
-		{"pid zero", "processes", `0`, func(c *Client) error {
-			_, err := c.StartProcess(ctx, nil, "vm-1", testAuth, ProcessSpec{Path: "x"})
-			return err
-		}},
-		{"time", "CurrentTime", `"noon"`, func(c *Client) error { _, err := c.Now(ctx); return err }},
-		{"info", "info", `{}`, func(c *Client) error { _, err := c.Task(ctx, "task-1"); return err }},
-		{"html", "info", `<html>`, func(c *Client) error { _, err := c.Task(ctx, "task-1"); return err }},
+		},
+		"CurrentTime": func(c *Client) error { _, err := c.Now(ctx); return err },
+		"info":        func(c *Client) error { _, err := c.Task(ctx, "task-1"); return err },
 	}
 
-	for _, tt := range tests {
+	for _, tt := range []struct{ name, key, body string }{
+		{"task ref", "StartGuestNetwork_Task", `{"type":"Task"}`},
+		{"task ref missing", "StartGuestNetwork_Task", `null`},
+		{"task ref broken", "StartGuestNetwork_Task", `{"type":`},
+		{"pid", "processes", `"abc"`},
+		{"pid zero", "processes", `0`},
+		{"time", "CurrentTime", `"noon"`},
+		{"info", "info", `{}`},
+		{"html", "info", `<html>`},
+	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			f := newFake(t, "9.0.0.0")
 			f.reply(tt.key, 200, tt.body)
-			e := asError(t, tt.call(f.client(t)))
+			e := asError(t, calls[tt.key](f.client(t)))
 			if e.Sent != Unknown || e.Status != 200 {
 				t.Errorf("got %s, HTTP %d: %v", e.Sent, e.Status, e)
 			}
