@@ -383,11 +383,8 @@ func TestGuest401(t *testing.T) {
 func TestNoCustomizationManager(t *testing.T) {
 	t.Parallel()
 	f := newFake(t, "9.0.0.0")
-	f.reply(
-		contentPath,
-		200,
-		`{"about":{"apiVersion":"9.0.0.0"},"sessionManager":{"type":"SessionManager","value":"SessionManager"}}`,
-	)
+	f.reply(contentPath, 200,
+		`{"about":{"apiVersion":"9.0.0.0"},"sessionManager":{"type":"SessionManager","value":"SessionManager"}}`)
 
 	_, err := f.client(t).CustomizeGuest(context.Background(), nil, "vm-1", testAuth, json.RawMessage(`{}`), nil)
 	outcome{"NotSupported", Permanent, NotSent}.check(t, asError(t, err))

@@ -93,11 +93,8 @@ func newFake(t *testing.T, apiVersion string) *fake {
 	})
 
 	f.reply("Logout", 204, "")
-	f.reply(
-		"fileManager",
-		200,
-		`{"_typeName":"ManagedObjectReference","type":"GuestFileManager","value":"guestOperationsFileManager"}`,
-	)
+	f.reply("fileManager", 200,
+		`{"_typeName":"ManagedObjectReference","type":"GuestFileManager","value":"guestOperationsFileManager"}`)
 
 	f.reply("GET /api/session", 200, `{"user":"svc","created_time":"2026-11-20T10:00:00Z"}`)
 	f.reply("POST /api/session", 201, `"rest-token"`)

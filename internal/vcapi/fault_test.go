@@ -110,11 +110,9 @@ func TestRESTErrors(t *testing.T) {
 
 			tt.want.check(
 				t,
-				decodeError(
-					tt.status,
+				decodeError(tt.status,
 					[]byte(`{"type":"com.vmware.vapi.std.errors.`+camel+`","value":{"messages":[{"id":"x"}]}}`),
-					redactor{},
-				),
+					redactor{}),
 			)
 		})
 	}
@@ -604,22 +602,16 @@ func TestSecretsStayInside(t *testing.T) {
 // TestSecretsDoNotBreakErrors: a password that is also a word of the protocol leaves the error readable.
 func TestSecretsDoNotBreakErrors(t *testing.T) {
 	t.Parallel()
-	e := decodeError(
-		500,
-		[]byte(`{"_typeName":"TaskInProgress","faultstring":"the Task is in progress"}`),
-		secrets{"TaskInProgress", "Task"}.redactor(),
-	)
+	e := decodeError(500, []byte(`{"_typeName":"TaskInProgress","faultstring":"the Task is in progress"}`),
+		secrets{"TaskInProgress", "Task"}.redactor())
 
 	outcome{"TaskInProgress", Transient, Refused}.check(t, e)
 	if e.Message != "the *** is in progress" {
 		t.Errorf("message %q", e.Message)
 	}
 
-	e = decodeError(
-		401,
-		[]byte(`{"error_type":"UNAUTHENTICATED","messages":[{"default_message":"x"}]}`),
-		secrets{"UNAUTHENTICATED", "x"}.redactor(),
-	)
+	e = decodeError(401, []byte(`{"error_type":"UNAUTHENTICATED","messages":[{"default_message":"x"}]}`),
+		secrets{"UNAUTHENTICATED", "x"}.redactor())
 
 	outcome{"UNAUTHENTICATED", SessionLost, Refused}.check(t, e)
 }

@@ -31,11 +31,8 @@ var fileQuery = "id=1&" + url.Values{"token": {fileToken}}.Encode()
 
 // transferTo makes a fake name a URL for a file, of a size that it says.
 func (f *fake) transferTo(u string, size int) {
-	f.reply(
-		"InitiateFileTransferFromGuest",
-		200,
-		fmt.Sprintf(`{"_typeName":"FileTransferInformation","size":%d,"url":%s}`, size, quote(u)),
-	)
+	f.reply("InitiateFileTransferFromGuest", 200,
+		fmt.Sprintf(`{"_typeName":"FileTransferInformation","size":%d,"url":%s}`, size, quote(u)))
 }
 
 // host is a TLS server beside vCenter, as an ESXi host is, with a certificate of its own for one name.
@@ -295,11 +292,8 @@ func TestGuestFileAsked(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
 	f := newFake(t, "9.0.0.0")
-	f.reply(
-		contentPath,
-		200,
-		`{"about":{"apiVersion":"9.0.0.0"},"sessionManager":{"type":"SessionManager","value":"SessionManager"}}`,
-	)
+	f.reply(contentPath, 200,
+		`{"about":{"apiVersion":"9.0.0.0"},"sessionManager":{"type":"SessionManager","value":"SessionManager"}}`)
 
 	_, err := f.client(t).GuestFile(ctx, "vm-1", testAuth, "/var/log/app.log", 4)
 	outcome{"NotSupported", Permanent, NotSent}.check(t, asError(t, err))

@@ -348,11 +348,8 @@ func TestOddObject(t *testing.T) {
 			return
 		}
 
-		writeJSON(
-			w,
-			200,
-			`{"objects":[{"obj":{"type":"VirtualMachine","value":"vm-2"},"propSet":[{"name":["name"],"val":"two"}]}]}`,
-		)
+		writeJSON(w, 200,
+			`{"objects":[{"obj":{"type":"VirtualMachine","value":"vm-2"},"propSet":[{"name":["name"],"val":"two"}]}]}`)
 	})
 
 	c := p.client(t)

@@ -147,65 +147,24 @@ func TestPollNothing(t *testing.T) {
 func TestPollParts(t *testing.T) {
 	t.Parallel()
 	p := newPollServer(t)
-	p.push(
-		200,
-		updateOf(
-			"1",
-			"enter",
-			"VirtualMachine",
-			"vm-42",
-			change("name", `"x"`)+`,`+change("guest.hostName", `"h"`)+`,`+change("guest.net",
-				`{"_typeName":"Odd"}`),
-		),
-	)
-
-	p.push(
-		200,
-		updateOf(
-			"2",
-			"enter",
-			"Task",
-			"task-1",
-			change("info", `{"_typeName":"TaskInfo","key":"task-1","state":"queued","name":"N"}`),
-		),
-	)
-
-	p.push(
-		200,
-		updateOf(
-			"3",
-			"modify",
-			"Task",
-			"task-1",
+	for _, update := range []string{
+		updateOf("1", "enter", "VirtualMachine", "vm-42",
+			change("name", `"x"`)+`,`+change("guest.hostName", `"h"`)+`,`+change("guest.net", `{"_typeName":"Odd"}`)),
+		updateOf("2", "enter", "Task", "task-1",
+			change("info", `{"_typeName":"TaskInfo","key":"task-1","state":"queued","name":"N"}`)),
+		updateOf("3", "modify", "Task", "task-1",
 			change("info.state", `{"_typeName":"TaskInfoState","_value":"running"}`)+`,`+
-				``+change("info.progress", `{"_typeName":"int","_value":40}`),
-		),
-	)
-
-	p.push(
-		200,
-		updateOf(
-			"4",
-			"modify",
-			"VirtualMachine",
-			"vm-42",
-			`{"name":"guest.hostName","op":"indirectRemove"},`+change("future.property",
-				`{"_typeName":"NeverHeardOf","x":[]}`),
-		),
-	)
-
-	p.push(200, updateOf("5", "modify", "Host", "host-1", change("name", `"not watched"`)))
-	p.push(
-		200,
-		updateOf(
-			"6",
-			"modify",
-			"Task",
-			"task-1",
+				change("info.progress", `{"_typeName":"int","_value":40}`)),
+		updateOf("4", "modify", "VirtualMachine", "vm-42",
+			`{"name":"guest.hostName","op":"indirectRemove"},`+
+				change("future.property", `{"_typeName":"NeverHeardOf","x":[]}`)),
+		updateOf("5", "modify", "Host", "host-1", change("name", `"not watched"`)),
+		updateOf("6", "modify", "Task", "task-1",
 			change("info", `{"_typeName":"TaskInfo","key":"task-1","state":"error","name":"N",`+
-				`"error":{"fault":{"_typeName":"InvalidState"},"localizedMessage":"no"}}`),
-		),
-	)
+				`"error":{"fault":{"_typeName":"InvalidState"},"localizedMessage":"no"}}`)),
+	} {
+		p.push(200, update)
+	}
 
 	var states []string
 	c := p.polling(t, nil)
@@ -325,11 +284,8 @@ func TestPollNeverShows(t *testing.T) {
 
 	c := p.polling(t, func(c *Client) { c.poller.showTimeout = 20 * time.Millisecond })
 	until(t, c, "vm-42", "", named42)
-	p.reply(
-		"RetrievePropertiesEx",
-		500,
-		`{"_typeName":"ManagedObjectNotFound","obj":{"type":"VirtualMachine","value":"vm-43"}}`,
-	)
+	p.reply("RetrievePropertiesEx", 500,
+		`{"_typeName":"ManagedObjectNotFound","obj":{"type":"VirtualMachine","value":"vm-43"}}`)
 
 	until(t, c, "vm-43", "", func(s WatchState) bool { return s.VMGone })
 }
@@ -355,11 +311,8 @@ func TestPollStaleRead(t *testing.T) {
 	p.handle("RetrievePropertiesEx", func(w http.ResponseWriter, _ *http.Request) {
 		p.push(200, updateOf42("3", "enter", "forty-two"))
 		<-applied
-		writeJSON(
-			w,
-			200,
-			`{"objects":[{"obj":{"type":"VirtualMachine","value":"vm-42"},"propSet":[{"name":"name","val":"old"}]}]}`,
-		)
+		writeJSON(w, 200,
+			`{"objects":[{"obj":{"type":"VirtualMachine","value":"vm-42"},"propSet":[{"name":"name","val":"old"}]}]}`)
 		p.push(200, updateOf("4", "modify", "VirtualMachine", "vm-42", change("guest.hostName", `"end"`)))
 	})
 
@@ -853,47 +806,21 @@ func TestTaskHistory(t *testing.T) {
 }
 
 func FuzzUpdateSet(f *testing.F) {
-	f.Add(
-		[]byte(
-			updateOf(
-				"1",
-				"enter",
-				"VirtualMachine",
-				"vm-1",
-				change("guest.net", `{"_typeName":"ArrayOfGuestNicInfo","_value":[{"macAddress":"m",`+
-					`"ipConfig":{"ipAddress":[{"ipAddress":"1.2.3.4"}]}}]}`),
-			),
-		),
-	)
-
-	f.Add(
-		[]byte(
-			updateOf(
-				"1",
-				"modify",
-				"Task",
-				"task-1",
-				change("info", `{"state":"error","error":{"fault":{"_typeName":"InvalidState"}},"progress":5}`),
-			),
-		),
-	)
-
-	f.Add([]byte(updateOf("1", "modify", "Task", "task-1", change("info.state", `"success"`))))
-	f.Add(
-		[]byte(
-			updateOf(
-				"1",
-				"modify",
-				"VirtualMachine",
-				"vm-1",
-				change("config.extraConfig", `[{"key":"guestinfo.userdata","value":"x"}]`)+`,`+
-					``+change("guest.customizationInfo", `{"customizationStatus":"TOOLSDEPLOYPKG_RUNNING",`+
-					`"startTime":"x"}`),
-			),
-		),
-	)
-
-	f.Add([]byte(`null`))
+	for _, seed := range []string{
+		updateOf("1", "enter", "VirtualMachine", "vm-1",
+			change("guest.net", `{"_typeName":"ArrayOfGuestNicInfo","_value":[{"macAddress":"m",`+
+				`"ipConfig":{"ipAddress":[{"ipAddress":"1.2.3.4"}]}}]}`)),
+		updateOf("1", "modify", "Task", "task-1",
+			change("info", `{"state":"error","error":{"fault":{"_typeName":"InvalidState"}},"progress":5}`)),
+		updateOf("1", "modify", "Task", "task-1", change("info.state", `"success"`)),
+		updateOf("1", "modify", "VirtualMachine", "vm-1",
+			change("config.extraConfig", `[{"key":"guestinfo.userdata","value":"x"}]`)+`,`+
+				change("guest.customizationInfo",
+					`{"customizationStatus":"TOOLSDEPLOYPKG_RUNNING","startTime":"x"}`)),
+		`null`,
+	} {
+		f.Add([]byte(seed))
+	}
 	f.Fuzz(func(t *testing.T, body []byte) {
 		var set updateSet
 		if json.Unmarshal(body, &set) != nil {
@@ -921,43 +848,28 @@ func FuzzUpdateSet(f *testing.F) {
 // FuzzProperties: whatever vCenter sends as the properties of a VM or a Task, or as the devices of a VM, there is no
 // panic, and what is shown is well-formed.
 func FuzzProperties(f *testing.F) {
-	f.Add(
-		[]byte(
-			`{"info":{"_typeName":"TaskInfo","key":"task-1","name":"CustomizeGuest_Task","state":"error",` +
-				`"progress":5,"queueTime":"2026-01-02T03:04:05Z",` +
-				`"error":{"_typeName":"LocalizedMethodFault","fault":{"_typeName":"InvalidGuestLogin"},` +
-				`"localizedMessage":"no"}}}`,
-		),
-	)
+	for _, seed := range []string{
+		`{"info":{"_typeName":"TaskInfo","key":"task-1","name":"CustomizeGuest_Task","state":"error",` +
+			`"progress":5,"queueTime":"2026-01-02T03:04:05Z",` +
+			`"error":{"_typeName":"LocalizedMethodFault","fault":{"_typeName":"InvalidGuestLogin"},` +
+			`"localizedMessage":"no"}}}`,
+		`{"name":"web-1","runtime.powerState":"poweredOn","guest.net":{"_typeName":"ArrayOfGuestNicInfo",` +
+			`"_value":[{"macAddress":"m","connected":true}]},` +
+			`"guest.customizationInfo":{"customizationStatus":"TOOLSDEPLOYPKG_FAILED","errorMsg":"x",` +
+			`"startTime":"2026-01-02T03:04:05Z"},"recentTask":[{"value":"task-1"}]}`,
+		`{"config.extraConfig":[{"key":"guestinfo.userdata"}],"info.state":{"_typeName":"TaskInfoState",` +
+			`"_value":"success"}}`,
+		`{"guest.ipStack":[{"dnsConfig":{"ipAddress":["10.0.0.2"]},` +
+			`"ipRouteConfig":{"ipRoute":[{"network":"0.0.0.0","prefixLength":0,` +
+			`"gateway":{"ipAddress":"10.0.0.1"}}]}}],` +
+			`"config.hardware.device":[{"key":4000,"macAddress":"m","connectable":{"connected":true},` +
+			`"slotInfo":{"pciSlotNumber":160}}],"guest.net":[{"deviceConfigId":-1,` +
+			`"ipConfig":{"ipAddress":[{"ipAddress":"10.0.0.7","prefixLength":24,"state":"duplicate"}]}}]}`,
+		`{"macAddress":"m","connectable":{"connected":false,"startConnected":false}}`,
+	} {
+		f.Add([]byte(seed))
+	}
 
-	f.Add(
-		[]byte(
-			`{"name":"web-1","runtime.powerState":"poweredOn","guest.net":{"_typeName":"ArrayOfGuestNicInfo",` +
-				`"_value":[{"macAddress":"m","connected":true}]},` +
-				`"guest.customizationInfo":{"customizationStatus":"TOOLSDEPLOYPKG_FAILED","errorMsg":"x",` +
-				`"startTime":"2026-01-02T03:04:05Z"},"recentTask":[{"value":"task-1"}]}`,
-		),
-	)
-
-	f.Add(
-		[]byte(
-			`{"config.extraConfig":[{"key":"guestinfo.userdata"}],"info.state":{"_typeName":"TaskInfoState",` +
-				`"_value":"success"}}`,
-		),
-	)
-
-	f.Add(
-		[]byte(
-			`{"guest.ipStack":[{"dnsConfig":{"ipAddress":["10.0.0.2"]},` +
-				`"ipRouteConfig":{"ipRoute":[{"network":"0.0.0.0","prefixLength":0,` +
-				`"gateway":{"ipAddress":"10.0.0.1"}}]}}],` +
-				`"config.hardware.device":[{"key":4000,"macAddress":"m","connectable":{"connected":true},` +
-				`"slotInfo":{"pciSlotNumber":160}}],"guest.net":[{"deviceConfigId":-1,` +
-				`"ipConfig":{"ipAddress":[{"ipAddress":"10.0.0.7","prefixLength":24,"state":"duplicate"}]}}]}`,
-		),
-	)
-
-	f.Add([]byte(`{"macAddress":"m","connectable":{"connected":false,"startConnected":false}}`))
 	f.Fuzz(func(t *testing.T, body []byte) {
 		if on, err := connected(body); err == nil && !json.Valid(on) {
 			t.Errorf("the device became %s", on)

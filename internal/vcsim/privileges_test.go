@@ -46,22 +46,12 @@ func TestPrivileges(t *testing.T) {
 	fault := func(kind, id, privilege string) string {
 		return strings.NewReplacer("TYPE", kind, "ID", id, "PRIVILEGE", privilege).Replace(noPermission)
 	}
-	c.want(
-		"POST",
-		gcmPath+"StartGuestNetwork_Task",
-		onVM(vm),
-		500,
-		fault("VirtualMachine", vm.ID(), "VirtualMachine.Provisioning.Customize"),
-	)
+	c.want("POST", gcmPath+"StartGuestNetwork_Task", onVM(vm), 500,
+		fault("VirtualMachine", vm.ID(), "VirtualMachine.Provisioning.Customize"))
 
 	const manager = "/sdk/vim25/8.0.1.0/CustomizationSpecManager/CustomizationSpecManager/"
-	c.want(
-		"POST",
-		manager+"GetCustomizationSpec",
-		`{"name":"vcsim-linux"}`,
-		500,
-		fault("Folder", "group-d1", "VirtualMachine.Provisioning.ReadCustSpecs"),
-	)
+	c.want("POST", manager+"GetCustomizationSpec", `{"name":"vcsim-linux"}`, 500,
+		fault("Folder", "group-d1", "VirtualMachine.Provisioning.ReadCustSpecs"))
 
 	c.want(
 		"POST",

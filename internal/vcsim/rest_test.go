@@ -35,13 +35,8 @@ func TestCheckAndStatus(t *testing.T) {
 	path := "/api/vcenter/vm/" + vm.ID() + "/guest/customization"
 	c.want("POST", path+"?action=check", "", http.StatusUnauthorized, unauthenticated)
 	c.loginREST()
-	c.want(
-		"POST",
-		path+"?action=check",
-		"",
-		http.StatusOK,
-		`{"check_status":"SUPPORTED","supported_guest_os":true,"supported_power_state":true}`,
-	)
+	c.want("POST", path+"?action=check", "", http.StatusOK,
+		`{"check_status":"SUPPORTED","supported_guest_os":true,"supported_power_state":true}`)
 
 	c.want("GET", path, "", http.StatusOK, `{"status":"IDLE"}`)
 	c.want("POST", "/api/vcenter/vm/vm-0/guest/customization?action=check", "", http.StatusNotFound, noVM)
@@ -50,23 +45,13 @@ func TestCheckAndStatus(t *testing.T) {
 		`{"guest_operations_ready":true,"interactive_guest_operations_ready":false}`)
 
 	vm.PowerOff()
-	c.want(
-		"POST",
-		path+"?action=check",
-		"",
-		http.StatusOK,
-		`{"check_status":"NOT_SUPPORTED","supported_guest_os":true,"supported_power_state":false}`,
-	)
+	c.want("POST", path+"?action=check", "", http.StatusOK,
+		`{"check_status":"NOT_SUPPORTED","supported_guest_os":true,"supported_power_state":false}`)
 
 	c.want("GET", "/api/vcenter/vm/"+vm.ID()+"/guest/operations", "", http.StatusServiceUnavailable, noTools)
 	vm.Configure(func(g *vcsim.Guest) { g.Supported = false })
-	c.want(
-		"POST",
-		path+"?action=check",
-		"",
-		http.StatusOK,
-		`{"check_status":"NOT_SUPPORTED","supported_guest_os":false}`,
-	)
+	c.want("POST", path+"?action=check", "", http.StatusOK,
+		`{"check_status":"NOT_SUPPORTED","supported_guest_os":false}`)
 
 	began, ended := time.Date(2026, 11, 20, 10, 0, 0, 0, time.UTC), time.Date(2026, 11, 20, 10, 1, 0, 0, time.UTC)
 	vm.SetStatus("FAILED", "no perl", &began, &ended)
@@ -394,13 +379,8 @@ func TestProcessesRefused(t *testing.T) {
 		t.Errorf("session: %d %s", res.status, res.body)
 	}
 
-	c.want(
-		"POST",
-		"/api/vcenter/vm/vm-0/guest/processes?action=list",
-		`{"credentials":`+creds+`}`,
-		http.StatusNotFound,
-		noVM,
-	)
+	c.want("POST", "/api/vcenter/vm/vm-0/guest/processes?action=list", `{"credentials":`+creds+`}`,
+		http.StatusNotFound, noVM)
 
 	c.want(
 		"POST",
