@@ -49,31 +49,3 @@ func TestNamedSecretsStaySecret(t *testing.T) {
 		t.Error(err)
 	}
 }
-
-// NICs that are off are connected before the guest's network is started, and verify sees them on.
-func TestNICsAreConnected(t *testing.T) {
-	t.Parallel()
-	s := newHarness(t, startNATS(t), vcsim.Options{})
-	fastGuests(s.vc)
-	s.start()
-	vm := s.vc.VMs()[0]
-	s.vc.VM(vm).SetNICs(false)
-	data := fullRequest("exit 0")
-	data["network"] = map[string]any{"connectNics": true}
-	data["verify"] = map[string]any{"timeout": "20s"}
-	s.publish(vm, "r-1", data)
-	if e := s.ended("r-1"); e.kind != "run.succeeded" {
-		t.Fatalf("ended with %s: %s", e.kind, e.Data)
-	}
-	if n := s.vc.Count("ReconfigVM_Task", vm); n != 1 {
-		t.Errorf("%d ReconfigVM_Task, want 1", n)
-	}
-
-	s.vc.VM(vm).SetNICs(false)
-	data["network"] = map[string]any{}
-	data["verify"] = map[string]any{"timeout": "2s"}
-	s.publish(vm, "r-2", data)
-	if e := s.ended("r-2"); e.kind != "run.failed" || e.run.Error.Code != "VerifyMismatch" {
-		t.Errorf("a NIC that stays off: ended with %s: %s", e.kind, e.Data)
-	}
-}

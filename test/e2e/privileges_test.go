@@ -127,6 +127,9 @@ func TestLeastRoleIsEnough(t *testing.T) {
 				t.Errorf("crash ended with %s: %s", e.kind, e.Data)
 			}
 			succeeded("nics")
+			if n := s.vc.Count("ReconfigVM_Task", vms[1]); n != 1 {
+				t.Errorf("%d ReconfigVM_Task for NICs that were off, want 1", n)
+			}
 			succeeded("stored spec")
 			pid := succeeded("process").run.Processes[0].PID
 			s.settled("process", vms[3])
@@ -153,9 +156,9 @@ func TestLeastRoleIsEnough(t *testing.T) {
 			if refused := s.refused(); len(refused) > 0 {
 				t.Errorf("vCenter refused calls: %v", refused)
 			}
-			for op, vm := range map[string]string{"ReconfigVM_Task": vms[1], "GetCustomizationSpec": "",
-				"CancelTask": vms[4], "AbortCustomization_Task": vms[5],
-				"guest/processes delete": vms[6], "guest/processes get": vms[3], "guest/processes list": vms[3],
+			for op, vm := range map[string]string{"GetCustomizationSpec": "", "CancelTask": vms[4],
+				"AbortCustomization_Task": vms[5],
+				"guest/processes delete":  vms[6], "guest/processes get": vms[3], "guest/processes list": vms[3],
 				"CreateCollectorForTasks": vms[8],
 				"GET guest file":          vms[7]} {
 				if s.vc.Count(op, vm) == 0 {

@@ -100,6 +100,8 @@ func TestWhatGuestsShow(t *testing.T) {
 		{name: "off without network", request: "06-duplicate-address", guest: []func(*vcsim.VM){host("web01",
 			"10.0.0.7"), func(vm *vcsim.VM) { vm.SetNICs(false) }},
 			change: func(data map[string]any) { delete(data, "network") }, want: []string{"NIC 00:50:56:"}},
+		{name: "off", request: "06-duplicate-address", guest: []func(*vcsim.VM){host("web01", "10.0.0.7"),
+			func(vm *vcsim.VM) { vm.SetNICs(false) }}, want: []string{"NIC 00:50:56:"}},
 	}
 	sites := map[bool]*harness{}
 	for _, two := range []bool{false, true} {
