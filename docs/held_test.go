@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"go/ast"
-	"go/parser"
 	"go/token"
 	"io/fs"
 	"os"
@@ -473,24 +472,13 @@ func logLine(t *testing.T, where string, b block) {
 func words(t *testing.T, where string, b block) {
 	t.Helper()
 	shown, found := strings.Join(strings.Fields(b.text), " "), false
-	for _, name := range glob(t, filepath.Join("..", b.args["in"], "*.go")) {
-		file, err := parser.ParseFile(token.NewFileSet(), name, nil, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		ast.Inspect(file, func(n ast.Node) bool {
-			if lit, ok := n.(*ast.BasicLit); ok && lit.Kind == token.STRING {
-				text, err := strconv.Unquote(lit.Value)
-				if err != nil {
-					t.Fatal(err)
-				}
-				for _, part := range regexp.MustCompile(`%\w`).Split(text, -1) {
-					found = found || len(part) >= 25 && strings.Contains(shown, strings.TrimSpace(part))
-				}
+	inFolder(t, b.args["in"], func(n ast.Node) {
+		if lit, ok := n.(*ast.BasicLit); ok && lit.Kind == token.STRING {
+			for _, part := range regexp.MustCompile(`%\w`).Split(text(lit), -1) {
+				found = found || len(part) >= 25 && strings.Contains(shown, strings.TrimSpace(part))
 			}
-			return true
-		})
-	}
+		}
+	})
 	if !found {
 		t.Errorf("%s: the code in %s says nothing of this", where, b.args["in"])
 	}

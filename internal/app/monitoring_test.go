@@ -6,6 +6,7 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -19,7 +20,19 @@ import (
 	"github.com/guestflow/guestflow/sandbox"
 )
 
+// root is the module's, seen from this package.
+const root = "../.."
+
 const metricsPage = "docs/operate/metrics.md"
+
+func page(t *testing.T, file string) string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(root, file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
 
 // family is a metric as /metrics shows it, or as the page says that it does.
 type family struct {

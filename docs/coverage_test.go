@@ -1,4 +1,4 @@
-package app_test
+package docs_test
 
 import (
 	"encoding/json"
@@ -19,9 +19,9 @@ import (
 )
 
 // root is the module's, seen from this package.
-const root = "../.."
+const root = ".."
 
-const coveragePage = "docs/develop/coverage.md"
+const coveragePage = "develop/coverage.md"
 
 // row is a row of one of the document's tables.
 type row struct {
@@ -38,7 +38,7 @@ var (
 func tables(t *testing.T) map[string][]row {
 	t.Helper()
 	all, heading := map[string][]row{}, ""
-	for i, line := range strings.Split(page(t, coveragePage), "\n") {
+	for i, line := range strings.Split(read(t, coveragePage), "\n") {
 		if h, ok := strings.CutPrefix(line, "## "); ok {
 			heading = h
 		}
@@ -108,7 +108,7 @@ func (s *tested) add(file string) error {
 	return nil
 }
 
-// docs/develop/coverage.md is true: each row says what tests it, and these tests are there.
+// coverage.md is true: each row says what tests it, and these tests are there.
 func TestCoverageNamesWhatIsThere(t *testing.T) {
 	t.Parallel()
 	folders := testsByFolder(t)
@@ -179,24 +179,6 @@ func TestCoverageIsComplete(t *testing.T) {
 			}
 		}
 	}
-}
-
-// constants are the values of the constants of a type of package events.
-func constants(t *testing.T, typ string) (values []string) {
-	t.Helper()
-	inFolder(t, "internal/events", func(n ast.Node) {
-		spec, ok := n.(*ast.ValueSpec)
-		if !ok {
-			return
-		}
-		if is, ok := spec.Type.(*ast.Ident); !ok || is.Name != typ {
-			return
-		}
-		for _, v := range spec.Values {
-			values = append(values, text(v))
-		}
-	})
-	return values
 }
 
 // keys are those of the map in a folder that has one of them.

@@ -1,9 +1,7 @@
-package app_test
+package docs_test
 
 import (
 	"maps"
-	"os"
-	"path/filepath"
 	"reflect"
 	"regexp"
 	"slices"
@@ -13,13 +11,13 @@ import (
 	"github.com/guestflow/guestflow/internal/app"
 )
 
-const operatorPage = "docs/operate/operator.md"
+const operatorPage = "operate/operator.md"
 
 // cells are the rows of the tables under a heading of the operator's page that begin with something in code marks.
 func cells(t *testing.T, heading string) (rows [][]string) {
 	t.Helper()
 	at := ""
-	for line := range strings.Lines(page(t, operatorPage)) {
+	for line := range strings.Lines(read(t, operatorPage)) {
 		line = strings.TrimSpace(line)
 		if strings.HasPrefix(line, "## ") {
 			at = strings.TrimPrefix(line, "## ")
@@ -38,15 +36,6 @@ func cells(t *testing.T, heading string) (rows [][]string) {
 		rows = append(rows, row)
 	}
 	return rows
-}
-
-func page(t *testing.T, file string) string {
-	t.Helper()
-	b, err := os.ReadFile(filepath.Join(root, file))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(b)
 }
 
 // defaults are all settings with what holds where they are not set; a vCenter's with <NAME> for its name.
@@ -111,8 +100,8 @@ func TestPagesSpellSettingsRight(t *testing.T) {
 		}
 		return false
 	}
-	for _, file := range []string{operatorPage, "README.md"} {
-		for _, name := range variable.FindAllString(page(t, file), -1) {
+	for _, file := range []string{operatorPage, "../README.md"} {
+		for _, name := range variable.FindAllString(read(t, file), -1) {
 			if _, setting := known[name]; !setting && !ofVCenter(name) && !streams.MatchString(name) {
 				t.Errorf("%s speaks of %s, which is neither a setting nor a stream", file, name)
 			}
