@@ -196,12 +196,7 @@ func TestConsumeRefuses(t *testing.T) {
 				}
 				return &events.RejectError{Code: events.Expired, Message: "its time is over"}
 			})
-			told := make(chan *nats.Msg, 4)
-			sub, err := s.ChanSubscribe("guestflow.rejections.>", told)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer func() { _ = sub.Unsubscribe() }()
+			told := s.heard(t, "guestflow.rejections.>")
 			seq := tt.publish(s, t)
 			m := receive(t, told)
 			attrs, run := checkEvent(t, m.Header, m.Data)

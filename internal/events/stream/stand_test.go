@@ -8,8 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go"
-
 	"github.com/guestflow/guestflow/internal/events"
 	"github.com/guestflow/guestflow/internal/events/stream"
 )
@@ -61,21 +59,6 @@ func TestRefusalLeansOnTheJournal(t *testing.T) {
 	}
 }
 
-// rejections signals each rejected event of a VM.
-func (s *station) rejections(t *testing.T, vm string) <-chan struct{} {
-	t.Helper()
-	heard := make(chan struct{}, 100)
-	sub, err := s.Subscribe(events.RejectionSubject("lab", vm), func(*nats.Msg) { heard <- struct{}{} })
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Flush(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = sub.Unsubscribe() })
-	return heard
-}
-
 // A request that this build cannot read is refused, unless it is that of the run which is under way: another version of
 // guestflow began that one, and it goes on with it. It is given back until the run has ended.
 func TestUnreadableRequestOfALiveRun(t *testing.T) {
@@ -91,13 +74,12 @@ func TestUnreadableRequestOfALiveRun(t *testing.T) {
 	}
 	s.consume(t, func(_ context.Context, r *events.Request) error { return errors.New("handled: " + r.Ref.ID) })
 	unreadable := map[string]any{"vm": "vm-1", "ofALaterVersion": true}
-	rejected := s.rejections(t, "vm-1")
+	rejected := s.heard(t, events.RejectionSubject("lab", "vm-1"))
 	s.publish(t, events.KindRequested, "vm-1", "mine", unreadable)
-	given := func() bool {
-		c, err := s.js.Consumer(testContext(t), events.RequestsStream("lab"), events.RequestsConsumer("lab"))
-		return err == nil && c.CachedInfo().NumAckPending == 1 && c.CachedInfo().Delivered.Consumer > 0
-	}
-	until(t, "it is given back", given)
+	until(t, "it is given back", func() bool {
+		info := s.consumer(t)
+		return info.NumAckPending == 1 && info.Delivered.Consumer > 0
+	})
 	s.publish(t, events.KindRequested, "vm-1", "another's", unreadable)
 	receive(t, rejected)
 	s.gone(t, 1)

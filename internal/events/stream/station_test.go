@@ -145,10 +145,16 @@ func (s *station) wantRefused(t *testing.T, n int) {
 }
 
 // answers are what the consumers answer to the server from now on.
-func (s *station) answers(t *testing.T) chan *nats.Msg {
+func (s *station) answers(t *testing.T) <-chan *nats.Msg {
 	t.Helper()
-	answers := make(chan *nats.Msg, 64)
-	sub, err := s.ChanSubscribe("$JS.ACK.>", answers)
+	return s.heard(t, "$JS.ACK.>")
+}
+
+// heard is what is published on a subject from now on.
+func (s *station) heard(t *testing.T, subject string) <-chan *nats.Msg {
+	t.Helper()
+	heard := make(chan *nats.Msg, 100)
+	sub, err := s.ChanSubscribe(subject, heard)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -156,5 +162,5 @@ func (s *station) answers(t *testing.T) chan *nats.Msg {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = sub.Unsubscribe() })
-	return answers
+	return heard
 }
