@@ -14,11 +14,9 @@ import (
 	"sync"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/guestflow/guestflow/internal/backoff"
-	"github.com/guestflow/guestflow/internal/events"
 	"github.com/guestflow/guestflow/internal/events/stream"
 )
 
@@ -161,7 +159,7 @@ type Fault struct {
 	LoseCall   bool          // never arrives, no answer
 	LoseAnswer bool          // arrives, no answer
 	Late       time.Duration // arrives this much later, when its sender has long given up
-	Refuse     int           // refused with this code, such as events.CodeLastSequenceRace; nothing is stored
+	Refuse     int           // refused with this code, such as stream.CodeLastSequenceRace; nothing is stored
 }
 
 // Client is one owner's connection to the store. It implements stream.Store.
@@ -172,8 +170,6 @@ type Client struct {
 	mu        sync.Mutex
 	published int
 	fault     func(n int, m stream.Message) Fault
-	crashAt   int
-	stored    bool
 	stale     int
 	lost      int
 }
@@ -188,21 +184,10 @@ func (c *Client) OnPublish(fn func(n int, m stream.Message) Fault) {
 	c.fault = fn
 }
 
-// CrashAt lets the owner die at its n-th publish: before it is stored, or after it, but in any case before its answer.
-func (c *Client) CrashAt(n int, stored bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.crashAt, c.stored = n, stored
-}
-
 // Crash lets the owner die now: none of its calls is answered any more.
 func (c *Client) Crash() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.crash()
-}
-
-func (c *Client) crash() {
 	select {
 	case <-c.crashed:
 	default:
@@ -243,10 +228,6 @@ func (c *Client) Publish(ctx context.Context, m stream.Message) (stream.Ack, err
 	if c.fault != nil {
 		f = c.fault(c.published, m)
 	}
-	crash := c.published == c.crashAt
-	if crash {
-		f = Fault{LoseAnswer: c.stored, LoseCall: !c.stored}
-	}
 	c.mu.Unlock()
 	if err := c.alive(ctx); err != nil {
 		return stream.Ack{}, err
@@ -269,10 +250,6 @@ func (c *Client) Publish(ctx context.Context, m stream.Message) (stream.Ack, err
 	var err error
 	if !f.LoseCall {
 		ack, err = c.store.publish(m)
-	}
-	if crash {
-		c.Crash()
-		return stream.Ack{}, c.alive(ctx)
 	}
 	if f.LoseCall || f.LoseAnswer {
 		<-ctx.Done()
@@ -372,10 +349,4 @@ func matches(filter, subject string) bool {
 		}
 	}
 	return len(f) == len(s)
-}
-
-// CloudEvent is a message in the structured form, as a publisher sends it; data is encoded as JSON unless it is a
-// json.RawMessage already.
-func CloudEvent(kind events.Kind, ref events.RequestRef, data any) (nats.Header, []byte, error) {
-	return cloudEvent(kind, ref, data)
 }
