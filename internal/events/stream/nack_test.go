@@ -90,7 +90,7 @@ func TestNACK(t *testing.T) {
 			t.Fatal(err)
 		}
 		if !bytes.Equal(have, want) {
-			t.Errorf("%s is not what the service makes: run UPDATE_NACK=1 go test ./internal/events -run "+
+			t.Errorf("%s is not what the service makes: run UPDATE_NACK=1 go test ./internal/events/stream -run "+
 				"TestNACK, and the chart's tests", file)
 		}
 	}
