@@ -22,10 +22,11 @@ var preparations = map[string]struct {
 		w.vm.nics = []vcapi.NIC{{MAC: "00:50:56:00:00:01"}}
 		w.vc.on(rule{op: "DisconnectedNICs", times: 1, hang: true})
 	}},
-	"the connection of the NICs": {only(`"network":{"connectNics":true}`), "network", 10 * time.Second, func(w *harness) {
-		w.vm.nics = []vcapi.NIC{{MAC: "00:50:56:00:00:01"}}
-		w.vc.connects = 10 * time.Second
-	}},
+	"the connection of the NICs": {only(`"network":{"connectNics":true}`), "network", 10 * time.Second,
+		func(w *harness) {
+			w.vm.nics = []vcapi.NIC{{MAC: "00:50:56:00:00:01"}}
+			w.vc.connects = 10 * time.Second
+		}},
 }
 
 // The run is canceled, its time ends, or its process is told to stop while an act is prepared: nothing is done to the
