@@ -50,13 +50,12 @@ lint: $(LINT) ## golangci-lint, vet among its linters (2 min the first time, for
 $(LINT): tools/lint/go.mod tools/lint/go.sum
 	$(GO) build -C tools/lint -o $(CURDIR)/bin/ tool
 
-# Those that take longest first, four at once, for they wait more than they compute. RACE=-race is the lane "race". The
-# linter vets. What compiles everything once more, with the flags of a release, is the lane "reproducible".
-RACE ?=
+# Those that take longest first, four at once, for they wait more than they compute. The linter vets. What compiles
+# everything once more, with the flags of a release, is the lane "reproducible".
 BUILDS_ANEW := TestReproducible
 .PHONY: unit
 unit: ## the tests of every package, but for the whole system (2 min)
-	$(GO) test $(RACE) -p 4 -vet=off -shuffle=on -timeout 12m -skip '$(BUILDS_ANEW)' \
+	$(GO) test -p 4 -vet=off -shuffle=on -timeout 12m -skip '$(BUILDS_ANEW)' \
 		./internal/handler ./docs $$($(GO) list ./... | grep -v /test/e2e$$)
 
 # These wait more than they compute: five of them at once, and `make test` lints and tests the rest beside them. Those
@@ -70,9 +69,17 @@ e2e: ## the tests of the whole system in their short form; test/e2e/README.md (2
 ##@ Tests: what CI runs besides, and who touches it
 
 .PHONY: race
-race: ## unit and e2e with the race detector, in e2e in the service itself; needs gcc (6 min)
+# What docs, test/bench and deploy/image test are programs that they build, and files: the detector sees nothing of these.
+race: export GOGC ?= 300
+race: ## the packages and e2e with the race detector, in e2e in the service itself; needs gcc (6 min)
+	@$(MAKE) --no-print-directory -j2 --output-sync=target e2e-race unit-race
+
+.PHONY: e2e-race unit-race
+e2e-race:
 	$(E2E) -skip '$(E2E_TOOLS)' -race-service
-	@$(MAKE) --no-print-directory unit RACE=-race
+unit-race:
+	$(GO) test -race -p 4 -vet=off -shuffle=on -timeout 12m \
+		./internal/handler $$($(GO) list ./... | grep -vE '/(test/e2e|test/bench|docs|deploy/image)$$')
 
 .PHONY: chart
 chart: ## the Helm chart by Helm's own code: lint, many values, unit tests, every object against Kubernetes' schemas (1 min)
