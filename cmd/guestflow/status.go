@@ -175,10 +175,7 @@ func (c *cli) printVM(v vmStatus, now time.Time) {
 }
 
 func waitingRequests(v vmStatus) []queued {
-	return slices.DeleteFunc(slices.Clone(v.Queue), func(q queued) bool {
-		ended := v.Run != nil && v.Run.ID == q.Run // its message is about to leave the queue
-		return q.InHand || ended
-	})
+	return slices.DeleteFunc(slices.Clone(v.Queue), func(q queued) bool { return q.InHand })
 }
 
 // sinceWords says when a run began or ended, and its deadline.

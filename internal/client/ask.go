@@ -97,7 +97,18 @@ func (c *Client) Status(ctx context.Context, vcenter, vm string) (*VMStatus, err
 			return nil, err
 		}
 	}
+	s.dropEnded()
 	return s, nil
+}
+
+// dropEnded takes the requests whose run has ended out of the queue: their messages are about to leave it.
+func (s *VMStatus) dropEnded() {
+	if s.Last == nil || !s.Last.Last() {
+		return
+	}
+	all := len(s.Queue)
+	s.Queue = slices.DeleteFunc(s.Queue, func(q events.QueuedRequest) bool { return q.RunID == s.Last.Run.ID })
+	s.Unfinished -= all - len(s.Queue)
 }
 
 // VMsWithRuns are the VMs of a vCenter that have a run in the journal, in no particular order.

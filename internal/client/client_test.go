@@ -495,3 +495,40 @@ func TestPublishBesideAForeignMsgID(t *testing.T) {
 		t.Errorf("the same message after its end: %d, %v", again, err)
 	}
 }
+
+// A run whose last event is stored waits for no turn, although its request leaves the queue only when it is
+// acknowledged.
+func TestEndedRequestIsNotQueued(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	login := guarded(t, nil)
+	service := provision(t, login("admin"))
+	publisher, operator := dial(t, login("publisher")), dial(t, login("operator"))
+	first, second := request(t, "lab", "1"), request(t, "lab", "2")
+	for _, m := range []*client.Message{first, second} {
+		if _, err := publisher.Publish(ctx, m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	told := tell(t, service, first, events.Structured)
+	for _, row := range []struct {
+		after  events.Kind
+		queued []string
+	}{
+		{events.RunAccepted, []string{first.Run, second.Run}},
+		{events.RunFailed, []string{second.Run}},
+	} {
+		told.says(row.after)
+		s, err := operator.Status(ctx, "lab", "vm-42")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var queued []string
+		for _, q := range s.Queue {
+			queued = append(queued, q.RunID)
+		}
+		if diff := cmp.Diff(row.queued, queued); diff != "" || s.Unfinished != len(row.queued) {
+			t.Errorf("after %s: %d unfinished, (-want +got):\n%s", row.after, s.Unfinished, diff)
+		}
+	}
+}
