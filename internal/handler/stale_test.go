@@ -106,6 +106,17 @@ func TestCrashPairsOnStaleViews(t *testing.T) {
 	}
 }
 
+// afterOneThatLeft lets a request come and leave the stream, and returns a time after that, a second ago: a view of
+// then shows the stream empty, and that something was in it.
+func (w *harness) afterOneThatLeft() time.Time {
+	w.request("earlier", `{"vm":"vm-42"}`)
+	w.line.Remove(1)
+	<-time.After(time.Second)
+	begun := time.Now()
+	<-time.After(time.Second)
+	return begun
+}
+
 // Somebody sweeps while a run is under way, and the replica that answers him has not seen its request: for a moment, or
 // for longer than the run takes. The owner keeps its run.
 func TestSweepOnStaleViews(t *testing.T) {
@@ -116,11 +127,7 @@ func TestSweepOnStaleViews(t *testing.T) {
 			t.Run(fmt.Sprintf("%s/%s", point, catchesUp), func(t *testing.T) {
 				t.Parallel()
 				inBriefHarness(t, secrets, func(w *harness) {
-					w.request("of another VM's time", `{"vm":"vm-42"}`)
-					w.line.Remove(1)
-					<-time.After(time.Second)
-					begun := time.Now()
-					<-time.After(time.Second)
+					begun := w.afterOneThatLeft()
 					swept := make(chan error, 1)
 					req := w.request("order-1", brief)
 					w.deliver(req, incident{point: point, do: "call", fn: func() {
@@ -272,11 +279,7 @@ func TestHandleCancelOnStaleViews(t *testing.T) {
 			t.Run(fmt.Sprintf("%s/%s", name, catchesUp), func(t *testing.T) {
 				t.Parallel()
 				inBriefHarness(t, secrets, func(w *harness) {
-					w.request("earlier", `{"vm":"vm-42"}`)
-					w.line.Remove(1)
-					<-time.After(time.Second)
-					begun := time.Now()
-					<-time.After(time.Second)
+					begun := w.afterOneThatLeft()
 					row(w, func(c *events.Cancel) *hold {
 						w.line.Lag(behind(begun, time.Since(begun)+catchesUp))
 						return w.hold(c)
@@ -321,11 +324,7 @@ func TestCancelOnAnOldJournal(t *testing.T) {
 func TestHeldCancelOnAnOldJournal(t *testing.T) {
 	t.Parallel()
 	inBriefHarness(t, secretsDir(t), func(w *harness) {
-		w.request("earlier", `{"vm":"vm-42"}`)
-		w.line.Remove(1)
-		<-time.After(time.Second)
-		begun := time.Now()
-		<-time.After(time.Second)
+		begun := w.afterOneThatLeft()
 		a := w.request("a", brief)
 		w.deliver(a, incident{point: "stored run.succeeded", do: "call", fn: func() {
 			w.line.Lag(nil)
